@@ -1,0 +1,57 @@
+"""
+What every test has to leave behind: nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    """
+    A clock on which no call may be left when the test ends.
+    """
+    clock = Clock()
+    yield clock
+    assert clock.getDelayedCalls() == []
+
+
+@pytest.fixture
+def loggedFailures() -> list[LogEvent]:
+    """
+    The failures that were logged. A test takes out those that it expects; any
+    other makes it fail.
+    """
+    return []
+
+
+@pytest.fixture(autouse=True)
+def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
+    """
+    Fail a test for an error that nobody handled, for a failure that was
+    logged, and for a delayed call on the real reactor.
+    """
+
+    def observe(event: LogEvent) -> None:
+        if "log_failure" in event:
+            loggedFailures.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    reactor = sys.modules.get("twisted.internet.reactor")
+    before = set(reactor.getDelayedCalls()) if reactor is not None else set()
+    try:
+        yield
+        # Errors in Deferreds are reported when these are collected.
+        gc.collect()
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert [event["log_failure"] for event in loggedFailures] == []
+    if reactor is not None:
+        assert set(reactor.getDelayedCalls()) - before == set()

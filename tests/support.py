@@ -1,0 +1,163 @@
+"""
+What several tests need: a module that does as it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from tsrv import QueuingWrapper
+
+__all__ = ["Module", "Refused", "Result", "Trouble", "resultOf", "wrap"]
+
+
+class Trouble(Exception):
+    """
+    Something that passes.
+    """
+
+
+class Refused(Exception):
+    """
+    Something that does not pass.
+    """
+
+
+class Module:
+    """
+    A module whose every step the test decides.
+
+    @ivar attempts: The Deferreds of C{initialize()}, in order.
+    @ivar watches: Those of C{whenLost()}.
+    @ivar closings: Those of C{close()}.
+    @ivar calls: The name and the argument of each call, in order.
+    @ivar answers: The Deferreds of those calls that are answered later.
+    """
+
+    version = 1
+
+    def __init__(self) -> None:
+        self.attempts: list[Deferred[None]] = []
+        self.watches: list[Deferred[None]] = []
+        self.closings: list[Deferred[None]] = []
+        self.calls: list[tuple[str, object]] = []
+        self.answers: list[Deferred[Any]] = []
+        self.connection: object = None
+
+    @property
+    def session(self) -> object:
+        """
+        What is there only after the initialisation.
+        """
+        return self.connection.session  # type: ignore[attr-defined]
+
+    def initialize(self) -> Deferred[None]:
+        attempt: Deferred[None] = Deferred()
+        self.attempts.append(attempt)
+        return attempt
+
+    def whenLost(self) -> Deferred[None]:
+        watch: Deferred[None] = Deferred()
+        self.watches.append(watch)
+        return watch
+
+    def close(self) -> Deferred[None]:
+        closing: Deferred[None] = Deferred()
+        self.closings.append(closing)
+        return closing
+
+    def write(self, what: object) -> Deferred[Any]:
+        """
+        Do something later that must not be done twice.
+        """
+        return self._later("write", what)
+
+    def read(self, what: object) -> Deferred[Any]:
+        """
+        Do something later that may be done twice.
+        """
+        return self._later("read", what)
+
+    async def compute(self, what: object) -> Any:
+        """
+        Do something later, as a coroutine.
+        """
+        return await self._later("compute", what)
+
+    def count(self, what: object) -> object:
+        """
+        Do something at once, without a Deferred.
+        """
+        self.calls.append(("count", what))
+        return what
+
+    def fail(self, what: object) -> object:
+        """
+        Fail at once, without a Deferred.
+        """
+        self.calls.append(("fail", what))
+        raise Trouble(what)
+
+    def _later(self, name: str, what: object) -> Deferred[Any]:
+        answer: Deferred[Any] = Deferred()
+        self.calls.append((name, what))
+        self.answers.append(answer)
+        return answer
+
+
+class Result:
+    """
+    What became of a Deferred.
+    """
+
+    def __init__(self, deferred: Deferred[Any]) -> None:
+        self.fired: list[Any] = []
+        deferred.addBoth(self.fired.append)
+
+    @property
+    def pending(self) -> bool:
+        """
+        Whether it has not fired.
+        """
+        return not self.fired
+
+    @property
+    def value(self) -> Any:
+        """
+        Its result.
+        """
+        (value,) = self.fired
+        assert not isinstance(value, Failure), value
+        return value
+
+    @property
+    def error(self) -> BaseException:
+        """
+        The error that it failed with.
+        """
+        (failure,) = self.fired
+        assert isinstance(failure, Failure)
+        assert failure.value is not None
+        return failure.value
+
+
+def resultOf(deferred: Deferred[Any]) -> Result:
+    """
+    Watch a Deferred.
+    """
+    return Result(deferred)
+
+
+def wrap(clock: Clock, **options: Any) -> tuple[Module, QueuingWrapper[Module], Module]:
+    """
+    @return: A module, its wrapper, and its proxy.
+    """
+    module = Module()
+    options.setdefault("retryPolicy", lambda attempts: 1.0)
+    wrapper = QueuingWrapper(module, clock, **options)
+    return module, wrapper, wrapper.proxy

@@ -1,0 +1,108 @@
+"""
+How long a command may wait: one timer for a whole queue.
+
+All commands of a queue may wait equally long, so the first in the queue is the
+first to expire, and a timer for that one is enough. The exception are commands
+that were put back at the head: they began to wait later than those behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from ._command import WAITING, Chain, Command
+
+__all__ = ["Deadlines"]
+
+_BATCH: Final = 1000
+"""
+How many commands expire before the reactor gets its turn.
+"""
+
+_RESOLUTION: Final = 1e-6
+"""
+Two times this close are the same, in seconds.
+"""
+
+
+class Deadlines:
+    """
+    The one timer of a queue.
+
+    @ivar watching: Whether nothing need be done when a command begins to wait.
+    """
+
+    __slots__ = ("_call", "_expire", "_reactor", "_timeout", "_waiting", "watching")
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        timeout: float | None,
+        waiting: Chain,
+        expire: Callable[[Command, float], None],
+    ) -> None:
+        """
+        @param reactor: Provides the time.
+        @param timeout: How long each command may wait, in seconds; L{None} for
+            any time.
+        @param waiting: The commands that wait.
+        @param expire: Ends one of them; takes the command and the seconds that
+            it has waited.
+        """
+        self.watching = timeout is None
+        self._reactor = reactor
+        self._timeout = timeout
+        self._waiting = waiting
+        self._expire = expire
+        self._call: IDelayedCall | None = None
+
+    def watch(self) -> None:
+        """
+        A command begins to wait, and no other does.
+        """
+        assert self._timeout is not None
+        self.watching = True
+        self._call = self._reactor.callLater(self._timeout, self._passed)
+
+    def stop(self) -> None:
+        """
+        No command waits any more.
+        """
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+            self.watching = False
+
+    def _passed(self) -> None:
+        """
+        End what has waited too long, and set the timer for what has not.
+        """
+        assert self._timeout is not None
+        self._call = None
+        now = self._reactor.seconds()
+        late: list[tuple[Command, float]] = []
+        following: float | None = None
+        for command in self._waiting:
+            assert command.since is not None
+            left = command.since + self._timeout - now
+            if left > _RESOLUTION:
+                following = left if following is None else min(left, following)
+                if command.run == 0:
+                    # All behind it have been waiting for less time.
+                    break
+            elif len(late) < _BATCH:
+                late.append((command, command.since))
+            else:
+                following = 0
+                break
+        if following is None:
+            self.watching = False
+        else:
+            self._call = self._reactor.callLater(following, self._passed)
+        for command, since in late:
+            # The callback of one may have had another one started or ended.
+            if command.stage == WAITING and command.since == since:
+                self._expire(command, now - since)

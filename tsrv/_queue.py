@@ -1,0 +1,578 @@
+"""
+The commands of one wrapper: held in order, started in order, ended once.
+
+L{CommandQueue} does all its longer work in slices: when time is up it leaves
+the rest to the next turn of the reactor, so that a million commands don't keep
+the reactor from anything else.
+
+Whatever fires a command may run anybody's code, and that code may call back
+into the queue. So no loop that ends commands keeps a place in a chain: each
+turn takes the first that is there then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import update_wrapper
+from inspect import iscoroutinefunction
+from types import CoroutineType
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from ._command import (
+    ENDED,
+    HELD,
+    LEAVING,
+    RUNNING,
+    UNCERTAIN,
+    WAITING,
+    Chain,
+    Command,
+    Method,
+)
+from ._deadlines import Deadlines
+from ._errors import OutcomeUnknown, QueueFull, QueueTimeout
+
+__all__ = ["CommandQueue", "Stats"]
+
+_SLICE: Final = 0.005
+"""
+How long one slice of work may keep the reactor, in seconds.
+"""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """
+    What became of the calls that went through the queue.
+
+    C{submitted = started + rejected + expired + cancelled + failed + pending}
+    holds at every instant.
+
+    @ivar submitted: Calls made while the module was not ready.
+    @ivar started: Commands that were handed to the module.
+    @ivar rejected: Calls that failed at once: the queue was full, or the
+        module failed for good, or closed.
+    @ivar expired: Commands that waited as long as C{timeout} allows.
+    @ivar cancelled: Commands whose caller gave up while they waited.
+    @ivar failed: Commands that waited when the module failed for good or was
+        closed.
+    @ivar pending: Commands that wait now.
+    """
+
+    submitted: int
+    started: int
+    rejected: int
+    expired: int
+    cancelled: int
+    failed: int
+    pending: int
+
+
+@dataclass(eq=False, slots=True)
+class _Sweep:
+    """
+    Commands that are to be failed, as many in each slice as there is time for.
+
+    @ivar commands: Those that are left.
+    @ivar makeError: Makes the error for each.
+    @ivar done: Fires when none is left.
+    """
+
+    commands: Chain
+    makeError: Callable[[Command], Exception]
+    done: Deferred[None]
+
+
+class CommandQueue:
+    """
+    The commands that wait for a module, and those that it is at work on.
+
+    The queue knows no states. It is told to L{hold} calls, to L{drain} them, to
+    L{letPass} or to L{refuse} them.
+
+    @ivar pending: How many commands wait.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        *,
+        limit: int,
+        timeout: float | None,
+        concurrency: int | None,
+        losable: bool,
+        makeQueueFull: Callable[[], QueueFull],
+        makeQueueTimeout: Callable[[float], QueueTimeout],
+        drained: Callable[[], None],
+    ) -> None:
+        """
+        @param reactor: Provides the time.
+        @param limit: How many commands may wait.
+        @param timeout: How long a command may wait for its start, in seconds;
+            L{None} for any time.
+        @param concurrency: How many commands may be in progress while
+            draining; L{None} for any number.
+        @param losable: Whether the module can tell that it is lost.
+        @param makeQueueFull: Says why one more call cannot be held.
+        @param makeQueueTimeout: Says why a command was not started within so
+            many seconds.
+        @param drained: Called when L{drain} has started the last command.
+        """
+        self.pending = 0
+        self._started = 0
+        self._rejected = 0
+        self._expired = 0
+        self._cancelled = 0
+        self._failed = 0
+        self._reactor = reactor
+        self._makeQueueFull = makeQueueFull
+        self._makeQueueTimeout = makeQueueTimeout
+        self._drained = drained
+        self._limit = limit
+        self._concurrency = concurrency
+        self._losable = losable
+
+        # What becomes of a call: below _room it is queued, otherwise it passes
+        # or is refused.
+        self._room = limit
+        self._passing = False
+        self._refusal: Callable[[], Exception] | None = None
+
+        self._waiting = Chain()
+        self._deadlines = Deadlines(reactor, timeout, self._waiting, self._expire)
+        self._running = Chain()
+        self._uncertain = Chain()
+        self._held: list[Command] = []
+        self._inProgress = 0
+        self._sweeps: deque[_Sweep] = deque()
+
+        self._draining = False
+        self._working = False
+        self._workCall: IDelayedCall | None = None
+        self._settleCall: IDelayedCall | None = None
+
+    @property
+    def stats(self) -> Stats:
+        """
+        The counters, as they are now.
+        """
+        ends = (
+            self._started,
+            self._rejected,
+            self._expired,
+            self._cancelled,
+            self._failed,
+            self.pending,
+        )
+        # Each call ends up in one of them, so that the one on the hot path
+        # need not be counted twice.
+        return Stats(sum(ends), *ends)
+
+    # What the wrapper tells the queue to do.
+
+    def hold(self) -> None:
+        """
+        From now on, queue the calls.
+        """
+        self._passing = self._draining = False
+        self._refusal = None
+        self._room = self._limit
+
+    def drain(self) -> None:
+        """
+        Start the waiting commands, in order, and tell when none is
+        left. Calls made meanwhile are queued behind them.
+        """
+        self._draining = True
+        self._work()
+
+    def letPass(self) -> None:
+        """
+        From now on, let calls through to the module at once.
+        """
+        self._draining = False
+        self._passing = True
+        self._room = 0
+        self._deadlines.stop()
+
+    def refuse(self, makeError: Callable[[], Exception]) -> Deferred[None]:
+        """
+        Fail all waiting commands, and from now on every call at once.
+
+        @param makeError: Makes the error for each of them.
+        @return: A Deferred that fires when the last waiting command has ended.
+        """
+        self._passing = self._draining = False
+        self._refusal = makeError
+        self._room = 0
+        self._deadlines.stop()
+        return self._sweep(self._waiting, lambda _: makeError())
+
+    def interrupt(self) -> None:
+        """
+        The module is lost: hold the calls again. Commands in progress that may
+        be run twice return to the head of the queue in their order. The others
+        have until the next turn of the reactor to be answered by the module
+        itself, and end with L{OutcomeUnknown} then.
+        """
+        self.hold()
+        again = []
+        for command in self._running:
+            command.unlink()
+            if command.method.replay and command.stage != LEAVING:
+                again.append(command)
+            else:
+                command.stage = UNCERTAIN
+                self._uncertain.append(command)
+        self._held.clear()
+        self._inProgress = 0
+        for command in reversed(again):
+            self._putBack(command)
+        if self._uncertain:
+            self._settleSoon()
+
+    def abandon(self) -> Deferred[None]:
+        """
+        The module is closed: what it has not answered has no known outcome.
+
+        @return: A Deferred that fires when the last command has ended.
+        """
+        if self._settleCall is not None:
+            self._settleCall.cancel()
+            self._settle()
+        return self._sweep(self._running, _outcomeUnknown)
+
+    # Methods, and what callers do.
+
+    def makeMethod(self, name: str, replay: bool) -> Method:
+        """
+        @param name: The name of a method of the module.
+        @param replay: Whether a call in progress at a loss may be run again.
+        @return: The method; it can be called, but not run before L{connect}.
+        """
+        method = Method(name, replay, self)
+        method.hold = self._makeHolder(method)
+        return method
+
+    def connect(self, method: Method, own: Callable[..., Any]) -> None:
+        """
+        @param method: A method.
+        @param own: The module's own, which is to be called.
+        """
+        method.target = own
+        if method.replay:
+            method.direct = self._makeGuard(method)
+        elif iscoroutinefunction(own):
+            method.direct = self._makeAdapter(method)
+        else:
+            method.direct = own
+
+    def _makeHolder(self, method: Method) -> Callable[..., Any]:
+        """
+        @param method: The method that is called.
+        @return: A callable that does what is right at the time of each call:
+            queue it, hand it on, or refuse it.
+        """
+        # All that a queued call costs is here; so it is written out.
+        root = self._waiting.root
+        seconds = self._reactor.seconds
+        deadlines = self._deadlines
+
+        def call(*arguments: object, **keywords: object) -> object:
+            if self.pending >= self._room:
+                if self._passing:
+                    return method.direct(*arguments, **keywords)
+                return self._reject()
+            command = Command()
+            command.method = method
+            command.arguments = arguments
+            command.keywords = keywords or None
+            command.context = copy_context()
+            command.since = seconds()
+            command.stage = WAITING
+            command.run = 0
+            last = root.previous
+            command.previous = last
+            command.next = root
+            last.next = root.previous = command
+            self.pending += 1
+            if not deadlines.watching:
+                deadlines.watch()
+            return command
+
+        return call
+
+    def _makeAdapter(self, method: Method) -> Callable[..., Any]:
+        """
+        @param method: A method that is C{async def}.
+        @return: A callable that answers its calls with Deferreds. After a loss
+            it queues, like any other.
+        """
+        hold, own = method.hold, method.target
+
+        def call(*arguments: object, **keywords: object) -> object:
+            if not self._passing:
+                return hold(*arguments, **keywords)
+            return Deferred.fromCoroutine(own(*arguments, **keywords))
+
+        return update_wrapper(call, own)
+
+    def _makeGuard(self, method: Method) -> Callable[..., Any]:
+        """
+        @param method: A method whose calls may be run again after a loss.
+        @return: A callable that runs a call at once, but remembers it until it
+            has been answered. After a loss it queues, like any other.
+        """
+        hold = method.hold
+
+        def call(*arguments: object, **keywords: object) -> object:
+            if not self._passing:
+                return hold(*arguments, **keywords)
+            command = Command()
+            command.method = method
+            command.arguments = arguments
+            command.keywords = keywords or None
+            command.context = copy_context()
+            command.since = None
+            command.run = 0
+            self._start(command)
+            return command
+
+        return update_wrapper(call, method.target)
+
+    def _reject(self) -> Deferred[Any]:
+        self._rejected += 1
+        if self._refusal is not None:
+            return fail(self._refusal())
+        return fail(self._makeQueueFull())
+
+    def cancel(self, command: Command) -> None:
+        """
+        The caller of a command that has not ended gives up.
+        """
+        answer = command.answer if command.stage != WAITING else None
+        if isinstance(answer, Deferred):
+            if command.stage == RUNNING:
+                command.stage = LEAVING
+            answer.cancel()
+            return
+        if command.stage == WAITING:
+            self._cancelled += 1
+        self.finish(command, Failure(CancelledError()))
+
+    # From start to end.
+
+    def _start(self, command: Command) -> None:
+        """
+        Hand a command to the module.
+        """
+        command.stage = RUNNING
+        command.answer = None
+        command.run += 1
+        self._running.append(command)
+        self._inProgress += 1
+        method, run, context = command.method, command.run, command.context
+        try:
+            if command.keywords is None:
+                result = context.run(method.target, *command.arguments)
+            else:
+                result = context.run(
+                    method.target, *command.arguments, **command.keywords
+                )
+            if type(result) is CoroutineType:
+                result = context.run(Deferred.fromCoroutine, result)
+        except BaseException:
+            # As a Deferred does with whatever its callbacks raise.
+            result = Failure()
+        if not isinstance(result, Deferred):
+            command.answeredRun(result, run)
+        elif command.stage == ENDED:
+            # The caller gave up while the module was being called.
+            result.addErrback(_ignore)
+            result.cancel()
+        else:
+            if command.stage != WAITING:
+                command.answer = result
+            if method.replay:
+                result.addBoth(command.answeredRun, run)
+            else:
+                result.addBoth(command.answered)
+
+    def answeredRun(self, command: Command, result: object) -> None:
+        """
+        The module has answered the latest run of a command.
+        """
+        if command.stage in (RUNNING, LEAVING, UNCERTAIN):
+            if (
+                command.stage == RUNNING
+                and command.method.replay
+                and self._losable
+                and isinstance(result, Failure)
+            ):
+                # Many clients fail their calls first, and report the loss of
+                # the connection afterwards.
+                command.stage = HELD
+                command.answer = result
+                self._held.append(command)
+                self._settleSoon()
+            else:
+                self.finish(command, result)
+
+    def finish(self, command: Command, result: object) -> None:
+        """
+        Let go of all that a command holds, and fire it.
+        """
+        stage = command.stage
+        command.stage = ENDED
+        # Who keeps the command must not keep its neighbours.
+        previous, following = command.previous, command.next
+        previous.next = following
+        following.previous = previous
+        del command.previous, command.next, command.context
+        command.answer = command.keywords = None
+        command.arguments = ()
+        if stage == WAITING:
+            self.pending -= 1
+            if not self.pending:
+                self._deadlines.stop()
+        elif stage != UNCERTAIN:
+            self._inProgress -= 1
+            if self._draining and not self._working:
+                self._workSoon()
+        command.callback(result)
+
+    def _putBack(self, command: Command) -> None:
+        """
+        Put a command that was in progress at the head of the queue.
+        """
+        if command.since is not None:
+            self._started -= 1
+        command.since = self._reactor.seconds()
+        command.stage = WAITING
+        command.answer = None
+        self._waiting.prepend(command)
+        self.pending += 1
+        if not self._deadlines.watching:
+            self._deadlines.watch()
+
+    # Slices of work.
+
+    def _sweep(
+        self, commands: Chain, makeError: Callable[[Command], Exception]
+    ) -> Deferred[None]:
+        """
+        Fail all commands of a chain.
+        """
+        sweep = _Sweep(commands.takeAll(), makeError, Deferred())
+        self._sweeps.append(sweep)
+        self._work()
+        return sweep.done
+
+    def _work(self) -> None:
+        """
+        Do what there is to do, for as long as one slice.
+        """
+        if self._working:
+            # The slice in progress goes on with it.
+            return
+        self._working = True
+        if self._workCall is not None and self._workCall.active():
+            self._workCall.cancel()
+        self._workCall = None
+        seconds = self._reactor.seconds
+        begun = seconds()
+        more = False
+        try:
+            while not more and self._step():
+                # A clock that was set back counts as time that is up.
+                more = not 0 <= seconds() - begun < _SLICE
+        finally:
+            self._working = False
+        if more:
+            self._workSoon()
+        elif self._draining and not self._waiting:
+            self._drained()
+
+    def _step(self) -> bool:
+        """
+        End or start one command.
+
+        @return: Whether there was one.
+        """
+        if self._sweeps:
+            sweep = self._sweeps[0]
+            if sweep.commands:
+                command = sweep.commands.root.next
+                if command.stage == WAITING:
+                    self._failed += 1
+                self.finish(command, Failure(sweep.makeError(command)))
+            else:
+                self._sweeps.popleft()
+                sweep.done.callback(None)
+            return True
+        root = self._waiting.root
+        command = root.next
+        if (
+            not self._draining
+            or command is root
+            or (self._concurrency is not None and self._inProgress >= self._concurrency)
+        ):
+            return False
+        root.next = following = command.next
+        following.previous = root
+        self.pending -= 1
+        self._started += 1
+        self._start(command)
+        return True
+
+    def _workSoon(self) -> None:
+        """
+        Have the next slice follow in the next turn of the reactor.
+        """
+        if self._workCall is None and not self._working:
+            self._workCall = self._reactor.callLater(0, self._work)
+
+    def _settleSoon(self) -> None:
+        """
+        Give the module one turn of the reactor to tell what happened.
+        """
+        if self._settleCall is None:
+            self._settleCall = self._reactor.callLater(0, self._settle)
+
+    def _settle(self) -> None:
+        """
+        No loss has explained the failures that were held back: they stand. No
+        answer has come to what was in progress at a loss: none will.
+        """
+        self._settleCall = None
+        held, self._held = self._held, []
+        for command in held:
+            if command.stage == HELD:
+                self.finish(command, command.answer)
+        if self._uncertain:
+            self._sweep(self._uncertain, _outcomeUnknown)
+
+    def _expire(self, command: Command, waited: float) -> None:
+        """
+        A command has waited too long.
+        """
+        self._expired += 1
+        error = self._makeQueueTimeout(waited)
+        self.finish(command, Failure(error))
+
+
+def _ignore(failure: Failure) -> None:
+    """
+    Nobody waits for this any more.
+    """
+
+
+def _outcomeUnknown(command: Command) -> OutcomeUnknown:
+    return OutcomeUnknown(command.method.name)

@@ -1,0 +1,54 @@
+"""
+How long to wait between two attempts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import random as _random
+
+__all__ = ["jitteredBackoff"]
+
+
+def jitteredBackoff(
+    initialDelay: float = 0.25,
+    maxDelay: float = 30.0,
+    factor: float = 2.0,
+    jitter: float = 0.5,
+    random: Callable[[], float] = _random,
+) -> Callable[[int], float]:
+    """
+    Make a retry policy whose delays grow exponentially, and of which a share
+    is left to chance.
+
+    L{twisted.application.internet.backoffPolicy} adds up to one second,
+    however long the delay is; so all clients of a server that was away for a
+    while come back within the same second. Here the spread grows with the
+    delay: "equal jitter" in Marc Brooker, I{Exponential Backoff And Jitter}.
+
+    @param initialDelay: The delay when no attempt has failed yet, that is,
+        after a loss; in seconds.
+    @param maxDelay: No delay is longer, in seconds.
+    @param factor: How much longer each delay is than the one before.
+    @param jitter: The share of each delay that is left to chance, from 0 (none
+        of it) to 1 (all of it).
+    @param random: The source of chance: answers numbers from 0 to 1.
+    @return: A callable that takes the number of attempts so far and answers
+        the seconds to the next.
+    @raise ValueError: A number is outside of what is described here.
+    """
+    if not 0 < initialDelay <= maxDelay:
+        raise ValueError("initialDelay must be more than 0, and at most maxDelay")
+    if not factor >= 1:
+        raise ValueError("factor must be at least 1")
+    if not 0 <= jitter <= 1:
+        raise ValueError("jitter must be from 0 to 1")
+
+    def policy(attempts: int) -> float:
+        try:
+            delay = min(initialDelay * factor**attempts, maxDelay)
+        except OverflowError:
+            delay = maxDelay
+        return delay * (1 - jitter * random())
+
+    return policy

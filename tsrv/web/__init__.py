@@ -1,0 +1,3 @@
+"""
+What the resources of a site are made of.
+"""

@@ -1,0 +1,206 @@
+"""
+An exception becomes a response.
+
+Errors are problem details (RFC 9457), with one more member, C{error}, which is
+what the clients of simpler servers read. Who prefers text gets the sentence
+alone. Nothing of an unexpected exception reaches a client but an id, by which
+it is found in the log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from math import ceil
+from uuid import uuid4
+
+from mimeparse import MimeTypeParseException, best_match
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+
+from ..wrapper import (
+    Closed,
+    InitializationFailed,
+    OutcomeUnknown,
+    QueueFull,
+    QueueTimeout,
+    Unavailable,
+)
+
+__all__ = [
+    "ContentTooLarge",
+    "HTTPError",
+    "MethodNotAllowed",
+    "NotFound",
+    "Problem",
+    "problemOf",
+]
+
+_log = Logger()
+
+_JSON = "application/problem+json"
+_TEXT = "text/plain"
+
+# The last one wins where a client does not care.
+_OFFERED = [_TEXT, "application/json", _JSON]
+
+# A longer Accept header is not worth the time to read it.
+_LONGEST_ACCEPT = 1024
+
+
+class HTTPError(Exception):
+    """
+    An error that the client is to know of.
+
+    @ivar status: The status of the response.
+    @ivar text: What is said in place of the exception's message to who prefers
+        text.
+    @ivar headers: Headers of the response.
+    """
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    text: str | None = None
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+class NotFound(HTTPError):
+    """
+    There is no such route.
+    """
+
+    status = HTTPStatus.NOT_FOUND
+    text = "Not found"
+
+    def __init__(self) -> None:
+        super().__init__("Route not found")
+
+
+class MethodNotAllowed(HTTPError):
+    """
+    The route exists, but not with this method.
+    """
+
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        """
+        @param allowed: The methods that the route knows.
+        """
+        listed = ", ".join(allowed)
+        super().__init__(f"Method not allowed, only {listed}")
+        self.headers = [(b"Allow", listed.encode("ascii"))]
+
+
+class ContentTooLarge(HTTPError):
+    """
+    The body of the request is longer than the site takes.
+    """
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+    def __init__(self, most: int) -> None:
+        """
+        @param most: How many bytes the site takes.
+        """
+        super().__init__(f"The body is longer than {most} bytes")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """
+    An error, as a client sees it.
+
+    @ivar status: The status of the response.
+    @ivar detail: One sentence for people.
+    @ivar requestId: By what the request is found in the log.
+    @ivar text: The sentence for who prefers text, if it is another one.
+    @ivar headers: Headers of the response.
+    """
+
+    status: HTTPStatus
+    detail: str
+    requestId: str
+    text: str | None = None
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+    def encode(self, accept: bytes | None) -> tuple[bytes, bytes]:
+        """
+        @param accept: The request's C{Accept} header.
+        @return: The content type and the body.
+        """
+        if _prefersText(accept):
+            return b"text/plain; charset=utf-8", (self.text or self.detail).encode()
+        members = {
+            "type": "about:blank",
+            "title": self.status.phrase,
+            "status": self.status.value,
+            "detail": self.detail,
+            "requestId": self.requestId,
+            "error": self.detail,
+        }
+        return _JSON.encode(), json.dumps(members).encode()
+
+
+def problemOf(failure: Failure, request: IRequest) -> Problem:
+    """
+    Say what a client is told of an error; log it if nobody expected it.
+
+    @param failure: What has gone wrong.
+    @param request: The request that it went wrong with.
+    @return: The problem.
+    """
+    requestId = uuid4().hex
+    error = failure.value
+    if isinstance(error, HTTPError):
+        return Problem(error.status, str(error), requestId, error.text, error.headers)
+    if isinstance(error, Unavailable):
+        seconds = max(1, ceil(error.retryAfter or 0))
+        return Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            _UNAVAILABLE.get(type(error), "The service is not available"),
+            requestId,
+            headers=[(b"Retry-After", b"%d" % seconds)],
+        )
+    if isinstance(error, OutcomeUnknown):
+        # No Retry-After: to try again might do twice what is to be done once.
+        return Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The request was interrupted: it may have been carried out, or not",
+            requestId,
+        )
+    _log.failure(
+        "Request {requestId} failed: {method} {uri}",
+        failure=failure,
+        requestId=requestId,
+        method=_readable(request.method),
+        uri=_readable(request.uri),
+    )
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal server error", requestId)
+
+
+_UNAVAILABLE: dict[type[Unavailable], str] = {
+    QueueFull: "Too many requests are waiting already",
+    QueueTimeout: "The service did not become ready in time",
+    InitializationFailed: "The service could not be started",
+    Closed: "The service is shutting down",
+}
+
+
+def _prefersText(accept: bytes | None) -> bool:
+    if accept is None or len(accept) > _LONGEST_ACCEPT:
+        return False
+    try:
+        return bool(best_match(_OFFERED, accept.decode("latin-1")) == _TEXT)
+    except MimeTypeParseException:
+        return False
+
+
+def _readable(value: bytes) -> str:
+    """
+    @return: What a client sent, with nothing in it that could forge a line of
+        the log.
+    """
+    return repr(value)[2:-1]

@@ -1,0 +1,197 @@
+"""
+A coroutine, or a Deferred, becomes a response.
+
+A resource answers with L{Response}s, or raises; everything that has to be
+right about the exchange itself is here: that a client that leaves cancels what
+was done for it, that an error never reaches the client as it is, and that
+nothing is written twice or to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import ITCPTransport
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import NO_BODY_CODES
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from .errors import MethodNotAllowed, NotFound, problemOf
+
+__all__ = ["AsyncResource", "Missing", "Response", "respond", "text"]
+
+_log = Logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """
+    A response whose body is known as a whole.
+
+    @ivar body: The body.
+    @ivar contentType: The C{Content-Type} of the body.
+    @ivar status: The status.
+    @ivar headers: Further headers.
+    """
+
+    body: bytes
+    contentType: bytes
+    status: int = HTTPStatus.OK
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+def text(body: str, status: int = HTTPStatus.OK) -> Response:
+    """
+    @param body: A text.
+    @param status: The status of the response.
+    @return: A response with that text.
+    """
+    return Response(body.encode(), b"text/plain; charset=utf-8", status)
+
+
+def respond(request: Request, render: Callable[[Request], Any]) -> int:
+    """
+    Answer a request later. A client that leaves meanwhile cancels what is done
+    for it.
+
+    @param request: The request.
+    @param render: Answers the L{Response} to it, or a coroutine or Deferred of
+        one. What it raises becomes a response too, or, if it has begun to
+        write one itself, the end of the connection.
+    @return: L{NOT_DONE_YET}
+    """
+    exchange = _Exchange(request)
+    request.notifyFinish().addErrback(exchange.left)
+    exchange.begin(maybeDeferred(render, request))
+    return NOT_DONE_YET
+
+
+class _Exchange:
+    """
+    One request and the response to it.
+    """
+
+    __slots__ = ("_answer", "_gone", "_request")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._answer: Deferred[Any] | None = None
+        self._gone = False
+
+    def begin(self, answer: Deferred[Response]) -> None:
+        """
+        Write the response when it is there.
+        """
+        self._answer = answer
+        answer.addCallback(self._write)
+        answer.addErrback(self._writeProblem)
+        answer.addErrback(self._abort)
+
+    def left(self, reason: Failure) -> None:
+        """
+        The client has closed the connection.
+        """
+        self._gone = True
+        if self._answer is not None:
+            self._answer.cancel()
+
+    def _write(self, response: Response) -> None:
+        if self._gone:
+            return
+        request = self._request
+        headers = request.responseHeaders
+        if response.status != HTTPStatus.OK:
+            request.setResponseCode(response.status)
+        for name, value in response.headers:
+            headers.addRawHeader(name, value)
+        if response.status not in NO_BODY_CODES:
+            headers.setRawHeaders(b"Content-Type", [response.contentType])
+            headers.setRawHeaders(b"Content-Length", [b"%d" % len(response.body)])
+        request.write(response.body)
+        request.finish()
+
+    def _writeProblem(self, failure: Failure) -> Failure | None:
+        if self._gone:
+            # To be cancelled is what was asked of it.
+            _log.debug("After the client left: {error}", error=failure.value)
+            return None
+        if self._request.startedWriting:
+            return failure
+        problem = problemOf(failure, self._request)
+        contentType, body = problem.encode(self._request.getHeader(b"Accept"))
+        headers = [(b"Vary", b"Accept"), *problem.headers]
+        self._write(Response(body, contentType, problem.status, headers))
+        return None
+
+    def _abort(self, failure: Failure) -> None:
+        """
+        The response has begun, and cannot be made good any more.
+        """
+        _log.failure("A response broke off", failure=failure)
+        if not self._gone:
+            cast(ITCPTransport, self._request.transport).abortConnection()
+
+
+class AsyncResource(Resource):
+    """
+    A resource whose C{render_METHOD} methods are C{async def} (or answer a
+    Deferred), and answer a L{Response}.
+    """
+
+    def render(self, request: Request) -> int:
+        """
+        @see: L{twisted.web.resource.IResource.render}
+        """
+        method = request.method.decode("latin-1")
+        render = getattr(self, f"render_{method}", None)
+        if render is None or (method == "HEAD" and not hasattr(self, "render_GET")):
+            render = self._refuse
+        return respond(request, render)
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """
+        @see: L{twisted.web.resource.Resource.getChild}
+        """
+        return Missing()
+
+    def _allowed(self) -> list[str]:
+        """
+        @return: The methods that this resource knows.
+        """
+        prefix = "render_"
+        names = [name for name in dir(self) if name.startswith(prefix)]
+        methods = [name.removeprefix(prefix) for name in names]
+        if "GET" not in methods:
+            # Every Resource has a render_HEAD, which relies on render_GET.
+            methods.remove("HEAD")
+        return methods
+
+    def _refuse(self, request: Request) -> Response:
+        raise MethodNotAllowed(self._allowed())
+
+
+class Missing(AsyncResource):
+    """
+    What is found where nothing is.
+    """
+
+    def render(self, request: Request) -> int:
+        """
+        @see: L{twisted.web.resource.IResource.render}
+        """
+        return respond(request, self._refuse)
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """
+        @see: L{twisted.web.resource.Resource.getChild}
+        """
+        return self
+
+    def _refuse(self, request: Request) -> Response:
+        raise NotFound()

@@ -1,0 +1,271 @@
+"""
+A site that refuses what is too long, and that can be stopped without breaking
+off what it is answering.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from io import BytesIO
+from typing import Final
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel, combinedLogFormatter, datetimeToLogString
+from twisted.web.http import Request as HTTPRequest
+from twisted.web.http_headers import Headers
+from twisted.web.resource import IResource
+from twisted.web.server import Request
+from twisted.web.server import Site as TwistedSite
+
+__all__ = ["Site"]
+
+_LINGER: Final = 2.0
+"""
+How long a client that was refused may take to notice, in seconds.
+"""
+
+_PATIENCE: Final = 1.0
+"""
+How long a connection on which nothing has been asked yet is kept while the
+site is being stopped, in seconds.
+"""
+
+
+class _Request(Request):
+    """
+    A request whose body has a limit.
+    """
+
+    channel: _Channel
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """
+        Take a part of the body; of a chunked one the length is not known
+        before.
+        """
+        assert self.content is not None
+        if self.content.tell() + len(data) > self.channel.site.mostContent:
+            self.channel.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            super().handleContentChunk(data)
+
+
+class _Channel(HTTPChannel):
+    """
+    One connection.
+    """
+
+    site: Site
+    transport: ITCPTransport
+
+    _asked = False
+    _lastCall: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        """
+        @see: L{HTTPChannel.connectionMade}
+        """
+        super().connectionMade()
+        self.site.opened(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        @see: L{HTTPChannel.connectionLost}
+        """
+        if self._lastCall is not None and self._lastCall.active():
+            self._lastCall.cancel()
+        super().connectionLost(reason)
+        self.site.closed(self)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """
+        A line is longer than any need be: tell, before the connection closes.
+        """
+        self.refuse(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            if self.requests and not self._handlingRequest
+            else HTTPStatus.REQUEST_URI_TOO_LONG
+        )
+
+    def allHeadersReceived(self) -> None:
+        """
+        Refuse a body that is announced to be too long before it is sent.
+        """
+        self._asked = True
+        if self.length is not None and self.length > self.site.mostContent:
+            self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            super().allHeadersReceived()
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        """
+        While the site is being stopped every response is the last one.
+        """
+        if self.site.stopping:
+            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+            return False
+        persistent: bool = super().checkPersistence(request, version)
+        return persistent
+
+    def refuse(self, status: HTTPStatus) -> None:
+        """
+        Answer a request that will not be read to its end.
+
+        To close a connection on which data are still coming in would reset it,
+        and then the client might never see why. So they are read, for a while,
+        and thrown away.
+        """
+        for method in (
+            "dataReceived",
+            "lineReceived",
+            "rawDataReceived",
+            "allContentReceived",
+        ):
+            setattr(self, method, _throwAway)
+        headers = Headers({b"Connection": [b"close"], b"Content-Length": [b"0"]})
+        reason = status.phrase.encode("ascii")
+        self.writeHeaders(b"HTTP/1.1", b"%d" % status, reason, headers)
+        self.setTimeout(None)
+        self.transport.loseWriteConnection()
+        self._lastCall = self.callLater(_LINGER, self.transport.abortConnection)
+
+    def stop(self) -> None:
+        """
+        Let the request in progress be the last one.
+        """
+        if self.requests:
+            self.persistent = False
+            for request in self.requests:
+                if not request.startedWriting:
+                    request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        elif self._asked:
+            self.loseConnection()
+        else:
+            # Its first request may be on its way.
+            self._lastCall = self.callLater(_PATIENCE, self._loseIfIdle)
+
+    def _loseIfIdle(self) -> None:
+        if not self.requests:
+            self.loseConnection()
+
+
+def _throwAway(*data: object) -> None:
+    """
+    Take no notice.
+    """
+
+
+class Site(TwistedSite):
+    """
+    A L{twisted.web.server.Site} that can be stopped in good order.
+
+    Bodies are kept in memory, so that no disk is filled by who likes to; how
+    long one may be is limited.
+
+    @ivar mostContent: How many bytes the body of a request may have.
+    @ivar stopping: Whether the site is being stopped.
+    """
+
+    _log = Logger()
+
+    noisy = False
+    protocol = _Channel  # type: ignore[assignment]
+    requestFactory = _Request
+
+    def __init__(
+        self,
+        resource: IResource,
+        reactor: IReactorTime,
+        *,
+        accessLog: bool = False,
+        mostContent: int = 1024 * 1024,
+    ) -> None:
+        """
+        @param resource: The root.
+        @param reactor: Provides the time.
+        @param accessLog: Whether to log every request.
+        @param mostContent: How many bytes the body of a request may have.
+        """
+        super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
+        self.mostContent = mostContent
+        self.stopping = False
+        self._accessLog = accessLog
+        self._channels: set[_Channel] = set()
+        self._empty: list[Deferred[None]] = []
+
+    def getContentFile(self, length: int | None) -> BytesIO:
+        """
+        @param length: The length of a body, if it is known before.
+        @return: Where to put it.
+        """
+        return BytesIO()
+
+    def startFactory(self) -> None:
+        """
+        Begin to listen: nothing need be done, and no timer started, for a log.
+        """
+
+    def stopFactory(self) -> None:
+        """
+        Listen no longer; there may still be requests to answer, and to log.
+        """
+
+    def log(self, request: HTTPRequest) -> None:
+        """
+        @see: L{twisted.web.http.HTTPFactory.log}
+        """
+        if self._accessLog:
+            now = datetimeToLogString(self.reactor.seconds())
+            self._log.info("{line}", line=combinedLogFormatter(now, request))
+
+    def opened(self, channel: _Channel) -> None:
+        """
+        There is one more connection.
+        """
+        self._channels.add(channel)
+        if self.stopping:
+            channel.stop()
+
+    def closed(self, channel: _Channel) -> None:
+        """
+        There is one connection less.
+        """
+        self._channels.discard(channel)
+        if not self._channels:
+            empty, self._empty = self._empty, []
+            for each in empty:
+                each.callback(None)
+
+    def stop(self, timeout: float) -> Deferred[int]:
+        """
+        Answer what has been asked, but nothing more, and close the connections
+        as they become idle.
+
+        @param timeout: For how long to wait, in seconds.
+        @return: A Deferred that fires when there are no more connections, or
+            the time is up, or it is cancelled, with the number of those that
+            are left.
+        """
+        self.stopping = True
+        for channel in list(self._channels):
+            channel.stop()
+        if not self._channels:
+            return succeed(0)
+        empty: Deferred[None] = Deferred(self._empty.remove)
+        self._empty.append(empty)
+        empty.addTimeout(timeout, self.reactor)
+        # It does not matter whose patience ends.
+        empty.addErrback(lambda failure: failure.trap(DeferredTimeout, CancelledError))
+        return empty.addCallback(lambda _: len(self._channels))
+
+    def abort(self) -> None:
+        """
+        Break off what is left.
+        """
+        for channel in list(self._channels):
+            channel.transport.abortConnection()

@@ -1,0 +1,511 @@
+"""
+The heart: a queue in front of a module that takes its time to become ready.
+
+How it works
+============
+
+A L{QueuingWrapper} has four parts, none of which knows the others.
+
+  - L{Lifecycle<tsrv._states.Lifecycle>} says which state the module is in, and
+    which changes of state are legal. All that happens to a wrapper begins with
+    an event that its table accepts.
+
+  - L{Initialization<tsrv._initialization.Initialization>} makes attempts until
+    one succeeds, and begins again when the module is lost.
+
+  - L{CommandQueue<tsrv._queue.CommandQueue>} owns the calls. It holds them,
+    starts them in order, lets them pass, or refuses them, as it is told on a
+    change of state. It alone ends a queued call.
+
+  - L{Faces<tsrv._proxy.Faces>} is what callers hold. While the module is ready
+    the proxy's methods are the module's own, and nothing of tsrv is in the
+    way.
+
+The wrapper connects them, and closes.
+
+The pattern (State, Command and Proxy together) is that of Mario Casciaro,
+I{Node.js Design Patterns}, "Asynchronously initialized modules".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial, update_wrapper
+from inspect import iscoroutinefunction
+from math import isfinite
+from typing import Any, Final, Generic, TypeVar, cast
+
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from ._command import Method
+from ._errors import (
+    Closed,
+    InitializationFailed,
+    OutcomeUnknown,
+    QueueFull,
+    QueueTimeout,
+    Unavailable,
+)
+from ._initialization import Initialization
+from ._proxy import Faces
+from ._queue import CommandQueue, Stats
+from ._retry import jitteredBackoff
+from ._states import Event, IllegalTransition, Lifecycle, State
+from .asyncmodule import IPredictable
+
+__all__ = [
+    "Closed",
+    "IllegalTransition",
+    "InitializationFailed",
+    "OutcomeUnknown",
+    "QueueFull",
+    "QueueTimeout",
+    "QueuingWrapper",
+    "State",
+    "Stats",
+    "Unavailable",
+    "jitteredBackoff",
+]
+
+_T = TypeVar("_T")
+
+_WAITERS: Final = 10_000
+"""
+How many may wait for a module, or for its end, if C{limit} is less.
+"""
+
+
+class QueuingWrapper(Generic[_T]):
+    """
+    Put around an asynchronously initialised module: takes every call at once,
+    holds it until the module is ready, runs what was held in order, and steps
+    out of the way.
+
+    The module is any object. It need not know that it is wrapped.
+
+    @ivar module: The module itself.
+    @ivar proxy: What callers use in its place: it has the module's public
+        methods, and its type.
+    """
+
+    def __init__(
+        self,
+        module: _T,
+        reactor: IReactorTime,
+        *,
+        limit: int = 10_000,
+        timeout: float | None = 30.0,
+        retryPolicy: Callable[[int], float] | None = None,
+        fatal: type[BaseException] | Iterable[type[BaseException]] = (),
+        replay: Iterable[str] = (),
+        concurrency: int | None = None,
+        attemptTimeout: float | None = None,
+        closeTimeout: float | None = 10.0,
+        initialize: Callable[[], object] | None = None,
+        close: Callable[[], object] | None = None,
+        whenLost: Callable[[], object] | None = None,
+    ) -> None:
+        """
+        @param module: The module.
+        @param reactor: Provides the time.
+        @param limit: How many commands may wait; one more fails at once with
+            L{QueueFull}.
+        @param timeout: How long a command may wait for its start, in seconds,
+            before it fails with L{QueueTimeout}; L{None} for any time.
+        @param retryPolicy: Takes the number of attempts so far, and answers
+            the seconds to the next; by default L{jitteredBackoff}. If it
+            raises, there is no next attempt.
+        @param fatal: The types of errors of C{initialize()} that no retry will
+            cure.
+        @param replay: The names of methods that are safe to run twice: a call
+            of one of them that is in progress at a loss is made again.
+        @param concurrency: How many commands may be in progress while what was
+            held is being run; L{None} for any number.
+        @param attemptTimeout: How long one attempt may take, in seconds, before
+            it is given up and counts as failed; L{None} for any time.
+        @param closeTimeout: How long the module's own closing may take, in
+            seconds; L{None} for any time.
+        @param initialize: Initialises the module; by default its
+            C{initialize()}.
+        @param close: Closes the module; by default its C{close()}, where it
+            has one.
+        @param whenLost: Answers a Deferred that fires when the module, once
+            ready, no longer is; by default its C{whenLost()}, where it has
+            one.
+        @raise TypeError: There is nothing to initialise the module with, or
+            C{replay} is one name instead of a collection.
+        @raise ValueError: A number makes no sense.
+        """
+        if limit < 0:
+            raise ValueError(f"limit must be at least 0, not {limit!r}")
+        if concurrency is not None and concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
+        for name, seconds in (
+            ("timeout", timeout),
+            ("attemptTimeout", attemptTimeout),
+            ("closeTimeout", closeTimeout),
+        ):
+            if seconds is not None and not (isfinite(seconds) and seconds >= 0):
+                raise ValueError(
+                    f"{name} must be seconds >= 0 or None, not {seconds!r}"
+                )
+        if isinstance(replay, str):
+            raise TypeError("replay must be a collection of names, not one name")
+
+        self.module: _T = module
+        self._reactor = reactor
+        self._limit = limit
+        self._closeTimeout = closeTimeout
+        self._replay = frozenset(replay)
+        initialize = initialize or getattr(module, "initialize", None)
+        if initialize is None:
+            raise TypeError(
+                f"{type(module).__name__} has no initialize(): say with initialize= "
+                "what makes it ready"
+            )
+        close = close or getattr(module, "close", None)
+        whenLost = whenLost or getattr(module, "whenLost", None)
+        self._closeModule = close
+
+        self._lifecycle = Lifecycle()
+        self._initialization = Initialization(
+            reactor,
+            self._lifecycle,
+            type(module).__name__,
+            initialize=initialize,
+            whenLost=whenLost,
+            retryPolicy=jitteredBackoff() if retryPolicy is None else retryPolicy,
+            fatal=(fatal,) if isinstance(fatal, type) else tuple(fatal),
+            timeout=attemptTimeout,
+            ready=self._becameReady,
+            lost=self._becameLost,
+            failed=self._failedForGood,
+        )
+        self._queue = CommandQueue(
+            reactor,
+            limit=limit,
+            timeout=timeout,
+            concurrency=concurrency,
+            losable=whenLost is not None,
+            makeQueueFull=self._makeQueueFull,
+            makeQueueTimeout=self._makeQueueTimeout,
+            drained=self._drained,
+        )
+        self._methods: dict[str, Method] = {}
+        # Who initialises or closes the module by the proxy means the wrapper.
+        self._ownMethods: dict[str, Callable[[], Deferred[None]]] = {
+            _nameIn(module, initialize): self.initialize,
+            _nameIn(module, close): self.close,
+        }
+        self._faces = Faces(
+            module,
+            withheld=frozenset({_nameIn(module, whenLost)}),
+            describe=self._describe,
+            methodWaiting=self._methodWaiting,
+            methodReady=self._methodReady,
+        )
+        self.proxy: _T = cast(_T, self._faces.proxy)
+
+        self._waiters: dict[Deferred[None], None] = {}
+        self._closers: dict[Deferred[None], None] = {}
+
+    def __repr__(self) -> str:
+        return f"<QueuingWrapper of {type(self.module).__name__}: {self._describe()}>"
+
+    # What is to be seen.
+
+    @property
+    def state(self) -> State:
+        """
+        The L{State} now.
+        """
+        return self._lifecycle.state
+
+    @property
+    def pending(self) -> int:
+        """
+        How many commands are waiting.
+        """
+        return self._queue.pending
+
+    @property
+    def stats(self) -> Stats:
+        """
+        What became of the calls that went through the queue.
+        """
+        return self._queue.stats
+
+    @property
+    def attempts(self) -> int:
+        """
+        How many times the initialisation has been tried since the module was
+        last ready.
+        """
+        return self._initialization.attempts
+
+    @property
+    def lastError(self) -> BaseException | None:
+        """
+        Why the module is not ready: the error of the last attempt, or of the
+        loss; L{None} if there was none, or the module is ready.
+        """
+        return self._initialization.lastError
+
+    def retryAfter(self) -> float | None:
+        """
+        @return: The seconds until it is worth asking again, where they are
+            known: those that are left until the next attempt, or those that
+            the attempt in progress will still take.
+        """
+        if self.state in (State.RETRYING, State.LOST):
+            return self._initialization.secondsToRetry()
+        if self.state is State.INITIALIZING and IPredictable.providedBy(self.module):
+            return IPredictable(self.module).secondsUntilInitialized()
+        return None
+
+    def _describe(self) -> str:
+        """
+        The state in a few words, for people.
+        """
+        waiting = f", {self.pending} waiting" if self.pending else ""
+        return f"{self.state.value}{waiting}"
+
+    # What is to be done.
+
+    def initialize(self) -> Deferred[None]:
+        """
+        Make the module ready; keep trying until it is.
+
+        Several calls share one initialisation, and cancelling one of their
+        Deferreds does not disturb the others: only L{close} gives the
+        initialisation up. After it has failed for good it may be called again.
+
+        @return: A Deferred that fires when the module is ready. It fails with
+            L{InitializationFailed} on an error that no retry will cure, with
+            L{Closed} if the wrapper is closed, and with L{QueueFull} if
+            more wait than a program can mean to.
+        """
+        if self.state not in (State.NEW, State.FAILED):
+            return self.whenInitialized()
+        waiter = self._wait(self._waiters)
+        self._queue.hold()
+        self._initialization.start()
+        return waiter
+
+    def whenInitialized(self) -> Deferred[None]:
+        """
+        Wait for the module, without asking for it.
+
+        @return: A Deferred as that of L{initialize}. While the module is being
+            initialised again after a loss, it fires when that is done.
+        """
+        state = self.state
+        if state in (State.DRAINING, State.READY):
+            return succeed(None)
+        if state is State.FAILED:
+            return fail(self._makeInitializationFailed())
+        if state in (State.CLOSING, State.CLOSED):
+            return fail(self._makeClosed())
+        return self._wait(self._waiters)
+
+    def close(self) -> Deferred[None]:
+        """
+        End all waiting commands with L{Closed}, close the module, and let
+        nothing run afterwards. Commands that the module is at work on end as
+        the module ends them, or else with L{OutcomeUnknown}.
+
+        It is right in every state, and may be called any number of times.
+
+        @return: A Deferred that fires when all this is done; it fails with
+            what the module's own closing fails with. Cancelling it gives up
+            the waiting, not the closing.
+        """
+        if self.state is State.CLOSED:
+            return succeed(None)
+        closer = self._wait(self._closers)
+        if self.state is not State.CLOSING:
+            Deferred.fromCoroutine(self._close())
+        return closer
+
+    # What the initialisation and the queue tell.
+
+    def _becameReady(self) -> None:
+        """
+        The module can work; what has been waiting comes first.
+        """
+        for method in self._methods.values():
+            self._connect(method)
+        _fire(_takeAll(self._waiters), None)
+        # Their callbacks may have closed the wrapper.
+        if self.state is State.DRAINING:
+            self._queue.drain()
+
+    def _drained(self) -> None:
+        """
+        The last waiting command has been started.
+        """
+        self._lifecycle.on(Event.DRAINED)
+        self._queue.letPass()
+        self._faces.showReady()
+
+    def _becameLost(self) -> None:
+        """
+        The module is ready no longer, and will be initialised again.
+        """
+        self._faces.showWaiting()
+        self._queue.interrupt()
+
+    def _failedForGood(self) -> None:
+        """
+        The module will not become ready, unless it is asked again.
+        """
+        # In a callback it may be asked again, and then others are waiting.
+        waiters = _takeAll(self._waiters)
+        self._queue.refuse(self._makeInitializationFailed)
+        _fire(waiters, self._makeInitializationFailed)
+
+    # Methods.
+
+    def _methodWaiting(self, name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        What to call for a public method while the module is not ready.
+        """
+        if name in self._ownMethods:
+            return self._ownMethods[name]
+        return self._method(name, own).hold
+
+    def _methodReady(self, name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        What to call for it while the module is ready.
+        """
+        if name in self._ownMethods:
+            return self._ownMethods[name]
+        if name in self._replay or iscoroutinefunction(own):
+            return self._method(name, own).direct
+        return own
+
+    def _method(self, name: str, own: Callable[..., Any]) -> Method:
+        """
+        A method as its commands need it; the same for all of them.
+        """
+        method = self._methods.get(name)
+        if method is None:
+            method = self._queue.makeMethod(name, name in self._replay)
+            update_wrapper(method.hold, own)
+            self._methods[name] = method
+            if self.state in (State.DRAINING, State.READY):
+                self._connect(method)
+        return method
+
+    def _connect(self, method: Method) -> None:
+        """
+        Find the module's own method anew: initialising the module may have
+        changed it.
+        """
+        try:
+            own = getattr(self.module, method.name)
+        except Exception as error:
+            own = partial(fail, error)
+        self._queue.connect(method, own)
+
+    # Waiting for the module.
+
+    def _wait(self, waiters: dict[Deferred[None], None]) -> Deferred[None]:
+        """
+        Wait with others. Cancelling it concerns none of them.
+        """
+        if len(waiters) >= max(self._limit, _WAITERS):
+            return fail(self._makeQueueFull())
+        waiter: Deferred[None] = Deferred(lambda it: waiters.pop(it, None))
+        waiters[waiter] = None
+        return waiter
+
+    # The end.
+
+    async def _close(self) -> None:
+        begun = self.state is not State.NEW
+        self._lifecycle.on(Event.CLOSE)
+        self._faces.showWaiting()
+        waiters = _takeAll(self._waiters)
+        self._initialization.stop()
+        swept = self._queue.refuse(self._makeClosed)
+        _fire(waiters, self._makeClosed)
+        error: Exception | None = None
+        if begun and self._closeModule is not None:
+            try:
+                closed = maybeDeferred(self._closeModule)
+                if self._closeTimeout is not None:
+                    closed.addTimeout(self._closeTimeout, self._reactor)
+                await closed
+            except Exception as raised:
+                error = raised
+        await self._queue.abandon()
+        await swept
+        self._lifecycle.on(Event.CLOSED)
+        _fire(_takeAll(self._closers), None if error is None else lambda: error)
+
+    # Errors.
+
+    def _makeQueueFull(self) -> QueueFull:
+        return QueueFull(
+            f"{self._limit} calls are waiting for {type(self.module).__name__} already",
+            self.retryAfter(),
+        )
+
+    def _makeQueueTimeout(self, waited: float) -> QueueTimeout:
+        error = QueueTimeout(
+            f"waited {waited:.1f} s for {type(self.module).__name__}, which is "
+            f"{self.state.value} after {self.attempts} attempts",
+            self.retryAfter(),
+            waited,
+            self.state,
+            self.attempts,
+        )
+        error.__cause__ = self.lastError
+        return error
+
+    def _makeInitializationFailed(self) -> InitializationFailed:
+        error = InitializationFailed(
+            f"{type(self.module).__name__} failed to initialize, for good"
+        )
+        error.__cause__ = self.lastError
+        return error
+
+    def _makeClosed(self) -> Closed:
+        return Closed(f"{type(self.module).__name__} is closed")
+
+
+def _nameIn(module: object, method: object) -> str:
+    """
+    @return: The name of a module's own method; the empty string, which names
+        nothing, for any other callable.
+    """
+    own = getattr(method, "__self__", None) is module
+    return cast(str, getattr(method, "__name__", "")) if own else ""
+
+
+def _takeAll(waiters: dict[Deferred[None], None]) -> list[Deferred[None]]:
+    """
+    Take out all waiters at once: those that come later wait for something else.
+    """
+    taken = list(waiters)
+    waiters.clear()
+    return taken
+
+
+def _fire(
+    waiters: Iterable[Deferred[None]], makeError: Callable[[], Exception] | None
+) -> None:
+    """
+    Fire those that are still waiting.
+
+    @param makeError: Makes the error for each; L{None} for success.
+    """
+    for waiter in waiters:
+        # The callback of one may have cancelled another.
+        if not waiter.called:
+            if makeError is None:
+                waiter.callback(None)
+            else:
+                waiter.errback(makeError())
