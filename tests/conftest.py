@@ -12,6 +12,8 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 
+from .support import Failures
+
 
 @pytest.fixture
 def clock() -> Iterator[Clock]:
@@ -39,10 +41,7 @@ def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
     logged, and for a delayed call on the real reactor.
     """
 
-    def observe(event: LogEvent) -> None:
-        if "log_failure" in event:
-            loggedFailures.append(event)
-
+    observe = Failures(loggedFailures)
     globalLogPublisher.addObserver(observe)
     reactor = sys.modules.get("twisted.internet.reactor")
     before = set(reactor.getDelayedCalls()) if reactor is not None else set()
@@ -52,6 +51,6 @@ def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
         gc.collect()
     finally:
         globalLogPublisher.removeObserver(observe)
-    assert [event["log_failure"] for event in loggedFailures] == []
+    assert observe.all == []
     if reactor is not None:
         assert set(reactor.getDelayedCalls()) - before == set()

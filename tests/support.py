@@ -4,16 +4,26 @@ What several tests need: a module that does as it is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from tsrv import QueuingWrapper
+from tsrv import QueuingWrapper, State
 
-__all__ = ["Module", "Refused", "Result", "Trouble", "resultOf", "wrap"]
+__all__ = [
+    "Failures",
+    "Module",
+    "Refused",
+    "Result",
+    "Trouble",
+    "ready",
+    "resultOf",
+    "wrap",
+]
 
 
 class Trouble(Exception):
@@ -26,6 +36,27 @@ class Refused(Exception):
     """
     Something that does not pass.
     """
+
+
+@implementer(ILogObserver)
+class Failures:
+    """
+    Collects the failures that are logged.
+    """
+
+    def __init__(self, events: list[LogEvent] | None = None) -> None:
+        self.events: list[LogEvent] = [] if events is None else events
+
+    def __call__(self, event: LogEvent) -> None:
+        if "log_failure" in event:
+            self.events.append(event)
+
+    @property
+    def all(self) -> list[Failure]:
+        """
+        The failures.
+        """
+        return [event["log_failure"] for event in self.events]
 
 
 class Module:
@@ -161,3 +192,12 @@ def wrap(clock: Clock, **options: Any) -> tuple[Module, QueuingWrapper[Module], 
     options.setdefault("retryPolicy", lambda attempts: 1.0)
     wrapper = QueuingWrapper(module, clock, **options)
     return module, wrapper, wrapper.proxy
+
+
+def ready(module: Module, wrapper: QueuingWrapper[Module]) -> None:
+    """
+    Make a module ready, unless it is.
+    """
+    if wrapper.state is not State.READY:
+        wrapper.initialize()
+        module.attempts[-1].callback(None)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from twisted.application.service import MultiService
 from twisted.application.strports import service as listeningService
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
@@ -166,6 +166,7 @@ class Server(MultiService):
         self._close = close
         self._drainTimeout = drainTimeout
         self._draining: Deferred[int] | None = None
+        self._initializing: Deferred[None] = succeed(None)
 
     def privilegedStartService(self) -> None:
         """
@@ -175,7 +176,7 @@ class Server(MultiService):
         """
         try:
             super().privilegedStartService()
-        except (CannotListenError, OSError) as error:
+        except (CannotListenError, OSError, OverflowError) as error:
             raise SystemExit(f"tsrv: {error}") from None
 
     def startService(self) -> None:
@@ -184,9 +185,9 @@ class Server(MultiService):
         """
         super().startService()
         self._log.info("Started")
-        initialized = self._initialize()
-        initialized.addCallback(lambda _: self._log.info("Async module initialized"))
-        initialized.addErrback(self._uninitialized)
+        self._initializing = self._initialize()
+        self._initializing.addCallback(self._initialized)
+        self._initializing.addErrback(self._uninitialized)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -213,6 +214,8 @@ class Server(MultiService):
             await self._close()
         except Exception:
             self._log.failure("Closing failed")
+        # Where there is no wrapper, nothing has ended it yet.
+        self._initializing.cancel()
         await self._drain(_FLUSH)
         self._site.abort()
         self._log.info("Stopped")
@@ -229,9 +232,12 @@ class Server(MultiService):
         finally:
             self._draining = None
 
+    def _initialized(self, result: object) -> None:
+        self._log.info("Async module initialized")
+
     def _uninitialized(self, failure: Failure) -> None:
         # A wrapper has logged why; to be closed while starting is no error.
-        if not failure.check(Unavailable):
+        if not failure.check(Unavailable, CancelledError):
             self._log.failure("Async module not initialized", failure=failure)
 
 

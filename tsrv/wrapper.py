@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial, update_wrapper
-from inspect import iscoroutinefunction
+from inspect import getattr_static, iscoroutinefunction
 from math import isfinite
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -68,7 +68,7 @@ __all__ = [
     "jitteredBackoff",
 ]
 
-_T = TypeVar("_T")
+_Module = TypeVar("_Module", covariant=True)
 
 _WAITERS: Final = 10_000
 """
@@ -76,7 +76,7 @@ How many may wait for a module, or for its end, if C{limit} is less.
 """
 
 
-class QueuingWrapper(Generic[_T]):
+class QueuingWrapper(Generic[_Module]):
     """
     Put around an asynchronously initialised module: takes every call at once,
     holds it until the module is ready, runs what was held in order, and steps
@@ -91,7 +91,7 @@ class QueuingWrapper(Generic[_T]):
 
     def __init__(
         self,
-        module: _T,
+        module: _Module,
         reactor: IReactorTime,
         *,
         limit: int = 10_000,
@@ -134,7 +134,7 @@ class QueuingWrapper(Generic[_T]):
             ready, no longer is; by default its C{whenLost()}, where it has
             one.
         @raise TypeError: There is nothing to initialise the module with, or
-            C{replay} is one name instead of a collection.
+            C{replay} or C{fatal} is something else than described here.
         @raise ValueError: A number makes no sense.
         """
         if limit < 0:
@@ -153,30 +153,36 @@ class QueuingWrapper(Generic[_T]):
         if isinstance(replay, str):
             raise TypeError("replay must be a collection of names, not one name")
 
-        self.module: _T = module
+        fatalTypes = (fatal,) if isinstance(fatal, type) else tuple(fatal)
+        for each in fatalTypes:
+            if not (isinstance(each, type) and issubclass(each, BaseException)):
+                raise TypeError(f"fatal must be types of exceptions, not {each!r}")
+
+        self.module: _Module = module
+        self._name = type(module).__name__
         self._reactor = reactor
         self._limit = limit
         self._closeTimeout = closeTimeout
         self._replay = frozenset(replay)
-        initialize = initialize or getattr(module, "initialize", None)
+        initialize = initialize or _ownMethod(module, "initialize")
         if initialize is None:
             raise TypeError(
                 f"{type(module).__name__} has no initialize(): say with initialize= "
                 "what makes it ready"
             )
-        close = close or getattr(module, "close", None)
-        whenLost = whenLost or getattr(module, "whenLost", None)
+        close = close or _ownMethod(module, "close")
+        whenLost = whenLost or _ownMethod(module, "whenLost")
         self._closeModule = close
 
         self._lifecycle = Lifecycle()
         self._initialization = Initialization(
             reactor,
             self._lifecycle,
-            type(module).__name__,
+            self._name,
             initialize=initialize,
             whenLost=whenLost,
             retryPolicy=jitteredBackoff() if retryPolicy is None else retryPolicy,
-            fatal=(fatal,) if isinstance(fatal, type) else tuple(fatal),
+            fatal=fatalTypes,
             timeout=attemptTimeout,
             ready=self._becameReady,
             lost=self._becameLost,
@@ -205,13 +211,13 @@ class QueuingWrapper(Generic[_T]):
             methodWaiting=self._methodWaiting,
             methodReady=self._methodReady,
         )
-        self.proxy: _T = cast(_T, self._faces.proxy)
+        self.proxy: _Module = cast(_Module, self._faces.proxy)
 
         self._waiters: dict[Deferred[None], None] = {}
         self._closers: dict[Deferred[None], None] = {}
 
     def __repr__(self) -> str:
-        return f"<QueuingWrapper of {type(self.module).__name__}: {self._describe()}>"
+        return f"<QueuingWrapper of {self._name}: {self._describe()}>"
 
     # What is to be seen.
 
@@ -258,11 +264,14 @@ class QueuingWrapper(Generic[_T]):
             known: those that are left until the next attempt, or those that
             the attempt in progress will still take.
         """
-        if self.state in (State.RETRYING, State.LOST):
-            return self._initialization.secondsToRetry()
-        if self.state is State.INITIALIZING and IPredictable.providedBy(self.module):
+        seconds = self._initialization.secondsToRetry()
+        if (
+            seconds is None
+            and self.state is State.INITIALIZING
+            and IPredictable.providedBy(self.module)
+        ):
             return IPredictable(self.module).secondsUntilInitialized()
-        return None
+        return seconds
 
     def _describe(self) -> str:
         """
@@ -416,7 +425,8 @@ class QueuingWrapper(Generic[_T]):
         Wait with others. Cancelling it concerns none of them.
         """
         if len(waiters) >= max(self._limit, _WAITERS):
-            return fail(self._makeQueueFull())
+            message = f"{len(waiters)} wait already for {self._name} to become ready"
+            return fail(QueueFull(message, self.retryAfter()))
         waiter: Deferred[None] = Deferred(lambda it: waiters.pop(it, None))
         waiters[waiter] = None
         return waiter
@@ -449,13 +459,13 @@ class QueuingWrapper(Generic[_T]):
 
     def _makeQueueFull(self) -> QueueFull:
         return QueueFull(
-            f"{self._limit} calls are waiting for {type(self.module).__name__} already",
+            f"{self._limit} calls are waiting for {self._name} already",
             self.retryAfter(),
         )
 
     def _makeQueueTimeout(self, waited: float) -> QueueTimeout:
         error = QueueTimeout(
-            f"waited {waited:.1f} s for {type(self.module).__name__}, which is "
+            f"waited {waited:.1f} s for {self._name}, which is "
             f"{self.state.value} after {self.attempts} attempts",
             self.retryAfter(),
             waited,
@@ -466,14 +476,22 @@ class QueuingWrapper(Generic[_T]):
         return error
 
     def _makeInitializationFailed(self) -> InitializationFailed:
-        error = InitializationFailed(
-            f"{type(self.module).__name__} failed to initialize, for good"
-        )
+        error = InitializationFailed(f"{self._name} failed to initialize, for good")
         error.__cause__ = self.lastError
         return error
 
     def _makeClosed(self) -> Closed:
-        return Closed(f"{type(self.module).__name__} is closed")
+        return Closed(f"{self._name} is closed")
+
+
+def _ownMethod(module: object, name: str) -> Callable[[], object] | None:
+    """
+    @return: A method that the module really has, and does not just make up for
+        any name that it is asked for; L{None} if there is none.
+    """
+    if getattr_static(module, name, None) is None:
+        return None
+    return cast(Callable[[], object], getattr(module, name))
 
 
 def _nameIn(module: object, method: object) -> str:

@@ -178,7 +178,12 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
         method=_readable(request.method),
         uri=_readable(request.uri),
     )
-    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal server error", requestId)
+    return Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "Internal server error",
+        requestId,
+        text=f"Internal server error (request {requestId})",
+    )
 
 
 _UNAVAILABLE: dict[type[Unavailable], str] = {
@@ -193,7 +198,7 @@ def _prefersText(accept: bytes | None) -> bool:
     if accept is None or len(accept) > _LONGEST_ACCEPT:
         return False
     try:
-        return bool(best_match(_OFFERED, accept.decode("latin-1")) == _TEXT)
+        return bool(best_match(_OFFERED, accept.decode("latin-1").lower()) == _TEXT)
     except MimeTypeParseException:
         return False
 

@@ -92,6 +92,9 @@ class _Exchange:
         answer.addCallback(self._write)
         answer.addErrback(self._writeProblem)
         answer.addErrback(self._abort)
+        if self._gone:
+            # It left while it was being rendered for.
+            answer.cancel()
 
     def left(self, reason: Failure) -> None:
         """
@@ -124,7 +127,9 @@ class _Exchange:
         if self._request.startedWriting:
             return failure
         problem = problemOf(failure, self._request)
-        contentType, body = problem.encode(self._request.getHeader(b"Accept"))
+        # Several lines of it count as one.
+        accept = self._request.requestHeaders.getRawHeaders(b"Accept")
+        contentType, body = problem.encode(b",".join(accept) if accept else None)
         headers = [(b"Vary", b"Accept"), *problem.headers]
         self._write(Response(body, contentType, problem.status, headers))
         return None

@@ -64,6 +64,7 @@ class _Channel(HTTPChannel):
     transport: ITCPTransport
 
     _asked = False
+    _refused = False
     _lastCall: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
@@ -120,6 +121,10 @@ class _Channel(HTTPChannel):
         and then the client might never see why. So they are read, for a while,
         and thrown away.
         """
+        if self._refused:
+            # Of what was received together with it, more may be wrong.
+            return
+        self._refused = True
         for method in (
             "dataReceived",
             "lineReceived",
@@ -131,13 +136,33 @@ class _Channel(HTTPChannel):
         reason = status.phrase.encode("ascii")
         self.writeHeaders(b"HTTP/1.1", b"%d" % status, reason, headers)
         self.setTimeout(None)
-        self.transport.loseWriteConnection()
+        if self.isSecure():
+            # To close one direction alone would cut off what is not encrypted
+            # yet; and the end of TLS has to be confirmed anyway.
+            self.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
         self._lastCall = self.callLater(_LINGER, self.transport.abortConnection)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """
+        What cannot be understood is refused in the same way; if the name of
+        this method changes, in Twisted's own.
+        """
+        self.refuse(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            if self._receivedHeaderSize > self.totalHeadersSize
+            or self._receivedHeaderCount > self.maxHeaders
+            else HTTPStatus.BAD_REQUEST
+        )
 
     def stop(self) -> None:
         """
         Let the request in progress be the last one.
         """
+        if self._lastCall is not None:
+            # It ends soon.
+            return
         if self.requests:
             self.persistent = False
             for request in self.requests:

@@ -1,0 +1,769 @@
+"""
+Whatever clients send, they get a clear answer, others are not disturbed, and
+the site can be stopped in good order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, eventAsText
+from twisted.web.server import Request
+from zope.interface import directlyProvides
+
+from tsrv.web.rendering import AsyncResource, Response, text
+from tsrv.web.site import Site
+
+from .support import resultOf
+from .websupport import (
+    Answer,
+    Peer,
+    Served,
+    Wire,
+    answersIn,
+    asynchronous,
+    errorsIn,
+    logged,
+    serving,
+)
+
+MOST = 1000
+
+GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def post(length: int, *headers: bytes) -> bytes:
+    """
+    @return: A request, up to its body.
+    """
+    lines = [b"POST / HTTP/1.1", b"Host: test", b"Content-Length: %d" % length]
+    return b"\r\n".join([*lines, *headers, b"", b""])
+
+
+def chunk(data: bytes) -> bytes:
+    """
+    @return: A chunk of a body.
+    """
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+class Echo(AsyncResource):
+    """
+    A resource that answers with what it was asked: at once, or when the test
+    says so.
+
+    @ivar asked: The requests, as they were seen.
+    @ivar held: Those under C{/held} that are to be answered.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.held: list[Deferred[None]] = []
+        self._waiting: list[tuple[int, Deferred[None]]] = []
+
+    def getChild(self, path: bytes, request: Request) -> Echo:
+        return self
+
+    async def render_GET(self, request: Request) -> Response:
+        content = request.content
+        assert content is not None
+        method, uri = request.method.decode(), request.uri.decode("latin-1")
+        seen = f"{method} {uri} {content.read()!r}"
+        self.asked.append(seen)
+        if request.uri.startswith(b"/held"):
+            held: Deferred[None] = Deferred()
+            self.held.append(held)
+            self._look()
+            await held
+        elif request.uri == b"/begun":
+            request.write(b"begun")
+            held = Deferred()
+            self.held.append(held)
+            await held
+        return text(seen)
+
+    render_POST = render_GET
+
+    def whenHeld(self, count: int) -> Deferred[None]:
+        """
+        @return: A Deferred that fires when so many requests are held.
+        """
+        deferred: Deferred[None] = Deferred()
+        self._waiting.append((count, deferred))
+        self._look()
+        return deferred
+
+    def _look(self) -> None:
+        for each in list(self._waiting):
+            count, deferred = each
+            if len(self.held) >= count:
+                self._waiting.remove(each)
+                deferred.callback(None)
+
+
+def makeSite(clock: Clock, *, accessLog: bool = False) -> tuple[Echo, Site]:
+    """
+    Make a site whose time the test controls.
+    """
+    echo = Echo()
+    return echo, Site(echo, clock, accessLog=accessLog, mostContent=MOST)
+
+
+async def check(served: Served) -> None:
+    """
+    The site still answers others.
+    """
+    wire = await served.connect(GET)
+    await wire.whenReceived(b"GET / b''")
+
+
+async def answersTo(served: Served, data: bytes) -> list[Answer]:
+    """
+    Send something, and wait for the site to close the connection.
+
+    The client goes on until the site has had its say, as a client does that
+    has more to send: whoever is reset loses what was sent to it.
+    """
+    wire = await served.connect(data)
+    return await ended(wire)
+
+
+async def ended(wire: Wire) -> list[Answer]:
+    """
+    Wait for the end of a connection.
+
+    @return: The responses that were received on it.
+    """
+    return answersIn(await wire.whenClosed())
+
+
+# What is too long, or wrong. After each of these the site is as before.
+
+LINE = b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: test\r\n\r\n"
+
+WRONG: list[tuple[str, bytes, int]] = [
+    ("request line", LINE, 414),
+    ("request line without an end", b"x" * 20_000, 414),
+    ("request line of a megabyte", b"GET /" + b"x" * 1_000_000, 414),
+    (
+        "header",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+        431,
+    ),
+    (
+        "header without an end",
+        b"GET / HTTP/1.1\r\nHost: test\r\nX: " + b"x" * 20_000,
+        431,
+    ),
+    (
+        "many headers",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 501 + b"\r\n",
+        431,
+    ),
+    (
+        "much in headers",
+        b"GET / HTTP/1.1\r\n" + (b"X: " + b"y" * 500 + b"\r\n") * 2000 + b"\r\n",
+        431,
+    ),
+    (
+        "continued header",
+        b"GET / HTTP/1.1\r\nX: y\r\n" + b" y\r\n" * 20_000 + b"\r\n",
+        431,
+    ),
+    ("announced body", post(MOST + 1), 413),
+    ("announced body that comes", post(MOST * 1000) + b"x" * MOST * 1000, 413),
+    ("announced body of any size", post(10**30), 413),
+    ("body after asking", post(MOST + 1, b"Expect: 100-continue"), 413),
+    ("one long chunk", CHUNKED + chunk(b"x" * (MOST + 1)) + chunk(b""), 413),
+    ("one endless chunk", CHUNKED + b"fffffff\r\n" + b"x" * MOST * 1000, 413),
+    ("many chunks", CHUNKED + chunk(b"x" * 100) * 11 + chunk(b""), 413),
+    (
+        "several long chunks",
+        CHUNKED + chunk(b"x" * (MOST + 1)) * 3 + chunk(b"x") + chunk(b""),
+        413,
+    ),
+    ("long and wrong chunks", CHUNKED + chunk(b"x" * (MOST + 1)) + b"no\r\n", 413),
+    ("empty request line", b"\r\n\r\n", 400),
+    ("no request", b"How do you do?\r\n\r\n", 400),
+    ("no version", b"GET /\r\nHost: test\r\n\r\n", 400),
+    ("wrong version", b"GET / HTTP/2.0\r\nHost: test\r\n\r\n", 400),
+    ("no path", b"GET  HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+    ("space in the path", b"GET /a b HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+    ("control character", b"GET /\x00 HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+    ("TLS", bytes.fromhex("16030100c8010000c40303") + b"\r\n", 400),
+    ("header without a colon", b"GET / HTTP/1.1\r\nHost\r\nX: y\r\n\r\n", 400),
+    ("last header without a colon", b"GET / HTTP/1.1\r\nHost\r\n\r\n", 400),
+    ("header without a name", b"GET / HTTP/1.1\r\n: test\r\n\r\n", 400),
+    ("space before the colon", b"GET / HTTP/1.1\r\nHost : test\r\n\r\n", 400),
+    ("NUL in a header", b"GET / HTTP/1.1\r\nHost: \x00\r\nX: y\r\n\r\n", 400),
+    ("length that is no number", GET[:-2] + b"Content-Length: 1x\r\n\r\n", 400),
+    ("negative length", GET[:-2] + b"Content-Length: -1\r\n\r\n", 400),
+    ("two lengths", GET[:-2] + b"Content-Length: 1\r\n" * 2 + b"\r\nx", 400),
+    ("length and chunks", CHUNKED[:-2] + b"Content-Length: 3\r\n\r\n0\r\n\r\n", 400),
+    ("unknown encoding", GET[:-2] + b"Transfer-Encoding: gzip\r\n\r\n", 400),
+    ("length of a chunk", CHUNKED + b"no\r\nx\r\n0\r\n\r\n", 400),
+    ("negative length of a chunk", CHUNKED + b"-1\r\nx\r\n0\r\n\r\n", 400),
+    ("end of a chunk", CHUNKED + b"1\r\nxy\r\n0\r\n\r\n", 400),
+    ("endless length of a chunk", CHUNKED + b"1" * 2000, 400),
+    (
+        "bad request before an endless line",
+        b"nonsense\r\n" + b"x" * 20_000,
+        400,
+    ),
+    (
+        "bad request before good ones",
+        b"nonsense\r\n\r\n" + GET * 3,
+        400,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [pytest.param(data, status, id=name) for name, data, status in WRONG],
+)
+@asynchronous
+async def test_what_is_wrong_is_refused_once_and_clearly(
+    data: bytes, status: int
+) -> None:
+    """
+    A client that is just cut off learns nothing; one that gets two answers, or
+    an answer to what is left of a refused request, learns the wrong thing.
+    """
+    from twisted.internet import reactor
+
+    echo = Echo()
+    with logged() as events:
+        async with serving(Site(echo, reactor, mostContent=MOST)) as served:
+            wire = await served.connect(data)
+            received = await wire.whenReceived(b"\r\n\r\n")
+            (answer,) = answersIn(received)
+            assert answer.status == status
+            assert answer.headers["connection"] == "close"
+            assert echo.asked == []
+            await check(served)
+            assert wire.received == received
+    assert errorsIn(events) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [pytest.param(data, status, id=name) for name, data, status in WRONG],
+)
+def test_what_is_wrong_is_refused_however_it_arrives(
+    data: bytes, status: int, clock: Clock
+) -> None:
+    """
+    The network cuts what is sent into pieces as it likes.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    for start in range(0, len(data), 333):
+        peer.send(data[start : start + 333])
+    assert [answer.status for answer in peer.answers] == [status]
+    assert echo.asked == []
+    assert peer.transport.writeClosed
+    assert not peer.closed
+    peer.leave()
+
+
+def test_a_refused_client_that_stays_is_cut_off(clock: Clock) -> None:
+    """
+    What it still sends is thrown away, but not for ever.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(post(MOST + 1))
+    for _ in range(19):
+        clock.advance(0.1)
+        peer.send(GET)
+    assert not peer.closed
+    clock.advance(0.1)
+    assert peer.closed
+    assert peer.transport.aborted
+    assert len(peer.answers) == 1
+    assert echo.asked == []
+
+
+def test_a_refusal_is_sent_before_tls_ends(clock: Clock) -> None:
+    """
+    To close one direction below TLS would cut off what has not been encrypted.
+    """
+    site = makeSite(clock)[1]
+    peer = Peer(site, clock)
+    directlyProvides(peer.transport, ISSLTransport)
+    peer.send(post(MOST + 1))
+    assert [answer.status for answer in peer.answers] == [413]
+    assert not peer.transport.writeClosed
+    assert peer.closed
+
+
+def test_the_limits_themselves_are_allowed(clock: Clock) -> None:
+    """
+    A limit is the most that is allowed, not the least that is refused.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    body = b"x" * MOST
+    peer.send(post(MOST) + body)
+    peer.send(CHUNKED + chunk(b"x" * (MOST - 1)) + chunk(b"x") + chunk(b""))
+    peer.send(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 500 + b"\r\n")
+    peer.send(b"GET /" + b"x" * 16_000 + b" HTTP/1.1\r\n\r\n")
+    assert [answer.status for answer in peer.answers] == [200] * 4
+    assert echo.asked[:2] == [f"POST / {body!r}"] * 2
+    peer.leave()
+
+
+# What is unusual, but right.
+
+
+@asynchronous
+async def test_http_1_0_is_answered_and_closed() -> None:
+    """
+    An old client waits for the end of the connection, and would wait for ever.
+    """
+    from twisted.internet import reactor
+
+    async with serving(Site(Echo(), reactor)) as served:
+        (answer,) = await answersTo(served, b"GET /old HTTP/1.0\r\n\r\n")
+        assert (answer.status, answer.body) == (200, b"GET /old b''")
+        await check(served)
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 3\r\n\r\nabc", CHUNKED[-30:] + b"3\r\nabc\r\n0\r\n\r\n"]
+)
+def test_a_body_on_get_is_not_taken_for_a_request(body: bytes, clock: Clock) -> None:
+    """
+    Bytes of a body that are read as the next request let one client speak with
+    the voice of another.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(GET[:-2] + body + GET)
+    assert echo.asked == ["GET / b'abc'", "GET / b''"]
+    assert [answer.status for answer in peer.answers] == [200, 200]
+    peer.leave()
+
+
+def test_who_asks_before_sending_a_body_is_told_to_go_on(clock: Clock) -> None:
+    """
+    Without the interim response such a client would hold back what the site
+    waits for.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(post(3, b"Expect: 100-continue"))
+    assert [answer.status for answer in peer.answers] == [100]
+    peer.send(b"abc")
+    assert echo.asked == ["POST / b'abc'"]
+    assert [answer.status for answer in peer.answers] == [100, 200]
+    peer.leave()
+
+
+@asynchronous
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """
+    Responses carry no names: only their order tells which is which.
+    """
+    from twisted.internet import reactor
+
+    echo = Echo()
+    async with serving(Site(echo, reactor)) as served:
+        requests = [
+            b"GET /held/%d HTTP/1.1\r\nHost: test\r\n\r\n" % n
+            if n % 3 == 0
+            else b"GET /%d HTTP/1.1\r\nHost: test\r\n\r\n" % n
+            for n in range(20)
+        ]
+        wire = await served.connect(b"".join(requests))
+        for n in range(7):
+            await echo.whenHeld(n + 1)
+            assert f"/{3 * n + 1} " not in " ".join(echo.asked)
+            echo.held[n].callback(None)
+        received = await wire.whenReceived(b"GET /19 b''")
+        numbers = [
+            answer.body.split()[1].rpartition(b"/")[2] for answer in answersIn(received)
+        ]
+        assert numbers == [b"%d" % n for n in range(20)]
+
+
+def test_bad_after_good_requests_are_refused_in_their_turn(clock: Clock) -> None:
+    """
+    A refusal must not overtake the response to what was asked before.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(b"GET /held HTTP/1.1\r\n\r\n" + GET + b"nonsense\r\n\r\n" + GET)
+    assert peer.received == b""
+    echo.held[0].callback(None)
+    assert [answer.status for answer in peer.answers] == [200, 200, 400]
+    assert len(echo.asked) == 2
+    peer.leave()
+
+
+# Connections that are dropped halfway.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"GET /sa",
+        b"GET / HTTP/1.1\r\nHo",
+        post(100) + b"half",
+        CHUNKED + b"5\r\nha",
+        CHUNKED + b"5\r\nhello\r\n",
+        b"GET /held HTTP/1.1\r\n\r\nGET / HT",
+    ],
+)
+@asynchronous
+async def test_a_connection_that_is_dropped_leaves_nothing(data: bytes) -> None:
+    """
+    Half a request is never carried out, is not worth a word in the log, and
+    keeps nothing in memory.
+    """
+    from twisted.internet import reactor
+
+    echo = Echo()
+    site = Site(echo, reactor)
+    with logged() as events:
+        async with serving(site) as served:
+            wire = await served.connect(data)
+            held = data.startswith(b"GET /held")
+            if held:
+                await echo.whenHeld(1)
+            wire.leave()
+            await check(served)
+            if not held:
+                assert echo.asked == ["GET / b''"]
+        # No connection is left but those that ended.
+        assert await site.stop(0) == 0
+    assert errorsIn(events) == []
+    assert all(held.called for held in echo.held)
+
+
+def test_an_idle_connection_is_closed_in_time(clock: Clock) -> None:
+    """
+    Connections on which nothing happens would add up.
+    """
+    site = makeSite(clock)[1]
+    peers = [Peer(site, clock) for _ in range(3)]
+    peers[1].send(b"GET / HT")
+    peers[2].send(GET)
+    clock.advance(59)
+    assert [peer.closed for peer in peers] == [False] * 3
+    clock.advance(1)
+    assert [peer.closed for peer in peers] == [True] * 3
+
+
+def test_a_request_that_is_held_is_not_idle(clock: Clock) -> None:
+    """
+    Who waits for a slow start must not be cut off by the limit for idle
+    connections.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    clock.pump([60] * 60)
+    echo.held[0].callback(None)
+    assert [answer.status for answer in peer.answers] == [200]
+    peer.leave()
+
+
+# Stopping.
+
+
+def test_to_stop_without_connections_takes_no_time(clock: Clock) -> None:
+    """
+    There is nothing to wait for.
+    """
+    site = makeSite(clock)[1]
+    assert resultOf(site.stop(30)).value == 0
+
+
+def test_idle_connections_are_closed_at_once(clock: Clock) -> None:
+    """
+    A client that keeps its connection for later is not worth waiting for.
+    """
+    site = makeSite(clock)[1]
+    peer = Peer(site, clock)
+    peer.send(GET)
+    stopped = resultOf(site.stop(30))
+    assert peer.closed
+    assert stopped.value == 0
+
+
+def test_requests_in_progress_are_the_last_ones(clock: Clock) -> None:
+    """
+    What has been asked is answered, and the client is told that the connection
+    ends with it.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    stopped = resultOf(site.stop(30))
+    clock.advance(29)
+    assert not peer.closed
+    echo.held[0].callback(None)
+    (answer,) = peer.answers
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert peer.closed
+    assert stopped.value == 0
+
+
+def test_pipelined_requests_behind_the_last_one_are_not_begun(clock: Clock) -> None:
+    """
+    After C{Connection: close} nothing may follow, so what would be done for it
+    would be done for nobody.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(b"GET /held HTTP/1.1\r\n\r\n" + GET)
+    stopped = resultOf(site.stop(30))
+    echo.held[0].callback(None)
+    assert peer.closed
+    assert echo.asked == ["GET /held b''"]
+    assert stopped.value == 0
+
+
+def test_a_response_that_has_begun_is_let_end(clock: Clock) -> None:
+    """
+    Its headers are out, and cannot be changed; the connection ends with it all
+    the same.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(b"GET /begun HTTP/1.1\r\n\r\n")
+    stopped = resultOf(site.stop(30))
+    with logged() as events:
+        echo.held[0].callback(None)
+    assert errorsIn(events) == []
+    assert b"GET /begun" in peer.received
+    assert b"Connection: close" not in peer.received
+    assert peer.closed
+    assert stopped.value == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n"], ids=["nothing", "half"])
+def test_a_request_on_its_way_is_answered(sent: bytes, clock: Clock) -> None:
+    """
+    A client that has just connected, before listening stopped, is served.
+    """
+    site = makeSite(clock)[1]
+    peer = Peer(site, clock)
+    peer.send(sent)
+    stopped = resultOf(site.stop(30))
+    clock.advance(0.9)
+    assert not peer.closed
+    peer.send(GET.removeprefix(sent))
+    (answer,) = peer.answers
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert peer.closed
+    assert stopped.value == 0
+
+
+def test_a_request_that_takes_longer_than_the_moment_is_answered(
+    clock: Clock,
+) -> None:
+    """
+    The moment is for the request to come, not for the response.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    stopped = resultOf(site.stop(30))
+    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    clock.advance(10)
+    assert not peer.closed
+    echo.held[0].callback(None)
+    assert [answer.status for answer in peer.answers] == [200]
+    assert peer.closed
+    assert stopped.value == 0
+
+
+def test_a_connection_on_which_nothing_is_asked_gets_a_moment(clock: Clock) -> None:
+    """
+    Browsers open connections in advance, and would hold up every stop.
+    """
+    site = makeSite(clock)[1]
+    peer = Peer(site, clock)
+    stopped = resultOf(site.stop(30))
+    clock.advance(0.9)
+    assert not peer.closed
+    clock.advance(0.1)
+    assert peer.closed
+    assert stopped.value == 0
+
+
+def test_a_connection_that_comes_too_late_gets_a_moment(clock: Clock) -> None:
+    """
+    What the operating system had accepted already, may arrive after the stop.
+    """
+    site = makeSite(clock)[1]
+    assert resultOf(site.stop(30)).value == 0
+    late, idle = Peer(site, clock), Peer(site, clock)
+    late.send(GET)
+    (answer,) = late.answers
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert late.closed
+    clock.advance(1)
+    assert idle.closed
+
+
+def test_time_that_is_up_ends_the_stop(clock: Clock) -> None:
+    """
+    A stop that waits for the slowest client never ends; who stops is told how
+    many are left, and can break them off.
+    """
+    echo, site = makeSite(clock)
+    peers = [Peer(site, clock) for _ in range(3)]
+    for peer in peers:
+        peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    stopped = resultOf(site.stop(30))
+    echo.held[0].callback(None)
+    clock.advance(29)
+    assert stopped.pending
+    clock.advance(1)
+    assert stopped.value == 2
+    site.abort()
+    assert [peer.closed for peer in peers] == [True] * 3
+    assert [peer.transport.aborted for peer in peers] == [False, True, True]
+    assert all(held.called for held in echo.held)
+
+
+def test_a_stop_can_be_hurried(clock: Clock) -> None:
+    """
+    Who does not want to wait any longer cancels.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    stopping = site.stop(30)
+    stopped = resultOf(stopping)
+    stopping.cancel()
+    assert stopped.value == 1
+    # What was cancelled is not fired later.
+    echo.held[0].callback(None)
+    assert peer.closed
+
+
+def test_to_stop_twice_is_to_wait_twice(clock: Clock) -> None:
+    """
+    The server waits once more after it has answered what was held; by that
+    no connection gets a second moment, and no timer is left.
+    """
+    site = makeSite(clock)[1]
+    peer = Peer(site, clock)
+    first = resultOf(site.stop(0.5))
+    clock.advance(0.5)
+    assert first.value == 1
+    second = resultOf(site.stop(2))
+    clock.advance(0.5)
+    assert peer.closed
+    assert second.value == 0
+
+
+def test_a_refused_client_does_not_get_a_second_moment(clock: Clock) -> None:
+    """
+    It is being got rid of already, and has been answered.
+    """
+    site = makeSite(clock)[1]
+    peer = Peer(site, clock)
+    peer.send(LINE)
+    clock.advance(1.5)
+    stopped = resultOf(site.stop(30))
+    clock.advance(0.5)
+    assert peer.closed
+    assert stopped.value == 0
+    assert len(peer.answers) == 1
+
+
+@asynchronous
+async def test_a_site_that_listens_is_stopped_in_good_order() -> None:
+    """
+    All of it at once, over real connections.
+    """
+    from twisted.internet import reactor
+
+    echo = Echo()
+    site = Site(echo, reactor)
+    async with serving(site) as served:
+        idle = await served.connect(GET)
+        await idle.whenReceived(b"GET / b''")
+        busy = [
+            await served.connect(b"GET /held HTTP/1.1\r\n\r\n"),
+            await served.connect(b"GET /held HTTP/1.1\r\n\r\n"),
+        ]
+        await echo.whenHeld(2)
+        stopped = site.stop(30)
+        await idle.whenClosed()
+        for held in echo.held:
+            held.callback(None)
+        for received in await gatherResults([wire.whenClosed() for wire in busy]):
+            (answer,) = answersIn(received)
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await stopped == 0
+
+
+# The log.
+
+
+def test_nothing_is_logged_of_a_request_unless_asked_for(clock: Clock) -> None:
+    """
+    An access log is for who wants one.
+    """
+    site = makeSite(clock)[1]
+    with logged() as events:
+        peer = Peer(site, clock)
+        peer.send(GET)
+        peer.leave()
+    assert events == []
+
+
+def test_the_access_log_has_a_line_for_each_request(clock: Clock) -> None:
+    """
+    In the format that every tool for such logs reads; nothing that a client
+    sends makes a second line of it.
+    """
+    site = makeSite(clock, accessLog=True)[1]
+    clock.advance(1_000_000_000)
+    with logged() as events:
+        peer = Peer(site, clock)
+        peer.send(b'GET /"\x85 HTTP/1.1\r\nUser-Agent: {curl}\x0b\r\n\r\n')
+    assert lines(events) == [
+        '"192.0.2.1" - - [09/Sep/2001:01:46:40 +0000] '
+        '"GET /\\"\\x85 HTTP/1.1" 200 14 "-" "{curl}\\x0b"'
+    ]
+    peer.leave()
+
+
+def test_requests_that_end_after_listening_stopped_are_logged(clock: Clock) -> None:
+    """
+    Twisted closes its log with the port, while requests are still in progress.
+    """
+    echo, site = makeSite(clock, accessLog=True)
+    site.doStart()
+    peer = Peer(site, clock)
+    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    site.doStop()
+    with logged() as events:
+        echo.held[0].callback(None)
+    assert len(lines(events)) == 1
+    peer.leave()
+
+
+def lines(events: list[LogEvent]) -> list[str]:
+    """
+    @return: What was logged.
+    """
+    formatted: Callable[[LogEvent], str] = lambda event: eventAsText(  # noqa: E731
+        event, includeTimestamp=False, includeSystem=False
+    )
+    return [formatted(event) for event in events]

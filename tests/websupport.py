@@ -1,0 +1,382 @@
+"""
+What the tests of the web half need: servers, and clients that say exactly what
+they are told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import pytest_twisted  # type: ignore[import-untyped]
+from treq.client import HTTPClient
+from treq.testing import StubTreq
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    connectProtocol,
+)
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import StringTransport
+from twisted.logger import LogEvent, LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.resource import IResource
+
+from tsrv.web.site import Site
+
+from .support import resultOf
+
+__all__ = [
+    "Answer",
+    "Peer",
+    "Served",
+    "Teller",
+    "Wire",
+    "answersIn",
+    "ask",
+    "asynchronous",
+    "errorsIn",
+    "logged",
+    "serving",
+]
+
+_Test = TypeVar("_Test", bound=Callable[..., Coroutine[Any, Any, None]])
+
+
+def asynchronous(test: _Test) -> _Test:
+    """
+    Mark a test as one that runs on the real reactor.
+    """
+    return cast(_Test, pytest_twisted.ensureDeferred(test))
+
+
+class Teller:
+    """
+    A module that is initialised, and that tells something, when the test says
+    so.
+
+    @ivar starting: The Deferred of C{initialize()}.
+    @ivar answers: Those of the calls, in order.
+    """
+
+    def __init__(self) -> None:
+        self.starting: Deferred[None] = Deferred()
+        self.answers: list[Deferred[str]] = []
+
+    def initialize(self) -> Deferred[None]:
+        return self.starting
+
+    def tellMeSomething(self) -> Deferred[str]:
+        answer: Deferred[str] = Deferred()
+        self.answers.append(answer)
+        return answer
+
+
+@contextmanager
+def logged() -> Iterator[list[LogEvent]]:
+    """
+    Collect what is logged.
+    """
+    events: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        events.append(event)
+
+    globalLogPublisher.addObserver(cast(Any, observe))
+    try:
+        yield events
+    finally:
+        globalLogPublisher.removeObserver(cast(Any, observe))
+
+
+def errorsIn(events: list[LogEvent]) -> list[LogEvent]:
+    """
+    @return: Those events that somebody should look after.
+    """
+    return [event for event in events if event["log_level"] >= LogLevel.warn]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    A response as a client sees it.
+
+    @ivar headers: The headers, by their names in lower case.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def answersIn(data: bytes, *, bodies: bool = True) -> list[Answer]:
+    """
+    @param data: What a client has received; only whole responses.
+    @param bodies: Whether the responses have bodies, which those to HEAD have
+        not.
+    @return: The responses.
+    """
+    answers = []
+    while data:
+        head, end, data = data.partition(b"\r\n\r\n")
+        assert end, head
+        statusLine, *lines = head.decode("ascii").split("\r\n")
+        status = int(statusLine.split(" ")[1])
+        headers = {}
+        for line in lines:
+            name, _, value = line.partition(": ")
+            headers[name.lower()] = value
+        length = 0
+        if bodies and status >= 200:
+            length = int(headers.get("content-length", 0))
+        assert len(data) >= length, data
+        answers.append(Answer(status, headers, data[:length]))
+        data = data[length:]
+    return answers
+
+
+def ask(
+    resource: IResource,
+    path: str = "/",
+    method: str = "GET",
+    headers: Mapping[str, str | list[str]] | None = None,
+    data: bytes | None = None,
+) -> Answer:
+    """
+    Make a request to a resource in memory, with a real HTTP client.
+    """
+    stub: Any = StubTreq(resource)
+    asked = resultOf(
+        stub.request(method, f"http://test{path}", headers=headers, data=data)
+    )
+    stub.flush()
+    response = asked.value
+    received = {
+        name.decode("ascii").lower(): b", ".join(values).decode("ascii")
+        for name, values in response.headers.getAllRawHeaders()
+    }
+    # The client keeps it apart from the others.
+    if response.length.__class__ is int:
+        received.setdefault("content-length", str(response.length))
+    return Answer(response.code, received, resultOf(stub.content(response)).value)
+
+
+class _Transport(StringTransport):
+    """
+    A transport in memory that is closed when it is asked to be, in the next
+    turn.
+    """
+
+    aborted = False
+    closed = False
+    writeClosed = False
+    protocol: Any
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(peerAddress=IPv4Address("TCP", "192.0.2.1", 54321))
+        self._clock = clock
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+        self._clock.callLater(0, self._close)
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.loseConnection()
+
+    def loseWriteConnection(self) -> None:
+        self.writeClosed = True
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.protocol.connectionLost(Failure(ConnectionDone()))
+
+
+class Peer:
+    """
+    The client's end of a connection in memory, on a site whose time the test
+    controls.
+
+    @ivar channel: The server's end.
+    @ivar transport: What is between them.
+    """
+
+    def __init__(self, site: Site, clock: Clock) -> None:
+        self._clock = clock
+        self.channel: Any = site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 54321))
+        self.transport = _Transport(clock)
+        self.transport.protocol = self.channel
+        self.channel.makeConnection(self.transport)
+
+    def send(self, data: bytes) -> None:
+        """
+        Send something.
+        """
+        self.channel.dataReceived(data)
+
+    def leave(self) -> None:
+        """
+        Close the connection.
+        """
+        self.transport._close()
+
+    @property
+    def closed(self) -> bool:
+        """
+        Whether the connection has been closed.
+        """
+        self._clock.advance(0)
+        return self.transport.closed
+
+    @property
+    def received(self) -> bytes:
+        """
+        All that has been received.
+        """
+        return cast(bytes, self.transport.value())
+
+    @property
+    def answers(self) -> list[Answer]:
+        """
+        The responses that have been received.
+        """
+        return answersIn(self.received)
+
+
+class Wire(Protocol):
+    """
+    The client's end of a real connection.
+
+    @ivar received: All that has been received.
+    @ivar closed: Whether the connection has been closed.
+    """
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.closed = False
+        self._waiting: list[tuple[Callable[[], bool], Deferred[bytes]]] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+        self._look()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.closed = True
+        self._look()
+
+    def send(self, data: bytes) -> None:
+        """
+        Send something.
+        """
+        assert self.transport is not None
+        self.transport.write(data)
+
+    def leave(self) -> None:
+        """
+        Close the connection without a word.
+        """
+        cast(Any, self.transport).abortConnection()
+
+    def when(self, condition: Callable[[], bool]) -> Deferred[bytes]:
+        """
+        @return: A Deferred that fires with all that has been received when a
+            condition holds. It fails when the connection is closed before.
+        """
+        deferred: Deferred[bytes] = Deferred()
+        self._waiting.append((condition, deferred))
+        self._look()
+        return deferred
+
+    def whenReceived(self, expected: bytes, times: int = 1) -> Deferred[bytes]:
+        """
+        @return: A Deferred that fires with all that has been received when
+            something is in it.
+        """
+        return self.when(lambda: self.received.count(expected) >= times)
+
+    def whenClosed(self) -> Deferred[bytes]:
+        """
+        @return: A Deferred that fires with all that has been received when
+            there is nothing more to come.
+        """
+        return self.when(lambda: self.closed)
+
+    def _look(self) -> None:
+        for each in list(self._waiting):
+            condition, deferred = each
+            if condition():
+                self._waiting.remove(each)
+                deferred.callback(self.received)
+            elif self.closed:
+                self._waiting.remove(each)
+                deferred.errback(AssertionError(f"closed after {self.received!r}"))
+
+
+@dataclass
+class Served:
+    """
+    A site that listens on the loopback interface.
+    """
+
+    site: Site
+    port: int
+    client: HTTPClient
+    wires: list[Wire]
+
+    @property
+    def url(self) -> str:
+        """
+        Where the root is.
+        """
+        return f"http://127.0.0.1:{self.port}"
+
+    async def connect(self, *data: bytes) -> Wire:
+        """
+        Make a connection, and send something.
+        """
+        from twisted.internet import reactor
+
+        endpoint = TCP4ClientEndpoint(cast(Any, reactor), "127.0.0.1", self.port)
+        wire: Wire = await connectProtocol(endpoint, Wire())
+        self.wires.append(wire)
+        for each in data:
+            wire.send(each)
+        return wire
+
+
+@asynccontextmanager
+async def serving(site: Site) -> AsyncIterator[Served]:
+    """
+    Listen on a free port of the loopback interface; leave no connection behind.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    endpoint = TCP4ServerEndpoint(reactor, 0, backlog=1024, interface="127.0.0.1")
+    listening = await endpoint.listen(site)
+    pool = HTTPConnectionPool(reactor, persistent=False)
+    client = HTTPClient(Agent(reactor, pool=pool))
+    served = Served(site, listening.getHost().port, client, [])
+    try:
+        yield served
+    finally:
+        await listening.stopListening()
+        closed = [wire.whenClosed() for wire in served.wires]
+        for wire in served.wires:
+            wire.leave()
+        await gatherResults(closed)
+        site.abort()
+        await site.stop(60)
+        # The transports of those that were aborted end in the next turn.
+        await deferLater(reactor, 0)
