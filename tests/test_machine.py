@@ -44,6 +44,8 @@ caller: ContextVar[int | None] = ContextVar("caller", default=None)
 
 METHODS = ["read", "write", "compute", "count", "fail"]
 
+PLANS = ["submit", "submit", "cancel", "lose", "lose", "initialize", "wait", "close"]
+
 LATER = ["read", "write", "compute"]
 
 
@@ -57,8 +59,7 @@ class Call:
     method: str
     queued: bool
     since: float
-    losses: int
-    deferred: Deferred[Any]
+    deferred: Deferred[Any] | None = None
     fired: list[Any] = field(default_factory=list)
     gaveUp: bool = False
     refused: bool = False
@@ -88,6 +89,37 @@ class Run:
     call: Call
     losses: int
     answer: Deferred[Any] | None = None
+    late: Deferred[Any] = field(default_factory=Deferred)
+
+    @property
+    def open(self) -> bool:
+        """
+        Whether the module has not answered, or not after it was cancelled.
+        """
+        if self.answer is None:
+            return False
+        return not self.answer.called or (
+            isinstance(self.answer.result, Deferred) and not self.late.called
+        )
+
+    def end(self, error: Exception | None) -> None:
+        """
+        Let the module answer.
+        """
+        assert self.answer is not None
+        open_ = self.late if self.answer.called else self.answer
+        if error is None:
+            open_.callback(("done", self.call.number, self.call.runs.index(self)))
+        else:
+            open_.errback(error)
+
+    def cancelled(self, failure: Failure) -> Any:
+        """
+        Some calls take their time when they are cancelled.
+        """
+        if self.call.number % 3 or not failure.check(CancelledError):
+            return failure
+        return self.late
 
 
 class Modelled:
@@ -131,7 +163,7 @@ class Machine(RuleBasedStateMachine):
     """
 
     @initialize(
-        limit=st.sampled_from([0, 1, 3, 100]),
+        limit=st.sampled_from([1, 3, 100, 100]),
         timeout=st.sampled_from([None, 1.0, 5.0]),
         concurrency=st.sampled_from([None, None, 1, 2]),
         attemptTimeout=st.sampled_from([None, 2.0]),
@@ -156,7 +188,7 @@ class Machine(RuleBasedStateMachine):
             concurrency=concurrency,
             attemptTimeout=attemptTimeout,
             closeTimeout=3.0,
-            retryPolicy=lambda attempts: float(attempts),
+            retryPolicy=float,
             fatal=(Refused,),
             replay=["read"],
         )
@@ -175,6 +207,10 @@ class Machine(RuleBasedStateMachine):
         self.failures = Failures()
         self.problems: list[str] = []
         self.cancelled = 0
+        self.succeeded = False
+        self.fatals = 0
+        self.busy = 0.0
+        self.competing = False
         globalLogPublisher.addObserver(self.failures)
 
     def check(self, holds: bool, what: str) -> None:
@@ -188,11 +224,14 @@ class Machine(RuleBasedStateMachine):
     # The module's side.
 
     def initializing(self) -> Deferred[None]:
+        self.succeeded = False
         self.reenter()
         how, self.next = self.next, "later"
+        self.succeeded = how == "succeed"
         if how == "raise":
             raise Trouble("at once")
         if how == "refuse":
+            self.fatals += 1
             return fail(Refused("at once"))
         if how == "succeed":
             return succeed(None)
@@ -202,10 +241,10 @@ class Machine(RuleBasedStateMachine):
             # When it is cancelled it takes its time, and then succeeds.
             late: Deferred[None] = Deferred()
             self.late.append(late)
+            attempt.addErrback(lambda why: late if why.check(CancelledError) else why)
             answer = Deferred()
             answer.callback(None)
             answer.addCallback(lambda _: attempt)
-            attempt.addErrback(lambda _: late)
         self.attempts.append(attempt)
         return answer
 
@@ -245,6 +284,8 @@ class Machine(RuleBasedStateMachine):
         self.check(not waiting, f"call {number} overtakes {waiting}")
         run = Run(call, self.losses)
         call.runs.append(run)
+        if self.wrapper.state is State.DRAINING:
+            self.work()
         if self.concurrency is not None and self.wrapper.state is State.DRAINING:
             self.check(
                 self.inProgress() <= self.concurrency,
@@ -253,9 +294,29 @@ class Machine(RuleBasedStateMachine):
         self.reenter()
         return run
 
+    def work(self) -> None:
+        """
+        Keep the reactor for 2 ms, as does each drained command; there is other
+        work to do.
+        """
+        self.check(self.busy < 0.006, "one slice goes on and on")
+        self.busy += 0.002
+        self.clock.rightNow += 0.002
+        if not self.competing:
+            self.competing = True
+            self.clock.callLater(0, self.compete)
+
+    def compete(self) -> None:
+        """
+        Other work gets its turn.
+        """
+        self.competing = False
+        self.busy = 0.0
+
     def runLater(self, number: int) -> Deferred[Any]:
         run = self.run(number)
         run.answer = Deferred()
+        run.answer.addErrback(run.cancelled)
         return run.answer
 
     def inProgress(self) -> int:
@@ -296,7 +357,10 @@ class Machine(RuleBasedStateMachine):
         Do in this callback what is planned for the next one.
         """
         if self.plans:
-            self.plans.popleft()()
+            try:
+                self.plans.popleft()()
+            except Exception as error:
+                self.check(False, f"calling back raised {error!r}")
 
     def submit(self, method: str, taken: bool = False) -> None:
         """
@@ -311,8 +375,6 @@ class Machine(RuleBasedStateMachine):
             method,
             queued=state is not State.READY,
             since=self.clock.seconds(),
-            losses=self.losses,
-            deferred=Deferred(),
         )
         self.calls.append(call)
         pending = wrapper.pending
@@ -340,15 +402,22 @@ class Machine(RuleBasedStateMachine):
 
     def ended(self, result: object, call: Call) -> None:
         call.fired.append(result)
+        if isinstance(result, Failure) and result.check(QueueTimeout):
+            assert result.value is not None
+            self.check(
+                result.value.__cause__ is self.wrapper.lastError,
+                f"call {call.number} lost the cause of its timeout",
+            )
         self.reenter()
 
     def cancelCall(self, which: int) -> None:
         """
         Give up one of the calls that have not ended.
         """
-        open_ = [call for call in self.calls if not call.ended]
+        open_ = [call for call in self.calls if call.deferred and not call.ended]
         if open_:
             call = open_[which % len(open_)]
+            assert call.deferred is not None
             if self.isWaiting(call):
                 self.cancelled += 1
             call.gaveUp = True
@@ -357,11 +426,14 @@ class Machine(RuleBasedStateMachine):
     def wait(self, start: bool) -> None:
         fired: list[Any] = []
         wrapper = self.wrapper
+        fatals = self.fatals - (wrapper.state is State.FAILED and not start)
         deferred = wrapper.initialize() if start else wrapper.whenInitialized()
         self.waiters.append((deferred, fired))
 
         def initialized(result: object) -> None:
             fired.append(result)
+            if isinstance(result, Failure) and result.check(InitializationFailed):
+                self.check(self.fatals > fatals, "a new waiter gets an old failure")
             self.reenter()
 
         deferred.addBoth(initialized)
@@ -386,8 +458,9 @@ class Machine(RuleBasedStateMachine):
             if ready:
                 for call in self.calls:
                     if call.method == "read" and self.isInProgress(call):
-                        # It is put back.
+                        # It is put back, and begins to wait anew.
                         call.queued = True
+                        call.since = self.clock.seconds()
                 self.losses += 1
             watch = self.watches[-1]
             if error is None:
@@ -399,19 +472,9 @@ class Machine(RuleBasedStateMachine):
         """
         The module answers one of its calls, be it late.
         """
-        runs = [
-            run
-            for call in self.calls
-            for run in call.runs
-            if run.answer is not None and not run.answer.called
-        ]
+        runs = [run for call in self.calls for run in call.runs if run.open]
         if runs:
-            run = runs[which % len(runs)]
-            assert run.answer is not None
-            if error is None:
-                run.answer.callback(("done", run.call.number))
-            else:
-                run.answer.errback(error)
+            runs[which % len(runs)].end(error)
 
     # What may happen.
 
@@ -426,72 +489,131 @@ class Machine(RuleBasedStateMachine):
         for _ in range(many):
             self.submit(method)
 
+    @precondition(lambda self: self.notReady())
+    @rule()
+    def comeUp(self) -> None:
+        """
+        The module becomes ready, whatever that takes.
+        """
+        self.next = "later"
+        self.wait(start=True)
+        self.clock.advance(self.wrapper.retryAfter() or 0)
+        self.answerAttempt(None)
+
+    @precondition(lambda self: any(not call.ended for call in self.calls))
     @rule(which=st.integers(0, 9))
     def giveUp(self, which: int) -> None:
         self.cancelCall(which)
 
+    def notReady(self) -> bool:
+        return self.wrapper.state in (
+            State.NEW,
+            State.INITIALIZING,
+            State.RETRYING,
+            State.LOST,
+            State.FAILED,
+        )
+
+    def isReady(self) -> bool:
+        return self.wrapper.state in (State.DRAINING, State.READY)
+
+    @precondition(lambda self: self.notReady())
     @rule()
     def initializeIt(self) -> None:
         self.wait(start=True)
 
+    @precondition(lambda self: self.notReady())
     @rule()
     def waitForIt(self) -> None:
         self.wait(start=False)
 
+    @precondition(lambda self: any(not fired for _, fired in self.waiters))
     @rule(which=st.integers(0, 9))
     def stopWaiting(self, which: int) -> None:
         open_ = [deferred for deferred, fired in self.waiters if not fired]
-        if open_:
-            open_[which % len(open_)].cancel()
+        attempts = [attempt for attempt in self.attempts if not attempt.called]
+        planned = bool(self.plans)
+        open_[which % len(open_)].cancel()
+        assert planned or not any(attempt.called for attempt in attempts)
 
+    @precondition(lambda self: self.next == "later")
     @rule(how=st.sampled_from(["later", "succeed", "raise", "refuse", "stubborn"]))
     def nextAttempt(self, how: str) -> None:
         self.next = how
 
+    @precondition(lambda self: any(not attempt.called for attempt in self.attempts))
     @rule(error=st.sampled_from([None, None, None, Trouble, Refused]))
     def answerAttempt(self, error: type[Exception] | None) -> None:
         open_ = [attempt for attempt in self.attempts if not attempt.called]
-        if open_:
-            if error is None:
-                open_[-1].callback(None)
-            else:
-                open_[-1].errback(error("later"))
+        if open_ and error is None:
+            self.succeeded = True
+            open_[-1].callback(None)
+        elif open_ and error is not None:
+            reason = error("later")
+            self.fatals += error is Refused
+            current = self.wrapper.state is State.INITIALIZING
+            planned = bool(self.plans)
+            open_[-1].errback(reason)
+            if current and not planned:
+                assert self.wrapper.lastError is reason
 
+    @precondition(lambda self: self.notReady() and not self.plans)
+    @rule()
+    def abandonAnAttemptThatSucceedsLate(self) -> None:
+        self.next = "stubborn"
+        self.wait(start=True)
+        self.clock.advance(self.wrapper.retryAfter() or 0)
+        self.clock.advance(2.0)
+        self.clock.advance(self.wrapper.retryAfter() or 0)
+        self.answerLate()
+
+    @precondition(lambda self: any(not late.called for late in self.late))
     @rule()
     def answerLate(self) -> None:
         for late in self.late:
             if not late.called:
                 late.callback(None)
 
+    @precondition(lambda self: any(run for call in self.calls for run in call.runs))
     @rule(which=st.integers(0, 9), error=st.sampled_from([None, None, Trouble]))
     def answerCall(self, which: int, error: type[Exception] | None) -> None:
         self.answerRun(which, None if error is None else error("answer"))
 
+    @precondition(lambda self: self.isReady())
     @rule(error=st.sampled_from([None, Trouble]))
     def lose(self, error: type[Exception] | None) -> None:
         self.loseModule(None if error is None else error("loss"))
 
+    @precondition(lambda self: self.isReady())
     @rule(error=st.sampled_from([None, Trouble]))
     def loseAfterFailures(self, error: type[Exception] | None) -> None:
         """
         As many clients do: first all that is in progress fails, and then the
         loss is reported.
         """
+        again = [
+            call
+            for call in self.calls
+            if call.method == "read" and self.isInProgress(call)
+        ]
+        planned = bool(self.plans)
         for _ in range(len(self.calls)):
             self.answerRun(0, Trouble("connection lost"))
         self.loseModule(None if error is None else error("loss"))
+        if not planned:
+            assert not any(call.ended for call in again)
 
     @rule(seconds=st.sampled_from([0, 0, 0.5, 1, 2, 7]))
     def passTime(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
-    @precondition(lambda self: self.calls)
-    @rule(delay=st.integers(0, 8))
-    def closeIt(self, delay: int) -> None:
-        # Not too often: not much happens after it.
-        if delay == 0:
-            self.shut()
+    @precondition(lambda self: len(self.calls) > 12)
+    @rule()
+    def closeIt(self) -> None:
+        # Not too early: not much happens after it.
+        self.shut()
 
+    @precondition(lambda self: any(not closing.called for closing in self.closings))
     @rule(error=st.sampled_from([None, Trouble]))
     def answerClosing(self, error: type[Exception] | None) -> None:
         for closing in self.closings:
@@ -501,14 +623,44 @@ class Machine(RuleBasedStateMachine):
                 else:
                     closing.errback(error("closing"))
 
+    @precondition(lambda self: len(self.plans) < 3)
     @rule(
-        what=st.sampled_from(
-            ["submit", "submit", "cancel", "lose", "initialize", "wait", "close"]
-        ),
+        what=st.sampled_from(PLANS),
         method=st.sampled_from(METHODS),
         which=st.integers(0, 9),
     )
     def planForTheNextCallback(self, what: str, method: str, which: int) -> None:
+        self.plan(what, method, which)
+
+    @precondition(lambda self: self.notReady())
+    @rule(
+        methods=st.lists(st.sampled_from(METHODS), min_size=1, max_size=4),
+        whats=st.lists(st.sampled_from([*PLANS, "close"]), min_size=1, max_size=3),
+        which=st.integers(0, 9),
+        error=st.sampled_from([None, None, None, Refused]),
+    )
+    def answerAttemptWithPlans(
+        self,
+        methods: list[str],
+        whats: list[str],
+        which: int,
+        error: type[Exception] | None,
+    ) -> None:
+        """
+        Whatever is planned happens in the callbacks of a drain, or of the end
+        of all hope.
+        """
+        self.plans.clear()
+        self.next = "later"
+        self.wait(start=True)
+        self.clock.advance(self.wrapper.retryAfter() or 0)
+        for method in methods:
+            self.submit(method)
+        for what in whats:
+            self.plan(what, methods[0], which)
+        self.answerAttempt(error)
+
+    def plan(self, what: str, method: str, which: int) -> None:
         self.plans.append(
             {
                 "submit": lambda: self.submit(method),
@@ -528,6 +680,21 @@ class Machine(RuleBasedStateMachine):
         assert self.failures.all == []
 
     @invariant()
+    def timersAreThoseThatAreNeeded(self) -> None:
+        state = self.wrapper.state
+        assert (self.wrapper.retryAfter() is not None) == (
+            state in (State.RETRYING, State.LOST)
+        )
+        if state is State.READY:
+            now = self.clock.seconds()
+            assert all(call.getTime() <= now for call in self.clock.getDelayedCalls())
+
+    @invariant()
+    def readyMeansInitialized(self) -> None:
+        if self.wrapper.state in (State.DRAINING, State.READY):
+            assert self.succeeded
+
+    @invariant()
     def theCountersAgree(self) -> None:
         stats = self.wrapper.stats
         assert stats.submitted == (
@@ -539,6 +706,10 @@ class Machine(RuleBasedStateMachine):
             + stats.pending
         )
         waiting = [c for c in self.calls if not c.ended and self.isWaiting(c)]
+        if self.timeout is not None and self.wrapper.state is not State.CLOSING:
+            late = self.clock.seconds() - self.timeout
+            # Work in progress may have moved the clock since.
+            assert all(call.since > late - 0.1 for call in waiting)
         assert stats.pending == self.wrapper.pending == len(waiting)
         assert stats.submitted == sum(call.queued for call in self.calls)
         assert stats.rejected == sum(call.refused for call in self.calls)
@@ -550,6 +721,11 @@ class Machine(RuleBasedStateMachine):
         assert stats.failed == refused + full - stats.rejected
 
     @invariant()
+    def nobodyIsForgottenOrRemembered(self) -> None:
+        waiting = [deferred for deferred, fired in self.waiters if not fired]
+        assert set(self.wrapper._waiters) == set(waiting)
+
+    @invariant()
     def everyEndHasItsReason(self) -> None:
         for call in self.calls:
             assert len(call.fired) <= 1
@@ -558,8 +734,11 @@ class Machine(RuleBasedStateMachine):
 
     def checkReason(self, call: Call, result: object) -> None:
         if not isinstance(result, Failure):
-            assert result in (("done", call.number), ("counted", call.number))
-            assert call.runs
+            last = len(call.runs) - 1
+            assert result in (
+                ("done", call.number, last),
+                ("counted", call.number),
+            )
             return
         error = result.value
         if isinstance(error, QueueFull):
@@ -584,6 +763,17 @@ class Machine(RuleBasedStateMachine):
             return
         try:
             self.plans.clear()
+            while self.wrapper.state is State.DRAINING:
+                # What is being drained comes to an end by itself.
+                before = self.wrapper.pending
+                for _ in range(len(self.calls)):
+                    self.answerRun(0, None)
+                self.clock.advance(0)
+                assert self.wrapper.pending < max(before, 1)
+            if self.wrapper.state is State.READY:
+                # All that is left to do has a turn of its own.
+                self.clock.advance(0)
+                assert self.clock.getDelayedCalls() == []
             self.shut()
             self.clock.advance(0)
             self.answerLate()
@@ -600,14 +790,18 @@ class Machine(RuleBasedStateMachine):
                     assert not call.queued
                     assert call.method != "read"
                     (run,) = call.runs
-                    assert run.answer is not None
-                    run.answer.callback(("done", call.number))
+                    run.end(None)
             assert all(call.ended for call in self.calls)
             assert all(fired for _, fired in self.waiters)
             assert all(fired for _, fired in self.closers)
             assert self.clock.getDelayedCalls() == []
             self.theCountersAgree()
             self.everyEndHasItsReason()
+            # An error that nobody handled is found when nobody can any more.
+            for kept in (self.calls, self.waiters, self.closers, self.attempts):
+                kept.clear()
+            for each in (self.late, self.watches, self.closings):
+                each.clear()
             gc.collect()
             self.nothingWentWrong()
         finally:

@@ -49,9 +49,10 @@ from ._errors import (
 )
 from ._initialization import Initialization
 from ._proxy import Faces
-from ._queue import CommandQueue, Stats
+from ._queue import CommandQueue
 from ._retry import jitteredBackoff
 from ._states import Event, IllegalTransition, Lifecycle, State
+from ._stats import Stats
 from .asyncmodule import IPredictable
 
 __all__ = [

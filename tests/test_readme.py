@@ -1,0 +1,171 @@
+"""
+What the README says is so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsrv import QueuingWrapper
+from tsrv._states import TRANSITIONS, State
+from tsrv.tap import Options
+
+ROOT = Path(__file__).parent.parent
+
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str) -> str:
+    """
+    @return: The one block of code in that language.
+    """
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+    return str(found)
+
+
+def table(heading: str) -> list[list[str]]:
+    """
+    @return: The rows of the first table below a heading.
+    """
+    section = README.split(heading, 1)[1]
+    rows = re.search(r"\n\|---.*?\n((?:\|.*\n)+)", section)
+    assert rows is not None
+    return [
+        [cell.strip().strip("`") for cell in row.strip("|").split(" | ")]
+        for row in rows[1].splitlines()
+    ]
+
+
+def run(*command: str) -> str:
+    """
+    @return: What a program prints.
+    """
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, *command], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_example_prints_what_it_is_said_to_print() -> None:
+    """
+    The first thing that anyone tries has to work as shown.
+    """
+    example = block("python")
+    assert len(example.splitlines()) <= 16
+    pattern = re.sub(
+        r"\d{4}.*", r"\\d{4}-\\d\\d-\\d\\d \\d\\d:\\d\\d:\\d\\d[+-]\\d\\d:\\d\\d",
+        re.escape(block("text")),
+    )  # fmt: skip
+    assert re.fullmatch(pattern, run("-c", example))
+
+
+def test_the_longer_example() -> None:
+    """
+    The example of a client that knows nothing of tsrv runs as well.
+    """
+    assert run(str(ROOT / "examples" / "late_echo.py")).splitlines() == [
+        "asked, and nobody listens: "
+        "<QueuingWrapper of EchoClient: initializing, 3 waiting>",
+        "answered: ['line 0', 'line 1', 'line 2']",
+        "the connection is lost: <QueuingWrapper of EchoClient: lost>",
+        "answered: line 3",
+    ]
+
+
+def test_the_diagram_is_the_table() -> None:
+    """
+    A picture that differs from the code is worse than none.
+    """
+    drawn = re.findall(r"^    (\w+) --> (\w+):", block("mermaid"), re.M)
+    assert len(drawn) == len(set(drawn))
+    assert {(State[a], State[b]) for a, b in drawn} == {
+        (state, to) for state in State for to in TRANSITIONS[state].values()
+    }
+
+
+def test_the_options_of_the_wrapper() -> None:
+    """
+    Every option is listed, in order, with its default.
+    """
+    parameters = inspect.signature(QueuingWrapper).parameters.values()
+    options = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+    rows = table("### Options of")
+    assert [row[0] for row in rows] == [each.name for each in options]
+    assert [eval(row[1]) for row in rows] == [  # noqa: S307
+        each.default for each in options
+    ]
+
+
+def test_what_the_wrapper_offers() -> None:
+    """
+    Every public name is listed, and nothing that is not there.
+    """
+    listed = {
+        name.strip("`").removesuffix("()")
+        for row in table("### What the wrapper offers")
+        for name in row[0].split(", ")
+    }
+    public = {name for name in vars(QueuingWrapper) if not name.startswith("_")}
+    assert listed == public | {"proxy", "module"}
+
+
+def test_the_options_of_the_server() -> None:
+    """
+    Every option of the command line is listed.
+    """
+    options = Options()
+    inherited = {"help", "version"}
+    names = {name.lstrip("-").rstrip("=") for name in options.longOpt}
+    listed = {row[0].lstrip("-").rstrip("=") for row in table("## The server")}
+    assert listed == names - inherited
+    for row in table("## The server"):
+        name, default = row[0].lstrip("-").rstrip("="), row[1]
+        if name in ("delay", "queue-limit", "queue-timeout", "drain-timeout"):
+            assert float(default) == options[name]
+
+
+@pytest.mark.parametrize("part", ["-m pytest", "twistd -n tsrv"])
+def test_the_commands_need_nothing(part: str) -> None:
+    """
+    Each of the two commands makes its own environment, in the checkout, from
+    a Python with nothing in it.
+    """
+    (command,) = [
+        line.strip()
+        for line in README.splitlines()
+        if line.startswith("    python3 ") and line.endswith(part)
+    ]
+    words = shlex.split(command)
+    assert words[:4] == ["python3", "-m", "venv", ".venv"]
+    programs = [words[at + 1] for at, word in enumerate(words) if word == "&&"]
+    assert all(program.startswith(".venv/bin/") for program in programs)
+
+
+def test_what_is_run_is_what_is_said() -> None:
+    """
+    The checks run the very command that the README tells readers to run.
+    """
+    (command,) = [
+        line.strip()
+        for line in README.splitlines()
+        if line.startswith("    python3 ") and line.endswith("-m pytest")
+    ]
+    assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links() -> None:
+    """
+    Every file that is pointed to is there.
+    """
+    for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
+        for target in re.findall(r"\]\(([^)#]+)\)", page):
+            if not target.startswith("https://"):
+                assert (ROOT / target).exists(), target
