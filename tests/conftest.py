@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher
 
 from .support import Failures
 
@@ -18,8 +18,10 @@ from .support import Failures
 def pytest_collection_finish() -> None:
     """
     What is there by now stays: collecting garbage after each test need not
-    look through it again.
+    look through it again. And until logging has begun events are kept, with
+    all that they came from, which is then no garbage.
     """
+    globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
     gc.collect()
     gc.freeze()
 

@@ -6,6 +6,7 @@ learns the rest.
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from tsrv import (
     Unavailable,
 )
 from tsrv.resources import makeRoot
-from tsrv.web.errors import ContentTooLarge, HTTPError, Problem
+from tsrv.web.errors import HTTPError, Problem
 from tsrv.web.rendering import AsyncResource, Response
 from tsrv.web.site import Site
 
@@ -171,7 +172,7 @@ def test_no_accept_header_breaks_an_error(accept: bytes) -> None:
     What is said about an error must not depend on luck with a parser that is
     not ours.
     """
-    problem = Problem(HTTPError.status, "Sorry", "1")
+    problem = Problem(HTTPError.status, "Sorry")
     contentType, body = problem.encode(accept)
     if contentType.startswith(b"text/plain"):
         assert body == b"Sorry"
@@ -273,15 +274,16 @@ def test_no_request_forges_a_line_of_the_log(
 # Errors that clients are to know of.
 
 
-def test_an_error_for_clients_says_what_it_says(clock: Clock) -> None:
+def test_an_error_for_clients_says_what_it_says() -> None:
     """
     An error that was made for clients is not logged, and is not hidden from
     them.
     """
-    error = ContentTooLarge(10)
-    assert problemIn(ask(Failing(error)))["error"] == "The body is longer than 10 bytes"
+    error = Known("The kettle is empty")
+    error.status = HTTPStatus.IM_A_TEAPOT
+    assert problemIn(ask(Failing(error)))["error"] == "The kettle is empty"
     answer = ask(Failing(error), headers={"Accept": "text/plain"})
-    assert (answer.status, answer.body) == (413, b"The body is longer than 10 bytes")
+    assert (answer.status, answer.body) == (418, b"The kettle is empty")
 
 
 def test_what_is_said_may_be_any_text() -> None:

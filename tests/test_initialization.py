@@ -245,6 +245,27 @@ def test_initialized_again_from_the_errback(clock: Clock) -> None:
     assert result.value is None  # type: ignore[attr-defined]
 
 
+def test_the_cause_is_that_of_the_attempt_that_failed(clock: Clock) -> None:
+    """
+    When many have to be told, and it is tried again before all have been, the
+    last of them still hears why I{his} attempt failed.
+    """
+    module, wrapper, proxy = wrap(clock, fatal=[Refused])
+    results = []
+    for number in range(9):
+        call = proxy.write(number)
+        results.append(resultOf(call))
+        call.addBoth(lambda _: setattr(clock, "rightNow", clock.rightNow + 0.002))
+    resultOf(wrapper.initialize())
+    cause = Refused()
+    module.attempts[-1].errback(cause)
+    assert results[-1].pending
+    resultOf(wrapper.initialize())
+    module.attempts[-1].errback(Refused("another"))
+    clock.pump([0, 0, 0])
+    assert all(each.error.__cause__ is cause for each in results)
+
+
 def test_attempt_that_hangs(clock: Clock) -> None:
     """
     An attempt without an answer is given up after a while, cancelled, and made

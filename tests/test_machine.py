@@ -745,7 +745,7 @@ class Machine(RuleBasedStateMachine):
             assert not call.runs
         elif isinstance(error, QueueTimeout):
             assert self.timeout is not None
-            assert error.waited >= self.timeout
+            assert error.waited >= self.timeout - 1e-6
         elif isinstance(error, Closed):
             assert self.wrapper.state in (State.CLOSING, State.CLOSED)
         elif isinstance(error, InitializationFailed):

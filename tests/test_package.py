@@ -29,6 +29,7 @@ LAYERS = [
         "_proxy",
         "_retry",
         "_errors",
+        "_slices",
         "_states",
         "_stats",
     ),

@@ -53,7 +53,7 @@ def test_method_taken_before(clock: Clock) -> None:
     """
     module, wrapper, proxy = wrap(clock)
     write = proxy.write
-    write(1)
+    resultOf(write(1))
     assert wrapper.pending == 1
     ready(module, wrapper)
     write(2)
@@ -337,10 +337,17 @@ def test_keywords(clock: Clock) -> None:
     """
     Commands carry keywords as well as plain arguments.
     """
-    module, wrapper, proxy = wrap(clock)
-    proxy.write(what=1)
+    module, wrapper, proxy = wrap(clock, replay=["read"])
+    results = [resultOf(proxy.write(what=1))]
     ready(module, wrapper)
-    assert module.calls == [("write", 1)]
+    results.append(resultOf(proxy.read(what=2)))
+    module.watches[-1].callback(None)
+    module.answers[0].callback("written")
+    clock.advance(1)
+    module.attempts[-1].callback(None)
+    assert module.calls == [("write", 1), ("read", 2), ("read", 2)]
+    module.answers[2].callback("read")
+    assert [each.value for each in results] == ["written", "read"]
 
 
 def test_the_life_of_the_module_is_the_wrapper_s(clock: Clock) -> None:

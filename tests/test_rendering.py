@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 from treq.testing import StubTreq
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
+from twisted.web.http_headers import InvalidHeaderName
 from twisted.web.server import Request
 
 from tsrv import QueuingWrapper
 from tsrv.resources import makeRoot
+from tsrv.web.errors import HTTPError
 from tsrv.web.rendering import AsyncResource, Response, text
 from tsrv.web.site import Site
 
@@ -307,7 +309,7 @@ def test_an_answer_for_a_client_that_left_is_thrown_away(clock: Clock) -> None:
     peer.send(GET)
     with logged() as events:
         peer.leave()
-    assert errorsIn(events) == []
+    assert events == []
     assert peer.received == b""
 
 
@@ -368,6 +370,23 @@ def test_a_response_that_cannot_be_written_aborts_the_connection(
     assert peer.closed
     (event,) = loggedFailures
     assert event["log_failure"].check(TypeError)
+    loggedFailures.clear()
+
+
+def test_an_error_that_cannot_be_written_aborts_the_connection(
+    clock: Clock, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    An error with a header that is none must not leave the client waiting.
+    """
+    error = HTTPError("with a strange header")
+    error.headers = [(b"no name", b"value")]
+    peer = connect(lambda request: fail(error), clock)
+    peer.send(GET)
+    assert peer.transport.aborted
+    assert peer.closed
+    (event,) = loggedFailures
+    assert event["log_failure"].check(InvalidHeaderName)
     loggedFailures.clear()
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
+from socket import SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any, TypeVar, cast
 
 import pytest_twisted  # type: ignore[import-untyped]
@@ -24,7 +27,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogEvent, LogLevel, globalLogPublisher
+from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.resource import IResource
@@ -39,22 +42,39 @@ __all__ = [
     "Served",
     "Teller",
     "Wire",
+    "allowFiles",
     "answersIn",
     "ask",
     "asynchronous",
     "errorsIn",
     "logged",
+    "reservedPort",
     "serving",
+    "textsOf",
 ]
 
 _Test = TypeVar("_Test", bound=Callable[..., Coroutine[Any, Any, None]])
 
+_LONG = 60.0
+"""
+No test takes so long, in seconds.
+"""
+
 
 def asynchronous(test: _Test) -> _Test:
     """
-    Mark a test as one that runs on the real reactor.
+    Mark a test as one that runs on the real reactor. If what it waits for does
+    not happen, it fails instead of waiting for ever.
     """
-    return cast(_Test, pytest_twisted.ensureDeferred(test))
+
+    @wraps(test)
+    async def run(**fixtures: Any) -> None:
+        from twisted.internet import reactor
+
+        running = Deferred.fromCoroutine(test(**fixtures))
+        await running.addTimeout(_LONG, cast(Any, reactor))
+
+    return cast(_Test, pytest_twisted.ensureDeferred(run))
 
 
 class Teller:
@@ -79,6 +99,28 @@ class Teller:
         return answer
 
 
+def allowFiles(count: int) -> None:
+    """
+    Let this process have so many files open; many systems allow 1024, and here
+    both ends of each connection count.
+    """
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    if soft != RLIM_INFINITY and soft < count:
+        setrlimit(RLIMIT_NOFILE, (count, hard))
+
+
+@contextmanager
+def reservedPort() -> Iterator[int]:
+    """
+    Find a free TCP port of the loopback interface, and keep it: whoever means
+    to listen may bind to it, but nobody gets it by chance.
+    """
+    with socket() as reserving:
+        reserving.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        reserving.bind(("127.0.0.1", 0))
+        yield reserving.getsockname()[1]
+
+
 @contextmanager
 def logged() -> Iterator[list[LogEvent]]:
     """
@@ -101,6 +143,16 @@ def errorsIn(events: list[LogEvent]) -> list[LogEvent]:
     @return: Those events that somebody should look after.
     """
     return [event for event in events if event["log_level"] >= LogLevel.warn]
+
+
+def textsOf(events: list[LogEvent]) -> list[str]:
+    """
+    @return: What is written of each event.
+    """
+    return [
+        eventAsText(event, includeTimestamp=False, includeSystem=False)
+        for event in events
+    ]
 
 
 @dataclass(frozen=True)

@@ -81,31 +81,29 @@ class Command(Deferred[Any]):
     One call that waits, and its caller's Deferred.
     """
 
-    # It has no __init__ of its own, so that it costs what a Deferred costs;
-    # who creates one fills the slots.
+    # It has no __init__ of its own, so that it costs what a Deferred costs: who
+    # creates one fills the slots. What most commands never need, or not while
+    # they wait, has no slot, but a default.
     __slots__ = (
         "answer",
         "arguments",
         "context",
-        "keywords",
         "method",
         "next",
         "previous",
-        "run",
         "since",
-        "stage",
     )
 
     answer: Deferred[object] | Failure | None
     arguments: tuple[object, ...]
     context: Context
-    keywords: dict[str, object] | None
+    keywords: dict[str, object] | None = None
     method: Method
     next: Command
     previous: Command
-    run: int
+    run: int = 0
     since: float | None
-    stage: int
+    stage: int = WAITING
 
     def cancel(self) -> None:
         """

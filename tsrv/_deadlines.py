@@ -31,11 +31,7 @@ Two times this close are the same, in seconds.
 class Deadlines:
     """
     The one timer of a queue.
-
-    @ivar watching: Whether nothing need be done when a command begins to wait.
     """
-
-    __slots__ = ("_call", "_expire", "_reactor", "_timeout", "_waiting", "watching")
 
     def __init__(
         self,
@@ -43,6 +39,7 @@ class Deadlines:
         timeout: float | None,
         waiting: Chain,
         expire: Callable[[Command, float], None],
+        over: Callable[[], None],
     ) -> None:
         """
         @param reactor: Provides the time.
@@ -51,21 +48,21 @@ class Deadlines:
         @param waiting: The commands that wait.
         @param expire: Ends one of them; takes the command and the seconds that
             it has waited.
+        @param over: Called when the time of all that waited is up.
         """
-        self.watching = timeout is None
         self._reactor = reactor
         self._timeout = timeout
         self._waiting = waiting
         self._expire = expire
+        self._over = over
         self._call: IDelayedCall | None = None
 
     def watch(self) -> None:
         """
-        A command begins to wait, and no other does.
+        A command begins to wait.
         """
-        assert self._timeout is not None
-        self.watching = True
-        self._call = self._reactor.callLater(self._timeout, self._passed)
+        if self._call is None and self._timeout is not None:
+            self._call = self._reactor.callLater(self._timeout, self._passed)
 
     def stop(self) -> None:
         """
@@ -74,7 +71,6 @@ class Deadlines:
         if self._call is not None:
             self._call.cancel()
             self._call = None
-            self.watching = False
 
     def _passed(self) -> None:
         """
@@ -99,7 +95,7 @@ class Deadlines:
                 following = 0
                 break
         if following is None:
-            self.watching = False
+            self._over()
         else:
             self._call = self._reactor.callLater(following, self._passed)
         for command, since in late:

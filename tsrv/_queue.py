@@ -1,10 +1,6 @@
 """
 The commands of one wrapper: held in order, started in order, ended once.
 
-L{CommandQueue} does all its longer work in slices: when time is up it leaves
-the rest to the next turn of the reactor, so that a million commands don't keep
-the reactor from anything else.
-
 Whatever fires a command may run anybody's code, and that code may call back
 into the queue. So no loop that ends commands keeps a place in a chain: each
 turn takes the first that is there then.
@@ -19,7 +15,7 @@ from dataclasses import dataclass
 from functools import update_wrapper
 from inspect import iscoroutinefunction
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -38,14 +34,10 @@ from ._command import (
 )
 from ._deadlines import Deadlines
 from ._errors import OutcomeUnknown, QueueFull, QueueTimeout
+from ._slices import SlicedWork
 from ._stats import Stats
 
 __all__ = ["CommandQueue"]
-
-_SLICE: Final = 0.005
-"""
-How long one slice of work may keep the reactor, in seconds.
-"""
 
 
 @dataclass(eq=False, slots=True)
@@ -112,14 +104,16 @@ class CommandQueue:
         self._concurrency = concurrency
         self._losable = losable
 
-        # What becomes of a call: below _room it is queued, otherwise it passes
-        # or is refused.
-        self._room = limit
+        # While fewer than _room are waiting, one more call is queued without
+        # looking at anything else.
+        self._room = 0
         self._passing = False
         self._refusal: Callable[[], Exception] | None = None
 
         self._waiting = Chain()
-        self._deadlines = Deadlines(reactor, timeout, self._waiting, self._expire)
+        self._deadlines = Deadlines(
+            reactor, timeout, self._waiting, self._expire, self._nothingWaits
+        )
         self._running = Chain()
         self._uncertain = Chain()
         self._held: list[Command] = []
@@ -127,8 +121,7 @@ class CommandQueue:
         self._sweeps: deque[_Sweep] = deque()
 
         self._draining = False
-        self._working = False
-        self._workCall: IDelayedCall | None = None
+        self._work = SlicedWork(reactor, self._step, self._stepsOver)
         self._settleCall: IDelayedCall | None = None
 
     @property
@@ -156,7 +149,6 @@ class CommandQueue:
         """
         self._passing = self._draining = False
         self._refusal = None
-        self._room = self._limit
 
     def drain(self) -> None:
         """
@@ -164,7 +156,7 @@ class CommandQueue:
         left. Calls made meanwhile are queued behind them.
         """
         self._draining = True
-        self._work()
+        self._work.now()
 
     def letPass(self) -> None:
         """
@@ -172,8 +164,7 @@ class CommandQueue:
         """
         self._draining = False
         self._passing = True
-        self._room = 0
-        self._deadlines.stop()
+        self._nothingWaits()
 
     def refuse(self, makeError: Callable[[], Exception]) -> Deferred[None]:
         """
@@ -184,8 +175,7 @@ class CommandQueue:
         """
         self._passing = self._draining = False
         self._refusal = makeError
-        self._room = 0
-        self._deadlines.stop()
+        self._nothingWaits()
         return self._sweep(self._waiting, lambda _: makeError())
 
     def interrupt(self) -> None:
@@ -256,28 +246,24 @@ class CommandQueue:
         # All that a queued call costs is here; so it is written out.
         root = self._waiting.root
         seconds = self._reactor.seconds
-        deadlines = self._deadlines
 
         def call(*arguments: object, **keywords: object) -> object:
-            if self.pending >= self._room:
+            if self.pending >= self._room and not self._makeRoom():
                 if self._passing:
                     return method.direct(*arguments, **keywords)
                 return self._reject()
             command = Command()
             command.method = method
             command.arguments = arguments
-            command.keywords = keywords or None
+            if keywords:
+                command.keywords = keywords
             command.context = copy_context()
             command.since = seconds()
-            command.stage = WAITING
-            command.run = 0
             last = root.previous
             command.previous = last
             command.next = root
             last.next = root.previous = command
             self.pending += 1
-            if not deadlines.watching:
-                deadlines.watch()
             return command
 
         return call
@@ -311,14 +297,33 @@ class CommandQueue:
             command = Command()
             command.method = method
             command.arguments = arguments
-            command.keywords = keywords or None
+            if keywords:
+                command.keywords = keywords
             command.context = copy_context()
             command.since = None
-            command.run = 0
             self._start(command)
             return command
 
         return update_wrapper(call, method.target)
+
+    def _makeRoom(self) -> bool:
+        """
+        Make ready for one more command to wait.
+
+        @return: Whether it may.
+        """
+        if self._passing or self._refusal is not None or self.pending >= self._limit:
+            return False
+        self._deadlines.watch()
+        self._room = self._limit
+        return True
+
+    def _nothingWaits(self) -> None:
+        """
+        The next command that waits is the first one again.
+        """
+        self._room = 0
+        self._deadlines.stop()
 
     def _reject(self) -> Deferred[Any]:
         self._rejected += 1
@@ -409,16 +414,18 @@ class CommandQueue:
         previous.next = following
         following.previous = previous
         del command.previous, command.next, command.context
-        command.answer = command.keywords = None
+        command.answer = None
         command.arguments = ()
+        if command.keywords is not None:
+            command.keywords = None
         if stage == WAITING:
             self.pending -= 1
             if not self.pending:
-                self._deadlines.stop()
+                self._nothingWaits()
         elif stage != UNCERTAIN:
             self._inProgress -= 1
-            if self._draining and not self._working:
-                self._workSoon()
+            if self._draining:
+                self._work.soon()
         command.callback(result)
 
     def _putBack(self, command: Command) -> None:
@@ -432,10 +439,9 @@ class CommandQueue:
         command.answer = None
         self._waiting.prepend(command)
         self.pending += 1
-        if not self._deadlines.watching:
-            self._deadlines.watch()
+        self._deadlines.watch()
 
-    # Slices of work.
+    # Steps of work.
 
     def _sweep(
         self, commands: Chain, makeError: Callable[[Command], Exception]
@@ -445,33 +451,8 @@ class CommandQueue:
         """
         sweep = _Sweep(commands.takeAll(), makeError, Deferred())
         self._sweeps.append(sweep)
-        self._work()
+        self._work.now()
         return sweep.done
-
-    def _work(self) -> None:
-        """
-        Do what there is to do, for as long as one slice.
-        """
-        if self._working:
-            # The slice in progress goes on with it.
-            return
-        self._working = True
-        if self._workCall is not None and self._workCall.active():
-            self._workCall.cancel()
-        self._workCall = None
-        seconds = self._reactor.seconds
-        begun = seconds()
-        more = False
-        try:
-            while not more and self._step():
-                # A clock that was set back counts as time that is up.
-                more = not 0 <= seconds() - begun < _SLICE
-        finally:
-            self._working = False
-        if more:
-            self._workSoon()
-        elif self._draining and not self._waiting:
-            self._drained()
 
     def _step(self) -> bool:
         """
@@ -505,12 +486,12 @@ class CommandQueue:
         self._start(command)
         return True
 
-    def _workSoon(self) -> None:
+    def _stepsOver(self) -> None:
         """
-        Have the next slice follow in the next turn of the reactor.
+        There is nothing to do now.
         """
-        if self._workCall is None and not self._working:
-            self._workCall = self._reactor.callLater(0, self._work)
+        if self._draining and not self._waiting:
+            self._drained()
 
     def _settleSoon(self) -> None:
         """

@@ -66,7 +66,9 @@ class Options(UsageOptions):
         try:
             super().parseOptions(options)
         except UsageError as error:
-            raise SystemExit(f"tsrv: {error} (see twistd tsrv --help)") from None
+            # What was typed may have lines, and come back in the message.
+            line = " ".join(str(error).split())
+            raise SystemExit(f"tsrv: {line} (see twistd tsrv --help)") from None
 
     def opt_listen(self, endpoint: str) -> None:
         """
@@ -165,7 +167,7 @@ class Server(MultiService):
         self._initialize = initialize
         self._close = close
         self._drainTimeout = drainTimeout
-        self._draining: Deferred[int] | None = None
+        self._draining: Deferred[int] = succeed(0)
         self._initializing: Deferred[None] = succeed(None)
 
     def privilegedStartService(self) -> None:
@@ -174,16 +176,16 @@ class Server(MultiService):
 
         @raise SystemExit: It is not possible; the message says where and why.
         """
-        try:
-            super().privilegedStartService()
-        except (CannotListenError, OSError, OverflowError) as error:
-            raise SystemExit(f"tsrv: {error}") from None
+        _listen(super().privilegedStartService)
 
     def startService(self) -> None:
         """
-        Initialise.
+        Initialise; listen before, where nobody had this done with privileges,
+        as C{twist} has not.
+
+        @raise SystemExit: It is not possible to listen.
         """
-        super().startService()
+        _listen(super().startService)
         self._log.info("Started")
         self._initializing = self._initialize()
         self._initializing.addCallback(self._initialized)
@@ -202,8 +204,7 @@ class Server(MultiService):
         """
         Wait no longer for requests in progress.
         """
-        if self._draining is not None:
-            self._draining.cancel()
+        self._draining.cancel()
 
     async def _stop(self) -> None:
         await maybeDeferred(super().stopService)
@@ -227,10 +228,7 @@ class Server(MultiService):
         @return: The number of those that have not.
         """
         self._draining = self._site.stop(timeout)
-        try:
-            return await self._draining
-        finally:
-            self._draining = None
+        return await self._draining
 
     def _initialized(self, result: object) -> None:
         self._log.info("Async module initialized")
@@ -239,6 +237,16 @@ class Server(MultiService):
         # A wrapper has logged why; to be closed while starting is no error.
         if not failure.check(Unavailable, CancelledError):
             self._log.failure("Async module not initialized", failure=failure)
+
+
+def _listen(start: Callable[[], None]) -> None:
+    """
+    Start what listens, or end the process with one line.
+    """
+    try:
+        start()
+    except (CannotListenError, OSError, OverflowError) as error:
+        raise SystemExit(f"tsrv: {error}") from None
 
 
 def makeService(options: Options) -> Server:
@@ -274,20 +282,30 @@ def _exitCleanly(reactor: Any, server: Server) -> None:
     """
     Make SIGTERM the ordinary way to stop: the exit status is that of a program
     that has done all it was asked for, and not that of one that was killed,
-    which is what the reactor's own way to handle it comes to. A second SIGTERM
-    is for who does not want to wait.
+    which is what the reactor's own way to handle it comes to. SIGINT stays with
+    the reactor. A second signal is for who does not want to wait.
     """
     if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
         # The reactor was told to leave signals alone.
         return
+    interrupted: Any = signal.getsignal(signal.SIGINT)
     stopping = False
 
-    def stop() -> None:
+    def stop(first: Callable[[], None]) -> None:
         nonlocal stopping
         if stopping:
             server.hurry()
         else:
             stopping = True
-            reactor.stop()
+            first()
 
-    signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(stop))
+    def terminate(*caught: object) -> None:
+        reactor.callFromThread(stop, reactor.stop)
+
+    def interrupt(*caught: object) -> None:
+        reactor.callFromThread(stop, partial(interrupted, *caught))
+
+    signal.signal(signal.SIGTERM, terminate)
+    if callable(interrupted):
+        # In the background of a shell it is ignored.
+        signal.signal(signal.SIGINT, interrupt)

@@ -314,7 +314,7 @@ class QueuingWrapper(Generic[_Module]):
         if state in (State.DRAINING, State.READY):
             return succeed(None)
         if state is State.FAILED:
-            return fail(self._makeInitializationFailed())
+            return fail(self._makeInitializationFailed(self.lastError))
         if state in (State.CLOSING, State.CLOSED):
             return fail(self._makeClosed())
         return self._wait(self._waiters)
@@ -370,10 +370,12 @@ class QueuingWrapper(Generic[_Module]):
         """
         The module will not become ready, unless it is asked again.
         """
-        # In a callback it may be asked again, and then others are waiting.
+        # In a callback it may be asked again: then others are waiting, for
+        # another attempt, and the reason is another one.
         waiters = _takeAll(self._waiters)
-        self._queue.refuse(self._makeInitializationFailed)
-        _fire(waiters, self._makeInitializationFailed)
+        makeError = partial(self._makeInitializationFailed, self.lastError)
+        self._queue.refuse(makeError)
+        _fire(waiters, makeError)
 
     # Methods.
 
@@ -476,9 +478,11 @@ class QueuingWrapper(Generic[_Module]):
         error.__cause__ = self.lastError
         return error
 
-    def _makeInitializationFailed(self) -> InitializationFailed:
+    def _makeInitializationFailed(
+        self, cause: BaseException | None
+    ) -> InitializationFailed:
         error = InitializationFailed(f"{self._name} failed to initialize, for good")
-        error.__cause__ = self.lastError
+        error.__cause__ = cause
         return error
 
     def _makeClosed(self) -> Closed:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from math import ceil
 from uuid import uuid4
@@ -31,7 +31,6 @@ from ..wrapper import (
 )
 
 __all__ = [
-    "ContentTooLarge",
     "HTTPError",
     "MethodNotAllowed",
     "NotFound",
@@ -94,20 +93,6 @@ class MethodNotAllowed(HTTPError):
         self.headers = [(b"Allow", listed.encode("ascii"))]
 
 
-class ContentTooLarge(HTTPError):
-    """
-    The body of the request is longer than the site takes.
-    """
-
-    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-
-    def __init__(self, most: int) -> None:
-        """
-        @param most: How many bytes the site takes.
-        """
-        super().__init__(f"The body is longer than {most} bytes")
-
-
 @dataclass(frozen=True)
 class Problem:
     """
@@ -115,16 +100,16 @@ class Problem:
 
     @ivar status: The status of the response.
     @ivar detail: One sentence for people.
-    @ivar requestId: By what the request is found in the log.
     @ivar text: The sentence for who prefers text, if it is another one.
     @ivar headers: Headers of the response.
+    @ivar requestId: By what the request is found in the log.
     """
 
     status: HTTPStatus
     detail: str
-    requestId: str
     text: str | None = None
     headers: Sequence[tuple[bytes, bytes]] = ()
+    requestId: str = field(default_factory=lambda: uuid4().hex)
 
     def encode(self, accept: bytes | None) -> tuple[bytes, bytes]:
         """
@@ -152,16 +137,14 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
     @param request: The request that it went wrong with.
     @return: The problem.
     """
-    requestId = uuid4().hex
     error = failure.value
     if isinstance(error, HTTPError):
-        return Problem(error.status, str(error), requestId, error.text, error.headers)
+        return Problem(error.status, str(error), error.text, error.headers)
     if isinstance(error, Unavailable):
         seconds = max(1, ceil(error.retryAfter or 0))
         return Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             _UNAVAILABLE.get(type(error), "The service is not available"),
-            requestId,
             headers=[(b"Retry-After", b"%d" % seconds)],
         )
     if isinstance(error, OutcomeUnknown):
@@ -169,8 +152,8 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
         return Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "The request was interrupted: it may have been carried out, or not",
-            requestId,
         )
+    requestId = uuid4().hex
     _log.failure(
         "Request {requestId} failed: {method} {uri}",
         failure=failure,
@@ -181,8 +164,8 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
     return Problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "Internal server error",
-        requestId,
         text=f"Internal server error (request {requestId})",
+        requestId=requestId,
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -29,7 +28,7 @@ __all__ = ["AsyncResource", "Missing", "Response", "respond", "text"]
 _log = Logger()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """
     A response whose body is known as a whole.
@@ -42,11 +41,11 @@ class Response:
 
     body: bytes
     contentType: bytes
-    status: int = HTTPStatus.OK
+    status: int = 200
     headers: Sequence[tuple[bytes, bytes]] = ()
 
 
-def text(body: str, status: int = HTTPStatus.OK) -> Response:
+def text(body: str, status: int = 200) -> Response:
     """
     @param body: A text.
     @param status: The status of the response.
@@ -67,7 +66,9 @@ def respond(request: Request, render: Callable[[Request], Any]) -> int:
     @return: L{NOT_DONE_YET}
     """
     exchange = _Exchange(request)
-    request.notifyFinish().addErrback(exchange.left)
+    # As notifyFinish() does, but with the exchange itself in place of a Deferred
+    # that would do nothing but call it.
+    cast(list[Any], request.notifications).append(exchange)
     exchange.begin(maybeDeferred(render, request))
     return NOT_DONE_YET
 
@@ -89,14 +90,19 @@ class _Exchange:
         Write the response when it is there.
         """
         self._answer = answer
-        answer.addCallback(self._write)
-        answer.addErrback(self._writeProblem)
-        answer.addErrback(self._abort)
+        # One callback that does it all: what is added to a Deferred is kept for
+        # as long as a request is held.
+        answer.addBoth(self._answered)
         if self._gone:
             # It left while it was being rendered for.
             answer.cancel()
 
-    def left(self, reason: Failure) -> None:
+    def callback(self, result: None) -> None:
+        """
+        The response has been sent.
+        """
+
+    def errback(self, reason: Failure) -> None:
         """
         The client has closed the connection.
         """
@@ -104,12 +110,27 @@ class _Exchange:
         if self._answer is not None:
             self._answer.cancel()
 
+    def _answered(self, result: Response | Failure) -> None:
+        """
+        The response is there, or an error.
+        """
+        try:
+            if not isinstance(result, Failure):
+                self._write(result)
+                return
+        except Exception:
+            result = Failure()
+        try:
+            self._writeProblem(result)
+        except Exception:
+            self._abort(Failure())
+
     def _write(self, response: Response) -> None:
         if self._gone:
             return
         request = self._request
         headers = request.responseHeaders
-        if response.status != HTTPStatus.OK:
+        if response.status != 200:
             request.setResponseCode(response.status)
         for name, value in response.headers:
             headers.addRawHeader(name, value)
@@ -119,28 +140,27 @@ class _Exchange:
         request.write(response.body)
         request.finish()
 
-    def _writeProblem(self, failure: Failure) -> Failure | None:
+    def _writeProblem(self, failure: Failure) -> None:
         if self._gone:
             # To be cancelled is what was asked of it.
             _log.debug("After the client left: {error}", error=failure.value)
-            return None
+            return
         if self._request.startedWriting:
-            return failure
+            self._abort(failure)
+            return
         problem = problemOf(failure, self._request)
         # Several lines of it count as one.
         accept = self._request.requestHeaders.getRawHeaders(b"Accept")
         contentType, body = problem.encode(b",".join(accept) if accept else None)
         headers = [(b"Vary", b"Accept"), *problem.headers]
         self._write(Response(body, contentType, problem.status, headers))
-        return None
 
     def _abort(self, failure: Failure) -> None:
         """
         The response has begun, and cannot be made good any more.
         """
         _log.failure("A response broke off", failure=failure)
-        if not self._gone:
-            cast(ITCPTransport, self._request.transport).abortConnection()
+        cast(ITCPTransport, self._request.transport).abortConnection()
 
 
 class AsyncResource(Resource):

@@ -22,6 +22,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request
 from twisted.web.server import Site as TwistedSite
 
+from .errors import Problem
+
 __all__ = ["Site"]
 
 _LINGER: Final = 2.0
@@ -33,6 +35,17 @@ _PATIENCE: Final = 1.0
 """
 How long a connection on which nothing has been asked yet is kept while the
 site is being stopped, in seconds.
+"""
+
+
+_REFUSALS: Final = {
+    HTTPStatus.BAD_REQUEST: "The request cannot be understood",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too long",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "The request line is too long",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The headers are too long",
+}
+"""
+Why a request is not read to its end.
 """
 
 
@@ -132,9 +145,18 @@ class _Channel(HTTPChannel):
             "allContentReceived",
         ):
             setattr(self, method, _throwAway)
-        headers = Headers({b"Connection": [b"close"], b"Content-Length": [b"0"]})
+        problem = Problem(status, _REFUSALS[status])
+        contentType, body = problem.encode(None)
+        headers = Headers(
+            {
+                b"Connection": [b"close"],
+                b"Content-Type": [contentType],
+                b"Content-Length": [b"%d" % len(body)],
+            }
+        )
         reason = status.phrase.encode("ascii")
         self.writeHeaders(b"HTTP/1.1", b"%d" % status, reason, headers)
+        self.write(body)
         self.setTimeout(None)
         if self.isSecure():
             # To close one direction alone would cut off what is not encrypted
@@ -233,11 +255,6 @@ class Site(TwistedSite):
     def startFactory(self) -> None:
         """
         Begin to listen: nothing need be done, and no timer started, for a log.
-        """
-
-    def stopFactory(self) -> None:
-        """
-        Listen no longer; there may still be requests to answer, and to log.
         """
 
     def log(self, request: HTTPRequest) -> None:

@@ -1,0 +1,3 @@
+"""
+What tsrv costs, measured beside what it is compared with.
+"""

@@ -1,0 +1,54 @@
+"""
+All that is measured, in one table. Each script runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import twisted
+from benchmarks._measure import Figure, Target, table
+
+_SCRIPTS = ("calls", "queuing", "memory", "stalls", "throughput", "held")
+
+
+def _figures(script: str, options: list[str]) -> list[Figure]:
+    """
+    Run one script.
+    """
+    printed = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", f"benchmarks.{script}", "--json", *options],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    figures = []
+    for members in json.loads(printed):
+        target = members.pop("target")
+        figures.append(Figure(**members, target=Target(**target) if target else None))
+    return figures
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="only show that it works")
+    options = ["--tiny"] if parser.parse_args().tiny else []
+    figures: list[Figure] = []
+    for script in _SCRIPTS:
+        print(f"{script} ...", file=sys.stderr, flush=True)
+        figures += _figures(script, options)
+    print(
+        f"Python {platform.python_version()}, Twisted {twisted.__version__}, "
+        f"{platform.system()}, {os.cpu_count()} cores\n"
+    )
+    print(table(figures))
+
+
+if __name__ == "__main__":
+    _main()

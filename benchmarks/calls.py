@@ -1,0 +1,102 @@
+"""
+What a call costs once the module is ready.
+
+The proxy's methods are then the module's own bound methods, so a call through
+it should cost what a direct call costs. It is made on the clock of the server,
+whose method has something to do, and on a method that does nothing but answer,
+on which the call itself is all that is measured. For comparison there is an
+object with the bound method as an attribute: without changing the module there
+is no cheaper way to stand in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from timeit import Timer
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks._measure import Figure, Module, Size, Target, leastOf, run
+from tsrv import AsyncModule, QueuingWrapper, State
+
+_SIZES = {
+    "calls": Size(1_000, 10, "calls in one round"),
+    "rounds": Size(300, 2, "rounds"),
+}
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    number, rounds = sizes["calls"], sizes["rounds"]
+
+    clock = AsyncModule(reactor, 0)
+    clockWrapper = QueuingWrapper(clock, reactor)
+    module = Module()
+    wrapper = QueuingWrapper(module, reactor)
+    for each in (clockWrapper, wrapper):
+        each.initialize()
+        while each.state is not State.READY:
+            reactor.iterate(0)
+
+    names = {
+        "clock": clock,
+        "clockProxy": clockWrapper.proxy,
+        "module": module,
+        "proxy": wrapper.proxy,
+        "plain": SimpleNamespace(echo=module.echo),
+        # The clock answers in the next turn of the reactor.
+        "turn": lambda: reactor.iterate(0),
+    }
+    say, directSay = leastOf(
+        [
+            Timer("clockProxy.tellMeSomething()", "turn()", globals=names),
+            Timer("clock.tellMeSomething()", "turn()", globals=names),
+        ],
+        number,
+        rounds,
+    )
+    reactor.iterate(0)
+    echo, plainEcho, directEcho = leastOf(
+        [
+            Timer("proxy.echo(1)", globals=names),
+            Timer("plain.echo(1)", globals=names),
+            Timer("module.echo(1)", globals=names),
+        ],
+        number,
+        rounds,
+    )
+    return [
+        Figure(
+            "ready call of `tellMeSomething`",
+            "direct call",
+            say,
+            directSay,
+            "ns",
+            Target(1.03),
+        ),
+        Figure(
+            "ready call of `succeed(x)`",
+            "direct call",
+            echo,
+            directEcho,
+            "ns",
+            Target(1.15),
+        ),
+        Figure(
+            "(an object's attribute bound to it)",
+            "direct call",
+            plainEcho,
+            directEcho,
+            "ns",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)

@@ -1,0 +1,143 @@
+"""
+What it costs to hold requests until the clock is ready.
+
+Ten thousand requests, each on a connection of its own, are sent to a server
+that is not ready. How much memory does it take for each, and how long does it
+take to answer them all once it is ready? It is compared with a bare resource
+that keeps a Deferred for each in a list, fires them all when the clock is
+ready, and asks it then.
+
+Each server is a process of its own, new in each round, and so is the load.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from statistics import median
+from time import monotonic, sleep
+from typing import Any
+
+from benchmarks._measure import Figure, Size, Target, run
+from benchmarks._processes import LONGEST, Child, raiseFileLimit
+
+_SIZES = {
+    "requests": Size(10_000, 20, "requests that are held"),
+    "rounds": Size(5, 1, "rounds"),
+}
+
+# So many fit into the backlog of a server that is busy.
+_BURST = 500
+
+
+class _Side:
+    """
+    One kind of server.
+
+    @ivar memory: What each request takes, in bytes, for each round.
+    @ivar times: How long it takes to answer all, in milliseconds.
+    @ivar costs: The server's processor time for that, in milliseconds.
+    """
+
+    def __init__(self, name: str) -> None:
+        """
+        @param name: What the server calls it.
+        """
+        self._name = name
+        self.memory: list[float] = []
+        self.times: list[float] = []
+        self.costs: list[float] = []
+
+    def measure(self, requests: int) -> None:
+        """
+        One round.
+
+        @param requests: How many it is to hold.
+        """
+        with (
+            Child("benchmarks._load") as load,
+            Child("benchmarks._server", self._name) as server,
+        ):
+            # What the server needs for the first one it needs for all.
+            before = _hold(load, server, 1)
+            after = before
+            while after["held"] < requests:
+                after = _hold(load, server, min(_BURST, requests - after["held"]))
+            taken = after["memory"] - before["memory"]
+            self.memory.append(taken / (after["held"] - before["held"]))
+
+            begun = monotonic()
+            server.begin("ready")
+            last = load.tell("collect")["last"]
+            self.times.append((last - begun) * 1e3)
+            server.answer()
+            end = server.tell("report")
+            self.costs.append((end["cpu"] - after["cpu"]) * 1e3)
+
+
+def _hold(load: Child, server: Child, more: int) -> dict[str, Any]:
+    """
+    Send so many more requests.
+
+    @return: The server's report when it has them.
+    """
+    report = server.tell("report")
+    held = load.tell("hold", report["port"], more)["held"]
+    end = monotonic() + LONGEST
+    while report["held"] < held:
+        if monotonic() > end:
+            raise TimeoutError(f"the server does not hold {held} requests")
+        sleep(0.005)
+        report = server.tell("report")
+    return report
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    wanted = sizes["requests"]
+    requests = max(2, raiseFileLimit(wanted))
+    if requests < wanted:
+        print(
+            f"Only {requests:,} of {wanted:,} requests: no more files may be open",
+            file=sys.stderr,
+        )
+    tsrv, bare = sides = [_Side("tsrv"), _Side("quiet")]
+    for _ in range(sizes["rounds"]):
+        for side in sides:
+            side.measure(requests)
+        sides.reverse()
+
+    def figure(what: str, unit: str, attribute: str, target: Target | None) -> Figure:
+        ours, theirs = getattr(tsrv, attribute), getattr(bare, attribute)
+        return Figure(
+            what,
+            "bare resource, a list of Deferreds",
+            median(ours),
+            median(theirs),
+            unit,
+            target,
+            [a / b for a, b in zip(ours, theirs, strict=True)],
+        )
+
+    return [
+        figure(
+            f"{requests:,} held requests: memory of one",
+            "bytes",
+            "memory",
+            Target(1.15),
+        ),
+        figure(
+            f"{requests:,} held requests: answering all",
+            "ms",
+            "times",
+            Target(1.15),
+        ),
+        figure("(processor time for that)", "ms", "costs", None),
+    ]
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)

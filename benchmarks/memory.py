@@ -1,0 +1,88 @@
+"""
+What one queued command takes in memory: its Deferred, context and deadline
+included.
+
+It is compared with what Mongoose and ioredis take for the same (measured with
+Node 20; these two numbers are quoted), and, in the same run, with a Deferred
+and a tuple in a deque. C{tracemalloc} counts the bytes.
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from twisted.internet.defer import Deferred
+
+from benchmarks._measure import Figure, Module, Size, Target, run
+from tsrv import QueuingWrapper
+
+_SIZES = {"commands": Size(100_000, 100, "queued commands")}
+
+_MONGOOSE = 1114
+_IOREDIS = 1019
+
+
+def _bytesOf(queueOne: Callable[[], object], number: int) -> float:
+    """
+    @param queueOne: Queues one command.
+    @param number: How many to queue.
+    @return: The bytes that each takes.
+    """
+    # What is created once is not counted.
+    queueOne()
+    gc.collect()
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(number):
+        queueOne()
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    return (after - before) / number
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    from twisted.internet import reactor
+
+    number = sizes["commands"]
+    module = Module()
+    queue: deque[object] = deque()
+    tracemalloc.start()
+    # The limit leaves room for the one more that is not counted.
+    wrapper = QueuingWrapper(module, reactor, limit=2 * number + 2)
+    proxy = wrapper.proxy
+    command = _bytesOf(proxy.ping, number)
+    withArgument = _bytesOf(lambda: proxy.echo(number), number)
+    least = _bytesOf(lambda: queue.append((Deferred(), module.ping)), number)
+    tracemalloc.stop()
+    return [
+        Figure(
+            "memory of a queued command",
+            "Mongoose (quoted)",
+            command,
+            _MONGOOSE,
+            "bytes",
+            Target(400, "bytes"),
+        ),
+        Figure("the same", "ioredis (quoted)", command, _IOREDIS, "bytes"),
+        Figure(
+            "the same", "a Deferred, and a tuple in a deque", command, least, "bytes"
+        ),
+        Figure(
+            "memory of one with an argument",
+            "Mongoose (quoted)",
+            withArgument,
+            _MONGOOSE,
+            "bytes",
+            Target(400, "bytes"),
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)

@@ -1,0 +1,150 @@
+"""
+What it costs to queue a command, and to drain it.
+
+Queuing is compared with the least that can be done to run a call later:
+creating a Deferred and appending it, with what is to be called, to a deque.
+Draining is compared with taking that from the deque, calling the module and
+chaining its Deferred to the one created before. The garbage collector is off
+for all of it: when it runs depends on the rest of the program.
+
+The least knows no contexts, no deadlines, no limit and no cancelling, and does
+not give the reactor its turn. Nor is it a function; the same in a function that
+takes any arguments, as what stands in for a method has to, is measured too.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Mapping
+from timeit import Timer
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from benchmarks._measure import Figure, Module, Size, Target, leastOf, run
+from tsrv import QueuingWrapper, State
+
+_SIZES = {
+    "commands": Size(10_000, 10, "commands in one round"),
+    "rounds": Size(60, 2, "rounds"),
+}
+
+_QUEUE = "proxy.echo(1)"
+_APPEND = "deferred = Deferred(); queue.append((deferred, echo, 1))"
+_CALL = "call(1)"
+_DRAIN = """\
+wrapper.initialize()
+while wrapper.state is not READY:
+    turn()
+"""
+_POP = """\
+while queue:
+    deferred, method, argument = queue.popleft()
+    method(argument).chainDeferred(deferred)
+"""
+
+
+class _Fixture:
+    """
+    What the measured code works with; everything is new in each round.
+    """
+
+    def __init__(self, reactor: Any, commands: int) -> None:
+        """
+        @param reactor: The reactor; it is not running.
+        @param commands: How many there are to be drained.
+        """
+        self._reactor = reactor
+        self._commands = commands
+        self.names: dict[str, object] = {
+            "Deferred": Deferred,
+            "READY": State.READY,
+            "turn": lambda: reactor.iterate(0),
+            "clear": self.clear,
+            "fill": self.fill,
+        }
+
+    def clear(self) -> None:
+        """
+        An empty queue of each kind.
+        """
+        for deadline in self._reactor.getDelayedCalls():
+            deadline.cancel()
+        module = Module()
+        wrapper = QueuingWrapper(module, self._reactor, limit=10**9)
+        queue: deque[object] = deque()
+        echo = module.echo
+
+        def hold(*arguments: object, **keywords: object) -> Deferred[object]:
+            deferred: Deferred[object] = Deferred()
+            queue.append((deferred, echo, arguments, keywords))
+            return deferred
+
+        self.names.update(
+            call=hold, echo=echo, wrapper=wrapper, proxy=wrapper.proxy, queue=queue
+        )
+        gc.collect()
+
+    def fill(self, statement: str) -> None:
+        """
+        A queue of commands that somebody waits for.
+
+        @param statement: Queues one of them.
+        """
+        self.clear()
+        code: Callable[[int], float] = Timer(statement, globals=self.names).timeit
+        code(self._commands)
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    from twisted.internet import reactor
+
+    number, rounds = sizes["commands"], sizes["rounds"]
+    fixture = _Fixture(reactor, number)
+    names = fixture.names
+    queue, call, append = leastOf(
+        [
+            Timer(_QUEUE, "clear()", globals=names),
+            Timer(_CALL, "clear()", globals=names),
+            Timer(_APPEND, "clear()", globals=names),
+        ],
+        number,
+        rounds,
+    )
+    drain, pop = leastOf(
+        [
+            Timer(_DRAIN, f"fill({_QUEUE!r})", globals=names),
+            Timer(_POP, f"fill({_APPEND!r})", globals=names),
+        ],
+        1,
+        rounds,
+    )
+    fixture.clear()
+    return [
+        Figure(
+            "queuing one command",
+            "a Deferred, and a tuple in a deque",
+            queue,
+            append,
+            "ns",
+            Target(2.5),
+        ),
+        Figure("the same", "likewise, in a function", queue, call, "ns"),
+        Figure(
+            "draining one command",
+            "calling the module, and `chainDeferred`",
+            drain / number,
+            pop / number,
+            "ns",
+            Target(1.5),
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)

@@ -1,0 +1,267 @@
+"""
+For how long a very long queue keeps the reactor from other work.
+
+A call that always asks for the next turn of the reactor (C{callLater(0)})
+measures the longest time between two of its turns, while a million commands
+are drained, fail because the module failed for good or was closed, or expire.
+Each has a caller who waits for it. It is compared with a loop that fires a
+million Deferreds in one go, which is what most such queues do.
+
+What is measured is the processor time of the reactor's thread, which is busy
+all the while: when the machine runs something else, that is no stall of ours.
+
+The garbage collector is on, as it is in a program. Where it had anything to do,
+the line below has the longest of its pauses meanwhile. With a million commands
+alive each full collection takes long, whoever causes it; C{gc.freeze()} keeps
+what is queued out of it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from time import thread_time
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import deferLater, react
+from twisted.python.failure import Failure
+
+from benchmarks._measure import Figure, Module, Size, Target, run
+from tsrv import AsyncModule, QueuingWrapper, Unavailable
+
+_SIZES = {"commands": Size(1_000_000, 100, "commands")}
+
+_TARGET = Target(20, "ms")
+
+
+class _Ticker:
+    """
+    Other work, which wants every turn of the reactor.
+
+    @ivar longest: The longest time between two turns, in milliseconds.
+    @ivar collecting: The longest pause of the garbage collector, likewise.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self.longest = 0.0
+        self.collecting = 0.0
+        self._reactor = reactor
+        self._begun = 0.0
+
+    def start(self) -> None:
+        """
+        Begin to measure.
+        """
+        gc.callbacks.append(self._collected)
+        self._last = thread_time()
+        self._call = self._reactor.callLater(0, self._tick)
+
+    def stop(self) -> None:
+        """
+        Measure no longer.
+        """
+        # The turn in which the last command ended has to be counted too.
+        self._call.cancel()
+        self._tick()
+        self._call.cancel()
+        gc.callbacks.remove(self._collected)
+
+    def _tick(self) -> None:
+        now = thread_time()
+        self.longest = max(self.longest, (now - self._last) * 1e3)
+        self._last = now
+        self._call = self._reactor.callLater(0, self._tick)
+
+    def _collected(self, phase: str, info: dict[str, int]) -> None:
+        now = thread_time()
+        if phase == "start":
+            self._begun = now
+        else:
+            self.collecting = max(self.collecting, (now - self._begun) * 1e3)
+
+
+class _Callers:
+    """
+    Those who made the calls.
+
+    @ivar done: Fires when all have been answered.
+    """
+
+    def __init__(self, number: int) -> None:
+        """
+        @param number: How many there are.
+        """
+        self.done: Deferred[None] = Deferred()
+        self._left = number
+
+    def wait(self, deferred: Deferred[Any]) -> None:
+        """
+        Wait for one answer.
+        """
+        deferred.addCallbacks(self._answered, self._refused)
+
+    def _answered(self, _: object) -> None:
+        self._left -= 1
+        if not self._left:
+            self.done.callback(None)
+
+    def _refused(self, failure: Failure) -> None:
+        failure.trap(Unavailable)
+        self._answered(None)
+
+
+async def _watched(
+    reactor: Any,
+    number: int,
+    queueOne: Callable[[], Deferred[Any]],
+    end: Callable[[], object],
+    *,
+    freeze: bool = False,
+) -> tuple[float, float]:
+    """
+    Queue, and watch the end.
+
+    @param number: How many to queue.
+    @param queueOne: Queues one.
+    @param end: Begins what ends them all.
+    @param freeze: Whether to keep what is queued from the garbage collector.
+    @return: The longest time between two turns of the reactor, and the longest
+        pause of the garbage collector, in milliseconds.
+    """
+    gc.collect()
+    callers = _Callers(number)
+    for _ in range(number):
+        callers.wait(queueOne())
+    gc.collect()
+    if freeze:
+        gc.freeze()
+    ticker = _Ticker(reactor)
+    ticker.start()
+    end()
+    await callers.done
+    ticker.stop()
+    gc.unfreeze()
+    # What ended them is still at work.
+    await deferLater(reactor, 0)
+    return ticker.longest, ticker.collecting
+
+
+class _Broken(Module):
+    """
+    A module that cannot be initialised.
+    """
+
+    def initialize(self) -> Deferred[None]:
+        """
+        Fail at once.
+        """
+        raise RuntimeError("out of order")
+
+
+async def _measure(
+    reactor: Any, number: int, report: Callable[[Figure], object]
+) -> None:
+    def wrap(module: Any, **options: Any) -> QueuingWrapper[Any]:
+        return QueuingWrapper(module, reactor, limit=number, **options)
+
+    async def drained() -> tuple[float, float]:
+        wrapper = wrap(Module(), timeout=None)
+        return await _watched(reactor, number, wrapper.proxy.ping, wrapper.initialize)
+
+    async def drainedLater(freeze: bool) -> tuple[float, float]:
+        wrapper = wrap(AsyncModule(reactor, 0), timeout=None)
+        say, initialize = wrapper.proxy.tellMeSomething, wrapper.initialize
+        return await _watched(reactor, number, say, initialize, freeze=freeze)
+
+    async def failed() -> tuple[float, float]:
+        wrapper = wrap(_Broken(), timeout=None, fatal=RuntimeError)
+        return await _watched(
+            reactor,
+            number,
+            wrapper.proxy.ping,
+            lambda: wrapper.initialize().addErrback(lambda _: None),
+        )
+
+    async def closed() -> tuple[float, float]:
+        wrapper = wrap(Module(), timeout=None)
+        return await _watched(reactor, number, wrapper.proxy.ping, wrapper.close)
+
+    async def expired() -> tuple[float, float]:
+        # All are overdue when the reactor gets its first turn.
+        wrapper = wrap(Module(), timeout=0)
+        return await _watched(reactor, number, wrapper.proxy.ping, lambda: None)
+
+    def atOnce(fire: Callable[[Deferred[Any]], object]) -> Awaitable[Any]:
+        queue: list[Deferred[Any]] = []
+
+        def append() -> Deferred[Any]:
+            deferred: Deferred[Any] = Deferred()
+            queue.append(deferred)
+            return deferred
+
+        def fireAll() -> None:
+            for deferred in queue:
+                fire(deferred)
+            queue.clear()
+
+        return _watched(reactor, number, append, fireAll)
+
+    answered, _ = await atOnce(lambda each: succeed(None).chainDeferred(each))
+    refused, _ = await atOnce(lambda each: each.errback(Unavailable("at once")))
+    for what, measure, theirs in (
+        ("drained, answered at once", drained, answered),
+        ("drained, answered by the clock", partial(drainedLater, False), answered),
+        ("likewise, after `gc.freeze()`", partial(drainedLater, True), answered),
+        ("failed by a fatal error", failed, refused),
+        ("failed by `close()`", closed, refused),
+        ("expired", expired, refused),
+    ):
+        longest, collecting = await measure()
+        report(
+            Figure(
+                f"{number:,} {what}: longest stall",
+                "all in one go",
+                longest,
+                theirs,
+                "ms",
+                _TARGET,
+            )
+        )
+        if collecting > 1:
+            report(
+                Figure(
+                    "(of which garbage collector)",
+                    "all in one go",
+                    collecting,
+                    theirs,
+                    "ms",
+                )
+            )
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    from twisted.internet import reactor
+
+    figures: list[Figure] = []
+
+    def main(reactor: Any) -> Deferred[None]:
+        return Deferred.fromCoroutine(
+            _measure(reactor, sizes["commands"], figures.append)
+        )
+
+    try:
+        react(main, (), reactor)
+    except SystemExit as end:
+        if end.code:
+            raise
+    return figures
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)

@@ -1,0 +1,108 @@
+"""
+How many requests to C{/say} the server answers once its clock is ready.
+
+It is compared with a bare resource on a site of twisted.web that asks the same
+clock and sends the same response from a callback: once on a
+L{twisted.web.server.Site} as it comes, which makes up a line for its log for
+each request, and once on one that does not, as that of tsrv does not either.
+
+Each server is a process of its own, and so is the load. The servers are asked
+in turns; what counts is the ratio of two rounds that follow each other, in the
+median. The processor time that a server takes for each request tells the same
+with less noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from statistics import median
+
+from benchmarks._measure import Figure, Size, Target, run
+from benchmarks._processes import Child
+
+_SIZES = {
+    "requests": Size(3_000, 20, "requests in one round"),
+    "connections": Size(50, 4, "connections that are kept busy"),
+    "rounds": Size(8, 1, "rounds with each set of servers"),
+    "servers": Size(3, 1, "sets of servers"),
+}
+
+_SIDES = ("tsrv", "quiet", "bare")
+
+
+class _Side:
+    """
+    One kind of server.
+
+    @ivar rates: Requests in a second, for each round.
+    @ivar costs: The server's processor time for a request, in microseconds.
+    """
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.costs: list[float] = []
+
+    def ask(self, load: Child, server: Child, connections: int, requests: int) -> None:
+        """
+        One round.
+        """
+        before = server.tell("report")
+        seconds = load.tell("ask", before["port"], connections, requests)["seconds"]
+        after = server.tell("report")
+        self.rates.append(requests / seconds)
+        self.costs.append((after["cpu"] - before["cpu"]) / requests * 1e6)
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    connections, requests = sizes["connections"], sizes["requests"]
+    sides = {name: _Side() for name in _SIDES}
+    for _ in range(sizes["servers"]):
+        with ExitStack() as stack:
+            load = stack.enter_context(Child("benchmarks._load"))
+            servers = {
+                name: stack.enter_context(Child("benchmarks._server", name))
+                for name in _SIDES
+            }
+            for server in servers.values():
+                port = server.tell("ready")["port"]
+                load.tell("ask", port, connections, requests)
+            order = list(_SIDES)
+            for _ in range(sizes["rounds"]):
+                for name in order:
+                    sides[name].ask(load, servers[name], connections, requests)
+                order.reverse()
+    tsrv = sides["tsrv"]
+    figures = []
+    for name, against in (
+        ("bare", "bare resource on a plain `Site`"),
+        ("quiet", "the same, without its log"),
+    ):
+        other = sides[name]
+        figures += [
+            Figure(
+                "ready `/say`",
+                against,
+                median(tsrv.rates),
+                median(other.rates),
+                "requests/s",
+                Target(0.95, atLeast=True),
+                [a / b for a, b in zip(tsrv.rates, other.rates, strict=True)],
+            ),
+            Figure(
+                "(processor time for one)",
+                against,
+                median(tsrv.costs),
+                median(other.costs),
+                "µs",
+            ),
+        ]
+    return figures
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)

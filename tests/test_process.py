@@ -1,0 +1,332 @@
+"""
+The real thing: a process that is started, asked, and stopped.
+
+Nothing here waits for a time: each step follows a line of the log, or a
+response.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from socket import socket
+from typing import Any, cast
+
+import pytest
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.error import ProcessDone
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from .websupport import Wire, answersIn, asynchronous, reservedPort
+
+# What has been received and is being held is told by the interim response.
+SAY = b"GET /say HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n\r\n"
+
+
+class Process(ProcessProtocol):
+    """
+    A process, and what it has written.
+
+    @ivar ended: Fires with its exit status (that of a shell, if a signal
+        killed it).
+    """
+
+    def __init__(self) -> None:
+        self.ended: Deferred[int] = Deferred()
+        self.status: int | None = None
+        self._written = {1: "", 2: ""}
+        self._waiting: list[tuple[str, Deferred[None]]] = []
+
+    @property
+    def output(self) -> str:
+        """
+        What it has written to its standard output.
+        """
+        return self._written[1]
+
+    @property
+    def errors(self) -> str:
+        """
+        What it has written to its standard error.
+        """
+        return self._written[2]
+
+    def whenWritten(self, text: str) -> Deferred[None]:
+        """
+        @return: A Deferred that fires when the process has written something.
+            It fails when the process ends before.
+        """
+        deferred: Deferred[None] = Deferred()
+        self._waiting.append((text, deferred))
+        self._look()
+        return deferred
+
+    def terminate(self) -> None:
+        """
+        Send it SIGTERM.
+        """
+        cast(Any, self.transport).signalProcess("TERM")
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        self._written[childFD] += data.decode()
+        self._look()
+
+    def processEnded(self, reason: Failure) -> None:
+        if reason.check(ProcessDone):
+            self.status = 0
+        else:
+            value: Any = reason.value
+            self.status = value.exitCode if value.signal is None else -value.signal
+        self._look()
+        self.ended.callback(self.status)
+
+    def _look(self) -> None:
+        for each in list(self._waiting):
+            text, deferred = each
+            if text in self.output or text in self.errors:
+                self._waiting.remove(each)
+                deferred.callback(None)
+            elif self.status is not None:
+                self._waiting.remove(each)
+                deferred.errback(
+                    AssertionError(f"{text!r} not in {self.output}{self.errors}")
+                )
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """
+    A free port.
+    """
+    with reservedPort() as port:
+        yield port
+
+
+@asynccontextmanager
+async def running(
+    directory: Path, *words: str, program: str = "twistd"
+) -> AsyncIterator[Process]:
+    """
+    Run a program in a directory of its own; it is gone afterwards.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    process = Process()
+    path = os.path.join(os.path.dirname(sys.executable), program)
+    transport = reactor.spawnProcess(
+        process,
+        sys.executable,
+        [sys.executable, path, *words],
+        env=os.environ,
+        path=os.fspath(directory),
+    )
+    try:
+        yield process
+    finally:
+        if process.status is None:
+            transport.signalProcess("KILL")
+            await process.ended
+
+
+def twistd(directory: Path, port: int, *words: str) -> Any:
+    """
+    Run C{twistd -n tsrv} on a port.
+    """
+    listen = f"--listen=tcp:{port}:interface=127.0.0.1:backlog=1024"
+    return running(directory, "-n", "tsrv", listen, *words)
+
+
+async def connect(port: int) -> Wire:
+    """
+    Make a connection, and ask.
+    """
+    from twisted.internet import reactor
+
+    endpoint = TCP4ClientEndpoint(cast(Any, reactor), "127.0.0.1", port)
+    wire: Wire = await connectProtocol(endpoint, Wire())
+    wire.send(SAY)
+    return wire
+
+
+async def hold(port: int, count: int) -> list[Wire]:
+    """
+    Make requests, and wait until all of them are held.
+    """
+    wires = await gatherResults(
+        [Deferred.fromCoroutine(connect(port)) for _ in range(count)]
+    )
+    await gatherResults(
+        [wire.whenReceived(b"HTTP/1.1 100 Continue\r\n\r\n") for wire in wires]
+    )
+    return wires
+
+
+async def statuses(wires: list[Wire]) -> list[int]:
+    """
+    Wait until the server has closed all connections.
+
+    @return: The status of the response on each.
+    """
+    found = []
+    for received in await gatherResults([wire.whenClosed() for wire in wires]):
+        _, answer = answersIn(received)
+        assert answer.headers["connection"] == "close"
+        found.append(answer.status)
+    return found
+
+
+def position(process: Process, *texts: str) -> list[int]:
+    """
+    @return: Where each of these is in the output.
+    """
+    return [process.output.index(text) for text in texts]
+
+
+@asynchronous
+async def test_it_starts_answers_and_stops(tmp_path: Path, port: int) -> None:
+    """
+    What the README promises; to be stopped by SIGTERM is to end well.
+    """
+    async with twistd(tmp_path, port, "--delay=0.5") as process:
+        await process.whenWritten("Started")
+        (wire,) = await hold(port, 1)
+        received = await wire.whenReceived(b"I say: Current time is: ")
+        assert [answer.status for answer in answersIn(received)] == [100, 200]
+        await process.whenWritten("Async module initialized")
+        process.terminate()
+        assert await process.ended == 0
+        await wire.whenClosed()
+        started, initialized, stopped = position(
+            process, "Started", "Async module initialized", "Stopped"
+        )
+        assert started < initialized < stopped
+        assert "Traceback" not in process.output
+        assert process.errors == ""
+
+
+@asynchronous
+async def test_what_is_held_at_sigterm_is_answered_when_the_start_ends(
+    tmp_path: Path, port: int
+) -> None:
+    """
+    A new version is rolled out while the old one starts: nobody who was taken
+    in is turned away, as long as there is time.
+    """
+    async with twistd(tmp_path, port, "--delay=3") as process:
+        await process.whenWritten("Started")
+        wires = await hold(port, 100)
+        process.terminate()
+        assert await statuses(wires) == [200] * 100
+        assert await process.ended == 0
+        listening, initialized = position(
+            process, "Stopped listening", "Async module initialized"
+        )
+        assert listening < initialized
+
+
+@asynchronous
+async def test_what_is_held_at_sigterm_is_refused_when_time_is_up(
+    tmp_path: Path, port: int
+) -> None:
+    """
+    Everybody gets an answer, even if it is not the one they waited for.
+    """
+    async with twistd(tmp_path, port, "--delay=60", "--drain-timeout=1") as process:
+        await process.whenWritten("Started")
+        wires = await hold(port, 100)
+        process.terminate()
+        assert await statuses(wires) == [503] * 100
+        # It was the stop that ended them, and not that they waited too long.
+        assert all(b"The service is shutting down" in each.received for each in wires)
+        assert await process.ended == 0
+        assert "Async module initialized" not in process.output
+        assert "Traceback" not in process.output
+
+
+@asynchronous
+async def test_a_second_sigterm_ends_the_wait(tmp_path: Path, port: int) -> None:
+    """
+    Who sends it again means now; requests are answered all the same.
+    """
+    async with twistd(tmp_path, port, "--delay=600", "--drain-timeout=600") as process:
+        await process.whenWritten("Started")
+        wires = await hold(port, 10)
+        process.terminate()
+        await process.whenWritten("Stopped listening")
+        assert not any(wire.closed for wire in wires)
+        process.terminate()
+        assert await statuses(wires) == [503] * 10
+        assert await process.ended == 0
+        assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize(
+    ("program", "words"), [("twistd", ["-n", "tsrv"]), ("twist", ["tsrv"])]
+)
+@asynchronous
+async def test_a_port_that_is_taken_ends_the_process(
+    tmp_path: Path, program: str, words: list[str]
+) -> None:
+    """
+    A server that cannot listen must not stay up and look well.
+    """
+    with socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        listen = f"--listen=tcp:{port}:interface=127.0.0.1"
+        async with running(tmp_path, *words, listen, program=program) as process:
+            assert await process.ended == 1
+            written = process.output + process.errors
+            line = f"tsrv: Couldn't listen on 127.0.0.1:{port}: "
+            assert written.count(line) == 1
+            assert "Traceback" not in written
+            assert "Started" not in written
+
+
+@pytest.mark.parametrize("words", [["--delay=soon"], ["--listen=8000"]])
+@asynchronous
+async def test_a_usage_error_is_one_line(tmp_path: Path, words: list[str]) -> None:
+    """
+    Who mistyped is told so, and nothing else; a script sees it by the status.
+    """
+    async with running(tmp_path, "-n", "tsrv", *words) as process:
+        assert await process.ended == 1
+        assert process.output == ""
+        (line,) = process.errors.splitlines()
+        assert line.startswith(f"tsrv: {words[0].partition('=')[0]}: ")
+        assert list(tmp_path.iterdir()) == []
+
+
+@asynchronous
+async def test_twist_runs_it_too(tmp_path: Path, port: int) -> None:
+    """
+    The other runner knows the same plugin, and signals mean the same.
+    """
+    listen = f"--listen=tcp:{port}:interface=127.0.0.1"
+    async with running(
+        tmp_path, "tsrv", listen, "--delay=0.5", program="twist"
+    ) as process:
+        await process.whenWritten("Started")
+        (wire,) = await hold(port, 1)
+        await wire.whenReceived(b"I say: Current time is: ")
+        process.terminate()
+        assert await process.ended == 0
+        await wire.whenClosed()
+
+
+@pytest.mark.parametrize("program", ["twistd", "twist"])
+@asynchronous
+async def test_it_is_found_by_its_name(tmp_path: Path, program: str) -> None:
+    """
+    A plugin that cannot be imported is left out without a word.
+    """
+    async with running(tmp_path, "--help", program=program) as process:
+        assert await process.ended == 0
+        assert " tsrv " in process.output

@@ -1,0 +1,77 @@
+"""
+Long work, in slices: when time is up the rest is left to the next turn of the
+reactor, so that a million commands don't keep it from anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+__all__ = ["SlicedWork"]
+
+_SLICE: Final = 0.005
+"""
+How long one slice may keep the reactor, in seconds.
+"""
+
+
+class SlicedWork:
+    """
+    Work that consists of many small steps.
+
+    What a step does may ask for more work, or stop it; the slice in progress
+    goes on with whatever there is to do then.
+    """
+
+    __slots__ = ("_call", "_over", "_reactor", "_step", "_working")
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        step: Callable[[], bool],
+        over: Callable[[], None],
+    ) -> None:
+        """
+        @param reactor: Provides the time.
+        @param step: Does one step; answers whether there was one to do.
+        @param over: Called when there is no step left.
+        """
+        self._reactor = reactor
+        self._step = step
+        self._over = over
+        self._working = False
+        self._call: IDelayedCall | None = None
+
+    def now(self) -> None:
+        """
+        Do what there is to do, for as long as one slice.
+        """
+        if self._working:
+            return
+        self._working = True
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        self._call = None
+        step, seconds = self._step, self._reactor.seconds
+        begun = seconds()
+        more = False
+        try:
+            while not more and step():
+                # A clock that was set back counts as time that is up.
+                more = not 0 <= seconds() - begun < _SLICE
+        finally:
+            self._working = False
+        if more:
+            self.soon()
+        else:
+            self._over()
+
+    def soon(self) -> None:
+        """
+        Begin a slice in the next turn of the reactor.
+        """
+        if self._call is None and not self._working:
+            self._call = self._reactor.callLater(0, self.now)
