@@ -27,13 +27,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
-
-if TYPE_CHECKING:
-    from ._queue import CommandQueue
 
 __all__ = [
     "ENDED",
@@ -45,6 +42,7 @@ __all__ = [
     "Chain",
     "Command",
     "Method",
+    "Owner",
 ]
 
 WAITING: Final = 0
@@ -55,6 +53,27 @@ UNCERTAIN: Final = 4
 ENDED: Final = 5
 
 
+class Owner(Protocol):
+    """
+    Who starts and ends commands.
+    """
+
+    def cancel(self, command: Command) -> None:
+        """
+        The caller of a command gives up.
+        """
+
+    def answeredRun(self, command: Command, result: object) -> None:
+        """
+        The module has answered the latest run of a command.
+        """
+
+    def finish(self, command: Command, result: object) -> None:
+        """
+        End a command.
+        """
+
+
 @dataclass(eq=False, slots=True)
 class Method:
     """
@@ -62,7 +81,7 @@ class Method:
 
     @ivar name: Its name.
     @ivar replay: Whether a call in progress at a loss may be run again.
-    @ivar queue: Where its calls wait.
+    @ivar owner: Starts and ends its calls.
     @ivar hold: What callers call while the module is not ready.
     @ivar direct: What they call while it is.
     @ivar target: The module's own method, which runs the commands.
@@ -70,7 +89,7 @@ class Method:
 
     name: str
     replay: bool
-    queue: CommandQueue
+    owner: Owner
     hold: Callable[..., Any] = field(init=False)
     direct: Callable[..., Any] = field(init=False)
     target: Callable[..., Any] = field(init=False)
@@ -113,14 +132,14 @@ class Command(Deferred[Any]):
         if self.called:
             super().cancel()
         else:
-            self.method.queue.cancel(self)
+            self.method.owner.cancel(self)
 
     def answered(self, result: object) -> None:
         """
         The module's Deferred has fired, with a result or a L{Failure}.
         """
         if self.stage != ENDED:
-            self.method.queue.finish(self, result)
+            self.method.owner.finish(self, result)
 
     def answeredRun(self, result: object, run: int) -> None:
         """
@@ -128,7 +147,7 @@ class Command(Deferred[Any]):
         its latest run counts.
         """
         if run == self.run:
-            self.method.queue.answeredRun(self, result)
+            self.method.owner.answeredRun(self, result)
 
     def unlink(self) -> None:
         """
