@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import Clock
 
 from tsrv import Closed, OutcomeUnknown, QueuingWrapper, State
@@ -225,7 +224,7 @@ def test_close_that_hangs(clock: Clock) -> None:
     ready(module, wrapper)
     closed = resultOf(wrapper.close())
     clock.advance(3)
-    assert isinstance(closed.error, DeferredTimeout)
+    assert isinstance(closed.error, TimeoutError)
     assert isinstance(result.error, OutcomeUnknown)
     assert module.closings[0].called
     assert wrapper.state is State.CLOSED

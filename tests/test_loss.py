@@ -265,6 +265,21 @@ def test_given_up_while_its_failure_is_in_doubt(clock: Clock) -> None:
     assert len(module.calls) == 1
 
 
+def test_given_up_while_in_doubt_and_nothing_follows(clock: Clock) -> None:
+    """
+    What was given up is over when the doubt is.
+    """
+    module, wrapper, proxy = wrap(clock, replay=["read"])
+    ready(module, wrapper)
+    call = proxy.read(1)
+    result = resultOf(call)
+    module.answers[0].errback(Trouble())
+    call.cancel()
+    clock.advance(0)
+    assert isinstance(result.error, CancelledError)
+    assert wrapper.state is State.READY
+
+
 def test_lost_in_the_errback_of_a_failure_in_doubt(clock: Clock) -> None:
     """
     The errback of the first failure that stands brings the module down: the
@@ -308,7 +323,7 @@ def test_given_up_in_progress_then_lost(clock: Clock) -> None:
     assert result.pending
     module.watches[-1].callback(None)
     clock.advance(0)
-    assert isinstance(result.error, OutcomeUnknown)
+    assert isinstance(result.error, CancelledError)
     clock.advance(1)
     module.attempts[-1].callback(None)
     assert len(module.calls) == 1

@@ -188,7 +188,7 @@ class Machine(RuleBasedStateMachine):
             concurrency=concurrency,
             attemptTimeout=attemptTimeout,
             closeTimeout=3.0,
-            retryPolicy=float,
+            retryPolicy=self.policy,
             fatal=(Refused,),
             replay=["read"],
         )
@@ -248,7 +248,12 @@ class Machine(RuleBasedStateMachine):
         self.attempts.append(attempt)
         return answer
 
+    def policy(self, attempts: int) -> float:
+        self.reenter()
+        return float(attempts)
+
     def watching(self) -> Deferred[None]:
+        self.reenter()
         watch: Deferred[None] = Deferred()
         self.watches.append(watch)
         return watch
@@ -257,6 +262,11 @@ class Machine(RuleBasedStateMachine):
         self.reenter()
         closing: Deferred[None] = Deferred()
         self.closings.append(closing)
+        if len(self.calls) % 2:
+            # It does not let itself be cancelled.
+            closing.addErrback(
+                lambda why: Deferred() if why.check(CancelledError) else why
+            )
         return closing
 
     def run(self, number: int) -> Run:

@@ -178,18 +178,36 @@ def test_expiring_a_long_queue_is_sliced_too(clock: Clock) -> None:
     """
     _, wrapper, proxy = wrap(clock, timeout=5.0)
     ends: list[object] = []
-    for number in range(2500):
-        proxy.write(number).addErrback(ends.append)
+
+    def take(failure: object) -> None:
+        ends.append(failure)
+        clock.rightNow += 0.002
+
+    for number in range(12):
+        proxy.write(number).addErrback(take)
     counts = []
 
     def compete() -> None:
         counts.append(len(ends))
-        if len(ends) < 2500:
+        if len(ends) < 12:
             clock.callLater(0, compete)
 
     clock.callLater(5.0, compete)
     clock.advance(5.0)
-    assert (counts, wrapper.pending) == ([1000, 2000, 2500], 0)
+    clock.pump([0, 0, 0, 0])
+    assert max(b - a for a, b in pairwise([0, *counts])) <= 3
+    assert (len(ends), wrapper.pending, wrapper.stats.expired) == (12, 0, 12)
+
+
+def test_more_expire_than_are_looked_through_at_once(clock: Clock) -> None:
+    """
+    To look through a long queue takes its time, too.
+    """
+    _, wrapper, proxy = wrap(clock, timeout=5.0, limit=20_000)
+    for number in range(12_000):
+        resultOf(proxy.write(number))
+    clock.advance(5.0)
+    assert (wrapper.pending, wrapper.stats.expired) == (0, 12_000)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

@@ -146,7 +146,7 @@ class Command(Deferred[Any]):
         The same, of a command that may run more than once: only the answer to
         its latest run counts.
         """
-        if run == self.run:
+        if run == self.run and self.stage != ENDED:
             self.method.owner.answeredRun(self, result)
 
     def unlink(self) -> None:

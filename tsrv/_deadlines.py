@@ -8,18 +8,18 @@ that were put back at the head: they began to wait later than those behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from ._command import WAITING, Chain, Command
+from ._command import Chain, Command
 
 __all__ = ["Deadlines"]
 
-_BATCH: Final = 1000
+_BATCH: Final = 5000
 """
-How many commands expire before the reactor gets its turn.
+How many commands are looked through before the reactor gets its turn.
 """
 
 _RESOLUTION: Final = 1e-6
@@ -38,7 +38,7 @@ class Deadlines:
         reactor: IReactorTime,
         timeout: float | None,
         waiting: Chain,
-        expire: Callable[[Command, float], None],
+        expire: Callable[[Sequence[Command]], None],
         over: Callable[[], None],
     ) -> None:
         """
@@ -46,8 +46,7 @@ class Deadlines:
         @param timeout: How long each command may wait, in seconds; L{None} for
             any time.
         @param waiting: The commands that wait.
-        @param expire: Ends one of them; takes the command and the seconds that
-            it has waited.
+        @param expire: Ends some of them.
         @param over: Called when the time of all that waited is up.
         """
         self._reactor = reactor
@@ -79,7 +78,7 @@ class Deadlines:
         assert self._timeout is not None
         self._call = None
         now = self._reactor.seconds()
-        late: list[tuple[Command, float]] = []
+        late: list[Command] = []
         following: float | None = None
         for command in self._waiting:
             assert command.since is not None
@@ -90,7 +89,7 @@ class Deadlines:
                     # All behind it have been waiting for less time.
                     break
             elif len(late) < _BATCH:
-                late.append((command, command.since))
+                late.append(command)
             else:
                 following = 0
                 break
@@ -98,7 +97,5 @@ class Deadlines:
             self._over()
         else:
             self._call = self._reactor.callLater(following, self._passed)
-        for command, since in late:
-            # The callback of one may have had another one started or ended.
-            if command.stage == WAITING and command.since == since:
-                self._expire(command, now - since)
+        if late:
+            self._expire(late)

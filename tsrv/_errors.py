@@ -24,8 +24,8 @@ __all__ = [
 
 class Unavailable(Exception):
     """
-    The module cannot take the call now; the call has not been run, and may be
-    made again later.
+    The module cannot take the call now. It has not been run (or, if its method
+    is named in C{replay}, may be run again), so it may be made again later.
 
     @ivar retryAfter: Seconds after which trying again is reasonable, or
         L{None} where nobody knows.
@@ -34,6 +34,9 @@ class Unavailable(Exception):
     def __init__(self, message: str, retryAfter: float | None = None) -> None:
         super().__init__(message)
         self.retryAfter = retryAfter
+
+    def __reduce__(self) -> tuple[type[Unavailable], tuple[object, ...]]:
+        return type(self), (*self.args, self.retryAfter)
 
 
 class QueueFull(Unavailable):
@@ -67,6 +70,10 @@ class QueueTimeout(Unavailable):
         self.state = state
         self.attempts = attempts
 
+    def __reduce__(self) -> tuple[type[Unavailable], tuple[object, ...]]:
+        made, arguments = super().__reduce__()
+        return made, (*arguments, self.waited, self.state, self.attempts)
+
 
 class InitializationFailed(Unavailable):
     """
@@ -98,3 +105,6 @@ class OutcomeUnknown(Exception):
             "it may have been carried out, or not"
         )
         self.method = method
+
+    def __reduce__(self) -> tuple[type[OutcomeUnknown], tuple[str]]:
+        return type(self), (self.method,)

@@ -17,10 +17,11 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
 
-from ._states import Event, Lifecycle
+from ._states import Event, Lifecycle, State
 
-__all__ = ["Initialization"]
+__all__ = ["Initialization", "explain"]
 
 
 class _Attempt:
@@ -174,7 +175,7 @@ class Initialization:
         attempt.bound = None
         self._attempt = None
         attempt.abandon()
-        self._retry(TimeoutError(f"no answer within {self._timeout:g} seconds"))
+        self._conclude(TimeoutError(f"no answer within {self._timeout:g} seconds"))
 
     def _succeeded(self, result: object, attempt: _Attempt) -> None:
         if attempt is not self._attempt:
@@ -182,9 +183,12 @@ class Initialization:
         attempt.settled()
         try:
             lost = self._watch()
-        except Exception:
+        except BaseException:
             # A module that cannot be watched is none that is ready.
             self._unsuccessful(Failure(), attempt)
+            return
+        if attempt is not self._attempt:
+            # The module had the wrapper closed.
             return
         self._lifecycle.on(Event.SUCCEED)
         self.lastError = None
@@ -202,32 +206,36 @@ class Initialization:
         self._attempt = None
         error = failure.value
         assert error is not None
-        if isinstance(error, self._fatal):
-            self._giveUp(error)
-        else:
-            self._retry(error)
+        self._conclude(error)
 
-    def _retry(self, error: BaseException) -> None:
+    def _conclude(self, error: BaseException) -> None:
         """
-        Try again after a while.
+        An attempt has come to nothing: try again after a while, or give up.
         """
         self.lastError = error
+        if isinstance(error, self._fatal):
+            self._giveUp(error)
+            return
         delay = self._nextDelay()
-        if delay is None:
+        if self._lifecycle.state is not State.INITIALIZING:
+            # The policy, or the module when it was cancelled, had the wrapper
+            # closed.
+            return
+        if isinstance(delay, BaseException):
             self._giveUp(error)
             return
         self._lifecycle.on(Event.FAIL)
+        self._tryAfter(delay)
         self._log.warn(
             "{module} failed to initialize (attempt {attempts}), next attempt in "
             "{delay:.1f} s: {error}",
             module=self._name,
             attempts=self.attempts,
             delay=delay,
-            error=_explain(error),
+            error=explain(error),
         )
-        self._tryAfter(delay)
 
-    def _giveUp(self, error: BaseException | None) -> None:
+    def _giveUp(self, error: BaseException) -> None:
         """
         No retry will cure it.
         """
@@ -236,28 +244,28 @@ class Initialization:
         self._log.error(
             "{module} failed to initialize, and will not be tried again: {error}",
             module=self._name,
-            error=_explain(error),
+            error=explain(error),
         )
         self._failed()
 
-    def _nextDelay(self) -> float | None:
+    def _nextDelay(self) -> float | BaseException:
         """
         Ask the retry policy, which is not ours and may be wrong.
 
-        @return: The delay in seconds, or L{None} if there is to be no further
+        @return: The delay in seconds, or why there is to be no further
             attempt.
         """
         try:
             delay = self._retryPolicy(self.attempts)
             if not (isfinite(delay) and delay >= 0):
                 raise ValueError(f"not a number of seconds: {delay!r}")
-        except Exception as error:
+        except BaseException as error:
             self._log.error(
                 "The retry policy of {module} ends its attempts: {error}",
                 module=self._name,
-                error=_explain(error),
+                error=explain(error),
             )
-            return None
+            return error
         return delay
 
     def _tryAfter(self, delay: float) -> None:
@@ -295,22 +303,27 @@ class Initialization:
             self.attempts = 0
         self.lastError = error
         self._lifecycle.on(Event.LOSE)
+        self._lost()
         delay = self._nextDelay()
-        if delay is None:
-            self._lost()
-            self._giveUp(error)
+        if self._lifecycle.state is not State.LOST:
+            # The policy had the wrapper closed.
             return
+        if isinstance(delay, BaseException):
+            self._giveUp(delay if error is None else error)
+            return
+        self._tryAfter(delay)
         self._log.warn(
             "{module} was lost, next attempt in {delay:.1f} s: {error}",
             module=self._name,
             delay=delay,
-            error=_explain(error),
+            error=explain(error),
         )
-        self._tryAfter(delay)
-        self._lost()
 
 
-def _explain(error: BaseException | None) -> str:
+def explain(error: BaseException | None) -> str:
+    """
+    @return: An error in one line of a log, whatever the error thinks of that.
+    """
     if error is None:
         return "no reason given"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {safe_str(error)}"

@@ -17,14 +17,16 @@ in front of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from inspect import get_annotations, getattr_static
-from typing import Any, Final
+from types import MemberDescriptorType
+from typing import Any, Final, NoReturn, SupportsIndex
 
 from .asyncmodule import NotInitialized
 
-__all__ = ["Faces"]
+__all__ = ["Faces", "findMethods"]
 
 _Method = Callable[..., Any]
 
@@ -68,9 +70,13 @@ class Faces:
         """
         @return: The names that the module has now, and that are proxied.
         """
-        module = self.module
-        names = {*dir(module), *_annotated(type(module))} - self._withheld
-        return {name for name in names if not name.startswith("_")}
+        return {name for name, _ in _announced(self.module)} - self._withheld
+
+    def announces(self, name: str) -> bool:
+        """
+        @return: Whether the module has this name, or makes up its own.
+        """
+        return name in self.names() or _makesUp(type(self.module))
 
     def check(self, name: str) -> None:
         """
@@ -103,21 +109,13 @@ class Faces:
         """
         Turn the face of a module that is ready: its own methods.
         """
-        module = self.module
-        moduleType = type(module)
         self._forget()
         face: dict[str, object] = {}
-        if (
-            hasattr(moduleType, "__getattr__")
-            or moduleType.__getattribute__ is not object.__getattribute__
-        ):
+        if _makesUp(type(self.module)):
             face["__getattr__"] = _getReady
-        for name in self.names():
-            try:
-                method = _findMethod(module, name)
-            except Exception:
-                # Whoever reads the attribute gets this error.
-                method = None
+        for name, method in _announced(self.module):
+            if name in self._withheld:
+                continue
             if method is None:
                 face[name] = _forwarded(name)
             else:
@@ -158,9 +156,19 @@ class _AnyProxy:
     def __dir__(self) -> Iterable[str]:
         return self._faces.names()
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a proxy can be neither copied nor pickled")
+
     def __repr__(self) -> str:
         faces = self._faces
         return f"<proxy of {type(faces.module).__name__}: {faces.describe()}>"
+
+
+class _NotReadable(NotInitialized, AttributeError):
+    """
+    A plain attribute was read before the module was ready. C{hasattr()} and
+    the like expect any trouble with an attribute to be an C{AttributeError}.
+    """
 
 
 class WaitingProxy(_AnyProxy):
@@ -172,19 +180,25 @@ class WaitingProxy(_AnyProxy):
         object.__setattr__(self, "_faces", faces)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{name!r} is private, and so not proxied")
         faces = self._faces
         faces.check(name)
-        method = _findMethod(faces.module, name)
+        try:
+            method = _findMethod(faces.module, name)
+        except AttributeError as error:
+            raise AttributeError(f"{error} (it is {faces.describe()})") from None
         if method is None:
-            raise NotInitialized(
+            raise _NotReadable(
                 f"{type(faces.module).__name__}.{name} is not a method: it can be "
                 f"read only while the module is ready, and it is {faces.describe()}"
             )
         return faces.showWaitingMethod(name, method)
 
     def __dir__(self) -> Iterable[str]:
-        module = self._faces.module
-        return [name for name in self._faces.names() if _isMethod(module, name)]
+        faces = self._faces
+        methods = {name for name, method in _announced(faces.module) if method}
+        return methods & faces.names()
 
 
 class _ReadyProxy(_AnyProxy):
@@ -217,6 +231,16 @@ def _forwarded(name: str) -> property:
     return property(read)
 
 
+def _makesUp(moduleType: type) -> bool:
+    """
+    @return: Whether a module may have attributes that nothing announces.
+    """
+    plain: object = object.__getattribute__
+    return (
+        hasattr(moduleType, "__getattr__") or moduleType.__getattribute__ is not plain
+    )
+
+
 def _findMethod(module: object, name: str) -> _Method | None:
     """
     Find a method without evaluating a property, which might rely on what has
@@ -225,30 +249,57 @@ def _findMethod(module: object, name: str) -> _Method | None:
     @return: The method, or L{None} if the name is one of a plain attribute.
     @raise AttributeError: The module has no such attribute.
     """
-    if isinstance(getattr_static(type(module), name, None), _LAZY):
+    static = getattr_static(type(module), name, None)
+    if isinstance(static, _LAZY):
         return None
     try:
         value = getattr(module, name)
     except AttributeError:
-        if name in _annotated(type(module)):
+        if isinstance(static, MemberDescriptorType) or name in _annotated(type(module)):
             return None
         raise
     # A class, say that of an error, is not what callers mean by a method.
     return value if callable(value) and not isinstance(value, type) else None
 
 
-def _isMethod(module: object, name: str) -> bool:
+def _announced(module: object) -> Iterator[tuple[str, _Method | None]]:
+    """
+    @return: The public names that a module has, and its methods; L{None} where
+        an attribute is none, or cannot be read now.
+    """
     try:
-        return _findMethod(module, name) is not None
+        listed = dir(module)
     except Exception:
-        return False
+        listed = dir(type(module))
+    for name in sorted({*listed, *_annotated(type(module))}, key=str):
+        if isinstance(name, str) and not name.startswith("_"):
+            try:
+                yield name, _findMethod(module, name)
+            except Exception:
+                # Whoever reads the attribute gets this error.
+                yield name, None
+
+
+def findMethods(module: object) -> Iterator[tuple[str, _Method]]:
+    """
+    @return: The names of a module's public methods, and these.
+    """
+    for name, method in _announced(module):
+        if method is not None:
+            yield name, method
 
 
 def _annotated(moduleType: type) -> set[str]:
     """
     @return: The names of the attributes that a class announces.
     """
-    return {name for each in moduleType.__mro__ for name in get_annotations(each)}
+    names: set[str] = set()
+    for each in moduleType.__mro__:
+        # From Python 3.14 on they are evaluated, and may rely on what only a
+        # type checker imports.
+        with suppress(Exception):
+            names.update(get_annotations(each))
+    return names
 
 
 _LAZY: Final = (property, cached_property)

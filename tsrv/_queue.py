@@ -9,11 +9,9 @@ turn takes the first that is there then.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import update_wrapper
-from inspect import iscoroutinefunction
 from types import CoroutineType
 from typing import Any
 
@@ -21,6 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from ._callables import introduce, isAsync
 from ._command import (
     ENDED,
     HELD,
@@ -43,15 +42,15 @@ __all__ = ["CommandQueue"]
 @dataclass(eq=False, slots=True)
 class _Sweep:
     """
-    Commands that are to be failed, as many in each slice as there is time for.
+    Commands that are to be ended, as many in each slice as there is time for.
 
     @ivar commands: Those that are left.
-    @ivar makeError: Makes the error for each.
+    @ivar end: Ends one of them.
     @ivar done: Fires when none is left.
     """
 
     commands: Chain
-    makeError: Callable[[Command], Exception]
+    end: Callable[[Command], None]
     done: Deferred[None]
 
 
@@ -116,7 +115,7 @@ class CommandQueue:
         )
         self._running = Chain()
         self._uncertain = Chain()
-        self._held: list[Command] = []
+        self._held: deque[Command] = deque()
         self._inProgress = 0
         self._sweeps: deque[_Sweep] = deque()
 
@@ -176,7 +175,13 @@ class CommandQueue:
         self._passing = self._draining = False
         self._refusal = makeError
         self._nothingWaits()
-        return self._sweep(self._waiting, lambda _: makeError())
+
+        def end(command: Command) -> None:
+            error = makeError()
+            self._failed += 1
+            self.finish(command, Failure(error))
+
+        return self._sweep(self._waiting.takeAll(), end)
 
     def interrupt(self) -> None:
         """
@@ -192,6 +197,8 @@ class CommandQueue:
             if command.method.replay and command.stage != LEAVING:
                 again.append(command)
             else:
+                if command.stage == LEAVING:
+                    command.answer = Failure(CancelledError())
                 command.stage = UNCERTAIN
                 self._uncertain.append(command)
         self._held.clear()
@@ -210,18 +217,19 @@ class CommandQueue:
         if self._settleCall is not None:
             self._settleCall.cancel()
             self._settle()
-        return self._sweep(self._running, _outcomeUnknown)
+        return self._sweep(self._running.takeAll(), self._endUnanswered)
 
     # Methods, and what callers do.
 
-    def makeMethod(self, name: str, replay: bool) -> Method:
+    def makeMethod(self, name: str, own: Callable[..., Any], replay: bool) -> Method:
         """
         @param name: The name of a method of the module.
+        @param own: The module's own, as it is now.
         @param replay: Whether a call in progress at a loss may be run again.
         @return: The method; it can be called, but not run before L{connect}.
         """
         method = Method(name, replay, self)
-        method.hold = self._makeHolder(method)
+        method.hold = introduce(self._makeHolder(method), own)
         return method
 
     def connect(self, method: Method, own: Callable[..., Any]) -> None:
@@ -232,7 +240,7 @@ class CommandQueue:
         method.target = own
         if method.replay:
             method.direct = self._makeGuard(method)
-        elif iscoroutinefunction(own):
+        elif isAsync(own):
             method.direct = self._makeAdapter(method)
         else:
             method.direct = own
@@ -274,14 +282,17 @@ class CommandQueue:
         @return: A callable that answers its calls with Deferreds. After a loss
             it queues, like any other.
         """
-        hold, own = method.hold, method.target
+        hold = method.hold
 
         def call(*arguments: object, **keywords: object) -> object:
             if not self._passing:
                 return hold(*arguments, **keywords)
-            return Deferred.fromCoroutine(own(*arguments, **keywords))
+            result = method.target(*arguments, **keywords)
+            if type(result) is CoroutineType:
+                return Deferred.fromCoroutine(result)
+            return result
 
-        return update_wrapper(call, own)
+        return introduce(call, method.target)
 
     def _makeGuard(self, method: Method) -> Callable[..., Any]:
         """
@@ -304,7 +315,7 @@ class CommandQueue:
             self._start(command)
             return command
 
-        return update_wrapper(call, method.target)
+        return introduce(call, method.target)
 
     def _makeRoom(self) -> bool:
         """
@@ -409,11 +420,12 @@ class CommandQueue:
         """
         stage = command.stage
         command.stage = ENDED
-        # Who keeps the command must not keep its neighbours.
+        # Who keeps the command must not keep its neighbours, nor the module,
+        # nor what it was called with.
         previous, following = command.previous, command.next
         previous.next = following
         following.previous = previous
-        del command.previous, command.next, command.context
+        del command.previous, command.next, command.context, command.method
         command.answer = None
         command.arguments = ()
         if command.keywords is not None:
@@ -443,13 +455,11 @@ class CommandQueue:
 
     # Steps of work.
 
-    def _sweep(
-        self, commands: Chain, makeError: Callable[[Command], Exception]
-    ) -> Deferred[None]:
+    def _sweep(self, commands: Chain, end: Callable[[Command], None]) -> Deferred[None]:
         """
-        Fail all commands of a chain.
+        End all commands of a chain.
         """
-        sweep = _Sweep(commands.takeAll(), makeError, Deferred())
+        sweep = _Sweep(commands, end, Deferred())
         self._sweeps.append(sweep)
         self._work.now()
         return sweep.done
@@ -463,10 +473,7 @@ class CommandQueue:
         if self._sweeps:
             sweep = self._sweeps[0]
             if sweep.commands:
-                command = sweep.commands.root.next
-                if command.stage == WAITING:
-                    self._failed += 1
-                self.finish(command, Failure(sweep.makeError(command)))
+                sweep.end(sweep.commands.root.next)
             else:
                 self._sweeps.popleft()
                 sweep.done.callback(None)
@@ -506,19 +513,40 @@ class CommandQueue:
         answer has come to what was in progress at a loss: none will.
         """
         self._settleCall = None
-        held, self._held = self._held, []
-        for command in held:
+        while self._held:
+            command = self._held.popleft()
             if command.stage == HELD:
                 self.finish(command, command.answer)
         if self._uncertain:
-            self._sweep(self._uncertain, _outcomeUnknown)
+            self._sweep(self._uncertain.takeAll(), self._endUnanswered)
 
-    def _expire(self, command: Command, waited: float) -> None:
+    def _endUnanswered(self, command: Command) -> None:
         """
-        A command has waited too long.
+        End a command that the module will not answer any more.
         """
-        self._expired += 1
+        if isinstance(command.answer, Failure):
+            result = command.answer
+        elif command.stage == LEAVING:
+            result = Failure(CancelledError())
+        else:
+            result = Failure(OutcomeUnknown(command.method.name))
+        self.finish(command, result)
+
+    def _expire(self, late: Sequence[Command]) -> None:
+        """
+        Some commands have waited too long.
+        """
+        expired = Chain()
+        for command in late:
+            command.unlink()
+            expired.append(command)
+        self._sweep(expired, self._endExpired)
+
+    def _endExpired(self, command: Command) -> None:
+        assert command.since is not None
+        waited = self._reactor.seconds() - command.since
         error = self._makeQueueTimeout(waited)
+        self._expired += 1
         self.finish(command, Failure(error))
 
 
@@ -526,7 +554,3 @@ def _ignore(failure: Failure) -> None:
     """
     Nobody waits for this any more.
     """
-
-
-def _outcomeUnknown(command: Command) -> OutcomeUnknown:
-    return OutcomeUnknown(command.method.name)

@@ -127,6 +127,9 @@ class IllegalTransition(RuntimeError):
         self.state = state
         self.event = event
 
+    def __reduce__(self) -> tuple[type[IllegalTransition], tuple[State, Event]]:
+        return type(self), (self.state, self.event)
+
 
 class Lifecycle:
     """

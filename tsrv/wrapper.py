@@ -30,14 +30,17 @@ I{Node.js Design Patterns}, "Asynchronously initialized modules".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial, update_wrapper
-from inspect import getattr_static, iscoroutinefunction
+from functools import partial
+from inspect import getattr_static
 from math import isfinite
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from ._callables import isAsync
 from ._command import Method
 from ._errors import (
     Closed,
@@ -47,8 +50,8 @@ from ._errors import (
     QueueTimeout,
     Unavailable,
 )
-from ._initialization import Initialization
-from ._proxy import Faces
+from ._initialization import Initialization, explain
+from ._proxy import Faces, findMethods
 from ._queue import CommandQueue
 from ._retry import jitteredBackoff
 from ._states import Event, IllegalTransition, Lifecycle, State
@@ -71,6 +74,8 @@ __all__ = [
 
 _Module = TypeVar("_Module", covariant=True)
 
+_Result = TypeVar("_Result")
+
 _WAITERS: Final = 10_000
 """
 How many may wait for a module, or for its end, if C{limit} is less.
@@ -89,6 +94,8 @@ class QueuingWrapper(Generic[_Module]):
     @ivar proxy: What callers use in its place: it has the module's public
         methods, and its type.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -135,12 +142,15 @@ class QueuingWrapper(Generic[_Module]):
             ready, no longer is; by default its C{whenLost()}, where it has
             one.
         @raise TypeError: There is nothing to initialise the module with, or
-            C{replay} or C{fatal} is something else than described here.
-        @raise ValueError: A number makes no sense.
+            an option is something else than described here.
+        @raise ValueError: A number makes no sense, or C{replay} names what is
+            no method of the module.
         """
-        if limit < 0:
+        if not (isinstance(limit, int) and limit >= 0):
             raise ValueError(f"limit must be at least 0, not {limit!r}")
-        if concurrency is not None and concurrency < 1:
+        if concurrency is not None and not (
+            isinstance(concurrency, int) and concurrency >= 1
+        ):
             raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
         for name, seconds in (
             ("timeout", timeout),
@@ -151,9 +161,16 @@ class QueuingWrapper(Generic[_Module]):
                 raise ValueError(
                     f"{name} must be seconds >= 0 or None, not {seconds!r}"
                 )
+        for name, given in (
+            ("retryPolicy", retryPolicy),
+            ("initialize", initialize),
+            ("close", close),
+            ("whenLost", whenLost),
+        ):
+            if given is not None and not callable(given):
+                raise TypeError(f"{name} must be callable, not {given!r}")
         if isinstance(replay, str):
             raise TypeError("replay must be a collection of names, not one name")
-
         fatalTypes = (fatal,) if isinstance(fatal, type) else tuple(fatal)
         for each in fatalTypes:
             if not (isinstance(each, type) and issubclass(each, BaseException)):
@@ -165,23 +182,23 @@ class QueuingWrapper(Generic[_Module]):
         self._limit = limit
         self._closeTimeout = closeTimeout
         self._replay = frozenset(replay)
-        initialize = initialize or _ownMethod(module, "initialize")
-        if initialize is None:
+        initializer = _lifecycleMethod(module, "initialize", initialize)
+        closer = _lifecycleMethod(module, "close", close)
+        watcher = _lifecycleMethod(module, "whenLost", whenLost)
+        if initializer.call is None:
             raise TypeError(
-                f"{type(module).__name__} has no initialize(): say with initialize= "
+                f"{self._name} has no initialize(): say with initialize= "
                 "what makes it ready"
             )
-        close = close or _ownMethod(module, "close")
-        whenLost = whenLost or _ownMethod(module, "whenLost")
-        self._closeModule = close
+        self._closeModule = closer.call
 
         self._lifecycle = Lifecycle()
         self._initialization = Initialization(
             reactor,
             self._lifecycle,
             self._name,
-            initialize=initialize,
-            whenLost=whenLost,
+            initialize=initializer.call,
+            whenLost=watcher.call,
             retryPolicy=jitteredBackoff() if retryPolicy is None else retryPolicy,
             fatal=fatalTypes,
             timeout=attemptTimeout,
@@ -194,7 +211,7 @@ class QueuingWrapper(Generic[_Module]):
             limit=limit,
             timeout=timeout,
             concurrency=concurrency,
-            losable=whenLost is not None,
+            losable=watcher.call is not None,
             makeQueueFull=self._makeQueueFull,
             makeQueueTimeout=self._makeQueueTimeout,
             drained=self._drained,
@@ -202,16 +219,19 @@ class QueuingWrapper(Generic[_Module]):
         self._methods: dict[str, Method] = {}
         # Who initialises or closes the module by the proxy means the wrapper.
         self._ownMethods: dict[str, Callable[[], Deferred[None]]] = {
-            _nameIn(module, initialize): self.initialize,
-            _nameIn(module, close): self.close,
+            **dict.fromkeys(initializer.names, self.initialize),
+            **dict.fromkeys(closer.names, self.close),
         }
         self._faces = Faces(
             module,
-            withheld=frozenset({_nameIn(module, whenLost)}),
+            withheld=watcher.names,
             describe=self._describe,
             methodWaiting=self._methodWaiting,
             methodReady=self._methodReady,
         )
+        for name in self._replay:
+            if not self._faces.announces(name) or name in self._ownMethods:
+                raise ValueError(f"replay: {self._name} has no method {name!r}")
         self.proxy: _Module = cast(_Module, self._faces.proxy)
 
         self._waiters: dict[Deferred[None], None] = {}
@@ -271,7 +291,12 @@ class QueuingWrapper(Generic[_Module]):
             and self.state is State.INITIALIZING
             and IPredictable.providedBy(self.module)
         ):
-            return IPredictable(self.module).secondsUntilInitialized()
+            try:
+                seconds = IPredictable(self.module).secondsUntilInitialized()
+                return None if seconds is None else max(0.0, float(seconds))
+            except Exception:
+                # It is only a hint, and an error must not get lost over it.
+                return None
         return seconds
 
     def _describe(self) -> str:
@@ -323,7 +348,8 @@ class QueuingWrapper(Generic[_Module]):
         """
         End all waiting commands with L{Closed}, close the module, and let
         nothing run afterwards. Commands that the module is at work on end as
-        the module ends them, or else with L{OutcomeUnknown}.
+        the module ends them, or else with L{OutcomeUnknown}. A module that
+        nobody has ever asked for need not be closed.
 
         It is right in every state, and may be called any number of times.
 
@@ -333,10 +359,10 @@ class QueuingWrapper(Generic[_Module]):
         """
         if self.state is State.CLOSED:
             return succeed(None)
-        closer = self._wait(self._closers)
+        waiter = self._wait(self._closers)
         if self.state is not State.CLOSING:
             Deferred.fromCoroutine(self._close())
-        return closer
+        return waiter
 
     # What the initialisation and the queue tell.
 
@@ -344,10 +370,12 @@ class QueuingWrapper(Generic[_Module]):
         """
         The module can work; what has been waiting comes first.
         """
-        for method in self._methods.values():
+        # To look for the methods, and to tell who waits, is to run foreign code:
+        # it may use further methods, lose the module, or close the wrapper.
+        for method in list(self._methods.values()):
             self._connect(method)
-        _fire(_takeAll(self._waiters), None)
-        # Their callbacks may have closed the wrapper.
+        if self.state is State.DRAINING:
+            _fire(_takeAll(self._waiters), None)
         if self.state is State.DRAINING:
             self._queue.drain()
 
@@ -358,6 +386,9 @@ class QueuingWrapper(Generic[_Module]):
         self._lifecycle.on(Event.DRAINED)
         self._queue.letPass()
         self._faces.showReady()
+        if self.state is not State.READY:
+            # To look at the module was what made it go away.
+            self._faces.showWaiting()
 
     def _becameLost(self) -> None:
         """
@@ -393,7 +424,7 @@ class QueuingWrapper(Generic[_Module]):
         """
         if name in self._ownMethods:
             return self._ownMethods[name]
-        if name in self._replay or iscoroutinefunction(own):
+        if name in self._replay or isAsync(own):
             return self._method(name, own).direct
         return own
 
@@ -403,8 +434,7 @@ class QueuingWrapper(Generic[_Module]):
         """
         method = self._methods.get(name)
         if method is None:
-            method = self._queue.makeMethod(name, name in self._replay)
-            update_wrapper(method.hold, own)
+            method = self._queue.makeMethod(name, own, name in self._replay)
             self._methods[name] = method
             if self.state in (State.DRAINING, State.READY):
                 self._connect(method)
@@ -417,7 +447,7 @@ class QueuingWrapper(Generic[_Module]):
         """
         try:
             own = getattr(self.module, method.name)
-        except Exception as error:
+        except BaseException as error:
             own = partial(fail, error)
         self._queue.connect(method, own)
 
@@ -444,19 +474,41 @@ class QueuingWrapper(Generic[_Module]):
         self._initialization.stop()
         swept = self._queue.refuse(self._makeClosed)
         _fire(waiters, self._makeClosed)
-        error: Exception | None = None
-        if begun and self._closeModule is not None:
-            try:
-                closed = maybeDeferred(self._closeModule)
-                if self._closeTimeout is not None:
-                    closed.addTimeout(self._closeTimeout, self._reactor)
-                await closed
-            except Exception as raised:
-                error = raised
+        error = await self._closed() if begun else None
         await self._queue.abandon()
         await swept
         self._lifecycle.on(Event.CLOSED)
+        if error is not None:
+            self._log.error(
+                "{module} failed to close: {error}",
+                module=self._name,
+                error=explain(error),
+            )
         _fire(_takeAll(self._closers), None if error is None else lambda: error)
+
+    def _closed(self) -> Deferred[BaseException | None]:
+        """
+        Close the module, and wait for it, but not for ever.
+
+        @return: A Deferred that fires with the reason if it went wrong.
+        """
+        ended: Deferred[BaseException | None] = Deferred()
+
+        def end(result: object) -> None:
+            if not ended.called:
+                ended.callback(result.value if isinstance(result, Failure) else None)
+
+        closing = maybeDeferred(self._closeModule or (lambda: None))
+        closing.addBoth(end)
+        if self._closeTimeout is not None and not ended.called:
+
+            def tooLong() -> None:
+                end(Failure(TimeoutError(f"no end within {self._closeTimeout:g} s")))
+                closing.cancel()
+
+            call = self._reactor.callLater(self._closeTimeout, tooLong)
+            ended.addBoth(_stopping(call))
+        return ended
 
     # Errors.
 
@@ -489,23 +541,51 @@ class QueuingWrapper(Generic[_Module]):
         return Closed(f"{self._name} is closed")
 
 
-def _ownMethod(module: object, name: str) -> Callable[[], object] | None:
+class _LifecycleMethod(NamedTuple):
     """
-    @return: A method that the module really has, and does not just make up for
-        any name that it is asked for; L{None} if there is none.
+    What initialises, closes or watches the module.
+
+    @ivar call: What to call, if there is anything.
+    @ivar names: The names of the module's methods that are the same.
     """
-    if getattr_static(module, name, None) is None:
-        return None
-    return cast(Callable[[], object], getattr(module, name))
+
+    call: Callable[[], object] | None
+    names: frozenset[str]
 
 
-def _nameIn(module: object, method: object) -> str:
+def _lifecycleMethod(
+    module: object, name: str, given: Callable[[], object] | None
+) -> _LifecycleMethod:
     """
-    @return: The name of a module's own method; the empty string, which names
-        nothing, for any other callable.
+    Find what initialises, closes or watches a module.
+
+    @param name: The method that does, unless another was given.
+    @param given: What was given.
     """
-    own = getattr(method, "__self__", None) is module
-    return cast(str, getattr(method, "__name__", "")) if own else ""
+    if given is not None:
+        same = frozenset(
+            each for each, method in findMethods(module) if method == given
+        )
+        return _LifecycleMethod(given, same)
+    # What the module really has, and does not just make up for any name.
+    if getattr_static(module, name, None) is not None:
+        own = getattr(module, name)
+        if callable(own):
+            return _LifecycleMethod(own, frozenset({name}))
+    return _LifecycleMethod(None, frozenset())
+
+
+def _stopping(call: IDelayedCall) -> Callable[[_Result], _Result]:
+    """
+    @return: A callback that stops a timer and passes its result on.
+    """
+
+    def stop(result: _Result) -> _Result:
+        if call.active():
+            call.cancel()
+        return result
+
+    return stop
 
 
 def _takeAll(waiters: dict[Deferred[None], None]) -> list[Deferred[None]]:
@@ -518,7 +598,7 @@ def _takeAll(waiters: dict[Deferred[None], None]) -> list[Deferred[None]]:
 
 
 def _fire(
-    waiters: Iterable[Deferred[None]], makeError: Callable[[], Exception] | None
+    waiters: Iterable[Deferred[None]], makeError: Callable[[], BaseException] | None
 ) -> None:
     """
     Fire those that are still waiting.
