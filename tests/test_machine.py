@@ -733,7 +733,8 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def nobodyIsForgottenOrRemembered(self) -> None:
         waiting = [deferred for deferred, fired in self.waiters if not fired]
-        assert set(self.wrapper._waiters) == set(waiting)
+        assert len(self.wrapper._waiters) == len(waiting)
+        assert all(deferred in self.wrapper._waiters for deferred in waiting)
 
     @invariant()
     def everyEndHasItsReason(self) -> None:

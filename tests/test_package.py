@@ -29,9 +29,13 @@ LAYERS = [
         "_proxy",
         "_retry",
         "_errors",
+        "_callables",
+        "_module",
         "_slices",
         "_states",
         "_stats",
+        "_sweeps",
+        "_waiters",
     ),
     ("asyncmodule",),
 ]

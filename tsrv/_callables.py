@@ -46,7 +46,6 @@ def isAsync(own: Callable[..., Any]) -> bool:
     """
     try:
         inner = unwrap(own)
-        call = type(inner).__call__
+        return iscoroutinefunction(inner) or iscoroutinefunction(type(inner).__call__)
     except Exception:
         return False
-    return iscoroutinefunction(inner) or iscoroutinefunction(call)

@@ -17,18 +17,13 @@ in front of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from functools import cached_property
-from inspect import get_annotations, getattr_static
-from types import MemberDescriptorType
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, SupportsIndex
 
+from ._module import ModuleMethod, announced, findMethod, makesUp
 from .asyncmodule import NotInitialized
 
-__all__ = ["Faces", "findMethods"]
-
-_Method = Callable[..., Any]
+__all__ = ["Faces"]
 
 
 class Faces:
@@ -46,8 +41,8 @@ class Faces:
         *,
         withheld: frozenset[str],
         describe: Callable[[], str],
-        methodWaiting: Callable[[str, _Method], _Method],
-        methodReady: Callable[[str, _Method], _Method],
+        methodWaiting: Callable[[str, ModuleMethod], ModuleMethod],
+        methodReady: Callable[[str, ModuleMethod], ModuleMethod],
     ) -> None:
         """
         @param module: The module itself.
@@ -70,13 +65,13 @@ class Faces:
         """
         @return: The names that the module has now, and that are proxied.
         """
-        return {name for name, _ in _announced(self.module)} - self._withheld
+        return {name for name, _ in announced(self.module)} - self._withheld
 
     def announces(self, name: str) -> bool:
         """
         @return: Whether the module has this name, or makes up its own.
         """
-        return name in self.names() or _makesUp(type(self.module))
+        return name in self.names() or makesUp(type(self.module))
 
     def check(self, name: str) -> None:
         """
@@ -87,19 +82,19 @@ class Faces:
         if name in self._withheld:
             raise AttributeError(f"{name!r} belongs to the wrapper, and is not proxied")
 
-    def showWaitingMethod(self, name: str, method: _Method) -> _Method:
+    def showWaitingMethod(self, name: str, method: ModuleMethod) -> ModuleMethod:
         """
         Give the proxy a method, that of a module that is not ready.
         """
         return self._show(name, self._methodWaiting(name, method))
 
-    def showReadyMethod(self, name: str, method: _Method) -> _Method:
+    def showReadyMethod(self, name: str, method: ModuleMethod) -> ModuleMethod:
         """
         Give the proxy a method, that of a module that is ready.
         """
         return self._show(name, self._methodReady(name, method))
 
-    def _show(self, name: str, method: _Method) -> _Method:
+    def _show(self, name: str, method: ModuleMethod) -> ModuleMethod:
         # An attribute of the object is found without __getattr__.
         object.__setattr__(self.proxy, name, method)
         self._shown.add(name)
@@ -111,9 +106,9 @@ class Faces:
         """
         self._forget()
         face: dict[str, object] = {}
-        if _makesUp(type(self.module)):
+        if makesUp(type(self.module)):
             face["__getattr__"] = _getReady
-        for name, method in _announced(self.module):
+        for name, method in announced(self.module):
             if name in self._withheld:
                 continue
             if method is None:
@@ -185,7 +180,7 @@ class WaitingProxy(_AnyProxy):
         faces = self._faces
         faces.check(name)
         try:
-            method = _findMethod(faces.module, name)
+            method = findMethod(faces.module, name)
         except AttributeError as error:
             raise AttributeError(f"{error} (it is {faces.describe()})") from None
         if method is None:
@@ -197,7 +192,7 @@ class WaitingProxy(_AnyProxy):
 
     def __dir__(self) -> Iterable[str]:
         faces = self._faces
-        methods = {name for name, method in _announced(faces.module) if method}
+        methods = {name for name, method in announced(faces.module) if method}
         return methods & faces.names()
 
 
@@ -214,7 +209,7 @@ def _getReady(proxy: _ReadyProxy, name: str) -> Any:
     faces = proxy._faces
     faces.check(name)
     module = faces.module
-    method = _findMethod(module, name)
+    method = findMethod(module, name)
     if method is None:
         return getattr(module, name)
     return faces.showReadyMethod(name, method)
@@ -230,78 +225,5 @@ def _forwarded(name: str) -> property:
 
     return property(read)
 
-
-def _makesUp(moduleType: type) -> bool:
-    """
-    @return: Whether a module may have attributes that nothing announces.
-    """
-    plain: object = object.__getattribute__
-    return (
-        hasattr(moduleType, "__getattr__") or moduleType.__getattribute__ is not plain
-    )
-
-
-def _findMethod(module: object, name: str) -> _Method | None:
-    """
-    Find a method without evaluating a property, which might rely on what has
-    not been initialised yet.
-
-    @return: The method, or L{None} if the name is one of a plain attribute.
-    @raise AttributeError: The module has no such attribute.
-    """
-    static = getattr_static(type(module), name, None)
-    if isinstance(static, _LAZY):
-        return None
-    try:
-        value = getattr(module, name)
-    except AttributeError:
-        if isinstance(static, MemberDescriptorType) or name in _annotated(type(module)):
-            return None
-        raise
-    # A class, say that of an error, is not what callers mean by a method.
-    return value if callable(value) and not isinstance(value, type) else None
-
-
-def _announced(module: object) -> Iterator[tuple[str, _Method | None]]:
-    """
-    @return: The public names that a module has, and its methods; L{None} where
-        an attribute is none, or cannot be read now.
-    """
-    try:
-        listed = dir(module)
-    except Exception:
-        listed = dir(type(module))
-    for name in sorted({*listed, *_annotated(type(module))}, key=str):
-        if isinstance(name, str) and not name.startswith("_"):
-            try:
-                yield name, _findMethod(module, name)
-            except Exception:
-                # Whoever reads the attribute gets this error.
-                yield name, None
-
-
-def findMethods(module: object) -> Iterator[tuple[str, _Method]]:
-    """
-    @return: The names of a module's public methods, and these.
-    """
-    for name, method in _announced(module):
-        if method is not None:
-            yield name, method
-
-
-def _annotated(moduleType: type) -> set[str]:
-    """
-    @return: The names of the attributes that a class announces.
-    """
-    names: set[str] = set()
-    for each in moduleType.__mro__:
-        # From Python 3.14 on they are evaluated, and may rely on what only a
-        # type checker imports.
-        with suppress(Exception):
-            names.update(get_annotations(each))
-    return names
-
-
-_LAZY: Final = (property, cached_property)
 
 _setClass: Final[Callable[[object, type], None]] = object.__dict__["__class__"].__set__

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass
 from types import CoroutineType
 from typing import Any
 
@@ -35,23 +34,9 @@ from ._deadlines import Deadlines
 from ._errors import OutcomeUnknown, QueueFull, QueueTimeout
 from ._slices import SlicedWork
 from ._stats import Stats
+from ._sweeps import Sweeps
 
 __all__ = ["CommandQueue"]
-
-
-@dataclass(eq=False, slots=True)
-class _Sweep:
-    """
-    Commands that are to be ended, as many in each slice as there is time for.
-
-    @ivar commands: Those that are left.
-    @ivar end: Ends one of them.
-    @ivar done: Fires when none is left.
-    """
-
-    commands: Chain
-    end: Callable[[Command], None]
-    done: Deferred[None]
 
 
 class CommandQueue:
@@ -117,7 +102,7 @@ class CommandQueue:
         self._uncertain = Chain()
         self._held: deque[Command] = deque()
         self._inProgress = 0
-        self._sweeps: deque[_Sweep] = deque()
+        self._sweeps = Sweeps()
 
         self._draining = False
         self._work = SlicedWork(reactor, self._step, self._stepsOver)
@@ -459,10 +444,9 @@ class CommandQueue:
         """
         End all commands of a chain.
         """
-        sweep = _Sweep(commands, end, Deferred())
-        self._sweeps.append(sweep)
+        swept = self._sweeps.add(commands, end)
         self._work.now()
-        return sweep.done
+        return swept
 
     def _step(self) -> bool:
         """
@@ -470,13 +454,8 @@ class CommandQueue:
 
         @return: Whether there was one.
         """
-        if self._sweeps:
-            sweep = self._sweeps[0]
-            if sweep.commands:
-                sweep.end(sweep.commands.root.next)
-            else:
-                self._sweeps.popleft()
-                sweep.done.callback(None)
+        if self._sweeps.left:
+            self._sweeps.step()
             return True
         root = self._waiting.root
         command = root.next

@@ -31,9 +31,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from inspect import getattr_static
 from math import isfinite
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -51,11 +50,13 @@ from ._errors import (
     Unavailable,
 )
 from ._initialization import Initialization, explain
-from ._proxy import Faces, findMethods
+from ._module import lifecycleMethod
+from ._proxy import Faces
 from ._queue import CommandQueue
 from ._retry import jitteredBackoff
 from ._states import Event, IllegalTransition, Lifecycle, State
 from ._stats import Stats
+from ._waiters import Waiters, fire
 from .asyncmodule import IPredictable
 
 __all__ = [
@@ -182,9 +183,9 @@ class QueuingWrapper(Generic[_Module]):
         self._limit = limit
         self._closeTimeout = closeTimeout
         self._replay = frozenset(replay)
-        initializer = _lifecycleMethod(module, "initialize", initialize)
-        closer = _lifecycleMethod(module, "close", close)
-        watcher = _lifecycleMethod(module, "whenLost", whenLost)
+        initializer = lifecycleMethod(module, "initialize", initialize)
+        closer = lifecycleMethod(module, "close", close)
+        watcher = lifecycleMethod(module, "whenLost", whenLost)
         if initializer.call is None:
             raise TypeError(
                 f"{self._name} has no initialize(): say with initialize= "
@@ -234,8 +235,9 @@ class QueuingWrapper(Generic[_Module]):
                 raise ValueError(f"replay: {self._name} has no method {name!r}")
         self.proxy: _Module = cast(_Module, self._faces.proxy)
 
-        self._waiters: dict[Deferred[None], None] = {}
-        self._closers: dict[Deferred[None], None] = {}
+        most = max(limit, _WAITERS)
+        self._waiters = Waiters(most, f"for {self._name} to become ready")
+        self._closers = Waiters(most, f"for {self._name} to be closed")
 
     def __repr__(self) -> str:
         return f"<QueuingWrapper of {self._name}: {self._describe()}>"
@@ -323,7 +325,7 @@ class QueuingWrapper(Generic[_Module]):
         """
         if self.state not in (State.NEW, State.FAILED):
             return self.whenInitialized()
-        waiter = self._wait(self._waiters)
+        waiter = self._waiters.wait()
         self._queue.hold()
         self._initialization.start()
         return waiter
@@ -342,7 +344,7 @@ class QueuingWrapper(Generic[_Module]):
             return fail(self._makeInitializationFailed(self.lastError))
         if state in (State.CLOSING, State.CLOSED):
             return fail(self._makeClosed())
-        return self._wait(self._waiters)
+        return self._waiters.wait()
 
     def close(self) -> Deferred[None]:
         """
@@ -359,7 +361,7 @@ class QueuingWrapper(Generic[_Module]):
         """
         if self.state is State.CLOSED:
             return succeed(None)
-        waiter = self._wait(self._closers)
+        waiter = self._closers.wait()
         if self.state is not State.CLOSING:
             Deferred.fromCoroutine(self._close())
         return waiter
@@ -375,7 +377,7 @@ class QueuingWrapper(Generic[_Module]):
         for method in list(self._methods.values()):
             self._connect(method)
         if self.state is State.DRAINING:
-            _fire(_takeAll(self._waiters), None)
+            fire(self._waiters.takeAll())
         if self.state is State.DRAINING:
             self._queue.drain()
 
@@ -403,10 +405,10 @@ class QueuingWrapper(Generic[_Module]):
         """
         # In a callback it may be asked again: then others are waiting, for
         # another attempt, and the reason is another one.
-        waiters = _takeAll(self._waiters)
+        waiters = self._waiters.takeAll()
         makeError = partial(self._makeInitializationFailed, self.lastError)
         self._queue.refuse(makeError)
-        _fire(waiters, makeError)
+        fire(waiters, makeError)
 
     # Methods.
 
@@ -451,29 +453,16 @@ class QueuingWrapper(Generic[_Module]):
             own = partial(fail, error)
         self._queue.connect(method, own)
 
-    # Waiting for the module.
-
-    def _wait(self, waiters: dict[Deferred[None], None]) -> Deferred[None]:
-        """
-        Wait with others. Cancelling it concerns none of them.
-        """
-        if len(waiters) >= max(self._limit, _WAITERS):
-            message = f"{len(waiters)} wait already for {self._name} to become ready"
-            return fail(QueueFull(message, self.retryAfter()))
-        waiter: Deferred[None] = Deferred(lambda it: waiters.pop(it, None))
-        waiters[waiter] = None
-        return waiter
-
     # The end.
 
     async def _close(self) -> None:
         begun = self.state is not State.NEW
         self._lifecycle.on(Event.CLOSE)
         self._faces.showWaiting()
-        waiters = _takeAll(self._waiters)
+        waiters = self._waiters.takeAll()
         self._initialization.stop()
         swept = self._queue.refuse(self._makeClosed)
-        _fire(waiters, self._makeClosed)
+        fire(waiters, self._makeClosed)
         error = await self._closed() if begun else None
         await self._queue.abandon()
         await swept
@@ -484,7 +473,7 @@ class QueuingWrapper(Generic[_Module]):
                 module=self._name,
                 error=explain(error),
             )
-        _fire(_takeAll(self._closers), None if error is None else lambda: error)
+        fire(self._closers.takeAll(), None if error is None else lambda: error)
 
     def _closed(self) -> Deferred[BaseException | None]:
         """
@@ -541,40 +530,6 @@ class QueuingWrapper(Generic[_Module]):
         return Closed(f"{self._name} is closed")
 
 
-class _LifecycleMethod(NamedTuple):
-    """
-    What initialises, closes or watches the module.
-
-    @ivar call: What to call, if there is anything.
-    @ivar names: The names of the module's methods that are the same.
-    """
-
-    call: Callable[[], object] | None
-    names: frozenset[str]
-
-
-def _lifecycleMethod(
-    module: object, name: str, given: Callable[[], object] | None
-) -> _LifecycleMethod:
-    """
-    Find what initialises, closes or watches a module.
-
-    @param name: The method that does, unless another was given.
-    @param given: What was given.
-    """
-    if given is not None:
-        same = frozenset(
-            each for each, method in findMethods(module) if method == given
-        )
-        return _LifecycleMethod(given, same)
-    # What the module really has, and does not just make up for any name.
-    if getattr_static(module, name, None) is not None:
-        own = getattr(module, name)
-        if callable(own):
-            return _LifecycleMethod(own, frozenset({name}))
-    return _LifecycleMethod(None, frozenset())
-
-
 def _stopping(call: IDelayedCall) -> Callable[[_Result], _Result]:
     """
     @return: A callback that stops a timer and passes its result on.
@@ -586,29 +541,3 @@ def _stopping(call: IDelayedCall) -> Callable[[_Result], _Result]:
         return result
 
     return stop
-
-
-def _takeAll(waiters: dict[Deferred[None], None]) -> list[Deferred[None]]:
-    """
-    Take out all waiters at once: those that come later wait for something else.
-    """
-    taken = list(waiters)
-    waiters.clear()
-    return taken
-
-
-def _fire(
-    waiters: Iterable[Deferred[None]], makeError: Callable[[], BaseException] | None
-) -> None:
-    """
-    Fire those that are still waiting.
-
-    @param makeError: Makes the error for each; L{None} for success.
-    """
-    for waiter in waiters:
-        # The callback of one may have cancelled another.
-        if not waiter.called:
-            if makeError is None:
-                waiter.callback(None)
-            else:
-                waiter.errback(makeError())
