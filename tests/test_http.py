@@ -173,13 +173,13 @@ async def test_one_pipelined_connection_is_answered_in_order() -> None:
     connection; not even the step from waiting to ready mixes them up.
     """
     async with starting() as (server, served):
-        wire = await served.connect(SAY * 100)
+        wire = await served.connect(SAY * 700)
         await server.speaker.when("arrived", 1)
         assert server.wrapper.pending == 1
         server.module.starting.callback(None)
-        received = await wire.whenReceived(b"I say: number 100")
+        received = await wire.whenReceived(b"I say: number 700")
         assert [answer.body for answer in answersIn(received)] == [
-            b"I say: number %d" % n for n in range(1, 101)
+            b"I say: number %d" % n for n in range(1, 701)
         ]
 
 
@@ -208,6 +208,23 @@ async def test_a_client_that_leaves_during_the_start_leaves_no_trace() -> None:
             assert server.module.calls == 3
             assert wires[1].received == b""
     assert errorsIn(events) == []
+
+
+@asynchronous
+async def test_a_pipeliner_that_leaves_during_the_start_leaves_no_trace() -> None:
+    """
+    What a client sends ahead of the response must not hide that it has left:
+    a stop would wait for nobody.
+    """
+    async with starting() as (server, served):
+        wire = await served.connect(SAY * 700)
+        wire.finish()
+        await server.speaker.when("ended", 1)
+        assert server.wrapper.stats.cancelled == 1
+        server.module.starting.callback(None)
+        assert server.module.calls == 0
+        await wire.whenClosed()
+        assert await served.site.stop(30) == 0
 
 
 @asynchronous

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from socket import socket
 from typing import Any, cast
 
@@ -33,11 +34,13 @@ class Process(ProcessProtocol):
     A process, and what it has written.
 
     @ivar ended: Fires with its exit status (that of a shell, if a signal
-        killed it).
+        killed it), when all that it has left behind has ended too.
+    @ivar exited: Fires when it has ended itself.
     """
 
     def __init__(self) -> None:
         self.ended: Deferred[int] = Deferred()
+        self.exited: Deferred[None] = Deferred()
         self.status: int | None = None
         self._written = {1: "", 2: ""}
         self._waiting: list[tuple[str, Deferred[None]]] = []
@@ -75,6 +78,9 @@ class Process(ProcessProtocol):
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         self._written[childFD] += data.decode()
         self._look()
+
+    def processExited(self, reason: Failure) -> None:
+        self.exited.callback(None)
 
     def processEnded(self, reason: Failure) -> None:
         if reason.check(ProcessDone):
@@ -125,12 +131,18 @@ async def running(
         [sys.executable, path, *words],
         env=os.environ,
         path=os.fspath(directory),
+        # A daemon lets go of the first three; it has not ended before the last
+        # one is closed.
+        childFDs={0: "w", 1: "r", 2: "r", 3: "r"},
     )
     try:
         yield process
     finally:
         if process.status is None:
-            transport.signalProcess("KILL")
+            if process.exited.called:
+                os.kill(int((directory / "twistd.pid").read_text()), SIGKILL)
+            else:
+                transport.signalProcess("KILL")
             await process.ended
 
 
@@ -288,6 +300,47 @@ async def test_a_port_that_is_taken_ends_the_process(
             assert written.count(line) == 1
             assert "Traceback" not in written
             assert "Started" not in written
+            # Nothing is left of it; twist names no such file.
+            assert list(tmp_path.iterdir()) == []
+
+
+@asynchronous
+async def test_a_port_that_is_taken_ends_the_daemon(tmp_path: Path) -> None:
+    """
+    Who starts it in the background waits to hear that it has started, and
+    would wait for ever; and the file that is left would keep the next one from
+    starting.
+    """
+    with socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        listen = f"--listen=tcp:{port}:interface=127.0.0.1"
+        async with running(tmp_path, "tsrv", listen) as process:
+            assert await process.ended == 1
+            assert "An error has occurred" in process.errors
+            assert f"tsrv: Couldn't listen on 127.0.0.1:{port}: " in process.errors
+            assert "Traceback" not in process.errors
+        assert [path.name for path in tmp_path.iterdir()] == ["twistd.log"]
+
+
+@asynchronous
+async def test_it_runs_in_the_background(tmp_path: Path, port: int) -> None:
+    """
+    Without C{-n} it is a daemon, that is found by its file, and is stopped in
+    the same way.
+    """
+    listen = f"--listen=tcp:{port}:interface=127.0.0.1"
+    async with running(tmp_path, "tsrv", listen, "--delay=0.1") as process:
+        await process.exited
+        (wire,) = await hold(port, 1)
+        os.kill(int((tmp_path / "twistd.pid").read_text()), SIGTERM)
+        assert await statuses([wire]) == [200]
+        assert await process.ended == 0
+        log = (tmp_path / "twistd.log").read_text()
+        assert "Started" in log
+        assert "Stopped" in log
+        assert not (tmp_path / "twistd.pid").exists()
 
 
 @pytest.mark.parametrize("words", [["--delay=soon"], ["--listen=8000"]])

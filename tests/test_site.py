@@ -37,6 +37,8 @@ MOST = 1000
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
+HELD = GET.replace(b" / ", b" /held ")
+
 CHUNKED = b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -131,6 +133,10 @@ async def check(served: Served) -> None:
 
 LINE = b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: test\r\n\r\n"
 
+OLD = b"GET / HTTP/1.0\r\n\r\n"
+
+DIGITS = GET[:-2] + b"Content-Length: " + b"1" * 5000 + b"\r\n"
+
 WRONG: list[tuple[str, bytes, int]] = [
     ("request line", LINE, 414),
     ("request line without an end", b"x" * 20_000, 414),
@@ -188,6 +194,16 @@ WRONG: list[tuple[str, bytes, int]] = [
     ("NUL in a header", b"GET / HTTP/1.1\r\nHost: \x00\r\nX: y\r\n\r\n", 400),
     ("length that is no number", GET[:-2] + b"Content-Length: 1x\r\n\r\n", 400),
     ("negative length", GET[:-2] + b"Content-Length: -1\r\n\r\n", 400),
+    ("length of many digits", DIGITS + b"\r\n", 400),
+    ("length of many digits before others", DIGITS + b"X: y\r\n\r\n", 400),
+    ("no host", b"GET / HTTP/1.1\r\nX: y\r\n\r\n", 400),
+    ("two hosts", GET[:-2] + b"Host: other\r\n\r\n", 400),
+    ("two hosts of HTTP/1.0", OLD[:-2] + b"Host: a\r\nHost: b\r\n\r\n", 400),
+    ("path without a slash", b"GET x HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+    ("URL of no host", b"GET http:///x HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+    ("other URL", b"GET ftp://x/ HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+    ("URL with something before", b"GET ahttp://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ("authority", b"CONNECT test:80 HTTP/1.1\r\nHost: test\r\n\r\n", 400),
     ("two lengths", GET[:-2] + b"Content-Length: 1\r\n" * 2 + b"\r\nx", 400),
     ("length and chunks", CHUNKED[:-2] + b"Content-Length: 3\r\n\r\n0\r\n\r\n", 400),
     ("unknown encoding", GET[:-2] + b"Transfer-Encoding: gzip\r\n\r\n", 400),
@@ -299,8 +315,8 @@ def test_the_limits_themselves_are_allowed(clock: Clock) -> None:
     body = b"x" * MOST
     peer.send(post(MOST) + body)
     peer.send(CHUNKED + chunk(b"x" * (MOST - 1)) + chunk(b"x") + chunk(b""))
-    peer.send(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 500 + b"\r\n")
-    peer.send(b"GET /" + b"x" * 16_000 + b" HTTP/1.1\r\n\r\n")
+    peer.send(b"GET / HTTP/1.1\r\nHost: test\r\n" + b"X: y\r\n" * 499 + b"\r\n")
+    peer.send(b"GET /" + b"x" * 16_000 + b" HTTP/1.1\r\nHost: test\r\n\r\n")
     assert [answer.status for answer in peer.answers] == [200] * 4
     assert echo.asked[:2] == [f"POST / {body!r}"] * 2
     peer.leave()
@@ -341,6 +357,49 @@ async def test_http_1_0_is_answered_and_closed() -> None:
         (answer,) = answersIn(await wire.whenClosed())
         assert (answer.status, answer.body) == (200, b"GET /old b''")
         await check(served)
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"http://test/say", "/say"),
+        (b"HTTPS://user@test:8000/say?a=http://b/c", "/say?a=http://b/c"),
+        (b"http://test", "/"),
+        (b"http://test?a=b", "/?a=b"),
+        (b"http://test//say", "//say"),
+        (b"/http://test/say", "/http://test/say"),
+    ],
+)
+def test_a_url_is_taken_for_its_path(target: bytes, path: str, clock: Clock) -> None:
+    """
+    Every server has to understand what is asked in the way that proxies are.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(b"GET " + target + b" HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert [answer.status for answer in peer.answers] == [200]
+    assert echo.asked == [f"GET {path} b''"]
+    peer.leave()
+
+
+def test_the_server_itself_may_be_asked_about(clock: Clock) -> None:
+    """
+    The one target that is neither a path nor a URL.
+    """
+    site = makeSite(clock)[1]
+    peer = Peer(site, clock)
+    peer.send(b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert [answer.status for answer in peer.answers] == [200]
+    peer.leave()
+
+
+def test_http_2_is_not_offered(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where a package that Twisted needs for it happens to be installed, a client
+    would be promised what its connection does not speak.
+    """
+    monkeypatch.setattr("twisted.web.http.H2_ENABLED", True)
+    assert makeSite(clock)[1].acceptableProtocols() == [b"http/1.1"]
 
 
 @pytest.mark.parametrize(
@@ -407,12 +466,144 @@ def test_bad_after_good_requests_are_refused_in_their_turn(clock: Clock) -> None
     """
     echo, site = makeSite(clock)
     peer = Peer(site, clock)
-    peer.send(b"GET /held HTTP/1.1\r\n\r\n" + GET + b"nonsense\r\n\r\n" + GET)
+    peer.send(
+        b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n" + GET + b"nonsense\r\n\r\n" + GET
+    )
     assert peer.received == b""
     echo.held[0].callback(None)
     assert [answer.status for answer in peer.answers] == [200, 200, 400]
     assert len(echo.asked) == 2
     peer.leave()
+
+
+# Clients that send ahead of the response.
+
+
+def test_much_that_is_sent_ahead_is_kept(clock: Clock) -> None:
+    """
+    A connection that is not read does not tell that its client has left.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(HELD)
+    for _ in range(1000):
+        peer.send(GET)
+    assert peer.transport.producerState == "producing"
+    echo.held[0].callback(None)
+    assert [answer.status for answer in peer.answers] == [200] * 1001
+    peer.leave()
+
+
+@pytest.mark.parametrize("size", [1, 100, 10_000, 1_000_000])
+def test_too_much_that_is_sent_ahead_is_thrown_away(size: int, clock: Clock) -> None:
+    """
+    It is bounded what one client may have kept for it; it is told that its
+    connection ends, and gets the response that it waits for whole.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(HELD)
+    data = GET * 3000
+    for start in range(0, len(data), size):
+        peer.send(data[start : start + size])
+    assert peer.transport.producerState == "producing"
+    assert sum(map(len, peer.channel._dataBuffer)) == 0
+    echo.held[0].callback(None)
+    peer.send(GET)
+    (answer,) = peer.answers
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert peer.transport.writeClosed
+    # For one that has paused, a long response would not be sent to its end.
+    assert peer.transport.producer is None
+    assert not peer.closed
+    assert echo.asked == ["GET /held b''"]
+    clock.advance(2)
+    assert peer.closed
+    assert peer.transport.aborted
+
+
+def test_what_is_sent_ahead_of_a_body_counts(clock: Clock) -> None:
+    """
+    What comes with the end of a body is kept like all the rest.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(post(3).replace(b" / ", b" /held ") + b"ab")
+    peer.send(b"c" + GET * 2000)
+    peer.send(GET * 100)
+    assert len(b"".join(peer.channel._dataBuffer)) == len(GET * 2100)
+    peer.send(GET * 500)
+    assert peer.channel._dataBuffer == []
+    echo.held[0].callback(None)
+    assert [answer.headers["connection"] for answer in peer.answers] == ["close"]
+    assert len(echo.asked) == 1
+    peer.leave()
+
+
+def test_each_response_makes_room(clock: Clock) -> None:
+    """
+    What counts is what waits now, not what was ever sent.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(HELD)
+    for n in range(100):
+        peer.send(GET * 100 + HELD)
+        echo.held[n].callback(None)
+    assert len(peer.answers) == 100 * 101
+    assert not peer.transport.writeClosed
+    peer.leave()
+
+
+def test_nothing_is_kept_behind_the_last_request(clock: Clock) -> None:
+    """
+    It would never be read.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(HELD[:-2] + b"Connection: close\r\n\r\n" + GET)
+    peer.send(GET)
+    assert peer.channel._dataBuffer == []
+    echo.held[0].callback(None)
+    assert len(peer.answers) == 1
+    assert peer.closed
+
+
+def test_a_stop_leaves_alone_who_sent_too_much(clock: Clock) -> None:
+    """
+    The connection ends anyway, and as soon as the client has noticed.
+    """
+    echo, site = makeSite(clock)
+    peer = Peer(site, clock)
+    peer.send(HELD + GET * 3000)
+    stopped = resultOf(site.stop(30))
+    echo.held[0].callback(None)
+    assert not peer.closed
+    peer.leave()
+    assert stopped.value == 0
+    assert len(peer.answers) == 1
+    assert clock.getDelayedCalls() == []
+
+
+@asynchronous
+async def test_who_sends_too_much_and_leaves_is_noticed() -> None:
+    """
+    What is done for a client that is gone is done for nobody, and holds up
+    every stop; the end of a connection comes after all that was sent.
+    """
+    from twisted.internet import reactor
+
+    echo = Echo()
+    async with serving(Site(echo, reactor)) as served:
+        wire = await served.connect(HELD)
+        await echo.whenHeld(1)
+        gone = resultOf(echo.held[0])
+        wire.send(GET * 30_000)
+        wire.finish()
+        await wire.whenClosed()
+        assert await served.site.stop(30) == 0
+        assert not gone.pending
+        assert len(echo.asked) == 1
 
 
 # Connections that are dropped halfway.
@@ -425,7 +616,7 @@ HALF = [
     post(100) + b"half",
     CHUNKED + b"5\r\nha",
     CHUNKED + b"5\r\nhello\r\n",
-    b"GET /held HTTP/1.1\r\n\r\nGET / HT",
+    b"GET /held HTTP/1.1\r\nHost: test\r\n\r\nGET / HT",
 ]
 
 
@@ -493,7 +684,7 @@ def test_a_request_that_is_held_is_not_idle(clock: Clock) -> None:
     """
     echo, site = makeSite(clock)
     peer = Peer(site, clock)
-    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    peer.send(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
     clock.pump([60] * 60)
     echo.held[0].callback(None)
     assert [answer.status for answer in peer.answers] == [200]
@@ -530,7 +721,7 @@ def test_requests_in_progress_are_the_last_ones(clock: Clock) -> None:
     """
     echo, site = makeSite(clock)
     peer = Peer(site, clock)
-    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    peer.send(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
     stopped = resultOf(site.stop(30))
     clock.advance(29)
     assert not peer.closed
@@ -548,7 +739,7 @@ def test_pipelined_requests_behind_the_last_one_are_not_begun(clock: Clock) -> N
     """
     echo, site = makeSite(clock)
     peer = Peer(site, clock)
-    peer.send(b"GET /held HTTP/1.1\r\n\r\n" + GET)
+    peer.send(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n" + GET)
     stopped = resultOf(site.stop(30))
     echo.held[0].callback(None)
     assert peer.closed
@@ -563,7 +754,7 @@ def test_a_response_that_has_begun_is_let_end(clock: Clock) -> None:
     """
     echo, site = makeSite(clock)
     peer = Peer(site, clock)
-    peer.send(b"GET /begun HTTP/1.1\r\n\r\n")
+    peer.send(b"GET /begun HTTP/1.1\r\nHost: test\r\n\r\n")
     stopped = resultOf(site.stop(30))
     with logged() as events:
         echo.held[0].callback(None)
@@ -601,7 +792,7 @@ def test_a_request_that_takes_longer_than_the_moment_is_answered(
     echo, site = makeSite(clock)
     peer = Peer(site, clock)
     stopped = resultOf(site.stop(30))
-    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    peer.send(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
     clock.advance(10)
     assert not peer.closed
     echo.held[0].callback(None)
@@ -647,7 +838,7 @@ def test_time_that_is_up_ends_the_stop(clock: Clock) -> None:
     echo, site = makeSite(clock)
     peers = [Peer(site, clock) for _ in range(3)]
     for peer in peers:
-        peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+        peer.send(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
     stopped = resultOf(site.stop(30))
     echo.held[0].callback(None)
     clock.advance(29)
@@ -666,7 +857,7 @@ def test_a_stop_can_be_hurried(clock: Clock) -> None:
     """
     echo, site = makeSite(clock)
     peer = Peer(site, clock)
-    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    peer.send(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
     stopping = site.stop(30)
     stopped = resultOf(stopping)
     stopping.cancel()
@@ -707,6 +898,19 @@ def test_a_refused_client_does_not_get_a_second_moment(clock: Clock) -> None:
     assert len(peer.answers) == 1
 
 
+def test_a_client_that_is_refused_while_stopping_leaves_no_timer(clock: Clock) -> None:
+    """
+    The moment that it had for a request is over with the refusal.
+    """
+    site = makeSite(clock)[1]
+    peer = Peer(site, clock)
+    stopped = resultOf(site.stop(30))
+    peer.send(LINE)
+    peer.leave()
+    assert stopped.value == 0
+    assert clock.getDelayedCalls() == []
+
+
 @asynchronous
 async def test_a_site_that_listens_is_stopped_in_good_order() -> None:
     """
@@ -720,8 +924,8 @@ async def test_a_site_that_listens_is_stopped_in_good_order() -> None:
         idle = await served.connect(GET)
         await idle.whenReceived(b"GET / b''")
         busy = [
-            await served.connect(b"GET /held HTTP/1.1\r\n\r\n"),
-            await served.connect(b"GET /held HTTP/1.1\r\n\r\n"),
+            await served.connect(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n"),
+            await served.connect(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n"),
         ]
         await echo.whenHeld(2)
         stopped = site.stop(30)
@@ -758,7 +962,9 @@ def test_the_access_log_has_a_line_for_each_request(clock: Clock) -> None:
     clock.advance(1_000_000_000)
     with logged() as events:
         peer = Peer(site, clock)
-        peer.send(b'GET /"\x85 HTTP/1.1\r\nUser-Agent: {curl}\x0b\r\n\r\n')
+        peer.send(
+            b'GET /"\x85 HTTP/1.1\r\nHost: test\r\nUser-Agent: {curl}\x0b\r\n\r\n'
+        )
     assert textsOf(events) == [
         '"192.0.2.1" - - [09/Sep/2001:01:46:40 +0000] '
         '"GET /\\"\\x85 HTTP/1.1" 200 12 "-" "{curl}\\x0b"'
@@ -773,9 +979,67 @@ def test_requests_that_end_after_listening_stopped_are_logged(clock: Clock) -> N
     echo, site = makeSite(clock, accessLog=True)
     site.doStart()
     peer = Peer(site, clock)
-    peer.send(b"GET /held HTTP/1.1\r\n\r\n")
+    peer.send(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
     site.doStop()
     with logged() as events:
         echo.held[0].callback(None)
     assert len(textsOf(events)) == 1
     peer.leave()
+
+
+def test_the_access_log_has_the_ids_of_problems(clock: Clock) -> None:
+    """
+    Who is told an id will ask for it.
+    """
+    with logged() as events:
+        peer = Peer(Site(AsyncResource(), clock, accessLog=True), clock)
+        peer.send(GET)
+        peer.send(b"GET /{x} HTTP/1.1\r\nHost: test\r\n\r\n")
+    ids = [json.loads(answer.body)["requestId"] for answer in peer.answers]
+    lines = textsOf(events)
+    assert [line.rpartition(" ")[2] for line in lines] == ids
+    assert all('" 404 ' in line for line in lines)
+    peer.leave()
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [(b"nonsense\r\n", 400), (post(MOST + 1), 413), (LINE, 414)],
+)
+def test_the_access_log_has_what_was_refused(
+    data: bytes, status: int, clock: Clock
+) -> None:
+    """
+    Who is refused is seen nowhere else; in the format of all other lines.
+    """
+    site = makeSite(clock, accessLog=True)[1]
+    clock.advance(1_000_000_000)
+    with logged() as events:
+        peer = Peer(site, clock)
+        peer.send(data)
+    (answer,) = peer.answers
+    requestId = json.loads(answer.body)["requestId"]
+    assert textsOf(events) == [
+        f'"192.0.2.1" - - [09/Sep/2001:01:46:40 +0000] "-" {status} - "-" "-" '
+        f"{requestId}"
+    ]
+    peer.leave()
+
+
+def test_a_refusal_is_not_logged_unless_asked_for(clock: Clock) -> None:
+    """
+    Nobody should be able to fill the log of who does not want one.
+    """
+    site = makeSite(clock)[1]
+    with logged() as events:
+        peer = Peer(site, clock)
+        peer.send(LINE)
+        peer.leave()
+    assert events == []
+
+
+def test_a_held_request_keeps_little(clock: Clock) -> None:
+    """
+    Of ten thousand requests that are held, each keeps its body.
+    """
+    assert Site(Echo(), clock).mostContent == 64 * 1024

@@ -25,7 +25,7 @@ from twisted.web.client import Agent, HTTPConnectionPool
 
 from tsrv import Closed, InitializationFailed
 from tsrv.resources import makeRoot
-from tsrv.tap import Options, Server, _exitCleanly, makeService
+from tsrv.tap import Options, Server, _allowFiles, _exitCleanly, makeService
 from tsrv.web.site import Site
 
 from .support import Trouble, resultOf
@@ -105,20 +105,39 @@ def test_a_good_option_is_understood(
     assert {**options} == expected
 
 
-SECONDS = ["", "ten", "-1", "nan", "inf", "-inf", "1e999", "1,5", "0x10"]
+MOST = "from 0 to 31536000"
+
+ENDPOINT = "tcp:80:interface=" + "x" * 5000 + ":nonsense=1"
+
+SECONDS = [
+    "",
+    "ten",
+    "-1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "1,5",
+    "0x10",
+    "31536001",
+    "1e300",
+]
 
 
 @pytest.mark.parametrize(
     ("words", "about"),
     [
         *(
-            ([f"--{name}={seconds}"], f"--{name}: {seconds!r} is not a number of sec")
+            (
+                [f"--{name}={seconds}"],
+                f"--{name}: {seconds!r} is not a number of seconds {MOST}",
+            )
             for name in ("delay", "queue-timeout", "drain-timeout")
             for seconds in SECONDS
         ),
         *(
             ([f"--queue-limit={calls}"], f"--queue-limit: {calls!r} is not a number")
-            for calls in ("", "many", "-1", "1.5", "inf", "9" * 5000)
+            for calls in ("", "many", "-1", "1.5", "inf")
         ),
         *(
             ([f"--access-log={switch}"], f"--access-log: {switch!r} is neither on")
@@ -138,6 +157,15 @@ SECONDS = ["", "ten", "-1", "nan", "inf", "-inf", "1e999", "1,5", "0x10"]
                 "a\nb",
             )
         ),
+        *(
+            ([f"--listen={endpoint}"], f"--listen: {endpoint!r} has no port: 0 to")
+            for endpoint in ("tcp:65536", "tcp:-1:interface=127.0.0.1", "tcp6:99999")
+        ),
+        (["--queue-limit", "9" * 5000], f"--queue-limit: '{'9' * 47}...' is not"),
+        (["--delay", "1" * 5000], f"--delay: '{'1' * 47}...' is not"),
+        (["--access-log", "x" * 5000], f"--access-log: '{'x' * 47}...' is neither"),
+        (["--listen", ENDPOINT], f"--listen: '{ENDPOINT[:47]}...' is not"),
+        (["--listen", "x" * 5000], f"--listen: '{'x' * 47}...' is not"),
         (["--listen", "tcp:0", "--listen", "x"], "--listen: 'x' is not"),
         (["--delay"], "option --delay requires argument"),
         (["--direct=yes"], "option --direct must not have an argument"),
@@ -158,6 +186,7 @@ def test_a_bad_option_is_a_usage_error(words: list[str], about: str) -> None:
     assert message.startswith(f"tsrv: {about}")
     assert message.endswith("(see twistd tsrv --help)")
     assert "\n" not in message
+    assert len(message) < 250
     assert raised.value.__suppress_context__
 
 
@@ -547,6 +576,61 @@ def test_a_service_takes_the_signals_of_a_running_reactor() -> None:
     assert signal.getsignal(signal.SIGTERM) is not before
 
 
+# Limits.
+
+
+class Limits:
+    """
+    What stands for the limits of a process, of which two are known.
+    """
+
+    RLIMIT_NOFILE = 7
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.files = (1024, 4096)
+        self._error = error
+
+    def getrlimit(self, which: int) -> tuple[int, int]:
+        assert which == self.RLIMIT_NOFILE
+        return self.files
+
+    def setrlimit(self, which: int, limits: tuple[int, int]) -> None:
+        assert which == self.RLIMIT_NOFILE
+        if self._error is not None:
+            raise self._error
+        self.files = limits
+
+
+def test_a_process_may_have_as_many_connections_as_it_can() -> None:
+    """
+    The soft limit of most systems is a tenth of the queue's own, and who comes
+    after that is cut off without an answer.
+    """
+    limits = Limits()
+    _allowFiles(limits)
+    assert limits.files == (4096, 4096)
+
+
+@pytest.mark.parametrize("limits", [Limits(ValueError()), Limits(OSError()), None])
+def test_a_limit_that_cannot_be_raised_is_no_matter(limits: Limits | None) -> None:
+    """
+    The server works all the same, for fewer clients.
+    """
+    _allowFiles(limits)
+    assert limits is None or limits.files == (1024, 4096)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_service_raises_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Nobody else would think of it before the limit is reached.
+    """
+    limits = Limits()
+    monkeypatch.setattr("tsrv.tap._LIMITS", limits)
+    makeService(parsed())
+    assert limits.files == (4096, 4096)
+
+
 # All of it put together.
 
 
@@ -704,6 +788,8 @@ async def test_a_port_that_is_taken_ends_the_start(port: int, method: str) -> No
         )
         with pytest.raises(SystemExit) as raised:
             getattr(server, method)()
+        # What twistd does for a daemon, it does for no SystemExit alone.
+        assert isinstance(raised.value, Exception)
         message = str(raised.value.code)
         assert message.startswith(f"tsrv: Couldn't listen on 127.0.0.1:{taken}: ")
         assert "in use" in message
@@ -725,8 +811,9 @@ async def test_a_port_that_is_taken_ends_the_start(port: int, method: str) -> No
 @pytest.mark.parametrize(
     ("endpoint", "about"),
     [
-        ("tcp:65536:interface=127.0.0.1", "port must be 0-65535"),
-        ("tcp:-1:interface=127.0.0.1", "port must be 0-65535"),
+        ("tcp:0:backlog=99999999999", "int"),
+        ("tcp:0:interface=\xe4..b", "encod"),
+        ("tcp:0:interface=\0", "null"),
         ("tcp:0:interface=192.0.2.1", "Couldn't listen on 192.0.2.1:0"),
         ("unix:/nonexistent/socket", "No such file or directory"),
         ("unix:/" + "x" * 200, "Couldn't listen on "),

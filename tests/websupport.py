@@ -340,6 +340,12 @@ class Wire(Protocol):
         """
         cast(Any, self.transport).abortConnection()
 
+    def finish(self) -> None:
+        """
+        Close the connection when all has been sent.
+        """
+        cast(Any, self.transport).loseConnection()
+
     def when(self, condition: Callable[[], bool]) -> Deferred[bytes]:
         """
         @return: A Deferred that fires with all that has been received when a

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from math import isfinite
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final
 
 from twisted.application.service import MultiService
@@ -33,6 +35,15 @@ _FLUSH: Final = 2.0
 """
 How long the last responses may take to be sent, in seconds.
 """
+
+
+_LONGEST: Final = 365 * 24 * 60 * 60
+"""
+The most that is a number of seconds, and not a mistake.
+"""
+
+# Not every system has limits.
+_LIMITS: Final[Any] = import_module("resource") if find_spec("resource") else None
 
 
 class Options(UsageOptions):
@@ -76,11 +87,14 @@ class Options(UsageOptions):
         """
         try:
             # No reactor is needed to find out whether it can be understood.
-            serverFromString(None, endpoint)
+            port = getattr(serverFromString(None, endpoint), "_port", 0)
         except Exception as error:
             raise UsageError(
-                f"--listen: {endpoint!r} is not a Twisted endpoint: {error}"
+                f"--listen: {_short(endpoint)!r} is not a Twisted endpoint: "
+                f"{_short(str(error))}"
             ) from None
+        if not 0 <= port < 65536:
+            raise UsageError(f"--listen: {_short(endpoint)!r} has no port: 0 to 65535")
         self["listen"].append(endpoint)
 
     def opt_delay(self, seconds: str) -> None:
@@ -104,7 +118,9 @@ class Options(UsageOptions):
         except ValueError:
             limit = -1
         if limit < 0:
-            raise UsageError(f"--queue-limit: {calls!r} is not a number of calls")
+            raise UsageError(
+                f"--queue-limit: {_short(calls)!r} is not a number of calls"
+            )
         self["queue-limit"] = limit
 
     def opt_queue_timeout(self, seconds: str) -> None:
@@ -124,7 +140,7 @@ class Options(UsageOptions):
         Whether to log every request: on or off. [default: off]
         """
         if switch not in ("on", "off"):
-            raise UsageError(f"--access-log: {switch!r} is neither on nor off")
+            raise UsageError(f"--access-log: {_short(switch)!r} is neither on nor off")
         self["access-log"] = switch == "on"
 
 
@@ -136,9 +152,19 @@ def _seconds(option: str, text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not (isfinite(seconds) and seconds >= 0):
-        raise UsageError(f"{option}: {text!r} is not a number of seconds")
+    if not 0 <= seconds <= _LONGEST:
+        raise UsageError(
+            f"{option}: {_short(text)!r} is not a number of seconds "
+            f"from 0 to {_LONGEST}"
+        )
     return seconds
+
+
+def _short(text: str) -> str:
+    """
+    @return: As much of what was typed as fits into a line.
+    """
+    return text if len(text) <= 50 else f"{text[:47]}..."
 
 
 class Server(MultiService):
@@ -239,14 +265,43 @@ class Server(MultiService):
             self._log.failure("Async module not initialized", failure=failure)
 
 
+class _NotStarted(SystemExit, Exception):
+    """
+    The server cannot listen. To leave is all there is to do; but C{twistd}
+    removes its file, and tells who waits for the daemon, only on what is an
+    C{Exception} too.
+    """
+
+
 def _listen(start: Callable[[], None]) -> None:
     """
     Start what listens, or end the process with one line.
     """
     try:
         start()
-    except (CannotListenError, OSError, OverflowError) as error:
-        raise SystemExit(f"tsrv: {error}") from None
+    except (
+        CannotListenError,
+        OSError,
+        OverflowError,
+        TypeError,
+        ValueError,
+    ) as error:
+        line = " ".join(str(error).split())
+        raise _NotStarted(f"tsrv: {line}") from None
+
+
+def _allowFiles(limits: Any) -> None:
+    """
+    Let this process have as many connections as it may.
+
+    @param limits: What the module C{resource} is, where there is one.
+    """
+    if limits is None:
+        return
+    hard = limits.getrlimit(limits.RLIMIT_NOFILE)[1]
+    # Some systems know of a lower limit that they do not tell.
+    with suppress(OSError, ValueError):
+        limits.setrlimit(limits.RLIMIT_NOFILE, (hard, hard))
 
 
 def makeService(options: Options) -> Server:
@@ -259,6 +314,7 @@ def makeService(options: Options) -> Server:
     from twisted.internet import reactor as theReactor
 
     reactor: Any = theReactor
+    _allowFiles(_LIMITS)
     module = AsyncModule(reactor, options["delay"])
     speaker, initialize = module, module.initialize
     close: Callable[[], Deferred[None]] = partial(succeed, None)

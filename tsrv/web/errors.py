@@ -102,7 +102,8 @@ class Problem:
     @ivar detail: One sentence for people.
     @ivar text: The sentence for who prefers text, if it is another one.
     @ivar headers: Headers of the response.
-    @ivar requestId: By what the request is found in the log.
+    @ivar requestId: By what the request is found in the access log, if there is
+        one, and in any case if the error is logged.
     """
 
     status: HTTPStatus

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import ITCPTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -143,12 +143,19 @@ class _Exchange:
     def _writeProblem(self, failure: Failure) -> None:
         if self._gone:
             # To be cancelled is what was asked of it.
-            _log.debug("After the client left: {error}", error=failure.value)
+            if not failure.check(CancelledError):
+                _log.debug(
+                    "After the client left: {kind}: {error}",
+                    kind=type(failure.value).__name__,
+                    error=failure.value,
+                )
             return
         if self._request.startedWriting:
             self._abort(failure)
             return
         problem = problemOf(failure, self._request)
+        # For the access log.
+        cast(Any, self._request).requestId = problem.requestId
         # Several lines of it count as one.
         accept = self._request.requestHeaders.getRawHeaders(b"Accept")
         contentType, body = problem.encode(b",".join(accept) if accept else None)

@@ -5,13 +5,19 @@ off what it is answering.
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from io import BytesIO
-from typing import Final
+from typing import Any, Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IReactorTime,
+    ITCPTransport,
+)
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -38,6 +44,20 @@ site is being stopped, in seconds.
 """
 
 
+_MOST_AHEAD: Final = 64 * 1024
+"""
+How many bytes a client may send ahead of the response that it waits for.
+
+Twisted stops reading after a quarter of it, and then does not see that a client
+leaves. Much more would be much to keep for each of many clients, and much to
+read in one turn once the response is there.
+"""
+
+_ABSOLUTE: Final = re.compile(rb"\Ahttps?://[^/?]+/?", re.IGNORECASE)
+"""
+What stands before the path where a client asks as it would ask a proxy.
+"""
+
 _REFUSALS: Final = {
     HTTPStatus.BAD_REQUEST: "The request cannot be understood",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too long",
@@ -52,9 +72,14 @@ Why a request is not read to its end.
 class _Request(Request):
     """
     A request whose body has a limit.
+
+    @ivar requestId: What the client was told to ask for, if the response is a
+        problem.
     """
 
     channel: _Channel
+
+    requestId: str | None = None
 
     def handleContentChunk(self, data: bytes) -> None:
         """
@@ -78,6 +103,8 @@ class _Channel(HTTPChannel):
 
     _asked = False
     _refused = False
+    _ahead = 0
+    _overrun = False
     _lastCall: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
@@ -91,10 +118,59 @@ class _Channel(HTTPChannel):
         """
         @see: L{HTTPChannel.connectionLost}
         """
-        if self._lastCall is not None and self._lastCall.active():
-            self._lastCall.cancel()
+        self._cancelLastCall()
         super().connectionLost(reason)
         self.site.closed(self)
+
+    def loseConnection(self) -> None:
+        """
+        @see: L{HTTPChannel.loseConnection}
+        """
+        if self._overrun:
+            self._linger()
+        else:
+            super().loseConnection()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """
+        Take a part of a body, or keep what is sent ahead of a response.
+
+        To stop reading, as Twisted does when that is too much, would be to
+        leave it unnoticed if the client leaves. So it is read and thrown away,
+        and the client is told to come back with it.
+        """
+        if not self._handlingRequest:
+            super().rawDataReceived(data)
+        elif self.persistent:
+            if not self._dataBuffer:
+                # What was sent ahead of another response has been read.
+                self._ahead = 0
+            self._ahead += len(data)
+            if self._ahead > _MOST_AHEAD:
+                self._overrun = True
+                self._makeLast()
+                self._dataBuffer.clear()
+            else:
+                self._dataBuffer.append(data)
+
+    def _finishRequestBody(self, data: bytes) -> None:
+        """
+        Keep what came with the end of a body.
+        """
+        self._ahead = len(data)
+        super()._finishRequestBody(data)
+
+    def headerReceived(self, line: bytes) -> bool:
+        """
+        Take a header; of some that are wrong Twisted does not know yet.
+        """
+        try:
+            valid: bool = super().headerReceived(line)
+        except ValueError:
+            # A length that has more digits than Python likes to read.
+            self._respondToBadRequestAndDisconnect()
+            return False
+        return valid
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """
@@ -108,10 +184,22 @@ class _Channel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         """
-        Refuse a body that is announced to be too long before it is sent.
+        Refuse a request of which it is known by now that it is wrong, and a
+        body that is announced to be too long before it is sent.
         """
         self._asked = True
-        if self.length is not None and self.length > self.site.mostContent:
+        understood = self._path.startswith(b"/")
+        if not understood:
+            self._path = _ABSOLUTE.sub(b"/", self._path, count=1)
+            understood = self._path.startswith(b"/") or self._path == b"*"
+        hosts = self.requests[-1].requestHeaders.getRawHeaders(b"Host", [])
+        if (
+            not understood
+            or len(hosts) > 1
+            or (not hosts and self._version == b"HTTP/1.1")
+        ):
+            self.refuse(HTTPStatus.BAD_REQUEST)
+        elif self.length is not None and self.length > self.site.mostContent:
             self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         else:
             super().allHeadersReceived()
@@ -129,22 +217,11 @@ class _Channel(HTTPChannel):
     def refuse(self, status: HTTPStatus) -> None:
         """
         Answer a request that will not be read to its end.
-
-        To close a connection on which data are still coming in would reset it,
-        and then the client might never see why. So they are read, for a while,
-        and thrown away.
         """
         if self._refused:
             # Of what was received together with it, more may be wrong.
             return
         self._refused = True
-        for method in (
-            "dataReceived",
-            "lineReceived",
-            "rawDataReceived",
-            "allContentReceived",
-        ):
-            setattr(self, method, _throwAway)
         problem = Problem(status, _REFUSALS[status])
         contentType, body = problem.encode(None)
         headers = Headers(
@@ -157,14 +234,48 @@ class _Channel(HTTPChannel):
         reason = status.phrase.encode("ascii")
         self.writeHeaders(b"HTTP/1.1", b"%d" % status, reason, headers)
         self.write(body)
+        self.site.refused(self.transport.getPeer(), status, problem.requestId)
+        self._linger()
+
+    def _linger(self) -> None:
+        """
+        Send what is written, and nothing more.
+
+        To close a connection on which data are still coming in would reset it,
+        and then the client might never see the response. So they are read, for
+        a while, and thrown away.
+        """
+        for method in (
+            "dataReceived",
+            "lineReceived",
+            "rawDataReceived",
+            "allContentReceived",
+        ):
+            setattr(self, method, _throwAway)
         self.setTimeout(None)
+        self._cancelLastCall()
         if self.isSecure():
             # To close one direction alone would cut off what is not encrypted
             # yet; and the end of TLS has to be confirmed anyway.
-            self.loseConnection()
+            super().loseConnection()
         else:
+            # Nothing waits for a producer then.
+            cast(Any, self._networkProducer).unregisterProducer()
             self.transport.loseWriteConnection()
         self._lastCall = self.callLater(_LINGER, self.transport.abortConnection)
+
+    def _cancelLastCall(self) -> None:
+        if self._lastCall is not None and self._lastCall.active():
+            self._lastCall.cancel()
+
+    def _makeLast(self) -> None:
+        """
+        After the request in progress there will be no other.
+        """
+        self.persistent = False
+        for request in self.requests:
+            if not request.startedWriting:
+                request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """
@@ -186,10 +297,7 @@ class _Channel(HTTPChannel):
             # It ends soon.
             return
         if self.requests:
-            self.persistent = False
-            for request in self.requests:
-                if not request.startedWriting:
-                    request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+            self._makeLast()
         elif self._asked:
             self.loseConnection()
         else:
@@ -230,13 +338,15 @@ class Site(TwistedSite):
         reactor: IReactorTime,
         *,
         accessLog: bool = False,
-        mostContent: int = 1024 * 1024,
+        mostContent: int = 64 * 1024,
     ) -> None:
         """
         @param resource: The root.
         @param reactor: Provides the time.
         @param accessLog: Whether to log every request.
-        @param mostContent: How many bytes the body of a request may have.
+        @param mostContent: How many bytes the body of a request may have. A
+            request that is held keeps its body, be it read or not, so that of
+            ten thousand of them each byte counts.
         """
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
         self.mostContent = mostContent
@@ -262,8 +372,34 @@ class Site(TwistedSite):
         @see: L{twisted.web.http.HTTPFactory.log}
         """
         if self._accessLog:
-            now = datetimeToLogString(self.reactor.seconds())
-            self._log.info("{line}", line=combinedLogFormatter(now, request))
+            line = combinedLogFormatter(self._now(), request)
+            requestId = getattr(request, "requestId", None)
+            if requestId is not None:
+                line += f" {requestId}"
+            self._log.info("{line}", line=line)
+
+    def refused(self, peer: IAddress, status: HTTPStatus, requestId: str) -> None:
+        """
+        A request was not read to its end; of what there was of it, nothing is
+        logged.
+
+        @param peer: Who made it.
+        @param status: The status of the response.
+        @param requestId: What the client was told to ask for.
+        """
+        if self._accessLog:
+            host = getattr(peer, "host", "-")
+            self._log.info(
+                "{line}",
+                line=f'"{host}" - - {self._now()} "-" {status:d} - "-" "-" {requestId}',
+            )
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """
+        What clients are offered under TLS; with some packages installed Twisted
+        would offer HTTP/2, which the connections of this site do not speak.
+        """
+        return [b"http/1.1"]
 
     def opened(self, channel: _Channel) -> None:
         """
@@ -311,3 +447,7 @@ class Site(TwistedSite):
         """
         for channel in list(self._channels):
             channel.transport.abortConnection()
+
+    def _now(self) -> str:
+        now: str = datetimeToLogString(self.reactor.seconds())
+        return now
