@@ -312,6 +312,22 @@ def test_each_command_has_its_own_time(clock: Clock) -> None:
     assert not late.pending
 
 
+def test_the_timer_of_one_that_gave_up(clock: Clock) -> None:
+    """
+    It was set for the first one; when that one is gone nobody expires early.
+    """
+    _, _, proxy = wrap(clock, timeout=5.0)
+    first = proxy.write(1)
+    resultOf(first)
+    clock.advance(2)
+    second = resultOf(proxy.write(2))
+    first.cancel()
+    clock.advance(3)
+    assert second.pending
+    clock.advance(2)
+    assert not second.pending
+
+
 def test_no_timer_when_nothing_waits(clock: Clock) -> None:
     """
     The last one that gives up takes the timer with it, and the next one that
