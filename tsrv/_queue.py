@@ -241,7 +241,8 @@ class CommandQueue:
         seconds = self._reactor.seconds
 
         def call(*arguments: object, **keywords: object) -> object:
-            if self.pending >= self._room and not self._makeRoom():
+            pending = self.pending
+            if pending >= self._room and not self._makeRoom():
                 if self._passing:
                     return method.direct(*arguments, **keywords)
                 return self._reject()
@@ -256,7 +257,7 @@ class CommandQueue:
             command.previous = last
             command.next = root
             last.next = root.previous = command
-            self.pending += 1
+            self.pending = pending + 1
             return command
 
         return call
@@ -349,10 +350,12 @@ class CommandQueue:
         """
         command.stage = RUNNING
         command.answer = None
-        command.run += 1
         self._running.append(command)
         self._inProgress += 1
-        method, run, context = command.method, command.run, command.context
+        method, context = command.method, command.context
+        if method.replay:
+            command.run += 1
+        run = command.run
         try:
             if command.keywords is None:
                 result = context.run(method.target, *command.arguments)
