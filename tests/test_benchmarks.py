@@ -31,7 +31,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_allScriptsAreFound() -> None:
+def test_all_scripts_are_found() -> None:
     """
     Each group of figures has its script.
     """
@@ -39,7 +39,7 @@ def test_allScriptsAreFound() -> None:
 
 
 @pytest.mark.parametrize("script", _SCRIPTS)
-def test_printsRatios(script: str) -> None:
+def test_every_script_prints_ratios(script: str) -> None:
     """
     Each script measures both sides, and prints the ratio beside its target.
     """
@@ -49,7 +49,7 @@ def test_printsRatios(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", _SCRIPTS)
-def test_saysWhatItMeasures(script: str) -> None:
+def test_every_script_says_what_it_measures(script: str) -> None:
     """
     Each script explains what it compares, and its sizes.
     """
@@ -60,7 +60,7 @@ def test_saysWhatItMeasures(script: str) -> None:
 
 
 @pytest.mark.parametrize("rounds", ["0", "-1", "many"])
-def test_refusesNonsense(rounds: str) -> None:
+def test_nonsense_is_refused(rounds: str) -> None:
     """
     A size that is none is a usage error.
     """
@@ -70,7 +70,7 @@ def test_refusesNonsense(rounds: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_allInOneTable() -> None:
+def test_all_in_one_table() -> None:
     """
     All of them are run by one command, and have one table.
     """

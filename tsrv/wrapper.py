@@ -4,7 +4,8 @@ The heart: a queue in front of a module that takes its time to become ready.
 How it works
 ============
 
-A L{QueuingWrapper} has four parts, none of which knows the others.
+A L{QueuingWrapper} has four parts, of which none knows another; only the
+initialisation tells the table of states what has happened.
 
   - L{Lifecycle<tsrv._states.Lifecycle>} says which state the module is in, and
     which changes of state are legal. All that happens to a wrapper begins with
