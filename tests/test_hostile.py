@@ -295,7 +295,7 @@ def test_close_in_the_errback_of_a_failure_that_was_held_back(clock: Clock) -> N
     """
     The failures of the others are known as well, and are told.
     """
-    module, wrapper, proxy = wrap(clock, replay=["read"])
+    module, wrapper, proxy = wrap(clock, replay=["read"], close=lambda: None)
     ready(module, wrapper)
     first, second = proxy.read(1), proxy.read(2)
     first.addErrback(lambda _: wrapper.close())
@@ -303,7 +303,7 @@ def test_close_in_the_errback_of_a_failure_that_was_held_back(clock: Clock) -> N
     for answer in module.answers:
         answer.errback(Trouble("its own"))
     clock.advance(0)
-    module.closings[0].callback(None)
+    assert wrapper.state is State.CLOSED
     assert isinstance(result.error, Trouble)
 
 
