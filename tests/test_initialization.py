@@ -282,13 +282,14 @@ def test_attempt_that_hangs(clock: Clock) -> None:
     assert (wrapper.state, clock.getDelayedCalls()) == (State.READY, [])
 
 
-def test_late_success_of_an_abandoned_attempt(clock: Clock) -> None:
+def wrapStubborn(
+    clock: Clock, late: Deferred[None]
+) -> tuple[Module, QueuingWrapper[Module]]:
     """
-    An attempt that was given up, and that succeeds all the same later, says
-    nothing about the one that is being made now.
+    Wrap a module whose first attempt, when it is cancelled, ends as C{late}
+    does.
     """
     module = Module()
-    late: Deferred[None] = Deferred()
 
     def initialize() -> Deferred[None]:
         attempt = module.initialize()
@@ -296,13 +297,23 @@ def test_late_success_of_an_abandoned_attempt(clock: Clock) -> None:
             attempt.addErrback(lambda _: late)
         return attempt
 
-    wrapper = QueuingWrapper(
+    return module, QueuingWrapper(
         module,
         clock,
         initialize=initialize,
         attemptTimeout=5.0,
         retryPolicy=lambda _: 1.0,
+        fatal=[Refused],
     )
+
+
+def test_late_success_of_an_abandoned_attempt(clock: Clock) -> None:
+    """
+    An attempt that was given up, and that succeeds all the same later, says
+    nothing about the one that is being made now.
+    """
+    late: Deferred[None] = Deferred()
+    module, wrapper = wrapStubborn(clock, late)
     result = resultOf(wrapper.initialize())
     wrapper.proxy.write(1)
     clock.pump([5, 1])
@@ -317,23 +328,8 @@ def test_late_failure_of_an_abandoned_attempt(clock: Clock) -> None:
     """
     Nor does its failure.
     """
-    module = Module()
     late: Deferred[None] = Deferred()
-
-    def initialize() -> Deferred[None]:
-        attempt = module.initialize()
-        if len(module.attempts) == 1:
-            attempt.addErrback(lambda _: late)
-        return attempt
-
-    wrapper = QueuingWrapper(
-        module,
-        clock,
-        initialize=initialize,
-        attemptTimeout=5.0,
-        retryPolicy=lambda _: 1.0,
-        fatal=[Refused],
-    )
+    module, wrapper = wrapStubborn(clock, late)
     resultOf(wrapper.initialize())
     clock.pump([5, 1])
     module.attempts[1].callback(None)

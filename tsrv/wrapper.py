@@ -33,12 +33,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from math import isfinite
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, NoReturn, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from ._callables import isAsync
 from ._command import Method
@@ -75,8 +74,6 @@ __all__ = [
 ]
 
 _Module = TypeVar("_Module", covariant=True)
-
-_Result = TypeVar("_Result")
 
 _WAITERS: Final = 10_000
 """
@@ -482,23 +479,19 @@ class QueuingWrapper(Generic[_Module]):
 
         @return: A Deferred that fires with the reason if it went wrong.
         """
-        ended: Deferred[BaseException | None] = Deferred()
-
-        def end(result: object) -> None:
-            if not ended.called:
-                ended.callback(result.value if isinstance(result, Failure) else None)
-
+        # Of its own, so that a module that does not let itself be cancelled has
+        # no say in when the time is up.
+        ended: Deferred[Any] = Deferred()
         closing = maybeDeferred(self._closeModule or (lambda: None))
-        closing.addBoth(end)
-        if self._closeTimeout is not None and not ended.called:
+        closing.chainDeferred(ended)
 
-            def tooLong() -> None:
-                end(Failure(TimeoutError(f"no end within {self._closeTimeout:g} s")))
-                closing.cancel()
+        def tooLong(result: object, timeout: float) -> NoReturn:
+            closing.cancel()
+            raise TimeoutError(f"no end within {timeout:g} s")
 
-            call = self._reactor.callLater(self._closeTimeout, tooLong)
-            ended.addBoth(_stopping(call))
-        return ended
+        if self._closeTimeout is not None:
+            ended.addTimeout(self._closeTimeout, self._reactor, tooLong)
+        return ended.addCallbacks(lambda _: None, lambda failure: failure.value)
 
     # Errors.
 
@@ -529,16 +522,3 @@ class QueuingWrapper(Generic[_Module]):
 
     def _makeClosed(self) -> Closed:
         return Closed(f"{self._name} is closed")
-
-
-def _stopping(call: IDelayedCall) -> Callable[[_Result], _Result]:
-    """
-    @return: A callback that stops a timer and passes its result on.
-    """
-
-    def stop(result: _Result) -> _Result:
-        if call.active():
-            call.cancel()
-        return result
-
-    return stop

@@ -66,9 +66,7 @@ def respond(request: Request, render: Callable[[Request], Any]) -> int:
     @return: L{NOT_DONE_YET}
     """
     exchange = _Exchange(request)
-    # As notifyFinish() does, but with the exchange itself in place of a Deferred
-    # that would do nothing but call it.
-    cast(list[Any], request.notifications).append(exchange)
+    request.notifyFinish().addErrback(exchange.left)
     exchange.begin(maybeDeferred(render, request))
     return NOT_DONE_YET
 
@@ -97,12 +95,7 @@ class _Exchange:
             # It left while it was being rendered for.
             answer.cancel()
 
-    def callback(self, result: None) -> None:
-        """
-        The response has been sent.
-        """
-
-    def errback(self, reason: Failure) -> None:
+    def left(self, reason: Failure) -> None:
         """
         The client has closed the connection.
         """
