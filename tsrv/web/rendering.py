@@ -66,7 +66,10 @@ def respond(request: Request, render: Callable[[Request], Any]) -> int:
     @return: L{NOT_DONE_YET}
     """
     exchange = _Exchange(request)
-    request.notifyFinish().addErrback(exchange.left)
+    # As notifyFinish() does, but with the exchange itself in place of a Deferred
+    # that would do nothing but call it, and cost 600 bytes while a request is
+    # held and a twentieth of what a ready one takes.
+    cast(list[Any], request.notifications).append(exchange)
     exchange.begin(maybeDeferred(render, request))
     return NOT_DONE_YET
 
@@ -95,7 +98,12 @@ class _Exchange:
             # It left while it was being rendered for.
             answer.cancel()
 
-    def left(self, reason: Failure) -> None:
+    def callback(self, result: None) -> None:
+        """
+        The response has been sent.
+        """
+
+    def errback(self, reason: Failure) -> None:
         """
         The client has closed the connection.
         """
