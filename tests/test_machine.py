@@ -37,6 +37,7 @@ from tsrv import (
     QueuingWrapper,
     State,
 )
+from tsrv.wrapper import IllegalTransition
 
 from .support import Failures, Refused, Trouble
 
@@ -44,9 +45,28 @@ caller: ContextVar[int | None] = ContextVar("caller", default=None)
 
 METHODS = ["read", "write", "compute", "count", "fail"]
 
-PLANS = ["submit", "submit", "cancel", "lose", "lose", "initialize", "wait", "close"]
+PLANS = [
+    "submit",
+    "submit",
+    "cancel",
+    "lose",
+    "lose",
+    "initialize",
+    "initialize",
+    "wait",
+    "close",
+    "fail",
+]
 
 LATER = ["read", "write", "compute"]
+
+CAN_FAIL = [State.NEW, State.INITIALIZING, State.RETRYING, State.LOST]
+
+
+class Abandoned(Exception):
+    """
+    Why the initialisation is given up from outside.
+    """
 
 
 @dataclass(eq=False)
@@ -203,6 +223,10 @@ class Machine(RuleBasedStateMachine):
         self.plans: deque[Callable[[], None]] = deque()
         self.next: str = "later"
         self.losses = 0
+        self.again = 0
+        self.begun = 0
+        self.cancelling = 0
+        self.told = (self.wrapper.state, self.wrapper.since)
         self.lastStarted: dict[int, int] = {}
         self.failures = Failures()
         self.problems: list[str] = []
@@ -212,6 +236,7 @@ class Machine(RuleBasedStateMachine):
         self.busy = 0.0
         self.competing = False
         globalLogPublisher.addObserver(self.failures)
+        self.wrapper.addObserver(self.observe)
 
     def check(self, holds: bool, what: str) -> None:
         """
@@ -221,13 +246,56 @@ class Machine(RuleBasedStateMachine):
         if not holds:
             self.problems.append(what)
 
+    # The observer's side.
+
+    def observe(self) -> None:
+        """
+        The state has changed: what is to be seen now must fit together.
+        """
+        wrapper = self.wrapper
+        state, stats = wrapper.state, wrapper.stats
+        self.told = (state, wrapper.since)
+        waiting = [c for c in self.calls if not c.ended and self.isWaiting(c)]
+        self.check(
+            stats.pending == wrapper.pending == len(waiting),
+            f"an observer sees {stats.pending} of {len(waiting)} waiting",
+        )
+        self.check(
+            stats.submitted == sum(call.queued for call in self.calls),
+            f"an observer sees {stats.submitted} calls",
+        )
+        self.check(
+            wrapper.oldest is None or wrapper.pending > 0,
+            "an observer sees the age of nothing",
+        )
+        self.check(
+            (wrapper.retryAfter() is not None)
+            == (state in (State.RETRYING, State.LOST)),
+            f"an observer sees an attempt scheduled in state {state}",
+        )
+        self.check(
+            state not in (State.DRAINING, State.READY)
+            or (self.succeeded and wrapper.lastError is None),
+            "an observer sees a module ready that is not",
+        )
+        self.check(
+            state is not State.FAILED
+            or isinstance(wrapper.lastError, (Refused, Abandoned)),
+            f"an observer sees a failure because of {wrapper.lastError!r}",
+        )
+        self.reenter()
+
     # The module's side.
 
     def initializing(self) -> Deferred[None]:
         self.succeeded = False
+        self.begun += 1
+        number = self.begun
         self.reenter()
         how, self.next = self.next, "later"
-        self.succeeded = how == "succeed"
+        if number == self.begun:
+            # No other attempt has begun in that callback.
+            self.succeeded = how == "succeed"
         if how == "raise":
             raise Trouble("at once")
         if how == "refuse":
@@ -235,7 +303,7 @@ class Machine(RuleBasedStateMachine):
             return fail(Refused("at once"))
         if how == "succeed":
             return succeed(None)
-        attempt: Deferred[None] = Deferred()
+        attempt: Deferred[None] = Deferred(self.cancelAttempt)
         answer = attempt
         if how == "stubborn":
             # When it is cancelled it takes its time, and then succeeds.
@@ -247,6 +315,14 @@ class Machine(RuleBasedStateMachine):
             answer.addCallback(lambda _: attempt)
         self.attempts.append(attempt)
         return answer
+
+    def cancelAttempt(self, attempt: Deferred[None]) -> None:
+        """
+        Nobody waits for an attempt any more.
+        """
+        self.cancelling += 1
+        self.reenter()
+        self.cancelling -= 1
 
     def policy(self, attempts: int) -> float:
         self.reenter()
@@ -403,6 +479,9 @@ class Machine(RuleBasedStateMachine):
         if call.queued:
             refused = state in (State.FAILED, State.CLOSING, State.CLOSED)
             full = pending >= self.limit
+            if refused and self.cancelling:
+                # What waits has not been refused yet, but soon will be.
+                refused = answer.called
             self.check(
                 answer.called == (refused or full),
                 f"call {number} in state {state} with {pending} pending",
@@ -459,6 +538,30 @@ class Machine(RuleBasedStateMachine):
 
         deferred.addBoth(closed)
 
+    def abandon(self) -> None:
+        """
+        Give the initialisation up, be it in progress or not.
+        """
+        wrapper = self.wrapper
+        legal = wrapper.state in CAN_FAIL
+        planned = bool(self.plans)
+        before = (wrapper.state, wrapper.since, wrapper.lastError, wrapper.stats)
+        reason = Abandoned()
+        self.fatals += legal
+        try:
+            wrapper.fail(reason)
+        except IllegalTransition:
+            after = (wrapper.state, wrapper.since, wrapper.lastError, wrapper.stats)
+            self.check(not legal, f"cannot fail in state {before[0]}")
+            self.check(before == after, "what cannot fail has changed")
+        else:
+            self.check(legal, f"can fail in state {before[0]}")
+            if not planned:
+                self.check(
+                    wrapper.state is State.FAILED and wrapper.lastError is reason,
+                    f"has not failed, but is {wrapper.state}",
+                )
+
     def loseModule(self, error: Exception | None) -> None:
         """
         The module is lost, if it is ready.
@@ -469,6 +572,7 @@ class Machine(RuleBasedStateMachine):
                 for call in self.calls:
                     if call.method == "read" and self.isInProgress(call):
                         # It is put back, and begins to wait anew.
+                        self.again += call.queued
                         call.queued = True
                         call.since = self.clock.seconds()
                 self.losses += 1
@@ -536,6 +640,35 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def waitForIt(self) -> None:
         self.wait(start=False)
+
+    @precondition(lambda self: self.wrapper.state in CAN_FAIL)
+    @rule(twice=st.booleans())
+    def abandonIt(self, twice: bool) -> None:
+        self.abandon()
+        if twice:
+            # It has failed by now, unless something else was planned.
+            self.abandon()
+
+    @precondition(lambda self: self.notReady())
+    @rule(
+        overdue=st.booleans(),
+        whats=st.lists(st.sampled_from(["fail", "initialize", "submit"]), max_size=2),
+    )
+    def beginAnewWhileAnAttemptEnds(self, overdue: bool, whats: list[str]) -> None:
+        """
+        The module that is cancelled, the policy that is asked, and who hears
+        of the failure, may have it given up and begun again.
+        """
+        self.plans.clear()
+        self.next = "later"
+        self.wait(start=True)
+        self.clock.advance(self.wrapper.retryAfter() or 0)
+        for what in ["fail", "initialize", *whats]:
+            self.plan(what, "read", 0)
+        if overdue:
+            self.clock.advance(2.0)
+        else:
+            self.answerAttempt(Trouble)
 
     @precondition(lambda self: any(not fired for _, fired in self.waiters))
     @rule(which=st.integers(0, 9))
@@ -679,6 +812,7 @@ class Machine(RuleBasedStateMachine):
                 "initialize": lambda: self.wait(start=True),
                 "wait": lambda: self.wait(start=False),
                 "close": self.shut,
+                "fail": self.abandon,
             }[what]
         )
 
@@ -731,6 +865,54 @@ class Machine(RuleBasedStateMachine):
         assert stats.failed == refused + full - stats.rejected
 
     @invariant()
+    def theHistoryIsComplete(self) -> None:
+        state, history = self.wrapper.state, self.wrapper.history
+        attempts, losses = list(history.attempts), list(history.losses)
+        assert history.attemptCount == self.begun
+        assert history.lossCount == self.losses
+        assert len(attempts) == min(self.begun, 25)
+        assert len(losses) == min(self.losses, 25)
+        open_ = [attempt for attempt in attempts if attempt.ended is None]
+        if state is State.INITIALIZING:
+            assert open_ == attempts[-1:]
+        else:
+            assert open_ == []
+        assert sum(history.attemptSeconds.counts) == self.begun - len(open_)
+        unhealed = [loss for loss in losses if loss.healed is None]
+        assert unhealed in ([], losses[-1:])
+        if state in (State.DRAINING, State.READY):
+            assert unhealed == []
+            assert history.becameReady is not None
+        elif state not in (State.CLOSING, State.CLOSED):
+            assert unhealed == losses[-1:]
+            assert (history.becameReady is not None) == bool(losses)
+
+    @invariant()
+    def allThatLeftTheQueueWasObserved(self) -> None:
+        stats, histogram = self.wrapper.stats, self.wrapper.history.queueSeconds
+        # Who was started, and put back at a loss, has left it twice.
+        assert sum(histogram.counts) == self.again + (
+            stats.started + stats.expired + stats.cancelled + stats.failed
+        )
+        assert histogram.total >= 0
+
+    @invariant()
+    def theOldestIsTheOneThatWaitsLongest(self) -> None:
+        since = [c.since for c in self.calls if not c.ended and self.isWaiting(c)]
+        oldest = self.wrapper.oldest
+        if not self.wrapper._queue._sweeps.left:
+            # Nothing that waits is about to be ended.
+            assert (oldest is None) == (not since)
+        if oldest is not None:
+            assert oldest <= self.clock.seconds() - min(since) + 1e-6
+            if not self.wrapper._queue._sweeps.left:
+                assert oldest >= self.clock.seconds() - min(since) - 1e-6
+
+    @invariant()
+    def everyChangeOfStateWasTold(self) -> None:
+        assert self.told == (self.wrapper.state, self.wrapper.since)
+
+    @invariant()
     def nobodyIsForgottenOrRemembered(self) -> None:
         waiting = [deferred for deferred, fired in self.waiters if not fired]
         assert len(self.wrapper._waiters) == len(waiting)
@@ -760,7 +942,7 @@ class Machine(RuleBasedStateMachine):
         elif isinstance(error, Closed):
             assert self.wrapper.state in (State.CLOSING, State.CLOSED)
         elif isinstance(error, InitializationFailed):
-            assert isinstance(error.__cause__, Refused)
+            assert isinstance(error.__cause__, (Refused, Abandoned))
         elif isinstance(error, OutcomeUnknown):
             assert call.runs
         elif isinstance(error, CancelledError):
@@ -806,7 +988,12 @@ class Machine(RuleBasedStateMachine):
             assert all(fired for _, fired in self.waiters)
             assert all(fired for _, fired in self.closers)
             assert self.clock.getDelayedCalls() == []
+            # What was never asked for is not closed.
+            assert bool(self.closings) == (self.begun > 0)
             self.theCountersAgree()
+            self.theHistoryIsComplete()
+            self.allThatLeftTheQueueWasObserved()
+            self.everyChangeOfStateWasTold()
             self.everyEndHasItsReason()
             # An error that nobody handled is found when nobody can any more.
             for kept in (self.calls, self.waiters, self.closers, self.attempts):

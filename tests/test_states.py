@@ -5,6 +5,7 @@ The table of states.
 from __future__ import annotations
 
 import pytest
+from twisted.internet.task import Clock
 
 from tsrv._states import TRANSITIONS, Event, IllegalTransition, Lifecycle, State
 
@@ -13,7 +14,7 @@ def inState(state: State) -> Lifecycle:
     """
     @return: A lifecycle in that state.
     """
-    lifecycle = Lifecycle()
+    lifecycle = Lifecycle(Clock())
     lifecycle.state = state
     return lifecycle
 

@@ -204,6 +204,21 @@ class Chain:
         command.next = first
         root.next = first.previous = command
 
+    def oldest(self) -> float | None:
+        """
+        @return: The earliest time at which one of them began to wait.
+        """
+        earliest: float | None = None
+        for command in self:
+            since = command.since
+            assert since is not None
+            earliest = since if earliest is None else min(since, earliest)
+            if command.run == 0:
+                # Those that were put back at the head began later than it; all
+                # behind it did too.
+                break
+        return earliest
+
     def takeAll(self) -> Chain:
         """
         Move all commands to a new chain.

@@ -13,15 +13,15 @@ from math import isfinite
 from types import CoroutineType
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.reflect import safe_str
 
+from ._history import History, explain
 from ._states import Event, Lifecycle, State
 
-__all__ = ["Initialization", "explain"]
+__all__ = ["Initialization"]
 
 
 class _Attempt:
@@ -73,6 +73,7 @@ class Initialization:
         self,
         reactor: IReactorTime,
         lifecycle: Lifecycle,
+        history: History,
         name: str,
         *,
         initialize: Callable[[], object],
@@ -83,10 +84,12 @@ class Initialization:
         ready: Callable[[], None],
         lost: Callable[[], None],
         failed: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
         """
         @param reactor: Provides the time.
         @param lifecycle: The states.
+        @param history: Is told of every attempt and every loss.
         @param name: What the module is called in the log.
         @param initialize: Initialises the module.
         @param whenLost: Answers a Deferred that fires when the module is lost.
@@ -97,11 +100,14 @@ class Initialization:
         @param ready: Called when the module has become ready.
         @param lost: Called when it is ready no longer.
         @param failed: Called when there will be no further attempt.
+        @param changed: Called last when an attempt has begun, and when one has
+            been put off.
         """
         self.attempts = 0
         self.lastError: BaseException | None = None
         self._reactor = reactor
         self._lifecycle = lifecycle
+        self._history = history
         self._name = name
         self._initialize = initialize
         self._whenLost = whenLost
@@ -111,6 +117,7 @@ class Initialization:
         self._ready = ready
         self._lost = lost
         self._failed = failed
+        self._changed = changed
         self._attempt: _Attempt | None = None
         self._retryCall: IDelayedCall | None = None
         self._delay = 0.0
@@ -134,7 +141,23 @@ class Initialization:
             self._retryCall.cancel()
             self._retryCall = None
         if attempt is not None:
+            self._history.attemptEnded(CancelledError("given up"))
             attempt.abandon()
+
+    def fail(self, reason: BaseException) -> None:
+        """
+        Give up, for a reason that is not the module's own.
+
+        @raise IllegalTransition: The module is ready, or has failed already, or
+            is closed.
+        """
+        self._lifecycle.on(Event.FAIL_FOR_GOOD)
+        # The module, when its attempt is cancelled, may ask why, have the
+        # wrapper closed, or have it initialised again, to whatever end.
+        self.lastError = reason
+        self.stop()
+        if self._lifecycle.state is State.FAILED and self.lastError is reason:
+            self._concede(reason)
 
     def secondsToRetry(self) -> float | None:
         """
@@ -149,6 +172,7 @@ class Initialization:
 
     def _try(self) -> None:
         self.attempts += 1
+        self._history.attemptBegan()
         attempt = self._attempt = _Attempt()
         if self._timeout is not None:
             attempt.bound = self._reactor.callLater(
@@ -163,6 +187,8 @@ class Initialization:
                 callbackArgs=(attempt,),
                 errbackArgs=(attempt,),
             )
+            if attempt.answer is not None:
+                self._changed()
         else:
             # It was given up while the module was being called.
             answer.addErrback(lambda _: None)
@@ -174,8 +200,10 @@ class Initialization:
         """
         attempt.bound = None
         self._attempt = None
+        error = TimeoutError(f"no answer within {self._timeout:g} seconds")
+        self._history.attemptEnded(error)
         attempt.abandon()
-        self._conclude(TimeoutError(f"no answer within {self._timeout:g} seconds"))
+        self._conclude(error)
 
     def _succeeded(self, result: object, attempt: _Attempt) -> None:
         if attempt is not self._attempt:
@@ -193,6 +221,8 @@ class Initialization:
         self._lifecycle.on(Event.SUCCEED)
         self.lastError = None
         self._readySince = self._reactor.seconds()
+        self._history.attemptEnded()
+        self._history.readied()
         if lost is not None:
             lost.addBoth(self._noticeLoss, attempt)
         # It may be lost already.
@@ -206,20 +236,21 @@ class Initialization:
         self._attempt = None
         error = failure.value
         assert error is not None
+        self._history.attemptEnded(error)
         self._conclude(error)
 
     def _conclude(self, error: BaseException) -> None:
         """
         An attempt has come to nothing: try again after a while, or give up.
         """
+        if self._isOvertaken():
+            return
         self.lastError = error
         if isinstance(error, self._fatal):
             self._giveUp(error)
             return
         delay = self._nextDelay()
-        if self._lifecycle.state is not State.INITIALIZING:
-            # The policy, or the module when it was cancelled, had the wrapper
-            # closed.
+        if self._isOvertaken():
             return
         if isinstance(delay, BaseException):
             self._giveUp(error)
@@ -234,13 +265,30 @@ class Initialization:
             delay=delay,
             error=explain(error),
         )
+        self._changed()
+
+    def _isOvertaken(self) -> bool:
+        """
+        @return: Whether the policy, or the module when it was cancelled, had
+            the wrapper closed, the initialisation given up, or another one
+            begun.
+        """
+        return (
+            self._lifecycle.state is not State.INITIALIZING or self._attempt is not None
+        )
 
     def _giveUp(self, error: BaseException) -> None:
         """
         No retry will cure it.
         """
-        self.lastError = error
         self._lifecycle.on(Event.FAIL_FOR_GOOD)
+        self._concede(error)
+
+    def _concede(self, error: BaseException) -> None:
+        """
+        There will be no further attempt.
+        """
+        self.lastError = error
         self._log.error(
             "{module} failed to initialize, and will not be tried again: {error}",
             module=self._name,
@@ -303,10 +351,12 @@ class Initialization:
             self.attempts = 0
         self.lastError = error
         self._lifecycle.on(Event.LOSE)
+        self._history.lost(error)
         self._lost()
         delay = self._nextDelay()
-        if self._lifecycle.state is not State.LOST:
-            # The policy had the wrapper closed.
+        if self._lifecycle.state is not State.LOST or self._retryCall is not None:
+            # The policy had the wrapper closed, or the initialisation given up;
+            # and the next one may have come to a loss as well.
             return
         if isinstance(delay, BaseException):
             self._giveUp(delay if error is None else error)
@@ -318,12 +368,4 @@ class Initialization:
             delay=delay,
             error=explain(error),
         )
-
-
-def explain(error: BaseException | None) -> str:
-    """
-    @return: An error in one line of a log, whatever the error thinks of that.
-    """
-    if error is None:
-        return "no reason given"
-    return f"{type(error).__name__}: {safe_str(error)}"
+        self._changed()

@@ -11,6 +11,8 @@ from inspect import get_annotations, getattr_static
 from types import MemberDescriptorType
 from typing import Any, Final, NamedTuple
 
+from .asyncmodule import IPredictable
+
 __all__ = [
     "LifecycleMethod",
     "ModuleMethod",
@@ -18,6 +20,7 @@ __all__ = [
     "findMethod",
     "lifecycleMethod",
     "makesUp",
+    "secondsLeft",
 ]
 
 ModuleMethod = Callable[..., Any]
@@ -88,6 +91,21 @@ def _annotated(moduleType: type) -> set[str]:
         with suppress(Exception):
             names.update(get_annotations(each))
     return names
+
+
+def secondsLeft(module: object) -> float | None:
+    """
+    @return: The seconds that the initialisation in progress will still take,
+        where the module knows.
+    """
+    if not IPredictable.providedBy(module):
+        return None
+    try:
+        seconds = IPredictable(module).secondsUntilInitialized()
+        return None if seconds is None else max(0.0, float(seconds))
+    except Exception:
+        # It is only a hint, and an error must not get lost over it.
+        return None
 
 
 class LifecycleMethod(NamedTuple):

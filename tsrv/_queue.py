@@ -8,20 +8,18 @@ turn takes the first that is there then.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from types import CoroutineType
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ._callables import introduce, isAsync
 from ._command import (
     ENDED,
-    HELD,
     LEAVING,
     RUNNING,
     UNCERTAIN,
@@ -31,10 +29,12 @@ from ._command import (
     Method,
 )
 from ._deadlines import Deadlines
-from ._errors import OutcomeUnknown, QueueFull, QueueTimeout
+from ._errors import QueueFull, QueueTimeout
+from ._histogram import Histogram
 from ._slices import SlicedWork
 from ._stats import Stats
 from ._sweeps import Sweeps
+from ._unsettled import Unsettled, unanswered
 
 __all__ = ["CommandQueue"]
 
@@ -57,6 +57,7 @@ class CommandQueue:
         timeout: float | None,
         concurrency: int | None,
         losable: bool,
+        waited: Histogram,
         makeQueueFull: Callable[[], QueueFull],
         makeQueueTimeout: Callable[[float], QueueTimeout],
         drained: Callable[[], None],
@@ -69,6 +70,7 @@ class CommandQueue:
         @param concurrency: How many commands may be in progress while
             draining; L{None} for any number.
         @param losable: Whether the module can tell that it is lost.
+        @param waited: Is told how long each command has waited, in seconds.
         @param makeQueueFull: Says why one more call cannot be held.
         @param makeQueueTimeout: Says why a command was not started within so
             many seconds.
@@ -81,6 +83,7 @@ class CommandQueue:
         self._cancelled = 0
         self._failed = 0
         self._reactor = reactor
+        self._waited = waited
         self._makeQueueFull = makeQueueFull
         self._makeQueueTimeout = makeQueueTimeout
         self._drained = drained
@@ -99,14 +102,16 @@ class CommandQueue:
             reactor, timeout, self._waiting, self._expire, self._nothingWaits
         )
         self._running = Chain()
-        self._uncertain = Chain()
-        self._held: deque[Command] = deque()
+        self._unsettled = Unsettled(reactor, self.finish, self._sweepUnanswered)
         self._inProgress = 0
         self._sweeps = Sweeps()
 
+        # Since when those waited that were started in this slice: to count them
+        # together costs a third of what it costs to count them one by one.
+        self._begun: list[Any] = []
+
         self._draining = False
-        self._work = SlicedWork(reactor, self._step, self._stepsOver)
-        self._settleCall: IDelayedCall | None = None
+        self._work = SlicedWork(reactor, self._step, self._sliceEnded)
 
     @property
     def stats(self) -> Stats:
@@ -124,6 +129,15 @@ class CommandQueue:
         # Each call ends up in one of them, so that the one on the hot path
         # need not be counted twice.
         return Stats(sum(ends), *ends)
+
+    @property
+    def oldest(self) -> float | None:
+        """
+        For how many seconds the oldest command has been waiting, if there is
+        one.
+        """
+        since = self._waiting.oldest()
+        return None if since is None else max(0.0, self._reactor.seconds() - since)
 
     # What the wrapper tells the queue to do.
 
@@ -182,16 +196,11 @@ class CommandQueue:
             if command.method.replay and command.stage != LEAVING:
                 again.append(command)
             else:
-                if command.stage == LEAVING:
-                    command.answer = Failure(CancelledError())
-                command.stage = UNCERTAIN
-                self._uncertain.append(command)
-        self._held.clear()
+                self._unsettled.lost(command)
+        self._unsettled.explained()
         self._inProgress = 0
         for command in reversed(again):
             self._putBack(command)
-        if self._uncertain:
-            self._settleSoon()
 
     def abandon(self) -> Deferred[None]:
         """
@@ -199,10 +208,8 @@ class CommandQueue:
 
         @return: A Deferred that fires when the last command has ended.
         """
-        if self._settleCall is not None:
-            self._settleCall.cancel()
-            self._settle()
-        return self._sweep(self._running.takeAll(), self._endUnanswered)
+        self._unsettled.settleNow()
+        return self._sweepUnanswered(self._running.takeAll())
 
     # Methods, and what callers do.
 
@@ -393,12 +400,7 @@ class CommandQueue:
                 and self._losable
                 and isinstance(result, Failure)
             ):
-                # Many clients fail their calls first, and report the loss of
-                # the connection afterwards.
-                command.stage = HELD
-                command.answer = result
-                self._held.append(command)
-                self._settleSoon()
+                self._unsettled.failed(command, result)
             else:
                 self.finish(command, result)
 
@@ -419,6 +421,8 @@ class CommandQueue:
         if command.keywords is not None:
             command.keywords = None
         if stage == WAITING:
+            assert command.since is not None
+            self._waited.observe(self._reactor.seconds() - command.since)
             self.pending -= 1
             if not self.pending:
                 self._nothingWaits()
@@ -472,47 +476,25 @@ class CommandQueue:
         following.previous = root
         self.pending -= 1
         self._started += 1
+        self._begun.append(command.since)
         self._start(command)
         return True
 
-    def _stepsOver(self) -> None:
+    def _sliceEnded(self, more: bool) -> None:
         """
-        There is nothing to do now.
+        It is the next turn's, or there is nothing to do now.
         """
-        if self._draining and not self._waiting:
+        if self._begun:
+            now = self._reactor.seconds()
+            self._waited.observeAll([now - since for since in self._begun])
+            self._begun.clear()
+        if not more and self._draining and not self._waiting:
             self._drained()
 
-    def _settleSoon(self) -> None:
-        """
-        Give the module one turn of the reactor to tell what happened.
-        """
-        if self._settleCall is None:
-            self._settleCall = self._reactor.callLater(0, self._settle)
-
-    def _settle(self) -> None:
-        """
-        No loss has explained the failures that were held back: they stand. No
-        answer has come to what was in progress at a loss: none will.
-        """
-        self._settleCall = None
-        while self._held:
-            command = self._held.popleft()
-            if command.stage == HELD:
-                self.finish(command, command.answer)
-        if self._uncertain:
-            self._sweep(self._uncertain.takeAll(), self._endUnanswered)
-
-    def _endUnanswered(self, command: Command) -> None:
-        """
-        End a command that the module will not answer any more.
-        """
-        if isinstance(command.answer, Failure):
-            result = command.answer
-        elif command.stage == LEAVING:
-            result = Failure(CancelledError())
-        else:
-            result = Failure(OutcomeUnknown(command.method.name))
-        self.finish(command, result)
+    def _sweepUnanswered(self, commands: Chain) -> Deferred[None]:
+        return self._sweep(
+            commands, lambda command: self.finish(command, unanswered(command))
+        )
 
     def _expire(self, late: Sequence[Command]) -> None:
         """

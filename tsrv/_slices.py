@@ -26,22 +26,23 @@ class SlicedWork:
     goes on with whatever there is to do then.
     """
 
-    __slots__ = ("_call", "_over", "_reactor", "_step", "_working")
+    __slots__ = ("_call", "_ended", "_reactor", "_step", "_working")
 
     def __init__(
         self,
         reactor: IReactorTime,
         step: Callable[[], bool],
-        over: Callable[[], None],
+        ended: Callable[[bool], object] = bool,
     ) -> None:
         """
         @param reactor: Provides the time.
         @param step: Does one step; answers whether there was one to do.
-        @param over: Called when there is no step left.
+        @param ended: Called at the end of each slice; it is told whether the
+            next turn of the reactor goes on.
         """
         self._reactor = reactor
         self._step = step
-        self._over = over
+        self._ended = ended
         self._working = False
         self._call: IDelayedCall | None = None
 
@@ -66,8 +67,7 @@ class SlicedWork:
             self._working = False
         if more:
             self.soon()
-        else:
-            self._over()
+        self._ended(more)
 
     def soon(self) -> None:
         """

@@ -37,6 +37,8 @@ from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
 
+from twisted.internet.interfaces import IReactorTime
+
 __all__ = ["TRANSITIONS", "Event", "IllegalTransition", "Lifecycle", "State"]
 
 
@@ -64,7 +66,7 @@ class Event(Enum):
     INITIALIZE = "initialize() is called"
     SUCCEED = "the attempt succeeds"
     FAIL = "the attempt fails, but another one may succeed"
-    FAIL_FOR_GOOD = "the attempt fails and no retry will cure it"
+    FAIL_FOR_GOOD = "the attempt fails and no retry will cure it, or fail() is called"
     RETRY = "the delay before the next attempt is over"
     DRAINED = "the last waiting command has been started"
     LOSE = "the module is ready no longer"
@@ -76,6 +78,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
     {
         State.NEW: {
             Event.INITIALIZE: State.INITIALIZING,
+            Event.FAIL_FOR_GOOD: State.FAILED,
             Event.CLOSE: State.CLOSING,
         },
         State.INITIALIZING: {
@@ -86,6 +89,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
         },
         State.RETRYING: {
             Event.RETRY: State.INITIALIZING,
+            Event.FAIL_FOR_GOOD: State.FAILED,
             Event.CLOSE: State.CLOSING,
         },
         State.DRAINING: {
@@ -136,12 +140,18 @@ class Lifecycle:
     The state of one wrapper, and the only thing that changes it.
 
     @ivar state: The L{State} now.
+    @ivar since: When it was entered, by the reactor's time.
     """
 
-    __slots__ = ("state",)
+    __slots__ = ("_reactor", "since", "state")
 
-    def __init__(self) -> None:
+    def __init__(self, reactor: IReactorTime) -> None:
+        """
+        @param reactor: Provides the time.
+        """
+        self._reactor = reactor
         self.state = State.NEW
+        self.since = reactor.seconds()
 
     def on(self, event: Event) -> State:
         """
@@ -156,4 +166,5 @@ class Lifecycle:
             self.state = TRANSITIONS[self.state][event]
         except KeyError:
             raise IllegalTransition(self.state, event) from None
+        self.since = self._reactor.seconds()
         return self.state

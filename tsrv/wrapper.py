@@ -32,14 +32,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from math import isfinite
-from typing import Any, Final, Generic, NoReturn, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ._callables import isAsync
+from ._closing import closeWithin
 from ._command import Method
 from ._errors import (
     Closed,
@@ -49,15 +49,17 @@ from ._errors import (
     QueueTimeout,
     Unavailable,
 )
-from ._initialization import Initialization, explain
-from ._module import lifecycleMethod
+from ._history import History, explain
+from ._initialization import Initialization
+from ._module import lifecycleMethod, secondsLeft
+from ._observers import Observers
+from ._options import checkCallable, checkCount, checkSeconds, errorTypes
 from ._proxy import Faces
 from ._queue import CommandQueue
 from ._retry import jitteredBackoff
 from ._states import Event, IllegalTransition, Lifecycle, State
 from ._stats import Stats
 from ._waiters import Waiters, fire
-from .asyncmodule import IPredictable
 
 __all__ = [
     "Closed",
@@ -92,6 +94,8 @@ class QueuingWrapper(Generic[_Module]):
     @ivar module: The module itself.
     @ivar proxy: What callers use in its place: it has the module's public
         methods, and its type.
+    @ivar history: The attempts and losses so far, and how long they and the
+        commands took.
     """
 
     _log = Logger()
@@ -112,6 +116,7 @@ class QueuingWrapper(Generic[_Module]):
         initialize: Callable[[], object] | None = None,
         close: Callable[[], object] | None = None,
         whenLost: Callable[[], object] | None = None,
+        name: str | None = None,
     ) -> None:
         """
         @param module: The module.
@@ -140,43 +145,29 @@ class QueuingWrapper(Generic[_Module]):
         @param whenLost: Answers a Deferred that fires when the module, once
             ready, no longer is; by default its C{whenLost()}, where it has
             one.
+        @param name: What the module is called in errors and in the log; by
+            default the name of its type.
         @raise TypeError: There is nothing to initialise the module with, or
             an option is something else than described here.
         @raise ValueError: A number makes no sense, or C{replay} names what is
             no method of the module.
         """
-        if not (isinstance(limit, int) and limit >= 0):
-            raise ValueError(f"limit must be at least 0, not {limit!r}")
-        if concurrency is not None and not (
-            isinstance(concurrency, int) and concurrency >= 1
-        ):
-            raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
-        for name, seconds in (
-            ("timeout", timeout),
-            ("attemptTimeout", attemptTimeout),
-            ("closeTimeout", closeTimeout),
-        ):
-            if seconds is not None and not (isfinite(seconds) and seconds >= 0):
-                raise ValueError(
-                    f"{name} must be seconds >= 0 or None, not {seconds!r}"
-                )
-        for name, given in (
-            ("retryPolicy", retryPolicy),
-            ("initialize", initialize),
-            ("close", close),
-            ("whenLost", whenLost),
-        ):
-            if given is not None and not callable(given):
-                raise TypeError(f"{name} must be callable, not {given!r}")
+        checkCount("limit", limit, 0)
+        if concurrency is not None:
+            checkCount("concurrency", concurrency, 1)
+        checkSeconds("timeout", timeout)
+        checkSeconds("attemptTimeout", attemptTimeout)
+        checkSeconds("closeTimeout", closeTimeout)
+        checkCallable("retryPolicy", retryPolicy)
+        checkCallable("initialize", initialize)
+        checkCallable("close", close)
+        checkCallable("whenLost", whenLost)
+        fatalTypes = errorTypes("fatal", fatal)
         if isinstance(replay, str):
             raise TypeError("replay must be a collection of names, not one name")
-        fatalTypes = (fatal,) if isinstance(fatal, type) else tuple(fatal)
-        for each in fatalTypes:
-            if not (isinstance(each, type) and issubclass(each, BaseException)):
-                raise TypeError(f"fatal must be types of exceptions, not {each!r}")
 
         self.module: _Module = module
-        self._name = type(module).__name__
+        self._name = type(module).__name__ if name is None else name
         self._reactor = reactor
         self._limit = limit
         self._closeTimeout = closeTimeout
@@ -191,10 +182,13 @@ class QueuingWrapper(Generic[_Module]):
             )
         self._closeModule = closer.call
 
-        self._lifecycle = Lifecycle()
+        self.history = History(reactor)
+        self._observers: Observers[[]] = Observers()
+        self._lifecycle = Lifecycle(reactor)
         self._initialization = Initialization(
             reactor,
             self._lifecycle,
+            self.history,
             self._name,
             initialize=initializer.call,
             whenLost=watcher.call,
@@ -204,6 +198,7 @@ class QueuingWrapper(Generic[_Module]):
             ready=self._becameReady,
             lost=self._becameLost,
             failed=self._failedForGood,
+            changed=self._observers.tell,
         )
         self._queue = CommandQueue(
             reactor,
@@ -211,6 +206,7 @@ class QueuingWrapper(Generic[_Module]):
             timeout=timeout,
             concurrency=concurrency,
             losable=watcher.call is not None,
+            waited=self.history.queueSeconds,
             makeQueueFull=self._makeQueueFull,
             makeQueueTimeout=self._makeQueueTimeout,
             drained=self._drained,
@@ -228,9 +224,9 @@ class QueuingWrapper(Generic[_Module]):
             methodWaiting=self._methodWaiting,
             methodReady=self._methodReady,
         )
-        for name in self._replay:
-            if not self._faces.announces(name) or name in self._ownMethods:
-                raise ValueError(f"replay: {self._name} has no method {name!r}")
+        for each in self._replay:
+            if not self._faces.announces(each) or each in self._ownMethods:
+                raise ValueError(f"replay: {self._name} has no method {each!r}")
         self.proxy: _Module = cast(_Module, self._faces.proxy)
 
         most = max(limit, _WAITERS)
@@ -250,11 +246,26 @@ class QueuingWrapper(Generic[_Module]):
         return self._lifecycle.state
 
     @property
+    def since(self) -> float:
+        """
+        When that state was entered, by the reactor's time, in seconds.
+        """
+        return self._lifecycle.since
+
+    @property
     def pending(self) -> int:
         """
         How many commands are waiting.
         """
         return self._queue.pending
+
+    @property
+    def oldest(self) -> float | None:
+        """
+        For how many seconds the oldest of them has been waiting; L{None} where
+        none waits to be started.
+        """
+        return self._queue.oldest
 
     @property
     def stats(self) -> Stats:
@@ -285,19 +296,24 @@ class QueuingWrapper(Generic[_Module]):
             known: those that are left until the next attempt, or those that
             the attempt in progress will still take.
         """
-        seconds = self._initialization.secondsToRetry()
-        if (
-            seconds is None
-            and self.state is State.INITIALIZING
-            and IPredictable.providedBy(self.module)
-        ):
-            try:
-                seconds = IPredictable(self.module).secondsUntilInitialized()
-                return None if seconds is None else max(0.0, float(seconds))
-            except Exception:
-                # It is only a hint, and an error must not get lost over it.
-                return None
-        return seconds
+        if self.state is State.INITIALIZING:
+            return secondsLeft(self.module)
+        return self._initialization.secondsToRetry()
+
+    def addObserver(self, observer: Callable[[], object]) -> None:
+        """
+        Have something called after each change of L{state}, when all that
+        belongs to it has been done; so it may do to the wrapper what it likes.
+
+        @param observer: Is called without arguments; it looks for itself.
+        """
+        self._observers.add(observer)
+
+    def removeObserver(self, observer: Callable[[], object]) -> None:
+        """
+        Have it called no more.
+        """
+        self._observers.remove(observer)
 
     def _describe(self) -> str:
         """
@@ -344,6 +360,19 @@ class QueuingWrapper(Generic[_Module]):
             return fail(self._makeClosed())
         return self._waiters.wait()
 
+    def fail(self, reason: BaseException) -> None:
+        """
+        Give the initialisation up, as if an attempt had failed for good: who
+        waits, and who calls from now on, gets L{InitializationFailed}. It may
+        be initialised again; if the module does so while its attempt is being
+        cancelled, who waits goes on waiting.
+
+        @param reason: Why; it becomes the C{__cause__}.
+        @raise IllegalTransition: The module is ready, or has failed already, or
+            is closed; nothing has changed.
+        """
+        self._initialization.fail(reason)
+
     def close(self) -> Deferred[None]:
         """
         End all waiting commands with L{Closed}, close the module, and let
@@ -376,6 +405,7 @@ class QueuingWrapper(Generic[_Module]):
             self._connect(method)
         if self.state is State.DRAINING:
             fire(self._waiters.takeAll())
+            self._observers.tell()
         if self.state is State.DRAINING:
             self._queue.drain()
 
@@ -389,6 +419,7 @@ class QueuingWrapper(Generic[_Module]):
         if self.state is not State.READY:
             # To look at the module was what made it go away.
             self._faces.showWaiting()
+        self._observers.tell()
 
     def _becameLost(self) -> None:
         """
@@ -407,6 +438,7 @@ class QueuingWrapper(Generic[_Module]):
         makeError = partial(self._makeInitializationFailed, self.lastError)
         self._queue.refuse(makeError)
         fire(waiters, makeError)
+        self._observers.tell()
 
     # Methods.
 
@@ -454,14 +486,19 @@ class QueuingWrapper(Generic[_Module]):
     # The end.
 
     async def _close(self) -> None:
-        begun = self.state is not State.NEW
+        begun = self.history.attemptCount > 0
         self._lifecycle.on(Event.CLOSE)
         self._faces.showWaiting()
         waiters = self._waiters.takeAll()
         self._initialization.stop()
         swept = self._queue.refuse(self._makeClosed)
         fire(waiters, self._makeClosed)
-        error = await self._closed() if begun else None
+        self._observers.tell()
+        error = None
+        if begun and self._closeModule is not None:
+            error = await closeWithin(
+                self._closeTimeout, self._reactor, self._closeModule
+            )
         await self._queue.abandon()
         await swept
         self._lifecycle.on(Event.CLOSED)
@@ -472,26 +509,7 @@ class QueuingWrapper(Generic[_Module]):
                 error=explain(error),
             )
         fire(self._closers.takeAll(), None if error is None else lambda: error)
-
-    def _closed(self) -> Deferred[BaseException | None]:
-        """
-        Close the module, and wait for it, but not for ever.
-
-        @return: A Deferred that fires with the reason if it went wrong.
-        """
-        # Of its own, so that a module that does not let itself be cancelled has
-        # no say in when the time is up.
-        ended: Deferred[Any] = Deferred()
-        closing = maybeDeferred(self._closeModule or (lambda: None))
-        closing.chainDeferred(ended)
-
-        def tooLong(result: object, timeout: float) -> NoReturn:
-            closing.cancel()
-            raise TimeoutError(f"no end within {timeout:g} s")
-
-        if self._closeTimeout is not None:
-            ended.addTimeout(self._closeTimeout, self._reactor, tooLong)
-        return ended.addCallbacks(lambda _: None, lambda failure: failure.value)
+        self._observers.tell()
 
     # Errors.
 

@@ -1,0 +1,78 @@
+"""
+How often something took how long.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["SECONDS", "Histogram"]
+
+SECONDS: Final = (
+    0.001,
+    0.005,
+    0.025,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+)
+"""
+Bounds for what takes from a moment to minutes, in seconds.
+"""
+
+
+class Histogram:
+    """
+    Counts what was observed in classes, as Prometheus means it: each bound is
+    the largest value that is in its class.
+
+    @ivar bounds: The bounds, in ascending order.
+    @ivar counts: How many values were in each class; the last one, for which
+        there is no bound, is for all that is above.
+    @ivar total: The sum of all values.
+    """
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...] = SECONDS) -> None:
+        """
+        @param bounds: The bounds, in ascending order.
+        """
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """
+        Count one value.
+        """
+        # A clock that was set back must not take anything away from the sum.
+        if value < 0:
+            value = 0.0
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def observeAll(self, values: Iterable[float]) -> None:
+        """
+        Count many values; that is faster than to count each of them.
+        """
+        ordered = sorted(values)
+        below = bisect_left(ordered, 0.0)
+        ordered[:below] = [0.0] * below
+        counted = 0
+        for number, bound in enumerate(self.bounds):
+            upTo = bisect_right(ordered, bound, counted)
+            self.counts[number] += upTo - counted
+            counted = upTo
+        self.counts[-1] += len(ordered) - counted
+        self.total += sum(ordered)

@@ -1,0 +1,48 @@
+"""
+What the options of a wrapper may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import isfinite
+
+__all__ = ["checkCallable", "checkCount", "checkSeconds", "errorTypes"]
+
+
+def checkCount(name: str, count: object, least: int) -> None:
+    """
+    @raise ValueError: An option is no number of at least so many.
+    """
+    if not (isinstance(count, int) and count >= least):
+        raise ValueError(f"{name} must be at least {least}, not {count!r}")
+
+
+def checkSeconds(name: str, seconds: float | None) -> None:
+    """
+    @raise ValueError: An option is neither a number of seconds nor L{None}.
+    """
+    if seconds is not None and not (isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"{name} must be seconds >= 0 or None, not {seconds!r}")
+
+
+def checkCallable(name: str, given: Callable[..., object] | None) -> None:
+    """
+    @raise TypeError: An option is neither a callable nor L{None}.
+    """
+    if given is not None and not callable(given):
+        raise TypeError(f"{name} must be callable, not {given!r}")
+
+
+def errorTypes(
+    name: str, given: type[BaseException] | Iterable[type[BaseException]]
+) -> tuple[type[BaseException], ...]:
+    """
+    @return: The types of errors that an option names.
+    @raise TypeError: It names something else.
+    """
+    types = (given,) if isinstance(given, type) else tuple(given)
+    for each in types:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(f"{name} must be types of exceptions, not {each!r}")
+    return types
