@@ -3,8 +3,10 @@ Queues in front of modules that take their time to become ready.
 """
 
 from .asyncmodule import AsyncModule, IAsyncModule, NotInitialized
+from .startup import Startup, StartupFailed
 from .wrapper import (
     Closed,
+    IllegalTransition,
     InitializationFailed,
     OutcomeUnknown,
     QueueFull,
@@ -19,12 +21,15 @@ __all__ = [
     "AsyncModule",
     "Closed",
     "IAsyncModule",
+    "IllegalTransition",
     "InitializationFailed",
     "NotInitialized",
     "OutcomeUnknown",
     "QueueFull",
     "QueueTimeout",
     "QueuingWrapper",
+    "Startup",
+    "StartupFailed",
     "State",
     "Unavailable",
     "jitteredBackoff",

@@ -1,0 +1,139 @@
+"""
+What a start-up costs beside its modules: adding them, starting them as their
+needs allow, and closing them.
+
+The modules are ready at once, and need up to three others by chance; they are
+added in any order. The cost of one module or need is that of the whole, divided
+by the number of modules and needs. If it does not grow with their number, the
+cost is linear. It is compared with what the same wrappers cost when they are
+initialised and closed in a loop, in an order that happens to be right.
+
+The time is that of the processor, in the best of several rounds, and without
+the garbage collector, whose cost depends on all else that a program keeps.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from random import Random
+from time import process_time
+
+from twisted.internet.task import Clock
+from twisted.logger import globalLogBeginner
+
+from benchmarks._measure import Figure, Module, Size, Target, run
+from tsrv import QueuingWrapper, Startup
+
+_SIZES = {
+    "few": Size(100, 5, "modules of a small program"),
+    "some": Size(1_000, 10, "modules of a large one"),
+    "many": Size(10_000, 20, "modules of one that nobody has"),
+    "rounds": Size(5, 1, "rounds for each"),
+}
+
+_NEEDS = 3
+
+
+class _Graph:
+    """
+    A random graph without a cycle.
+
+    @ivar needs: The modules in an order in which they can be started, each
+        with those that it needs.
+    @ivar shuffled: Their names in another order.
+    @ivar size: The number of modules and needs.
+    """
+
+    def __init__(self, modules: int) -> None:
+        random = Random(modules)  # noqa: S311
+        names = [f"module-{number}" for number in range(modules)]
+        self.needs = {
+            name: random.sample(names[:place], min(place, random.randint(0, _NEEDS)))
+            for place, name in enumerate(names)
+        }
+        self.shuffled = random.sample(names, len(names))
+        self.size = modules + sum(map(len, self.needs.values()))
+
+
+def _turn(clock: Clock) -> None:
+    """
+    Let all happen that is put off to the next turn of the reactor.
+    """
+    while clock.getDelayedCalls():
+        clock.advance(0)
+
+
+def _startup(graph: _Graph) -> None:
+    clock = Clock()
+    startup = Startup(clock)
+    for name in graph.shuffled:
+        startup.add(name, Module(), needs=graph.needs[name])
+    startup.startService()
+    _turn(clock)
+    if not startup.ready:
+        raise RuntimeError("not ready")
+    startup.stopService()
+    _turn(clock)
+
+
+def _loop(graph: _Graph) -> None:
+    clock = Clock()
+    wrappers = {
+        name: QueuingWrapper(Module(), clock, name=name) for name in graph.needs
+    }
+    for wrapper in wrappers.values():
+        wrapper.initialize()
+    for name in reversed(wrappers):
+        wrappers[name].close()
+
+
+def _cost(act: Callable[[_Graph], None], graph: _Graph, rounds: int) -> float:
+    """
+    @return: The microseconds for each module and need.
+    """
+    best = float("inf")
+    for _ in range(rounds):
+        gc.collect()
+        gc.disable()
+        try:
+            begun = process_time()
+            act(graph)
+            best = min(best, process_time() - begun)
+        finally:
+            gc.enable()
+    return best / graph.size * 1e6
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
+    figures = []
+    least: float | None = None
+    for name in ("few", "some", "many"):
+        graph = _Graph(sizes[name])
+        ours = _cost(_startup, graph, sizes["rounds"])
+        theirs = _cost(_loop, graph, sizes["rounds"])
+        what = f"start-up of {sizes[name]:,} modules: each module or need"
+        figures.append(Figure(what, "the wrappers in a loop", ours, theirs, "µs"))
+        if least is None:
+            least = ours
+        else:
+            figures.append(
+                Figure(
+                    "(the same)",
+                    f"each of {sizes['few']:,} modules",
+                    ours,
+                    least,
+                    "µs",
+                    Target(1.5),
+                )
+            )
+    return figures
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)

@@ -1,0 +1,112 @@
+"""
+What is wrong with the needs of modules is found before anything starts.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsrv._graph import GraphError, checkGraph
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        {},
+        {"a": []},
+        {"a": ["b"], "b": []},
+        {"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []},
+    ],
+)
+def test_a_good_graph(needs: Mapping[str, Sequence[str]]) -> None:
+    """
+    Modules may share what they need.
+    """
+    checkGraph(needs)
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        ({"a": ["a"]}, "modules need each other: a → a"),
+        (
+            {"database": ["configuration"], "configuration": ["database"]},
+            "modules need each other: database → configuration → database",
+        ),
+        (
+            {"x": ["a"], "a": ["y", "b"], "y": [], "b": ["c"], "c": ["a"]},
+            "modules need each other: a → b → c → a",
+        ),
+        (
+            {"users": ["databse"], "database": []},
+            "users → databse: there is no module 'databse'; is it 'database' that is "
+            "meant?",
+        ),
+        (
+            {"users": ["database"], "database": ["x"]},
+            "users → database → x: there is no module 'x'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_path(
+    needs: Mapping[str, Sequence[str]], message: str
+) -> None:
+    """
+    Who has to mend it needs to know where it is.
+    """
+    with pytest.raises(GraphError) as raised:
+        checkGraph(needs)
+    assert str(raised.value) == message
+    assert " → ".join(raised.value.path) in message
+    copied = pickle.loads(pickle.dumps(raised.value))  # noqa: S301
+    assert (str(copied), copied.path) == (message, raised.value.path)
+
+
+def test_a_long_chain() -> None:
+    """
+    A chain that is longer than the stack is deep is looked through as well.
+    """
+    size = 20_000
+    needs = {str(number): [str(number + 1)] for number in range(size)}
+    needs[str(size)] = []
+    checkGraph(needs)
+    needs[str(size)] = ["0"]
+    with pytest.raises(GraphError) as raised:
+        checkGraph(needs)
+    assert len(raised.value.path) == size + 2
+
+
+@given(st.data())
+def test_every_cycle_is_found_and_nothing_else(data: st.DataObject) -> None:
+    """
+    The path of the error is really one, and where there is no error there is an
+    order in which all can be started.
+    """
+    size = data.draw(st.integers(1, 8))
+    numbers = st.lists(st.integers(0, size - 1), max_size=3)
+    needs = {
+        str(number): [str(each) for each in data.draw(numbers)]
+        for number in range(size)
+    }
+    try:
+        checkGraph(needs)
+    except GraphError as error:
+        path = error.path
+        assert path[0] == path[-1]
+        assert all(b in needs[a] for a, b in pairwise(path))
+    else:
+        started: set[str] = set()
+        while len(started) < size:
+            possible = {
+                name
+                for name in needs
+                if name not in started and started.issuperset(needs[name])
+            }
+            assert possible
+            started |= possible
