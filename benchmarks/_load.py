@@ -22,6 +22,8 @@ __all__: list[str] = []
 
 _REQUEST = b"GET /say HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
+_SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
 # To close resets the connection, so that no port is kept from being used again.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -33,9 +35,11 @@ def _connect(port: int) -> socket.socket:
     return connection
 
 
-def _read(connection: socket.socket) -> None:
+def _read(connection: socket.socket, expected: bytes = b"I say: ") -> None:
     """
     Read one response.
+
+    @param expected: How its body has to begin.
     """
     response = b""
     while True:
@@ -48,7 +52,7 @@ def _read(connection: socket.socket) -> None:
             _, _, length = head.lower().partition(b"content-length:")
             if len(body) >= int(length.split(b"\r\n", 1)[0]):
                 break
-    if not (response.startswith(b"HTTP/1.1 200 ") and body.startswith(b"I say: ")):
+    if not (response.startswith(b"HTTP/1.1 200 ") and body.startswith(expected)):
         raise ValueError(f"not what it should say: {response!r}")
 
 
@@ -71,6 +75,19 @@ def _ask(port: int, connections: int, requests: int) -> dict[str, float]:
     for connection in opened:
         connection.close()
     return {"seconds": seconds}
+
+
+def _scrape(port: int) -> dict[str, float]:
+    """
+    Ask for the metrics once.
+
+    @return: How long it took, in seconds.
+    """
+    begun = monotonic()
+    with _connect(port) as connection:
+        connection.sendall(_SCRAPE)
+        _read(connection, b"# HELP ")
+    return {"seconds": monotonic() - begun}
 
 
 class _Held:
@@ -116,6 +133,8 @@ def _main() -> None:
         numbers = map(int, rest)
         if word == "ask":
             answer = _ask(*numbers)
+        elif word == "scrape":
+            answer = _scrape(*numbers)
         elif word == "hold":
             answer = held.hold(*numbers)
         else:

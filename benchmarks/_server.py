@@ -1,6 +1,6 @@
 """
-A server to be measured: C{/say} of tsrv, or the least that twisted.web needs to
-say the same.
+A server to be measured: C{/say} of tsrv, with or without its metrics, or the
+least that twisted.web needs to say the same.
 
 It listens on a free port of the loopback interface and is told what to do by
 lines on its standard input; it answers each with a line of JSON. It ends when
@@ -28,8 +28,10 @@ from twisted.web.server import NOT_DONE_YET, Request
 from twisted.web.server import Site as TwistedSite
 
 from benchmarks._processes import LONGEST
-from tsrv import AsyncModule, QueuingWrapper
+from tsrv import AsyncModule
 from tsrv.resources import makeRoot
+from tsrv.startup import Startup
+from tsrv.web.metrics import Metrics, Traffic
 from tsrv.web.site import Site
 
 __all__: list[str] = []
@@ -157,10 +159,17 @@ def _main(side: str) -> None:
     reactor: Any = theReactor
     clock = AsyncModule(reactor, 0)
     site: TwistedSite
-    if side == "tsrv":
-        wrapper = QueuingWrapper(clock, reactor, limit=1_000_000, timeout=LONGEST)
-        site = Site(makeRoot(wrapper.proxy), reactor)
-        initialize: Callable[[], Deferred[None]] = wrapper.initialize
+    if side in ("tsrv", "counted"):
+        startup = Startup(reactor)
+        wrapper = startup.add("clock", clock, limit=1_000_000, queueTimeout=LONGEST)
+        root: Resource = makeRoot(wrapper.proxy)
+        traffic = Traffic(reactor) if side == "counted" else None
+        root.putChild(b"metrics", Metrics(startup, reactor, traffic))
+        site = Site(root, reactor, traffic=traffic)
+
+        def initialize() -> Deferred[None]:
+            startup.startService()
+            return startup.whenReady()
 
         def held() -> int:
             return wrapper.pending

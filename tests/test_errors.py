@@ -296,6 +296,31 @@ def test_what_is_said_may_be_any_text() -> None:
     assert answer.body == sentence.encode()
 
 
+def test_an_error_for_clients_may_have_more_to_tell() -> None:
+    """
+    What programs read has members of its own; who prefers text gets the sentence
+    as before.
+    """
+    error = Known("Two kettles are empty")
+    error.members = {"kettles": ["red", "blue"], "litres": 0}
+    members = problemIn(ask(Failing(error)))
+    assert members["kettles"] == ["red", "blue"]
+    assert members["litres"] == 0
+    assert members["error"] == members["detail"] == "Two kettles are empty"
+    answer = ask(Failing(error), headers={"Accept": "text/plain"})
+    assert answer.body == b"Two kettles are empty"
+
+
+def test_what_one_error_has_to_tell_is_not_told_of_another() -> None:
+    """
+    All errors share what a class has by default.
+    """
+    error = Known("One")
+    error.members = {"kettle": "red"}
+    assert "kettle" in problemIn(ask(Failing(error)))
+    assert "kettle" not in problemIn(ask(Failing(Known("Another"))))
+
+
 # Unavailable.
 
 TIMEOUT = QueueTimeout("waited", 2.5, 30.0, State.RETRYING, 4)

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 from twisted.web.http_headers import InvalidHeaderName
+from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from tsrv import QueuingWrapper
@@ -423,6 +424,62 @@ def test_an_answer_that_is_no_response_is_an_error(
 
 
 # Routes.
+
+
+def test_every_resource_knows_the_route_that_it_is_found_at(clock: Clock) -> None:
+    """
+    In whichever order a tree is put together, what is counted by route has the
+    whole of it.
+    """
+    root, api, users, late, index = (AsyncResource() for _ in range(5))
+    api.putChild(b"users", users)
+    root.putChild(b"api", api)
+    root.putChild(b"", index)
+    Site(root, clock)
+    api.putChild(b"l\xc3\xa4te\xff", late)
+    routes = [each.route for each in (root, api, users, late, index)]
+    assert routes == ["/", "/api", "/api/users", "/api/läte\\xff", "/"]
+
+
+def test_a_route_of_its_own_is_kept(clock: Clock) -> None:
+    """
+    A resource with a part that varies knows best what to call it; and what is
+    put under it follows.
+    """
+
+    class User(AsyncResource):
+        route = "/users/{id}"
+
+    root, user, posts = AsyncResource(), User(), AsyncResource()
+    user.putChild(b"posts", posts)
+    root.putChild(b"somebody", user)
+    Site(root, clock)
+    assert (user.route, posts.route) == ("/users/{id}", "/users/{id}/posts")
+
+
+def test_a_resource_in_several_places_has_the_first_route(clock: Clock) -> None:
+    """
+    One that is put under itself is no reason to look for its route for ever,
+    and one that is shared has one name.
+    """
+    root, shared = AsyncResource(), AsyncResource()
+    root.putChild(b"self", root)
+    root.putChild(b"a", shared)
+    root.putChild(b"b", shared)
+    Site(root, clock)
+    Site(shared, clock)
+    assert (root.route, shared.route) == ("/", "/a")
+
+
+def test_what_is_put_under_no_resource_of_ours_has_no_route(clock: Clock) -> None:
+    """
+    It must not be taken for the root.
+    """
+    root, plain, child = AsyncResource(), Resource(), AsyncResource()
+    plain.putChild(b"child", child)
+    root.putChild(b"plain", plain)
+    Site(root, clock)
+    assert child.route == "(other)"
 
 
 @pytest.mark.parametrize(

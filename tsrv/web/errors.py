@@ -10,10 +10,11 @@ it is found in the log.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from math import ceil
+from types import MappingProxyType
 from uuid import uuid4
 
 from mimeparse import MimeTypeParseException, best_match
@@ -58,11 +59,14 @@ class HTTPError(Exception):
     @ivar text: What is said in place of the exception's message to who prefers
         text.
     @ivar headers: Headers of the response.
+    @ivar members: What else there is to be told, as members of the problem, in
+        what JSON can express.
     """
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     text: str | None = None
     headers: Sequence[tuple[bytes, bytes]] = ()
+    members: Mapping[str, object] = MappingProxyType({})
 
 
 class NotFound(HTTPError):
@@ -104,6 +108,7 @@ class Problem:
     @ivar headers: Headers of the response.
     @ivar requestId: By what the request is found in the access log, if there is
         one, and in any case if the error is logged.
+    @ivar members: Further members.
     """
 
     status: HTTPStatus
@@ -111,6 +116,7 @@ class Problem:
     text: str | None = None
     headers: Sequence[tuple[bytes, bytes]] = ()
     requestId: str = field(default_factory=lambda: uuid4().hex)
+    members: Mapping[str, object] = field(default_factory=dict)
 
     def encode(self, accept: bytes | None) -> tuple[bytes, bytes]:
         """
@@ -126,6 +132,7 @@ class Problem:
             "detail": self.detail,
             "requestId": self.requestId,
             "error": self.detail,
+            **self.members,
         }
         return _JSON.encode(), json.dumps(members).encode()
 
@@ -140,7 +147,13 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
     """
     error = failure.value
     if isinstance(error, HTTPError):
-        return Problem(error.status, str(error), error.text, error.headers)
+        return Problem(
+            error.status,
+            str(error),
+            error.text,
+            error.headers,
+            members=error.members,
+        )
     if isinstance(error, Unavailable):
         seconds = max(1, ceil(error.retryAfter or 0))
         return Problem(

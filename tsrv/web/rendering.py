@@ -11,21 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import ITCPTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
-from twisted.web.resource import Resource
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from .errors import MethodNotAllowed, NotFound, problemOf
 
-__all__ = ["AsyncResource", "Missing", "Response", "respond", "text"]
+__all__ = ["OTHER", "AsyncResource", "Missing", "Response", "respond", "text"]
 
 _log = Logger()
+
+OTHER: Final = "(other)"
+"""
+The route of what has none.
+"""
 
 
 @dataclass(slots=True)
@@ -175,7 +180,14 @@ class AsyncResource(Resource):
     """
     A resource whose C{render_METHOD} methods are C{async def} (or answer a
     Deferred), and answer a L{Response}.
+
+    @cvar route: The pattern of the paths under which it is found, such as
+        C{/users/{id}}, never a path that a client sent. Resources that are put
+        under each other get it from L{place}; one that a C{getChild} answers
+        has to have its own.
     """
+
+    route: str = OTHER
 
     def render(self, request: Request) -> int:
         """
@@ -187,11 +199,37 @@ class AsyncResource(Resource):
             render = self._refuse
         return respond(request, render)
 
+    def putChild(self, path: bytes, child: IResource) -> None:
+        """
+        @see: L{twisted.web.resource.Resource.putChild}
+        """
+        super().putChild(path, child)
+        if self.route != OTHER:
+            self._placeChild(path, child)
+
+    def place(self, route: str) -> None:
+        """
+        Say where this resource is found, and with it all that is put under it.
+        What has a route keeps it: what is put in several places has that of
+        the first.
+
+        @param route: The route.
+        """
+        if self.route == OTHER:
+            self.route = route
+            for path, child in self.children.items():
+                self._placeChild(path, child)
+
     def getChild(self, path: bytes, request: Request) -> Resource:
         """
         @see: L{twisted.web.resource.Resource.getChild}
         """
         return Missing()
+
+    def _placeChild(self, path: bytes, child: object) -> None:
+        if isinstance(child, AsyncResource):
+            name = path.decode("utf-8", "backslashreplace")
+            child.place(f"{self.route.rstrip('/')}/{name}")
 
     def _allowed(self) -> list[str]:
         """
@@ -213,6 +251,8 @@ class Missing(AsyncResource):
     """
     What is found where nothing is.
     """
+
+    route = "(unknown)"
 
     def render(self, request: Request) -> int:
         """

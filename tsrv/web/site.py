@@ -28,7 +28,9 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request
 from twisted.web.server import Site as TwistedSite
 
+from ._traffic import CountedRequest, Traffic
 from .errors import Problem
+from .rendering import AsyncResource
 
 __all__ = ["Site"]
 
@@ -91,6 +93,12 @@ class _Request(Request):
             self.channel.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         else:
             super().handleContentChunk(data)
+
+
+class _CountedRequest(CountedRequest, _Request):
+    """
+    The same, counted.
+    """
 
 
 class _Channel(HTTPChannel):
@@ -324,6 +332,8 @@ class Site(TwistedSite):
 
     @ivar mostContent: How many bytes the body of a request may have.
     @ivar stopping: Whether the site is being stopped.
+    @ivar accepted: How many connections there have been.
+    @ivar traffic: Counts the requests, if they are to be counted.
     """
 
     _log = Logger()
@@ -339,6 +349,7 @@ class Site(TwistedSite):
         *,
         accessLog: bool = False,
         mostContent: int = 64 * 1024,
+        traffic: Traffic | None = None,
     ) -> None:
         """
         @param resource: The root.
@@ -347,10 +358,17 @@ class Site(TwistedSite):
         @param mostContent: How many bytes the body of a request may have. A
             request that is held keeps its body, be it read or not, so that of
             ten thousand of them each byte counts.
+        @param traffic: Counts the requests; several sites may have the same.
         """
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
+        if traffic is not None:
+            self.requestFactory = _CountedRequest
+        if isinstance(resource, AsyncResource):
+            resource.place("/")
         self.mostContent = mostContent
+        self.traffic = traffic
         self.stopping = False
+        self.accepted = 0
         self._accessLog = accessLog
         self._channels: set[_Channel] = set()
         self._empty: list[Deferred[None]] = []
@@ -371,6 +389,11 @@ class Site(TwistedSite):
         """
         @see: L{twisted.web.http.HTTPFactory.log}
         """
+        if self.traffic is not None:
+            assert isinstance(request, CountedRequest)
+            self.traffic.ended(
+                request.route, request.method, request.code, request.begun
+            )
         if self._accessLog:
             line = combinedLogFormatter(self._now(), request)
             requestId = getattr(request, "requestId", None)
@@ -387,6 +410,8 @@ class Site(TwistedSite):
         @param status: The status of the response.
         @param requestId: What the client was told to ask for.
         """
+        if self.traffic is not None:
+            self.traffic.refused(status)
         if self._accessLog:
             host = getattr(peer, "host", "-")
             self._log.info(
@@ -405,6 +430,7 @@ class Site(TwistedSite):
         """
         There is one more connection.
         """
+        self.accepted += 1
         self._channels.add(channel)
         if self.stopping:
             channel.stop()

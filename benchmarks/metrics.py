@@ -1,0 +1,86 @@
+"""
+What the metrics cost: how many requests to C{/say} the server answers once its
+clock is ready, while it counts them and is asked for C{/metrics} once in each
+round, which is about once a second.
+
+It is compared with the same server that counts nothing and is not asked.
+
+Each server is a process of its own, and so are the load and the scraper. The
+servers are asked in turns; what counts is the ratio of two rounds that follow
+each other, in the median. The processor time that a server takes for each
+request, with its share of the scrape, tells the same with less noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from statistics import median
+
+from benchmarks._measure import Figure, Size, Target, run
+from benchmarks._processes import Child
+
+_SIZES = {
+    "requests": Size(15_000, 20, "requests in one round"),
+    "connections": Size(50, 4, "connections that are kept busy"),
+    "rounds": Size(8, 1, "rounds with each pair of servers"),
+    "servers": Size(3, 1, "pairs of servers"),
+}
+
+_SIDES = ("counted", "tsrv")
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    connections, requests = sizes["connections"], sizes["requests"]
+    rates: dict[str, list[float]] = {side: [] for side in _SIDES}
+    costs: dict[str, list[float]] = {side: [] for side in _SIDES}
+    for _ in range(sizes["servers"]):
+        with ExitStack() as stack:
+            load = stack.enter_context(Child("benchmarks._load"))
+            scraper = stack.enter_context(Child("benchmarks._load"))
+            servers = {
+                side: stack.enter_context(Child("benchmarks._server", side))
+                for side in _SIDES
+            }
+            for server in servers.values():
+                port = server.tell("ready")["port"]
+                load.tell("ask", port, connections, requests)
+            order = list(_SIDES)
+            for _ in range(sizes["rounds"]):
+                for side in order:
+                    before = servers[side].tell("report")
+                    load.begin("ask", before["port"], connections, requests)
+                    if side == "counted":
+                        scraper.tell("scrape", before["port"])
+                    seconds = load.answer()["seconds"]
+                    after = servers[side].tell("report")
+                    rates[side].append(requests / seconds)
+                    costs[side].append((after["cpu"] - before["cpu"]) / requests * 1e6)
+                order.reverse()
+    return [
+        Figure(
+            "ready `/say`, counted and scraped",
+            "the same, not counted",
+            median(rates["counted"]),
+            median(rates["tsrv"]),
+            "requests/s",
+            Target(0.95, atLeast=True),
+            [a / b for a, b in zip(rates["counted"], rates["tsrv"], strict=True)],
+        ),
+        Figure(
+            "(processor time for one)",
+            "the same, not counted",
+            median(costs["counted"]),
+            median(costs["tsrv"]),
+            "µs",
+            pairs=[a / b for a, b in zip(costs["counted"], costs["tsrv"], strict=True)],
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)
