@@ -15,7 +15,18 @@ from pathlib import Path
 import twisted
 from benchmarks._measure import Figure, Target, table
 
-_SCRIPTS = ("calls", "queuing", "memory", "stalls", "throughput", "held")
+_SCRIPTS = (
+    "calls",
+    "queuing",
+    "memory",
+    "stalls",
+    "throughput",
+    "metrics",
+    "held",
+    "startup",
+    "restarts",
+    "viewers",
+)
 
 
 def _figures(script: str, options: list[str]) -> list[Figure]:

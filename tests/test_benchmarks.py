@@ -35,7 +35,18 @@ def test_all_scripts_are_found() -> None:
     """
     Each group of figures has its script.
     """
-    assert _SCRIPTS == ["calls", "held", "memory", "queuing", "stalls", "throughput"]
+    assert _SCRIPTS == [
+        "calls",
+        "held",
+        "memory",
+        "metrics",
+        "queuing",
+        "restarts",
+        "stalls",
+        "startup",
+        "throughput",
+        "viewers",
+    ]
 
 
 @pytest.mark.parametrize("script", _SCRIPTS)
@@ -87,5 +98,9 @@ def test_all_in_one_table() -> None:
         "ready `/say`",
         "20 held requests: memory of one",
         "20 held requests: answering all",
+        "ready `/say`, counted and scraped",
+        "start-up of 20 modules: each module or need",
+        "failed requests of",
+        "viewers",
     ):
         assert what in done.stdout

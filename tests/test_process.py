@@ -8,100 +8,21 @@ response.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGTERM
 from socket import socket
 from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
-from twisted.internet.error import ProcessDone
-from twisted.internet.protocol import ProcessProtocol
-from twisted.python.failure import Failure
 
-from .websupport import Wire, answersIn, asynchronous, reservedPort
+from .processes import Process, running
+from .websupport import Answer, Wire, answersIn, asynchronous, reservedPort
 
 # What has been received and is being held is told by the interim response.
 SAY = b"GET /say HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n\r\n"
-
-
-class Process(ProcessProtocol):
-    """
-    A process, and what it has written.
-
-    @ivar ended: Fires with its exit status (that of a shell, if a signal
-        killed it), when all that it has left behind has ended too.
-    @ivar exited: Fires when it has ended itself.
-    """
-
-    def __init__(self) -> None:
-        self.ended: Deferred[int] = Deferred()
-        self.exited: Deferred[None] = Deferred()
-        self.status: int | None = None
-        self._written = {1: "", 2: ""}
-        self._waiting: list[tuple[str, Deferred[None]]] = []
-
-    @property
-    def output(self) -> str:
-        """
-        What it has written to its standard output.
-        """
-        return self._written[1]
-
-    @property
-    def errors(self) -> str:
-        """
-        What it has written to its standard error.
-        """
-        return self._written[2]
-
-    def whenWritten(self, text: str) -> Deferred[None]:
-        """
-        @return: A Deferred that fires when the process has written something.
-            It fails when the process ends before.
-        """
-        deferred: Deferred[None] = Deferred()
-        self._waiting.append((text, deferred))
-        self._look()
-        return deferred
-
-    def terminate(self) -> None:
-        """
-        Send it SIGTERM.
-        """
-        cast(Any, self.transport).signalProcess("TERM")
-
-    def childDataReceived(self, childFD: int, data: bytes) -> None:
-        self._written[childFD] += data.decode()
-        self._look()
-
-    def processExited(self, reason: Failure) -> None:
-        self.exited.callback(None)
-
-    def processEnded(self, reason: Failure) -> None:
-        if reason.check(ProcessDone):
-            self.status = 0
-        else:
-            value: Any = reason.value
-            self.status = value.exitCode if value.signal is None else -value.signal
-        self._look()
-        self.ended.callback(self.status)
-
-    def _look(self) -> None:
-        for each in list(self._waiting):
-            text, deferred = each
-            if text in self.output or text in self.errors:
-                self._waiting.remove(each)
-                deferred.callback(None)
-            elif self.status is not None:
-                self._waiting.remove(each)
-                deferred.errback(
-                    AssertionError(f"{text!r} not in {self.output}{self.errors}")
-                )
 
 
 @pytest.fixture
@@ -111,39 +32,6 @@ def port() -> Iterator[int]:
     """
     with reservedPort() as port:
         yield port
-
-
-@asynccontextmanager
-async def running(
-    directory: Path, *words: str, program: str = "twistd"
-) -> AsyncIterator[Process]:
-    """
-    Run a program in a directory of its own; it is gone afterwards.
-    """
-    from twisted.internet import reactor as theReactor
-
-    reactor: Any = theReactor
-    process = Process()
-    path = os.path.join(os.path.dirname(sys.executable), program)
-    transport = reactor.spawnProcess(
-        process,
-        sys.executable,
-        [sys.executable, path, *words],
-        env=os.environ,
-        path=os.fspath(directory),
-        # A daemon lets go of the first three; it has not ended before the last
-        # one is closed.
-        childFDs={0: "w", 1: "r", 2: "r", 3: "r"},
-    )
-    try:
-        yield process
-    finally:
-        if process.status is None:
-            if process.exited.called:
-                os.kill(int((directory / "twistd.pid").read_text()), SIGKILL)
-            else:
-                transport.signalProcess("KILL")
-            await process.ended
 
 
 def twistd(directory: Path, port: int, *words: str) -> Any:
@@ -193,6 +81,20 @@ async def statuses(wires: list[Wire]) -> list[int]:
     return found
 
 
+async def fetch(port: int, path: str) -> Answer:
+    """
+    Ask for one page.
+    """
+    from twisted.internet import reactor
+
+    endpoint = TCP4ClientEndpoint(cast(Any, reactor), "127.0.0.1", port)
+    wire: Wire = await connectProtocol(endpoint, Wire())
+    head = f"GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+    wire.send(head.encode())
+    (answer,) = answersIn(await wire.whenClosed())
+    return answer
+
+
 def position(process: Process, *texts: str) -> list[int]:
     """
     @return: Where each of these is in the output.
@@ -211,6 +113,7 @@ async def test_it_starts_answers_and_stops(tmp_path: Path, port: int) -> None:
         received = await wire.whenReceived(b"I say: Current time is: ")
         assert [answer.status for answer in answersIn(received)] == [100, 200]
         await process.whenWritten("Async module initialized")
+        assert (await fetch(port, "/readyz")).status == 200
         process.terminate()
         assert await process.ended == 0
         await wire.whenClosed()
@@ -218,6 +121,8 @@ async def test_it_starts_answers_and_stops(tmp_path: Path, port: int) -> None:
             process, "Started", "Async module initialized", "Stopped"
         )
         assert started < initialized < stopped
+        # How long it took is told once.
+        assert process.output.count("critical path: clock") == 1
         assert "Traceback" not in process.output
         assert process.errors == ""
 
@@ -240,6 +145,30 @@ async def test_what_is_held_at_sigterm_is_answered_when_the_start_ends(
             process, "Stopped listening", "Async module initialized"
         )
         assert listening < initialized
+
+
+@asynchronous
+async def test_who_watches_it_can_do_so_until_the_end(
+    tmp_path: Path, port: int
+) -> None:
+    """
+    Where the operations pages have a port of their own, they tell that the
+    server stops while it does; what is held does not suffer.
+    """
+    with reservedPort() as other:
+        apart = f"--operations-listen=tcp:{other}:interface=127.0.0.1"
+        async with twistd(tmp_path, port, "--delay=3", apart) as process:
+            await process.whenWritten("Started")
+            wires = await hold(port, 10)
+            assert (await fetch(port, "/readyz")).status == 404
+            assert b'"state": "starting"' in (await fetch(other, "/readyz")).body
+            process.terminate()
+            await process.whenWritten("Stopped listening")
+            assert b'"state": "stopping"' in (await fetch(other, "/readyz")).body
+            assert (await fetch(other, "/livez")).status == 200
+            assert await statuses(wires) == [200] * 10
+            assert await process.ended == 0
+            assert process.errors == ""
 
 
 @asynchronous

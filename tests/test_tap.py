@@ -5,35 +5,36 @@ stops in the order that loses nothing.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from socket import SO_REUSEADDR, SOL_SOCKET, socket
+from pathlib import Path
+from socket import AF_UNIX, SO_REUSEADDR, SOCK_DGRAM, SOL_SOCKET, socket
 from types import FrameType
 from typing import Any
 
 import pytest
 from treq.client import HTTPClient
-from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
-from twisted.internet.task import Clock
-from twisted.logger import LogEvent, LogLevel, eventAsText
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel, eventAsText
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 
-from tsrv import Closed, InitializationFailed
-from tsrv.resources import makeRoot
-from tsrv.tap import Options, Server, _allowFiles, _exitCleanly, makeService
+from tsrv.startup import GraphError
+from tsrv.tap import Options, _allowFiles, _exitCleanly, assemble, makeService
 from tsrv.web.site import Site
 
-from .support import Trouble, resultOf
+from .support import Refused, Result, Trouble, resultOf
 from .websupport import (
+    Answer,
     Peer,
     Teller,
     Wire,
     answersIn,
+    ask,
     asynchronous,
     errorsIn,
     logged,
@@ -66,6 +67,8 @@ def test_the_defaults() -> None:
         "listen": [],
         "delay": 10.0,
         "direct": False,
+        "operations-listen": [],
+        "stay-up": False,
         "queue-limit": 10_000,
         "queue-timeout": 30.0,
         "drain-timeout": 30.0,
@@ -85,6 +88,13 @@ def test_the_defaults() -> None:
         (["--delay", "0"], "delay", 0.0),
         (["--delay=2.5"], "delay", 2.5),
         (["--direct"], "direct", True),
+        (["--operations-listen", "tcp:0"], "operations-listen", ["tcp:0"]),
+        (
+            ["--operations-listen=tcp:0", "--operations-listen", "unix:/tmp/x"],
+            "operations-listen",
+            ["tcp:0", "unix:/tmp/x"],
+        ),
+        (["--stay-up"], "stay-up", True),
         (["--queue-limit", "0"], "queue-limit", 0),
         (["--queue-limit", "17"], "queue-limit", 17),
         (["--queue-timeout", "0.5"], "queue-timeout", 0.5),
@@ -144,7 +154,8 @@ SECONDS = [
             for switch in ("", "ON", "yes", "1")
         ),
         *(
-            ([f"--listen={endpoint}"], f"--listen: {endpoint!r} is not a Twisted end")
+            ([f"{name}={endpoint}"], f"{name}: {endpoint!r} is not a Twisted end")
+            for name in ("--listen", "--operations-listen")
             for endpoint in (
                 "",
                 "8000",
@@ -158,7 +169,8 @@ SECONDS = [
             )
         ),
         *(
-            ([f"--listen={endpoint}"], f"--listen: {endpoint!r} has no port: 0 to")
+            ([f"{name}={endpoint}"], f"{name}: {endpoint!r} has no port: 0 to")
+            for name in ("--listen", "--operations-listen")
             for endpoint in ("tcp:65536", "tcp:-1:interface=127.0.0.1", "tcp6:99999")
         ),
         (["--queue-limit", "9" * 5000], f"--queue-limit: '{'9' * 47}...' is not"),
@@ -169,6 +181,8 @@ SECONDS = [
         (["--listen", "tcp:0", "--listen", "x"], "--listen: 'x' is not"),
         (["--delay"], "option --delay requires argument"),
         (["--direct=yes"], "option --direct must not have an argument"),
+        (["--stay-up=yes"], "option --stay-up must not have an argument"),
+        (["--operations-listen"], "option --operations-listen requires argument"),
         (["--nonsense"], "option --nonsense not recognized"),
         (["-x"], "option -x not recognized"),
         (["extra"], "Wrong number of arguments"),
@@ -202,68 +216,107 @@ def test_help_tells_all_options(capsys: pytest.CaptureFixture[str]) -> None:
         "--listen=",
         "--delay=",
         "--direct ",
+        "--operations-listen=",
+        "--stay-up ",
         "--queue-limit=",
         "--queue-timeout=",
         "--drain-timeout=",
         "--access-log=",
     ):
         assert option in shown
-    assert shown.count("[default: ") == 6
+    assert " ".join(shown.split()).count("[default: ") == 7
 
 
 # Starting and stopping, one step after another.
 
 
-class Listening(Service):
+class Port:
     """
-    What stands for a port: it tells when it is opened and closed.
+    What stands for a port: it tells when it is closed.
 
     @ivar closed: Fires when the port is closed.
     """
 
-    def __init__(self, steps: list[str]) -> None:
+    def __init__(self, number: int, steps: list[str]) -> None:
+        self._number = number
         self._steps = steps
         self.closed: Deferred[None] = Deferred()
 
-    def privilegedStartService(self) -> None:
-        self._steps.append("listen")
-
-    def stopService(self) -> Deferred[None]:
-        self._steps.append("listen no longer")
+    def stopListening(self) -> Deferred[None]:
+        self._steps.append(f"listen on {self._number} no longer")
         return self.closed
 
 
-@dataclass
+class Machine(MemoryReactorClock):
+    """
+    What stands for the reactor: its ports tell when they are opened.
+
+    @ivar steps: What was done, in order.
+    @ivar ports: The ports, by their numbers.
+    @ivar sites: The sites that they belong to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = True
+        self.steps: list[str] = []
+        self.ports: dict[int, Port] = {}
+        self.sites: dict[int, Site] = {}
+
+    def listenTCP(
+        self, port: int, factory: Any, backlog: int = 50, interface: str = ""
+    ) -> Any:
+        self.steps.append(f"listen on {port}")
+        self.sites[port] = factory
+        self.ports[port] = Port(port, self.steps)
+        return self.ports[port]
+
+
+class Slow(Teller):
+    """
+    A module that tells what is done to it.
+
+    @ivar closing: The Deferred of C{close()}.
+    """
+
+    def __init__(self, steps: list[str]) -> None:
+        super().__init__()
+        self._steps = steps
+        self.closing: Deferred[None] = Deferred()
+
+    def initialize(self) -> Deferred[None]:
+        self._steps.append("initialize")
+        return super().initialize()
+
+    def close(self) -> Deferred[None]:
+        self._steps.append("close")
+        return self.closing
+
+
 class Parts:
     """
     A server and what it is made of.
 
     @ivar steps: What was done, in order.
-    @ivar starting: The Deferred of the initialisation.
-    @ivar closing: That of the closing.
+    @ivar module: What takes the place of the clock.
+    @ivar apart: Whether the operations pages have a site of their own.
     """
 
-    clock: Clock
-    drainTimeout: float = 30.0
-    steps: list[str] = field(default_factory=list)
-    starting: Deferred[None] = field(default_factory=Deferred)
-    closing: Deferred[None] = field(default_factory=Deferred)
+    def __init__(self, machine: Machine, *words: str, notify: str = "") -> None:
+        self.machine = machine
+        self.steps = machine.steps
+        self.module = Slow(self.steps)
+        options = parsed("--listen=tcp:80", *words)
+        self.apart = bool(options["operations-listen"])
+        environment = {"NOTIFY_SOCKET": notify} if notify else {}
+        self.server = assemble(options, machine, environment, {"clock": self.module})
 
-    def __post_init__(self) -> None:
-        self.teller = Teller()
-        self.site = Site(makeRoot(self.teller), self.clock)
-        self.server = Server(
-            self.site,
-            lambda: self._step("initialize", self.starting),
-            lambda: self._step("close", self.closing),
-            self.drainTimeout,
-        )
-        self.listening = Listening(self.steps)
-        self.listening.setServiceParent(self.server)
-
-    def _step(self, name: str, result: Deferred[None]) -> Deferred[None]:
-        self.steps.append(name)
-        return result
+    @property
+    def wrapper(self) -> Any:
+        """
+        The wrapper of the module.
+        """
+        return self.server._startup.wrappers["clock"]
 
     def start(self) -> None:
         """
@@ -272,65 +325,177 @@ class Parts:
         self.server.privilegedStartService()
         self.server.startService()
 
+    def startReady(self) -> None:
+        """
+        Start it, and have the module be ready.
+        """
+        self.start()
+        self.module.starting.callback(None)
+        self.steps.clear()
+
+    def stop(self) -> Result:
+        """
+        Stop it, and let it look once whether somebody is at the door.
+        """
+        stopped = resultOf(self.server.stopService())
+        self.machine.advance(0)
+        return stopped
+
+    def closeAtOnce(self) -> None:
+        """
+        Let all that is closed be closed without delay.
+        """
+        for port in self.machine.ports.values():
+            port.closed.callback(None)
+        self.module.closing.callback(None)
+
+    def connect(self, data: bytes, port: int = 80) -> Peer:
+        """
+        Make a connection, and send something.
+        """
+        peer = Peer(self.machine.sites[port], self.machine)
+        peer.send(data)
+        return peer
+
     def hold(self) -> Peer:
         """
         Make a request that is not answered yet.
         """
-        peer = Peer(self.site, self.clock)
-        peer.send(SAY)
-        return peer
+        return self.connect(SAY)
+
+    def ask(self, path: str, port: int = 80) -> Answer:
+        """
+        Ask a site, whether or not it still listens.
+        """
+        return ask(self.machine.sites[port].resource, path)
+
+    def askReady(self) -> Answer:
+        """
+        Ask whether the server is ready.
+        """
+        return self.ask("/readyz", 81 if self.apart else 80)
 
 
 @pytest.fixture
-def parts(clock: Clock) -> Parts:
+def machine() -> Iterator[Machine]:
+    """
+    A reactor on which no call may be left when the test ends.
+    """
+    machine = Machine()
+    yield machine
+    assert machine.getDelayedCalls() == []
+
+
+@pytest.fixture
+def parts(machine: Machine) -> Parts:
     """
     A server.
     """
-    return Parts(clock)
+    return Parts(machine)
+
+
+@pytest.fixture
+def apart(machine: Machine) -> Parts:
+    """
+    A server whose operations pages have a port of their own.
+    """
+    return Parts(machine, "--operations-listen=tcp:81")
+
+
+def stopAtOnce(parts: Parts) -> None:
+    """
+    Stop a server to which nothing else is to be done.
+    """
+    parts.closeAtOnce()
+    assert parts.stop().value is None
 
 
 def test_it_listens_before_it_initialises(parts: Parts) -> None:
     """
     The order that gives the server its name, and the wire strings of the
-    source in the log.
+    source in the log, around one table.
     """
     with logged() as events:
         parts.server.privilegedStartService()
-        assert parts.steps == ["listen"]
+        assert parts.steps == ["listen on 80"]
         parts.server.startService()
-        assert parts.steps == ["listen", "initialize"]
+        assert parts.steps == ["listen on 80", "initialize"]
         assert textsOf(events) == ["Started"]
-        parts.starting.callback(None)
-        assert textsOf(events) == ["Started", "Async module initialized"]
+        parts.machine.advance(2.5)
+        parts.module.starting.callback(None)
+    begun, *others = textsOf(events)
+    assert begun == "Started"
+    assert len(others) == 2
+    others.remove("Async module initialized")
+    ((first, _, row, path),) = [table.splitlines() for table in others]
+    assert "ready" in first
+    assert "2.5" in first
+    assert row.split()[:3] == ["*", "clock", "ready"]
+    assert path == "* critical path: clock"
     assert errorsIn(events) == []
+    stopAtOnce(parts)
 
 
-@pytest.mark.parametrize("error", [InitializationFailed("no"), Closed("closed")])
-def test_a_failed_start_is_not_logged_twice(parts: Parts, error: Exception) -> None:
+def test_all_sites_listen_before_it_initialises(apart: Parts) -> None:
     """
-    The wrapper has logged why; and to be stopped while starting is no error.
+    Who watches the start needs the operations pages the most.
     """
-    with logged() as events:
-        parts.start()
-        parts.starting.errback(Failure(error))
-    assert textsOf(events) == ["Started"]
+    apart.start()
+    assert apart.steps == ["listen on 80", "listen on 81", "initialize"]
+    assert apart.askReady().status == 503
+    stopAtOnce(apart)
 
 
-def test_a_start_that_fails_without_a_wrapper_is_logged(
-    parts: Parts, loggedFailures: list[LogEvent]
+def test_modules_that_cannot_be_are_found_before_it_listens(machine: Machine) -> None:
+    """
+    A mistake in what needs what is one in the program: it is told before
+    anybody outside can see of it.
+    """
+    replacements = {"clock": Slow(machine.steps), "clok": Slow(machine.steps)}
+    server = assemble(parsed("--listen=tcp:80"), machine, {}, replacements)
+    with pytest.raises(GraphError, match="'clok' is replaced, but was never added"):
+        server.privilegedStartService()
+    assert machine.steps == []
+
+
+def test_a_module_that_is_replaced_is_never_made(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A server that never becomes ready and does not say why is the worst kind.
+    A test that wants a fake one must not pay for, or connect, the real one.
     """
+
+    def neverMade(*arguments: object) -> None:
+        raise AssertionError("it was made")
+
+    monkeypatch.setattr("tsrv.tap.AsyncModule", neverMade)
+    parts = Parts(machine)
+    assert parts.wrapper.module is parts.module
+    with pytest.raises(AssertionError, match="it was made"):
+        assemble(parsed("--listen=tcp:80"), machine, {})
+
+
+def test_a_failed_start_is_told_once(machine: Machine) -> None:
+    """
+    The one line that says which module it was must not be lost among others;
+    who is told to stay up goes on, and tells it.
+    """
+    parts = Parts(machine, "--stay-up")
     parts.start()
-    parts.starting.errback(Failure(Trouble("no time")))
-    assert parts.steps == ["listen", "initialize"]
-    (event,) = loggedFailures
-    loggedFailures.clear()
-    assert (
-        eventAsText(event).partition("\n")[0].endswith("Async module not initialized")
-    )
-    assert "no time" in eventAsText(event)
+    held = parts.hold()
+    with logged() as events:
+        parts.wrapper.fail(Refused("no way"))
+    assert textsOf(events) == [
+        "clock failed to initialize, and will not be tried again: Refused: no way",
+        "clock is required, and failed: Refused: no way; staying up to report it",
+    ]
+    assert events[-1]["log_level"] is LogLevel.critical
+    assert [answer.status for answer in held.answers] == [503]
+    assert parts.ask("/livez").status == 200
+    assert "failed: clock (failed for good (Refused))" in parts.askReady().body.decode()
+    assert parts.ask("/say").status == 503
+    held.leave()
+    stopAtOnce(parts)
 
 
 def test_it_stops_in_the_opposite_order(parts: Parts) -> None:
@@ -338,24 +503,26 @@ def test_it_stops_in_the_opposite_order(parts: Parts) -> None:
     First nothing more is accepted, then what has been asked is answered, and
     the module is closed only when nobody needs it.
     """
-    parts.start()
-    parts.starting.callback(None)
+    parts.startReady()
+    assert parts.askReady().status == 200
     peer = parts.hold()
-    parts.steps.clear()
     with logged() as events:
-        stopped = resultOf(parts.server.stopService())
-        assert parts.steps == ["listen no longer"]
-        assert not parts.site.stopping
-        parts.listening.closed.callback(None)
-        assert parts.site.stopping
-        assert parts.steps == ["listen no longer"]
-        parts.clock.advance(20)
-        parts.teller.answers[0].callback("Something")
+        stopped = parts.stop()
+        assert parts.steps == ["listen on 80 no longer"]
+        site = parts.machine.sites[80]
+        assert not site.stopping
+        # Who asks now is told that others are to be asked.
+        assert parts.askReady().status == 503
+        parts.machine.ports[80].closed.callback(None)
+        assert site.stopping
+        assert parts.steps == ["listen on 80 no longer"]
+        parts.machine.advance(20)
+        parts.module.answers[0].callback("Something")
         assert [answer.status for answer in peer.answers] == [200]
         assert peer.closed
-        assert parts.steps == ["listen no longer", "close"]
+        assert parts.steps == ["listen on 80 no longer", "close"]
         assert stopped.pending
-        parts.closing.callback(None)
+        parts.module.closing.callback(None)
         assert stopped.value is None
     assert textsOf(events) == [
         "Stopped listening, letting requests in progress end",
@@ -364,29 +531,48 @@ def test_it_stops_in_the_opposite_order(parts: Parts) -> None:
     assert errorsIn(events) == []
 
 
-def test_time_that_is_up_ends_the_wait(clock: Clock) -> None:
+def test_who_watches_does_not_keep_it_from_stopping(parts: Parts) -> None:
+    """
+    The stream of the status page never ends by itself; the stop would take as
+    long as it may, each time somebody watches.
+    """
+    parts.startReady()
+    viewer = parts.connect(b"GET /status/events HTTP/1.1\r\nHost: test\r\n\r\n")
+    parts.machine.advance(1)
+    assert b"event: page" in viewer.received
+    parts.module.closing.callback(None)
+    stopped = parts.stop()
+    assert not viewer.closed
+    parts.machine.ports[80].closed.callback(None)
+    assert b"Stopping" in viewer.received
+    assert viewer.closed
+    assert stopped.value is None
+    # What it had for those that do not read what they are sent.
+    parts.machine.advance(2)
+
+
+def test_time_that_is_up_ends_the_wait(machine: Machine) -> None:
     """
     The wait for requests in progress is bounded; what the closing ends is still
     sent, and what it does not end is broken off.
     """
-    parts = Parts(clock, drainTimeout=5.0)
-    parts.listening.closed.callback(None)
+    parts = Parts(machine, "--drain-timeout=5")
     parts.start()
-    parts.starting.callback(None)
-    held, stuck = parts.hold(), parts.hold()
+    held = parts.hold()
+    parts.machine.ports[80].closed.callback(None)
+    # Of its request there is more to come.
+    stuck = parts.connect(b"GET /say HTTP/1.1\r\n")
     with logged() as events:
-        stopped = resultOf(parts.server.stopService())
-        clock.advance(4.9)
+        stopped = parts.stop()
+        machine.advance(4.9)
         assert "close" not in parts.steps
-        clock.advance(0.1)
+        machine.advance(0.1)
         assert parts.steps[-1] == "close"
-        # As a wrapper that is closed does with what still waits for it.
-        parts.teller.answers[0].errback(Closed("closed"))
-        parts.closing.callback(None)
         assert [answer.status for answer in held.answers] == [503]
         assert held.closed
+        parts.module.closing.callback(None)
         assert stopped.pending
-        clock.advance(2)
+        machine.advance(2)
         assert stopped.value is None
         assert stuck.closed
         assert stuck.transport.aborted
@@ -400,55 +586,132 @@ def test_who_hurries_does_not_wait(parts: Parts) -> None:
     Who stops it may change his mind about how long to wait; that requests are
     answered rather than broken off does not change.
     """
-    parts.listening.closed.callback(None)
     parts.start()
-    parts.starting.callback(None)
+    parts.machine.ports[80].closed.callback(None)
     peer = parts.hold()
     # There is nothing to hurry yet.
     parts.server.hurry()
-    stopped = resultOf(parts.server.stopService())
+    stopped = parts.stop()
     assert "close" not in parts.steps
     parts.server.hurry()
     assert parts.steps[-1] == "close"
     # The closing itself is not hurried: it has a limit of its own.
     parts.server.hurry()
     assert stopped.pending
-    parts.teller.answers[0].errback(Closed("closed"))
-    parts.closing.callback(None)
+    parts.module.closing.callback(None)
     assert [answer.status for answer in peer.answers] == [503]
     assert peer.closed
     assert stopped.value is None
 
 
+def test_what_is_held_when_it_stops_may_still_be_answered(parts: Parts) -> None:
+    """
+    Whoever was taken in is waited for, whatever is said of being ready; so the
+    initialisation goes on until nobody needs it.
+    """
+    parts.start()
+    parts.closeAtOnce()
+    peer = parts.hold()
+    assert parts.askReady().status == 503
+    stopped = parts.stop()
+    assert parts.askReady().status == 503
+    parts.module.starting.callback(None)
+    parts.module.answers[0].callback("Something")
+    assert [answer.status for answer in peer.answers] == [200]
+    assert parts.askReady().status == 503
+    assert peer.closed
+    assert stopped.value is None
+
+
+def test_who_hurries_early_does_not_wait_either(parts: Parts) -> None:
+    """
+    A second signal counts from the first one on, and not only when the ports
+    are closed.
+    """
+    parts.start()
+    peer = parts.hold()
+    stopped = parts.stop()
+    parts.server.hurry()
+    assert "close" not in parts.steps
+    parts.machine.ports[80].closed.callback(None)
+    parts.machine.advance(0)
+    assert "close" in parts.steps
+    parts.module.closing.callback(None)
+    assert peer.answers[0].status == 503
+    assert peer.closed
+    assert stopped.value is None
+
+
+def test_those_at_the_door_are_let_in(parts: Parts) -> None:
+    """
+    While more are coming in the port is not closed; but at last it is, however
+    many there are, since those who are in wait to be let out.
+    """
+    parts.startReady()
+    peers: list[Peer] = []
+
+    def come() -> None:
+        parts.steps.append("somebody comes")
+        peers.append(parts.connect(b""))
+        if len(peers) < 40:
+            parts.machine.callLater(0, come)
+
+    parts.machine.callLater(0, come)
+    stopped = parts.stop()
+    assert parts.steps[:19] == ["somebody comes"] * 19
+    assert "listen on 80 no longer" in parts.steps[19:22]
+    parts.closeAtOnce()
+    parts.machine.advance(1)
+    assert all(peer.closed for peer in peers)
+    assert stopped.value is None
+
+
+@pytest.mark.parametrize("error", [Trouble("stuck"), SystemExit(3)])
 def test_a_closing_that_fails_does_not_keep_it_from_stopping(
-    parts: Parts, loggedFailures: list[LogEvent]
+    apart: Parts, error: BaseException
 ) -> None:
     """
     A module that cannot be closed would otherwise leave clients, and who
     waits for the process to end, without an answer.
     """
-    parts.listening.closed.callback(None)
-    parts.start()
-    parts.starting.callback(None)
-    stopped = resultOf(parts.server.stopService())
-    parts.closing.errback(Failure(Trouble("stuck")))
+    apart.startReady()
+    for port in apart.machine.ports.values():
+        port.closed.callback(None)
+    with logged() as events:
+        stopped = apart.stop()
+        apart.module.closing.errback(Failure(error))
     assert stopped.value is None
-    (event,) = loggedFailures
-    loggedFailures.clear()
-    assert event["log_failure"].check(Trouble)
+    assert apart.steps[-1] == "listen on 81 no longer"
+    (told,) = errorsIn(events)
+    assert eventAsText(told).endswith(
+        f"clock failed to close: {type(error).__name__}: {error}"
+    )
+
+
+def test_a_closing_that_hangs_does_not_keep_it_from_stopping(parts: Parts) -> None:
+    """
+    How long a module may take is a limit of its wrapper.
+    """
+    parts.startReady()
+    parts.machine.ports[80].closed.callback(None)
+    with logged() as events:
+        stopped = parts.stop()
+        parts.machine.advance(9.9)
+        assert stopped.pending
+        parts.machine.advance(0.1)
+        assert stopped.value is None
+    (told,) = errorsIn(events)
+    assert "clock failed to close: TimeoutError" in eventAsText(told)
 
 
 def test_an_initialisation_in_progress_is_given_up(parts: Parts) -> None:
     """
-    Without a wrapper nobody else would end it, and it would go on in a program
-    that has stopped.
+    Nobody else would end it, and it would go on in a program that has stopped.
     """
-    parts.listening.closed.callback(None)
-    parts.closing.callback(None)
     parts.start()
     with logged() as events:
-        assert resultOf(parts.server.stopService()).value is None
-    assert parts.starting.called
+        stopAtOnce(parts)
+    assert parts.module.starting.called
     assert errorsIn(events) == []
     assert "Async module initialized" not in textsOf(events)
 
@@ -457,9 +720,287 @@ def test_what_was_never_started_can_be_stopped(parts: Parts) -> None:
     """
     When one service of a program fails to start, all are stopped.
     """
-    parts.listening.closed.callback(None)
-    parts.closing.callback(None)
-    assert resultOf(parts.server.stopService()).value is None
+    assert parts.stop().value is None
+    assert parts.steps == []
+
+
+def test_to_stop_twice_is_to_stop_once(apart: Parts) -> None:
+    """
+    Whoever stops it a second time waits for the same end, and disturbs nothing.
+    """
+    apart.startReady()
+    with logged() as events:
+        first = apart.stop()
+        second = apart.stop()
+        apart.closeAtOnce()
+        assert (first.value, second.value) == (None, None)
+        assert apart.stop().value is None
+    assert apart.steps == [
+        "listen on 80 no longer",
+        "close",
+        "listen on 81 no longer",
+    ]
+    assert textsOf(events).count("Stopped") == 1
+
+
+# What systemd is told.
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[socket]:
+    """
+    What stands for systemd: the socket that messages are sent to.
+    """
+    with socket(AF_UNIX, SOCK_DGRAM) as receiving:
+        receiving.bind(str(tmp_path / "notify"))
+        receiving.setblocking(False)
+        yield receiving
+
+
+def received(receiving: socket) -> list[str]:
+    """
+    @return: What systemd was told since this was asked last.
+    """
+    messages = []
+    while True:
+        try:
+            messages.append(receiving.recv(4096).decode())
+        except BlockingIOError:
+            return messages
+
+
+def test_systemd_is_told_what_becomes_of_it(
+    machine: Machine, told: socket, tmp_path: Path
+) -> None:
+    """
+    It starts what needs the server when the server is ready, and not before;
+    that it stops is the first thing that is said then.
+    """
+    parts = Parts(machine, notify=str(tmp_path / "notify"))
+    parts.start()
+    assert received(told) == ["STATUS=starting"]
+    machine.advance(1)
+    assert received(told) == ["STATUS=waiting for clock"]
+    parts.module.starting.callback(None)
+    machine.advance(1)
+    assert received(told) == ["READY=1\nSTATUS=ready"]
+    parts.server.announceStop()
+    assert received(told) == ["STOPPING=1\nSTATUS=stopping"]
+    assert parts.steps == ["listen on 80", "initialize"]
+    assert parts.askReady().status == 503
+    stopAtOnce(parts)
+    assert received(told) == []
+
+
+def test_systemd_is_told_of_a_stop_that_nobody_announced(
+    machine: Machine, told: socket, tmp_path: Path
+) -> None:
+    """
+    A program may stop for other reasons than a signal.
+    """
+    parts = Parts(machine, notify=str(tmp_path / "notify"))
+    parts.startReady()
+    machine.advance(1)
+    received(told)
+    stopped = parts.stop()
+    assert received(told) == ["STOPPING=1\nSTATUS=stopping"]
+    parts.closeAtOnce()
+    assert stopped.value is None
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_service_keeps_what_systemd_says_to_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    What this process starts would otherwise speak in its name.
+    """
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.setenv(name, "")
+    makeService(parsed())
+    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & set(os.environ)
+
+
+# The operations pages.
+
+OPERATIONS = [
+    "/",
+    "/livez",
+    "/readyz",
+    "/startup",
+    "/metrics",
+    "/status/events",
+    "/status.css",
+    "/status.js",
+    "/status.svg",
+]
+
+
+@pytest.mark.parametrize("path", OPERATIONS)
+def test_operations_pages_are_found_on_one_site_only(path: str, apart: Parts) -> None:
+    """
+    Who gives them an endpoint of their own means that nobody else sees them.
+    """
+    head = f"HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+    apart.startReady()
+    found = []
+    for port in (80, 81):
+        peer = apart.connect(head, port)
+        (answer,) = answersIn(peer.received, bodies=False)
+        found.append(answer.status)
+        peer.leave()
+    assert found == [404, 200]
+    stopAtOnce(apart)
+
+
+@pytest.mark.parametrize("path", ["/say", *OPERATIONS])
+def test_by_default_all_pages_are_on_one_site(path: str, parts: Parts) -> None:
+    """
+    Who starts it to try it out finds everything in one place.
+    """
+    parts.startReady()
+    peer = parts.connect(f"HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    if path == "/say":
+        parts.module.answers[0].callback("Something")
+    (answer,) = answersIn(peer.received, bodies=False)
+    assert answer.status == 200
+    peer.leave()
+    stopAtOnce(parts)
+
+
+def test_the_public_pages_are_not_on_the_operations_site(apart: Parts) -> None:
+    """
+    The status page would otherwise send people where there is nothing.
+    """
+    apart.startReady()
+    assert apart.ask("/say", 81).status == 404
+    assert b'"/say"' not in apart.ask("/", 81).body
+    assert b'"/livez"' in apart.ask("/", 81).body
+    stopAtOnce(apart)
+
+
+def test_the_status_page_leads_to_all_others(parts: Parts) -> None:
+    """
+    Nobody knows the addresses by heart.
+    """
+    parts.startReady()
+    page = parts.ask("/").body.decode()
+    for path in ("/say", "/livez", "/readyz", "/startup", "/metrics"):
+        assert f'href="{path}"' in page
+    stopAtOnce(parts)
+
+
+def test_the_status_page_remembers_how_many_waited(parts: Parts) -> None:
+    """
+    Who comes after a burst wants to see that there was one.
+    """
+    parts.start()
+    held = [parts.hold() for _ in range(3)]
+    parts.machine.advance(1)
+    parts.module.starting.callback(None)
+    for answer in parts.module.answers:
+        answer.callback("Something")
+    assert all(b"200 OK" in each.received for each in held)
+    assert b"peak 3" in parts.ask("/").body
+    for each in held:
+        each.leave()
+    stopAtOnce(parts)
+
+
+def test_the_operations_site_is_there_until_the_end(apart: Parts) -> None:
+    """
+    How long it takes to stop, and why, is asked while it stops.
+    """
+    apart.startReady()
+    held = apart.hold()
+    viewer = apart.connect(b"GET /status/events HTTP/1.1\r\nHost: test\r\n\r\n", 81)
+    stopped = apart.stop()
+    apart.machine.ports[80].closed.callback(None)
+    assert apart.steps == ["listen on 80 no longer"]
+    assert not viewer.closed
+    for path, status in (("/livez", 200), ("/readyz", 503), ("/startup", 200)):
+        peer = apart.connect(
+            f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode(), port=81
+        )
+        assert [answer.status for answer in peer.answers] == [status]
+        peer.leave()
+    apart.module.answers[0].callback("Something")
+    assert held.closed
+    assert apart.steps == ["listen on 80 no longer", "close"]
+    assert apart.askReady().status == 503
+    apart.module.closing.callback(None)
+    assert apart.steps[2:] == ["listen on 81 no longer"]
+    assert not viewer.closed
+    apart.machine.ports[81].closed.callback(None)
+    assert viewer.closed
+    assert stopped.value is None
+    apart.machine.advance(2)
+
+
+def test_the_operations_site_keeps_nobody_waiting_for_long(apart: Parts) -> None:
+    """
+    A client that does not go away is no reason to stay.
+    """
+    apart.startReady()
+    stuck = apart.connect(b"GET /livez HTTP/1.1\r\n", 81)
+    apart.closeAtOnce()
+    stopped = apart.stop()
+    assert stopped.pending
+    apart.machine.advance(2)
+    assert stuck.closed
+    assert stopped.value is None
+
+
+def test_requests_of_both_sites_are_counted(apart: Parts) -> None:
+    """
+    There is one page for the metrics, and it is about the whole server.
+    """
+    apart.startReady()
+    for path, port in (("/nowhere", 80), ("/livez", 81)):
+        get = f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+        apart.connect(get, port).leave()
+    metrics = apart.ask("/metrics", 81).body.decode()
+    assert 'route="(unknown)"' in metrics
+    assert 'route="/livez"' in metrics
+    stopAtOnce(apart)
+
+
+SECRET = "hunter2"  # noqa: S105
+
+
+@pytest.mark.parametrize("words", [[], ["--operations-listen=tcp:81"]])
+def test_what_errors_say_is_for_who_runs_it(machine: Machine, words: list[str]) -> None:
+    """
+    An error may hold a password. The type of it helps everybody, what it says is
+    shown on a site of its own alone, and to be ready is asked for by machines.
+    """
+    parts = Parts(machine, "--listen=tcp:8080", *words)
+    parts.start()
+    port = 81 if parts.apart else 80
+    viewer = parts.connect(b"GET /status/events HTTP/1.1\r\nHost: test\r\n\r\n", port)
+    parts.module.starting.errback(Failure(Trouble(f"password {SECRET} refused")))
+    held = parts.hold()
+    machine.advance(0.25)
+    bodies = {path: parts.ask(path, port).body for path in OPERATIONS[:5]}
+    bodies["/status/events"] = viewer.received
+    for path, asked in (("/readyz", port), ("/nowhere", 80), ("/say", port)):
+        peer = parts.connect(
+            f"GET {path} HTTP/1.1\r\nHost: test\r\nAccept: text/plain\r\n\r\n".encode(),
+            asked,
+        )
+        bodies[f"{path} as text"] = peer.received
+        peer.leave()
+    tell = {path for path, body in bodies.items() if SECRET.encode() in body}
+    assert tell == ({"/", "/startup", "/status/events"} if parts.apart else set())
+    for path in ("/", "/readyz", "/startup", "/status/events"):
+        assert b"Trouble" in bodies[path]
+    parts.closeAtOnce()
+    viewer.leave()
+    stopped = parts.stop()
+    parts.server.hurry()
+    machine.advance(0)
+    assert stopped.value is None
+    assert SECRET.encode() not in held.received
 
 
 # Signals.
@@ -519,22 +1060,25 @@ def test_a_signal_stops_and_a_second_one_hurries(
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, loop.sigInt)
     _exitCleanly(loop, parts.server)
-    parts.listening.closed.callback(None)
-    parts.closing.callback(None)
     parts.start()
+    parts.closeAtOnce()
     peer = parts.hold()
     signal.raise_signal(first)
     # In a signal handler nothing is safe but to ask for a turn.
     assert loop.stopped == []
+    assert parts.askReady().status == 503
+    assert "stopping" not in parts.askReady().body.decode()
     loop.turn()
     assert loop.stopped == [done]
-    stopped = resultOf(parts.server.stopService())
+    # Nothing has been stopped yet, but it is known that it will be.
+    assert "stopping" in parts.askReady().body.decode()
+    stopped = parts.stop()
     assert stopped.pending
     signal.raise_signal(second)
     loop.turn()
     assert loop.stopped == [done]
     assert "close" in parts.steps
-    parts.teller.answers[0].errback(Closed("closed"))
+    assert [answer.status for answer in peer.answers] == [503]
     assert peer.closed
     assert stopped.value is None
 
@@ -667,7 +1211,8 @@ def test_by_default_it_listens_on_loopback_only() -> None:
     What is started to try it out must not be open to the world; a burst of
     connections must not be refused by the operating system.
     """
-    (listening,) = makeService(parsed())
+    (listening,), operations = makeService(parsed())
+    assert list(operations) == []
     endpoint: Any = listening.endpoint
     assert (endpoint._port, endpoint._interface) == (8000, "127.0.0.1")
     assert endpoint._backlog >= 1024
@@ -784,6 +1329,7 @@ async def test_a_port_that_is_taken_ends_the_start(port: int, method: str) -> No
             parsed(
                 f"--listen=tcp:{port}:interface=127.0.0.1",
                 f"--listen=tcp:{taken}:interface=127.0.0.1",
+                "--operations-listen=tcp:0:interface=127.0.0.1",
             )
         )
         with pytest.raises(SystemExit) as raised:

@@ -10,13 +10,18 @@ from __future__ import annotations
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from .asyncmodule import NotInitialized
+from .startup import Startup
+from .web.health import Live, Ready, StartupPage
+from .web.metrics import Metrics, Traffic
 from .web.rendering import AsyncResource, Response, text
+from .web.status import StatusPage, putStatus
 
-__all__ = ["Say", "Speaker", "makeRoot"]
+__all__ = ["Say", "Speaker", "makeRoot", "putOperations"]
 
 
 class Speaker(Protocol):
@@ -58,6 +63,33 @@ def _notSaid(failure: Failure) -> Response:
     # Only who is not waited for has nothing to say.
     failure.trap(NotInitialized)
     return text(f"Error:{failure.value}", 500)
+
+
+def putOperations(
+    root: AsyncResource,
+    startup: Startup,
+    reactor: IReactorTime,
+    traffic: Traffic,
+    apart: bool,
+) -> StatusPage:
+    """
+    Put the pages for who runs the server on a site.
+
+    @param root: The root of the site.
+    @param startup: The modules.
+    @param reactor: Provides the time.
+    @param traffic: The requests.
+    @param apart: Whether the site is for nobody else, so that the messages of
+        errors may be seen there.
+    @return: The status page, which is to be started and stopped.
+    """
+    root.putChild(b"livez", Live())
+    root.putChild(b"readyz", Ready(startup))
+    root.putChild(b"startup", StartupPage(startup, showErrors=apart))
+    root.putChild(b"metrics", Metrics(startup, reactor, traffic))
+    paths = ["/livez", "/readyz", "/startup", "/metrics"]
+    links = [(path, path) for path in (paths if apart else ["/say", *paths])]
+    return putStatus(root, startup, reactor, links=links, showErrors=apart)
 
 
 def makeRoot(speaker: Speaker) -> AsyncResource:

@@ -4,38 +4,31 @@ The server: its options, and the one place where everything is put together.
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
-from twisted.application.service import MultiService
-from twisted.application.strports import service as listeningService
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from .asyncmodule import AsyncModule
-from .resources import makeRoot
+from .resources import makeRoot, putOperations
+from .server import Server
+from .startup import Startup
+from .systemd import VARIABLES, Notifier, SystemdService
+from .web.metrics import Traffic
+from .web.rendering import AsyncResource
 from .web.site import Site
-from .wrapper import QueuingWrapper, Unavailable
 
-__all__ = ["Options", "Server", "makeService"]
+__all__ = ["Options", "addModules", "assemble", "makeService"]
 
 _LISTEN: Final = "tcp:8000:interface=127.0.0.1:backlog=1024"
-
-_FLUSH: Final = 2.0
-"""
-How long the last responses may take to be sent, in seconds.
-"""
-
 
 _LONGEST: Final = 365 * 24 * 60 * 60
 """
@@ -62,6 +55,8 @@ class Options(UsageOptions):
         self["listen"] = []
         self["delay"] = 10.0
         self["direct"] = False
+        self["operations-listen"] = []
+        self["stay-up"] = False
         self["queue-limit"] = 10_000
         self["queue-timeout"] = 30.0
         self["drain-timeout"] = 30.0
@@ -85,17 +80,20 @@ class Options(UsageOptions):
         """
         Where to listen: a Twisted endpoint; repeatable. [default: port 8000, loopback]
         """
-        try:
-            # No reactor is needed to find out whether it can be understood.
-            port = getattr(serverFromString(None, endpoint), "_port", 0)
-        except Exception as error:
-            raise UsageError(
-                f"--listen: {_short(endpoint)!r} is not a Twisted endpoint: "
-                f"{_short(str(error))}"
-            ) from None
-        if not 0 <= port < 65536:
-            raise UsageError(f"--listen: {_short(endpoint)!r} has no port: 0 to 65535")
-        self["listen"].append(endpoint)
+        self["listen"].append(_endpoint("--listen", endpoint))
+
+    def opt_operations_listen(self, endpoint: str) -> None:
+        """
+        Where to serve the pages for who runs the server, and only there; repeatable.
+        [default: with all others]
+        """
+        self["operations-listen"].append(_endpoint("--operations-listen", endpoint))
+
+    def opt_stay_up(self) -> None:
+        """
+        Go on, and report it, when a module has failed for good.
+        """
+        self["stay-up"] = True
 
     def opt_delay(self, seconds: str) -> None:
         """
@@ -144,6 +142,23 @@ class Options(UsageOptions):
         self["access-log"] = switch == "on"
 
 
+def _endpoint(option: str, text: str) -> str:
+    """
+    Read the description of an endpoint.
+    """
+    try:
+        # No reactor is needed to find out whether it can be understood.
+        port = getattr(serverFromString(None, text), "_port", 0)
+    except Exception as error:
+        raise UsageError(
+            f"{option}: {_short(text)!r} is not a Twisted endpoint: "
+            f"{_short(str(error))}"
+        ) from None
+    if not 0 <= port < 65536:
+        raise UsageError(f"{option}: {_short(text)!r} has no port: 0 to 65535")
+    return text
+
+
 def _seconds(option: str, text: str) -> float:
     """
     Read a number of seconds.
@@ -167,129 +182,6 @@ def _short(text: str) -> str:
     return text if len(text) <= 50 else f"{text[:47]}..."
 
 
-class Server(MultiService):
-    """
-    Listens first, and initialises then; stops in the opposite order.
-    """
-
-    _log = Logger()
-
-    def __init__(
-        self,
-        site: Site,
-        initialize: Callable[[], Deferred[None]],
-        close: Callable[[], Deferred[None]],
-        drainTimeout: float,
-    ) -> None:
-        """
-        @param site: What the children of this service serve.
-        @param initialize: Initialises what the site works with.
-        @param close: Ends what still waits for it, and closes it.
-        @param drainTimeout: How long requests in progress may take to end when
-            the service is stopped, in seconds.
-        """
-        super().__init__()
-        self._site = site
-        self._initialize = initialize
-        self._close = close
-        self._drainTimeout = drainTimeout
-        self._draining: Deferred[int] = succeed(0)
-        self._initializing: Deferred[None] = succeed(None)
-
-    def privilegedStartService(self) -> None:
-        """
-        Listen.
-
-        @raise SystemExit: It is not possible; the message says where and why.
-        """
-        _listen(super().privilegedStartService)
-
-    def startService(self) -> None:
-        """
-        Initialise; listen before, where nobody had this done with privileges,
-        as C{twist} has not.
-
-        @raise SystemExit: It is not possible to listen.
-        """
-        _listen(super().startService)
-        self._log.info("Started")
-        self._initializing = self._initialize()
-        self._initializing.addCallback(self._initialized)
-        self._initializing.addErrback(self._uninitialized)
-
-    def stopService(self) -> Deferred[None]:
-        """
-        Accept no more connections, let the requests in progress end, answer
-        what is still waiting, close.
-
-        @return: A Deferred that fires when all this is done.
-        """
-        return Deferred.fromCoroutine(self._stop())
-
-    def hurry(self) -> None:
-        """
-        Wait no longer for requests in progress.
-        """
-        self._draining.cancel()
-
-    async def _stop(self) -> None:
-        await maybeDeferred(super().stopService)
-        self._log.info("Stopped listening, letting requests in progress end")
-        if await self._drain(self._drainTimeout):
-            self._log.warn("There are requests that cannot be waited for any longer")
-        try:
-            await self._close()
-        except Exception:
-            self._log.failure("Closing failed")
-        # Where there is no wrapper, nothing has ended it yet.
-        self._initializing.cancel()
-        await self._drain(_FLUSH)
-        self._site.abort()
-        self._log.info("Stopped")
-
-    async def _drain(self, timeout: float) -> int:
-        """
-        Wait for the connections to end.
-
-        @return: The number of those that have not.
-        """
-        self._draining = self._site.stop(timeout)
-        return await self._draining
-
-    def _initialized(self, result: object) -> None:
-        self._log.info("Async module initialized")
-
-    def _uninitialized(self, failure: Failure) -> None:
-        # A wrapper has logged why; to be closed while starting is no error.
-        if not failure.check(Unavailable, CancelledError):
-            self._log.failure("Async module not initialized", failure=failure)
-
-
-class _NotStarted(SystemExit, Exception):
-    """
-    The server cannot listen. To leave is all there is to do; but C{twistd}
-    removes its file, and tells who waits for the daemon, only on what is an
-    C{Exception} too.
-    """
-
-
-def _listen(start: Callable[[], None]) -> None:
-    """
-    Start what listens, or end the process with one line.
-    """
-    try:
-        start()
-    except (
-        CannotListenError,
-        OSError,
-        OverflowError,
-        TypeError,
-        ValueError,
-    ) as error:
-        line = " ".join(str(error).split())
-        raise _NotStarted(f"tsrv: {line}") from None
-
-
 def _allowFiles(limits: Any) -> None:
     """
     Let this process have as many connections as it may.
@@ -304,9 +196,68 @@ def _allowFiles(limits: Any) -> None:
         limits.setrlimit(limits.RLIMIT_NOFILE, (hard, hard))
 
 
-def makeService(options: Options) -> Server:
+def addModules(startup: Startup, reactor: Any, options: Options) -> None:
+    """
+    All modules of the server, and what each of them needs.
+
+    @param startup: What they are added to.
+    @param reactor: Provides the time.
+    @param options: What was asked for.
+    """
+    startup.add(
+        "clock",
+        partial(AsyncModule, reactor, options["delay"]),
+        limit=options["queue-limit"],
+        queueTimeout=options["queue-timeout"],
+    )
+
+
+def assemble(
+    options: Options,
+    reactor: Any,
+    environment: Mapping[str, str],
+    replacements: Mapping[str, object] | None = None,
+) -> Server:
     """
     Put the server together.
+
+    @param options: What was asked for.
+    @param reactor: The reactor.
+    @param environment: What systemd has to say to the process.
+    @param replacements: What takes the place of modules, for tests.
+    @return: The server; it is not started.
+    """
+    startup = Startup(reactor, replacements=replacements, stayUp=options["stay-up"])
+    addModules(startup, reactor, options)
+    clock = startup.wrappers["clock"]
+
+    traffic = Traffic(reactor)
+    makeSite = partial(
+        Site, reactor=reactor, accessLog=options["access-log"], traffic=traffic
+    )
+    root = makeRoot(clock.module if options["direct"] else clock.proxy)
+    apart = bool(options["operations-listen"])
+    operationsRoot = AsyncResource() if apart else root
+    page = putOperations(operationsRoot, startup, reactor, traffic, apart)
+
+    server = Server(
+        reactor,
+        startup,
+        options["drain-timeout"],
+        site=makeSite(root),
+        operations=makeSite(operationsRoot) if apart else None,
+        page=page,
+        systemd=SystemdService(startup, reactor, Notifier(environment)),
+    )
+    server.listen(options["listen"] or [_LISTEN])
+    if apart:
+        server.listenForOperations(options["operations-listen"])
+    return server
+
+
+def makeService(options: Options) -> Server:
+    """
+    Put the server together, and make it the program of this process.
 
     @param options: What was asked for.
     @return: The server; it is not started.
@@ -315,21 +266,11 @@ def makeService(options: Options) -> Server:
 
     reactor: Any = theReactor
     _allowFiles(_LIMITS)
-    module = AsyncModule(reactor, options["delay"])
-    speaker, initialize = module, module.initialize
-    close: Callable[[], Deferred[None]] = partial(succeed, None)
-    if not options["direct"]:
-        wrapper = QueuingWrapper(
-            module,
-            reactor,
-            limit=options["queue-limit"],
-            timeout=options["queue-timeout"],
-        )
-        speaker, initialize, close = wrapper.proxy, wrapper.initialize, wrapper.close
-    site = Site(makeRoot(speaker), reactor, accessLog=options["access-log"])
-    server = Server(site, initialize, close, options["drain-timeout"])
-    for endpoint in options["listen"] or [_LISTEN]:
-        listeningService(endpoint, site, reactor).setServiceParent(server)
+    # It is not meant for what this process may start.
+    environment = {
+        name: os.environ.pop(name) for name in VARIABLES if name in os.environ
+    }
+    server = assemble(options, reactor, environment)
     reactor.callWhenRunning(_exitCleanly, reactor, server)
     return server
 
@@ -353,6 +294,7 @@ def _exitCleanly(reactor: Any, server: Server) -> None:
             server.hurry()
         else:
             stopping = True
+            server.announceStop()
             first()
 
     def terminate(*caught: object) -> None:

@@ -1,0 +1,185 @@
+"""
+What a restart costs those who ask meanwhile.
+
+A server is restarted five times under a steady load from another process: it
+gets SIGTERM, and once it has ended the next one is started, which takes a while
+until it is ready. Its listening socket is held by somebody else, as systemd
+holds it. It is compared with the same server that opens its port itself. How
+many requests fail, of how many, and how long did the one wait that waited
+longest?
+
+The load begins its requests on schedule, each on a new connection.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from socket import SO_REUSEADDR, SOL_SOCKET, socket
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from benchmarks._measure import Figure, Size, Target, run
+from benchmarks._processes import Child
+
+_SIZES = {
+    "restarts": Size(5, 1, "restarts"),
+    "rate": Size(250, 250, "requests that are begun in a second"),
+    "requests": Size(250, 20, "requests that are answered between two restarts"),
+    "delay": Size(500, 100, "milliseconds that the server takes until it is ready"),
+}
+
+_BACKLOG = 4096
+
+_READY = "Async module initialized"
+
+# What systemd does between fork and exec: the socket becomes the descriptor 3,
+# and the process is told that it is meant.
+_ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="web")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+class _Server:
+    """
+    A server that can be restarted. It is a context manager, at the end of which
+    it has stopped.
+    """
+
+    def __init__(self, listening: socket, held: bool, delay: int) -> None:
+        """
+        @param listening: The socket that it is given, or whose port it opens.
+        @param held: Whether it is given the socket.
+        @param delay: How long it takes to start, in milliseconds.
+        """
+        twistd = os.fspath(Path(sys.executable).with_name("twistd"))
+        port = listening.getsockname()[1]
+        words = [sys.executable]
+        endpoint = f"tcp:{port}:interface=127.0.0.1:backlog={_BACKLOG}"
+        self._files = []
+        if held:
+            words += ["-c", _ACTIVATE, str(listening.fileno())]
+            endpoint = "systemd:domain=INET:index=0"
+            self._files.append(listening.fileno())
+        words += [twistd, "-n", "--pidfile=", "tsrv"]
+        words += [f"--listen={endpoint}", f"--delay={delay / 1e3}"]
+        self._words = words
+        self._directory = TemporaryDirectory()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.stop()
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._directory.cleanup()
+
+    def start(self) -> None:
+        """
+        Start it, and wait until it is ready.
+
+        @raise RuntimeError: It ended.
+        """
+        self._process = subprocess.Popen(  # noqa: S603
+            self._words,
+            cwd=self._directory.name,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=self._files,
+        )
+        assert self._process.stdout is not None
+        if not any(_READY in line for line in self._process.stdout):
+            raise RuntimeError("the server did not start")
+
+    def stop(self) -> None:
+        """
+        Send it SIGTERM, and wait until it has ended.
+
+        @raise RuntimeError: It did not end well.
+        """
+        self._process.terminate()
+        self._process.communicate()
+        if self._process.returncode != 0:
+            raise RuntimeError(f"the server ended with {self._process.returncode}")
+
+
+def _restart(sizes: Mapping[str, int], held: bool) -> dict[str, Any]:
+    """
+    Measure one side.
+
+    @param sizes: How much of everything.
+    @param held: Whether somebody else holds the listening socket.
+    @return: The report of the load.
+    """
+    with socket() as listening:
+        # Who means to listen on this port may still bind to it.
+        listening.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", 0))
+        if held:
+            listening.listen(_BACKLOG)
+        port = listening.getsockname()[1]
+        words = [f"--port={port}", f"--rate={sizes['rate']}", "--kept=4"]
+        with (
+            _Server(listening, held, sizes["delay"]) as server,
+            Child("tests._load", *words) as load,
+        ):
+            load.tell("answered", sizes["requests"])
+            for _ in range(sizes["restarts"]):
+                server.stop()
+                server.start()
+                load.tell("answered", sizes["requests"])
+            return load.tell("stop")
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    ours = _restart(sizes, held=True)
+    theirs = _restart(sizes, held=False)
+    for error, count in ours["errors"].items():
+        print(f"{count} x {error}", file=sys.stderr)
+    against = "the same server, which opens its port itself"
+    requests = ours["answered"] + ours["failed"]
+    return [
+        Figure(
+            f"{sizes['restarts']} restarts: failed requests of {requests:,}",
+            against,
+            ours["failed"],
+            theirs["failed"],
+            "requests",
+            Target(0, "requests"),
+            # Where none fails on either side there is nothing to divide by.
+            [ours["failed"] / max(theirs["failed"], 1)],
+        ),
+        Figure(
+            "the same: requests in a second",
+            against,
+            ours["rate"],
+            theirs["rate"],
+            "1/s",
+            Target(200, "1/s", atLeast=True),
+        ),
+        Figure(
+            "the same: longest time that one waited",
+            against,
+            ours["longest"],
+            theirs["longest"],
+            "s",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)
