@@ -1087,6 +1087,7 @@ def test_the_report(program: Program) -> None:
             {"begun": 4.0, "ended": None, "kind": None, "error": None},
         ],
         "attemptCount": 2,
+        "nextAttempt": None,
         "losses": [],
         "lossCount": 0,
         "closed": None,
@@ -1123,7 +1124,8 @@ def test_every_reason(program: Program) -> None:
     program.start()
     assert reason("all") == "needs a, b, c and 2 more"
     program.fail("a", Trouble(secret))
-    assert reason("a") == "attempt 1 failed (Trouble), the next in 1.0 s"
+    assert reason("a") == "attempt 1 failed (Trouble)"
+    assert program.startup.reportModule("a")["nextAttempt"] == 1.0
     program.ready("b")
     assert reason("b") is None
     program.lose("b")

@@ -67,6 +67,7 @@ def moduleReport(name: str, **members: Any) -> ModuleReport:
         "waitedFor": None,
         "attempts": [],
         "attemptCount": 0,
+        "nextAttempt": None,
         "losses": [],
         "lossCount": 0,
         "closed": None,
@@ -527,13 +528,12 @@ def test_the_last_error_is_told_by_its_type() -> None:
 
 def test_an_error_that_is_in_the_reason_is_not_told_twice() -> None:
     """
-    And of a reason what is true for a moment only is left out: it would be
-    wrong as soon as it is read.
+    Once is enough.
     """
     module = moduleReport(
         "a",
         ready=False,
-        reason="attempt 1 failed (Trouble), the next in 0.7 s",
+        reason="attempt 1 failed (Trouble)",
         attempts=[attempt(0.0, 1.0, "Trouble")],
     )
     standing = draw(reportOf([module], 4.0)).cells["m0-standing"]

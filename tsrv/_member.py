@@ -191,9 +191,10 @@ class Member:
             self.timer.cancel()
             self.timer = None
 
-    def report(self, began: float | None) -> ModuleReport:
+    def report(self, began: float | None, now: float) -> ModuleReport:
         """
         @param began: When the start-up began, by the reactor's time.
+        @param now: What time it is by it.
         @return: What there is to be said of this one.
         """
 
@@ -209,6 +210,9 @@ class Member:
         elif began is not None and wrapper.state is State.NEW:
             status, since = "waiting", began
         attempts = list(history.attempts)
+        following = None
+        if wrapper.state in (State.RETRYING, State.LOST):
+            following = wrapper.retryAfter()
         return {
             "name": self.name,
             "required": self.required,
@@ -230,6 +234,7 @@ class Member:
                 for each in attempts
             ],
             "attemptCount": history.attemptCount,
+            "nextAttempt": None if following is None else after(now + following),
             "losses": [
                 {
                     "lost": round(each.lost - (began or 0), 6),
@@ -258,12 +263,10 @@ class Member:
             return f"needs {self.skippedFor}, which failed"
         error = wrapper.lastError
         because = "" if error is None else f" ({type(error).__name__})"
-        seconds = wrapper.retryAfter()
-        following = "" if seconds is None else f", the next in {seconds:.1f} s"
         return {
             State.NEW: "not started",
             State.INITIALIZING: f"attempt {wrapper.attempts} is in progress",
-            State.RETRYING: f"attempt {wrapper.attempts} failed{because}{following}",
+            State.RETRYING: f"attempt {wrapper.attempts} failed{because}",
             State.DRAINING: None,
             State.READY: None,
             State.LOST: f"lost{because}",

@@ -73,6 +73,7 @@ class ModuleReport(TypedDict):
     @ivar attempts: The attempts to initialise it, in order. Of many, some in
         the middle are left out.
     @ivar attemptCount: How many there were.
+    @ivar nextAttempt: When the next one is going to begin, if it is known.
     @ivar losses: The times at which it was lost, in order. Of many, some in the
         middle are left out.
     @ivar lossCount: How many there were.
@@ -92,6 +93,7 @@ class ModuleReport(TypedDict):
     waitedFor: str | None
     attempts: list[AttemptReport]
     attemptCount: int
+    nextAttempt: float | None
     losses: list[LossReport]
     lossCount: int
     closed: float | None

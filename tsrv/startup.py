@@ -284,7 +284,7 @@ class Startup(Service):
         @return: What there is of it in L{report}.
         @raise KeyError: There is no such module.
         """
-        return self._members[name].report(self._began)
+        return self._members[name].report(self._began, self._reactor.seconds())
 
     # Starting.
 

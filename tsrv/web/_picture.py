@@ -15,7 +15,6 @@ to where it is to be seen.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -39,11 +38,6 @@ from ._cells import (
 from ._timeline import barOf, duration, storyOf, ticksOf, windowOf
 
 __all__ = ["draw", "drawCurves", "drawQueues"]
-
-_COUNTDOWN: Final = re.compile(r", the next in [0-9.]+ s\Z")
-"""
-What of a reason is true for a moment only.
-"""
 
 _SENTENCES: Final = {
     "new": "Not started yet",
@@ -119,8 +113,6 @@ def _standingOf(module: ModuleReport, showErrors: bool) -> Standing:
             kind = last["kind"]
             error = last["error"] if showErrors else None
     reason = module["reason"]
-    if reason is not None:
-        reason = _COUNTDOWN.sub("", reason)
     if kind is not None and reason is not None and kind in reason:
         kind = None
     return Standing(
