@@ -149,7 +149,7 @@ class Program:
             "waitedFor": None,
             "attempts": [{"begun": 0, "ended": 1, "kind": INSIDE, "error": INSIDE}],
             "attemptCount": 0,
-        "nextAttempt": None,
+            "nextAttempt": None,
             "losses": [],
             "lossCount": 0,
             "closed": None,
