@@ -657,6 +657,8 @@ def test_a_module_that_is_closed_by_hand_is_gone(program: Program) -> None:
     assert program.statuses == [1]
     reason = program.startup.reportModule("a")["reason"]
     assert reason == "is being closed"
+    error = resultOf(program.startup.whenReady()).error
+    assert str(error) == "a is required, and failed: it was closed"
     program.stop()
 
 

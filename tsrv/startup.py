@@ -475,7 +475,8 @@ class Startup(Service):
     def _makeFailed(self) -> StartupFailed:
         name = next(iter(self._failed))
         cause = self._wrappers[name].lastError
-        error = StartupFailed(name, explain(cause))
+        reason = "it was closed" if cause is None else explain(cause)
+        error = StartupFailed(name, reason)
         error.__cause__ = cause
         return error
 
