@@ -458,6 +458,20 @@ def test_a_loss_during_the_start_up_belongs_to_it() -> None:
     assert (window.origin, window.end) == (0.0, pytest.approx(4.32))
 
 
+@pytest.mark.parametrize("status", ["failed", "stopping"])
+def test_what_goes_on_is_seen_whatever_becomes_of_the_program(status: str) -> None:
+    """
+    A module that is still being initialised when the program has failed, or is
+    going to stop, has a bar that grows.
+    """
+    module = moduleReport(
+        "a", status="initializing", ready=False, attempts=[attempt(0.0, None)]
+    )
+    window = draw(reportOf([module], 4.0, status)).window
+    assert window.growing
+    assert window.end > 4.0
+
+
 @pytest.mark.parametrize(
     ("now", "end", "labels"),
     [

@@ -54,9 +54,9 @@ _UNSETTLED: Final = frozenset(
 What the status of a module will not be for ever.
 """
 
-_RUNNING: Final = frozenset({"starting", "ready", "degraded", "unready"})
+_RESTING: Final = frozenset({"new", "stopped"})
 """
-Statuses of a program in which its modules are being kept ready.
+Statuses of a program in which nothing becomes of its modules.
 """
 
 _ENDED: Final = frozenset({"skipped", "failed", "closing", "closed"})
@@ -70,7 +70,7 @@ def windowOf(report: Report) -> Window:
     Show the start-up, from its beginning until all is settled; and after that
     the last time at which something was lost.
     """
-    growing = report["status"] in _RUNNING and any(
+    growing = report["status"] not in _RESTING and any(
         module["status"] in _UNSETTLED for module in report["modules"]
     )
     episode = _lastEpisode(report)
