@@ -783,6 +783,26 @@ def test_a_request_on_its_way_is_answered(sent: bytes, clock: Clock) -> None:
     assert stopped.value == 0
 
 
+@pytest.mark.parametrize("before", [b"", GET], ids=["first", "next"])
+def test_half_a_request_keeps_nobody_waiting_for_long(
+    before: bytes, clock: Clock
+) -> None:
+    """
+    Who sends a part of a request and then nothing more is no reason to wait for
+    as long as for one that is being answered.
+    """
+    site = makeSite(clock)[1]
+    peer = Peer(site, clock)
+    peer.send(before + b"GET / HTTP/1.1\r\nHost: test\r\n")
+    stopped = resultOf(site.stop(30))
+    clock.advance(0.9)
+    assert not peer.closed
+    clock.advance(0.1)
+    assert peer.closed
+    assert len(peer.answers) == bool(before)
+    assert stopped.value == 0
+
+
 def test_a_request_that_takes_longer_than_the_moment_is_answered(
     clock: Clock,
 ) -> None:

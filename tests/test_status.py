@@ -875,6 +875,20 @@ def test_who_comes_between_two_turns_sees_what_the_others_see(clock: Clock) -> N
     shown.end()
 
 
+def test_a_page_is_rendered_once_for_all_who_load_it_together(clock: Clock) -> None:
+    """
+    Who loads it again and again does not keep the reactor; and who loads it a
+    moment later sees what is then.
+    """
+    shown = Shown(clock)
+    clock.advance(10.8)
+    page = shown.html()
+    clock.advance(0.2)
+    assert shown.html() == page
+    clock.advance(0.1)
+    assert shown.html() != page
+
+
 def test_the_last_event_says_that_the_program_is_stopping(clock: Clock) -> None:
     """
     The streams end before anything is closed, so that nobody waits for them;

@@ -561,7 +561,7 @@ def test_time_that_is_up_ends_the_wait(machine: Machine) -> None:
     held = parts.hold()
     parts.machine.ports[80].closed.callback(None)
     # Of its request there is more to come.
-    stuck = parts.connect(b"GET /say HTTP/1.1\r\n")
+    stuck = parts.connect(SAY[:-2] + b"Content-Length: 9\r\n\r\n")
     with logged() as events:
         stopped = parts.stop()
         machine.advance(4.9)

@@ -84,8 +84,7 @@ class Options(UsageOptions):
 
     def opt_operations_listen(self, endpoint: str) -> None:
         """
-        Where to serve the pages for who runs the server, and only there; repeatable.
-        [default: with all others]
+        Where to serve the pages for who runs the server. [default: with all others]
         """
         self["operations-listen"].append(_endpoint("--operations-listen", endpoint))
 

@@ -123,9 +123,8 @@ class Metrics(AsyncResource):
             pieces.append(chosen.write(piece))
             written += len(piece.samples)
         pieces.append(chosen.end)
-        return Response(
-            b"".join(pieces), chosen.contentType, headers=[(b"Vary", b"Accept")]
-        )
+        headers = [(b"Vary", b"Accept"), (b"Cache-Control", b"no-store")]
+        return Response(b"".join(pieces), chosen.contentType, headers=headers)
 
 
 @dataclass(frozen=True)

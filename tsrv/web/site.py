@@ -110,6 +110,7 @@ class _Channel(HTTPChannel):
     transport: ITCPTransport
 
     _asked = False
+    _begun = False
     _refused = False
     _ahead = 0
     _overrun = False
@@ -195,7 +196,7 @@ class _Channel(HTTPChannel):
         Refuse a request of which it is known by now that it is wrong, and a
         body that is announced to be too long before it is sent.
         """
-        self._asked = True
+        self._asked = self._begun = True
         understood = self._path.startswith(b"/")
         if not understood:
             self._path = _ABSOLUTE.sub(b"/", self._path, count=1)
@@ -211,6 +212,13 @@ class _Channel(HTTPChannel):
             self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         else:
             super().allHeadersReceived()
+
+    def requestDone(self, request: Request) -> None:
+        """
+        @see: L{HTTPChannel.requestDone}
+        """
+        self._begun = False
+        super().requestDone(request)
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
         """
@@ -304,16 +312,16 @@ class _Channel(HTTPChannel):
         if self._lastCall is not None:
             # It ends soon.
             return
-        if self.requests:
+        if self._begun:
             self._makeLast()
-        elif self._asked:
+        elif self._asked and not self.requests:
             self.loseConnection()
         else:
-            # Its first request may be on its way.
+            # A request may be on its way, or a part of it.
             self._lastCall = self.callLater(_PATIENCE, self._loseIfIdle)
 
     def _loseIfIdle(self) -> None:
-        if not self.requests:
+        if not self._begun:
             self.loseConnection()
 
 

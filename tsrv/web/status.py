@@ -43,6 +43,11 @@ _SECURITY: Final = (
     (b"Referrer-Policy", b"no-referrer"),
 )
 
+_FRESH: Final = 0.25
+"""
+For how long a page that was rendered is new enough, in seconds.
+"""
+
 _FILES: Final = (
     ("status.css", b"text/css; charset=utf-8"),
     ("status.js", b"text/javascript; charset=utf-8"),
@@ -335,7 +340,7 @@ class _Page(AsyncResource):
     The page.
     """
 
-    def __init__(self, render: Callable[[], str]) -> None:
+    def __init__(self, render: Callable[[], bytes]) -> None:
         """
         @param render: Renders it.
         """
@@ -347,8 +352,7 @@ class _Page(AsyncResource):
         Show what is to be seen now.
         """
         headers = [*_SECURITY, (b"Cache-Control", b"no-store")]
-        page = self._render().encode()
-        return Response(page, b"text/html; charset=utf-8", headers=headers)
+        return Response(self._render(), b"text/html; charset=utf-8", headers=headers)
 
 
 class _File(AsyncResource):
@@ -423,6 +427,8 @@ class StatusPage:
         self._samples = _Samples(program)
         self._sampling = LoopingCall(self._samples.take)
         self._sampling.clock = reactor
+        self._rendered = b""
+        self._renderedAt = float("-inf")
         feed = _Feed(self._look, program, self._templates, reactor)
         self.viewers = Viewers(feed, reactor, most=most)
 
@@ -454,12 +460,20 @@ class StatusPage:
             resource = _File(_read(name).encode(), contentType)
             root.putChild(name.encode("ascii"), resource)
 
-    def _render(self) -> str:
-        look = self._look()
+    def _render(self) -> bytes:
+        """
+        Render the page; or take the one that was rendered a moment ago, so that
+        who loads it again and again does not keep the reactor.
+        """
         now = self._reactor.seconds()
-        live = self._templates.live(look.picture, look.cells, now - look.zero)
-        date = datetimeToString(now).decode("ascii")
-        return self._templates.page(live, links=self._links, date=date)
+        if not 0 <= now - self._renderedAt < _FRESH:
+            look = self._look()
+            live = self._templates.live(look.picture, look.cells, now - look.zero)
+            date = datetimeToString(now).decode("ascii")
+            page = self._templates.page(live, links=self._links, date=date)
+            self._rendered = page.encode()
+            self._renderedAt = now
+        return self._rendered
 
     def _look(self) -> _Look:
         now = self._reactor.seconds()
