@@ -171,6 +171,8 @@ def busy(clock: Clock) -> Program:
         ("application/openmetrics-text;version=1.0.0,text/plain;q=0.5", OPEN_METRICS),
         ("application/openmetrics-text;q=0.5,text/plain", TEXT),
         ("application/openmetrics-text;q=0,*/*", TEXT),
+        ("application/openmetrics-text;q=0", TEXT),
+        ("application/openmetrics-text; Q=0.000 ;x=y", TEXT),
         (PROMETHEUS, OPEN_METRICS),
         # Another version cannot be promised.
         ("application/openmetrics-text;version=0.0.1,text/plain;q=0.5", TEXT),

@@ -30,6 +30,7 @@ from ..wrapper import (
     QueueTimeout,
     Unavailable,
 )
+from ._accept import mediaRanges
 
 __all__ = [
     "HTTPError",
@@ -46,9 +47,6 @@ _TEXT = "text/plain"
 
 # The last one wins where a client does not care.
 _OFFERED = [_TEXT, "application/json", _JSON]
-
-# A longer Accept header is not worth the time to read it.
-_LONGEST_ACCEPT = 1024
 
 
 class HTTPError(Exception):
@@ -192,10 +190,11 @@ _UNAVAILABLE: dict[type[Unavailable], str] = {
 
 
 def _prefersText(accept: bytes | None) -> bool:
-    if accept is None or len(accept) > _LONGEST_ACCEPT:
+    ranges = mediaRanges(accept)
+    if not ranges:
         return False
     try:
-        return bool(best_match(_OFFERED, accept.decode("latin-1").lower()) == _TEXT)
+        return bool(best_match(_OFFERED, ",".join(ranges)) == _TEXT)
     except MimeTypeParseException:
         return False
 

@@ -51,6 +51,7 @@ from .._histogram import Histogram
 from .._report import Report
 from ..startup import Startup
 from ..wrapper import QueuingWrapper, State
+from ._accept import mediaRanges
 from ._traffic import Traffic
 from .rendering import AsyncResource, Response
 
@@ -61,9 +62,6 @@ _PIECE: Final = 500
 How many samples are written in one turn of the reactor: that takes some
 milliseconds.
 """
-
-# A longer Accept header is not worth the time to read it.
-_LONGEST_ACCEPT: Final = 1024
 
 _STATES: Final = (*(state.value for state in State), "waiting", "skipped")
 """
@@ -196,14 +194,8 @@ def _prefersOpenMetrics(accept: bytes) -> bool:
     @return: Whether it asks for OpenMetrics rather than for text. Who can only
         read another version of it than the first gets text.
     """
-    if len(accept) > _LONGEST_ACCEPT:
-        return False
     try:
-        ranges = [
-            parse_media_range(each)
-            for each in accept.decode("latin-1").lower().split(",")
-            if each.strip()
-        ]
+        ranges = [parse_media_range(each) for each in mediaRanges(accept)]
     except MimeTypeParseException:
         return False
     known = [
