@@ -15,6 +15,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel
+from zope.interface import implementer
 
 from tsrv import (
     AsyncModule,
@@ -25,6 +26,7 @@ from tsrv import (
     StartupFailed,
     State,
 )
+from tsrv.asyncmodule import INoted
 from tsrv.startup import GraphError, Skipped, Status, describe
 
 from .support import Module, Refused, Trouble, resultOf
@@ -1076,6 +1078,7 @@ def test_the_report(program: Program) -> None:
         "ready": False,
         "since": 4.0,
         "reason": "attempt 2 is in progress",
+        "note": None,
         "begun": 2.0,
         "becameReady": None,
         "waitedFor": "configuration",
@@ -1395,3 +1398,44 @@ def test_skipped_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(Skipped("a", "b")))  # noqa: S301
     assert (error.name, error.need) == ("a", "b")
     assert str(error) == "a needs b, which failed"
+
+
+@implementer(INoted)
+class Noted(AsyncModule):
+    """
+    A clock of which there is something to know.
+    """
+
+    said: str | None = "slow\nby an hour"
+
+    def note(self) -> str | None:
+        """
+        Say it.
+        """
+        if self.said == "":
+            raise Trouble("speechless")
+        return self.said
+
+
+def test_a_module_may_have_something_to_say_although_it_is_ready(clock: Clock) -> None:
+    """
+    Who looks at the report learns that what works is not as it should be.
+    """
+    startup = Startup(clock)
+    module = Noted(clock, 1.0)
+    startup.add("clock", module)
+
+    def note() -> str | None:
+        return startup.reportModule("clock")["note"]
+
+    startup.startService()
+    assert note() is None
+    clock.advance(1)
+    assert note() == "slow by an hour"
+    module.said = "x" * 1000
+    assert note() == "x" * 200
+    module.said = None
+    assert note() is None
+    module.said = ""
+    assert note() is None
+    startup.stopService()

@@ -62,6 +62,7 @@ def moduleReport(name: str, **members: Any) -> ModuleReport:
         "ready": True,
         "since": 0.0,
         "reason": None,
+        "note": None,
         "begun": 0.0,
         "becameReady": None,
         "waitedFor": None,
@@ -552,6 +553,15 @@ def test_an_error_that_is_in_the_reason_is_not_told_twice() -> None:
     )
     standing = draw(reportOf([module], 4.0)).cells["m0-standing"]
     assert standing == Standing("ready", "attempt 1 failed (Trouble)", None, None, 1, 0)
+
+
+def test_a_note_on_a_module_that_is_ready_is_shown() -> None:
+    """
+    What works on stale settings is seen to.
+    """
+    module = moduleReport("a", note="stale since yesterday")
+    standing = draw(reportOf([module], 4.0)).cells["m0-standing"]
+    assert standing == Standing("ready", "stale since yesterday", None, None, 0, 0)
 
 
 def test_a_curve_is_as_high_as_the_longest_queue() -> None:

@@ -144,6 +144,7 @@ class Program:
             "ready": False,
             "since": None,
             "reason": INSIDE,
+            "note": None,
             "begun": None,
             "becameReady": None,
             "waitedFor": None,

@@ -12,6 +12,7 @@ from typing import Any, Final, TypedDict, cast
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ._history import explain
+from ._module import noteOf
 from ._options import checkSeconds
 from ._report import ModuleReport, rounded
 from .wrapper import QueuingWrapper, State
@@ -221,6 +222,7 @@ class Member:
             "ready": self.ready,
             "since": after(since),
             "reason": self._reason(status),
+            "note": noteOf(wrapper.module) if self.ready else None,
             "begun": after(attempts[0].begun) if attempts else None,
             "becameReady": after(history.becameReady),
             "waitedFor": None if self.waitedFor is None else self.waitedFor.name,

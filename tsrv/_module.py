@@ -11,7 +11,7 @@ from inspect import get_annotations, getattr_static
 from types import MemberDescriptorType
 from typing import Any, Final, NamedTuple
 
-from .asyncmodule import IPredictable
+from .asyncmodule import INoted, IPredictable
 
 __all__ = [
     "LifecycleMethod",
@@ -20,6 +20,7 @@ __all__ = [
     "findMethod",
     "lifecycleMethod",
     "makesUp",
+    "noteOf",
     "secondsLeft",
 ]
 
@@ -105,6 +106,27 @@ def secondsLeft(module: object) -> float | None:
         return None if seconds is None else max(0.0, float(seconds))
     except Exception:
         # It is only a hint, and an error must not get lost over it.
+        return None
+
+
+_LONGEST_NOTE: Final = 200
+"""
+How many characters of a note are shown.
+"""
+
+
+def noteOf(module: object) -> str | None:
+    """
+    @return: What there is to know of a module that is ready, where it says so;
+        in one line.
+    """
+    if not INoted.providedBy(module):
+        return None
+    try:
+        note = INoted(module).note()
+        return None if note is None else " ".join(note.split())[:_LONGEST_NOTE]
+    except Exception:
+        # A report must not get lost over it.
         return None
 
 

@@ -66,6 +66,7 @@ class ModuleReport(TypedDict):
     @ivar since: When its status became what it is; L{None} before the start.
     @ivar reason: Why it is not ready, in a few words that tell nothing of the
         inside of any module; L{None} if it is.
+    @ivar note: What there is to know of it although it is ready.
     @ivar begun: When its initialisation began, if it has.
     @ivar becameReady: When it was ready for the first time, if it has been.
     @ivar waitedFor: Which of C{needs} was ready last, and so decided when this
@@ -88,6 +89,7 @@ class ModuleReport(TypedDict):
     ready: bool
     since: float | None
     reason: str | None
+    note: str | None
     begun: float | None
     becameReady: float | None
     waitedFor: str | None

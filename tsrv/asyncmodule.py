@@ -16,7 +16,17 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from zope.interface import Attribute, Interface, implementer
 
-__all__ = ["AsyncModule", "IAsyncModule", "IPredictable", "NotInitialized"]
+from ._errors import OutcomeUnknown, Unavailable
+
+__all__ = [
+    "AsyncModule",
+    "IAsyncModule",
+    "INoted",
+    "IPredictable",
+    "NotInitialized",
+    "OutcomeUnknown",
+    "Unavailable",
+]
 
 
 class NotInitialized(Exception):
@@ -58,6 +68,18 @@ class IPredictable(Interface):
         """
         @return: The seconds that the initialisation in progress will still
             take, or L{None} when there is none or nobody knows.
+        """
+
+
+class INoted(Interface):
+    """
+    A module of which there may be something to know although it is ready.
+    """
+
+    def note() -> str | None:
+        """
+        @return: A few words for everybody who may see the report of the
+            start-up, or L{None}.
         """
 
 

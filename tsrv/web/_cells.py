@@ -133,7 +133,7 @@ class Standing:
     """
     How a module is.
 
-    @ivar reason: Why it is not ready.
+    @ivar reason: Why it is not ready, or what there is to know although it is.
     @ivar kind: The type of its last error, unless the reason names it.
     @ivar error: That error in its own words, for who may see it.
     @ivar tries: How many attempts there were.

@@ -117,7 +117,7 @@ def _standingOf(module: ModuleReport, showErrors: bool) -> Standing:
         kind = None
     return Standing(
         module["status"],
-        reason,
+        reason or module["note"],
         kind,
         error,
         module["attemptCount"],
