@@ -1439,3 +1439,20 @@ def test_a_module_may_have_something_to_say_although_it_is_ready(clock: Clock) -
     module.said = ""
     assert note() is None
     startup.stopService()
+
+
+def test_what_is_ready_already_is_not_overdue(program: Program) -> None:
+    """
+    Who has initialised a module by hand, before those that it needs were ready,
+    has it ready when its time begins.
+    """
+    program.add("first")
+    wrapper = program.add("second", needs=["first"], timeout=5)
+    program.start()
+    wrapper.initialize()
+    program.ready("second")
+    program.ready("first")
+    assert program.startup.ready
+    program.clock.advance(10)
+    assert wrapper.state is State.READY
+    program.stop()

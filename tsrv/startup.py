@@ -339,7 +339,8 @@ class Startup(Service):
     def _start(self, member: Member) -> None:
         member.started = True
         member.skippedFor = None
-        if member.timeout is not None:
+        # It may have been initialised by hand before.
+        if member.timeout is not None and not member.ready:
             member.timer = self._reactor.callLater(
                 member.timeout, self._overdue, member
             )
