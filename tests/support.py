@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent
 from twisted.python.failure import Failure
@@ -15,6 +15,7 @@ from zope.interface import implementer
 from tsrv import QueuingWrapper, State
 
 __all__ = [
+    "Empty",
     "Failures",
     "Module",
     "Refused",
@@ -57,6 +58,29 @@ class Failures:
         The failures.
         """
         return [event["log_failure"] for event in self.events]
+
+
+class Empty:
+    """
+    A database that is ready at once, and has nothing in it.
+    """
+
+    def initialize(self) -> None:
+        """
+        Be ready.
+        """
+
+    def read(self, *statement: object) -> Deferred[list[object]]:
+        """
+        Find nothing.
+        """
+        return succeed([])
+
+    def write(self, *statement: object) -> Deferred[list[object]]:
+        """
+        Change nothing.
+        """
+        return succeed([])
 
 
 class Module:

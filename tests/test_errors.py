@@ -6,13 +6,14 @@ learns the rest.
 from __future__ import annotations
 
 import json
+from html import unescape
 from http import HTTPStatus
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, eventAsText
 from twisted.python.failure import Failure
@@ -29,6 +30,7 @@ from tsrv import (
     State,
     Unavailable,
 )
+from tsrv.modules.database import ConstraintViolated
 from tsrv.resources import makeRoot
 from tsrv.web.errors import HTTPError, Problem
 from tsrv.web.rendering import AsyncResource, Response
@@ -85,8 +87,6 @@ PROBLEM = [
     "application/problem+json",
     "application/*",
     "application/json, text/plain, */*",
-    "text/html",
-    BROWSER,
     "text/plain;q=0",
     "text/plain;q=0, */*",
     "text/plain;q=0.1, */*;q=0.5",
@@ -109,7 +109,7 @@ TEXT = [
     "text/plain; charset=utf-8",
     "text/*",
     "text/plain, */*;q=0.1",
-    "text/html, text/plain;q=0.2",
+    "text/html;q=0.1, text/plain;q=0.2",
     "application/json;q=0.4, text/plain;q=0.5",
 ]
 
@@ -120,7 +120,7 @@ def test_who_says_nothing_gets_a_problem() -> None:
     """
     answer = ask(makeRoot(Teller()), "/nowhere")
     members = problemIn(answer)
-    assert len(members.pop("requestId")) == 32
+    assert members.pop("requestId") == answer.headers["x-request-id"]
     assert members == {
         "type": "about:blank",
         "title": "Not Found",
@@ -155,6 +155,44 @@ def test_who_prefers_text_gets_the_sentence_alone(accept: str) -> None:
     assert answer.headers["vary"] == "Accept"
 
 
+@pytest.mark.parametrize(
+    "accept", ["text/html", BROWSER, "text/html, text/plain;q=0.2", "TEXT/HTML;q=0.9"]
+)
+def test_a_browser_gets_a_page(accept: str) -> None:
+    """
+    Who follows a dead link is not shown a bracket.
+    """
+    answer = ask(makeRoot(Teller()), "/nowhere", headers={"Accept": accept})
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    page = answer.body.decode()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "<h1>Route not found</h1>" in page
+    assert f"404 Not Found &middot; request {answer.headers['x-request-id']}" in page
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert answer.headers["vary"] == "Accept"
+
+
+def test_nothing_of_an_error_is_taken_for_a_part_of_the_page() -> None:
+    """
+    Some module may make an error of what a client has sent.
+    """
+    error = Known("<script>alert(1)</script>")
+    answer = ask(Failing(error), "/", headers={"Accept": "text/html"})
+    assert b"<script" not in answer.body
+    assert b"&lt;script&gt;" in answer.body
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/plain", "text/html"])
+def test_an_error_is_taken_for_nothing_else_than_it_says(accept: str) -> None:
+    """
+    A browser that guesses might run it.
+    """
+    answer = ask(makeRoot(Teller()), "/nowhere", headers={"Accept": accept})
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 def test_accept_may_have_several_lines() -> None:
     """
     A header in two lines means the same as in one.
@@ -173,11 +211,13 @@ def test_no_accept_header_breaks_an_error(accept: bytes) -> None:
     not ours.
     """
     problem = Problem(HTTPError.status, "Sorry")
-    contentType, body = problem.encode(accept)
-    if contentType.startswith(b"text/plain"):
-        assert body == b"Sorry"
+    sent = problem.encode(accept)
+    if sent.contentType.startswith(b"text/plain"):
+        assert sent.body == b"Sorry"
+    elif sent.contentType.startswith(b"text/html"):
+        assert b"<h1>Sorry</h1>" in sent.body
     else:
-        assert json.loads(body)["error"] == "Sorry"
+        assert json.loads(sent.body)["error"] == "Sorry"
 
 
 # Errors that nobody expected.
@@ -271,7 +311,104 @@ def test_no_request_forges_a_line_of_the_log(
     peer.leave()
 
 
+# Development.
+
+
+class Caused(AsyncResource):
+    """
+    A resource that fails, far away.
+    """
+
+    isLeaf = True
+
+    async def render_GET(self, request: Request) -> Response:
+        if request.path == b"/unavailable":
+            raise QueueTimeout("late", None, 1, State.RETRYING, 2) from Trouble("<far>")
+        if request.path == b"/unknown":
+            raise OutcomeUnknown("write")
+        if request.path == b"/cleaned":
+            failure = Failure(Trouble("<far>"))
+            failure.value = Trouble("<far>")
+            await fail(failure)
+        raise Trouble("<near>") from Trouble("<far>")
+
+
+@pytest.mark.parametrize(
+    ("path", "seen"),
+    [
+        (b"/", ["<near>", "<far>"]),
+        (b"/unavailable", ["late", "<far>"]),
+        (b"/unknown", ["OutcomeUnknown"]),
+        (b"/cleaned", ["<far>"]),
+    ],
+)
+@pytest.mark.parametrize("development", [True, False])
+def test_where_an_error_comes_from_is_shown_to_who_develops(
+    path: bytes,
+    seen: list[str],
+    development: bool,
+    clock: Clock,
+    loggedFailures: list[LogEvent],
+) -> None:
+    """
+    It saves a look into the log; and nobody else is shown any of it.
+    """
+    peer = Peer(Site(Caused(), clock, development=development), clock)
+    for accept in (b"*/*", b"text/plain", b"text/html"):
+        peer.send(
+            b"GET "
+            + path
+            + b" HTTP/1.1\r\nHost: test\r\nAccept: "
+            + accept
+            + b"\r\n\r\n"
+        )
+    problem, plain, page = peer.answers
+    members = problemIn(problem)
+    shown = [
+        "\n".join(members.get("traceback", [])),
+        plain.body.decode(),
+        unescape(page.body.decode()),
+    ]
+    for text in shown:
+        for each in seen:
+            assert (each in text) is development
+    assert (b"&lt;far&gt;" in page.body) is (development and path != b"/unknown")
+    assert b"<far>" not in page.body
+    loggedFailures.clear()
+    peer.leave()
+
+
+def test_what_was_sent_wrongly_has_no_traceback(clock: Clock) -> None:
+    """
+    Not even for who develops: it comes from nowhere but the client.
+    """
+    peer = Peer(Site(AsyncResource(), clock, development=True), clock)
+    peer.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+    (answer,) = peer.answers
+    assert "traceback" not in problemIn(answer)
+    peer.leave()
+
+
 # Errors that clients are to know of.
+
+
+@pytest.mark.parametrize(
+    ("unique", "status", "sentence"),
+    [
+        (True, 409, "Resource already exists"),
+        (False, 400, "Database constraint violation"),
+    ],
+)
+def test_a_constraint_is_told_without_its_name(
+    unique: bool, status: int, sentence: str
+) -> None:
+    """
+    The wire strings of the source; the database's own words name columns.
+    """
+    answer = ask(Failing(ConstraintViolated("users.email", "23505", unique)))
+    assert answer.status == status
+    assert problemIn(answer)["error"] == sentence
+    assert b"users" not in answer.body
 
 
 def test_an_error_for_clients_says_what_it_says() -> None:

@@ -232,13 +232,21 @@ class Module:
         print("closed it")
 
 
+class Empty:
+    def initialize(self):
+        pass
+
+    def read(self):
+        pass
+
+
 def fail():
     server._startup.wrappers["clock"].fail(ValueError("no way"))
 
 
 options = Options()
 options.parseOptions(["--listen=tcp:0:interface=127.0.0.1", *{words}])
-server = assemble(options, reactor, {{}}, {{"clock": Module()}})
+server = assemble(options, reactor, {{}}, {{"clock": Module(), "database": Empty()}})
 application = Application("program")
 server.setServiceParent(application)
 reactor.callWhenRunning(print, "It runs")

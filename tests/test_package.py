@@ -38,14 +38,12 @@ LAYERS = [
         "_callables",
         "_module",
         "_slices",
-        "_states",
         "_stats",
         "_sweeps",
         "_unsettled",
-        "_waiters",
     ),
     ("modules",),
-    ("asyncmodule", "_errors"),
+    ("asyncmodule", "_errors", "_states", "_waiters"),
 ]
 """
 Each may import what is in its own layer and in those below.

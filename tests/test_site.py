@@ -12,6 +12,8 @@ from io import BytesIO
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
@@ -338,8 +340,85 @@ def test_a_long_body_does_not_reach_the_disk(clock: Clock) -> None:
     peer.send(post(500_000) + b"x" * 500_000)
     peer.send(CHUNKED + chunk(b"x" * 500_000) + chunk(b""))
     assert [answer.body for answer in peer.answers] == [b"kept"] * 2
-    assert [type(content) for content in contents] == [BytesIO] * 2
+    assert all(isinstance(content, BytesIO) for content in contents)
+    assert len(contents) == 2
     peer.leave()
+
+
+class Holds(AsyncResource):
+    """
+    A resource that answers when it is told to.
+    """
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Deferred[Response]] = []
+
+    def render_POST(self, request: Request) -> Deferred[Response]:
+        self.held.append(Deferred(lambda _: None))
+        return self.held[-1]
+
+
+def test_all_bodies_together_have_a_bound(clock: Clock) -> None:
+    """
+    Ten thousand requests may be held, and each of them may have a long body.
+    """
+    resource = Holds()
+    site = Site(resource, clock, mostContents=100)
+    peers = [Peer(site, clock) for _ in range(3)]
+    peers[0].send(post(60) + b"x" * 60)
+    peers[1].send(post(50) + b"x" * 40)
+    assert site.contents == 100
+    peers[1].send(b"x")
+    (answer,) = peers[1].answers
+    assert (answer.status, answer.headers["connection"]) == (503, "close")
+    assert answer.headers["retry-after"] == "1"
+    assert json.loads(answer.body)["error"] == "Too much is waiting already"
+    assert site.contents == 60
+    peers[2].send(CHUNKED + chunk(b"x" * 40) + chunk(b""))
+    assert site.contents == 100
+    resource.held[0].callback(text("done"))
+    assert site.contents == 40
+    peers[2].leave()
+    assert site.contents == 0
+    for peer in peers:
+        peer.leave()
+    clock.advance(10)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 60))))
+def test_no_byte_of_a_body_is_forgotten_or_counted_twice(
+    steps: list[tuple[int, int, int]],
+) -> None:
+    """
+    A count that drifts ends in a site that refuses everything, or nothing.
+    """
+    clock = Clock()
+    resource = Holds()
+    site = Site(resource, clock, mostContent=50, mostContents=100)
+    peers = [Peer(site, clock) for _ in range(3)]
+    for who, what, size in steps:
+        peer = peers[who]
+        if what == 0:
+            peer.send(post(size))
+        elif what == 1:
+            peer.send(b"x" * size)
+        elif what == 2:
+            peer.send(CHUNKED + chunk(b"x" * max(size, 1)))
+        elif what == 3:
+            peer.send(chunk(b""))
+        elif what == 4 and resource.held:
+            resource.held.pop(0).callback(text("done"))
+        else:
+            peer.leave()
+            peers[who] = Peer(site, clock)
+        assert 0 <= site.contents <= 100
+    for peer in peers:
+        peer.leave()
+    clock.advance(10)
+    assert site.contents == 0
 
 
 # What is unusual, but right.
@@ -985,9 +1064,11 @@ def test_the_access_log_has_a_line_for_each_request(clock: Clock) -> None:
         peer.send(
             b'GET /"\x85 HTTP/1.1\r\nHost: test\r\nUser-Agent: {curl}\x0b\r\n\r\n'
         )
+    (answer,) = peer.answers
     assert textsOf(events) == [
         '"192.0.2.1" - - [09/Sep/2001:01:46:40 +0000] '
-        '"GET /\\"\\x85 HTTP/1.1" 200 12 "-" "{curl}\\x0b"'
+        '"GET /\\"\\x85 HTTP/1.1" 200 12 "-" "{curl}\\x0b" '
+        + answer.headers["x-request-id"]
     ]
     peer.leave()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from tsrv.startup import GraphError
 from tsrv.tap import Options, _allowFiles, _exitCleanly, assemble, makeService
 from tsrv.web.site import Site
 
-from .support import Refused, Result, Trouble, resultOf
+from .support import Empty, Refused, Result, Trouble, resultOf
 from .websupport import (
     Answer,
     Peer,
@@ -43,6 +44,14 @@ from .websupport import (
 )
 
 SAY = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The users of a server that is started are not to be left in the checkout.
+    """
+    monkeypatch.chdir(tmp_path)
 
 
 def parsed(*words: str) -> Options:
@@ -73,6 +82,15 @@ def test_the_defaults() -> None:
         "queue-timeout": 30.0,
         "drain-timeout": 30.0,
         "access-log": False,
+        "database": None,
+        "database-connections": 4,
+        "statement-timeout": 10.0,
+        "connect-timeout": 5.0,
+        "config-url": None,
+        "config-timeout": 10.0,
+        "config-refresh": None,
+        "config-copy": None,
+        "development": False,
     }
 
 
@@ -101,6 +119,16 @@ def test_the_defaults() -> None:
         (["--drain-timeout", "0"], "drain-timeout", 0.0),
         (["--access-log", "on"], "access-log", True),
         (["--access-log", "on", "--access-log", "off"], "access-log", False),
+        (["--database=sqlite:a/b c"], "database", "sqlite:a/b c"),
+        (["--database=postgresql://u@h/n"], "database", "postgresql://u@h/n"),
+        (["--database-connections=1"], "database-connections", 1),
+        (["--statement-timeout=0.5"], "statement-timeout", 0.5),
+        (["--connect-timeout=60"], "connect-timeout", 60.0),
+        (["--config-url=https://h/c?a=b"], "config-url", "https://h/c?a=b"),
+        (["--config-timeout=1"], "config-timeout", 1.0),
+        (["--config-refresh=3600"], "config-refresh", 3600.0),
+        (["--config-copy=/var/lib/c"], "config-copy", "/var/lib/c"),
+        (["--development"], "development", True),
     ],
 )
 def test_a_good_option_is_understood(
@@ -142,8 +170,57 @@ SECONDS = [
                 [f"--{name}={seconds}"],
                 f"--{name}: {seconds!r} is not a number of seconds {MOST}",
             )
-            for name in ("delay", "queue-timeout", "drain-timeout")
+            for name in (
+                "delay",
+                "queue-timeout",
+                "drain-timeout",
+                "statement-timeout",
+                "connect-timeout",
+                "config-timeout",
+                "config-refresh",
+            )
             for seconds in SECONDS
+        ),
+        *(
+            ([f"--{name}=0"], f"--{name}: it has to be more than 0 seconds")
+            for name in (
+                "statement-timeout",
+                "connect-timeout",
+                "config-timeout",
+                "config-refresh",
+            )
+        ),
+        *(
+            (
+                [f"--database-connections={connections}"],
+                f"--database-connections: {connections!r} is not a number of "
+                "connections, at least 1",
+            )
+            for connections in ("", "few", "-1", "0")
+        ),
+        *(
+            ([f"--database={url}"], "--database: the URL of a database is sqlite:PATH")
+            for url in ("", "tsrv.db", "mysql://h/n", "sqlite:", "postgresql://[/n")
+        ),
+        (
+            ["--database=postgresql://u:hush@h/n"],
+            "--database: whoever can list the processes would see the password",
+        ),
+        (
+            ["--database-file=/nonexistent"],
+            "--database-file: '/nonexistent' cannot be read: No such file",
+        ),
+        (
+            [f"--database-file={sys.executable}"],
+            f"--database-file: {sys.executable!r} cannot be read: it is no text",
+        ),
+        *(
+            ([f"--config-url={url}"], "--config-url: it has to be an http:// or https:")
+            for url in ("", "config", "ftp://h/c", "file:///etc/passwd")
+        ),
+        (
+            ["--config-url=https://u:hush@h/c"],
+            "--config-url: whoever can list the processes would see the password",
         ),
         *(
             ([f"--queue-limit={calls}"], f"--queue-limit: {calls!r} is not a number")
@@ -200,6 +277,7 @@ def test_a_bad_option_is_a_usage_error(words: list[str], about: str) -> None:
     assert message.startswith(f"tsrv: {about}")
     assert message.endswith("(see twistd tsrv --help)")
     assert "\n" not in message
+    assert "hush" not in message
     assert len(message) < 250
     assert raised.value.__suppress_context__
 
@@ -222,9 +300,75 @@ def test_help_tells_all_options(capsys: pytest.CaptureFixture[str]) -> None:
         "--queue-timeout=",
         "--drain-timeout=",
         "--access-log=",
+        "--database=",
+        "--database-file=",
+        "--database-connections=",
+        "--statement-timeout=",
+        "--connect-timeout=",
+        "--config-url=",
+        "--config-timeout=",
+        "--config-refresh=",
+        "--config-copy=",
+        "--development ",
     ):
         assert option in shown
-    assert " ".join(shown.split()).count("[default: ") == 7
+    assert " ".join(shown.split()).count("[default: ") == 14
+
+
+# What may be a secret.
+
+
+def test_a_secret_comes_from_a_file(tmp_path: Path) -> None:
+    """
+    Other users of the machine can list its processes, but not read this file.
+    """
+    path = tmp_path / "url"
+    path.write_text("  postgresql://u:hush@h/n \nmore\n")
+    options = parsed(f"--database-file={path}")
+    assert options["database"] == "postgresql://u:hush@h/n"
+    path.write_text("mysql://u:hush@h/n")
+    with pytest.raises(SystemExit, match="--database-file: the URL") as raised:
+        parsed(f"--database-file={path}")
+    assert "hush" not in str(raised.value)
+
+
+def test_a_secret_comes_from_the_environment_and_is_not_left_there() -> None:
+    """
+    What this process may start is not to find the passwords.
+    """
+    options = parsed()
+    environment = {
+        "TSRV_DATABASE": "postgresql://u:hush@h/n",
+        "TSRV_CONFIG_URL": "https://u:hush@h/c",
+        "PATH": "/bin",
+    }
+    options.takeSecrets(environment)
+    assert options["database"] == "postgresql://u:hush@h/n"
+    assert options["config-url"] == "https://u:hush@h/c"
+    assert environment == {"PATH": "/bin"}
+
+
+def test_what_is_typed_comes_before_the_environment() -> None:
+    """
+    Who tries something out must not find that another database was meant.
+    """
+    options = parsed("--database=sqlite:here", "--config-url=http://h/here")
+    environment = {"TSRV_DATABASE": "sqlite:there", "TSRV_CONFIG_URL": "http://there"}
+    options.takeSecrets(environment)
+    assert options["database"] == "sqlite:here"
+    assert options["config-url"] == "http://h/here"
+    assert environment == {}
+
+
+@pytest.mark.parametrize("name", ["TSRV_DATABASE", "TSRV_CONFIG_URL"])
+def test_a_bad_secret_is_refused_and_not_repeated(name: str) -> None:
+    """
+    It may be nearly right, and then it is nearly the password.
+    """
+    with pytest.raises(SystemExit) as raised:
+        parsed().takeSecrets({name: "hush"})
+    assert str(raised.value.code).startswith(f"tsrv: {name}: ")
+    assert "hush" not in str(raised.value.code)
 
 
 # Starting and stopping, one step after another.
@@ -309,7 +453,8 @@ class Parts:
         options = parsed("--listen=tcp:80", *words)
         self.apart = bool(options["operations-listen"])
         environment = {"NOTIFY_SOCKET": notify} if notify else {}
-        self.server = assemble(options, machine, environment, {"clock": self.module})
+        replacements = {"clock": self.module, "database": Empty()}
+        self.server = assemble(options, machine, environment, replacements)
 
     @property
     def wrapper(self) -> Any:
@@ -427,10 +572,11 @@ def test_it_listens_before_it_initialises(parts: Parts) -> None:
     assert begun == "Started"
     assert len(others) == 2
     others.remove("Async module initialized")
-    ((first, _, row, path),) = [table.splitlines() for table in others]
+    ((first, _, row, other, path),) = [table.splitlines() for table in others]
     assert "ready" in first
     assert "2.5" in first
     assert row.split()[:3] == ["*", "clock", "ready"]
+    assert other.split()[:2] == ["database", "ready"]
     assert path == "* critical path: clock"
     assert errorsIn(events) == []
     stopAtOnce(parts)
@@ -451,7 +597,8 @@ def test_modules_that_cannot_be_are_found_before_it_listens(machine: Machine) ->
     A mistake in what needs what is one in the program: it is told before
     anybody outside can see of it.
     """
-    replacements = {"clock": Slow(machine.steps), "clok": Slow(machine.steps)}
+    modules = [Slow(machine.steps), Slow(machine.steps), Empty()]
+    replacements = dict(zip(["clock", "clok", "database"], modules, strict=True))
     server = assemble(parsed("--listen=tcp:80"), machine, {}, replacements)
     with pytest.raises(GraphError, match="'clok' is replaced, but was never added"):
         server.privilegedStartService()

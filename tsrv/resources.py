@@ -18,8 +18,10 @@ from .asyncmodule import NotInitialized
 from .startup import Startup
 from .web.health import Live, Ready, StartupPage
 from .web.metrics import Metrics, Traffic
+from .web.openapi import Description
 from .web.rendering import AsyncResource, Response, text
 from .web.status import StatusPage, putStatus
+from .web.users import UsersResource, UserStore
 
 __all__ = ["Say", "Speaker", "makeRoot", "putOperations"]
 
@@ -92,11 +94,15 @@ def putOperations(
     return putStatus(root, startup, reactor, links=links, showErrors=apart)
 
 
-def makeRoot(speaker: Speaker) -> AsyncResource:
+def makeRoot(speaker: Speaker, users: UserStore | None = None) -> AsyncResource:
     """
     @param speaker: What C{/say} asks.
+    @param users: The users, if there are any.
     @return: The root of the site.
     """
     root = AsyncResource()
     root.putChild(b"say", Say(speaker))
+    if users is not None:
+        root.putChild(b"users", UsersResource(users))
+        root.putChild(b"openapi.json", Description())
     return root

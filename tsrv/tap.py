@@ -6,34 +6,69 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, Logger, globalLogPublisher
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
+from ._words import (
+    configurationOf,
+    countOf,
+    databaseOf,
+    endpointOf,
+    firstLineOf,
+    positiveSecondsOf,
+    secondsOf,
+    shortened,
+)
 from .asyncmodule import AsyncModule
+from .modules.database import Database, DatabaseRefused, Location, Settings
+from .modules.users import SCHEMA, Users
 from .resources import makeRoot, putOperations
 from .server import Server
 from .startup import Startup
 from .systemd import VARIABLES, Notifier, SystemdService
+from .web._requestid import addRequestId
 from .web.metrics import Traffic
 from .web.rendering import AsyncResource
 from .web.site import Site
+from .wrapper import jitteredBackoff
 
 __all__ = ["Options", "addModules", "assemble", "makeService"]
 
 _LISTEN: Final = "tcp:8000:interface=127.0.0.1:backlog=1024"
 
-_LONGEST: Final = 365 * 24 * 60 * 60
+_DATABASE: Final = "sqlite:tsrv.db"
+
+_SECRETS: Final = ("TSRV_DATABASE", "TSRV_CONFIG_URL")
 """
-The most that is a number of seconds, and not a mistake.
+What may be said in the environment, where other users cannot read it, in place
+of the command line, where they can.
 """
+
+_LONGEST_DELAY: Final = 4.0
+"""
+The most seconds between two attempts to reach the database.
+"""
+
+_DRAINED: Final = 1_000
+"""
+How many calls to the database may be in progress while what was held is run.
+"""
+
+_BODY: Final = 1024 * 1024
+"""
+How many bytes a user may have, as a client sends it.
+"""
+
+_log = Logger()
 
 # Not every system has limits.
 _LIMITS: Final[Any] = import_module("resource") if find_spec("resource") else None
@@ -61,6 +96,15 @@ class Options(UsageOptions):
         self["queue-timeout"] = 30.0
         self["drain-timeout"] = 30.0
         self["access-log"] = False
+        self["database"] = None
+        self["database-connections"] = 4
+        self["statement-timeout"] = 10.0
+        self["connect-timeout"] = 5.0
+        self["config-url"] = None
+        self["config-timeout"] = 10.0
+        self["config-refresh"] = None
+        self["config-copy"] = None
+        self["development"] = False
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
@@ -80,13 +124,13 @@ class Options(UsageOptions):
         """
         Where to listen: a Twisted endpoint; repeatable. [default: port 8000, loopback]
         """
-        self["listen"].append(_endpoint("--listen", endpoint))
+        self["listen"].append(endpointOf("--listen", endpoint))
 
     def opt_operations_listen(self, endpoint: str) -> None:
         """
         Where to serve the pages for who runs the server. [default: with all others]
         """
-        self["operations-listen"].append(_endpoint("--operations-listen", endpoint))
+        self["operations-listen"].append(endpointOf("--operations-listen", endpoint))
 
     def opt_stay_up(self) -> None:
         """
@@ -98,87 +142,136 @@ class Options(UsageOptions):
         """
         How many seconds the clock takes to start. [default: 10]
         """
-        self["delay"] = _seconds("--delay", seconds)
+        self["delay"] = secondsOf("--delay", seconds)
 
     def opt_direct(self) -> None:
         """
-        Ask the clock without a queue in front of it, to see what that is like.
+        Ask the modules without queues in front of them, to see what that is like.
         """
         self["direct"] = True
 
     def opt_queue_limit(self, calls: str) -> None:
         """
-        How many calls may wait for the clock. [default: 10000]
+        How many calls may wait for each module. [default: 10000]
         """
-        try:
-            limit = int(calls)
-        except ValueError:
-            limit = -1
-        if limit < 0:
-            raise UsageError(
-                f"--queue-limit: {_short(calls)!r} is not a number of calls"
-            )
-        self["queue-limit"] = limit
+        self["queue-limit"] = countOf("--queue-limit", calls, "calls", 0)
 
     def opt_queue_timeout(self, seconds: str) -> None:
         """
-        How many seconds a call may wait for the clock. [default: 30]
+        How many seconds a call may wait for its module. [default: 30]
         """
-        self["queue-timeout"] = _seconds("--queue-timeout", seconds)
+        self["queue-timeout"] = secondsOf("--queue-timeout", seconds)
 
     def opt_drain_timeout(self, seconds: str) -> None:
         """
         How many seconds requests get to end when it stops. [default: 30]
         """
-        self["drain-timeout"] = _seconds("--drain-timeout", seconds)
+        self["drain-timeout"] = secondsOf("--drain-timeout", seconds)
 
     def opt_access_log(self, switch: str) -> None:
         """
         Whether to log every request: on or off. [default: off]
         """
         if switch not in ("on", "off"):
-            raise UsageError(f"--access-log: {_short(switch)!r} is neither on nor off")
+            raise UsageError(
+                f"--access-log: {shortened(switch)!r} is neither on nor off"
+            )
         self["access-log"] = switch == "on"
 
+    def opt_database(self, url: str) -> None:
+        """
+        Where the users are: sqlite:PATH or postgresql://USER@HOST/NAME. One with a
+        password goes into TSRV_DATABASE or --database-file. [default: the setting
+        "database" of --config-url, or sqlite:tsrv.db]
+        """
+        self["database"] = databaseOf("--database", url)
+        if Location.parse(url).hasPassword:
+            raise UsageError(
+                "--database: whoever can list the processes would see the password: "
+                "put the URL into the environment as TSRV_DATABASE, or into a file "
+                "(--database-file)"
+            )
 
-def _endpoint(option: str, text: str) -> str:
-    """
-    Read the description of an endpoint.
-    """
-    try:
-        # No reactor is needed to find out whether it can be understood.
-        port = getattr(serverFromString(None, text), "_port", 0)
-    except Exception as error:
-        raise UsageError(
-            f"{option}: {_short(text)!r} is not a Twisted endpoint: "
-            f"{_short(str(error))}"
-        ) from None
-    if not 0 <= port < 65536:
-        raise UsageError(f"{option}: {_short(text)!r} has no port: 0 to 65535")
-    return text
+    def opt_database_file(self, path: str) -> None:
+        """
+        A file whose first line is the URL of the database.
+        """
+        self["database"] = databaseOf("--database-file", firstLineOf(path))
 
-
-def _seconds(option: str, text: str) -> float:
-    """
-    Read a number of seconds.
-    """
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= _LONGEST:
-        raise UsageError(
-            f"{option}: {_short(text)!r} is not a number of seconds "
-            f"from 0 to {_LONGEST}"
+    def opt_database_connections(self, connections: str) -> None:
+        """
+        How many connections there may be to the database. [default: 4]
+        """
+        self["database-connections"] = countOf(
+            "--database-connections", connections, "connections", 1
         )
-    return seconds
 
+    def opt_statement_timeout(self, seconds: str) -> None:
+        """
+        How many seconds one statement may take. [default: 10]
+        """
+        self["statement-timeout"] = positiveSecondsOf("--statement-timeout", seconds)
 
-def _short(text: str) -> str:
-    """
-    @return: As much of what was typed as fits into a line.
-    """
-    return text if len(text) <= 50 else f"{text[:47]}..."
+    def opt_connect_timeout(self, seconds: str) -> None:
+        """
+        How many seconds it may take to connect to the database, or to see that an
+        idle connection is gone. [default: 5]
+        """
+        self["connect-timeout"] = positiveSecondsOf("--connect-timeout", seconds)
+
+    def opt_config_url(self, url: str) -> None:
+        """
+        Where to fetch settings, a JSON object, before anything that needs them
+        starts. One with a password goes into TSRV_CONFIG_URL.
+        """
+        self["config-url"] = configurationOf("--config-url", url)
+        if "@" in url.partition("://")[2].partition("/")[0]:
+            raise UsageError(
+                "--config-url: whoever can list the processes would see the "
+                "password: put the URL into the environment as TSRV_CONFIG_URL"
+            )
+
+    def opt_config_timeout(self, seconds: str) -> None:
+        """
+        How many seconds it may take to fetch the settings. [default: 10]
+        """
+        self["config-timeout"] = positiveSecondsOf("--config-timeout", seconds)
+
+    def opt_config_refresh(self, seconds: str) -> None:
+        """
+        Fetch the settings again, every so many seconds. [default: never]
+        """
+        self["config-refresh"] = positiveSecondsOf("--config-refresh", seconds)
+
+    def opt_config_copy(self, path: str) -> None:
+        """
+        A file for the last good copy of the settings, to start with when they
+        cannot be fetched. [default: none is kept]
+        """
+        self["config-copy"] = path
+
+    def opt_development(self) -> None:
+        """
+        Show tracebacks to clients. Never where others can reach the server.
+        """
+        self["development"] = True
+
+    def takeSecrets(self, environment: MutableMapping[str, str]) -> None:
+        """
+        Read, and remove, what the environment says in place of options. Options
+        come first.
+
+        @param environment: The environment of the process.
+        @raise SystemExit: It cannot be understood; the message is one line.
+        """
+        database, configuration = (environment.pop(name, None) for name in _SECRETS)
+        try:
+            if database is not None and self["database"] is None:
+                self["database"] = databaseOf("TSRV_DATABASE", database)
+            if configuration is not None and self["config-url"] is None:
+                self["config-url"] = configurationOf("TSRV_CONFIG_URL", configuration)
+        except UsageError as error:
+            raise SystemExit(f"tsrv: {error}") from None
 
 
 def _allowFiles(limits: Any) -> None:
@@ -203,11 +296,50 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
     @param reactor: Provides the time.
     @param options: What was asked for.
     """
-    startup.add(
-        "clock",
-        partial(AsyncModule, reactor, options["delay"]),
+    add = partial(
+        startup.add,
         limit=options["queue-limit"],
         queueTimeout=options["queue-timeout"],
+    )
+    add("clock", partial(AsyncModule, reactor, options["delay"]))
+
+    url: str | Callable[[], Deferred[str]] = options["database"] or _DATABASE
+    needs = []
+    if options["config-url"] is not None:
+        # An HTTP client is not what every server needs.
+        from .modules.remoteconfig import ConfigurationRefused, RemoteConfig
+
+        configuration = add(
+            "configuration",
+            partial(
+                RemoteConfig,
+                reactor,
+                options["config-url"],
+                timeout=options["config-timeout"],
+                refresh=options["config-refresh"],
+                copy=options["config-copy"],
+            ),
+            fatal=ConfigurationRefused,
+        )
+        if options["database"] is None:
+            url = partial(configuration.proxy.text, "database")
+            needs = ["configuration"]
+    settings = Settings(
+        connections=options["database-connections"],
+        statementTimeout=options["statement-timeout"],
+        connectTimeout=options["connect-timeout"],
+        limit=max(options["queue-limit"], _DRAINED),
+    )
+    add(
+        "database",
+        partial(Database, reactor, url, [SCHEMA], settings),
+        needs=needs,
+        fatal=DatabaseRefused,
+        replay=["read"],
+        concurrency=_DRAINED,
+        retryPolicy=jitteredBackoff(maxDelay=_LONGEST_DELAY),
+        # Statements in progress may go on to their limit, and a little beyond.
+        closeTimeout=options["statement-timeout"] + 5,
     )
 
 
@@ -228,13 +360,21 @@ def assemble(
     """
     startup = Startup(reactor, replacements=replacements, stayUp=options["stay-up"])
     addModules(startup, reactor, options)
-    clock = startup.wrappers["clock"]
+    modules = {
+        name: wrapper.module if options["direct"] else wrapper.proxy
+        for name, wrapper in startup.wrappers.items()
+    }
 
     traffic = Traffic(reactor)
     makeSite = partial(
-        Site, reactor=reactor, accessLog=options["access-log"], traffic=traffic
+        Site,
+        reactor=reactor,
+        accessLog=options["access-log"],
+        mostContent=_BODY,
+        traffic=traffic,
+        development=options["development"],
     )
-    root = makeRoot(clock.module if options["direct"] else clock.proxy)
+    root = makeRoot(modules["clock"], Users(modules["database"]))
     apart = bool(options["operations-listen"])
     operationsRoot = AsyncResource() if apart else root
     page = putOperations(operationsRoot, startup, reactor, traffic, apart)
@@ -269,6 +409,11 @@ def makeService(options: Options) -> Server:
     environment = {
         name: os.environ.pop(name) for name in VARIABLES if name in os.environ
     }
+    options.takeSecrets(os.environ)
+    # Before all that writes the log.
+    globalLogPublisher.addObserver(cast(ILogObserver, addRequestId))
+    if options["development"]:
+        _log.warn("DEVELOPMENT: clients are shown tracebacks (--development)")
     server = assemble(options, reactor, environment)
     reactor.callWhenRunning(_exitCleanly, reactor, server)
     return server

@@ -2,9 +2,10 @@
 An exception becomes a response.
 
 Errors are problem details (RFC 9457), with one more member, C{error}, which is
-what the clients of simpler servers read. Who prefers text gets the sentence
-alone. Nothing of an unexpected exception reaches a client but an id, by which
-it is found in the log.
+what the clients of simpler servers read. A browser gets a page, and who prefers
+text gets the sentence alone. Nothing of an unexpected exception reaches a client
+but the name of the request, by which it is found in the log; unless the site is
+one for development.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from http import HTTPStatus
 from math import ceil
+from traceback import format_exception
 from types import MappingProxyType
-from uuid import uuid4
+from typing import Final
 
 from mimeparse import MimeTypeParseException, best_match
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 
+from ..modules.database import ConstraintViolated
 from ..wrapper import (
     Closed,
     InitializationFailed,
@@ -31,8 +35,10 @@ from ..wrapper import (
     Unavailable,
 )
 from ._accept import mediaRanges
+from ._requestid import idOf
 
 __all__ = [
+    "Encoded",
     "HTTPError",
     "MethodNotAllowed",
     "NotFound",
@@ -42,11 +48,36 @@ __all__ = [
 
 _log = Logger()
 
-_JSON = "application/problem+json"
-_TEXT = "text/plain"
+_JSON: Final = "application/problem+json"
+_TEXT: Final = "text/plain"
+_HTML: Final = "text/html"
 
 # The last one wins where a client does not care.
-_OFFERED = [_TEXT, "application/json", _JSON]
+_OFFERED: Final = [_HTML, _TEXT, "application/json", _JSON]
+
+_NO_SNIFFING: Final = (b"X-Content-Type-Options", b"nosniff")
+
+_NO_SCRIPTS: Final = (
+    b"Content-Security-Policy",
+    b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+)
+
+_PAGE: Final = """\
+<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{status} {title}</title>
+<style>
+body {{ font: 1.1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 15vh auto;
+    padding: 0 1rem; color-scheme: light dark; }}
+h1 {{ font-size: 1.5rem; }}
+pre {{ overflow-x: auto; font-size: .8rem; }}
+small {{ opacity: .7; }}
+</style>
+<h1>{detail}</h1>
+{more}<p><small>{status} {title} &middot; request {requestId}</small></p>
+"""
 
 
 class HTTPError(Exception):
@@ -96,6 +127,21 @@ class MethodNotAllowed(HTTPError):
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """
+    An error, as it is sent.
+
+    @ivar contentType: The C{Content-Type} of the body.
+    @ivar body: The body.
+    @ivar headers: Headers that belong to it.
+    """
+
+    contentType: bytes
+    body: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True)
 class Problem:
     """
     An error, as a client sees it.
@@ -104,25 +150,29 @@ class Problem:
     @ivar detail: One sentence for people.
     @ivar text: The sentence for who prefers text, if it is another one.
     @ivar headers: Headers of the response.
-    @ivar requestId: By what the request is found in the access log, if there is
-        one, and in any case if the error is logged.
+    @ivar requestId: What the request is called in the log.
     @ivar members: Further members.
+    @ivar traceback: Where the error comes from, for who develops the server.
     """
 
     status: HTTPStatus
     detail: str
     text: str | None = None
     headers: Sequence[tuple[bytes, bytes]] = ()
-    requestId: str = field(default_factory=lambda: uuid4().hex)
+    requestId: str = ""
     members: Mapping[str, object] = field(default_factory=dict)
+    traceback: str | None = None
 
-    def encode(self, accept: bytes | None) -> tuple[bytes, bytes]:
+    def encode(self, accept: bytes | None) -> Encoded:
         """
         @param accept: The request's C{Accept} header.
-        @return: The content type and the body.
+        @return: What is sent.
         """
-        if _prefersText(accept):
-            return b"text/plain; charset=utf-8", (self.text or self.detail).encode()
+        preferred = _preferred(accept)
+        if preferred == _TEXT:
+            return self._asText()
+        if preferred == _HTML:
+            return self._asPage()
         members = {
             "type": "about:blank",
             "title": self.status.phrase,
@@ -132,7 +182,32 @@ class Problem:
             "error": self.detail,
             **self.members,
         }
-        return _JSON.encode(), json.dumps(members).encode()
+        if self.traceback is not None:
+            members["traceback"] = self.traceback.splitlines()
+        body = json.dumps(members).encode()
+        return Encoded(_JSON.encode(), body, [_NO_SNIFFING])
+
+    def _asText(self) -> Encoded:
+        sentence = self.text or self.detail
+        if self.traceback is not None:
+            sentence += f"\n\n{self.traceback}"
+        body = sentence.encode("utf-8", "backslashreplace")
+        return Encoded(b"text/plain; charset=utf-8", body, [_NO_SNIFFING])
+
+    def _asPage(self) -> Encoded:
+        more = ""
+        if self.traceback is not None:
+            more = f"<pre>{escape(self.traceback)}</pre>\n"
+        page = _PAGE.format(
+            status=self.status.value,
+            title=escape(self.status.phrase),
+            detail=escape(self.detail),
+            more=more,
+            requestId=escape(self.requestId),
+        )
+        body = page.encode("utf-8", "backslashreplace")
+        headers = [_NO_SNIFFING, _NO_SCRIPTS]
+        return Encoded(b"text/html; charset=utf-8", body, headers)
 
 
 def problemOf(failure: Failure, request: IRequest) -> Problem:
@@ -143,29 +218,39 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
     @param request: The request that it went wrong with.
     @return: The problem.
     """
-    error = failure.value
+    error, requestId = failure.value, idOf(request)
     if isinstance(error, HTTPError):
         return Problem(
             error.status,
             str(error),
             error.text,
             error.headers,
-            members=error.members,
+            requestId,
+            error.members,
         )
+    if isinstance(error, ConstraintViolated):
+        status, detail = _CONSTRAINTS[error.unique]
+        return Problem(status, detail, requestId=requestId)
+    traceback = None
+    if getattr(getattr(request, "site", None), "development", False):
+        traceback = _tracebackOf(failure)
     if isinstance(error, Unavailable):
         seconds = max(1, ceil(error.retryAfter or 0))
         return Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             _UNAVAILABLE.get(type(error), "The service is not available"),
             headers=[(b"Retry-After", b"%d" % seconds)],
+            requestId=requestId,
+            traceback=traceback,
         )
     if isinstance(error, OutcomeUnknown):
         # No Retry-After: to try again might do twice what is to be done once.
         return Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "The request was interrupted: it may have been carried out, or not",
+            requestId=requestId,
+            traceback=traceback,
         )
-    requestId = uuid4().hex
     _log.failure(
         "Request {requestId} failed: {method} {uri}",
         failure=failure,
@@ -178,8 +263,26 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
         "Internal server error",
         text=f"Internal server error (request {requestId})",
         requestId=requestId,
+        traceback=traceback,
     )
 
+
+def _tracebackOf(failure: Failure) -> str:
+    """
+    @return: Where an error comes from, with what it was caused by.
+    """
+    error = failure.value
+    assert error is not None
+    if error.__traceback__ is None:
+        # It was cleaned, and only the failure remembers.
+        return str(failure.getTraceback())
+    return "".join(format_exception(error))
+
+
+_CONSTRAINTS: Final = {
+    True: (HTTPStatus.CONFLICT, "Resource already exists"),
+    False: (HTTPStatus.BAD_REQUEST, "Database constraint violation"),
+}
 
 _UNAVAILABLE: dict[type[Unavailable], str] = {
     QueueFull: "Too many requests are waiting already",
@@ -189,14 +292,17 @@ _UNAVAILABLE: dict[type[Unavailable], str] = {
 }
 
 
-def _prefersText(accept: bytes | None) -> bool:
+def _preferred(accept: bytes | None) -> str:
+    """
+    @return: Which of what is offered a client likes best.
+    """
     ranges = mediaRanges(accept)
     if not ranges:
-        return False
+        return _JSON
     try:
-        return bool(best_match(_OFFERED, ",".join(ranges)) == _TEXT)
+        return str(best_match(_OFFERED, ",".join(ranges)))
     except MimeTypeParseException:
-        return False
+        return _JSON
 
 
 def _readable(value: bytes) -> str:

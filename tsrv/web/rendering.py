@@ -21,6 +21,7 @@ from twisted.web.http import NO_BODY_CODES
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
+from ._requestid import identified, idOf
 from .errors import MethodNotAllowed, NotFound, problemOf
 
 __all__ = ["OTHER", "AsyncResource", "Missing", "Response", "respond", "text"]
@@ -126,10 +127,12 @@ class _Exchange:
                 return
         except Exception:
             result = Failure()
-        try:
-            self._writeProblem(result)
-        except Exception:
-            self._abort(Failure())
+        # This is the turn of whoever has answered, and not of this request.
+        with identified(idOf(self._request)):
+            try:
+                self._writeProblem(result)
+            except Exception:
+                self._abort(Failure())
 
     def _write(self, response: Response) -> None:
         if self._gone:
@@ -160,13 +163,11 @@ class _Exchange:
             self._abort(failure)
             return
         problem = problemOf(failure, self._request)
-        # For the access log.
-        cast(Any, self._request).requestId = problem.requestId
         # Several lines of it count as one.
         accept = self._request.requestHeaders.getRawHeaders(b"Accept")
-        contentType, body = problem.encode(b",".join(accept) if accept else None)
-        headers = [(b"Vary", b"Accept"), *problem.headers]
-        self._write(Response(body, contentType, problem.status, headers))
+        sent = problem.encode(b",".join(accept) if accept else None)
+        headers = [(b"Vary", b"Accept"), *problem.headers, *sent.headers]
+        self._write(Response(sent.body, sent.contentType, problem.status, headers))
 
     def _abort(self, failure: Failure) -> None:
         """

@@ -28,6 +28,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request
 from twisted.web.server import Site as TwistedSite
 
+from ._body import Body
+from ._requestid import currentId, identified, idFor, idOf
 from ._traffic import CountedRequest, Traffic
 from .errors import Problem
 from .rendering import AsyncResource
@@ -65,6 +67,7 @@ _REFUSALS: Final = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too long",
     HTTPStatus.REQUEST_URI_TOO_LONG: "The request line is too long",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The headers are too long",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Too much is waiting already",
 }
 """
 Why a request is not read to its end.
@@ -75,22 +78,38 @@ class _Request(Request):
     """
     A request whose body has a limit.
 
-    @ivar requestId: What the client was told to ask for, if the response is a
-        problem.
+    @ivar requestId: What it is called in the log.
     """
 
     channel: _Channel
 
     requestId: str | None = None
 
+    def process(self) -> None:
+        """
+        @see: L{Request.process}
+        """
+        token = currentId.set(idOf(self))
+        try:
+            super().process()
+        finally:
+            currentId.reset(token)
+
     def handleContentChunk(self, data: bytes) -> None:
         """
         Take a part of the body; of a chunked one the length is not known
         before.
         """
-        assert self.content is not None
-        if self.content.tell() + len(data) > self.channel.site.mostContent:
+        content = self.content
+        assert content is not None
+        site = self.channel.site
+        if content.closed:
+            # It was refused, and this is the rest.
+            return
+        if content.tell() + len(data) > site.mostContent:
             self.channel.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        elif site.contents + len(data) > site.mostContents:
+            self.channel.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
         else:
             super().handleContentChunk(data)
 
@@ -238,19 +257,33 @@ class _Channel(HTTPChannel):
             # Of what was received together with it, more may be wrong.
             return
         self._refused = True
-        problem = Problem(status, _REFUSALS[status])
-        contentType, body = problem.encode(None)
+        known = Headers()
+        if self.requests and not self._handlingRequest:
+            request = self.requests[-1]
+            known = request.requestHeaders
+            if request.content is not None:
+                request.content.close()
+        accept = known.getRawHeaders(b"Accept")
+        problem = Problem(status, _REFUSALS[status], requestId=idFor(known))
+        sent = problem.encode(b",".join(accept) if accept else None)
         headers = Headers(
             {
                 b"Connection": [b"close"],
-                b"Content-Type": [contentType],
-                b"Content-Length": [b"%d" % len(body)],
+                b"Content-Type": [sent.contentType],
+                b"Content-Length": [b"%d" % len(sent.body)],
+                b"Vary": [b"Accept"],
+                b"X-Request-ID": [problem.requestId.encode("ascii")],
             }
         )
+        for name, value in sent.headers:
+            headers.addRawHeader(name, value)
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.setRawHeaders(b"Retry-After", [b"1"])
         reason = status.phrase.encode("ascii")
         self.writeHeaders(b"HTTP/1.1", b"%d" % status, reason, headers)
-        self.write(body)
-        self.site.refused(self.transport.getPeer(), status, problem.requestId)
+        self.write(sent.body)
+        with identified(problem.requestId):
+            self.site.refused(self.transport.getPeer(), status, problem.requestId)
         self._linger()
 
     def _linger(self) -> None:
@@ -339,6 +372,9 @@ class Site(TwistedSite):
     long one may be is limited.
 
     @ivar mostContent: How many bytes the body of a request may have.
+    @ivar mostContents: How many bytes those of all requests together may have.
+    @ivar contents: How many they have.
+    @ivar development: Whether clients are shown where errors come from.
     @ivar stopping: Whether the site is being stopped.
     @ivar accepted: How many connections there have been.
     @ivar traffic: Counts the requests, if they are to be counted.
@@ -357,6 +393,8 @@ class Site(TwistedSite):
         *,
         accessLog: bool = False,
         mostContent: int = 64 * 1024,
+        mostContents: int = 64 * 1024 * 1024,
+        development: bool = False,
         traffic: Traffic | None = None,
     ) -> None:
         """
@@ -364,8 +402,11 @@ class Site(TwistedSite):
         @param reactor: Provides the time.
         @param accessLog: Whether to log every request.
         @param mostContent: How many bytes the body of a request may have. A
-            request that is held keeps its body, be it read or not, so that of
-            ten thousand of them each byte counts.
+            request that is held keeps its body until somebody reads it, so
+            that of ten thousand of them each byte counts.
+        @param mostContents: How many bytes those of all requests together may
+            have; a request for which there is no room is answered with 503.
+        @param development: Whether clients are shown where errors come from.
         @param traffic: Counts the requests; several sites may have the same.
         """
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
@@ -374,6 +415,9 @@ class Site(TwistedSite):
         if isinstance(resource, AsyncResource):
             resource.place("/")
         self.mostContent = mostContent
+        self.mostContents = mostContents
+        self.contents = 0
+        self.development = development
         self.traffic = traffic
         self.stopping = False
         self.accepted = 0
@@ -386,7 +430,7 @@ class Site(TwistedSite):
         @param length: The length of a body, if it is known before.
         @return: Where to put it.
         """
-        return BytesIO()
+        return Body(self)
 
     def startFactory(self) -> None:
         """
@@ -404,10 +448,8 @@ class Site(TwistedSite):
             )
         if self._accessLog:
             line = combinedLogFormatter(self._now(), request)
-            requestId = getattr(request, "requestId", None)
-            if requestId is not None:
-                line += f" {requestId}"
-            self._log.info("{line}", line=line)
+            requestId = idOf(request)
+            self._log.info("{line} {requestId}", line=line, requestId=requestId)
 
     def refused(self, peer: IAddress, status: HTTPStatus, requestId: str) -> None:
         """
@@ -423,8 +465,9 @@ class Site(TwistedSite):
         if self._accessLog:
             host = getattr(peer, "host", "-")
             self._log.info(
-                "{line}",
-                line=f'"{host}" - - {self._now()} "-" {status:d} - "-" "-" {requestId}',
+                "{line} {requestId}",
+                line=f'"{host}" - - {self._now()} "-" {status:d} - "-" "-"',
+                requestId=requestId,
             )
 
     def acceptableProtocols(self) -> list[bytes]:

@@ -1,0 +1,3 @@
+"""
+Modules that do real work. They know nothing of wrappers or of the web.
+"""

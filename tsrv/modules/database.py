@@ -1,0 +1,447 @@
+"""
+Two real databases behind one interface.
+
+A database is an asynchronously initialised module: C{initialize()} connects
+and brings the schema up to date, C{whenLost()} tells that the connections are
+gone, C{close()} ends them. In between there are only two things to ask of it:
+L{IDatabase.read} and L{IDatabase.write}, each of one statement. A read is safe
+to make twice, and so may be named in a wrapper's C{replay}. A write is a
+transaction of its own: when it is answered, it is on the disk.
+
+What goes wrong says whether the statement may have been carried out. A
+L{DatabaseUnavailable} says that it was not; an
+L{OutcomeUnknown<tsrv.asyncmodule.OutcomeUnknown>} that nobody knows; any other
+error, that it was not, and that to try again would not help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Literal, Protocol, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ..asyncmodule import IAsyncModule, NotInitialized, OutcomeUnknown, Unavailable
+
+__all__ = [
+    "ConstraintViolated",
+    "Database",
+    "DatabaseError",
+    "DatabaseRefused",
+    "DatabaseUnavailable",
+    "IDatabase",
+    "Location",
+    "OutcomeUnknown",
+    "Row",
+    "Schema",
+    "Settings",
+    "Statement",
+]
+
+Row: TypeAlias = tuple[Any, ...]
+"""
+What one row of a result is: integers, floats, texts, bytes and L{None}.
+"""
+
+
+class DatabaseError(Exception):
+    """
+    A statement could not be carried out, and trying again would not help.
+
+    @ivar code: The SQLSTATE, or the name of SQLite's extended result code.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[DatabaseError], tuple[object, ...]]:
+        return type(self), (*self.args, self.code)
+
+
+class ConstraintViolated(DatabaseError):
+    """
+    What was to be written contradicts a constraint.
+
+    @ivar unique: Whether there is such a row already.
+    """
+
+    def __init__(self, message: str, code: str, unique: bool) -> None:
+        super().__init__(message, code)
+        self.unique = unique
+
+    def __reduce__(self) -> tuple[type[DatabaseError], tuple[object, ...]]:
+        return type(self), (*self.args, self.code, self.unique)
+
+
+class DatabaseRefused(DatabaseError):
+    """
+    The database cannot be had, and no retry will cure that: the password is
+    wrong, there is no such database, the file is none. The message says what
+    to do.
+    """
+
+
+class DatabaseUnavailable(Unavailable):
+    """
+    The database cannot carry out a statement, or be connected to, now. The
+    statement has not been carried out, and never will be.
+
+    @ivar code: The SQLSTATE, or the name of SQLite's extended result code.
+    """
+
+    def __init__(
+        self, message: str, retryAfter: float | None = None, code: str = ""
+    ) -> None:
+        super().__init__(message, retryAfter)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[Unavailable], tuple[object, ...]]:
+        made, arguments = super().__reduce__()
+        return made, (*arguments, self.code)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """
+    One statement, for either database.
+
+    @ivar sql: SQL with a C{?} for each parameter, and no other question mark.
+    """
+
+    sql: str
+
+    @cached_property
+    def numbered(self) -> str:
+        """
+        The same with C{$1}, C{$2} and so on, as PostgreSQL has it.
+        """
+        first, *others = self.sql.split("?")
+        return first + "".join(
+            f"${number}{text}" for number, text in enumerate(others, 1)
+        )
+
+
+@dataclass(frozen=True)
+class Schema:
+    """
+    The tables of one part of the program, and how they have come to be.
+
+    @ivar part: The name under which the database remembers their version.
+    @ivar sqlite: For each version, beginning with 1, the statements that make
+        it from the version before.
+    @ivar postgresql: The same, in PostgreSQL's words; there are as many.
+    """
+
+    part: str
+    sqlite: Sequence[Sequence[str]]
+    postgresql: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    How a database is used.
+
+    @ivar connections: How many connections there are at most for reading;
+        PostgreSQL's are for all.
+    @ivar statementTimeout: How long one statement may take, in seconds.
+    @ivar connectTimeout: How long it may take to connect, in seconds; also how
+        long an idle connection may take to show that it is still there, and how
+        long SQLite waits for another process to unlock the file.
+    @ivar limit: How many statements may wait for a connection; one more fails
+        at once with L{DatabaseUnavailable}.
+    """
+
+    connections: int = 4
+    statementTimeout: float = 10.0
+    connectTimeout: float = 5.0
+    limit: int = 10_000
+
+
+class IDatabase(IAsyncModule):
+    """
+    A database.
+
+    Each statement is one that is prepared in the program; nothing that came
+    from outside is ever in it. To cancel an answer gives the statement up: it
+    is not carried out if it has not begun; if it has, its answer is dropped.
+    """
+
+    def read(statement: Statement, *parameters: object) -> Deferred[list[Row]]:
+        """
+        Carry out a statement that changes nothing.
+
+        @param statement: The statement.
+        @param parameters: As many as it has question marks: integers of 64
+            bits, floats, texts, bytes or L{None}.
+        @return: A Deferred that fires with the rows. It fails with
+            L{DatabaseUnavailable} if that is not possible now, and
+            L{DatabaseError} if it never is.
+        """
+
+    def write(statement: Statement, *parameters: object) -> Deferred[list[Row]]:
+        """
+        Carry out a statement that changes something, as a transaction.
+
+        @param statement: The statement; C{RETURNING} makes it have rows.
+        @param parameters: As for C{read}.
+        @return: A Deferred that fires with the rows when the transaction is on
+            the disk. It fails as that of C{read}; also with
+            L{ConstraintViolated}, and with
+            L{OutcomeUnknown<tsrv.asyncmodule.OutcomeUnknown>} if the connection
+            broke, or the time was up, before the answer was there.
+        """
+
+    def whenLost() -> Deferred[None]:
+        """
+        @return: A Deferred that fires when the database, once initialised, no
+            longer is; before that makes any call fail.
+        """
+
+    def close() -> Deferred[None]:
+        """
+        End what waits with L{DatabaseUnavailable}, what has begun by its time
+        limit, and all connections. It may be called again, and at any time.
+        """
+
+
+@dataclass(frozen=True)
+class Location:
+    """
+    Where a database is. What it looks like has no password in it.
+
+    @ivar kind: Which database.
+    @ivar target: The path of SQLite's file, or the URL for PostgreSQL, which
+        may have a password in it.
+    """
+
+    kind: Literal["sqlite", "postgresql"]
+    target: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Location:
+        """
+        @param url: C{sqlite:PATH}, or C{postgresql://USER:PASSWORD@HOST/NAME}
+            as libpq has it.
+        @return: The location.
+        @raise ValueError: It is neither. The message does not repeat it.
+        """
+        scheme, _, rest = url.strip().partition(":")
+        if scheme == "sqlite" and rest.removeprefix("//"):
+            path = rest.removeprefix("//")
+            if "\0" not in path and path != ":memory:":
+                return cls("sqlite", path)
+        elif scheme in ("postgresql", "postgres") and rest.startswith("//"):
+            try:
+                urlsplit(url.strip())
+            except ValueError:
+                pass
+            else:
+                return cls("postgresql", f"postgresql:{rest}")
+        raise ValueError(
+            "the URL of a database is sqlite:PATH or "
+            "postgresql://USER:PASSWORD@HOST:PORT/NAME"
+        )
+
+    @property
+    def hasPassword(self) -> bool:
+        """
+        Whether the URL is a secret.
+        """
+        if self.kind == "sqlite":
+            return False
+        split = urlsplit(self.target)
+        return ":" in split.netloc.rpartition("@")[0] or any(
+            name in ("password", "sslpassword") for name, _ in parse_qsl(split.query)
+        )
+
+    def __str__(self) -> str:
+        if self.kind == "sqlite":
+            return f"sqlite:{self.target}"
+        split = urlsplit(self.target)
+        user, at, host = split.netloc.rpartition("@")
+        return f"postgresql://{user.partition(':')[0]}{at}{host}{split.path}"
+
+
+class Engine(Protocol):
+    """
+    What a kind of database is made of: connections that are opened once, and
+    closed once.
+    """
+
+    def open(self) -> Deferred[None]:
+        """
+        Connect, and bring the schema up to date.
+
+        @return: A Deferred that fails with L{DatabaseRefused} or
+            L{DatabaseUnavailable}; then, and when it is cancelled, nothing is
+            left open.
+        """
+
+    def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
+        """
+        @see: L{IDatabase.read}
+        """
+
+    def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
+        """
+        @see: L{IDatabase.write}
+        """
+
+    def whenLost(self) -> Deferred[None]:
+        """
+        @see: L{IDatabase.whenLost}
+        """
+
+    def close(self) -> Deferred[None]:
+        """
+        @see: L{IDatabase.close}
+        """
+
+
+_EXTRA: Final = (
+    "PostgreSQL needs a package that is not installed: pip install 'tsrv[postgresql]'"
+)
+
+
+async def _answerOf(url: Callable[[], str | Deferred[str]]) -> str:
+    answer = url()
+    return answer if isinstance(answer, str) else await answer
+
+
+@implementer(IDatabase)
+class Database:
+    """
+    The database at a URL, which may be known only when it is initialised.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        url: str | Callable[[], str | Deferred[str]],
+        schemas: Sequence[Schema] = (),
+        settings: Settings | None = None,
+    ) -> None:
+        """
+        @param reactor: Provides time, threads, and the watching of sockets.
+        @param url: Where the database is, see L{Location.parse}; or what
+            answers that, or a Deferred of it, for each initialisation anew.
+        @param schemas: The tables that have to be there.
+        @param settings: How it is used.
+        @raise ValueError: The URL cannot be understood.
+        """
+        if isinstance(url, str):
+            Location.parse(url)
+        self._reactor = reactor
+        self._url = url
+        self._schemas = tuple(schemas)
+        self._settings = settings or Settings()
+        self._location: Location | None = None
+        self._engine: Engine | None = None
+        self._latest: Engine | None = None
+        self._opening: Deferred[None] | None = None
+
+    def __repr__(self) -> str:
+        if isinstance(self._url, str):
+            return f"<Database at {Location.parse(self._url)}>"
+        return "<Database>"
+
+    @property
+    def initialized(self) -> bool:
+        """
+        @see: L{IAsyncModule.initialized}
+        """
+        return self._engine is not None
+
+    def initialize(self) -> Deferred[None]:
+        """
+        Connect, and bring the schema up to date.
+
+        @return: A Deferred that fires when that is done. It fails with
+            L{DatabaseRefused} if no retry will help, and with
+            L{DatabaseUnavailable} if one may; also if it is being done already.
+        """
+        if self._engine is not None:
+            return succeed(None)
+        if self._opening is not None:
+            return fail(DatabaseUnavailable("it is being initialised already"))
+        opening = Deferred.fromCoroutine(self._open())
+        if not opening.called:
+            self._opening = opening
+        return opening
+
+    async def _open(self) -> None:
+        try:
+            engine = self._latest = await self._makeEngine()
+            await engine.open()
+        finally:
+            self._opening = None
+        self._engine = engine
+        engine.whenLost().addCallback(self._lost, engine)
+        self._log.info("Connected to {location}", location=self._location)
+
+    async def _makeEngine(self) -> Engine:
+        url = self._url
+        try:
+            location = Location.parse(
+                url if isinstance(url, str) else await _answerOf(url)
+            )
+        except ValueError as error:
+            raise DatabaseRefused(str(error)) from None
+        self._location = location
+        if location.kind == "sqlite":
+            from ._sqlite import SQLite
+
+            return SQLite(self._reactor, location.target, self._schemas, self._settings)
+        try:
+            from ._postgresql import PostgreSQL
+        except ImportError:
+            raise DatabaseRefused(_EXTRA) from None
+        return PostgreSQL(self._reactor, location.target, self._schemas, self._settings)
+
+    def _lost(self, result: None, engine: Engine) -> None:
+        if self._engine is engine:
+            self._engine = None
+
+    def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
+        """
+        @see: L{IDatabase.read}
+        """
+        if self._engine is None:
+            return fail(NotInitialized("The database is not connected"))
+        return self._engine.read(statement, *parameters)
+
+    def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
+        """
+        @see: L{IDatabase.write}
+        """
+        if self._engine is None:
+            return fail(NotInitialized("The database is not connected"))
+        return self._engine.write(statement, *parameters)
+
+    def whenLost(self) -> Deferred[None]:
+        """
+        @see: L{IDatabase.whenLost}
+        """
+        if self._engine is None:
+            return succeed(None)
+        return self._engine.whenLost()
+
+    def close(self) -> Deferred[None]:
+        """
+        @see: L{IDatabase.close}
+        """
+        if self._opening is not None:
+            # Whoever waits for it gave it up.
+            self._opening.cancel()
+        self._engine = None
+        # One that was lost, or given up, may still have something to end.
+        return succeed(None) if self._latest is None else self._latest.close()
