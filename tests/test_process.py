@@ -17,6 +17,10 @@ from typing import Any, cast
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.web.server import Request
+
+from tsrv.web.rendering import AsyncResource, Response
+from tsrv.web.site import Site
 
 from .processes import Process, running
 from .websupport import Answer, Wire, answersIn, asynchronous, reservedPort
@@ -301,6 +305,53 @@ async def test_twist_runs_it_too(tmp_path: Path, port: int) -> None:
         process.terminate()
         assert await process.ended == 0
         await wire.whenClosed()
+
+
+class Settings(AsyncResource):
+    """
+    Where a server's settings are.
+    """
+
+    isLeaf = True
+
+    def render_GET(self, request: Request) -> Response:
+        return Response(b'{"database": "sqlite:elsewhere.db"}', b"application/json")
+
+
+@asynchronous
+async def test_the_database_is_where_the_settings_say(
+    tmp_path: Path, port: int
+) -> None:
+    """
+    What comes before the settings are there is held like anything else; and the
+    name of a request is in what is logged for it.
+    """
+    from twisted.internet import reactor
+
+    request = (
+        b"POST /users HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+        b"X-Request-ID: mine\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 31\r\n\r\n"
+        b'{"name": "Ada", "email": "a@b"}'
+    )
+    with reservedPort() as other:
+        words = [f"--config-url=http://127.0.0.1:{other}/", "--delay=0"]
+        async with twistd(tmp_path, port, *words, "--access-log=on") as process:
+            await process.whenWritten("configuration failed to initialize (attempt 1)")
+            endpoint = TCP4ClientEndpoint(cast(Any, reactor), "127.0.0.1", port)
+            wire: Wire = await connectProtocol(endpoint, Wire())
+            wire.send(request)
+            site = Site(Settings(), cast(Any, reactor))
+            listening = cast(Any, reactor).listenTCP(other, site, interface="127.0.0.1")
+            (answer,) = answersIn(await wire.whenClosed())
+            assert (answer.status, answer.headers["location"]) == (201, "/users/1")
+            await process.whenWritten(" mine\n")
+            assert "[tsrv.web.site.Site#info,mine]" in process.output
+            await listening.stopListening()
+            await site.stop(0)
+            process.terminate()
+            assert await process.ended == 0
+    assert (tmp_path / "elsewhere.db").exists()
 
 
 @pytest.mark.parametrize("program", ["twistd", "twist"])

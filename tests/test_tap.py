@@ -371,6 +371,42 @@ def test_a_bad_secret_is_refused_and_not_repeated(name: str) -> None:
     assert "hush" not in str(raised.value.code)
 
 
+def test_the_database_waits_for_its_url(machine: Machine) -> None:
+    """
+    Where the URL is a setting, the one needs the other by the graph alone; where
+    it is said, it does not.
+    """
+
+    def needs(*words: str) -> dict[str, list[str]]:
+        options = parsed("--listen=tcp:80", *words)
+        server = assemble(options, machine, {}, {"clock": Slow([])})
+        server.privilegedStartService()
+        modules = server._startup.report()["modules"]
+        return {module["name"]: module["needs"] for module in modules}
+
+    url = "--config-url=http://127.0.0.1:9/"
+    assert needs() == {"clock": [], "database": []}
+    assert needs(url) == {
+        "clock": [],
+        "configuration": [],
+        "database": ["configuration"],
+    }
+    said = needs(url, "--database=sqlite:d")
+    assert said == {"clock": [], "configuration": [], "database": []}
+
+
+@pytest.mark.usefixtures("signals")
+def test_development_is_said_loudly() -> None:
+    """
+    Who has left it on by mistake finds a warning at the head of the log.
+    """
+    with logged() as events:
+        makeService(parsed("--development"))
+    (event,) = events
+    assert event["log_level"] is LogLevel.warn
+    assert textsOf(events)[0].startswith("DEVELOPMENT: ")
+
+
 # Starting and stopping, one step after another.
 
 

@@ -305,6 +305,7 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
 
     url: str | Callable[[], Deferred[str]] = options["database"] or _DATABASE
     needs = []
+    fatal: list[type[Exception]] = [DatabaseRefused]
     if options["config-url"] is not None:
         # An HTTP client is not what every server needs.
         from .modules.remoteconfig import ConfigurationRefused, RemoteConfig
@@ -324,6 +325,8 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
         if options["database"] is None:
             url = partial(configuration.proxy.text, "database")
             needs = ["configuration"]
+            # What is not there will not be there when it is asked for again.
+            fatal.append(ConfigurationRefused)
     settings = Settings(
         connections=options["database-connections"],
         statementTimeout=options["statement-timeout"],
@@ -334,7 +337,7 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
         "database",
         partial(Database, reactor, url, [SCHEMA], settings),
         needs=needs,
-        fatal=DatabaseRefused,
+        fatal=fatal,
         replay=["read"],
         concurrency=_DRAINED,
         retryPolicy=jitteredBackoff(maxDelay=_LONGEST_DELAY),
