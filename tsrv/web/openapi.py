@@ -96,20 +96,6 @@ _NOT_MODIFIED: Final[_Object] = {
     "headers": _headers("ETag"),
 }
 
-_OPTIONS: Final[_Object] = {
-    "description": "What can be done is in the header Allow.",
-    "headers": _headers("Allow"),
-}
-
-
-def _options(name: str) -> _Object:
-    return {
-        "operationId": name,
-        "summary": "Ask what can be done.",
-        "responses": {"204": _OPTIONS},
-    }
-
-
 _IF_MATCH: Final = _ref("parameters", "If-Match")
 _IF_NONE_MATCH: Final = _ref("parameters", "If-None-Match")
 
@@ -158,7 +144,6 @@ _USERS: Final[_Object] = {
             status_201=_user("The new user.", "Location"),
         ),
     },
-    "options": _options("askAboutUsers"),
 }
 
 _CHANGED: Final = ("400", "404", "409", "412", "413", "415")
@@ -197,7 +182,6 @@ _USER: Final[_Object] = {
             status_204={"description": "It is deleted.", "headers": _headers()},
         ),
     },
-    "options": _options("askAboutUser"),
 }
 
 _SAY: Final[_Object] = {
@@ -346,7 +330,6 @@ def _headerObjects() -> _Object:
         "Link": "Where the next users are.",
         "Location": "Where the new user is.",
         "Retry-After": "After how many seconds to try again.",
-        "Allow": "What can be done.",
     }
     return {
         name: {
