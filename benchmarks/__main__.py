@@ -26,6 +26,8 @@ _SCRIPTS = (
     "startup",
     "restarts",
     "viewers",
+    "users",
+    "writing",
 )
 
 

@@ -45,7 +45,9 @@ def test_all_scripts_are_found() -> None:
         "stalls",
         "startup",
         "throughput",
+        "users",
         "viewers",
+        "writing",
     ]
 
 
@@ -102,5 +104,8 @@ def test_all_in_one_table() -> None:
         "start-up of 20 modules: each module or need",
         "failed requests of",
         "viewers",
+        "`GET /users/3`",
+        "`POST /users`",
+        "4 are writing users",
     ):
         assert what in done.stdout

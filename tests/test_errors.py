@@ -14,9 +14,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, eventAsText
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from tsrv import (
@@ -33,11 +35,12 @@ from tsrv import (
 from tsrv.modules.database import ConstraintViolated
 from tsrv.resources import makeRoot
 from tsrv.web.errors import HTTPError, Problem
+from tsrv.web.metrics import Traffic
 from tsrv.web.rendering import AsyncResource, Response
 from tsrv.web.site import Site
 
 from .support import Refused, Trouble
-from .websupport import Answer, Peer, Teller, ask
+from .websupport import Answer, Peer, Teller, answersIn, ask
 
 SAY = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -278,6 +281,86 @@ def test_each_request_has_an_id_of_its_own(loggedFailures: list[LogEvent]) -> No
     loggedFailures.clear()
 
 
+class Lost(AsyncResource):
+    """
+    A resource that fails to find another.
+    """
+
+    def getChild(self, path: bytes, request: Request) -> Lost:
+        raise PasswordLeaked("hunter2")
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_to_fail_to_find_a_resource_is_an_error_as_any_other(
+    counted: bool, clock: Clock, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    Twisted has a page of its own for it, without a name for the request.
+    """
+    traffic = Traffic(clock) if counted else None
+    peer = Peer(Site(Lost(), clock, traffic=traffic), clock)
+    peer.send(b"GET /a HTTP/1.1\r\nHost: test\r\nX-Request-ID: mine\r\n\r\n")
+    (answer,) = peer.answers
+    members = problemIn(answer)
+    assert (members["status"], members["requestId"]) == (500, "mine")
+    assert members["error"] == "Internal server error"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert b"hunter2" not in peer.received
+    assert "Request mine failed: GET /a" in eventAsText(loggedFailures.pop())
+    peer.leave()
+
+
+class Hasty(Resource):
+    """
+    A resource of Twisted's kind that fails when it has answered, or lets the
+    client leave meanwhile.
+    """
+
+    isLeaf = True
+
+    def render_GET(self, request: Request) -> int:
+        if request.path == b"/gone":
+            # As it is for a client that leaves just then.
+            request.channel.connectionLost(Failure(ConnectionDone()))
+        else:
+            request.write(b"done")
+        if request.path == b"/finished":
+            request.finish()
+        raise Trouble("too late")
+
+
+@pytest.mark.parametrize("path", [b"/finished", b"/gone", b"/begun"])
+def test_an_error_that_is_too_late_is_logged_all_the_same(
+    path: bytes, clock: Clock, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    There is nobody left to be told of it, or no way to.
+    """
+    peer = Peer(Site(Hasty(), clock), clock)
+    peer.send(b"GET " + path + b" HTTP/1.1\r\nHost: test\r\nX-Request-ID: mine\r\n\r\n")
+    (event,) = loggedFailures
+    assert isinstance(event["log_failure"].value, Trouble)
+    loggedFailures.clear()
+    assert peer.received.count(b"HTTP/1.1") == (path != b"/gone")
+    assert peer.transport.aborted is (path == b"/begun")
+    peer.leave()
+    clock.advance(0)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_the_server_itself_has_one_method(method: str, clock: Clock) -> None:
+    """
+    Twisted's own refusal says nothing to those who read it.
+    """
+    peer = Peer(Site(AsyncResource(), clock), clock)
+    peer.send(method.encode() + b" * HTTP/1.1\r\nHost: test\r\n\r\n")
+    (answer,) = answersIn(peer.received, bodies=method != "HEAD")
+    assert (answer.status, answer.headers["allow"]) == (405, "OPTIONS")
+    if method != "HEAD":
+        assert problemIn(answer)["error"] == "Method not allowed, only OPTIONS"
+    peer.leave()
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -475,6 +558,9 @@ TIMEOUT = QueueTimeout("waited", 2.5, 30.0, State.RETRYING, 4)
         (Unavailable("own", 1.0), "The service is not available", "1"),
         (Unavailable("own", 1.001), "The service is not available", "2"),
         (Unavailable("own", 86400.5), "The service is not available", "86401"),
+        (Unavailable("own", float("inf")), "The service is not available", "1"),
+        (Unavailable("own", float("nan")), "The service is not available", "1"),
+        (Unavailable("own", -5.0), "The service is not available", "1"),
     ],
     ids=repr,
 )

@@ -36,6 +36,7 @@ LAYERS = [
         "_proxy",
         "_retry",
         "_callables",
+        "_calls",
         "_module",
         "_slices",
         "_stats",

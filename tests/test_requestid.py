@@ -30,7 +30,7 @@ from tsrv.web.rendering import AsyncResource, Response, text
 from tsrv.web.site import Site
 
 from .support import Trouble
-from .websupport import Peer, ask
+from .websupport import Peer, answersIn, ask, logged, textsOf
 
 ID = "X-Request-ID"
 
@@ -146,6 +146,27 @@ def test_every_response_has_it(clock: Clock) -> None:
         (answer,) = peer.answers
         assert (answer.status, answer.headers["x-request-id"]) == (status, "mine")
         peer.leave()
+    for data, status in [
+        (b"GET / HTTP/1.1\r\n" + head + b"X: " + b"x" * 20_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + head + b"Host: other\r\n\r\n", 400),
+        (b"GET * HTTP/1.1\r\n" + head + b"\r\n", 405),
+        (b"OPTIONS * HTTP/1.1\r\n" + head + b"\r\n", 200),
+        (b"GET " + b"x" * 20_000, 414),
+    ]:
+        peer = Peer(site, clock)
+        peer.send(data)
+        (answer,) = peer.answers
+        assert answer.status == status
+        if status == 414:
+            assert len(answer.headers["x-request-id"]) == 24
+        else:
+            assert answer.headers["x-request-id"] == "mine"
+        peer.leave()
+    peer = Peer(site, clock)
+    peer.send(b"HEAD / HTTP/1.1\r\n" + head + b"\r\n")
+    (answer,) = answersIn(peer.received, bodies=False)
+    assert answer.headers["x-request-id"] == "mine"
+    peer.leave()
     peer = Peer(site, clock)
     peer.send(b"nonsense\r\n")
     (answer,) = peer.answers
@@ -297,6 +318,75 @@ def test_an_error_is_logged_for_its_own_request(
     loggedFailures.clear()
     peer.leave()
     clock.advance(0)
+
+
+def test_what_is_given_up_is_logged_for_who_has_left(clock: Clock) -> None:
+    """
+    It is the loss of the connection in whose turn that is done.
+    """
+    lines = Lines()
+
+    class Waiting(AsyncResource):
+        isLeaf = True
+
+        def render_GET(self, request: Request) -> Deferred[Response]:
+            def giveUp(answer: Deferred[Response]) -> None:
+                lines.log.info("given up")
+                answer.errback(Trouble("halfway"))
+
+            return Deferred(giveUp)
+
+    peers = [Peer(Site(Waiting(), clock), clock) for _ in range(2)]
+    for number, peer in enumerate(peers):
+        peer.send(request(b"r%d" % number))
+    with logged() as events:
+        for peer in peers:
+            peer.leave()
+    assert lines.lines == [
+        "[speaker#info,r0] given up",
+        "[speaker#info,r1] given up",
+    ]
+    assert [text for text in textsOf(events) if "left" in text] == [
+        "After the client left: Trouble: halfway"
+    ] * 2
+    assert currentId.get() is None
+
+
+def test_requests_of_one_connection_are_told_apart(clock: Clock) -> None:
+    """
+    One begins in the turn in which the one before it ends.
+    """
+    lines = Lines()
+    speaker = Speaker(lines.log)
+    wrapper = QueuingWrapper(speaker, clock)
+    wrapper.initialize()
+    peer = Peer(Site(Speech(wrapper.proxy, lines.log), clock), clock)
+    peer.send(request(b"r0") + request(b"r1"))
+    peer.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+    speaker.ready.callback(None)
+    answers = peer.answers
+    made = answers[2].headers["x-request-id"]
+    assert [answer.headers["x-request-id"] for answer in answers[:2]] == ["r0", "r1"]
+    assert len(made) == 24
+    assert [event["requestId"] for event in lines.events] == [
+        name for name in ("r0", "r1", made) for _ in range(3)
+    ]
+    assert currentId.get() is None
+    peer.leave()
+
+
+def test_the_access_log_names_the_request(clock: Clock) -> None:
+    """
+    It is where a search begins; also for what was refused.
+    """
+    site = Site(AsyncResource(), clock, accessLog=True)
+    peer = Peer(site, clock)
+    with logged() as events:
+        peer.send(request(b"r0"))
+        peer.send(b"GET /x HTTP/1.1\r\nX-Request-ID: r1\r\n\r\n")
+    assert [text.rpartition(" ")[2] for text in textsOf(events)] == ["r0", "r1"]
+    assert [event["requestId"] for event in events] == ["r0", "r1"]
+    peer.leave()
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,39 @@ def test_what_is_wrong_is_refused_however_it_arrives(
     peer.leave()
 
 
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (post(MOST + 1), 413),
+        (GET[:-2] + b"Content-Length: x\r\n\r\n", 400),
+        (CHUNKED + chunk(b"x" * (MOST + 1)), 413),
+    ],
+)
+def test_a_refusal_of_head_has_no_body(data: bytes, status: int, clock: Clock) -> None:
+    """
+    What follows the headers would be taken for another response.
+    """
+    peer = Peer(makeSite(clock)[1], clock)
+    peer.send(b"HEAD" + data[data.index(b" ") :])
+    (answer,) = answersIn(peer.received, bodies=False)
+    assert answer.status == status
+    assert int(answer.headers["content-length"]) > 0
+    peer.leave()
+
+
+def test_a_refusal_after_head_has_a_body(clock: Clock) -> None:
+    """
+    What was asked before says nothing of what cannot be understood.
+    """
+    peer = Peer(makeSite(clock)[1], clock)
+    peer.send(b"HEAD" + GET[3:])
+    before = len(peer.received)
+    peer.send(b"nonsense\r\n")
+    (answer,) = answersIn(peer.received[before:])
+    assert (answer.status, json.loads(answer.body)["status"]) == (400, 400)
+    peer.leave()
+
+
 def test_a_refused_client_that_stays_is_cut_off(clock: Clock) -> None:
     """
     What it still sends is thrown away, but not for ever.
@@ -347,7 +380,7 @@ def test_a_long_body_does_not_reach_the_disk(clock: Clock) -> None:
 
 class Holds(AsyncResource):
     """
-    A resource that answers when it is told to.
+    A resource that answers when it is told to, and may let go of a body before.
     """
 
     isLeaf = True
@@ -357,6 +390,9 @@ class Holds(AsyncResource):
         self.held: list[Deferred[Response]] = []
 
     def render_POST(self, request: Request) -> Deferred[Response]:
+        if request.path == b"/read":
+            assert request.content is not None
+            request.content.close()
         self.held.append(Deferred(lambda _: None))
         return self.held[-1]
 
@@ -369,9 +405,9 @@ def test_all_bodies_together_have_a_bound(clock: Clock) -> None:
     site = Site(resource, clock, mostContents=100)
     peers = [Peer(site, clock) for _ in range(3)]
     peers[0].send(post(60) + b"x" * 60)
-    peers[1].send(post(50) + b"x" * 40)
+    peers[1].send(CHUNKED + chunk(b"x" * 40))
     assert site.contents == 100
-    peers[1].send(b"x")
+    peers[1].send(chunk(b"x"))
     (answer,) = peers[1].answers
     assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert answer.headers["retry-after"] == "1"
@@ -388,7 +424,59 @@ def test_all_bodies_together_have_a_bound(clock: Clock) -> None:
     clock.advance(10)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 60))))
+def test_a_body_for_which_there_is_no_room_is_not_waited_for(clock: Clock) -> None:
+    """
+    Who asks whether to send it is told so before.
+    """
+    site = Site(Holds(), clock, mostContents=100)
+    holding, asking = Peer(site, clock), Peer(site, clock)
+    holding.send(post(60) + b"x" * 60)
+    asking.send(post(41, b"Expect: 100-continue"))
+    (answer,) = asking.answers
+    assert (answer.status, site.contents) == (503, 60)
+    holding.leave()
+    asking.leave()
+
+
+def test_what_is_sent_ahead_is_kept_within_the_same_bound(clock: Clock) -> None:
+    """
+    It waits in memory as a body does; and it can be sent again, after the
+    response to what came before.
+    """
+    resource = Holds()
+    site = Site(resource, clock, mostContents=200)
+    peer = Peer(site, clock)
+    peer.send(post(90) + b"x" * 90)
+    peer.send(GET[:20])
+    assert site.contents == 110
+    peer.send(GET[20:] + b"x" * 90)
+    assert site.contents == 90
+    resource.held[0].callback(text("done"))
+    (answer,) = peer.answers
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert site.contents == 0
+    peer.leave()
+    clock.advance(10)
+
+
+def test_a_body_has_the_room_of_the_one_before(clock: Clock) -> None:
+    """
+    Who sends one after the other has never two of them here.
+    """
+    resource = Holds()
+    site = Site(resource, clock, mostContents=160)
+    peer = Peer(site, clock)
+    peer.send(post(80) + b"x" * 80 + post(80))
+    resource.held[0].callback(text("done"))
+    peer.send(b"x" * 80)
+    assert site.contents == 80
+    resource.held[1].callback(text("done"))
+    assert [answer.status for answer in peer.answers] == [200, 200]
+    assert site.contents == 0
+    peer.leave()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7), st.integers(0, 60))))
 def test_no_byte_of_a_body_is_forgotten_or_counted_twice(
     steps: list[tuple[int, int, int]],
 ) -> None:
@@ -397,7 +485,7 @@ def test_no_byte_of_a_body_is_forgotten_or_counted_twice(
     """
     clock = Clock()
     resource = Holds()
-    site = Site(resource, clock, mostContent=50, mostContents=100)
+    site = Site(resource, clock, mostContent=50, mostContents=300)
     peers = [Peer(site, clock) for _ in range(3)]
     for who, what, size in steps:
         peer = peers[who]
@@ -411,10 +499,15 @@ def test_no_byte_of_a_body_is_forgotten_or_counted_twice(
             peer.send(chunk(b""))
         elif what == 4 and resource.held:
             resource.held.pop(0).callback(text("done"))
+        elif what == 5:
+            peer.send((post(size) + b"x" * size).replace(b" / ", b" /read "))
+        elif what == 6:
+            # The second one is sent ahead of the response to the first.
+            peer.send((post(size) + b"x" * size) * 2)
         else:
             peer.leave()
             peers[who] = Peer(site, clock)
-        assert 0 <= site.contents <= 100
+        assert 0 <= site.contents <= site.mostContents
     for peer in peers:
         peer.leave()
     clock.advance(10)

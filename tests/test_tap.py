@@ -5,6 +5,7 @@ stops in the order that loses nothing.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -393,6 +394,25 @@ def test_the_database_waits_for_its_url(machine: Machine) -> None:
     }
     said = needs(url, "--database=sqlite:d")
     assert said == {"clock": [], "configuration": [], "database": []}
+
+
+@pytest.fixture(autouse=True)
+def collector() -> Iterator[None]:
+    """
+    How often garbage is collected is the server's business, and not the tests'.
+    """
+    threshold = gc.get_threshold()
+    yield
+    gc.set_threshold(*threshold)
+
+
+@pytest.mark.usefixtures("signals")
+def test_garbage_is_looked_for_now_and_then() -> None:
+    """
+    To look for it after each ten requests would cost a part of them all.
+    """
+    makeService(parsed())
+    assert gc.get_threshold()[0] == 50_000
 
 
 @pytest.mark.usefixtures("signals")

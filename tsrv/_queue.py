@@ -9,7 +9,6 @@ turn takes the first that is there then.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from types import CoroutineType
 from typing import Any
 
@@ -17,7 +16,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from ._callables import introduce, isAsync
+from ._callables import introduce
+from ._calls import Calls
 from ._command import (
     ENDED,
     LEAVING,
@@ -39,7 +39,7 @@ from ._unsettled import Unsettled, unanswered
 __all__ = ["CommandQueue"]
 
 
-class CommandQueue:
+class CommandQueue(Calls):
     """
     The commands that wait for a module, and those that it is at work on.
 
@@ -57,6 +57,7 @@ class CommandQueue:
         timeout: float | None,
         concurrency: int | None,
         losable: bool,
+        answering: bool,
         waited: Histogram,
         makeQueueFull: Callable[[], QueueFull],
         makeQueueTimeout: Callable[[float], QueueTimeout],
@@ -70,6 +71,7 @@ class CommandQueue:
         @param concurrency: How many commands may be in progress while
             draining; L{None} for any number.
         @param losable: Whether the module can tell that it is lost.
+        @param answering: Whether it answers each call, whatever becomes of it.
         @param waited: Is told how long each command has waited, in seconds.
         @param makeQueueFull: Says why one more call cannot be held.
         @param makeQueueTimeout: Says why a command was not started within so
@@ -90,6 +92,9 @@ class CommandQueue:
         self._limit = limit
         self._concurrency = concurrency
         self._losable = losable
+        self._answering = answering
+        self._losses = 0
+        self._returned: Command | None = None
 
         # While fewer than _room are waiting, one more call is queued without
         # looking at anything else.
@@ -201,6 +206,8 @@ class CommandQueue:
         self._inProgress = 0
         for command in reversed(again):
             self._putBack(command)
+        self._losses += 1
+        self._returned = again[-1] if again else None
 
     def abandon(self) -> Deferred[None]:
         """
@@ -223,92 +230,6 @@ class CommandQueue:
         method = Method(name, replay, self)
         method.hold = introduce(self._makeHolder(method), own)
         return method
-
-    def connect(self, method: Method, own: Callable[..., Any]) -> None:
-        """
-        @param method: A method.
-        @param own: The module's own, which is to be called.
-        """
-        method.target = own
-        if method.replay:
-            method.direct = self._makeGuard(method)
-        elif isAsync(own):
-            method.direct = self._makeAdapter(method)
-        else:
-            method.direct = own
-
-    def _makeHolder(self, method: Method) -> Callable[..., Any]:
-        """
-        @param method: The method that is called.
-        @return: A callable that does what is right at the time of each call:
-            queue it, hand it on, or refuse it.
-        """
-        # All that a queued call costs is here; so it is written out.
-        root = self._waiting.root
-        seconds = self._reactor.seconds
-
-        def call(*arguments: object, **keywords: object) -> object:
-            pending = self.pending
-            if pending >= self._room and not self._makeRoom():
-                if self._passing:
-                    return method.direct(*arguments, **keywords)
-                return self._reject()
-            command = Command()
-            command.method = method
-            command.arguments = arguments
-            if keywords:
-                command.keywords = keywords
-            command.context = copy_context()
-            command.since = seconds()
-            last = root.previous
-            command.previous = last
-            command.next = root
-            last.next = root.previous = command
-            self.pending = pending + 1
-            return command
-
-        return call
-
-    def _makeAdapter(self, method: Method) -> Callable[..., Any]:
-        """
-        @param method: A method that is C{async def}.
-        @return: A callable that answers its calls with Deferreds. After a loss
-            it queues, like any other.
-        """
-        hold = method.hold
-
-        def call(*arguments: object, **keywords: object) -> object:
-            if not self._passing:
-                return hold(*arguments, **keywords)
-            result = method.target(*arguments, **keywords)
-            if type(result) is CoroutineType:
-                return Deferred.fromCoroutine(result)
-            return result
-
-        return introduce(call, method.target)
-
-    def _makeGuard(self, method: Method) -> Callable[..., Any]:
-        """
-        @param method: A method whose calls may be run again after a loss.
-        @return: A callable that runs a call at once, but remembers it until it
-            has been answered. After a loss it queues, like any other.
-        """
-        hold = method.hold
-
-        def call(*arguments: object, **keywords: object) -> object:
-            if not self._passing:
-                return hold(*arguments, **keywords)
-            command = Command()
-            command.method = method
-            command.arguments = arguments
-            if keywords:
-                command.keywords = keywords
-            command.context = copy_context()
-            command.since = None
-            self._start(command)
-            return command
-
-        return introduce(call, method.target)
 
     def _makeRoom(self) -> bool:
         """

@@ -20,6 +20,7 @@ from ._errors import OutcomeUnknown, Unavailable
 
 __all__ = [
     "AsyncModule",
+    "IAnswering",
     "IAsyncModule",
     "INoted",
     "IPredictable",
@@ -69,6 +70,14 @@ class IPredictable(Interface):
         @return: The seconds that the initialisation in progress will still
             take, or L{None} when there is none or nobody knows.
         """
+
+
+class IAnswering(Interface):
+    """
+    A module that answers each of its calls, with an error if need be, also those
+    that are in progress when it is lost or closed. It has nothing to do but to
+    say so. What is named in C{replay} then costs nearly nothing.
+    """
 
 
 class INoted(Interface):

@@ -4,6 +4,7 @@ The server: its options, and the one place where everything is put together.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -61,6 +62,11 @@ The most seconds between two attempts to reach the database.
 _DRAINED: Final = 1_000
 """
 How many calls to the database may be in progress while what was held is run.
+"""
+
+_GARBAGE: Final = 50_000
+"""
+After how many objects more than were freed the collector looks for garbage.
 """
 
 _BODY: Final = 1024 * 1024
@@ -408,6 +414,9 @@ def makeService(options: Options) -> Server:
 
     reactor: Any = theReactor
     _allowFiles(_LIMITS)
+    # What a request leaves behind has no cycles; to look for them after each ten
+    # requests costs a twentieth of them.
+    gc.set_threshold(_GARBAGE)
     # It is not meant for what this process may start.
     environment = {
         name: os.environ.pop(name) for name in VARIABLES if name in os.environ

@@ -60,6 +60,7 @@ from ._retry import jitteredBackoff
 from ._states import Event, IllegalTransition, Lifecycle, State
 from ._stats import Stats
 from ._waiters import Waiters, fire
+from .asyncmodule import IAnswering
 
 __all__ = [
     "Closed",
@@ -206,6 +207,7 @@ class QueuingWrapper(Generic[_Module]):
             timeout=timeout,
             concurrency=concurrency,
             losable=watcher.call is not None,
+            answering=IAnswering.implementedBy(type(module)),
             waited=self.history.queueSeconds,
             makeQueueFull=self._makeQueueFull,
             makeQueueTimeout=self._makeQueueTimeout,

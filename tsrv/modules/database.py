@@ -26,7 +26,13 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ..asyncmodule import IAsyncModule, NotInitialized, OutcomeUnknown, Unavailable
+from ..asyncmodule import (
+    IAnswering,
+    IAsyncModule,
+    NotInitialized,
+    OutcomeUnknown,
+    Unavailable,
+)
 
 __all__ = [
     "ConstraintViolated",
@@ -315,7 +321,7 @@ async def _answerOf(url: Callable[[], str | Deferred[str]]) -> str:
     return answer if isinstance(answer, str) else await answer
 
 
-@implementer(IDatabase)
+@implementer(IDatabase, IAnswering)
 class Database:
     """
     The database at a URL, which may be known only when it is initialised.

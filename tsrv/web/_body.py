@@ -29,10 +29,10 @@ class Body(BytesIO):
     _length = 0
 
     def __init__(self, site: _Site) -> None:
-        super().__init__()
         """
         @param site: The site.
         """
+        super().__init__()
         self._site = site
 
     def write(self, data: Any) -> int:

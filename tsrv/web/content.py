@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
+from math import isinf
 from typing import Any, Final, NoReturn
 
 from twisted.web.server import Request
@@ -85,7 +86,7 @@ class PreconditionFailed(HTTPError):
         super().__init__("It has been changed since")
 
 
-_CHARSETS: Final = ("utf-8", "utf8", "us-ascii")
+_CHARSETS: Final = ("utf-8", "utf8")
 
 _LENGTH: Final = 256
 """
@@ -102,6 +103,12 @@ class _Twice(ValueError):
 class _NoNumber(ValueError):
     """
     What only looks like a number.
+    """
+
+
+class _TooLarge(ValueError):
+    """
+    A number would be infinite.
     """
 
 
@@ -136,6 +143,8 @@ def readJSON(request: Request, accepted: Sequence[str], header: bytes) -> Any:
         raise NotJSON("an object has two members of one name") from None
     except _NoNumber:
         raise NotJSON("NaN and Infinity are no numbers") from None
+    except _TooLarge:
+        raise NotJSON("a number is too large") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise NotJSON(f"it cannot be understood at {where}") from None
@@ -170,9 +179,19 @@ def _noNumber(name: str) -> NoReturn:
     raise _NoNumber
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_noNumber)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if isinf(number):
+        raise _TooLarge
+    return number
 
-_TAGS: Final = re.compile(r'\s*(W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|\Z)')
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_once, parse_constant=_noNumber, parse_float=_finite
+)
+
+# A list may have empty members, which mean nothing.
+_TAGS: Final = re.compile(r'[ \t,]*(W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
 
 _MOST_TAGS: Final = 4096
 """

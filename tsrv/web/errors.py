@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from http import HTTPStatus
-from math import ceil
+from math import ceil, isfinite
 from traceback import format_exception
 from types import MappingProxyType
 from typing import Final
@@ -235,7 +235,9 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
     if getattr(getattr(request, "site", None), "development", False):
         traceback = _tracebackOf(failure)
     if isinstance(error, Unavailable):
-        seconds = max(1, ceil(error.retryAfter or 0))
+        # Without a time, or with one that never comes, it is soon enough.
+        known = error.retryAfter is not None and isfinite(error.retryAfter)
+        seconds = max(1, ceil(error.retryAfter)) if known else 1
         return Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             _UNAVAILABLE.get(type(error), "The service is not available"),

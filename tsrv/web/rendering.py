@@ -115,7 +115,9 @@ class _Exchange:
         """
         self._gone = True
         if self._answer is not None:
-            self._answer.cancel()
+            # This is the turn of the connection.
+            with identified(idOf(self._request)):
+                self._answer.cancel()
 
     def _answered(self, result: Response | Failure) -> None:
         """

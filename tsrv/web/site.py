@@ -29,8 +29,9 @@ from twisted.web.server import Request
 from twisted.web.server import Site as TwistedSite
 
 from ._body import Body
-from ._requestid import currentId, identified, idFor, idOf
-from ._traffic import CountedRequest, Traffic
+from ._request import CountedSiteRequest, SiteRequest
+from ._requestid import identified, idFor, idOf
+from ._traffic import Traffic
 from .errors import Problem
 from .rendering import AsyncResource
 
@@ -74,52 +75,6 @@ Why a request is not read to its end.
 """
 
 
-class _Request(Request):
-    """
-    A request whose body has a limit.
-
-    @ivar requestId: What it is called in the log.
-    """
-
-    channel: _Channel
-
-    requestId: str | None = None
-
-    def process(self) -> None:
-        """
-        @see: L{Request.process}
-        """
-        token = currentId.set(idOf(self))
-        try:
-            super().process()
-        finally:
-            currentId.reset(token)
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """
-        Take a part of the body; of a chunked one the length is not known
-        before.
-        """
-        content = self.content
-        assert content is not None
-        site = self.channel.site
-        if content.closed:
-            # It was refused, and this is the rest.
-            return
-        if content.tell() + len(data) > site.mostContent:
-            self.channel.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        elif site.contents + len(data) > site.mostContents:
-            self.channel.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
-        else:
-            super().handleContentChunk(data)
-
-
-class _CountedRequest(CountedRequest, _Request):
-    """
-    The same, counted.
-    """
-
-
 class _Channel(HTTPChannel):
     """
     One connection.
@@ -127,6 +82,9 @@ class _Channel(HTTPChannel):
 
     site: Site
     transport: ITCPTransport
+
+    # Not set before a request line is understood, and deleted after a request.
+    _command = b""
 
     _asked = False
     _begun = False
@@ -147,6 +105,7 @@ class _Channel(HTTPChannel):
         @see: L{HTTPChannel.connectionLost}
         """
         self._cancelLastCall()
+        self._keepAhead(0)
         super().connectionLost(reason)
         self.site.closed(self)
 
@@ -170,14 +129,13 @@ class _Channel(HTTPChannel):
         if not self._handlingRequest:
             super().rawDataReceived(data)
         elif self.persistent:
-            if not self._dataBuffer:
-                # What was sent ahead of another response has been read.
-                self._ahead = 0
-            self._ahead += len(data)
-            if self._ahead > _MOST_AHEAD:
+            self._keepAhead(self._ahead + len(data))
+            site = self.site
+            if self._ahead > _MOST_AHEAD or site.contents > site.mostContents:
                 self._overrun = True
                 self._makeLast()
                 self._dataBuffer.clear()
+                self._keepAhead(0)
             else:
                 self._dataBuffer.append(data)
 
@@ -185,8 +143,17 @@ class _Channel(HTTPChannel):
         """
         Keep what came with the end of a body.
         """
-        self._ahead = len(data)
+        self._keepAhead(len(data))
         super()._finishRequestBody(data)
+
+    def _keepAhead(self, length: int) -> None:
+        """
+        Count what is sent ahead of a response.
+
+        @param length: How many bytes of it there are now.
+        """
+        self.site.contents += length - self._ahead
+        self._ahead = length
 
     def headerReceived(self, line: bytes) -> bool:
         """
@@ -213,7 +180,8 @@ class _Channel(HTTPChannel):
     def allHeadersReceived(self) -> None:
         """
         Refuse a request of which it is known by now that it is wrong, and a
-        body that is announced to be too long before it is sent.
+        body that is announced to be too long, or longer than there is room for,
+        before it is sent.
         """
         self._asked = self._begun = True
         understood = self._path.startswith(b"/")
@@ -229,6 +197,8 @@ class _Channel(HTTPChannel):
             self.refuse(HTTPStatus.BAD_REQUEST)
         elif self.length is not None and self.length > self.site.mostContent:
             self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        elif self.length and self.length > self.site.mostContents - self.site.contents:
+            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
         else:
             super().allHeadersReceived()
 
@@ -237,6 +207,8 @@ class _Channel(HTTPChannel):
         @see: L{HTTPChannel.requestDone}
         """
         self._begun = False
+        # What has been kept of it is read now.
+        self._keepAhead(0)
         super().requestDone(request)
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
@@ -281,7 +253,8 @@ class _Channel(HTTPChannel):
             headers.setRawHeaders(b"Retry-After", [b"1"])
         reason = status.phrase.encode("ascii")
         self.writeHeaders(b"HTTP/1.1", b"%d" % status, reason, headers)
-        self.write(sent.body)
+        if self._command != b"HEAD":
+            self.write(sent.body)
         with identified(problem.requestId):
             self.site.refused(self.transport.getPeer(), status, problem.requestId)
         self._linger()
@@ -373,7 +346,7 @@ class Site(TwistedSite):
 
     @ivar mostContent: How many bytes the body of a request may have.
     @ivar mostContents: How many bytes those of all requests together may have.
-    @ivar contents: How many they have.
+    @ivar contents: How many they have, with what is sent ahead of responses.
     @ivar development: Whether clients are shown where errors come from.
     @ivar stopping: Whether the site is being stopped.
     @ivar accepted: How many connections there have been.
@@ -384,7 +357,7 @@ class Site(TwistedSite):
 
     noisy = False
     protocol = _Channel  # type: ignore[assignment]
-    requestFactory = _Request
+    requestFactory = SiteRequest
 
     def __init__(
         self,
@@ -411,7 +384,7 @@ class Site(TwistedSite):
         """
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
         if traffic is not None:
-            self.requestFactory = _CountedRequest
+            self.requestFactory = CountedSiteRequest
         if isinstance(resource, AsyncResource):
             resource.place("/")
         self.mostContent = mostContent
@@ -430,7 +403,8 @@ class Site(TwistedSite):
         @param length: The length of a body, if it is known before.
         @return: Where to put it.
         """
-        return Body(self)
+        # Most requests have none, and there is nothing to count then.
+        return BytesIO() if length == 0 else Body(self)
 
     def startFactory(self) -> None:
         """
@@ -442,7 +416,7 @@ class Site(TwistedSite):
         @see: L{twisted.web.http.HTTPFactory.log}
         """
         if self.traffic is not None:
-            assert isinstance(request, CountedRequest)
+            assert isinstance(request, CountedSiteRequest)
             self.traffic.ended(
                 request.route, request.method, request.code, request.begun
             )
