@@ -140,7 +140,8 @@ class PostgreSQL:
         until = self._reactor.seconds() + limit
         pgconn = await connect(self._reactor, self._url, limit)
         connection = Connection(self._reactor, pgconn, self)
-        time = str(int(self._settings.statementTimeout * 1000))
+        # The server counts in milliseconds, and not beyond a month.
+        time = str(min(int(self._settings.statementTimeout * 1000), 2**31 - 1))
         try:
             await self._ask(connection, until - self._reactor.seconds(), _SESSION, time)
         except BaseException:
