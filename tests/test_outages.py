@@ -1,0 +1,715 @@
+"""
+Databases come up late, go away and come back; of what was acknowledged nothing is
+lost, and nothing is there twice.
+
+The server is a real one, in a process of its own, and so is its database.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from treq.client import HTTPClient
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import ConnectError, ConnectionLost
+from twisted.internet.task import deferLater
+from twisted.web.client import (
+    Agent,
+    HTTPConnectionPool,
+    RequestTransmissionFailed,
+    ResponseFailed,
+)
+
+from .census import Census, SmallDisk
+from .census import smallDisk as smallDisk
+from .databases import PostgreSQL
+from .databases import database as database
+from .databases import ownPostgresql as ownPostgresql
+from .databases import postgresql as postgresql
+from .networks import blackHole, relaying
+from .processes import running, spawned
+from .websupport import asynchronous, reservedPort
+
+UNKNOWN = "The request was interrupted: it may have been carried out, or not"
+
+
+def pause(seconds: float) -> Deferred[None]:
+    """
+    Let others have their turn, before something is looked at again.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    return deferLater(reactor, seconds)
+
+
+@dataclass
+class Answer:
+    """
+    What was answered.
+
+    @ivar status: The status, or 0 if the connection broke.
+    @ivar retry: Whether it says that it may be tried again.
+    """
+
+    status: int
+    retry: bool = False
+    body: Any = None
+
+    @property
+    def kind(self) -> str:
+        """
+        What it means.
+        """
+        if self.status != 503:
+            return str(self.status)
+        if self.retry:
+            return "not now"
+        assert self.body["error"] == UNKNOWN
+        return "unknown"
+
+
+@dataclass
+class Service:
+    """
+    A server that runs.
+    """
+
+    process: Any
+    port: int
+    pool: HTTPConnectionPool
+
+    @property
+    def client(self) -> HTTPClient:
+        """
+        Who asks.
+        """
+        from twisted.internet import reactor
+
+        return HTTPClient(Agent(reactor, pool=self.pool))
+
+    async def ask(self, method: str, path: str, body: object = None) -> Answer:
+        """
+        Make a request.
+        """
+        options: dict[str, Any] = {} if body is None else {"json": body}
+        url = f"http://127.0.0.1:{self.port}{path}"
+        try:
+            response = await self.client.request(method, url, **options)
+            data = await response.content()
+        except (
+            ConnectError,
+            ConnectionLost,
+            RequestTransmissionFailed,
+            ResponseFailed,
+        ):
+            return Answer(0)
+        isJSON = "json" in response.headers.getRawHeaders("Content-Type", [""])[0]
+        return Answer(
+            response.code,
+            response.headers.hasHeader("Retry-After"),
+            json.loads(data) if isJSON else data.decode(),
+        )
+
+    async def until(self, path: str, met: Callable[[Answer], bool]) -> Answer:
+        """
+        Ask until the answer is as it should be.
+        """
+        begun = self.now()
+        while self.now() - begun < 30:
+            answer = await self.ask("GET", path)
+            if met(answer):
+                return answer
+            await pause(0.02)
+        raise AssertionError(f"{path} is {answer}: {self.process.output}")
+
+    def now(self) -> float:
+        """
+        @return: The time, in seconds.
+        """
+        from twisted.internet import reactor
+
+        return float(cast(Any, reactor).seconds())
+
+    async def ready(self, is_: bool = True) -> None:
+        """
+        Wait until it says that it is ready, or is not.
+        """
+        await self.until("/readyz", lambda answer: (answer.status == 200) is is_)
+
+    def kill(self) -> Awaitable[int]:
+        """
+        End it, so that it learns nothing of it.
+        """
+        self.process.transport.signalProcess("KILL")
+        ended: Awaitable[int] = self.process.ended
+        return ended
+
+
+@asynccontextmanager
+async def serving(
+    directory: Path, url: str, *words: str, port: int | None = None
+) -> AsyncIterator[Service]:
+    """
+    Run a server.
+
+    @param url: Where its database is.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    directory.mkdir(exist_ok=True)
+    (directory / "url").write_text(url)
+    pool = HTTPConnectionPool(reactor)
+    pool.maxPersistentPerHost = 100
+    pool.retryAutomatically = False
+    with reservedPort() as free:
+        port = port or free
+        common = [f"--listen=tcp:{port}:interface=127.0.0.1:backlog=1024", "--delay=0"]
+        common.append(f"--database-file={directory / 'url'}")
+        command = ["-n", "--pidfile=", "tsrv", *common, *words]
+        async with running(directory, *command) as process:
+            await process.whenWritten("Started")
+            service = Service(process, port, pool)
+            try:
+                yield service
+            finally:
+                await pool.closeCachedConnections()
+                if process.status is None:
+                    process.terminate()
+                    await process.ended
+
+
+@dataclass
+class Load:
+    """
+    Many who read and write.
+
+    @ivar read: What came of reading.
+    @ivar written: What came of writing, for each address.
+    """
+
+    services: list[Service]
+    name: str = "user"
+    read: list[Answer] = field(default_factory=list)
+    written: dict[str, Answer] = field(default_factory=dict)
+    stopping: bool = False
+
+    async def write(self, client: int) -> None:
+        """
+        Make one user after the other.
+        """
+        number = 0
+        while not self.stopping:
+            email = f"{client}.{number}@{self.name}"
+            service = self.services[(client + number) % len(self.services)]
+            user = {"name": "Ada", "email": email}
+            self.written[email] = await service.ask("POST", "/users", user)
+            number += 1
+            await self._pause(self.written[email])
+
+    async def look(self, client: int) -> None:
+        """
+        Read the first user again and again.
+        """
+        while not self.stopping:
+            self.read.append(await self.services[0].ask("GET", "/users/1"))
+            await self._pause(self.read[-1])
+
+    async def _pause(self, answer: Answer) -> None:
+        # Who is told that it is not possible now comes back a little later.
+        await pause(0.005 if answer.status < 300 else 0.05)
+
+    def start(self, writers: int, readers: int = 0) -> Deferred[Any]:
+        """
+        Begin.
+
+        @return: A Deferred that fires when all have stopped.
+        """
+        work = [self.write(client) for client in range(writers)]
+        work += [self.look(client) for client in range(readers)]
+        return gatherResults([Deferred.fromCoroutine(each) for each in work])
+
+    async def until(self, more: int) -> None:
+        """
+        Wait until so many more users were acknowledged.
+        """
+        wanted = self.count("201") + more
+        begun = self.services[0].now()
+        while self.count("201") < wanted:
+            assert self.services[0].now() - begun < 30, self.services[0].process.output
+            await pause(0.01)
+
+    def count(self, kind: str) -> int:
+        """
+        @return: How many were answered so.
+        """
+        return sum(answer.kind == kind for answer in self.written.values())
+
+    def check(self, found: list[str]) -> None:
+        """
+        See that what is there is what was said.
+        """
+        there = set(found)
+        assert len(there) == len(found)
+        for email, answer in self.written.items():
+            if answer.kind == "201":
+                assert email in there
+            elif answer.kind == "not now":
+                assert email not in there
+            else:
+                assert answer.kind in ("unknown", "0"), answer
+
+
+async def emailsIn(server: PostgreSQL, name: str) -> list[str]:
+    """
+    @return: The addresses in a database of PostgreSQL.
+    """
+    rows = await server.ask("SELECT email FROM users", database=name)
+    return [email for (email,) in rows]
+
+
+def emailsInFile(path: Path) -> list[str]:
+    """
+    @return: The addresses in a file of SQLite, which is sound.
+    """
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = connection.execute("SELECT email FROM users").fetchall()
+    connection.close()
+    return [email for (email,) in rows]
+
+
+FIRST = {"name": "Ada", "email": "first@x"}
+
+
+# PostgreSQL.
+
+
+@asynchronous
+async def test_a_database_that_comes_late_is_waited_for(
+    tmp_path: Path, ownPostgresql: PostgreSQL
+) -> None:
+    """
+    Every request that is made meanwhile is answered as if it had been there.
+    """
+    async with serving(tmp_path, ownPostgresql.url) as service:
+        asked = []
+        for number in range(40):
+            user = {"name": "Ada", "email": f"{number}@x"}
+            for request in (("POST", "/users", user), ("GET", "/users")):
+                asked.append(Deferred.fromCoroutine(service.ask(*request)))
+        await service.process.whenWritten("database failed to initialize (attempt 4)")
+        assert not any(each.called for each in asked)
+        await ownPostgresql.start()
+        answers = await gatherResults(asked)
+        assert [answer.status for answer in answers] == [201, 200] * 40
+        assert len(await emailsIn(ownPostgresql, "postgres")) == 40
+
+
+def tried(times: int) -> Callable[[Answer], bool]:
+    """
+    @return: Whether it was tried so often in vain to have the database again.
+    """
+
+    def met(answer: Answer) -> bool:
+        database = answer.body["modules"][-1]
+        assert database["name"] == "database"
+        latest = [each["kind"] is not None for each in database["attempts"]][-times:]
+        return not database["ready"] and latest == [True] * times
+
+    return met
+
+
+def isBusy(answer: Answer) -> bool:
+    """
+    @return: Whether all who read and write wait for an answer.
+    """
+    found = re.search(r"^tsrv_http_requests_in_progress (\d+)", answer.body, re.M)
+    assert found is not None
+    return int(found[1]) >= 24
+
+
+@asynchronous
+async def test_a_database_that_is_killed_loses_nothing(
+    tmp_path: Path, ownPostgresql: PostgreSQL
+) -> None:
+    """
+    Who reads does not notice; who writes is told the truth, even that nobody
+    knows it.
+    """
+    await ownPostgresql.start()
+    async with serving(tmp_path, ownPostgresql.url) as service:
+        await service.ready()
+        assert (await service.ask("POST", "/users", FIRST)).status == 201
+        load = Load([service])
+        done = load.start(12, 12)
+        for attempts in (1, 1, 4):
+            await load.until(100)
+            # What is under way then has no answer.
+            ownPostgresql.pause()
+            await service.until("/metrics", isBusy)
+            await ownPostgresql.kill()
+            await service.until("/startup", tried(attempts))
+            await ownPostgresql.start()
+            await load.until(50)
+        load.stopping = True
+        await done
+        assert {answer.status for answer in load.read} == {200}
+        assert load.count("unknown") > 0
+        assert load.count("0") == 0
+        found = await emailsIn(ownPostgresql, "postgres")
+        load.check([email for email in found if email != "first@x"])
+
+
+@asynchronous
+async def test_restarts_leave_nothing_behind(
+    tmp_path: Path, ownPostgresql: PostgreSQL
+) -> None:
+    """
+    A server lives longer than its database, many times.
+    """
+    await ownPostgresql.start()
+    # So that it does not depend on chance how many there are.
+    words = ["--database-connections=1"]
+    async with serving(tmp_path, ownPostgresql.url, *words) as service:
+
+        async def restart() -> None:
+            await ownPostgresql.stop()
+            await service.ready(False)
+            await ownPostgresql.start()
+            await service.ready()
+            assert (await service.ask("GET", "/users")).status == 200
+
+        async def census() -> Census:
+            await service.pool.closeCachedConnections()
+            await pause(0.1)
+            return Census.of(service.process.transport.pid)
+
+        await service.ready()
+        await restart()
+        before = await census()
+        for _ in range(10):
+            await restart()
+        # The allocator keeps some of what was used once.
+        assert (await census()).grownFrom(before, memory=8 * 2**20) == {}
+        assert (await ownPostgresql.clients())["postgres"] == 1
+
+
+@asynchronous
+async def test_a_database_that_never_answers_is_not_waited_for_for_ever(
+    tmp_path: Path,
+) -> None:
+    """
+    It takes connections, and does nothing with them.
+    """
+    async with blackHole() as hole:
+        url = f"postgresql://u:hush@127.0.0.1:{hole.port}/n"
+        words = ["--connect-timeout=0.5", "--queue-timeout=1.5"]
+        async with serving(tmp_path, url, *words) as service:
+            begun = service.now()
+            answer = await service.ask("GET", "/users/1")
+            assert answer.kind == "not now"
+            assert 1 < service.now() - begun < 10
+            ready = await service.ask("GET", "/readyz")
+            assert ready.status == 503
+            assert [each["module"] for each in ready.body["missing"]] == ["database"]
+            await service.process.whenWritten("(attempt 2)")
+            assert "hush" not in service.process.output
+
+
+@asynchronous
+async def test_a_database_that_stops_answering_is_noticed(
+    tmp_path: Path, ownPostgresql: PostgreSQL
+) -> None:
+    """
+    Its processes are stopped, and its connections stay open: the limits act, and
+    all heals when they go on.
+    """
+    await ownPostgresql.start()
+    words = ["--connect-timeout=0.5", "--statement-timeout=0.5"]
+    async with serving(tmp_path, ownPostgresql.url, *words) as service:
+        await service.ready()
+        assert (await service.ask("POST", "/users", FIRST)).status == 201
+        ownPostgresql.pause()
+        read = Deferred.fromCoroutine(service.ask("GET", "/users/1"))
+        user = {"name": "Ada", "email": "second@x"}
+        written = await service.ask("POST", "/users", user)
+        assert written.kind in ("unknown", "not now")
+        await service.ready(False)
+        ownPostgresql.resume()
+        await service.ready()
+        assert (await read).status == 200
+        there = "second@x" in await emailsIn(ownPostgresql, "postgres")
+        assert not (there and written.kind == "not now")
+
+
+@pytest.mark.parametrize("stay", [True, False])
+@asynchronous
+async def test_a_refused_password_is_told_once_and_at_once(
+    tmp_path: Path, database: Any, stay: bool
+) -> None:
+    """
+    To wait would not help; what to do stands in the log, and the password
+    nowhere.
+    """
+    url = database.server.urlFor(password="hush", database=database.name)  # noqa: S106
+    words = ["--stay-up"] if stay else []
+    async with serving(tmp_path, url, *words) as service:
+        await service.process.whenWritten("database is required, and failed")
+        if stay:
+            begun = service.now()
+            answer = await service.ask("GET", "/users")
+            assert (answer.kind, service.now() - begun < 5) == ("not now", True)
+            assert (await service.ask("GET", "/readyz")).status == 503
+            command = Path(f"/proc/{service.process.transport.pid}/cmdline")
+            assert b"hush" not in command.read_bytes()
+        else:
+            assert await service.process.ended == 1
+        log = service.process.output
+        lines = [line for line in log.splitlines() if "28P01" in line or "pass" in line]
+        assert len([line for line in lines if "required" in line]) == 1
+        assert "hush" not in log
+        assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("busy", [True, False])
+@asynchronous
+async def test_a_network_that_is_cut_silently_is_noticed(
+    tmp_path: Path, database: Any, busy: bool
+) -> None:
+    """
+    No packet says so; only that no answer comes, within the limit.
+    """
+    server = database.server
+    async with relaying(server.port) as relay:
+        url = server.urlFor(database=database.name, port=relay.port)
+        words = ["--connect-timeout=0.5", "--statement-timeout=0.5"]
+        async with serving(tmp_path, url, *words) as service:
+            await service.ready()
+            assert (await service.ask("POST", "/users", FIRST)).status == 201
+            relay.silence()
+            begun = service.now()
+            if busy:
+                user = {"name": "Ada", "email": "second@x"}
+                answer = await service.ask("POST", "/users", user)
+                assert answer.kind in ("unknown", "not now")
+            await service.ready(False)
+            assert service.now() - begun < 10
+            relay.resume()
+            await service.ready()
+            assert (await service.ask("GET", "/users/1")).status == 200
+
+
+@asynchronous
+async def test_two_servers_share_one_postgresql(tmp_path: Path, database: Any) -> None:
+    """
+    They make its tables at the same moment, and one of them is killed: what
+    either has acknowledged is there once.
+    """
+    await twoServers(tmp_path, database.url)
+    found = await emailsIn(database.server, database.name)
+    TWO.pop().check(found)
+
+
+@asynchronous
+async def test_two_servers_share_one_file(tmp_path: Path) -> None:
+    """
+    The same with SQLite, which has one writer at a time.
+    """
+    path = tmp_path / "users.db"
+    await twoServers(tmp_path, f"sqlite:{path}")
+    TWO.pop().check(emailsInFile(path))
+
+
+TWO: list[Load] = []
+
+
+async def twoServers(directory: Path, url: str) -> None:
+    """
+    Run two, and have one of them killed and started again meanwhile.
+    """
+    with reservedPort() as port:
+        both = [
+            Deferred.fromCoroutine(_enter(serving(directory / name, url, port=number)))
+            for name, number in (("one", None), ("two", port))
+        ]
+        (one, first), (two, second) = await gatherResults(both)
+        load = Load([first, second])
+        TWO.append(load)
+        done = load.start(16)
+        await load.until(200)
+        await second.kill()
+        await two.__aexit__(None, None, None)
+        async with serving(directory / "two", url, port=port):
+            await load.until(200)
+            load.stopping = True
+            await done
+            # Its clients went on with the one that took its place.
+            await second.pool.closeCachedConnections()
+        await one.__aexit__(None, None, None)
+        assert load.count("201") >= 400
+
+
+async def _enter(context: Any) -> tuple[Any, Service]:
+    return context, await context.__aenter__()
+
+
+# SQLite.
+
+HOLD = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@asynchronous
+async def test_a_file_that_is_locked_is_waited_for_so_long(tmp_path: Path) -> None:
+    """
+    Who writes is told to come back, who reads does not notice; afterwards it is
+    as if nothing had been.
+    """
+    path = tmp_path / "users.db"
+    async with serving(tmp_path, f"sqlite:{path}", "--connect-timeout=0.3") as service:
+        await service.ready()
+        assert (await service.ask("POST", "/users", FIRST)).status == 201
+        async with spawned(tmp_path, "-c", HOLD, str(path)) as holder:
+            await holder.whenWritten("held")
+            user = {"name": "Ada", "email": "second@x"}
+            assert (await service.ask("POST", "/users", user)).kind == "not now"
+            assert (await service.ask("GET", "/users/1")).status == 200
+            assert (await service.ask("GET", "/readyz")).status == 200
+            waiting = Deferred.fromCoroutine(service.ask("POST", "/users", user))
+            holder.write("\n")
+            await holder.ended
+        answer = await waiting
+        if answer.kind == "not now":
+            answer = await service.ask("POST", "/users", user)
+        assert answer.status == 201
+    assert emailsInFile(path) == ["first@x", "second@x"]
+
+
+@asynchronous
+async def test_a_disk_that_is_full_loses_nothing(
+    tmp_path: Path, smallDisk: SmallDisk
+) -> None:
+    """
+    What cannot be written is not acknowledged, what was stays, and it goes on
+    when there is room again.
+    """
+    path = smallDisk.directory / "users.db"
+    async with serving(tmp_path, f"sqlite:{path}") as service:
+        await service.ready()
+        load = Load([service])
+        done = load.start(4, 1)
+        await load.until(20)
+        smallDisk.fill()
+        while not load.count("not now"):
+            await pause(0.01)
+        assert (await service.ask("GET", "/users/1")).status == 200
+        smallDisk.free()
+        await load.until(20)
+        load.stopping = True
+        await done
+        assert service.process.status is None
+        load.check(emailsInFile(path))
+
+
+@pytest.mark.parametrize("stay", [True, False])
+@pytest.mark.parametrize("what", ["text", "directory", "nowhere"])
+@asynchronous
+async def test_what_is_no_database_is_told_once(
+    tmp_path: Path, what: str, stay: bool
+) -> None:
+    """
+    With the path, and what to do; it is left as it is.
+    """
+    path = tmp_path / "users.db"
+    if what == "text":
+        path.write_text("no database, but somebody's letter\n" * 1000)
+    elif what == "directory":
+        path.mkdir()
+    else:
+        path = tmp_path / "nowhere" / "users.db"
+    words = ["--stay-up"] if stay else []
+    async with serving(tmp_path, f"sqlite:{path}", *words) as service:
+        await service.process.whenWritten("database is required, and failed")
+        if stay:
+            assert (await service.ask("GET", "/users")).kind == "not now"
+            assert (await service.ask("GET", "/readyz")).status == 503
+        else:
+            assert await service.process.ended == 1
+        log = service.process.output
+        assert log.count("database is required, and failed") == 1
+        assert str(path) in log
+        assert "Traceback" not in log
+    if what == "text":
+        assert path.read_text().startswith("no database")
+
+
+@asynchronous
+async def test_what_was_acknowledged_survives_the_server(tmp_path: Path) -> None:
+    """
+    It is killed in the middle of writing, and started again.
+    """
+    path = tmp_path / "users.db"
+    load = None
+    for round_ in range(2):
+        async with serving(tmp_path / str(round_), f"sqlite:{path}") as service:
+            await service.ready()
+            load = Load([service], name=f"round{round_}")
+            done = load.start(8)
+            await load.until(200)
+            await service.kill()
+            load.stopping = True
+            await done
+            found = emailsInFile(path)
+            load.check([each for each in found if each.endswith(load.name)])
+
+
+@asynchronous
+async def test_a_file_that_is_replaced_is_not_written_to(tmp_path: Path) -> None:
+    """
+    What is written into a file that nobody can find any more is lost.
+    """
+    path = tmp_path / "users.db"
+    async with serving(tmp_path, f"sqlite:{path}") as service:
+        await service.ready()
+        assert (await service.ask("POST", "/users", FIRST)).status == 201
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink()
+        user = {"name": "Ada", "email": "second@x"}
+        first = await service.ask("POST", "/users", user)
+        assert first.kind == "not now"
+        await service.ready()
+        assert (await service.ask("POST", "/users", user)).status == 201
+    assert emailsInFile(path) == ["second@x"]
+
+
+@asynchronous
+async def test_who_is_stopped_finishes_what_it_was_asked(tmp_path: Path) -> None:
+    """
+    SIGTERM under load breaks nothing off that was begun.
+    """
+    path = tmp_path / "users.db"
+    async with serving(tmp_path, f"sqlite:{path}") as service:
+        await service.ready()
+        load = Load([service])
+        done = load.start(8)
+        await load.until(100)
+        service.process.terminate()
+        assert await service.process.ended == 0
+        load.stopping = True
+        await done
+    load.check(emailsInFile(path))
