@@ -165,6 +165,19 @@ def test_what_fails_after_a_loss_is_made_again_before_what_came_later(
     assert [answer.value for answer in answers] == ["done"] * 4
 
 
+def test_a_method_that_was_kept_queues_after_a_loss(watched: Watched) -> None:
+    """
+    It was taken while the module was ready, and is called when it is not.
+    """
+    read = watched.proxy.read
+    watched.lose()
+    answer = resultOf(read(1))
+    assert watched.wrapper.pending == 1
+    watched.again()
+    watched.module.answers[0].callback("done")
+    assert answer.value == "done"
+
+
 def test_what_fails_when_it_has_healed_is_made_again_at_once(
     watched: Watched,
 ) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.web.server import Request
 
-from tsrv.web.content import matchesAny, readJSON
+from tsrv.web.content import Invalid, PreconditionFailed, matchesAny, readJSON
 from tsrv.web.rendering import AsyncResource, Response, text
 from tsrv.web.site import Site
 
@@ -176,6 +176,40 @@ def test_a_body_that_was_read_is_not_kept(clock: Clock) -> None:
     assert resource.held == [0]
     assert site.contents == 0
     peer.leave()
+
+
+def test_what_is_wrong_is_told_part_by_part() -> None:
+    """
+    A program can show each of it where it was entered.
+    """
+    wrong = [{"pointer": "/email", "detail": "has to be there"}]
+
+    class Wrong(AsyncResource):
+        isLeaf = True
+
+        async def render_POST(self, request: Request) -> Response:
+            raise Invalid("The user is not as it has to be", iter(wrong))
+
+    answer = ask(Wrong(), method="POST")
+    members = json.loads(answer.body)
+    assert (answer.status, members["errors"]) == (400, wrong)
+    assert members["error"] == "The user is not as it has to be"
+
+
+def test_what_has_changed_meanwhile_is_not_changed() -> None:
+    """
+    It is not the same error as a request that is wrong: to look again helps.
+    """
+
+    class Changed(AsyncResource):
+        isLeaf = True
+
+        async def render_PUT(self, request: Request) -> Response:
+            raise PreconditionFailed
+
+    answer = ask(Changed(), method="PUT")
+    assert answer.status == 412
+    assert json.loads(answer.body)["error"] == "It has been changed since"
 
 
 # Entity tags.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -24,6 +25,8 @@ from tsrv.modules.database import (
     Statement,
 )
 
+from .databases import database as database
+from .databases import postgresql as postgresql
 from .support import resultOf
 from .websupport import asynchronous
 
@@ -263,6 +266,20 @@ async def test_a_loss_ends_it_until_it_is_initialised_again(tmp_path: Path) -> N
     await database.write(ADD, "b")
     assert await database.read(ALL) == [("b",)]
     await database.close()
+
+
+@asynchronous
+async def test_it_may_be_postgresql(database: Any) -> None:
+    """
+    The same questions have the same answers.
+    """
+    from twisted.internet import reactor
+
+    users = Database(reactor, database.url, [SCHEMA])
+    await users.initialize()
+    await users.write(ADD, "a")
+    assert await users.read(ALL) == [("a",)]
+    await users.close()
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -399,8 +399,13 @@ async def test_restarts_leave_nothing_behind(
         before = await census()
         for _ in range(10):
             await restart()
-        # The allocator keeps some of what was used once.
-        assert (await census()).grownFrom(before, memory=8 * 2**20) == {}
+        for _ in range(50):
+            # The allocator keeps some of what was used once; and the other end of
+            # what was closed here is closed a little later.
+            grown = (await census()).grownFrom(before, memory=8 * 2**20)
+            if not grown:
+                break
+        assert grown == {}
         assert (await ownPostgresql.clients())["postgres"] == 1
 
 

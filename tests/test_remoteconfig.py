@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
@@ -334,6 +334,17 @@ def test_it_may_take_so_long_and_no_longer(source: Source, clock: Clock) -> None
     assert str(failed.error) == "http://config.test/c took more than 10 s"
     assert answer.transport.aborted
     answer.protocol.connectionLost(Failure(ResponseDone()))
+
+
+def test_a_source_may_refuse_at_once(source: Source) -> None:
+    """
+    Then nothing is in progress, and it can be tried again.
+    """
+    source.client.get = lambda *_, **__: fail(error.ConnectError())  # type: ignore[method-assign]
+    for _ in range(2):
+        refused = resultOf(source.config.initialize())
+        assert isinstance(refused.error, ConfigurationUnavailable)
+        assert "failed (ConnectError)" in str(refused.error)
 
 
 def test_it_may_be_given_up(source: Source) -> None:

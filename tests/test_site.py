@@ -12,7 +12,7 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import ISSLTransport
@@ -393,7 +393,7 @@ class Holds(AsyncResource):
         if request.path == b"/read":
             assert request.content is not None
             request.content.close()
-        self.held.append(Deferred(lambda _: None))
+        self.held.append(Deferred())
         return self.held[-1]
 
 
@@ -459,6 +459,35 @@ def test_what_is_sent_ahead_is_kept_within_the_same_bound(clock: Clock) -> None:
     clock.advance(10)
 
 
+def test_what_comes_with_the_end_of_a_body_is_kept_within_it_too(clock: Clock) -> None:
+    """
+    The network puts together what was sent one after the other.
+    """
+    resource = Holds()
+    site = Site(resource, clock, mostContents=200)
+    peer = Peer(site, clock)
+    peer.send(post(90) + b"x" * 90 + GET * 5)
+    assert site.contents == 90
+    resource.held[0].callback(text("done"))
+    (answer,) = peer.answers
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    peer.leave()
+    clock.advance(10)
+
+
+def test_what_is_answered_at_once_is_not_ahead_of_anything(clock: Clock) -> None:
+    """
+    There is nothing to keep then, however much came together.
+    """
+    echo = Echo()
+    site = Site(echo, clock, mostContents=200)
+    peer = Peer(site, clock)
+    peer.send(post(90) + b"x" * 90 + GET * 5)
+    assert [answer.status for answer in peer.answers] == [200] * 6
+    assert site.contents == 0
+    peer.leave()
+
+
 def test_a_body_has_the_room_of_the_one_before(clock: Clock) -> None:
     """
     Who sends one after the other has never two of them here.
@@ -477,6 +506,7 @@ def test_a_body_has_the_room_of_the_one_before(clock: Clock) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7), st.integers(0, 60))))
+@example([(1, 6, 38), (0, 0, 25), (0, 6, 42)])
 def test_no_byte_of_a_body_is_forgotten_or_counted_twice(
     steps: list[tuple[int, int, int]],
 ) -> None:

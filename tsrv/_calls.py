@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from types import CoroutineType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -41,23 +41,18 @@ class Calls:
     _running: Chain
     _waiting: Chain
 
-    def _makeRoom(self) -> bool:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+        # The other half has them.
 
-    def _reject(self) -> Deferred[Any]:
-        raise NotImplementedError
+        def _makeRoom(self) -> bool: ...
 
-    def _start(self, command: Command) -> None:
-        raise NotImplementedError
+        def _reject(self) -> Deferred[Any]: ...
 
-    def answeredRun(self, command: Command, result: object) -> None:
-        """
-        The module has answered the latest run of a command.
-        """
-        raise NotImplementedError
+        def _start(self, command: Command) -> None: ...
 
-    def _putBack(self, command: Command) -> None:
-        raise NotImplementedError
+        def answeredRun(self, command: Command, result: object) -> None: ...
+
+        def _putBack(self, command: Command) -> None: ...
 
     def connect(self, method: Method, own: Callable[..., Any]) -> None:
         """

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from ._requestid import currentId, idOf
+from ._requestid import currentId, name
 from ._traffic import CountedRequest
 from .errors import MethodNotAllowed
 from .rendering import Response, respond
@@ -38,7 +38,7 @@ class SiteRequest(Request):
         """
         @see: L{Request.process}
         """
-        token = currentId.set(idOf(self))
+        token = currentId.set(name(self))
         try:
             super().process()
         finally:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from twisted.logger import LogEvent
 from twisted.web.http_headers import Headers
 
-__all__ = ["addRequestId", "currentId", "idFor", "idOf", "identified"]
+__all__ = ["addRequestId", "currentId", "idFor", "idOf", "identified", "name"]
 
 currentId: Final[ContextVar[str | None]] = ContextVar("requestId", default=None)
 """
@@ -56,9 +56,17 @@ def idOf(request: Any) -> str:
     @return: What it is called.
     """
     requestId: str | None = getattr(request, "requestId", None)
-    if requestId is None:
-        requestId = request.requestId = idFor(request.requestHeaders)
-        request.responseHeaders.setRawHeaders(_HEADER, [requestId.encode("ascii")])
+    return name(request) if requestId is None else requestId
+
+
+def name(request: Any) -> str:
+    """
+    @param request: A request that has no name yet.
+    @return: What it is called from now on, and what its response says.
+    """
+    requestId = idFor(request.requestHeaders)
+    request.requestId = requestId
+    request.responseHeaders.setRawHeaders(_HEADER, [requestId.encode("ascii")])
     return requestId
 
 

@@ -235,13 +235,14 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
     if getattr(getattr(request, "site", None), "development", False):
         traceback = _tracebackOf(failure)
     if isinstance(error, Unavailable):
-        # Without a time, or with one that never comes, it is soon enough.
-        known = error.retryAfter is not None and isfinite(error.retryAfter)
-        seconds = max(1, ceil(error.retryAfter)) if known else 1
+        seconds = error.retryAfter
+        if seconds is None or not isfinite(seconds):
+            # There is no time that could be named.
+            seconds = 0
         return Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             _UNAVAILABLE.get(type(error), "The service is not available"),
-            headers=[(b"Retry-After", b"%d" % seconds)],
+            headers=[(b"Retry-After", b"%d" % max(1, ceil(seconds)))],
             requestId=requestId,
             traceback=traceback,
         )
@@ -275,10 +276,11 @@ def _tracebackOf(failure: Failure) -> str:
     """
     error = failure.value
     assert error is not None
-    if error.__traceback__ is None:
+    text = "".join(format_exception(error))
+    if error.__traceback__ is None and failure.frames:
         # It was cleaned, and only the failure remembers.
-        return str(failure.getTraceback())
-    return "".join(format_exception(error))
+        text += f"\n{failure.getTraceback()}"
+    return text
 
 
 _CONSTRAINTS: Final = {

@@ -129,15 +129,9 @@ class _Channel(HTTPChannel):
         if not self._handlingRequest:
             super().rawDataReceived(data)
         elif self.persistent:
+            self._dataBuffer.append(data)
             self._keepAhead(self._ahead + len(data))
-            site = self.site
-            if self._ahead > _MOST_AHEAD or site.contents > site.mostContents:
-                self._overrun = True
-                self._makeLast()
-                self._dataBuffer.clear()
-                self._keepAhead(0)
-            else:
-                self._dataBuffer.append(data)
+            self._boundAhead()
 
     def _finishRequestBody(self, data: bytes) -> None:
         """
@@ -145,6 +139,21 @@ class _Channel(HTTPChannel):
         """
         self._keepAhead(len(data))
         super()._finishRequestBody(data)
+        # What is answered at once leaves nothing ahead.
+        self._boundAhead()
+
+    def _boundAhead(self) -> None:
+        """
+        Throw away what is sent ahead of a response, if it is too much.
+        """
+        site = self.site
+        if self._ahead > _MOST_AHEAD or (
+            self._ahead and site.contents > site.mostContents
+        ):
+            self._overrun = True
+            self._makeLast()
+            self._dataBuffer.clear()
+            self._keepAhead(0)
 
     def _keepAhead(self, length: int) -> None:
         """
@@ -207,8 +216,9 @@ class _Channel(HTTPChannel):
         @see: L{HTTPChannel.requestDone}
         """
         self._begun = False
-        # What has been kept of it is read now.
-        self._keepAhead(0)
+        if self._ahead:
+            # It is read now.
+            self._keepAhead(0)
         super().requestDone(request)
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
