@@ -186,9 +186,7 @@ class Options(UsageOptions):
 
     def opt_database(self, url: str) -> None:
         """
-        Where the users are: sqlite:PATH or postgresql://USER@HOST/NAME. One with a
-        password goes into TSRV_DATABASE or --database-file. [default: the setting
-        "database" of --config-url, or sqlite:tsrv.db]
+        sqlite:PATH or postgresql://USER@HOST/NAME. [default: sqlite:tsrv.db]
         """
         self["database"] = databaseOf("--database", url)
         if Location.parse(url).hasPassword:
@@ -200,7 +198,7 @@ class Options(UsageOptions):
 
     def opt_database_file(self, path: str) -> None:
         """
-        A file whose first line is the URL of the database.
+        A file whose first line is that; or say it in TSRV_DATABASE.
         """
         self["database"] = databaseOf("--database-file", firstLineOf(path))
 
@@ -220,15 +218,13 @@ class Options(UsageOptions):
 
     def opt_connect_timeout(self, seconds: str) -> None:
         """
-        How many seconds it may take to connect to the database, or to see that an
-        idle connection is gone. [default: 5]
+        How many seconds to wait for the database's connections. [default: 5]
         """
         self["connect-timeout"] = positiveSecondsOf("--connect-timeout", seconds)
 
     def opt_config_url(self, url: str) -> None:
         """
-        Where to fetch settings, a JSON object, before anything that needs them
-        starts. One with a password goes into TSRV_CONFIG_URL.
+        Where settings are fetched, as JSON; or say it in TSRV_CONFIG_URL.
         """
         self["config-url"] = configurationOf("--config-url", url)
         if "@" in url.partition("://")[2].partition("/")[0]:
@@ -251,8 +247,7 @@ class Options(UsageOptions):
 
     def opt_config_copy(self, path: str) -> None:
         """
-        A file for the last good copy of the settings, to start with when they
-        cannot be fetched. [default: none is kept]
+        A file for the last good copy of the settings. [default: none is kept]
         """
         self["config-copy"] = path
 
