@@ -400,9 +400,10 @@ async def test_restarts_leave_nothing_behind(
         for _ in range(10):
             await restart()
         for _ in range(50):
-            # The allocator keeps some of what was used once; and the other end of
-            # what was closed here is closed a little later.
-            grown = (await census()).grownFrom(before, memory=8 * 2**20)
+            # The other end of what was closed here is closed a little later. The
+            # allocator keeps some of what was used once, and the server looks for
+            # garbage only now and then: 8 MiB is where it comes to rest.
+            grown = (await census()).grownFrom(before, memory=16 * 2**20)
             if not grown:
                 break
         assert grown == {}
