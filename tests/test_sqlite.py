@@ -116,6 +116,11 @@ class Reactor(Clock):
             for worker in list(self.workers):
                 worked |= worker.step()
             self.deliver()
+            while any(call.getTime() <= self.seconds() for call in self.calls):
+                # The next turn.
+                self.advance(0)
+                self.deliver()
+                worked = True
 
     @property
     def running(self) -> list[str]:
@@ -635,6 +640,40 @@ def test_who_waited_behind_a_full_batch_waited_for_the_lock_too(
     assert isinstance(given.error, CancelledError)
     assert later.value == [(2,)]
     end(reactor, engine)
+
+
+def test_answers_leave_others_their_turn(reactor: Reactor, engine: SQLite) -> None:
+    """
+    Sixty who have written together, and write again at once, would keep everybody
+    else from the reactor.
+    """
+    written = [resultOf(engine.write(ADD, str(number))) for number in range(60)]
+    reactor.workers[0].step()
+    reactor.deliver()
+    reactor.workers[0].step()
+    reactor.deliver()
+    # The first was alone, since nobody else had asked by then.
+    assert sum(not each.pending for each in written) == 1 + 8
+    reactor.advance(0)
+    assert [each.value for each in written] == [[(n,)] for n in range(1, 61)]
+    reactor.work()
+
+
+def test_what_was_answered_is_told_before_it_is_closed(
+    reactor: Reactor, engine: SQLite
+) -> None:
+    """
+    Nothing that is on the disk is reported to have failed.
+    """
+    written = [resultOf(engine.write(ADD, str(number))) for number in range(60)]
+    reactor.workers[0].step()
+    reactor.deliver()
+    reactor.workers[0].step()
+    reactor.deliver()
+    closing = resultOf(engine.close())
+    assert [each.value for each in written] == [[(n,)] for n in range(1, 61)]
+    reactor.work()
+    assert closing.value is None
 
 
 def test_a_full_disk_loses_nothing_that_was_acknowledged(

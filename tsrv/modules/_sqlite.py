@@ -10,11 +10,12 @@ is handed over together when it is back.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -28,6 +29,11 @@ __all__ = ["SQLite"]
 _MOST: Final = 256
 """
 How many statements a batch may have.
+"""
+
+_SLICE: Final = 8
+"""
+How many statements are answered in one turn of the reactor.
 """
 
 _NO_ANSWER: Final = "the disk does not answer"
@@ -136,6 +142,8 @@ class SQLite:
         self._count = 0
         self._begun = False
         self._over = False
+        self._done: deque[Call] = deque()
+        self._settling: IDelayedCall | None = None
         self._lost = _Waiters()
         self._ended = _Waiters()
 
@@ -288,8 +296,24 @@ class SQLite:
             self._lose(batch.lost, done)
         else:
             self._dispatch(side)
-        for call in done:
-            call.settle()
+        self._done.extend(done)
+        self._settle(len(done) if self._over else _SLICE)
+
+    def _settle(self, most: int) -> None:
+        """
+        Answer some, and the others in the turns that follow: those who write
+        together are not to come back together, while nobody else has a turn.
+        """
+        done = self._done
+        while done and (most or self._over):
+            most -= 1
+            done.popleft().settle()
+        if done and self._settling is None:
+            self._settling = self._reactor.callLater(0, self._settleNext)
+
+    def _settleNext(self) -> None:
+        self._settling = None
+        self._settle(_SLICE)
 
     def hung(self, line: Line) -> None:
         """
@@ -330,6 +354,10 @@ class SQLite:
             return
         self._over = True
         self._why = why
+        settling, self._settling = self._settling, None
+        if settling is not None:
+            settling.cancel()
+            self._settle(0)
         waiting = [*self._reads.takeAll(), *self._writes.takeAll()]
         for line in [*self._reads.lines, *self._writes.lines]:
             line.end()
