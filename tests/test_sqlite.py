@@ -105,6 +105,13 @@ class Reactor(Clock):
             function, *arguments = self.fromThread.popleft()
             function(*arguments)
 
+    def turn(self) -> None:
+        """
+        Let turns pass in which nothing more is asked for.
+        """
+        self.advance(0)
+        self.deliver()
+
     def work(self) -> None:
         """
         Let all threads do all that they have to do.
@@ -117,9 +124,7 @@ class Reactor(Clock):
                 worked |= worker.step()
             self.deliver()
             while any(call.getTime() <= self.seconds() for call in self.calls):
-                # The next turn.
-                self.advance(0)
-                self.deliver()
+                self.turn()
                 worked = True
 
     @property
@@ -389,8 +394,55 @@ def test_what_waits_is_one_transaction_in_order(
         engine.write(ADD, f"name {number}").addCallback(answers.append)
     reactor.work()
     assert answers == [[(number,)] for number in range(1, 601)]
-    # The first alone, and then no more than 256.
-    assert len(commits) == 4
+    # No more than 256 in one.
+    assert len(commits) == 3
+
+
+def test_what_comes_in_turn_after_turn_is_one_transaction(
+    disk: Disk, reactor: Reactor, engine: SQLite
+) -> None:
+    """
+    A thread that is given one statement at a time takes the interpreter from the
+    reactor with each of them.
+    """
+    commits: list[None] = []
+    disk.hooks["COMMIT"] = lambda: commits.append(None)
+    answers: list[Any] = []
+
+    def ask(left: int) -> None:
+        if left:
+            reactor.callLater(0, ask, left - 1)
+        engine.write(ADD, f"name {left}").addCallback(answers.append)
+
+    ask(20)
+    reactor.work()
+    assert len(answers) == 21
+    assert len(commits) == 1
+
+
+def test_nobody_waits_long_for_others_to_come(
+    disk: Disk, reactor: Reactor, engine: SQLite
+) -> None:
+    """
+    Where each turn is long and brings one more, the first would wait for ever.
+    """
+    commits: list[float] = []
+    disk.hooks["COMMIT"] = lambda: commits.append(reactor.seconds())
+    asked: list[float] = []
+
+    def ask() -> None:
+        asked.append(reactor.seconds())
+        if len(asked) < 20:
+            reactor.callLater(0, ask)
+        engine.write(ADD, f"name {len(asked)}")
+        reactor.rightNow += 0.004
+        reactor.workers[0].step()
+        reactor.deliver()
+
+    ask()
+    reactor.work()
+    assert len(commits) == 7
+    assert commits[0] - asked[0] < 0.02
 
 
 def test_nothing_is_answered_before_it_is_on_the_disk(
@@ -410,7 +462,7 @@ def test_nothing_is_answered_before_it_is_on_the_disk(
     disk.hooks["COMMIT"] = look
     written += [resultOf(engine.write(ADD, str(number))) for number in range(3)]
     reactor.work()
-    assert pending == [True, True, True, False, True, True]
+    assert pending == [True, True, True]
     assert [each.value for each in written] == [[(1,)], [(2,)], [(3,)]]
 
 
@@ -418,10 +470,8 @@ def together(reactor: Reactor, engine: SQLite, *calls: Any) -> list[Result]:
     """
     Make several writes in one transaction.
     """
-    first = resultOf(engine.write(Statement("DELETE FROM things WHERE id = 0")))
     results = [resultOf(engine.write(*call)) for call in calls]
     reactor.work()
-    assert first.value == []
     return results
 
 
@@ -598,7 +648,9 @@ def test_a_lock_that_is_held_too_long_fails_those_who_waited(
     engine = opened(reactor, path, connectTimeout=0.05)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    first = [resultOf(engine.write(ADD, f"early {number}")) for number in range(2)]
+    first = [resultOf(engine.write(ADD, "early 0"))]
+    reactor.turn()
+    first.append(resultOf(engine.write(ADD, "early 1")))
     reactor.workers[0].step()
     later = resultOf(engine.write(ADD, "later"))
     other.execute("ROLLBACK")
@@ -623,10 +675,12 @@ def test_who_waited_behind_a_full_batch_waited_for_the_lock_too(
     engine = opened(reactor, path, connectTimeout=0.05)
     other = sqlite3.connect(path, isolation_level=None)
     first = resultOf(engine.write(ADD, "first"))
+    reactor.turn()
     many = [resultOf(engine.write(ADD, f"name {number}")) for number in range(300)]
     gone = engine.write(ADD, "gone")
     reactor.workers[0].step()
     reactor.deliver()
+    reactor.turn()
     other.execute("BEGIN IMMEDIATE")
     later = resultOf(engine.write(ADD, "later"))
     given = errorOf(gone)
@@ -648,15 +702,43 @@ def test_answers_leave_others_their_turn(reactor: Reactor, engine: SQLite) -> No
     else from the reactor.
     """
     written = [resultOf(engine.write(ADD, str(number))) for number in range(60)]
+    answered: list[int] = []
+
+    def others() -> None:
+        answered.append(sum(not each.pending for each in written))
+        if answered[-1] < 60:
+            reactor.callLater(0, others)
+
+    reactor.turn()
     reactor.workers[0].step()
     reactor.deliver()
-    reactor.workers[0].step()
-    reactor.deliver()
-    # The first was alone, since nobody else had asked by then.
-    assert sum(not each.pending for each in written) == 1 + 8
-    reactor.advance(0)
-    assert [each.value for each in written] == [[(n,)] for n in range(1, 61)]
+    others()
     reactor.work()
+    assert answered == list(range(3, 61, 3))
+    assert [each.value for each in written] == [[(n,)] for n in range(1, 61)]
+
+
+def test_who_comes_back_at_once_waits_for_those_who_do_so_too(
+    disk: Disk, reactor: Reactor, engine: SQLite
+) -> None:
+    """
+    They have waited for one transaction together, and will do so again.
+    """
+    commits: list[None] = []
+    disk.hooks["COMMIT"] = lambda: commits.append(None)
+    answers: list[Any] = []
+
+    def again(answer: Any) -> None:
+        answers.append(answer)
+        if len(answers) % 6 == 1:
+            # As the answer of a client takes a while: not in each turn.
+            reactor.callLater(0, engine.write, ADD, f"again {len(answers)}")
+
+    for number in range(60):
+        engine.write(ADD, str(number)).addCallback(again)
+    reactor.work()
+    assert len(answers) == 60
+    assert len(commits) == 2
 
 
 def test_what_was_answered_is_told_before_it_is_closed(
@@ -666,10 +748,10 @@ def test_what_was_answered_is_told_before_it_is_closed(
     Nothing that is on the disk is reported to have failed.
     """
     written = [resultOf(engine.write(ADD, str(number))) for number in range(60)]
+    reactor.turn()
     reactor.workers[0].step()
     reactor.deliver()
-    reactor.workers[0].step()
-    reactor.deliver()
+    assert written[-1].pending
     closing = resultOf(engine.close())
     assert [each.value for each in written] == [[(n,)] for n in range(1, 61)]
     reactor.work()
@@ -740,6 +822,7 @@ def test_nobody_knows_what_became_of_a_commit_that_failed(
         return reason
 
     written = resultOf(writing.addErrback(failed))
+    reactor.turn()
     waiting = resultOf(engine.write(ADD, "two"))
     with logged() as events:
         reactor.work()
@@ -776,6 +859,7 @@ def test_a_statement_that_fails_for_the_disk_ends_the_connection(
     engine = opened(reactor, path)
     disk.hooks["DELETE"] = trouble("SQLITE_IOERR_WRITE")
     first = resultOf(engine.write(ADD, "first"))
+    reactor.turn()
     beside = resultOf(engine.write(ADD, "beside"))
     failing = resultOf(engine.write(Statement("DELETE FROM things")))
     behind = resultOf(engine.write(ADD, "behind"))
@@ -1244,7 +1328,9 @@ def test_a_statement_that_takes_too_long_is_interrupted(
             trouble("SQLITE_INTERRUPT")()
 
     disk.hooks["INSERT"] = hook
-    slow, behind = resultOf(engine.write(ADD, "a")), resultOf(engine.write(ADD, "b"))
+    slow = resultOf(engine.write(ADD, "a"))
+    reactor.turn()
+    behind = resultOf(engine.write(ADD, "b"))
     reactor.workers[0].step()
     del disk.hooks["INSERT"]
     reactor.work()
@@ -1376,7 +1462,9 @@ def test_who_gave_up_is_not_taken_back(
         waiting.extend(resultOf(engine.read(GET, 1)) for _ in range(2))
 
     disk.hooks[ALL.sql] = hook
-    first, slow = resultOf(engine.read(GET, 1)), resultOf(engine.read(ALL))
+    first = resultOf(engine.read(GET, 1))
+    reactor.turn()
+    slow = resultOf(engine.read(ALL))
     given = engine.read(GET, 1)
     result = resultOf(given)
     reactor.work()
@@ -1480,7 +1568,9 @@ def test_a_disk_that_hangs_is_given_up(
         assert closing[0].pending
 
     disk.hooks["COMMIT"] = hook
-    written = [resultOf(engine.write(ADD, str(number))) for number in range(3)]
+    written = [resultOf(engine.write(ADD, "begun"))]
+    reactor.turn()
+    written += [resultOf(engine.write(ADD, "waiting")) for _ in range(2)]
     reactor.work()
     assert happened == ["lost"]
     assert isinstance(written[0].error, OutcomeUnknown)
@@ -1628,17 +1718,22 @@ def test_those_who_gave_up_take_no_place(reactor: Reactor, path: Path) -> None:
     Else many impatient clients would keep out all others.
     """
     engine = opened(reactor, path, limit=3)
-    held = [resultOf(engine.read(GET, 1)) for _ in range(3)]
+    held = [resultOf(engine.read(GET, 1))]
+    reactor.turn()
+    held += [resultOf(engine.read(GET, 1)) for _ in range(2)]
     for _ in range(100_000):
         given = engine.read(GET, 1)
         given.addErrback(lambda f: f.trap(CancelledError))
         given.cancel()
     last = resultOf(engine.write(ADD, "x"))
-    more = [resultOf(engine.write(ADD, "y")), resultOf(engine.write(ADD, "z"))]
+    reactor.turn()
+    more = resultOf(engine.write(ADD, "y"))
+    over = resultOf(engine.write(ADD, "z"))
+    assert isinstance(over.error, DatabaseUnavailable)
     reactor.work()
     assert not any(each.pending for each in held)
     assert last.value == [(1,)]
-    assert more[0].value == [(2,)]
+    assert more.value == [(2,)]
     end(reactor, engine)
 
 
@@ -1647,8 +1742,9 @@ def test_no_more_wait_than_are_allowed(reactor: Reactor, path: Path) -> None:
     One more is told so at once, and a place that becomes free is used.
     """
     engine = opened(reactor, path, limit=2)
-    held = [resultOf(engine.read(GET, 1)) for _ in range(2)]
-    held += [resultOf(engine.write(ADD, str(number))) for number in range(2)]
+    held = [resultOf(engine.read(GET, 1)), resultOf(engine.write(ADD, "begun"))]
+    reactor.turn()
+    held += [resultOf(engine.read(GET, 1)), resultOf(engine.write(ADD, "waiting"))]
     over = [resultOf(engine.write(ADD, "over")), resultOf(engine.read(GET, 1))]
     for each in over:
         assert isinstance(each.error, DatabaseUnavailable)
@@ -1767,12 +1863,30 @@ def test_a_thread_that_cannot_be_started_is_waited_for(
     assert isinstance(opening.error, DatabaseUnavailable)
 
 
+def test_nothing_is_handed_over_when_it_is_closed(reactor: Reactor, path: Path) -> None:
+    """
+    What was about to be is told so at once, and leaves no timer.
+    """
+    engine = opened(reactor, path)
+    written = resultOf(engine.write(ADD, "x"))
+    closing = resultOf(engine.close())
+    assert isinstance(written.error, DatabaseUnavailable)
+    for worker in reactor.workers:
+        while worker.step():
+            pass
+    reactor.deliver()
+    assert closing.value is None
+    assert reactor.getDelayedCalls() == []
+    assert namesIn(path) == []
+
+
 def test_what_has_begun_ends_when_it_is_closed(reactor: Reactor, path: Path) -> None:
     """
     And what waits ends at once, so that nothing comes behind.
     """
     engine = opened(reactor, path)
     begun = resultOf(engine.write(ADD, "begun"))
+    reactor.turn()
     waiting = [resultOf(engine.write(ADD, "waiting")) for _ in range(2)]
     lost = resultOf(engine.whenLost())
     first, second = resultOf(engine.close()), resultOf(engine.close())

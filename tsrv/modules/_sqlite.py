@@ -6,6 +6,11 @@ are allowed read; a second one only when the first has been busy for a while,
 because to hand many statements to one thread at once is faster than to hand
 them one by one to several. What is asked for while a thread is busy waits, and
 is handed over together when it is back.
+
+A thread that runs beside the reactor costs both of them: they take the
+interpreter from each other with each statement and each packet, and have to be
+woken up for it. So what is handed over are statements that came together, as
+long as each turn of the reactor brings more of them.
 """
 
 from __future__ import annotations
@@ -31,9 +36,17 @@ _MOST: Final = 256
 How many statements a batch may have.
 """
 
-_SLICE: Final = 8
+_READ_TOGETHER: Final = 16
+_WRITTEN_TOGETHER: Final = 3
 """
-How many statements are answered in one turn of the reactor.
+How many statements are answered in one turn of the reactor. Those who have
+waited for one transaction are not to come back all together, while nobody else
+has a turn.
+"""
+
+_LONGEST: Final = 0.01
+"""
+How long statements may be gathered, in seconds.
 """
 
 _NO_ANSWER: Final = "the disk does not answer"
@@ -71,6 +84,12 @@ class _Side:
     @ivar lines: The threads.
     @ivar most: How many there may be.
     @ivar rest: Until when there will not be one more.
+    @ivar done: What has been carried out, and is to be answered, in order.
+    @ivar together: How many are answered in one turn of the reactor.
+    @ivar settling: When the next are.
+    @ivar gathering: When it is seen whether there are more to hand over.
+    @ivar gathered: How many there were before.
+    @ivar since: Since when they are gathered.
     """
 
     def __init__(
@@ -79,6 +98,7 @@ class _Side:
         makeBatch: Callable[[Sequence[Call]], Batch],
         open: Callable[[Link], None],  # noqa: A002
         most: int,
+        together: int,
     ) -> None:
         self.name = name
         self.open = open
@@ -87,6 +107,12 @@ class _Side:
         self._makeBatch = makeBatch
         self.most = most
         self.rest = 0.0
+        self.done: deque[Call] = deque()
+        self.together = together
+        self.settling: IDelayedCall | None = None
+        self.gathering: IDelayedCall | None = None
+        self.gathered = 0
+        self.since = 0.0
 
     def takeBatch(self) -> Batch:
         waiting = self.waiting
@@ -134,16 +160,14 @@ class SQLite:
         self._settings = settings = settings or Settings()
         self._createWorker = createWorker
         self._file = file = File(path, tuple(schemas), settings)
-        self._reads = _Side(
-            "reader", Reads, file.openReader, max(1, settings.connections)
-        )
-        self._writes = _Side("writer", Writes, file.openWriter, 1)
+        readers = max(1, settings.connections)
+        self._reads = _Side("reader", Reads, file.openReader, readers, _READ_TOGETHER)
+        self._writes = _Side("writer", Writes, file.openWriter, 1, _WRITTEN_TOGETHER)
+        self._sides = (self._writes, self._reads)
         self._why: str | None = "has not been opened"
         self._count = 0
         self._begun = False
         self._over = False
-        self._done: deque[Call] = deque()
-        self._settling: IDelayedCall | None = None
         self._lost = _Waiters()
         self._ended = _Waiters()
 
@@ -158,7 +182,7 @@ class SQLite:
 
     async def _open(self) -> None:
         try:
-            for side in (self._writes, self._reads):
+            for side in self._sides:
                 await self._start(side)
         except CancelledError:
             self._end("is closed")
@@ -221,8 +245,28 @@ class SQLite:
         self._count += 1
         call = Call(statement, parameters, self._count, side.leave)
         side.waiting[call] = None
-        self._dispatch(side)
+        if side.gathering is None:
+            side.since = self._reactor.seconds()
+            self._gather(side)
         return call.answer
+
+    def _gather(self, side: _Side) -> None:
+        side.gathered = len(side.waiting)
+        side.gathering = self._reactor.callLater(0, self._gathered, side)
+
+    def _gathered(self, side: _Side) -> None:
+        side.gathering = None
+        waiting = len(side.waiting)
+        # Those who are still to be answered may come back with another one.
+        more = side.done or waiting > side.gathered
+        if (
+            more
+            and waiting < _MOST
+            and 0 <= self._reactor.seconds() - side.since < _LONGEST
+        ):
+            self._gather(side)
+        else:
+            self._dispatch(side)
 
     def _dispatch(self, side: _Side) -> None:
         if not side.waiting:
@@ -294,26 +338,25 @@ class SQLite:
                     done.append(call)
         if batch.lost:
             self._lose(batch.lost, done)
-        else:
-            self._dispatch(side)
-        self._done.extend(done)
-        self._settle(len(done) if self._over else _SLICE)
+        elif side.waiting and side.gathering is None:
+            side.since = self._reactor.seconds()
+            self._gather(side)
+        side.done.extend(done)
+        if side.settling is None:
+            self._settle(side)
 
-    def _settle(self, most: int) -> None:
+    def _settle(self, side: _Side) -> None:
         """
-        Answer some, and the others in the turns that follow: those who write
-        together are not to come back together, while nobody else has a turn.
+        Answer some, and the others in the turns that follow.
         """
-        done = self._done
-        while done and (most or self._over):
-            most -= 1
+        side.settling = None
+        done, left = side.done, side.together
+        # The callback of one may close the database.
+        while done and (left or self._over):
+            left -= 1
             done.popleft().settle()
-        if done and self._settling is None:
-            self._settling = self._reactor.callLater(0, self._settleNext)
-
-    def _settleNext(self) -> None:
-        self._settling = None
-        self._settle(_SLICE)
+        if done:
+            side.settling = self._reactor.callLater(0, self._settle, side)
 
     def hung(self, line: Line) -> None:
         """
@@ -354,10 +397,12 @@ class SQLite:
             return
         self._over = True
         self._why = why
-        settling, self._settling = self._settling, None
-        if settling is not None:
-            settling.cancel()
-            self._settle(0)
+        for side in self._sides:
+            if side.gathering is not None:
+                side.gathering.cancel()
+            if side.settling is not None:
+                side.settling.cancel()
+                self._settle(side)
         waiting = [*self._reads.takeAll(), *self._writes.takeAll()]
         for line in [*self._reads.lines, *self._writes.lines]:
             line.end()
