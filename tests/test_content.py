@@ -112,6 +112,8 @@ def test_what_is_compressed_is_not_read() -> None:
     """
     answer, read = post(b"{}", **{"Content-Encoding": "gzip"})
     assert (answer.status, read) == (415, [])
+    assert answer.headers["accept-encoding"] == "identity"
+    assert json.loads(answer.body)["error"] == "The body must not be encoded"
     answer, read = post(b"{}", **{"Content-Encoding": "identity"})
     assert (answer.status, read) == (200, [{}])
 

@@ -40,7 +40,7 @@ from tsrv.web.rendering import AsyncResource, Response
 from tsrv.web.site import Site
 
 from .support import Refused, Trouble
-from .websupport import Answer, Peer, Teller, answersIn, ask
+from .websupport import Answer, Peer, Teller, answersIn, ask, logged, textsOf
 
 SAY = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -112,6 +112,8 @@ TEXT = [
     "text/plain; charset=utf-8",
     "text/*",
     "text/plain, */*;q=0.1",
+    "application/problem+json;q=0, application/json;q=0, text/*",
+    "application/problem+json;q=0, application/json ; q=0.0, */*",
     "text/html;q=0.1, text/plain;q=0.2",
     "application/json;q=0.4, text/plain;q=0.5",
 ]
@@ -529,10 +531,20 @@ def test_a_constraint_is_told_without_its_name(
     """
     The wire strings of the source; the database's own words name columns.
     """
-    answer = ask(Failing(ConstraintViolated("users.email", "23505", unique)))
+    with logged() as events:
+        answer = ask(Failing(ConstraintViolated("users.email", "23505", unique)))
     assert answer.status == status
     assert problemIn(answer)["error"] == sentence
     assert b"users" not in answer.body
+    # Who runs the server has no other way to learn which it was.
+    assert textsOf(events) == (
+        []
+        if unique
+        else [
+            f"Request {answer.headers['x-request-id']} was refused by the database: "
+            "users.email"
+        ]
+    )
 
 
 def test_an_error_for_clients_says_what_it_says() -> None:
@@ -544,7 +556,8 @@ def test_an_error_for_clients_says_what_it_says() -> None:
     error.status = HTTPStatus.IM_A_TEAPOT
     assert problemIn(ask(Failing(error)))["error"] == "The kettle is empty"
     answer = ask(Failing(error), headers={"Accept": "text/plain"})
-    assert (answer.status, answer.body) == (418, b"The kettle is empty")
+    said = f"The kettle is empty\n(request {answer.headers['x-request-id']})"
+    assert (answer.status, answer.body) == (418, said.encode())
 
 
 def test_what_is_said_may_be_any_text() -> None:
@@ -554,13 +567,12 @@ def test_what_is_said_may_be_any_text() -> None:
     sentence = '"Zürich", \N{SNOWMAN}\n'
     assert problemIn(ask(Failing(Known(sentence))))["error"] == sentence
     answer = ask(Failing(Known(sentence)), headers={"Accept": "text/plain"})
-    assert answer.body == sentence.encode()
+    assert answer.body.startswith(sentence.encode())
 
 
 def test_an_error_for_clients_may_have_more_to_tell() -> None:
     """
-    What programs read has members of its own; who prefers text gets the sentence
-    as before.
+    What programs read has members of its own.
     """
     error = Known("Two kettles are empty")
     error.members = {"kettles": ["red", "blue"], "litres": 0}
@@ -569,7 +581,31 @@ def test_an_error_for_clients_may_have_more_to_tell() -> None:
     assert members["litres"] == 0
     assert members["error"] == members["detail"] == "Two kettles are empty"
     answer = ask(Failing(error), headers={"Accept": "text/plain"})
-    assert answer.body == b"Two kettles are empty"
+    assert answer.body.startswith(b"Two kettles are empty\n(request ")
+
+
+def test_people_are_told_what_is_wrong_too() -> None:
+    """
+    That something in what was sent is wrong helps nobody who is not told what.
+    """
+    error = Known("The user is not as it has to be")
+    error.members = {
+        "errors": [
+            {"pointer": "/name", "detail": "has to be <there>"},
+            {"pointer": "", "detail": "has other members"},
+            {"parameter": "limit", "detail": "has to be a number"},
+        ]
+    }
+    answer = ask(Failing(error), headers={"Accept": "text/plain"})
+    assert answer.body.decode().splitlines() == [
+        "The user is not as it has to be",
+        "/name: has to be <there>",
+        "has other members",
+        "limit: has to be a number",
+        f"(request {answer.headers['x-request-id']})",
+    ]
+    page = ask(Failing(error), headers={"Accept": "text/html"}).body.decode()
+    assert "<li>/name: has to be &lt;there&gt;</li>\n<li>has other members</li>" in page
 
 
 def test_what_one_error_has_to_tell_is_not_told_of_another() -> None:

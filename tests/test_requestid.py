@@ -186,7 +186,8 @@ def test_a_refusal_is_in_the_form_that_is_asked_for(clock: Clock) -> None:
         b"Content-Length: 11\r\n\r\n"
     )
     (answer,) = peer.answers
-    assert (answer.status, answer.body) == (413, b"The body is too long")
+    said = f"The body is too long\n(request {answer.headers['x-request-id']})"
+    assert (answer.status, answer.body) == (413, said.encode())
     assert answer.headers["vary"] == "Accept"
     peer.leave()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["mediaRanges"]
+__all__ = ["mediaRanges", "refusedTypes"]
 
 _LONGEST: Final = 1024
 """
@@ -27,7 +27,21 @@ def mediaRanges(accept: bytes | None) -> list[str]:
     @return: The media ranges in it that are accepted, in lower case; none where
         there are none, or too many.
     """
+    return [each for each in _listed(accept) if not _REFUSED.search(each)]
+
+
+def refusedTypes(accept: bytes | None) -> set[str]:
+    """
+    @param accept: An C{Accept} header.
+    @return: The media types that it says are not accepted at all, though it may
+        accept what they are a part of.
+    """
+    refused = filter(_REFUSED.search, _listed(accept))
+    return {each.partition(";")[0].strip() for each in refused}
+
+
+def _listed(accept: bytes | None) -> list[str]:
     if accept is None or len(accept) > _LONGEST:
         return []
     ranges = accept.decode("latin-1").lower().split(",")
-    return [each for each in ranges if each.strip() and not _REFUSED.search(each)]
+    return [each for each in ranges if each.strip()]

@@ -18,6 +18,7 @@ from twisted.web.server import Request
 from .errors import HTTPError
 
 __all__ = [
+    "EncodedContent",
     "Invalid",
     "NotJSON",
     "PreconditionFailed",
@@ -42,6 +43,18 @@ class UnsupportedMediaType(HTTPError):
         listed = ", ".join(accepted)
         super().__init__(f"The body has to be {' or '.join(accepted)}, in UTF-8")
         self.headers = [(header, listed.encode("ascii"))]
+
+
+class EncodedContent(HTTPError):
+    """
+    The body is compressed, or encoded in another way.
+    """
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    headers = ((b"Accept-Encoding", b"identity"),)
+
+    def __init__(self) -> None:
+        super().__init__("The body must not be encoded")
 
 
 class NotJSON(HTTPError):
@@ -119,9 +132,10 @@ def readJSON(request: Request, accepted: Sequence[str], header: bytes) -> Any:
     @param request: The request.
     @param accepted: The media types that are accepted.
     @param header: The header that tells these to who has sent another:
-        C{Accept-Post} or C{Accept-Patch}.
+        C{Accept-Post}, C{Accept-Patch} or C{Accept}.
     @return: What JSON makes of it.
     @raise UnsupportedMediaType: It is of another type.
+    @raise EncodedContent: It is compressed.
     @raise NotJSON: It cannot be read.
     """
     headers = request.requestHeaders
@@ -130,7 +144,7 @@ def readJSON(request: Request, accepted: Sequence[str], header: bytes) -> Any:
         raise UnsupportedMediaType(header, accepted)
     encodings = headers.getRawHeaders(b"Content-Encoding", [])
     if any(each.strip().lower() not in (b"", b"identity") for each in encodings):
-        raise UnsupportedMediaType(header, accepted)
+        raise EncodedContent
     content = request.content
     assert content is not None
     data = content.read()

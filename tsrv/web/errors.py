@@ -3,7 +3,7 @@ An exception becomes a response.
 
 Errors are problem details (RFC 9457), with one more member, C{error}, which is
 what the clients of simpler servers read. A browser gets a page, and who prefers
-text gets the sentence alone. Nothing of an unexpected exception reaches a client
+text gets lines of it. Nothing of an unexpected exception reaches a client
 but the name of the request, by which it is found in the log; unless the site is
 one for development.
 """
@@ -18,7 +18,7 @@ from http import HTTPStatus
 from math import ceil, isfinite
 from traceback import format_exception
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from mimeparse import MimeTypeParseException, best_match
 from twisted.logger import Logger
@@ -34,7 +34,7 @@ from ..wrapper import (
     QueueTimeout,
     Unavailable,
 )
-from ._accept import mediaRanges
+from ._accept import mediaRanges, refusedTypes
 from ._requestid import idOf
 
 __all__ = [
@@ -188,16 +188,34 @@ class Problem:
         return Encoded(_JSON.encode(), body, [_NO_SNIFFING])
 
     def _asText(self) -> Encoded:
-        sentence = self.text or self.detail
+        lines = [self.text or self.detail]
+        if self.text is None:
+            lines += self._parts()
+            if self.requestId:
+                lines.append(f"(request {self.requestId})")
         if self.traceback is not None:
-            sentence += f"\n\n{self.traceback}"
-        body = sentence.encode("utf-8", "backslashreplace")
+            lines += ["", self.traceback]
+        body = "\n".join(lines).encode("utf-8", "backslashreplace")
         return Encoded(b"text/plain; charset=utf-8", body, [_NO_SNIFFING])
+
+    def _parts(self) -> list[str]:
+        """
+        @return: What is wrong with parts of a request, a line for each.
+        """
+        lines = []
+        errors: Any = self.members.get("errors", ())
+        for each in errors:
+            where = each.get("pointer") or each.get("parameter")
+            lines.append(f"{where}: {each['detail']}" if where else each["detail"])
+        return lines
 
     def _asPage(self) -> Encoded:
         more = ""
+        parts = "".join(f"<li>{escape(part)}</li>\n" for part in self._parts())
+        if parts:
+            more = f"<ul>\n{parts}</ul>\n"
         if self.traceback is not None:
-            more = f"<pre>{escape(self.traceback)}</pre>\n"
+            more += f"<pre>{escape(self.traceback)}</pre>\n"
         page = _PAGE.format(
             status=self.status.value,
             title=escape(self.status.phrase),
@@ -230,6 +248,13 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
         )
     if isinstance(error, ConstraintViolated):
         status, detail = _CONSTRAINTS[error.unique]
+        if not error.unique:
+            # Whatever it was, what checks requests does not know of it.
+            _log.warn(
+                "Request {requestId} was refused by the database: {reason}",
+                requestId=requestId,
+                reason=error,
+            )
         return Problem(status, detail, requestId=requestId)
     traceback = None
     if getattr(getattr(request, "site", None), "development", False):
@@ -303,8 +328,10 @@ def _preferred(accept: bytes | None) -> str:
     ranges = mediaRanges(accept)
     if not ranges:
         return _JSON
+    refused = refusedTypes(accept)
+    offered = [each for each in _OFFERED if each not in refused]
     try:
-        return str(best_match(_OFFERED, ",".join(ranges)))
+        return str(best_match(offered, ",".join(ranges)))
     except MimeTypeParseException:
         return _JSON
 

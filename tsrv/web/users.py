@@ -3,17 +3,19 @@ C{/users}, and each of them.
 
 A user has an entity tag, which is the version that the database counts. To
 change one under a condition is to compare and swap: what the client takes it
-for is checked, and then it is changed only if it still has that version.
+for is checked, and then it is changed only if it still has that version. If it
+has not, the condition is looked at again.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
@@ -47,6 +49,8 @@ LARGEST_ID: Final = 2**63 - 1
 """
 No database has a greater number.
 """
+
+_T = TypeVar("_T")
 
 _JSON: Final = "application/json"
 
@@ -96,7 +100,10 @@ class Field:
 NAME: Final = Field(
     1,
     200,
-    r"^[^\x00-\x1f\x7f-\x9f]*[^\x00-\x20\x7f-\xa0][^\x00-\x1f\x7f-\x9f]*$",
+    r"^[^\x00-\x1f\x7f-\x9f]*"
+    r"[^\x00-\x20\x7f-\xa0\xad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u2064"
+    r"\u3000\u3164\ufeff]"
+    r"[^\x00-\x1f\x7f-\x9f]*$",
     "has to have something to be seen, and no control characters",
 )
 
@@ -357,8 +364,7 @@ class UserResource(_Listed):
         """
         Replace what is known of the user.
         """
-        body = readJSON(request, [_JSON], b"Accept-Put")
-        fields = _fields(body, partly=False)
+        fields = _fields(readJSON(request, [_JSON], b"Accept"), partly=False)
         return Deferred.fromCoroutine(self._change(request, fields))
 
     def render_PATCH(self, request: Request) -> Deferred[Response]:
@@ -376,34 +382,50 @@ class UserResource(_Listed):
         return Deferred.fromCoroutine(self._delete(request))
 
     async def _change(self, request: Request, fields: Mapping[str, str]) -> Response:
-        version = await self._versionIf(request)
-        if not fields:
-            # There is nothing to be changed, but something to be shown.
-            user = await self._users.get(self._number)
-        else:
-            user = await self._users.change(
+        def change(version: int | None) -> Deferred[User | None]:
+            if not fields:
+                # There is nothing to be changed, but something to be shown.
+                return self._users.get(self._number)
+            return self._users.change(
                 self._number, fields.get("name"), fields.get("email"), version
             )
-        if user is None:
-            raise UserNotFound if version is None else PreconditionFailed
-        return _shown(user)
+
+        return _shown(await self._asWanted(request, change))
 
     async def _delete(self, request: Request) -> Response:
-        version = await self._versionIf(request)
-        if not await self._users.delete(self._number, version):
-            raise UserNotFound if version is None else PreconditionFailed
+        await self._asWanted(request, partial(self._users.delete, self._number))
         return Response(b"", b"", 204)
+
+    async def _asWanted(
+        self, request: Request, change: Callable[[int | None], Awaitable[_T | None]]
+    ) -> _T:
+        """
+        Change the user under the client's conditions.
+
+        @param change: Does it, if the user has the version that it is given;
+            and answers something that is true if it did.
+        @return: What C{change} answered.
+        """
+        while True:
+            version = await self._versionIf(request)
+            changed = await change(version)
+            if changed:
+                return changed
+            if version is None:
+                raise UserNotFound
+            # Somebody else has changed it meanwhile.
 
     async def _versionIf(self, request: Request) -> int | None:
         """
         Check the conditions under which the client wants the user changed.
 
         @return: The version that the user then must still have; L{None} if
-            there are no conditions.
+            any will do.
         """
         match = _conditions(request, _MATCH)
         noneMatch = _conditions(request, _NONE_MATCH)
-        if not match and not noneMatch:
+        if match == [b"*"] or not (match or noneMatch):
+            # That it is there is found out when it is changed.
             return None
         user = await self._users.get(self._number)
         if user is None:
@@ -443,7 +465,6 @@ class _Nobody(AsyncResource):
     """
 
     route = "/users/{id}"
-    isLeaf = True
 
     def render(self, request: Request) -> int:
         """
