@@ -94,7 +94,7 @@ def test_what_is_no_url_of_a_database_is_refused_and_not_repeated(url: str) -> N
     ("url", "secret", "shown"),
     [
         ("postgresql://u:hush@h:1/n", True, "postgresql://u@h:1/n"),
-        ("postgresql://u:hu@sh@h/n?a=b", True, "postgresql://u@h/n"),
+        ("postgresql://u:hu%40sh@h/n?a=b", True, "postgresql://u@h/n"),
         ("postgresql://u@h/n?password=hush", True, "postgresql://u@h/n"),
         ("postgresql://u@h/n?sslpassword=hush", True, "postgresql://u@h/n"),
         ("postgresql://u@h/n?sslmode=require", False, "postgresql://u@h/n"),
@@ -112,6 +112,26 @@ def test_a_password_is_never_shown(url: str, secret: bool, shown: str) -> None:
     assert repr(Database(object(), url)) == f"<Database at {shown}>"
     for text in (repr(location), repr(Database(object(), lambda: url))):
         assert "hush" not in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hush#hush@h/n",
+        "postgresql://u:hush?hush@h/n",
+        "postgresql://u:hush/hush@h/n",
+        "postgresql://u:hush@hush@h/n",
+        "postgresql://u:[hush@h/n",
+        "postgresql://h/n?password=hush#hush",
+    ],
+)
+def test_a_password_that_may_be_read_in_two_ways_is_refused(url: str) -> None:
+    """
+    Where libpq finds the end of it elsewhere, a part of it would be shown.
+    """
+    with pytest.raises(ValueError, match="# as %23") as caught:
+        Location.parse(url)
+    assert "hush" not in str(caught.value)
 
 
 # What is asked of it.

@@ -5,9 +5,11 @@ brought to at will.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from errno import EMFILE
 from socket import socketpair
 from typing import Any
 
@@ -41,10 +43,19 @@ from .networks import Relay, relaying
 from .support import Result, resultOf
 from .test_postgresql import errorOf as failureOf
 from .test_postgresql import opened
-from .websupport import asynchronous
+from .websupport import asynchronous, errorsIn, logged, textsOf
 
 SLEEP = Statement("SELECT 1 FROM pg_sleep(?)")
 ONE = Statement("SELECT 1")
+
+
+def theReactor() -> Any:
+    """
+    @return: The real one.
+    """
+    from twisted.internet import reactor
+
+    return reactor
 
 
 class Broken:
@@ -55,6 +66,8 @@ class Broken:
     @ivar fails: The name of what fails now.
     @ivar left: How much could not be sent yet.
     """
+
+    transaction_status = pq.TransactionStatus.IDLE
 
     error_message = b"it broke"
 
@@ -110,15 +123,28 @@ class Broken:
             end.close()
 
 
-class Copying:
+class Said:
     """
-    The beginning of an answer that nobody has asked for.
+    A part of an answer.
+
+    @ivar status: What it is.
     """
 
-    status = pq.ExecStatus.COPY_OUT
+    def __init__(self, status: pq.ExecStatus, code: bytes | None = None) -> None:
+        """
+        @param code: The SQLSTATE, if it is an error.
+        """
+        self.status = status
+        self._code = code
 
-    def error_field(self, field: object) -> None:
-        return None
+    def error_field(self, field: pq.DiagnosticField) -> bytes | None:
+        """
+        @return: Something that is known of the error.
+        """
+        return self._code if field == pq.DiagnosticField.SQLSTATE else None
+
+
+DONE = Said(pq.ExecStatus.COMMAND_OK)
 
 
 class Owner:
@@ -134,6 +160,9 @@ class Owner:
 
     def broke(self, connection: Connection, reason: str) -> None:
         self.told.append(f"broke: {reason}")
+
+    def dropped(self, connection: Connection) -> None:
+        self.told.append("dropped")
 
     def settled(self) -> None:
         self.told.append("settled")
@@ -224,7 +253,7 @@ def test_what_does_not_fit_into_the_socket_is_sent_later(bench: Bench) -> None:
     assert isinstance(asked.error, OutcomeUnknown)
 
 
-@pytest.mark.parametrize("how", ["consume", "copy", "lost"])
+@pytest.mark.parametrize("how", ["consume", "pipeline", "lost"])
 def test_an_answer_that_breaks_off_is_the_end(how: str, bench: Bench) -> None:
     """
     Whatever comes after it is not an answer to anything.
@@ -233,8 +262,8 @@ def test_an_answer_that_breaks_off_is_the_end(how: str, bench: Bench) -> None:
     if how == "consume":
         bench.libpq.fails = "consume"
         bench.connection.doRead()
-    elif how == "copy":
-        bench.libpq.results.append(Copying())
+    elif how == "pipeline":
+        bench.libpq.results.append(Said(pq.ExecStatus.PIPELINE_SYNC))
         bench.connection.doRead()
     else:
         bench.connection.connectionLost(Failure(ConnectionResetError()))
@@ -242,6 +271,79 @@ def test_an_answer_that_breaks_off_is_the_end(how: str, bench: Bench) -> None:
         bench.connection.connectionLost(Failure(ConnectionResetError()))
     assert type(asked.error) is DatabaseUnavailable
     assert bench.owner.told == ["broke: it broke", "settled"]
+
+
+@pytest.mark.parametrize(
+    ("code", "completed", "kind"),
+    [
+        # The server has rolled it back, and then ended the connection.
+        (b"57P01", False, DatabaseUnavailable),
+        # It had committed before.
+        (b"57P01", True, OutcomeUnknown),
+        # A pooler has lost the server.
+        (b"08P01", False, OutcomeUnknown),
+        (b"08006", False, OutcomeUnknown),
+        (b"40003", False, OutcomeUnknown),
+    ],
+)
+def test_what_ends_with_the_connection_is_unknown_if_it_is(
+    code: bytes, completed: bool, kind: type[Exception], bench: Bench
+) -> None:
+    """
+    Who is told that a write was not carried out will do it again.
+    """
+    asked = bench.ask(prepared=False)
+    bench.libpq.results += [DONE] if completed else []
+    bench.libpq.results.append(Said(pq.ExecStatus.FATAL_ERROR, code))
+    bench.libpq.is_busy = lambda: not bench.libpq.results  # type: ignore[method-assign]
+    bench.connection.doRead()
+    assert asked.pending
+    bench.libpq.fails = "consume"
+    bench.connection.doRead()
+    assert type(asked.error) is kind
+    assert bench.owner.told == ["broke: it broke", "settled"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (b"40001", DatabaseUnavailable),
+        (b"08P01", DatabaseError),
+        (b"08007", OutcomeUnknown),
+        (b"40003", OutcomeUnknown),
+    ],
+)
+def test_what_the_server_does_not_know_nobody_knows(
+    code: bytes, kind: type[Exception], bench: Bench
+) -> None:
+    """
+    Even a server that goes on may have asked another one.
+    """
+    asked = bench.ask(prepared=False)
+    bench.libpq.results.append(Said(pq.ExecStatus.FATAL_ERROR, code))
+    bench.connection.doRead()
+    assert type(asked.error) is kind
+    assert bench.owner.told == ["freed", "settled"]
+
+
+@pytest.mark.parametrize("how", ["copy", "transaction"])
+def test_a_statement_that_leaves_something_open_is_rolled_back(
+    how: str, bench: Bench
+) -> None:
+    """
+    Else whatever follows on that connection is not what it seems to be; the
+    other connections have nothing to do with it.
+    """
+    asked = bench.ask(prepared=False)
+    if how == "copy":
+        bench.libpq.results.append(Said(pq.ExecStatus.COPY_OUT))
+    else:
+        bench.libpq.results.append(DONE)
+        bench.libpq.transaction_status = pq.TransactionStatus.INTRANS
+    bench.connection.doRead()
+    assert type(asked.error) is DatabaseError
+    assert bench.owner.told == ["dropped", "settled"]
+    assert bench.libpq.finished == 1
 
 
 def test_what_is_told_to_everybody_is_thrown_away(bench: Bench) -> None:
@@ -337,6 +439,27 @@ def test_a_refusal_with_another_code_is_no_reason_to_give_up() -> None:
     pgconn: Any = Refusing(
         b'connection to server at "127.0.0.1", port 1 failed: FATAL:  XX000: oh\n'
     )
+    error = _refusal("u@h:1/n", pgconn, "127.0.0.1")
+    assert type(error) is DatabaseUnavailable
+
+
+def test_options_that_the_server_does_not_know_are_a_mistake() -> None:
+    """
+    To try them again and again helps nobody.
+    """
+    pgconn: Any = Refusing(
+        b'connection to server at "127.0.0.1", port 1 failed: FATAL:  42704: oh\n'
+    )
+    error = _refusal("u@h:1/n", pgconn, "127.0.0.1")
+    assert type(error) is DatabaseRefused
+    assert "check the options" in str(error)
+
+
+def test_no_reason_is_no_reason_to_give_up() -> None:
+    """
+    So it is where there are too many open files.
+    """
+    pgconn: Any = Refusing(b"")
     error = _refusal("u@h:1/n", pgconn, "127.0.0.1")
     assert type(error) is DatabaseUnavailable
 
@@ -486,19 +609,72 @@ async def relayed(database: Any) -> AsyncIterator[tuple[PostgreSQL, Relay]]:
 
 
 @asynchronous
-async def test_one_more_connection_that_is_refused_is_a_loss(database: Any) -> None:
+async def test_those_that_are_there_do_where_one_more_is_refused(
+    database: Any,
+) -> None:
     """
-    The server has gone, although the connection that there is does not know it
-    yet.
+    Nothing is wrong with them, whatever is wrong with one more: a password that
+    was changed, or too many open files.
     """
     async with relayed(database) as (engine, relay):
         await engine.open()
         await relay.refuse()
-        lost = engine.whenLost()
-        both = [engine.read(SLEEP, 0.05) for _ in range(2)]
-        await lost
-        assert await both[0] == [(1,)]
-        assert isinstance(await failureOf(both[1]), DatabaseUnavailable)
+        with logged() as events:
+            both = [engine.read(SLEEP, 0.05) for _ in range(2)]
+            assert await both[0] == [(1,)]
+            assert await both[1] == [(1,)]
+            assert await engine.read(ONE) == [(1,)]
+        (text,) = textsOf(errorsIn(events))
+        assert text.startswith("Cannot use one more connection: connection to ")
+        assert not engine.whenLost().called
+
+
+@asynchronous
+async def test_a_statement_may_cost_the_only_connection(database: Any) -> None:
+    """
+    Those that wait have another one made for them.
+    """
+    async with opened(database.url, connections=1) as engine:
+        wrong = engine.read(Statement("COPY (SELECT 1) TO STDOUT"))
+        behind = engine.read(ONE)
+        error = await failureOf(wrong)
+        assert type(error) is DatabaseError
+        assert await behind == [(1,)]
+        error = await failureOf(engine.write(Statement("BEGIN")))
+        assert type(error) is DatabaseError
+        assert await engine.read(ONE) == [(1,)]
+        assert not engine.whenLost().called
+
+
+@asynchronous
+async def test_parameters_that_do_not_fit_are_an_error(database: Any) -> None:
+    """
+    And no reason to be connected anew.
+    """
+    async with opened(database.url) as engine:
+        for parameters in ((), (1,) * 70_000):
+            error = await failureOf(engine.read(SLEEP, *parameters))
+            assert type(error) is DatabaseError
+        assert not engine.whenLost().called
+
+
+@asynchronous
+async def test_no_more_open_files_is_no_reason_to_give_up(
+    database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Clients may have taken them all, and will give them back.
+    """
+    full = OSError(EMFILE, "Too many open files")
+
+    def refuse(fd: int) -> int:
+        raise full
+
+    monkeypatch.setattr(os, "dup", refuse)
+    engine = PostgreSQL(theReactor(), database.url, [], Settings())
+    error = await failureOf(engine.open())
+    assert type(error) is DatabaseUnavailable
+    assert "Too many open files" in str(error)
 
 
 @asynchronous

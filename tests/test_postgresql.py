@@ -15,6 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, gathe
 from tsrv.modules._postgresql import PostgreSQL
 from tsrv.modules.database import (
     ConstraintViolated,
+    Database,
     DatabaseError,
     DatabaseRefused,
     DatabaseUnavailable,
@@ -348,7 +349,9 @@ async def test_a_server_that_is_starting_up_is_waited_for(
 # Losses.
 
 
-async def inFlight(engine: PostgreSQL) -> tuple[Deferred[Any], Deferred[Any]]:
+async def inFlight(
+    engine: PostgreSQL | Database,
+) -> tuple[Deferred[Any], Deferred[Any]]:
     """
     @return: A read and a write, each of which the server is busy with.
     """
@@ -417,6 +420,35 @@ async def test_what_the_server_ended_by_itself_was_not_carried_out(
             "WHERE query LIKE 'SELECT 1 FROM pg_sleep%%' AND pid <> pg_backend_pid()"
         )
         assert isinstance(await errorOf(_), DatabaseUnavailable)
+
+
+@asynchronous
+async def test_closing_waits_for_what_was_before_a_loss(database: Any) -> None:
+    """
+    A statement that has still its time to finish is not left behind.
+    """
+    from twisted.internet import reactor
+
+    module = Database(reactor, database.url, [SCHEMA], Settings(connections=2))
+    await module.initialize()
+    lost = module.whenLost()
+    read, write = await inFlight(module)
+    await database.server.ask(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE query LIKE 'INSERT%%' AND pid <> pg_backend_pid()"
+    )
+    await errorOf(write)
+    await lost
+    await module.initialize()
+    closing = module.close()
+    assert not closing.called
+    assert not read.called
+    await database.server.ask(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
+        "WHERE query LIKE 'SELECT 1 FROM pg_sleep%%' AND pid <> pg_backend_pid()"
+    )
+    assert isinstance(await errorOf(read), DatabaseUnavailable)
+    await closing
 
 
 @asynchronous

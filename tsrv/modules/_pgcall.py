@@ -48,6 +48,22 @@ _SILENT: Final = ("21", "22", "23", "44", "P0")
 Classes of errors whose messages may repeat what was to be written.
 """
 
+_UNKNOWN: Final = ("08007", "40003")
+"""
+What says that nobody knows whether a transaction was committed.
+"""
+
+_MISTAKEN: Final = "08P01"
+"""
+What a server answers to parameters that do not fit the statement; a pooler, which
+then ends the connection, says it of much else.
+"""
+
+_MOST: Final = 65_535
+"""
+How many parameters the protocol can count.
+"""
+
 _INTEGER, _FLOAT, _BYTES = 20, 701, 17
 
 
@@ -90,6 +106,8 @@ class Call:
         """
         @raise DatabaseError: A parameter cannot be one.
         """
+        if len(parameters) > _MOST:
+            raise DatabaseError(f"there are more than {_MOST} parameters", "54023")
         self.kind = kind
         self.sql = sql
         self.values: list[bytes | None] = []
@@ -151,6 +169,28 @@ class Call:
             return OutcomeUnknown("write")
         return DatabaseUnavailable(reason, LATER)
 
+    def answered(self, code: str, outcome: list[Row] | Exception) -> None:
+        """
+        Settle it with what the server has answered.
+
+        @param code: The SQLSTATE, if it is an error.
+        """
+        if code in _UNKNOWN:
+            outcome = self.interrupted(str(outcome))
+        self.settle(outcome)
+
+    def ended(self, code: str, error: Exception, completed: bool) -> None:
+        """
+        Settle it with the error with which the server has ended the connection.
+
+        @param code: The SQLSTATE.
+        @param completed: Whether the statement was carried out before; then it
+            may have been committed.
+        """
+        if completed or code in _UNKNOWN or code.startswith("08"):
+            error = self.interrupted(str(error))
+        self.settle(error)
+
 
 def _encoded(text: str) -> bytes:
     try:
@@ -182,7 +222,8 @@ def textOf(message: bytes) -> str:
 
 def errorOf(code: str, message: str, constraint: str = "") -> Exception:
     """
-    Say what an error means. In each case the statement was not carried out.
+    Say what an error means. The statement was not carried out, if the server
+    knows that: see L{Call.answered} and L{Call.ended}.
 
     @param code: The SQLSTATE.
     @param message: The primary message of the server.
@@ -198,7 +239,8 @@ def errorOf(code: str, message: str, constraint: str = "") -> Exception:
         text += f": {constraint}"
     elif not code.startswith(_SILENT):
         text += f": {message}"
-    if code.startswith(_PASSING) or code in _PASSING_CODES:
+    passes = code.startswith(_PASSING) and code != _MISTAKEN
+    if passes or code in _PASSING_CODES:
         return DatabaseUnavailable(text, LATER, code)
     if code.startswith("23"):
         return ConstraintViolated(text, code, code == "23505")

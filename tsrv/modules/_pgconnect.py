@@ -54,6 +54,13 @@ _ADVICE: Final = {
     "0A000": "the server cannot do what it was asked for",
 }
 
+_OPTIONS: Final = "check the options in the URL of the database"
+
+_WRONG: Final = ("22", "28", "42", "55")
+"""
+Classes of errors that say that a connection of this kind is never possible.
+"""
+
 _FILES: Final = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
 
 _QUOTED: Final = re.compile(r'"[^"]*"')
@@ -237,7 +244,10 @@ def _placeOf(parameters: Parameters) -> str:
     user, host = parameters.get("user", ""), parameters["host"]
     name = parameters.get("dbname") or user
     address = parameters["hostaddr"]
-    return f"{user}@{host or address or 'localhost'}:{parameters['port']}/{name}"
+    shown = host or address or "localhost"
+    if ":" in shown:
+        shown = f"[{shown}]"
+    return f"{user}@{shown}:{parameters['port']}/{name}"
 
 
 def _refusal(place: str, pgconn: pq.abc.PGconn, address: str) -> Exception:
@@ -255,15 +265,18 @@ def _refusal(place: str, pgconn: pq.abc.PGconn, address: str) -> Exception:
         error = errorOf(code, said)
         if isinstance(error, DatabaseUnavailable):
             return DatabaseUnavailable(f"{start}: {said}", LATER, code)
+        if code.startswith(_WRONG):
+            return DatabaseRefused(f"{start}: {said}: {_OPTIONS}", code)
     if pgconn.needs_password:
         return DatabaseRefused(
             f"{start}: the server asks for a password, and the URL has none"
         )
+    if not text:
+        # Nor does libpq give one when there is no file descriptor left.
+        return DatabaseUnavailable(f"{start}, and libpq gives no reason", LATER)
     if f'"{address}"' not in text and ".s.PGSQL." not in text:
         # What has to do with a server names it.
-        return DatabaseRefused(
-            f"{start}: {_QUOTED.sub('it', text)}: check the options in the URL"
-        )
+        return DatabaseRefused(f"{start}: {_QUOTED.sub('it', text)}: {_OPTIONS}")
     return DatabaseUnavailable(
         f"{start}: {text.partition('failed: ')[2] or text}", LATER
     )

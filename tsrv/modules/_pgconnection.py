@@ -20,14 +20,20 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ._pgcall import READ_ONLY, Call, errorOf, nameOf, textOf
-from .database import Row
+from .database import DatabaseError, Row
 
 __all__ = ["Connection", "Owner"]
 
 _BAD: Final = pq.ConnStatus.BAD
+_IDLE: Final = pq.TransactionStatus.IDLE
 _TUPLES: Final = pq.ExecStatus.TUPLES_OK
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _FINE: Final = (_TUPLES, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
+_COPIES: Final = (
+    pq.ExecStatus.COPY_IN,
+    pq.ExecStatus.COPY_OUT,
+    pq.ExecStatus.COPY_BOTH,
+)
 
 _MOST: Final = 100
 """
@@ -59,10 +65,16 @@ class Owner(Protocol):
         It is gone. What it was busy with fails after that.
         """
 
+    def dropped(self, connection: Connection) -> None:
+        """
+        It is gone, and another can be made. What it was busy with fails after
+        that.
+        """
+
     def settled(self) -> None:
         """
-        What a connection was busy with, when it was freed or broke, has been
-        answered.
+        What a connection was busy with, when it was freed, broke or was dropped,
+        has been answered.
         """
 
 
@@ -180,6 +192,9 @@ class Connection:
                 result = pgconn.get_result()
                 if result is None:
                     break
+                if result.status in _COPIES:
+                    self._drop("COPY has no answer that could be given")
+                    return
                 self._results.append(result)
                 if result.status not in _FINE and not result.error_field(
                     pq.DiagnosticField.SQLSTATE
@@ -236,13 +251,16 @@ class Connection:
                 except psycopg.Error:
                     self._break()
                 return
+        if call.kind != "check" and self._pgconn.transaction_status != _IDLE:
+            self._drop("it leaves a transaction open: that is done for it")
+            return
         self.call = None
         if code == READ_ONLY:
             self.close()
             self._owner.broke(self, "the server cannot be written to")
         else:
             self._owner.freed(self)
-        call.settle(outcome)
+        call.answered(code, outcome)
         self._owner.settled()
 
     def _outcomeOf(
@@ -283,7 +301,22 @@ class Connection:
         )
         self._owner.broke(self, reason)
         if call is not None:
-            call.settle(outcome if code else call.interrupted(f"{_LOST}: {reason}"))
+            if isinstance(outcome, Exception):
+                completed = any(result.status in _FINE for result in results)
+                call.ended(code, outcome, completed)
+            else:
+                call.settle(call.interrupted(f"{_LOST}: {reason}"))
+        self._owner.settled()
+
+    def _drop(self, reason: str) -> None:
+        """
+        End it, because of what it was asked to do: the server rolls that back.
+        """
+        call = self.call
+        assert call is not None
+        self.close()
+        self._owner.dropped(self)
+        call.settle(DatabaseError(f"cannot carry out: {call.sql}: {reason}", "0A000"))
         self._owner.settled()
 
     def giveUp(self, reason: str) -> None:

@@ -48,7 +48,6 @@ _SESSION: Final = (
 )
 
 _NO_TABLE: Final = "42P01"
-_TOO_MANY: Final = "53300"
 
 _GRACE: Final = 1.0
 """
@@ -139,7 +138,13 @@ class PostgreSQL:
         limit = self._settings.connectTimeout
         until = self._reactor.seconds() + limit
         pgconn = await connect(self._reactor, self._url, limit)
-        connection = Connection(self._reactor, pgconn, self)
+        try:
+            connection = Connection(self._reactor, pgconn, self)
+        except OSError as error:
+            pgconn.finish()
+            raise DatabaseUnavailable(
+                f"a connection to PostgreSQL cannot be used: {error.strerror}", LATER
+            ) from None
         # The server counts in milliseconds, and not beyond a month.
         time = str(min(int(self._settings.statementTimeout * 1000), 2**31 - 1))
         try:
@@ -248,7 +253,7 @@ class PostgreSQL:
         if (
             len(self._connections) + len(self._extra) >= self._settings.connections
             or len(self._extra) >= len(self._waiting)
-            or self._reactor.seconds() < self._rest
+            or (self._connections and self._reactor.seconds() < self._rest)
         ):
             return
         opening = Deferred.fromCoroutine(self._connect())
@@ -266,9 +271,10 @@ class PostgreSQL:
         """
         if self._ended:
             return
-        error = reason.trap(DatabaseUnavailable, DatabaseError) and reason.value
-        if getattr(error, "code", "") == _TOO_MANY:
-            # Those that are there have to do, for a while.
+        error = reason.value
+        if self._connections:
+            # Those that are there have to do, for a while. If something is wrong
+            # with them too, they find out by themselves.
             self._rest = self._reactor.seconds() + self._settings.connectTimeout
             self._log.warn(
                 "Cannot use one more connection: {reason}", reason=str(error)
@@ -292,6 +298,15 @@ class PostgreSQL:
             connection.carryOut(call, self._limit)
         else:
             self._idle.append(connection)
+
+    def dropped(self, connection: Connection) -> None:
+        """
+        A connection is gone, and nothing is wrong with the others.
+        """
+        self._settling += 1
+        self._connections.discard(connection)
+        if self._waiting:
+            self._openAnother()
 
     # Losing it.
 

@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, Protocol, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -183,7 +183,8 @@ class IDatabase(IAsyncModule):
         """
         Carry out a statement that changes nothing.
 
-        @param statement: The statement.
+        @param statement: The statement. It is carried out again if the
+            connection breaks, so it really must not change anything.
         @param parameters: As many as it has question marks: integers of 64
             bits, floats, texts, bytes or L{None}.
         @return: A Deferred that fires with the rows. It fails with
@@ -244,6 +245,14 @@ class Location:
             if "\0" not in path and path != ":memory:":
                 return cls("sqlite", path)
         elif scheme in ("postgresql", "postgres") and rest.startswith("//"):
+            user, _, _ = rest[2:].rpartition("@")
+            # libpq and others do not agree where such a password ends, and what
+            # is behind that would be shown.
+            if "#" in rest or set(user) & set("/?@[]"):
+                raise ValueError(
+                    "special characters in the URL of a database have to be written "
+                    "as %XX: # as %23, / as %2F, ? as %3F, @ as %40"
+                )
             try:
                 urlsplit(url.strip())
             except ValueError:
@@ -352,7 +361,8 @@ class Database:
         self._settings = settings or Settings()
         self._location: Location | None = None
         self._engine: Engine | None = None
-        self._latest: Engine | None = None
+        # Those that were lost, or given up, may still have something to end.
+        self._engines: list[Engine] = []
         self._opening: Deferred[None] | None = None
 
     def __repr__(self) -> str:
@@ -386,8 +396,13 @@ class Database:
 
     async def _open(self) -> None:
         try:
-            engine = self._latest = await self._makeEngine()
-            await engine.open()
+            engine = await self._makeEngine()
+            self._engines.append(engine)
+            try:
+                await engine.open()
+            except BaseException:
+                self._forget(engine)
+                raise
         finally:
             self._opening = None
         self._engine = engine
@@ -416,6 +431,10 @@ class Database:
     def _lost(self, result: None, engine: Engine) -> None:
         if self._engine is engine:
             self._engine = None
+        self._forget(engine)
+
+    def _forget(self, engine: Engine) -> None:
+        engine.close().addCallback(lambda _: self._engines.remove(engine))
 
     def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
@@ -449,5 +468,5 @@ class Database:
             # Whoever waits for it gave it up.
             self._opening.cancel()
         self._engine = None
-        # One that was lost, or given up, may still have something to end.
-        return succeed(None) if self._latest is None else self._latest.close()
+        ended = DeferredList([engine.close() for engine in self._engines])
+        return ended.addCallback(lambda _: None)
