@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
@@ -37,18 +38,6 @@ from .websupport import asynchronous, errorsIn, logged, reservedPort, serving, t
 URL = "http://config.test/c"
 
 
-class Transport:
-    """
-    What a body comes over.
-    """
-
-    def __init__(self) -> None:
-        self.aborted = False
-
-    def abortConnection(self) -> None:
-        self.aborted = True
-
-
 class Answer:
     """
     What the source answers.
@@ -58,12 +47,11 @@ class Answer:
         self.code = code
         self.headers = Headers({} if etag is None else {"ETag": [etag]})
         self.original = self
-        self.transport = Transport()
         self.protocol: Any = None
 
     def deliverBody(self, protocol: Any) -> None:
         self.protocol = protocol
-        protocol.makeConnection(self.transport)
+        protocol.makeConnection(None)
 
     def send(self, data: bytes, reason: Exception | None = None) -> None:
         """
@@ -76,9 +64,12 @@ class Answer:
 class Client:
     """
     Asks the source; the test answers.
+
+    @ivar aborted: How often a connection was to be ended.
     """
 
     def __init__(self) -> None:
+        self.aborted = 0
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.answers: list[Deferred[Any]] = []
 
@@ -86,6 +77,9 @@ class Client:
         self.asked.append((url, options))
         self.answers.append(Deferred())
         return self.answers[-1]
+
+    def abort(self) -> None:
+        self.aborted += 1
 
     def answer(
         self, settings: object, code: int = 200, etag: str | None = None
@@ -215,13 +209,25 @@ def test_a_text_is_a_text(source: Source) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "secret", "ftp://h/c", "http://", "http:///c", "http://h:x/", "http://[/"],
+    [
+        "",
+        "secret",
+        "ftp://h/c",
+        "http://",
+        "http:///c",
+        "http://h:x/",
+        "http://h:99999/",
+        "http://[/",
+        "http://u:secret/x@h/",
+        "http://h/\n",
+        " http://h/",
+    ],
 )
 def test_what_is_no_url_is_refused(url: str, clock: Clock) -> None:
     """
     Before anything starts, and without a word of it.
     """
-    with pytest.raises(ValueError, match="the URL of the settings is") as caught:
+    with pytest.raises(ValueError, match="it has to be http://HOST") as caught:
         RemoteConfig(clock, url)
     assert "secret" not in str(caught.value)
 
@@ -251,7 +257,7 @@ def test_no_password_is_shown(clock: Clock) -> None:
         (503, ConfigurationUnavailable),
         (429, ConfigurationUnavailable),
         (204, ConfigurationUnavailable),
-        (304, ConfigurationRefused),
+        (304, ConfigurationUnavailable),
         (302, ConfigurationRefused),
         (401, ConfigurationRefused),
         (404, ConfigurationRefused),
@@ -265,17 +271,26 @@ def test_another_status_is_an_error(
     not read.
     """
     failed = resultOf(source.config.initialize())
-    answer = source.client.answer(None, code)
+    source.client.answer(None, code)
     assert type(failed.error) is kind
     assert f"status {code}" in str(failed.error)
-    assert answer.transport.aborted
+    assert source.client.aborted == 1
     assert not source.config.initialized
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"secret", b"[]", b'"secret"', b"\xff", b"[" * 100_000], ids=range(6)
+    ("data", "why"),
+    [
+        (b"", "sent what is no JSON at line 1, column 1"),
+        (b'{"a":\nsecret}', "sent what is no JSON at line 2, column 1"),
+        (b"[]", "sent JSON that is no object"),
+        (b'"secret"', "sent JSON that is no object"),
+        (b"\xff", "sent what is no JSON (UnicodeDecodeError)"),
+        (b"[" * 100_000, "sent what is no JSON (RecursionError)"),
+    ],
+    ids=range(6),
 )
-def test_what_is_no_object_is_an_error(data: bytes, source: Source) -> None:
+def test_what_is_no_object_is_an_error(data: bytes, why: str, source: Source) -> None:
     """
     A page that says that all is well must not be taken for settings.
     """
@@ -284,7 +299,7 @@ def test_what_is_no_object_is_an_error(data: bytes, source: Source) -> None:
     source.client.answers[-1].callback(answer)
     answer.send(data)
     assert isinstance(failed.error, ConfigurationUnavailable)
-    assert str(failed.error) == "http://config.test/c sent no JSON object"
+    assert str(failed.error) == f"http://config.test/c {why}"
 
 
 def test_it_may_have_so_many_bytes_and_no_more(clock: Clock) -> None:
@@ -300,7 +315,7 @@ def test_it_may_have_so_many_bytes_and_no_more(clock: Clock) -> None:
         answer.protocol.dataReceived(b" " * (length - 2))
         answer.protocol.dataReceived(b"")
         answer.protocol.connectionLost(Failure(ResponseDone()))
-        assert answer.transport.aborted is not passes
+        assert source.client.aborted == (not passes)
         if passes:
             assert done.value is None
         else:
@@ -332,8 +347,35 @@ def test_it_may_take_so_long_and_no_longer(source: Source, clock: Clock) -> None
     clock.advance(1)
     assert isinstance(failed.error, ConfigurationUnavailable)
     assert str(failed.error) == "http://config.test/c took more than 10 s"
-    assert answer.transport.aborted
+    assert source.client.aborted == 1
     answer.protocol.connectionLost(Failure(ResponseDone()))
+
+
+def test_an_agent_that_wraps_what_it_is_told_changes_nothing(
+    source: Source, clock: Clock
+) -> None:
+    """
+    It says of a question that was given up that it failed.
+    """
+    given = Deferred[Any](
+        lambda d: d.errback(ResponseFailed([Failure(CancelledError())]))
+    )
+    source.client.get = lambda *_, **__: given  # type: ignore[method-assign]
+    failed = resultOf(source.config.initialize())
+    clock.advance(10)
+    assert str(failed.error) == "http://config.test/c took more than 10 s"
+
+
+def test_a_tag_that_cannot_be_sent_back_is_none(clock: Clock) -> None:
+    """
+    The settings are good all the same.
+    """
+    for tag in ("\N{SNOWMAN}", "a" * 2000, "a b"):
+        source = Source(clock, refresh=100)
+        source.begin({}, etag=tag)
+        clock.advance(100)
+        assert "If-None-Match" not in source.client.asked[1][1]["headers"]
+        source.config.close()
 
 
 def test_a_source_may_refuse_at_once(source: Source) -> None:
@@ -396,7 +438,9 @@ def test_it_is_fetched_again(clock: Clock, loggedFailures: list[Any]) -> None:
     clock.advance(100)
     with logged() as events:
         source.client.answer({"a": 2}, etag='"2"')
-    assert textsOf(events)[0].startswith("An observer of the settings failed")
+    changed, failed = textsOf(events)
+    assert changed.startswith("The settings of http://config.test/c have changed; ")
+    assert failed.startswith("An observer of the settings failed")
     assert loggedFailures.pop()["log_failure"].check(Trouble)
     assert told == [2]
     source.config.removeObserver(tell)
@@ -421,7 +465,7 @@ def test_closing_ends_a_question(clock: Clock) -> None:
 
 def test_what_cannot_be_fetched_again_stays_as_it_was(clock: Clock) -> None:
     """
-    And is called stale, once, until it is fresh again.
+    And is called stale, once for each reason, until it is fresh again.
     """
     source = Source(clock, refresh=100)
     source.begin({"a": 1})
@@ -430,9 +474,12 @@ def test_what_cannot_be_fetched_again_stays_as_it_was(clock: Clock) -> None:
             clock.advance(wait)
             source.client.refuse()
             assert source.value("a") == 1
+        clock.advance(100)
+        source.client.answer(None, 500)
     assert textsOf(events) == [
-        "The settings are stale: http://config.test/c failed "
-        "(ConnectionRefusedError); trying again"
+        "The settings are stale, those of 1970-01-01 00:00Z: http://config.test/c "
+        f"{why}; trying again"
+        for why in ("failed (ConnectionRefusedError)", "answered with status 500")
     ]
     assert source.config.stale
     note = "stale: the copy of 1970-01-01 00:00Z, as the source cannot be had"
@@ -440,7 +487,9 @@ def test_what_cannot_be_fetched_again_stays_as_it_was(clock: Clock) -> None:
     clock.advance(100)
     with logged() as events:
         source.client.answer({"a": 2})
-    assert textsOf(events) == ["The settings of http://config.test/c are fresh again"]
+    fresh, changed = textsOf(events)
+    assert fresh == "The settings of http://config.test/c are fresh again"
+    assert "have changed" in changed
     assert (source.value("a"), source.config.note()) == (2, None)
     source.config.close()
 
@@ -496,7 +545,7 @@ def test_without_a_source_the_copy_is_taken(clock: Clock, tmp_path: Path) -> Non
         source.client.refuse()
     assert ready.value is None
     (said,) = textsOf(events)
-    assert said.startswith("The settings are stale: ")
+    assert said.startswith("The settings are stale, those of 2001-09-09 01:46Z: ")
     note = "stale: the copy of 2001-09-09 01:46Z, as the source cannot be had"
     assert source.config.note() == note
     assert source.value("a") == 1
@@ -519,9 +568,13 @@ def test_without_a_source_the_copy_is_taken(clock: Clock, tmp_path: Path) -> Non
         ('{"source": SOURCE, "fetched": 1, "etag": 1, "settings": {}}', "is damaged"),
         ('{"source": SOURCE, "fetched": 1, "etag": null, "settings": 1}', "is damaged"),
         ('{"source": SOURCE, "fetched": "", "etag": "", "settings": {}}', "is damaged"),
+        (
+            '{"source": SOURCE, "fetched": Infinity, "etag": "", "settings": {}}',
+            "is damaged",
+        ),
         (" " * 9_000_000, "is too long"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_copy_that_is_none_is_not_taken(
     content: str, why: str, clock: Clock, tmp_path: Path
@@ -557,6 +610,74 @@ def test_a_copy_that_cannot_be_written_is_no_reason_to_fail(
     (said,) = textsOf(events)
     assert said.startswith("The copy of the settings cannot be written: ")
     source.config.close()
+
+
+def test_a_disk_that_stays_full_is_told_once(clock: Clock, tmp_path: Path) -> None:
+    """
+    And again when it is full another time.
+    """
+    directory = tmp_path / "d"
+    source = Source(clock, copy=str(directory / "copy"), refresh=100)
+    with logged() as events:
+        source.begin({"a": 1})
+        clock.advance(100)
+        source.client.answer({"a": 1})
+    assert len(textsOf(events)) == 1
+    directory.mkdir()
+    clock.advance(100)
+    source.client.answer({"a": 1})
+    (directory / "copy").unlink()
+    directory.rmdir()
+    clock.advance(100)
+    with logged() as events:
+        source.client.answer({"a": 1})
+    assert len(textsOf(events)) == 1
+    source.config.close()
+
+
+def test_the_copy_says_when_it_was_still_true(clock: Clock, tmp_path: Path) -> None:
+    """
+    But not each second.
+    """
+    path = tmp_path / "copy"
+    source = Source(clock, copy=str(path), refresh=20)
+    source.begin({"a": 1}, etag='"1"')
+    written = []
+    for _ in range(6):
+        clock.advance(20)
+        source.client.answer(None, 304)
+        written.append(json.loads(path.read_text())["fetched"])
+    assert written == [0, 0, 60, 60, 60, 120]
+    source.config.close()
+
+
+def test_settings_that_are_of_no_use_replace_nothing(
+    clock: Clock, tmp_path: Path
+) -> None:
+    """
+    A page that says that there is maintenance is JSON too.
+    """
+
+    def check(settings: Mapping[str, Any]) -> str | None:
+        return None if "a" in settings else "a has to be there"
+
+    path = tmp_path / "copy"
+    source = Source(clock, copy=str(path), refresh=100, check=check)
+    failed = resultOf(source.config.initialize())
+    source.client.answer({"error": "maintenance"})
+    assert isinstance(failed.error, ConfigurationRefused)
+    assert str(failed.error).endswith("of no use: a has to be there")
+    source.begin({"a": 1})
+    clock.advance(100)
+    source.client.answer({"error": "maintenance"})
+    assert source.config.stale
+    assert source.value("a") == 1
+    source.config.close()
+    # Nor does a copy that another version has written.
+    source = Source(clock, copy=str(path), check=lambda settings: "too old")
+    failed = resultOf(source.config.initialize())
+    source.client.refuse()
+    assert isinstance(failed.error, ConfigurationUnavailable)
 
 
 def test_a_copy_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -597,6 +718,93 @@ class Settings(AsyncResource):
             request.write(b'{"a"')
             return NOT_DONE_YET
         return super().render(request)
+
+
+class Endless(Protocol):
+    """
+    A source that answers as it should not.
+
+    @ivar ended: Fires when the client has ended the connection.
+    @ivar asked: What the client has sent.
+    """
+
+    asked = b""
+
+    def __init__(self, answer: bytes) -> None:
+        self.ended: Deferred[None] = Deferred()
+        self._answer = answer
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.asked += data
+        self.transport.write(self._answer)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.ended.callback(None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"", "took more than 0.3 s"),
+        (b"HTTP/1.1 200 OK\r\n\r\n{", "took more than 0.3 s"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 1_100_000, "sent more than 1048576"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b",
+            "sent a body that is compressed",
+        ),
+        (b"HTTP/1.1 503 No\r\n\r\nwait", "answered with status 503"),
+    ],
+    ids=range(5),
+)
+@asynchronous
+async def test_nothing_is_left_of_an_answer_that_does_not_end(
+    answer: bytes, why: str
+) -> None:
+    """
+    A connection for each attempt would be one too many some day.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    endless = Endless(answer)
+    port = reactor.listenTCP(
+        0, Factory.forProtocol(lambda: endless), interface="127.0.0.1"
+    )
+    url = f"http://127.0.0.1:{port.getHost().port}/"
+    config = RemoteConfig(reactor, url, timeout=0.3)
+    with logged() as events:
+        with pytest.raises(ConfigurationUnavailable, match=why):
+            await config.initialize()
+        await endless.ended
+    # Nor does anybody care what a factory is called.
+    assert not any("HTTP11ClientFactory" in text for text in textsOf(events))
+    await config.close()
+    await port.stopListening()
+
+
+@asynchronous
+async def test_over_https_nothing_is_said_in_the_clear() -> None:
+    """
+    Before it is known who answers, there is no word of the password.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    endless = Endless(b"HTTP/1.1 200 OK\r\n\r\n{}")
+    port = reactor.listenTCP(
+        0, Factory.forProtocol(lambda: endless), interface="127.0.0.1"
+    )
+    url = f"https://ada:hush@localhost:{port.getHost().port}/"
+    config = RemoteConfig(reactor, url)
+    with pytest.raises(ConfigurationUnavailable, match=r"failed \(\w+\)"):
+        await config.initialize()
+    await endless.ended
+    # What begins a handshake.
+    assert endless.asked.startswith(b"\x16\x03")
+    assert b"GET" not in endless.asked
+    await config.close()
+    await port.stopListening()
 
 
 @asynchronous

@@ -26,7 +26,14 @@ from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from tsrv.startup import GraphError
-from tsrv.tap import Options, _allowFiles, _exitCleanly, assemble, makeService
+from tsrv.tap import (
+    Options,
+    _allowFiles,
+    _checkSettings,
+    _exitCleanly,
+    assemble,
+    makeService,
+)
 from tsrv.web.site import Site
 
 from .support import Empty, Refused, Result, Trouble, resultOf
@@ -216,8 +223,15 @@ SECONDS = [
             f"--database-file: {sys.executable!r} cannot be read: it is no text",
         ),
         *(
-            ([f"--config-url={url}"], "--config-url: it has to be an http:// or https:")
+            (
+                [f"--config-url={url}"],
+                "--config-url: it has to be http://HOST:PORT/PATH",
+            )
             for url in ("", "config", "ftp://h/c", "file:///etc/passwd")
+        ),
+        (
+            ["--config-copy="],
+            "--config-copy: it has to be the path of a file",
         ),
         (
             ["--config-url=https://u:hush@h/c"],
@@ -349,6 +363,41 @@ def test_a_secret_comes_from_the_environment_and_is_not_left_there() -> None:
     assert environment == {"PATH": "/bin"}
 
 
+def test_a_variable_that_is_empty_says_nothing() -> None:
+    """
+    A template of a unit has it there whether there is something to say or not.
+    """
+    options = parsed()
+    environment = {"TSRV_DATABASE": "", "TSRV_CONFIG_URL": ""}
+    options.takeSecrets(environment)
+    assert (options["database"], options["config-url"]) == (None, None)
+    assert environment == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"database": "sqlite:d", "more": 1}, None),
+        ({}, "database has to be the URL of one"),
+        ({"database": 1}, "database has to be the URL of one"),
+        ({"database": "mysql://u:hush@h/n"}, "database: the URL of a database is "),
+    ],
+)
+def test_settings_have_to_say_where_the_database_is(
+    settings: dict[str, object], wrong: str | None
+) -> None:
+    """
+    Else any page would replace the last good copy.
+    """
+    found = _checkSettings(settings)
+    if wrong is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.startswith(wrong)
+        assert "hush" not in found
+
+
 def test_what_is_typed_comes_before_the_environment() -> None:
     """
     Who tries something out must not find that another database was meant.
@@ -392,6 +441,7 @@ def test_the_database_waits_for_its_url(machine: Machine) -> None:
         "configuration": [],
         "database": ["configuration"],
     }
+    # What nothing needs keeps nothing from starting.
     said = needs(url, "--database=sqlite:d")
     assert said == {"clock": [], "configuration": [], "database": []}
 

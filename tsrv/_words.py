@@ -11,6 +11,7 @@ from typing import Final
 from twisted.internet.endpoints import serverFromString
 from twisted.python.usage import UsageError
 
+from .modules._fetching import Source
 from .modules.database import Location
 
 __all__ = [
@@ -106,8 +107,10 @@ def configurationOf(option: str, url: str) -> str:
     """
     Read the URL of the settings, which may be a secret too.
     """
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"{option}: it has to be an http:// or https:// URL")
+    try:
+        Source.parse(url)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
     return url
 
 

@@ -30,6 +30,7 @@ from ._words import (
     shortened,
 )
 from .asyncmodule import AsyncModule
+from .modules._fetching import Source
 from .modules.database import Database, DatabaseRefused, Location, Settings
 from .modules.users import SCHEMA, Users
 from .resources import makeRoot, putOperations
@@ -227,7 +228,7 @@ class Options(UsageOptions):
         Where settings are fetched, as JSON; or say it in TSRV_CONFIG_URL.
         """
         self["config-url"] = configurationOf("--config-url", url)
-        if "@" in url.partition("://")[2].partition("/")[0]:
+        if Source.parse(url).user is not None:
             raise UsageError(
                 "--config-url: whoever can list the processes would see the "
                 "password: put the URL into the environment as TSRV_CONFIG_URL"
@@ -249,6 +250,8 @@ class Options(UsageOptions):
         """
         A file for the last good copy of the settings. [default: none is kept]
         """
+        if not path:
+            raise UsageError("--config-copy: it has to be the path of a file")
         self["config-copy"] = path
 
     def opt_development(self) -> None:
@@ -265,11 +268,12 @@ class Options(UsageOptions):
         @param environment: The environment of the process.
         @raise SystemExit: It cannot be understood; the message is one line.
         """
-        database, configuration = (environment.pop(name, None) for name in _SECRETS)
+        # One that is empty was put there by a template that knows nothing for it.
+        database, configuration = (environment.pop(name, "") for name in _SECRETS)
         try:
-            if database is not None and self["database"] is None:
+            if database and self["database"] is None:
                 self["database"] = databaseOf("TSRV_DATABASE", database)
-            if configuration is not None and self["config-url"] is None:
+            if configuration and self["config-url"] is None:
                 self["config-url"] = configurationOf("TSRV_CONFIG_URL", configuration)
         except UsageError as error:
             raise SystemExit(f"tsrv: {error}") from None
@@ -287,6 +291,20 @@ def _allowFiles(limits: Any) -> None:
     # Some systems know of a lower limit that they do not tell.
     with suppress(OSError, ValueError):
         limits.setrlimit(limits.RLIMIT_NOFILE, (hard, hard))
+
+
+def _checkSettings(settings: Mapping[str, Any]) -> str | None:
+    """
+    @return: What is wrong with settings from which the database is to be learnt.
+    """
+    url = settings.get("database")
+    if not isinstance(url, str):
+        return "database has to be the URL of one"
+    try:
+        Location.parse(url)
+    except ValueError as error:
+        return f"database: {error}"
+    return None
 
 
 def addModules(startup: Startup, reactor: Any, options: Options) -> None:
@@ -311,6 +329,7 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
         # An HTTP client is not what every server needs.
         from .modules.remoteconfig import ConfigurationRefused, RemoteConfig
 
+        isNeeded = options["database"] is None
         configuration = add(
             "configuration",
             partial(
@@ -320,10 +339,12 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
                 timeout=options["config-timeout"],
                 refresh=options["config-refresh"],
                 copy=options["config-copy"],
+                check=_checkSettings if isNeeded else lambda settings: None,
             ),
             fatal=ConfigurationRefused,
+            required=isNeeded,
         )
-        if options["database"] is None:
+        if isNeeded:
             url = partial(configuration.proxy.text, "database")
             needs = ["configuration"]
             # What is not there will not be there when it is asked for again.

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from tempfile import mkstemp
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["Kept", "KeptFile"]
 
@@ -30,6 +30,12 @@ class Kept:
     settings: dict[str, Any]
     etag: str | None
     fetched: float
+
+
+_END: Final = 253402300800.0
+"""
+When years have five digits, in seconds of the epoch.
+"""
 
 
 class KeptFile:
@@ -73,6 +79,7 @@ class KeptFile:
         if (
             not isinstance(settings, dict)
             or type(fetched) not in (int, float)
+            or not 0 <= fetched < _END
             or not isinstance(etag, str | None)
         ):
             raise ValueError(f"{self._path} is damaged")

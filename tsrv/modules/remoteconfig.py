@@ -7,27 +7,25 @@ the source is down it is used, and is called stale until the source is back.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from random import random as _random
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any, Final, NoReturn, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import Protocol
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..asyncmodule import IAsyncModule, INoted, NotInitialized, Unavailable
+from ._fetching import Body, Client, HTTPClient, Source, Unusable, kindOf, parse
 from ._kept import Kept, KeptFile
 
 __all__ = [
@@ -47,6 +45,16 @@ After how many seconds a source that is down is asked again for the first time.
 _LATE: Final = 300.0
 """
 The most seconds between two such questions.
+"""
+
+_RENEWED: Final = 60.0
+"""
+After how many seconds it is worth to write that the settings are still the same.
+"""
+
+_TAG: Final = re.compile(rb"[\x21-\x7e]{1,1024}")
+"""
+An entity tag that can be sent back.
 """
 
 _PASSING: Final = {408, 425, 429}
@@ -74,86 +82,6 @@ class NotConfigured(ConfigurationRefused):
     """
 
 
-@dataclass(frozen=True)
-class _Source:
-    """
-    Where the settings are. What it looks like has no secret in it.
-
-    @ivar url: What is asked for.
-    @ivar user: Who asks, and with which password, if that is to be said.
-    @ivar shown: The URL for people.
-    """
-
-    url: str
-    user: tuple[str, str] | None
-    shown: str
-
-    @classmethod
-    def parse(cls, url: str) -> _Source:
-        """
-        @raise ValueError: It is no URL for HTTP. The message does not repeat it.
-        """
-        try:
-            split = urlsplit(url)
-            known = split.scheme in ("http", "https") and bool(split.hostname)
-            # To look for the port is to have it checked.
-            known = known and split.port != 0
-        except ValueError:
-            known = False
-        if not known:
-            raise ValueError("the URL of the settings is http://HOST/PATH or https://…")
-        userinfo, at, host = split.netloc.rpartition("@")
-        name, _, password = userinfo.partition(":")
-        return cls(
-            urlunsplit((split.scheme, host, split.path or "/", split.query, "")),
-            (unquote(name), unquote(password)) if at else None,
-            urlunsplit((split.scheme, host, split.path, "", "")),
-        )
-
-
-class _Body(Protocol):
-    """
-    Collects a body, up to a limit.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.whole: Deferred[bytes] = Deferred(self._abort)
-        self._limit = limit
-        self._pieces: list[bytes] = []
-        self._length = 0
-
-    def dataReceived(self, data: bytes) -> None:
-        """
-        @see: L{Protocol.dataReceived}
-        """
-        self._length += len(data)
-        if self._length <= self._limit:
-            self._pieces.append(data)
-        elif not self.whole.called:
-            error = ConfigurationUnavailable(f"sent more than {self._limit} bytes")
-            self.whole.errback(error)
-            self._abort(self.whole)
-
-    def connectionLost(self, reason: Failure = Failure(CancelledError())) -> None:  # noqa: B008
-        """
-        @see: L{Protocol.connectionLost}
-        """
-        from twisted.web.client import ResponseDone
-
-        if self.whole.called:
-            return
-        if reason.check(ResponseDone):
-            self.whole.callback(b"".join(self._pieces))
-        else:
-            self.whole.errback(reason)
-
-    def _abort(self, whole: Deferred[bytes]) -> None:
-        self._pieces.clear()
-        abort = getattr(self.transport, "abortConnection", None)
-        if abort is not None:
-            abort()
-
-
 @implementer(IAsyncModule, INoted)
 class RemoteConfig:
     """
@@ -177,7 +105,8 @@ class RemoteConfig:
         refresh: float | None = None,
         copy: str | None = None,
         limit: int = 1024 * 1024,
-        client: Any = None,
+        check: Callable[[Mapping[str, Any]], str | None] = lambda settings: None,
+        client: Client | None = None,
         inThread: Callable[[Callable[[], Any]], Deferred[Any]] | None = None,
         random: Callable[[], float] = _random,
     ) -> None:
@@ -190,17 +119,21 @@ class RemoteConfig:
             never.
         @param copy: The path of the last good copy, if one is to be kept.
         @param limit: How many bytes they may have.
-        @param client: Asks, as a L{treq.client.HTTPClient} does.
+        @param check: Answers what is wrong with settings, in words that say
+            nothing of what they are; L{None} if they are of use. Others never
+            replace those that are there.
+        @param client: Asks.
         @param inThread: Calls something in a thread, and answers a Deferred.
         @param random: The source of chance: answers numbers from 0 to 1.
         @raise ValueError: The URL makes no sense.
         """
-        self._source = _Source.parse(url)
+        self._source = Source.parse(url)
         self._reactor = reactor
         self._timeout = timeout
         self._refreshes = refresh
         self._file = None if copy is None else KeptFile(copy, url, limit)
         self._limit = limit
+        self._check = check
         self._client = client
         self._inThread = inThread or self._callInThread
         self._random = random
@@ -211,6 +144,9 @@ class RemoteConfig:
         self.fetched: float | None = None
         self._etag: str | None = None
         self._failures = 0
+        self._reason = ""
+        self._trouble = ""
+        self._written: float | None = None
         self._working: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
 
@@ -305,10 +241,13 @@ class RemoteConfig:
         """
         @see: L{INoted.note}
         """
-        if not self.stale or self.fetched is None:
+        if not self.stale:
             return None
-        date = datetime.fromtimestamp(self.fetched, UTC).strftime("%Y-%m-%d %H:%MZ")
-        return f"stale: the copy of {date}, as the source cannot be had"
+        return f"stale: the copy of {self._date()}, as the source cannot be had"
+
+    def _date(self) -> str:
+        assert self.fetched is not None
+        return datetime.fromtimestamp(self.fetched, UTC).strftime("%Y-%m-%d %H:%MZ")
 
     def addObserver(self, observer: Callable[[], object]) -> None:
         """
@@ -330,81 +269,95 @@ class RemoteConfig:
         """
         Ask the source, and keep what it answers.
         """
-        exchange = Deferred.fromCoroutine(self._exchange())
-        exchange.addTimeout(self._timeout, self._reactor)
+        client = self._client
+        if client is None:
+            client = self._client = HTTPClient(self._reactor, self._timeout)
+        exchange = Deferred.fromCoroutine(self._exchange(client))
+        exchange.addTimeout(self._timeout, self._reactor, _tookTooLong)
         try:
             kept = await exchange
-        except DeferredTimeout:
-            raise self._unavailable(f"took more than {self._timeout:g} s") from None
         except (CancelledError, ConfigurationRefused):
+            client.abort()
             raise
-        except ConfigurationUnavailable as error:
-            raise self._unavailable(str(error)) from None
         except Exception as error:
-            # What it says may have the URL in it.
-            raise self._unavailable(f"failed ({_kindOf(error)})") from error
+            client.abort()
+            why = self._whyNot(error)
+            raise ConfigurationUnavailable(f"{self._source.shown} {why}") from error
         self._failures = 0
+        self._reason = ""
         if self.stale:
             self._log.info(
                 "The settings of {source} are fresh again", source=self._source.shown
             )
         self.stale = False
         if kept is None:
-            self.fetched = self._reactor.seconds()
-        else:
+            kept = Kept(dict(self.settings), self._etag, self._reactor.seconds())
+        if kept.settings != self.settings or self._isWorthWriting(kept):
             self._take(kept)
             await self._write(kept)
+        else:
+            self._take(kept)
 
-    async def _exchange(self) -> Kept | None:
+    def _isWorthWriting(self, kept: Kept) -> bool:
+        written = self._written
+        return written is None or not 0 <= kept.fetched - written < _RENEWED
+
+    async def _exchange(self, client: Client) -> Kept | None:
         """
         @return: What was answered; L{None} if that is what was there before.
         """
         headers = {"Accept": "application/json"}
         if self._etag is not None:
             headers["If-None-Match"] = self._etag
-        response = await self._ask().get(
+        response = await client.get(
             self._source.url,
             headers=headers,
             auth=self._source.user,
             allow_redirects=False,
             unbuffered=True,
         )
-        body = _Body(self._limit)
-        response.original.deliverBody(body)
         status: int = response.code
         if status == 200:
-            settings = _parse(await body.whole)
-            etag = response.headers.getRawHeaders("ETag", [None])[0]
+            body = Body(self._limit)
+            response.original.deliverBody(body)
+            settings = parse(await body.whole)
+            wrong = self._check(settings)
+            if wrong is not None:
+                raise ConfigurationRefused(
+                    f"{self._source.shown} sent settings that are of no use: {wrong}"
+                )
+            tag = response.headers.getRawHeaders(b"ETag", [b""])[0]
+            etag = tag.decode("ascii") if _TAG.fullmatch(tag) else None
             return Kept(settings, etag, self._reactor.seconds())
-        body.whole.addErrback(lambda _: None)
-        body.whole.cancel()
-        if status == 304 and self._etag is not None:
+        if status == 304:
+            if self._etag is None:
+                raise Unusable("answered with status 304 to who knows nothing yet")
             return None
         what = f"{self._source.shown} answered with status {status}"
         if 300 <= status < 400:
             raise ConfigurationRefused(f"{what}: give the URL to which it leads")
         if 400 <= status < 500 and status not in _PASSING:
             raise ConfigurationRefused(f"{what}: look at the URL, and who may read it")
-        raise ConfigurationUnavailable(f"answered with status {status}")
+        raise Unusable(f"answered with status {status}")
 
-    def _ask(self) -> Any:
-        if self._client is None:
-            from treq.client import HTTPClient
-            from twisted.web.client import Agent
-
-            self._client = HTTPClient(
-                Agent(self._reactor, connectTimeout=self._timeout)
-            )
-        return self._client
-
-    def _unavailable(self, what: str) -> ConfigurationUnavailable:
-        return ConfigurationUnavailable(f"{self._source.shown} {what}")
+    def _whyNot(self, error: Exception) -> str:
+        if isinstance(error, DeferredTimeout):
+            return f"took more than {self._timeout:g} s"
+        # What others say may have the URL in it.
+        return (
+            str(error) if isinstance(error, Unusable) else f"failed ({kindOf(error)})"
+        )
 
     def _take(self, kept: Kept) -> None:
         changed = self.initialized and kept.settings != self.settings
         self.settings = MappingProxyType(kept.settings)
         self._etag, self.fetched = kept.etag, kept.fetched
         if changed:
+            self._log.info(
+                "The settings of {source} have changed; what was made with the "
+                "earlier ones keeps them until it is connected anew",
+                source=self._source.shown,
+            )
             for observer in list(self._observers):
                 try:
                     observer()
@@ -413,10 +366,14 @@ class RemoteConfig:
 
     def _becomeStale(self, error: Exception) -> None:
         self._failures += 1
-        if not self.stale:
-            self.stale = True
+        self.stale = True
+        reason = str(error)
+        if reason != self._reason:
+            self._reason = reason
             self._log.warn(
-                "The settings are stale: {reason}; trying again", reason=error
+                "The settings are stale, those of {date}: {reason}; trying again",
+                date=self._date(),
+                reason=reason,
             )
 
     # Again.
@@ -453,10 +410,11 @@ class RemoteConfig:
             return None
         try:
             kept: Kept | None = await self._inThread(self._file.read)
+            wrong = None if kept is None else self._check(kept.settings)
+            if wrong is not None:
+                raise ValueError(wrong)
         except (OSError, ValueError) as error:
-            self._log.warn(
-                "The copy of the settings cannot be used: {reason}", reason=error
-            )
+            self._complain("used", error)
             return None
         return kept
 
@@ -466,9 +424,18 @@ class RemoteConfig:
         try:
             await self._inThread(partial(self._file.write, kept))
         except OSError as error:
-            self._log.warn(
-                "The copy of the settings cannot be written: {reason}", reason=error
-            )
+            self._complain("written", error)
+        else:
+            self._trouble = ""
+            self._written = kept.fetched
+
+    def _complain(self, what: str, error: Exception) -> None:
+        # All of what the system says has the name of a temporary file in it.
+        reason = getattr(error, "strerror", None) or error
+        trouble = f"The copy of the settings cannot be {what}: {reason}"
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._log.warn("{trouble}", trouble=trouble)
 
     def _callInThread(self, call: Callable[[], _T]) -> Deferred[_T]:
         pool = self._reactor.getThreadPool()
@@ -476,21 +443,8 @@ class RemoteConfig:
         return answer
 
 
-def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        settings = json.loads(data)
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise ConfigurationUnavailable("sent no JSON object")
-    return settings
-
-
-def _kindOf(error: Exception) -> str:
+def _tookTooLong(result: object, timeout: float) -> NoReturn:
     """
-    @return: What an error is, with the first of what it was caused by.
+    Whatever came of it when it was cancelled.
     """
-    reasons = getattr(error, "reasons", None)
-    if reasons:
-        error = reasons[0].value
-    return type(error).__name__
+    raise DeferredTimeout
