@@ -658,6 +658,7 @@ async def test_what_is_no_database_is_told_once(
             assert await service.process.ended == 1
         log = service.process.output
         assert log.count("database is required, and failed") == 1
+        assert log.count("cannot open") == 1
         assert str(path) in log
         assert "Traceback" not in log
     if what == "text":

@@ -585,7 +585,7 @@ def test_a_statement_that_ends_the_transaction_fails_all(
 @pytest.mark.parametrize(
     ("sql", "parameters"),
     [
-        ("SELECT secret", ()),
+        ("SELECT unknown", ()),
         ("SELECT ?", ()),
         ("SELECT ?", ("secret", "secret")),
         ("SELECT ?", (1 << 63,)),
@@ -613,6 +613,7 @@ def test_a_statement_that_cannot_be_carried_out_fails_alone(
     assert type(error) is DatabaseError
     assert error.code
     assert "secret" not in str(error).replace(sql, "")
+    assert ("no such column: unknown" in str(error)) == ("unknown" in sql)
     assert error.__cause__ is error.__context__ is None
     if not sql.startswith("INSERT"):
         fine, wrong = together(
@@ -973,6 +974,72 @@ def test_a_file_that_is_moved_away_ends_the_connection(
     assert reactor.running == []
     if replaced:
         end(reactor, opened(reactor, path))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_log_that_is_taken_away_ends_the_connection(
+    reactor: Reactor, path: Path, replaced: bool
+) -> None:
+    """
+    In it is what was acknowledged last; what is written after that would be in
+    no file.
+    """
+    engine = opened(reactor, path)
+    written = resultOf(engine.write(ADD, "one"))
+    reactor.work()
+    assert written.value == [(1,)]
+    log = path.with_name(f"{path.name}-wal")
+    log.unlink()
+    if replaced:
+        log.write_bytes(b"")
+    failing = resultOf(engine.write(ADD, "two"))
+    lost = resultOf(engine.whenLost())
+    reactor.work()
+    assert isinstance(failing.error, DatabaseUnavailable)
+    assert lost.value is None
+    end(reactor, opened(reactor, path))
+    assert namesIn(path) == ["one"]
+
+
+def test_what_does_not_work_for_a_while_is_told_once(
+    disk: Disk, reactor: Reactor, engine: SQLite
+) -> None:
+    """
+    Else nobody would learn from the log that the disk is full; and with a line
+    for each statement it would be full the sooner.
+    """
+    disk.hooks["COMMIT"] = trouble("SQLITE_FULL")
+    with logged() as events:
+        for _ in range(3):
+            result = resultOf(engine.write(ADD, "x"))
+            reactor.work()
+            assert isinstance(result.error, DatabaseUnavailable)
+    sentence = "the database cannot carry out a statement now (SQLITE_FULL)"
+    assert textsOf(events) == [sentence]
+    reactor.advance(60)
+    with logged() as events:
+        failing = [resultOf(engine.write(ADD, str(number))) for number in range(9)]
+        reactor.work()
+        assert all(isinstance(each.error, DatabaseUnavailable) for each in failing)
+        disk.hooks["COMMIT"] = trouble("SQLITE_BUSY")
+        busy = resultOf(engine.write(ADD, "x"))
+        reactor.work()
+        assert isinstance(busy.error, DatabaseUnavailable)
+    assert textsOf(events) == [sentence, sentence.replace("FULL", "BUSY")]
+
+
+def test_a_read_leaves_no_transaction_behind(reactor: Reactor, engine: SQLite) -> None:
+    """
+    Those that follow would see the tables as they were then.
+    """
+    for statement in (Statement("BEGIN"), ALL):
+        resultOf(engine.read(statement))
+        reactor.work()
+    engine.write(ADD, "new")
+    reactor.work()
+    seen = resultOf(engine.read(ALL))
+    reactor.work()
+    assert seen.value == [("new",)]
 
 
 def test_a_file_that_comes_back_has_all_that_was_acknowledged(

@@ -740,7 +740,7 @@ def test_a_failed_start_is_told_once(machine: Machine) -> None:
         parts.wrapper.fail(Refused("no way"))
     assert textsOf(events) == [
         "clock failed to initialize, and will not be tried again: Refused: no way",
-        "clock is required, and failed: Refused: no way; staying up to report it",
+        "clock is required, and failed; staying up to report it",
     ]
     assert events[-1]["log_level"] is LogLevel.critical
     assert [answer.status for answer in held.answers] == [503]

@@ -57,6 +57,8 @@ _LAST: Final = (Status.STOPPING, Status.STOPPED)
 After these there is no other.
 """
 
+_CLOSED: Final = "it was closed"
+
 _ROWS: Final = 50
 """
 How many modules are listed in the log.
@@ -463,10 +465,13 @@ class Startup(Service):
         """
         The program cannot do what it is there for.
         """
-        error = self._makeFailed()
+        name = next(iter(self._failed))
+        # Why an attempt failed has been told.
+        told = self._wrappers[name].lastError is not None
         self._log.critical(
-            "{error}; {outcome}",
-            error=error,
+            "{name} is required, and failed{reason}; {outcome}",
+            name=name,
+            reason="" if told else f": {_CLOSED}",
             outcome="staying up to report it" if self._stayUp else "stopping",
         )
         if not self._stayUp:
@@ -476,7 +481,7 @@ class Startup(Service):
     def _makeFailed(self) -> StartupFailed:
         name = next(iter(self._failed))
         cause = self._wrappers[name].lastError
-        reason = "it was closed" if cause is None else explain(cause)
+        reason = _CLOSED if cause is None else explain(cause)
         error = StartupFailed(name, reason)
         error.__cause__ = cause
         return error

@@ -49,6 +49,11 @@ _LONGEST: Final = 0.01
 How long statements may be gathered, in seconds.
 """
 
+_QUIET: Final = 60.0
+"""
+For how many seconds the same trouble is not told again.
+"""
+
 _NO_ANSWER: Final = "the disk does not answer"
 
 
@@ -168,6 +173,8 @@ class SQLite:
         self._count = 0
         self._begun = False
         self._over = False
+        self._wrong = ""
+        self._told = 0.0
         self._lost = _Waiters()
         self._ended = _Waiters()
 
@@ -336,6 +343,10 @@ class SQLite:
                     side.leave(call)
                     call.error = unavailable(batch.refused)
                     done.append(call)
+        for call in done:
+            if isinstance(call.error, DatabaseUnavailable):
+                self._complain(call.error)
+                break
         if batch.lost:
             self._lose(batch.lost, done)
         elif side.waiting and side.gathering is None:
@@ -344,6 +355,15 @@ class SQLite:
         side.done.extend(done)
         if side.settling is None:
             self._settle(side)
+
+    def _complain(self, error: DatabaseUnavailable) -> None:
+        """
+        Say that something is wrong, though not with each statement again.
+        """
+        now = self._reactor.seconds()
+        if error.code != self._wrong or not 0 <= now - self._told < _QUIET:
+            self._wrong, self._told = error.code, now
+            self._log.warn("{reason}", reason=error)
 
     def _settle(self, side: _Side) -> None:
         """

@@ -83,6 +83,8 @@ With these SQLite has not committed. With any other, the last page of the
 transaction may be on the disk already, and be found there after a crash.
 """
 
+_HARMLESS: Final = "no such "
+
 _UNIQUE: Final = {
     sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
     sqlite3.SQLITE_CONSTRAINT_ROWID,
@@ -157,7 +159,10 @@ def _errorOf(error: BaseException, statement: Statement) -> Exception:
         return ConstraintViolated(f"a constraint does not hold ({name})", name, unique)
     if primary in _PASSING or _isLoss(error):
         return unavailable(name)
-    return DatabaseError(f"cannot carry out ({name}): {statement.sql}", name)
+    text = str(error)
+    # What is not there is named by the program, and by nobody else.
+    said = f": {text}" if text.startswith(_HARMLESS) else ""
+    return DatabaseError(f"cannot carry out ({name}{said}): {statement.sql}", name)
 
 
 class Call:
@@ -329,6 +334,9 @@ class Reads(Batch):
                 call.error = _errorOf(error, call.statement)
                 self._seen(error)
             self.done.append(call)
+            if connection.in_transaction:
+                # Whatever follows would be read as it was then.
+                connection.rollback()
             if self.lost:
                 break
 

@@ -74,6 +74,11 @@ How long to wait for a lock for which SQLite itself does not wait, in seconds.
 """
 
 
+def _identityOf(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
 class Link:
     """
     A connection, from the moment in which it is there.
@@ -124,17 +129,21 @@ class File:
         self._schemas = schemas
         self._patience = min(settings.connectTimeout, settings.statementTimeout)
         self._identity: tuple[int, int] | None = None
+        self._log: str | None = None
+        self._logIdentity: tuple[int, int] | None = None
 
     def check(self) -> None:
         """
-        @raise Moved: Another file is at the path, or none.
+        @raise Moved: Another file is at the path, or none; or so with its log,
+            in which is what was written last.
         """
         try:
-            status = os.stat(self._path)
+            if _identityOf(self._path) != self._identity:
+                raise Moved
+            if self._log is not None and _identityOf(self._log) != self._logIdentity:
+                raise Moved
         except OSError as error:
             raise Moved from error
-        if (status.st_dev, status.st_ino) != self._identity:
-            raise Moved
 
     def openWriter(self, link: Link) -> None:
         """
@@ -148,6 +157,10 @@ class File:
             self._make()
             self._open(link)
             self._upgrade(link)
+            # It is there as long as a connection is.
+            log = f"{self._path}-wal"
+            self._logIdentity = _identityOf(log)
+            self._log = log
 
     def openReader(self, link: Link) -> None:
         """
@@ -189,6 +202,7 @@ class File:
                 f"{_ADVICE[sqlite3.SQLITE_READONLY]}"
             )
         self._identity = status.st_dev, status.st_ino
+        self._log = None
 
     def _open(self, link: Link) -> sqlite3.Connection:
         connection = link.connection = sqlite3.connect(
