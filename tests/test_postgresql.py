@@ -172,6 +172,20 @@ async def test_what_was_given_up_while_it_waited_is_not_run(database: Any) -> No
 
 
 @asynchronous
+async def test_nobody_waits_for_a_connection_for_ever(database: Any) -> None:
+    """
+    Where all are kept busy, who comes last would wait for all the others.
+    """
+    settings = {"connections": 1, "statementTimeout": 0.2}
+    async with opened(database.url, **settings) as engine:
+        busy = [engine.read(SLEEP, 30.0) for _ in range(8)]
+        errors = [await errorOf(each) for each in busy]
+        assert {type(error) for error in errors} == {DatabaseUnavailable}
+        assert "no connection to PostgreSQL was free for 1.2 s" in str(errors[-1])
+        assert await engine.read(COUNT) == [(0,)]
+
+
+@asynchronous
 async def test_the_server_ends_a_statement_that_takes_too_long(database: Any) -> None:
     """
     The server's own limit acts first: the connection stays, and the statement

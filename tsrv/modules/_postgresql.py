@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final, Literal
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -89,7 +90,8 @@ class PostgreSQL:
         self._extra: set[Deferred[Connection]] = set()
         self._rest = 0.0
         self._settling = 0
-        self._waiting: OrderedDict[Call, None] = OrderedDict()
+        # Each with the time until which it waits.
+        self._waiting: OrderedDict[Call, float] = OrderedDict()
         self._watches = Waiters(_MOST, "for the database to be lost")
         self._closings = Waiters(_MOST, "for the database to be closed")
         self._timer: IDelayedCall | None = None
@@ -238,7 +240,7 @@ class PostgreSQL:
                 )
             )
         else:
-            self._waiting[call] = None
+            self._waiting[call] = self._reactor.seconds() + self._limit
             call.leave = self._leave
             self._openAnother()
         return answer
@@ -389,6 +391,20 @@ class PostgreSQL:
 
     # Watching it.
 
+    def _expire(self, now: float) -> None:
+        """
+        End those that have waited for a connection as long as one statement may
+        take: else who comes last waits for all the others.
+        """
+        while self._waiting:
+            call, until = next(iter(self._waiting.items()))
+            if now < until:
+                break
+            del self._waiting[call]
+            call.leave = None
+            reason = f"no connection to PostgreSQL was free for {self._limit:.3g} s"
+            call.settle(DatabaseUnavailable(reason, LATER))
+
     def _watch(self) -> None:
         """
         See whether those that are asked answer in time, and whether a server
@@ -402,6 +418,7 @@ class PostgreSQL:
                 connection.giveUp(
                     f"PostgreSQL did not answer in {connection.limit:.3g} s"
                 )
+        self._expire(now)
         if self._ended and not self._connections:
             return
         life = max((each.life for each in self._connections), default=now)
@@ -414,6 +431,7 @@ class PostgreSQL:
                 check.answer = None
                 self._idle.popleft().carryOut(check, quiet)
         following = [each.until for each in self._connections if each.call is not None]
+        following += islice(self._waiting.values(), 1)
         # A statement that begins later has its end after that.
         step = min(quiet, self._limit)
         following.append(min(now + step, life + quiet))
