@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import pickle
 import sys
+import threading
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -22,12 +24,14 @@ from tsrv.modules.database import (
     DatabaseUnavailable,
     Location,
     Schema,
+    Settings,
     Statement,
 )
 
 from .databases import database as database
 from .databases import postgresql as postgresql
 from .support import resultOf
+from .test_sqlite import Disk
 from .websupport import asynchronous
 
 SCHEMA = Schema(
@@ -285,6 +289,40 @@ async def test_a_loss_ends_it_until_it_is_initialised_again(tmp_path: Path) -> N
     await database.initialize()
     await database.write(ADD, "b")
     assert await database.read(ALL) == [("b",)]
+    await database.close()
+
+
+@asynchronous
+async def test_a_disk_that_hangs_is_left_only_so_many_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    It is tried again and again; each time a thread may not come back.
+    """
+    from twisted.internet import reactor
+
+    disk = Disk(monkeypatch)
+    answers = Event()
+    disk.onConnect = answers.wait
+    settings = Settings(connectTimeout=0.1, statementTimeout=0.1)
+    database = Database(reactor, f"sqlite:{tmp_path}/d", [SCHEMA], settings)
+    for _ in range(8):
+        with pytest.raises(DatabaseUnavailable, match="the disk does not answer"):
+            await database.initialize()
+    before = threading.active_count()
+    with pytest.raises(DatabaseUnavailable, match="8 threads wait for a disk"):
+        await database.initialize()
+    assert threading.active_count() == before
+    answers.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("tsrv-sqlite"):
+            thread.join()
+    # What they have told the reactor's thread comes before this.
+    told: Deferred[None] = Deferred()
+    reactor.callFromThread(told.callback, None)  # type: ignore[attr-defined]
+    await told
+    disk.onConnect = lambda: None
+    await database.initialize()
     await database.close()
 
 

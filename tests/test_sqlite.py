@@ -225,6 +225,9 @@ class Connection:
     def in_transaction(self) -> bool:
         return self._connection.in_transaction
 
+    def rollback(self) -> None:
+        self._connection.rollback()
+
     def interrupt(self) -> None:
         self.interrupts += 1
         self._connection.interrupt()
@@ -1633,6 +1636,7 @@ def test_a_disk_that_hangs_is_given_up(
         closing.append(resultOf(engine.close()))
         # The others end in good order.
         assert closing[0].pending
+        assert engine.stuck == 1
 
     disk.hooks["COMMIT"] = hook
     written = [resultOf(engine.write(ADD, "begun"))]
@@ -1645,6 +1649,7 @@ def test_a_disk_that_hangs_is_given_up(
     assert closing[0].value is None
     assert all(each.closed for each in disk.made)
     assert files() == []
+    assert engine.stuck == 0
 
 
 def test_a_write_that_never_began_was_not_carried_out(

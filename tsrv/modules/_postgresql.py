@@ -68,6 +68,8 @@ class PostgreSQL:
 
     _log = Logger()
 
+    stuck = 0
+
     def __init__(
         self, reactor: Any, url: str, schemas: Sequence[Schema], settings: Settings
     ) -> None:

@@ -173,6 +173,7 @@ class SQLite:
         self._count = 0
         self._begun = False
         self._over = False
+        self.stuck = 0
         self._wrong = ""
         self._told = 0.0
         self._lost = _Waiters()
@@ -382,6 +383,7 @@ class SQLite:
         """
         Answer what nobody knows the end of.
         """
+        self.stuck += 1
         batch = line.batch
         done: list[Call] = []
         if batch is not None:
@@ -395,6 +397,12 @@ class SQLite:
         self._lose(_NO_ANSWER, done)
         for call in done:
             call.settle()
+
+    def cameBack(self) -> None:
+        """
+        Count one thread less.
+        """
+        self.stuck -= 1
 
     def ended(self, line: Line) -> None:
         """

@@ -117,6 +117,11 @@ class Owner(Protocol):
         There is no such thread any more, or nobody waits for it.
         """
 
+    def cameBack(self) -> None:
+        """
+        One for which nobody waits any more has ended.
+        """
+
 
 class Line:
     """
@@ -286,7 +291,9 @@ class Line:
         self._owner.finished(self, batch)
 
     def _ended(self) -> None:
-        if not self._gone:
+        if self._gone:
+            self._owner.cameBack()
+        else:
             self._gone = True
             self._done()
             self._owner.ended(self)

@@ -288,7 +288,11 @@ class Engine(Protocol):
     """
     What a kind of database is made of: connections that are opened once, and
     closed once.
+
+    @ivar stuck: How many threads have not come back, and nobody waits for them.
     """
+
+    stuck: int
 
     def open(self) -> Deferred[None]:
         """
@@ -323,6 +327,12 @@ class Engine(Protocol):
 _EXTRA: Final = (
     "PostgreSQL needs a package that is not installed: pip install 'tsrv[postgresql]'"
 )
+
+
+_MOST_STUCK: Final = 8
+"""
+How many threads may be left to a disk that does not answer.
+"""
 
 
 async def _answerOf(url: Callable[[], str | Deferred[str]]) -> str:
@@ -363,6 +373,7 @@ class Database:
         self._engine: Engine | None = None
         # Those that were lost, or given up, may still have something to end.
         self._engines: list[Engine] = []
+        self._stuck: list[Engine] = []
         self._opening: Deferred[None] | None = None
 
     def __repr__(self) -> str:
@@ -410,6 +421,11 @@ class Database:
         self._log.info("Connected to {location}", location=self._location)
 
     async def _makeEngine(self) -> Engine:
+        self._stuck = [engine for engine in self._stuck if engine.stuck]
+        if (stuck := sum(engine.stuck for engine in self._stuck)) >= _MOST_STUCK:
+            raise DatabaseUnavailable(
+                f"{stuck} threads wait for a disk that does not answer"
+            )
         url = self._url
         try:
             location = Location.parse(
@@ -434,7 +450,12 @@ class Database:
         self._forget(engine)
 
     def _forget(self, engine: Engine) -> None:
-        engine.close().addCallback(lambda _: self._engines.remove(engine))
+        def ended(result: None) -> None:
+            self._engines.remove(engine)
+            if engine.stuck:
+                self._stuck.append(engine)
+
+        engine.close().addCallback(ended)
 
     def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
