@@ -81,6 +81,11 @@ class _NotReady(HTTPError):
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        # What probes show is this, and nothing beside it.
+        self.text = sentence
+
 
 class Live(AsyncResource):
     """
