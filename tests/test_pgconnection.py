@@ -23,7 +23,13 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
 from tsrv.modules._pgcall import Call, errorOf
-from tsrv.modules._pgconnect import _Receiver, _refusal, _tellCodes, connect
+from tsrv.modules._pgconnect import (
+    _placeOf,
+    _Receiver,
+    _refusal,
+    _tellCodes,
+    connect,
+)
 from tsrv.modules._pgconnection import Connection
 from tsrv.modules._postgresql import PostgreSQL
 from tsrv.modules.database import (
@@ -644,6 +650,35 @@ async def test_a_statement_may_cost_the_only_connection(database: Any) -> None:
         assert type(error) is DatabaseError
         assert await engine.read(ONE) == [(1,)]
         assert not engine.whenLost().called
+
+
+@asynchronous
+async def test_the_only_connection_that_cannot_be_replaced_is_a_loss(
+    database: Any,
+) -> None:
+    """
+    Then there is none, and somebody has to try again and again.
+    """
+    server = database.server
+    async with relaying(server.port) as relay:
+        url = server.urlFor(database=database.name, port=relay.port)
+        engine = PostgreSQL(theReactor(), url, [], Settings(connections=1))
+        await engine.open()
+        wrong = engine.read(Statement("COPY (SELECT 1) TO STDOUT"))
+        behind = engine.read(ONE)
+        await relay.refuse()
+        assert type(await failureOf(wrong)) is DatabaseError
+        assert isinstance(await failureOf(behind), DatabaseUnavailable)
+        await engine.whenLost()
+        await engine.close()
+
+
+def test_a_place_is_one_that_can_be_copied() -> None:
+    """
+    An address with colons has brackets around it in a URL too.
+    """
+    parameters = {"user": "u", "host": "", "hostaddr": "::1", "port": "5432"}
+    assert _placeOf(parameters) == "u@[::1]:5432/u"
 
 
 @asynchronous

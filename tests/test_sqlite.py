@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -720,6 +721,45 @@ def test_answers_leave_others_their_turn(reactor: Reactor, engine: SQLite) -> No
     reactor.work()
     assert answered == list(range(3, 61, 3))
     assert [each.value for each in written] == [[(n,)] for n in range(1, 61)]
+
+
+def test_more_may_be_carried_out_while_many_are_answered(
+    reactor: Reactor, engine: SQLite
+) -> None:
+    """
+    Where so many wait, the thread need not.
+    """
+    written = [resultOf(engine.write(ADD, str(number))) for number in range(600)]
+    pending: list[int] = []
+
+    def others() -> None:
+        pending.append(sum(each.pending for each in written))
+        reactor.workers[0].step()
+        reactor.deliver()
+        if pending[-1]:
+            reactor.callLater(0, others)
+
+    reactor.callLater(0, others)
+    reactor.work()
+    assert [each.value for each in written] == [[(n,)] for n in range(1, 601)]
+    assert all(a - b <= 6 for a, b in pairwise(pending))
+
+
+def test_who_gave_up_before_the_thread_came_to_it_is_passed_over(
+    reactor: Reactor, engine: SQLite, path: Path
+) -> None:
+    """
+    Nothing runs after its caller gave up.
+    """
+    given = engine.write(ADD, "given up")
+    result = resultOf(given)
+    kept = resultOf(engine.write(ADD, "kept"))
+    reactor.turn()
+    given.cancel()
+    reactor.work()
+    assert isinstance(result.error, CancelledError)
+    assert kept.value == [(1,)]
+    assert namesIn(path) == ["kept"]
 
 
 def test_who_comes_back_at_once_waits_for_those_who_do_so_too(
