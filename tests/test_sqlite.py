@@ -226,6 +226,10 @@ class Connection:
     def in_transaction(self) -> bool:
         return self._connection.in_transaction
 
+    @property
+    def total_changes(self) -> int:
+        return self._connection.total_changes
+
     def rollback(self) -> None:
         self._connection.rollback()
 
@@ -925,7 +929,9 @@ def test_a_transaction_that_cannot_be_ended_ends_the_connection(
     engine = opened(reactor, path)
     disk.hooks[where] = trouble("SQLITE_IOERR")
     disk.hooks["COMMIT"] = trouble("SQLITE_FULL")
-    fine, wrong = resultOf(engine.write(ADD, "a")), resultOf(engine.write(ADD, 1 << 63))
+    fine = resultOf(engine.write(ADD, "a"))
+    half = Statement("INSERT OR FAIL INTO things (name) VALUES ('x'), ('a')")
+    wrong = resultOf(engine.write(half))
     reactor.work()
     assert isinstance(fine.error, DatabaseUnavailable)
     assert isinstance(wrong.error, (DatabaseUnavailable, DatabaseError))
