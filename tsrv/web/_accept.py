@@ -7,7 +7,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["mediaRanges", "refusedTypes"]
+from mimeparse import MimeTypeParseException, best_match
+from twisted.web.server import Request
+
+__all__ = ["mediaRanges", "prefersHTML", "refusedTypes"]
 
 _LONGEST: Final = 1024
 """
@@ -38,6 +41,18 @@ def refusedTypes(accept: bytes | None) -> set[str]:
     """
     refused = filter(_REFUSED.search, _listed(accept))
     return {each.partition(";")[0].strip() for each in refused}
+
+
+def prefersHTML(request: Request) -> bool:
+    """
+    @return: Whether a client likes a page better than JSON, as browsers do.
+    """
+    accept = b",".join(request.requestHeaders.getRawHeaders(b"Accept", []))
+    try:
+        offered = ["text/html", "application/json"]
+        return bool(best_match(offered, ",".join(mediaRanges(accept))) == offered[0])
+    except MimeTypeParseException:
+        return False
 
 
 def _listed(accept: bytes | None) -> list[str]:

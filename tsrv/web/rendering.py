@@ -24,7 +24,15 @@ from twisted.web.server import NOT_DONE_YET, Request
 from ._requestid import identified, idOf
 from .errors import MethodNotAllowed, NotFound, problemOf
 
-__all__ = ["OTHER", "AsyncResource", "Missing", "Response", "respond", "text"]
+__all__ = [
+    "OTHER",
+    "AsyncResource",
+    "Missing",
+    "Response",
+    "respond",
+    "text",
+    "writeProblem",
+]
 
 _log = Logger()
 
@@ -80,6 +88,37 @@ def respond(request: Request, render: Callable[[Request], Any]) -> int:
     return NOT_DONE_YET
 
 
+_OF_A_BODY: Final = (
+    b"Cache-Control",
+    b"Content-Disposition",
+    b"Content-Encoding",
+    b"Content-Language",
+    b"Content-Length",
+    b"Content-Type",
+    b"ETag",
+    b"Last-Modified",
+    b"Link",
+    b"Location",
+    b"Set-Cookie",
+)
+
+
+def writeProblem(request: Request, failure: Failure) -> None:
+    """
+    Answer with an error in place of a response that has been prepared, but not
+    begun.
+
+    @param request: The request.
+    @param failure: The error.
+    """
+    for name in _OF_A_BODY:
+        request.responseHeaders.removeHeader(name)
+    request.cookies.clear()
+    # This is the turn of whoever has failed, and not of this request.
+    with identified(idOf(request)):
+        _Exchange(request).fail(failure)
+
+
 class _Exchange:
     """
     One request and the response to it.
@@ -131,10 +170,16 @@ class _Exchange:
             result = Failure()
         # This is the turn of whoever has answered, and not of this request.
         with identified(idOf(self._request)):
-            try:
-                self._writeProblem(result)
-            except Exception:
-                self._abort(Failure())
+            self.fail(result)
+
+    def fail(self, failure: Failure) -> None:
+        """
+        Answer with an error.
+        """
+        try:
+            self._writeProblem(failure)
+        except Exception:
+            self._abort(Failure())
 
     def _write(self, response: Response) -> None:
         if self._gone:
@@ -161,7 +206,8 @@ class _Exchange:
                     error=failure.value,
                 )
             return
-        if self._request.startedWriting:
+        # A part of it may be held until a session is saved.
+        if self._request.startedWriting or getattr(self._request, "heldBytes", 0):
             self._abort(failure)
             return
         problem = problemOf(failure, self._request)
