@@ -28,6 +28,8 @@ _SCRIPTS = (
     "viewers",
     "users",
     "writing",
+    "sessions",
+    "sweeping",
 )
 
 

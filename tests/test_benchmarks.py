@@ -42,8 +42,10 @@ def test_all_scripts_are_found() -> None:
         "metrics",
         "queuing",
         "restarts",
+        "sessions",
         "stalls",
         "startup",
+        "sweeping",
         "throughput",
         "users",
         "viewers",
@@ -107,5 +109,9 @@ def test_all_in_one_table() -> None:
         "`GET /users/3`",
         "`POST /users`",
         "4 are writing users",
+        "`GET /visits`",
+        "one of 400 sessions on the disk",
+        "memory of a process with 400 sessions",
+        "200 sessions are removed",
     ):
         assert what in done.stdout

@@ -1,0 +1,218 @@
+"""
+How many requests to C{/visits} the server answers: each looks up the session of a
+visitor, adds one to the visits in it, and is answered when that is kept.
+
+It is compared with a server in Express and express-session whose sessions are in
+SQLite by means of better-sqlite3 (C{benchmarks/peers/}), and with itself without
+wrappers. Each server is a process of its own, and so are the visitors: each has a
+connection and a session, and makes sure that it is told the right number each
+time. The servers are asked in turns, and what counts is the ratio of two rounds
+that follow each other, in the median.
+
+Both write to a file of SQLite that writes ahead. tsrv has the disk confirm each
+transaction (synchronous=FULL); better-sqlite3 leaves that to the system (NORMAL),
+so that what it has acknowledged survives its own end, but not that of the machine.
+In the end the servers are killed and started again, and each visitor comes once
+more, to see that nothing was lost.
+
+Express has to be installed: (cd benchmarks/peers/express-session && npm install)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from benchmarks._measure import Figure, Size, Target, run
+from benchmarks._processes import Child
+from benchmarks._users import Server, _freePort
+
+_SIZES = {
+    "requests": Size(3_000, 20, "requests in one round"),
+    "connections": Size(64, 4, "visitors, each with a connection"),
+    "rounds": Size(5, 1, "rounds with each set of servers"),
+    "servers": Size(2, 1, "sets of servers"),
+}
+
+_EXPRESS: Final = Path(__file__).parent / "peers" / "express-session"
+
+_OURS: Final = "tsrv"
+
+_AGAINST: Final = {
+    "express": ("Express 5, express-session, better-sqlite3", 1.0),
+    "direct": ("the bare modules", 0.97),
+}
+"""
+What it is compared with, and what ratio is to be reached.
+"""
+
+
+def _hasExpress() -> bool:
+    """
+    @return: Whether the server with Express can be run.
+    """
+    return bool(shutil.which("node")) and (_EXPRESS / "node_modules").is_dir()
+
+
+def _commandOf(side: str, path: Path, port: int) -> tuple[list[str], Path, str]:
+    """
+    @param side: C{"tsrv"}, C{"direct"} for tsrv without wrappers, or C{"express"}.
+    @param path: Where its sessions are to be.
+    @param port: Where it is to listen.
+    @return: The command that starts it, in which directory, and what it says when
+        it has started.
+    """
+    if side == "express":
+        return ["node", "server.js", str(path), str(port)], _EXPRESS, "Started"
+    twistd = os.path.join(os.path.dirname(sys.executable), "twistd")
+    words = [sys.executable, twistd, "-n", "--pidfile=", "tsrv"]
+    words += [f"--listen=tcp:{port}:interface=127.0.0.1:backlog=1024"]
+    words += ["--delay=0", f"--database=sqlite:{path}"]
+    # All visitors have one address.
+    words += ["--new-sessions-per-peer=6000"]
+    if side == "direct":
+        words.append("--direct")
+    return words, path.parent, "Async module initialized"
+
+
+class _Server(Server):
+    """
+    A server that counts visits, with a database of its own.
+    """
+
+    def __init__(self, side: str, directory: Path) -> None:
+        """
+        @param side: Which one, see L{_commandOf}.
+        @param directory: Where its database is.
+        """
+        self.port = _freePort()
+        self._side = side
+        self._path = directory / f"{side}.db"
+        self._start()
+
+    def _start(self) -> None:
+        command, directory, ready = _commandOf(self._side, self._path, self.port)
+        self._process = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=directory,
+            env={**os.environ, "NODE_ENV": "production"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if ready in line:
+                break
+        else:
+            raise RuntimeError(f"{self._side} has not started")
+
+    def restart(self) -> None:
+        """
+        End it, with a signal of which it does not learn, and start it again.
+        """
+        self.kill()
+        self._start()
+
+
+class _Side:
+    """
+    One kind of server.
+
+    @ivar rates: The requests in a second of each round.
+    @ivar costs: The server's processor time for each, in microseconds.
+    """
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.costs: list[float] = []
+
+    def visit(
+        self, load: Child, server: _Server, connections: int, requests: int
+    ) -> None:
+        """
+        One round.
+        """
+        before = server.cpu
+        answer = load.tell("visit", server.port, connections, requests)
+        self.costs.append((server.cpu - before) / requests * 1e6)
+        self.rates.append(requests / answer["seconds"])
+
+
+def _measureSet(
+    sides: Mapping[str, _Side], connections: int, requests: int, rounds: int
+) -> None:
+    """
+    Measure one set of servers.
+    """
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory()))
+        load = stack.enter_context(Child("benchmarks._visits"))
+        servers = {
+            name: stack.enter_context(_Server(name, directory)) for name in sides
+        }
+        for server in servers.values():
+            load.tell("visit", server.port, connections, requests)
+        order = list(sides)
+        for _ in range(rounds):
+            for name in order:
+                sides[name].visit(load, servers[name], connections, requests)
+            order.reverse()
+        for name, server in servers.items():
+            server.restart()
+            answer = load.tell("visit", server.port, connections, connections)
+            made = requests * (rounds + 1) + connections
+            if sum(answer["visits"]) != made:
+                raise RuntimeError(f"{name} was not visited {made} times")
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    names = [_OURS, *_AGAINST]
+    if "express" in names and not _hasExpress():
+        names.remove("express")
+        if sizes["requests"] == _SIZES["requests"].full:
+            print(f"Without Express: (cd {_EXPRESS} && npm install)", file=sys.stderr)
+    connections = sizes["connections"]
+    requests = max(sizes["requests"], connections)
+    sides = {name: _Side() for name in names}
+    for _ in range(sizes["servers"]):
+        _measureSet(sides, connections, requests, sizes["rounds"])
+    ours = sides[_OURS]
+    figures = []
+    for name in names[1:]:
+        theirs = sides[name]
+        against, bound = _AGAINST[name]
+        figures += [
+            Figure(
+                "`GET /visits`",
+                against,
+                median(ours.rates),
+                median(theirs.rates),
+                "requests/s",
+                Target(bound, atLeast=True),
+                [a / b for a, b in zip(ours.rates, theirs.rates, strict=True)],
+            ),
+            Figure(
+                "(processor time for one)",
+                against,
+                median(ours.costs) or 1.0,
+                median(theirs.costs) or 1.0,
+                "µs",
+            ),
+        ]
+    return figures
+
+
+if __name__ == "__main__":
+    run(__doc__, _SIZES, measure)
