@@ -7,63 +7,35 @@ waits for a time: each step follows what is to be seen on the page.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .browsing import (
+    EVIL,
+    PHONE,
+    ROOT,
+    TWISTD,
+    WIDE,
+    Server,
+    Visit,
+    faintTextsOf,
+    waitFor,
+)
+from .browsing import browse as browse
 from .websupport import reservedPort
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
-
-ROOT = Path(__file__).parent.parent
-
-EVIL = "<script>alert(1)</script>&\"'"
-
-SAY = b"GET /say HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-MISSING = [
-    *([] if CHROMIUM else ["no chromium"]),
-    *([] if importlib.util.find_spec("playwright") else ["no playwright"]),
-]
-
-OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
-
-WIDE = {"width": 1180, "height": 760}
-
-PHONE = {"width": 360, "height": 740}
+    from playwright.sync_api import Page
 
 # The number of a module in the order in which they are listed.
 CLOCK = 1
 
 LIVE = "() => document.documentElement.dataset.connection === 'live'"
-
-WAIT = """(arg) => new Promise((resolve, reject) => {
-  const holds = CONDITION;
-  const late = setTimeout(() => reject(new Error(document.body.innerText)), 60000);
-  const look = () => {
-    if (holds(arg)) {
-      clearTimeout(late);
-      resolve();
-    } else {
-      requestAnimationFrame(look);
-    }
-  };
-  look();
-})"""
 
 INTERVALS = """
 window.intervals = [];
@@ -73,111 +45,6 @@ window.setInterval = (call, delay) => {
   return original(call, delay);
 };
 """
-
-CONTRASTS = """() => {
-  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
-  const luminance = (rgb) => {
-    const [r, g, b] = rgb.map((value) => {
-      const c = value / 255;
-      return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const found = [];
-  for (const element of document.querySelectorAll("body *")) {
-    const own = [...element.childNodes].some(
-      (node) => node.nodeType === Node.TEXT_NODE && node.data.trim(),
-    );
-    if (!own || element.closest("noscript")) continue;
-    let under = element;
-    let ground = [0, 0, 0, 0];
-    while (under && ground[3] === 0) {
-      const [r, g, b, a = 1] = parse(getComputedStyle(under).backgroundColor);
-      ground = [r, g, b, a];
-      under = under.parentElement;
-    }
-    const style = getComputedStyle(element);
-    const svg = element.namespaceURI.endsWith("svg");
-    const [r, g, b] = parse(svg ? style.fill : style.color);
-    const both = [luminance([r, g, b]), luminance(ground.slice(0, 3))];
-    const ratio = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
-    found.push([ratio, element.textContent.trim()]);
-  }
-  return found;
-}"""
-
-
-class Server:
-    """
-    The server.
-    """
-
-    def __init__(self, port: int, words: list[str], directory: Path, sign: str) -> None:
-        """
-        @param words: The program, and its command line.
-        @param sign: What it writes when it listens.
-        """
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}/"
-        self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, *words],
-            cwd=directory,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if sign in line:
-                return
-        raise AssertionError(f"the server ended before it wrote {sign!r}")
-
-    def tell(self, *lines: str) -> None:
-        """
-        Tell it what to do.
-        """
-        assert self._process.stdin is not None
-        for line in lines:
-            print(line, file=self._process.stdin, flush=True)
-
-    def say(self) -> socket.socket:
-        """
-        Ask for C{/say}.
-        """
-        asking = socket.create_connection(("127.0.0.1", self.port), 30)
-        asking.sendall(SAY)
-        return asking
-
-    @contextmanager
-    def silent(self) -> Iterator[None]:
-        """
-        Let it do nothing for a while.
-        """
-        self._process.send_signal(SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(SIGCONT)
-
-    def end(self) -> None:
-        """
-        End it as it is meant to.
-        """
-        self._process.communicate(timeout=30)
-
-    def terminate(self) -> None:
-        """
-        Ask it to stop, and wait until it has.
-        """
-        self._process.terminate()
-        self._process.communicate(timeout=30)
-
-    def kill(self) -> None:
-        """
-        End it at once.
-        """
-        self._process.kill()
-        self._process.communicate()
 
 
 @pytest.fixture
@@ -204,83 +71,22 @@ def tsrv(tmp_path: Path) -> Iterator[Server]:
     """
     The server as it is installed.
     """
-    twistd = os.path.join(os.path.dirname(sys.executable), "twistd")
     with reservedPort() as port:
         listen = f"tcp:{port}:interface=127.0.0.1"
-        words = [twistd, "-n", "tsrv", "--listen", listen, "--delay", "5"]
+        words = [TWISTD, "-n", "tsrv", "--listen", listen, "--delay", "5"]
         server = Server(port, words, tmp_path, "Started")
         yield server
         server.kill()
 
 
-class Visit:
+def look(visit: Visit, server: Server, size: Any = WIDE, **options: Any) -> Page:
     """
-    What one does with a browser.
-
-    @ivar complaints: What the browser has written to its console, or would
-        have asked.
+    Open the status page, and wait until it follows what happens.
     """
-
-    def __init__(self, browser: Browser) -> None:
-        self._browser = browser
-        self.complaints: list[str] = []
-
-    def open(self, server: Server, size: Any = WIDE, **options: Any) -> Page:
-        """
-        Open the page, in a window of its own.
-        """
-        context = self._browser.new_context(viewport=size, **options)
-        context.add_init_script(INTERVALS)
-        page = context.new_page()
-        page.on("console", lambda message: self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        page.goto(server.url)
-        if options.get("java_script_enabled", True):
-            waitFor(page, LIVE)
-        return page
-
-
-@pytest.fixture
-def browse() -> Callable[[Callable[[Visit], None]], None]:
-    """
-    Do something with a browser. It brings a loop of its own, which wants a
-    thread of its own beside the reactor.
-    """
-    if MISSING:
-        reason = f"the status page is not opened: {', '.join(MISSING)}"
-        if os.environ.get("TSRV_BROWSER") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-    def run(visit: Callable[[Visit], None]) -> None:
-        from playwright.sync_api import sync_playwright
-
-        # Nothing that is measured runs in this thread, and what measures the
-        # coverage does not know of the greenlets in it.
-        sys.settrace(None)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=CHROMIUM, args=list(OPTIONS)
-            )
-            try:
-                visit(Visit(browser))
-            finally:
-                browser.close()
-
-    def inThread(visit: Callable[[Visit], None]) -> None:
-        with ThreadPoolExecutor(1) as threads:
-            threads.submit(run, visit).result()
-
-    return inThread
-
-
-def waitFor(page: Page, condition: str, arg: object = None) -> None:
-    """
-    Wait until a condition holds. What playwright has for that is forbidden by
-    the policy of the page.
-    """
-    page.evaluate(WAIT.replace("CONDITION", condition), arg)
+    page = visit.open(server.url, size, INTERVALS, **options)
+    if options.get("java_script_enabled", True):
+        waitFor(page, LIVE)
+    return page
 
 
 def waitForText(page: Page, cell: str, text: str) -> None:
@@ -325,7 +131,7 @@ def test_the_page_shows_how_the_server_starts(serve: Any, browse: Any) -> None:
 
     def visit(visit: Visit) -> None:
         with ExitStack() as stack:
-            page = visit.open(server)
+            page = look(visit, server)
             waitForText(page, "headline", "Not started yet")
             server.tell("start")
             waitForText(page, "headline", "Starting")
@@ -396,7 +202,7 @@ def test_the_real_server_has_the_page(tsrv: Server, browse: Any) -> None:
 
     def visit(visit: Visit) -> None:
         with ExitStack() as stack:
-            page = visit.open(tsrv)
+            page = look(visit, tsrv)
             waitForText(page, "headline", "Starting")
             asking = [stack.enter_context(tsrv.say()) for _ in range(3)]
             waitForText(page, "held", "3 calls")
@@ -420,7 +226,7 @@ def test_the_page_survives_a_restart(serve: Any, browse: Any) -> None:
     server.tell("start")
 
     def visit(visit: Visit) -> None:
-        page = visit.open(server)
+        page = look(visit, server)
         waitForText(page, "headline", "Starting")
         page.evaluate("window.sameDocument = true")
         server.end()
@@ -450,7 +256,7 @@ def test_the_page_asks_again_after_it_was_refused(serve: Any, browse: Any) -> No
     server = serve()
 
     def visit(visit: Visit) -> None:
-        page = visit.open(server)
+        page = look(visit, server)
         page.route("**/status/events", lambda route: route.fulfill(status=503))
         with page.expect_response(lambda response: response.status == 503):
             server.end()
@@ -473,13 +279,12 @@ def test_the_page_is_readable_on_every_screen(serve: Any, browse: Any) -> None:
         grounds = set()
         for scheme in ("light", "dark"):
             for size in (WIDE, PHONE):
-                page = visit.open(server, size, color_scheme=scheme)
+                page = look(visit, server, size, color_scheme=scheme)
                 widths = page.evaluate(
                     "[document.documentElement.scrollWidth, innerWidth]"
                 )
                 assert widths[0] <= widths[1]
-                faint = [each for each in page.evaluate(CONTRASTS) if each[0] < 4.5]
-                assert faint == []
+                assert faintTextsOf(page) == []
                 for number in range(6):
                     assert lengthOf(page, number) > 0
                 track = page.locator(".track").first.bounding_box()
@@ -505,7 +310,7 @@ def test_the_page_is_a_table_to_a_screen_reader(
     server.tell("start")
 
     def visit(visit: Visit) -> None:
-        page = visit.open(server, size)
+        page = look(visit, server, size)
         waitForText(page, "headline", "Starting")
         table = page.get_by_role("table", name="The modules, and how they started")
         assert table.get_by_role("row").count() == 6
@@ -525,7 +330,7 @@ def test_the_page_is_used_with_a_keyboard(serve: Any, browse: Any) -> None:
     server = serve()
 
     def visit(visit: Visit) -> None:
-        page = visit.open(server)
+        page = look(visit, server)
         page.keyboard.press("Tab")
         skip = page.locator(":focus")
         assert skip.inner_text() == "Skip to the modules"
@@ -547,7 +352,7 @@ def test_the_page_needs_no_script(serve: Any, browse: Any) -> None:
     server.tell("start", "succeed configuration")
 
     def visit(visit: Visit) -> None:
-        page = visit.open(server, java_script_enabled=False)
+        page = look(visit, server, java_script_enabled=False)
         text = page.inner_text("body")
         assert "As of " in text
         assert "still picture" in text
@@ -569,7 +374,7 @@ def test_those_who_like_it_calm_see_fewer_steps(serve: Any, browse: Any) -> None
             ("no-preference", 100, 1000),
             ("reduce", 1000, 100),
         ):
-            page = visit.open(server, reduced_motion=motion)
+            page = look(visit, server, reduced_motion=motion)
             waitFor(page, "() => intervals.length > 1")
             intervals = page.evaluate("intervals")
             assert interval in intervals

@@ -7,26 +7,14 @@ The server is a real one, in a process of its own, and so is its database.
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.error import ConnectError, ConnectionLost
-from twisted.internet.task import deferLater
-from twisted.web.client import (
-    Agent,
-    HTTPConnectionPool,
-    RequestTransmissionFailed,
-    ResponseFailed,
-)
 
 from .census import Census, SmallDisk
 from .census import smallDisk as smallDisk
@@ -35,157 +23,9 @@ from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
 from .databases import postgresql as postgresql
 from .networks import blackHole, relaying
-from .processes import running, spawned
+from .processes import spawned
+from .services import Answer, Service, pause, serving, tried
 from .websupport import asynchronous, reservedPort
-
-UNKNOWN = "The request was interrupted: it may have been carried out, or not"
-
-
-def pause(seconds: float) -> Deferred[None]:
-    """
-    Let others have their turn, before something is looked at again.
-    """
-    from twisted.internet import reactor as theReactor
-
-    reactor: Any = theReactor
-    return deferLater(reactor, seconds)
-
-
-@dataclass
-class Answer:
-    """
-    What was answered.
-
-    @ivar status: The status, or 0 if the connection broke.
-    @ivar retry: Whether it says that it may be tried again.
-    """
-
-    status: int
-    retry: bool = False
-    body: Any = None
-
-    @property
-    def kind(self) -> str:
-        """
-        What it means.
-        """
-        if self.status != 503:
-            return str(self.status)
-        if self.retry:
-            return "not now"
-        assert self.body["error"] == UNKNOWN
-        return "unknown"
-
-
-@dataclass
-class Service:
-    """
-    A server that runs.
-    """
-
-    process: Any
-    port: int
-    pool: HTTPConnectionPool
-
-    @property
-    def client(self) -> HTTPClient:
-        """
-        Who asks.
-        """
-        from twisted.internet import reactor
-
-        return HTTPClient(Agent(reactor, pool=self.pool))
-
-    async def ask(self, method: str, path: str, body: object = None) -> Answer:
-        """
-        Make a request.
-        """
-        options: dict[str, Any] = {} if body is None else {"json": body}
-        url = f"http://127.0.0.1:{self.port}{path}"
-        try:
-            response = await self.client.request(method, url, **options)
-            data = await response.content()
-        except (
-            ConnectError,
-            ConnectionLost,
-            RequestTransmissionFailed,
-            ResponseFailed,
-        ):
-            return Answer(0)
-        isJSON = "json" in response.headers.getRawHeaders("Content-Type", [""])[0]
-        return Answer(
-            response.code,
-            response.headers.hasHeader("Retry-After"),
-            json.loads(data) if isJSON else data.decode(),
-        )
-
-    async def until(self, path: str, met: Callable[[Answer], bool]) -> Answer:
-        """
-        Ask until the answer is as it should be.
-        """
-        begun = self.now()
-        while self.now() - begun < 30:
-            answer = await self.ask("GET", path)
-            if met(answer):
-                return answer
-            await pause(0.02)
-        raise AssertionError(f"{path} is {answer}: {self.process.output}")
-
-    def now(self) -> float:
-        """
-        @return: The time, in seconds.
-        """
-        from twisted.internet import reactor
-
-        return float(cast(Any, reactor).seconds())
-
-    async def ready(self, is_: bool = True) -> None:
-        """
-        Wait until it says that it is ready, or is not.
-        """
-        await self.until("/readyz", lambda answer: (answer.status == 200) is is_)
-
-    def kill(self) -> Awaitable[int]:
-        """
-        End it, so that it learns nothing of it.
-        """
-        self.process.transport.signalProcess("KILL")
-        ended: Awaitable[int] = self.process.ended
-        return ended
-
-
-@asynccontextmanager
-async def serving(
-    directory: Path, url: str, *words: str, port: int | None = None
-) -> AsyncIterator[Service]:
-    """
-    Run a server.
-
-    @param url: Where its database is.
-    """
-    from twisted.internet import reactor as theReactor
-
-    reactor: Any = theReactor
-    directory.mkdir(exist_ok=True)
-    (directory / "url").write_text(url)
-    pool = HTTPConnectionPool(reactor)
-    pool.maxPersistentPerHost = 100
-    pool.retryAutomatically = False
-    with reservedPort() as free:
-        port = port or free
-        common = [f"--listen=tcp:{port}:interface=127.0.0.1:backlog=1024", "--delay=0"]
-        common.append(f"--database-file={directory / 'url'}")
-        command = ["-n", "--pidfile=", "tsrv", *common, *words]
-        async with running(directory, *command) as process:
-            await process.whenWritten("Started")
-            service = Service(process, port, pool)
-            try:
-                yield service
-            finally:
-                await pool.closeCachedConnections()
-                if process.status is None:
-                    process.terminate()
-                    await process.ended
 
 
 @dataclass
@@ -315,20 +155,6 @@ async def test_a_database_that_comes_late_is_waited_for(
         assert len(await emailsIn(ownPostgresql, "postgres")) == 40
 
 
-def tried(times: int) -> Callable[[Answer], bool]:
-    """
-    @return: Whether it was tried so often in vain to have the database again.
-    """
-
-    def met(answer: Answer) -> bool:
-        database = answer.body["modules"][-1]
-        assert database["name"] == "database"
-        latest = [each["kind"] is not None for each in database["attempts"]][-times:]
-        return not database["ready"] and latest == [True] * times
-
-    return met
-
-
 def isBusy(answer: Answer) -> bool:
     """
     @return: Whether all who read and write wait for an answer.
@@ -358,7 +184,7 @@ async def test_a_database_that_is_killed_loses_nothing(
             ownPostgresql.pause()
             await service.until("/metrics", isBusy)
             await ownPostgresql.kill()
-            await service.until("/startup", tried(attempts))
+            await service.until("/startup", tried("database", attempts))
             await ownPostgresql.start()
             await load.until(50)
         load.stopping = True
@@ -427,7 +253,8 @@ async def test_a_database_that_never_answers_is_not_waited_for_for_ever(
             assert 1 < service.now() - begun < 10
             ready = await service.ask("GET", "/readyz")
             assert ready.status == 503
-            assert [each["module"] for each in ready.body["missing"]] == ["database"]
+            missing = [each["module"] for each in ready.body["missing"]]
+            assert missing == ["database", "sessions"]
             await service.process.whenWritten("(attempt 2)")
             assert "hush" not in service.process.output
 
@@ -659,7 +486,10 @@ async def test_what_is_no_database_is_told_once(
             assert await service.process.ended == 1
         log = service.process.output
         assert log.count("database is required, and failed") == 1
-        assert log.count("will not be tried again") == 1
+        # Once with its own cause, and once for the sessions, which are in it.
+        assert log.count("will not be tried again: DatabaseRefused: ") == 1
+        assert log.count("will not be tried again: Skipped: ") == 1
+        assert log.count("will not be tried again") == 2
         assert str(path) in log
         assert "Traceback" not in log
     if what == "text":

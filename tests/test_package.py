@@ -17,9 +17,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    ("tap", "_words"),
+    ("tap",),
+    ("_commandline", "_words"),
     ("server",),
-    ("resources",),
+    ("resources", "klein", "testing"),
     ("web", "systemd"),
     ("startup", "_exit", "_graph", "_member", "_program", "_report", "_shutdown"),
     (

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 
@@ -82,6 +83,34 @@ def test_the_longer_example() -> None:
         "the connection is lost: <QueuingWrapper of EchoClient: lost>",
         "answered: line 3",
     ]
+
+
+def test_the_example_of_sessions(tmp_path: Path) -> None:
+    """
+    What is shown of it is in it, and it counts.
+    """
+    source = (ROOT / "examples" / "basket.py").read_text()
+    shown = README.split("examples/basket.py) is", 1)[1].split("\n- ", 1)[0]
+    lines = [line.strip() for line in shown.splitlines() if line.startswith("    ")]
+    assert len(lines) > 6
+    for line in lines:
+        assert line in source
+    changed = tmp_path / "basket.py"
+    changed.write_text(source.replace("listenTCP(8001", "listenTCP(0"))
+    command = [sys.executable, str(changed)]
+    process = subprocess.Popen(  # noqa: S603
+        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        browser = build_opener(HTTPCookieProcessor())
+        for count in (1, 2, 3):
+            answer = browser.open(url, timeout=30).read().decode()
+            assert answer == f"{count} visits, {['tea'] * count}\n"
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
 
 
 def test_the_diagram_is_the_table() -> None:

@@ -25,6 +25,7 @@ from twisted.logger import LogLevel, eventAsText
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 
+from tsrv._words import SessionsAt
 from tsrv.startup import GraphError
 from tsrv.tap import (
     Options,
@@ -98,6 +99,13 @@ def test_the_defaults() -> None:
         "config-timeout": 10.0,
         "config-refresh": None,
         "config-copy": None,
+        "sessions": None,
+        "session-idle": 1800.0,
+        "session-lifetime": 28_800.0,
+        "session-keys": None,
+        "trusted-proxy": [],
+        "new-sessions": 6_000,
+        "new-sessions-per-peer": 60,
         "development": False,
     }
 
@@ -136,6 +144,31 @@ def test_the_defaults() -> None:
         (["--config-timeout=1"], "config-timeout", 1.0),
         (["--config-refresh=3600"], "config-refresh", 3600.0),
         (["--config-copy=/var/lib/c"], "config-copy", "/var/lib/c"),
+        (
+            ["--sessions=sqlite:a?table=visitors"],
+            "sessions",
+            SessionsAt("sqlite", "sqlite:a", "visitors"),
+        ),
+        (
+            ["--sessions=postgresql://u@h/n?sslmode=require&table=t"],
+            "sessions",
+            SessionsAt("postgresql", "postgresql://u@h/n?sslmode=require", "t"),
+        ),
+        (
+            ["--sessions=redis://h:1/2"],
+            "sessions",
+            SessionsAt("redis", "redis://h:1/2"),
+        ),
+        (["--session-idle=60"], "session-idle", 60.0),
+        (["--session-lifetime=60"], "session-lifetime", 60.0),
+        (
+            ["--trusted-proxy=10.0.0.0/8", "--trusted-proxy=::1"],
+            "trusted-proxy",
+            ["10.0.0.0/8", "::1"],
+        ),
+        (["--trusted-proxy=unix"], "trusted-proxy", ["unix"]),
+        (["--new-sessions=1"], "new-sessions", 1),
+        (["--new-sessions-per-peer=1"], "new-sessions-per-peer", 1),
         (["--development"], "development", True),
     ],
 )
@@ -233,6 +266,37 @@ SECONDS = [
             ["--config-copy="],
             "--config-copy: it has to be the path of a file",
         ),
+        *(
+            ([f"--sessions={url}"], "--sessions: the URL of sessions is redis://")
+            for url in ("", "visitors", "mysql://u:hush@h/n")
+        ),
+        (
+            ["--sessions=sqlite:a?tabel=b"],
+            "--sessions: behind sqlite:PATH there may be ?table=NAME alone",
+        ),
+        *(
+            ([f"--sessions={url}"], "--sessions: ")
+            for url in ("redis://h:bad/1", "redis://h/0?table=x", "redis://")
+        ),
+        (
+            ["--sessions=sqlite:a?table=a-b"],
+            "--sessions: the name of a table has to be",
+        ),
+        *(
+            (
+                [f"--sessions={url}"],
+                "--sessions: whoever can list the processes would see the password",
+            )
+            for url in ("redis://:hush@h/", "postgresql://u:hush@h/n")
+        ),
+        (
+            ["--session-keys=/nonexistent"],
+            "--session-keys: ",
+        ),
+        (
+            ["--trusted-proxy=proxy"],
+            "--trusted-proxy: 'proxy' is no address and no network",
+        ),
         (
             ["--config-url=https://u:hush@h/c"],
             "--config-url: whoever can list the processes would see the password",
@@ -324,10 +388,17 @@ def test_help_tells_all_options(capsys: pytest.CaptureFixture[str]) -> None:
         "--config-timeout=",
         "--config-refresh=",
         "--config-copy=",
+        "--sessions=",
+        "--session-idle=",
+        "--session-lifetime=",
+        "--session-keys=",
+        "--trusted-proxy=",
+        "--new-sessions=",
+        "--new-sessions-per-peer=",
         "--development ",
     ):
         assert option in shown
-    assert " ".join(shown.split()).count("[default: ") == 14
+    assert " ".join(shown.split()).count("[default: ") == 19
 
 
 # What may be a secret.
@@ -355,9 +426,12 @@ def test_a_secret_comes_from_the_environment_and_is_not_left_there() -> None:
     environment = {
         "TSRV_DATABASE": "postgresql://u:hush@h/n",
         "TSRV_CONFIG_URL": "https://u:hush@h/c",
+        "TSRV_SESSIONS": "redis://:hush@h/",
         "PATH": "/bin",
     }
     options.takeSecrets(environment)
+    assert options["sessions"] == SessionsAt("redis", "redis://:hush@h/")
+    assert "hush" not in repr(options["sessions"])
     assert options["database"] == "postgresql://u:hush@h/n"
     assert options["config-url"] == "https://u:hush@h/c"
     assert environment == {"PATH": "/bin"}
@@ -368,7 +442,7 @@ def test_a_variable_that_is_empty_says_nothing() -> None:
     A template of a unit has it there whether there is something to say or not.
     """
     options = parsed()
-    environment = {"TSRV_DATABASE": "", "TSRV_CONFIG_URL": ""}
+    environment = {"TSRV_DATABASE": "", "TSRV_CONFIG_URL": "", "TSRV_SESSIONS": ""}
     options.takeSecrets(environment)
     assert (options["database"], options["config-url"]) == (None, None)
     assert environment == {}
@@ -435,15 +509,25 @@ def test_the_database_waits_for_its_url(machine: Machine) -> None:
         return {module["name"]: module["needs"] for module in modules}
 
     url = "--config-url=http://127.0.0.1:9/"
-    assert needs() == {"clock": [], "database": []}
+    assert needs() == {"clock": [], "database": [], "sessions": ["database"]}
     assert needs(url) == {
         "clock": [],
         "configuration": [],
         "database": ["configuration"],
+        "sessions": ["database"],
     }
     # What nothing needs keeps nothing from starting.
     said = needs(url, "--database=sqlite:d")
-    assert said == {"clock": [], "configuration": [], "database": []}
+    assert said == {
+        "clock": [],
+        "configuration": [],
+        "database": [],
+        "sessions": ["database"],
+    }
+    apart = needs("--sessions=sqlite:s?table=visitors")
+    assert apart == {"clock": [], "database": [], "sessions": []}
+    redis = needs("--sessions=redis://127.0.0.1:1/")
+    assert redis == {"clock": [], "database": [], "sessions": []}
 
 
 @pytest.fixture(autouse=True)
@@ -678,11 +762,12 @@ def test_it_listens_before_it_initialises(parts: Parts) -> None:
     assert begun == "Started"
     assert len(others) == 2
     others.remove("Async module initialized")
-    ((first, _, row, other, path),) = [table.splitlines() for table in others]
+    ((first, _, row, *more, path),) = [table.splitlines() for table in others]
     assert "ready" in first
     assert "2.5" in first
     assert row.split()[:3] == ["*", "clock", "ready"]
-    assert other.split()[:2] == ["database", "ready"]
+    ready = [["database", "ready"], ["sessions", "ready"]]
+    assert [other.split()[:2] for other in more] == ready
     assert path == "* critical path: clock"
     assert errorsIn(events) == []
     stopAtOnce(parts)

@@ -6,22 +6,32 @@ What cannot be understood is told in one line; secrets are not repeated in it.
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Final, Literal
+from urllib.parse import parse_qsl, urlencode
 
 from twisted.internet.endpoints import serverFromString
 from twisted.python.usage import UsageError
 
 from .modules._fetching import Source
+from .modules._redislocation import Location as RedisLocation
+from .modules._sessions import checkTable
 from .modules.database import Location
+from .web._signing import SigningKeys
 
 __all__ = [
+    "SessionsAt",
     "configurationOf",
     "countOf",
     "databaseOf",
     "endpointOf",
     "firstLineOf",
+    "keysOf",
+    "networkOf",
     "positiveSecondsOf",
     "secondsOf",
+    "sessionsOf",
     "shortened",
 ]
 
@@ -103,6 +113,55 @@ def databaseOf(option: str, url: str) -> str:
     return url
 
 
+@dataclass(frozen=True)
+class SessionsAt:
+    """
+    Where sessions are. What it looks like has no password in it.
+
+    @ivar kind: In what kind of store.
+    @ivar url: Where that is.
+    @ivar table: The name of the table, where it has tables.
+    """
+
+    kind: Literal["sqlite", "postgresql", "redis"]
+    url: str = field(repr=False)
+    table: str = "sessions"
+
+    @property
+    def hasPassword(self) -> bool:
+        """
+        Whether the URL is a secret.
+        """
+        if self.kind == "redis":
+            return "@" in self.url
+        return Location.parse(self.url).hasPassword
+
+
+def sessionsOf(option: str, url: str) -> SessionsAt:
+    """
+    Read where the sessions are, which may be a secret too.
+    """
+    if url.startswith("redis://"):
+        try:
+            RedisLocation.parse(url)
+        except ValueError as error:
+            raise UsageError(f"{option}: {error}") from None
+        return SessionsAt("redis", url)
+    place, _, query = url.partition("?")
+    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    table = parameters.pop("table", "sessions")
+    rest = f"{place}?{urlencode(parameters)}" if parameters else place
+    try:
+        checkTable(table)
+        location = Location.parse(rest)
+        if location.kind == "sqlite" and parameters:
+            raise ValueError("behind sqlite:PATH there may be ?table=NAME alone")
+    except ValueError as error:
+        what = str(error).replace("of a database is", "of sessions is redis://…, or")
+        raise UsageError(f"{option}: {what}") from None
+    return SessionsAt(location.kind, rest, table)
+
+
 def configurationOf(option: str, url: str) -> str:
     """
     Read the URL of the settings, which may be a secret too.
@@ -126,6 +185,32 @@ def firstLineOf(path: str) -> str:
         raise UsageError(
             f"--database-file: {shortened(path)!r} cannot be read: {reason}"
         ) from None
+
+
+def networkOf(option: str, text: str) -> str:
+    """
+    Read an address, a network of them, or C{unix} for all that come over a UNIX
+    socket.
+    """
+    if text == "unix":
+        return text
+    try:
+        ip_network(text)
+    except ValueError:
+        raise UsageError(
+            f"{option}: {shortened(text)!r} is no address and no network"
+        ) from None
+    return text
+
+
+def keysOf(option: str, path: str) -> SigningKeys:
+    """
+    Read the keys with which cookies are signed.
+    """
+    try:
+        return SigningKeys.fromFile(path)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def shortened(text: str) -> str:

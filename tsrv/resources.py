@@ -20,8 +20,10 @@ from .web.health import Live, Ready, StartupPage
 from .web.metrics import Metrics, Traffic
 from .web.openapi import Description
 from .web.rendering import AsyncResource, Response, text
+from .web.sessions import Sessions
 from .web.status import StatusPage, putStatus
 from .web.users import UsersResource, UserStore
+from .web.visitors import Login, Logout, Me, Visits
 
 __all__ = ["Say", "Speaker", "makeRoot", "putOperations"]
 
@@ -94,10 +96,15 @@ def putOperations(
     return putStatus(root, startup, reactor, links=links, showErrors=apart)
 
 
-def makeRoot(speaker: Speaker, users: UserStore | None = None) -> AsyncResource:
+def makeRoot(
+    speaker: Speaker,
+    users: UserStore | None = None,
+    sessions: Sessions | None = None,
+) -> AsyncResource:
     """
     @param speaker: What C{/say} asks.
     @param users: The users, if there are any.
+    @param sessions: The sessions of visitors, if there are any.
     @return: The root of the site.
     """
     root = AsyncResource()
@@ -105,4 +112,9 @@ def makeRoot(speaker: Speaker, users: UserStore | None = None) -> AsyncResource:
     if users is not None:
         root.putChild(b"users", UsersResource(users))
         root.putChild(b"openapi.json", Description())
+    if sessions is not None:
+        root.putChild(b"visits", Visits(sessions))
+        root.putChild(b"me", Me(sessions))
+        root.putChild(b"login", Login(sessions))
+        root.putChild(b"logout", Logout(sessions))
     return root

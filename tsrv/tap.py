@@ -1,5 +1,5 @@
 """
-The server: its options, and the one place where everything is put together.
+The server: the one place where everything is put together.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -16,30 +16,24 @@ from typing import Any, Final, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
-from twisted.python.usage import Options as UsageOptions
-from twisted.python.usage import UsageError
 
-from ._words import (
-    configurationOf,
-    countOf,
-    databaseOf,
-    endpointOf,
-    firstLineOf,
-    positiveSecondsOf,
-    secondsOf,
-    shortened,
-)
+from ._commandline import Options
+from ._words import SessionsAt
 from .asyncmodule import AsyncModule
-from .modules._fetching import Source
+from .modules._sessionsql import SQLSessionStore, schemaOf
 from .modules.database import Database, DatabaseRefused, Location, Settings
+from .modules.sessionstore import Limits
 from .modules.users import SCHEMA, Users
 from .resources import makeRoot, putOperations
 from .server import Server
 from .startup import Startup
 from .systemd import VARIABLES, Notifier, SystemdService
+from .web._cookies import Cookies
+from .web._quota import Quota
 from .web._requestid import addRequestId
 from .web.metrics import Traffic
 from .web.rendering import AsyncResource
+from .web.sessions import Sessions
 from .web.site import Site
 from .wrapper import jitteredBackoff
 
@@ -48,12 +42,6 @@ __all__ = ["Options", "addModules", "assemble", "makeService"]
 _LISTEN: Final = "tcp:8000:interface=127.0.0.1:backlog=1024"
 
 _DATABASE: Final = "sqlite:tsrv.db"
-
-_SECRETS: Final = ("TSRV_DATABASE", "TSRV_CONFIG_URL")
-"""
-What may be said in the environment, where other users cannot read it, in place
-of the command line, where they can.
-"""
 
 _LONGEST_DELAY: Final = 4.0
 """
@@ -79,204 +67,6 @@ _log = Logger()
 
 # Not every system has limits.
 _LIMITS: Final[Any] = import_module("resource") if find_spec("resource") else None
-
-
-class Options(UsageOptions):
-    """
-    The options of C{twistd tsrv}.
-    """
-
-    synopsis = "[options]"
-    longdesc = (
-        "A web server that listens before its modules are ready. "
-        "Requests that come too early are held, and answered in order."
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self["listen"] = []
-        self["delay"] = 10.0
-        self["direct"] = False
-        self["operations-listen"] = []
-        self["stay-up"] = False
-        self["queue-limit"] = 10_000
-        self["queue-timeout"] = 30.0
-        self["drain-timeout"] = 30.0
-        self["access-log"] = False
-        self["database"] = None
-        self["database-connections"] = 4
-        self["statement-timeout"] = 10.0
-        self["connect-timeout"] = 5.0
-        self["config-url"] = None
-        self["config-timeout"] = 10.0
-        self["config-refresh"] = None
-        self["config-copy"] = None
-        self["development"] = False
-
-    def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """
-        Read the command line.
-
-        @param options: The words of the command line.
-        @raise SystemExit: It cannot be understood; the message is one line.
-        """
-        try:
-            super().parseOptions(options)
-        except UsageError as error:
-            # What was typed may have lines, and come back in the message.
-            line = " ".join(str(error).split())
-            raise SystemExit(f"tsrv: {line} (see twistd tsrv --help)") from None
-
-    def opt_listen(self, endpoint: str) -> None:
-        """
-        Where to listen: a Twisted endpoint; repeatable. [default: port 8000, loopback]
-        """
-        self["listen"].append(endpointOf("--listen", endpoint))
-
-    def opt_operations_listen(self, endpoint: str) -> None:
-        """
-        Where to serve the pages for who runs the server. [default: with all others]
-        """
-        self["operations-listen"].append(endpointOf("--operations-listen", endpoint))
-
-    def opt_stay_up(self) -> None:
-        """
-        Go on, and report it, when a module has failed for good.
-        """
-        self["stay-up"] = True
-
-    def opt_delay(self, seconds: str) -> None:
-        """
-        How many seconds the clock takes to start. [default: 10]
-        """
-        self["delay"] = secondsOf("--delay", seconds)
-
-    def opt_direct(self) -> None:
-        """
-        Ask the modules without queues in front of them, to see what that is like.
-        """
-        self["direct"] = True
-
-    def opt_queue_limit(self, calls: str) -> None:
-        """
-        How many calls may wait for each module. [default: 10000]
-        """
-        self["queue-limit"] = countOf("--queue-limit", calls, "calls", 0)
-
-    def opt_queue_timeout(self, seconds: str) -> None:
-        """
-        How many seconds a call may wait for its module. [default: 30]
-        """
-        self["queue-timeout"] = secondsOf("--queue-timeout", seconds)
-
-    def opt_drain_timeout(self, seconds: str) -> None:
-        """
-        How many seconds requests get to end when it stops. [default: 30]
-        """
-        self["drain-timeout"] = secondsOf("--drain-timeout", seconds)
-
-    def opt_access_log(self, switch: str) -> None:
-        """
-        Whether to log every request: on or off. [default: off]
-        """
-        if switch not in ("on", "off"):
-            raise UsageError(
-                f"--access-log: {shortened(switch)!r} is neither on nor off"
-            )
-        self["access-log"] = switch == "on"
-
-    def opt_database(self, url: str) -> None:
-        """
-        sqlite:PATH or postgresql://USER@HOST/NAME. [default: sqlite:tsrv.db]
-        """
-        self["database"] = databaseOf("--database", url)
-        if Location.parse(url).hasPassword:
-            raise UsageError(
-                "--database: whoever can list the processes would see the password: "
-                "put the URL into the environment as TSRV_DATABASE, or into a file "
-                "(--database-file)"
-            )
-
-    def opt_database_file(self, path: str) -> None:
-        """
-        A file whose first line is that; or say it in TSRV_DATABASE.
-        """
-        self["database"] = databaseOf("--database-file", firstLineOf(path))
-
-    def opt_database_connections(self, connections: str) -> None:
-        """
-        How many connections there may be to the database. [default: 4]
-        """
-        self["database-connections"] = countOf(
-            "--database-connections", connections, "connections", 1
-        )
-
-    def opt_statement_timeout(self, seconds: str) -> None:
-        """
-        How many seconds one statement may take. [default: 10]
-        """
-        self["statement-timeout"] = positiveSecondsOf("--statement-timeout", seconds)
-
-    def opt_connect_timeout(self, seconds: str) -> None:
-        """
-        How many seconds to wait for the database's connections. [default: 5]
-        """
-        self["connect-timeout"] = positiveSecondsOf("--connect-timeout", seconds)
-
-    def opt_config_url(self, url: str) -> None:
-        """
-        Where settings are fetched, as JSON; or say it in TSRV_CONFIG_URL.
-        """
-        self["config-url"] = configurationOf("--config-url", url)
-        if Source.parse(url).user is not None:
-            raise UsageError(
-                "--config-url: whoever can list the processes would see the "
-                "password: put the URL into the environment as TSRV_CONFIG_URL"
-            )
-
-    def opt_config_timeout(self, seconds: str) -> None:
-        """
-        How many seconds it may take to fetch the settings. [default: 10]
-        """
-        self["config-timeout"] = positiveSecondsOf("--config-timeout", seconds)
-
-    def opt_config_refresh(self, seconds: str) -> None:
-        """
-        Fetch the settings again, every so many seconds. [default: never]
-        """
-        self["config-refresh"] = positiveSecondsOf("--config-refresh", seconds)
-
-    def opt_config_copy(self, path: str) -> None:
-        """
-        A file for the last good copy of the settings. [default: none is kept]
-        """
-        if not path:
-            raise UsageError("--config-copy: it has to be the path of a file")
-        self["config-copy"] = path
-
-    def opt_development(self) -> None:
-        """
-        Show tracebacks to clients. Never where others can reach the server.
-        """
-        self["development"] = True
-
-    def takeSecrets(self, environment: MutableMapping[str, str]) -> None:
-        """
-        Read, and remove, what the environment says in place of options. Options
-        come first.
-
-        @param environment: The environment of the process.
-        @raise SystemExit: It cannot be understood; the message is one line.
-        """
-        # One that is empty was put there by a template that knows nothing for it.
-        database, configuration = (environment.pop(name, "") for name in _SECRETS)
-        try:
-            if database and self["database"] is None:
-                self["database"] = databaseOf("TSRV_DATABASE", database)
-            if configuration and self["config-url"] is None:
-                self["config-url"] = configurationOf("TSRV_CONFIG_URL", configuration)
-        except UsageError as error:
-            raise SystemExit(f"tsrv: {error}") from None
 
 
 def _allowFiles(limits: Any) -> None:
@@ -349,22 +139,86 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
             needs = ["configuration"]
             # What is not there will not be there when it is asked for again.
             fatal.append(ConfigurationRefused)
+    place: SessionsAt | None = options["sessions"]
+    schemas = [SCHEMA]
+    if place is None:
+        schemas.append(schemaOf())
     settings = Settings(
         connections=options["database-connections"],
         statementTimeout=options["statement-timeout"],
         connectTimeout=options["connect-timeout"],
         limit=max(options["queue-limit"], _DRAINED),
     )
-    add(
-        "database",
-        partial(Database, reactor, url, [SCHEMA], settings),
-        needs=needs,
-        fatal=fatal,
-        replay=["read"],
+    addStore = partial(
+        add,
         concurrency=_DRAINED,
         retryPolicy=jitteredBackoff(maxDelay=_LONGEST_DELAY),
         # Statements in progress may go on to their limit, and a little beyond.
         closeTimeout=options["statement-timeout"] + 5,
+    )
+    database = addStore(
+        "database",
+        partial(Database, reactor, url, schemas, settings),
+        needs=needs,
+        fatal=fatal,
+        replay=["read"],
+    )
+    addSessions = partial(addStore, "sessions", replay=["get", "length", "all"])
+    limits = _limitsOf(options)
+    if place is None:
+        # They are not lost: the database is, and carries reads out again.
+        addStore(
+            "sessions",
+            partial(
+                SQLSessionStore,
+                reactor,
+                database.module if options["direct"] else database.proxy,
+                limits=limits,
+                owned=False,
+            ),
+            needs=["database"],
+        )
+    elif place.kind == "redis":
+        from .modules._sessionredis import RedisSessionStore, SessionsRefused
+
+        addSessions(
+            partial(RedisSessionStore, reactor, place.url, limits=limits),
+            fatal=SessionsRefused,
+        )
+    else:
+        # It is closed with the sessions.
+        own = Database(reactor, place.url, [schemaOf(place.table)], settings)
+        addSessions(
+            partial(SQLSessionStore, reactor, own, place.table, limits),
+            fatal=DatabaseRefused,
+        )
+
+
+def _limitsOf(options: Options) -> Limits:
+    return Limits(options["session-idle"], options["session-lifetime"])
+
+
+def _makeSessions(reactor: Any, store: Any, options: Options) -> Sessions:
+    """
+    @return: The sessions of visitors, in a store.
+    """
+    cookies = Cookies(
+        reactor,
+        trustedProxies=options["trusted-proxy"],
+        keys=options["session-keys"],
+    )
+    return Sessions(
+        reactor,
+        store,
+        cookies,
+        limits=_limitsOf(options),
+        quota=Quota(
+            reactor,
+            options["new-sessions-per-peer"],
+            options["new-sessions"],
+            60.0,
+            peerOf=cookies.proxies.peerOf,
+        ),
     )
 
 
@@ -399,7 +253,11 @@ def assemble(
         traffic=traffic,
         development=options["development"],
     )
-    root = makeRoot(modules["clock"], Users(modules["database"]))
+    root = makeRoot(
+        modules["clock"],
+        Users(modules["database"]),
+        _makeSessions(reactor, modules["sessions"], options),
+    )
     apart = bool(options["operations-listen"])
     operationsRoot = AsyncResource() if apart else root
     page = putOperations(operationsRoot, startup, reactor, traffic, apart)

@@ -1,0 +1,297 @@
+"""
+What tests with a browser need: a server that is a process of its own, and
+somebody who visits it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGCONT, SIGSTOP
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright
+
+__all__ = [
+    "EVIL",
+    "PHONE",
+    "ROOT",
+    "TWISTD",
+    "WIDE",
+    "Server",
+    "Visit",
+    "browse",
+    "faintTextsOf",
+    "waitFor",
+]
+
+ROOT = Path(__file__).parent.parent
+
+EVIL = "<script>alert(1)</script>&\"'"
+
+SAY = b"GET /say HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+TWISTD = os.path.join(os.path.dirname(sys.executable), "twistd")
+
+MISSING = [
+    *([] if CHROMIUM else ["no chromium"]),
+    *([] if importlib.util.find_spec("playwright") else ["no playwright"]),
+]
+
+OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+
+WIDE = {"width": 1180, "height": 760}
+
+PHONE = {"width": 360, "height": 740}
+
+WAIT = """(arg) => new Promise((resolve, reject) => {
+  const holds = CONDITION;
+  const late = setTimeout(() => reject(new Error(document.body.innerText)), 60000);
+  const look = () => {
+    if (holds(arg)) {
+      clearTimeout(late);
+      resolve();
+    } else {
+      requestAnimationFrame(look);
+    }
+  };
+  look();
+})"""
+
+CONTRASTS = """() => {
+  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
+  const luminance = (rgb) => {
+    const [r, g, b] = rgb.map((value) => {
+      const c = value / 255;
+      return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  // What is behind a page that has no background of its own.
+  const sheet = document.documentElement.appendChild(document.createElement("p"));
+  sheet.style.backgroundColor = "Canvas";
+  const canvas = parse(getComputedStyle(sheet).backgroundColor);
+  sheet.remove();
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some(
+      (node) => node.nodeType === Node.TEXT_NODE && node.data.trim(),
+    );
+    if (!own || element.closest("noscript")) continue;
+    let under = element;
+    let ground = [0, 0, 0, 0];
+    while (under && ground[3] === 0) {
+      const [r, g, b, a = 1] = parse(getComputedStyle(under).backgroundColor);
+      ground = [r, g, b, a];
+      under = under.parentElement;
+    }
+    if (ground[3] === 0) ground = canvas;
+    const style = getComputedStyle(element);
+    const svg = element.namespaceURI.endsWith("svg");
+    const [r, g, b] = parse(svg ? style.fill : style.color);
+    const both = [luminance([r, g, b]), luminance(ground.slice(0, 3))];
+    const ratio = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+    found.push([ratio, element.textContent.trim()]);
+  }
+  return found;
+}"""
+
+
+class Server:
+    """
+    A server on the loopback interface.
+
+    @ivar port: Where it listens.
+    @ivar url: Where its root is.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        words: list[str],
+        directory: Path,
+        sign: str,
+        scheme: str = "http",
+    ) -> None:
+        """
+        @param words: The program, and its command line.
+        @param sign: What it writes when it listens.
+        """
+        self.port = port
+        self.url = f"{scheme}://127.0.0.1:{port}/"
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, *words],
+            cwd=directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if sign in line:
+                return
+        raise AssertionError(f"the server ended before it wrote {sign!r}")
+
+    def tell(self, *lines: str) -> None:
+        """
+        Tell it what to do.
+        """
+        assert self._process.stdin is not None
+        for line in lines:
+            print(line, file=self._process.stdin, flush=True)
+
+    def say(self) -> socket.socket:
+        """
+        Ask for C{/say}.
+        """
+        asking = socket.create_connection(("127.0.0.1", self.port), 30)
+        asking.sendall(SAY)
+        return asking
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """
+        Let it do nothing for a while.
+        """
+        self._process.send_signal(SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(SIGCONT)
+
+    def end(self) -> None:
+        """
+        End it as it is meant to.
+        """
+        self._process.communicate(timeout=30)
+
+    def terminate(self) -> None:
+        """
+        Ask it to stop, and wait until it has.
+        """
+        self._process.terminate()
+        self._process.communicate(timeout=30)
+
+    def kill(self) -> None:
+        """
+        End it at once.
+        """
+        self._process.kill()
+        self._process.communicate()
+
+
+class Visit:
+    """
+    What one does with a browser.
+
+    @ivar complaints: What the browser has written to its console, or would
+        have asked.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self.complaints: list[str] = []
+
+    def open(
+        self, url: str, size: Any = WIDE, script: str | None = None, **options: Any
+    ) -> Page:
+        """
+        Open a page, in a window of its own, which shares nothing with others.
+
+        @param size: The width and height of the window, in pixels.
+        @param script: What runs before the page does.
+        @param options: What else is to be said of the window.
+        """
+        context = self._browser.new_context(viewport=size, **options)
+        if script is not None:
+            context.add_init_script(script)
+        page = context.new_page()
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        page.goto(url)
+        return page
+
+    def end(self) -> None:
+        """
+        Close all windows.
+        """
+        for context in self._browser.contexts:
+            context.close()
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        # What is no page cannot say that it has no icon, which is then looked for.
+        if not message.location["url"].endswith("/favicon.ico"):
+            self.complaints.append(message.text)
+
+
+@pytest.fixture(scope="module")
+def browse() -> Iterator[Callable[[Callable[[Visit], None]], None]]:
+    """
+    Do something with a browser. It brings a loop of its own, which wants a
+    thread of its own beside the reactor.
+    """
+    if MISSING:
+        reason = f"no page is opened: {', '.join(MISSING)}"
+        if os.environ.get("TSRV_BROWSER") == "required":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    def launch() -> tuple[Playwright, Browser]:
+        from playwright.sync_api import sync_playwright
+
+        # Nothing that is measured runs in this thread, and what measures the
+        # coverage does not know of the greenlets in it.
+        sys.settrace(None)
+        playwright = sync_playwright().start()
+        return playwright, playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=list(OPTIONS),
+            # Who goes back sees what a browser that is used by people shows.
+            ignore_default_args=["--disable-back-forward-cache"],
+        )
+
+    with ThreadPoolExecutor(1) as threads:
+        playwright, browser = threads.submit(launch).result()
+
+        def run(visit: Callable[[Visit], None]) -> None:
+            visiting = Visit(browser)
+            try:
+                visit(visiting)
+            finally:
+                visiting.end()
+
+        yield lambda visit: threads.submit(run, visit).result()
+        threads.submit(browser.close).result()
+        threads.submit(playwright.stop).result()
+
+
+def waitFor(page: Page, condition: str, arg: object = None) -> None:
+    """
+    Wait until a condition holds. What playwright has for that is forbidden by
+    the policy of the page.
+    """
+    page.evaluate(WAIT.replace("CONDITION", condition), arg)
+
+
+def faintTextsOf(page: Page) -> list[object]:
+    """
+    @return: Each text that stands out too little from what is behind it (WCAG
+        AA), after how much it does.
+    """
+    found = page.evaluate(CONTRASTS)
+    assert found
+    return [each for each in found if each[0] < 4.5]

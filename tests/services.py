@@ -1,0 +1,217 @@
+"""
+What the tests of outages need: a real server in a process of its own, and who asks
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from treq.client import HTTPClient
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError, ConnectionLost
+from twisted.internet.task import deferLater
+from twisted.web.client import (
+    Agent,
+    HTTPConnectionPool,
+    RequestTransmissionFailed,
+    ResponseFailed,
+)
+
+from .processes import running
+from .websupport import reservedPort
+
+__all__ = ["Answer", "Service", "pause", "serving", "tried"]
+
+UNKNOWN = "The request was interrupted: it may have been carried out, or not"
+
+_COOKIE = re.compile("session=([^;]*);")
+
+
+def pause(seconds: float) -> Deferred[None]:
+    """
+    Let others have their turn, before something is looked at again.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    return deferLater(reactor, seconds)
+
+
+@dataclass
+class Answer:
+    """
+    What was answered.
+
+    @ivar status: The status, or 0 if the connection broke.
+    @ivar retry: Whether it says that it may be tried again.
+    @ivar cookie: The session cookie that it sets; empty if that is to be
+        forgotten, and L{None} if it sets none.
+    """
+
+    status: int
+    retry: bool = False
+    body: Any = None
+    cookie: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """
+        What it means.
+        """
+        if self.status != 503:
+            return str(self.status)
+        if self.retry:
+            return "not now"
+        assert self.body["error"] == UNKNOWN
+        return "unknown"
+
+
+@dataclass
+class Service:
+    """
+    A server that runs.
+    """
+
+    process: Any
+    port: int
+    pool: HTTPConnectionPool
+
+    @property
+    def client(self) -> HTTPClient:
+        """
+        Who asks.
+        """
+        from twisted.internet import reactor
+
+        return HTTPClient(Agent(reactor, pool=self.pool))
+
+    @property
+    def origin(self) -> str:
+        """
+        What it is for browsers.
+        """
+        return f"http://127.0.0.1:{self.port}"
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: dict[bytes | str, bytes | str] | None = None,
+    ) -> Answer:
+        """
+        Make a request.
+        """
+        options: dict[str, Any] = {} if body is None else {"json": body}
+        url = f"{self.origin}{path}"
+        try:
+            response = await self.client.request(
+                method, url, headers=headers, allow_redirects=False, **options
+            )
+            data = await response.content()
+        except (
+            ConnectError,
+            ConnectionLost,
+            RequestTransmissionFailed,
+            ResponseFailed,
+        ):
+            return Answer(0)
+        isJSON = "json" in response.headers.getRawHeaders("Content-Type", [""])[0]
+        cookies = response.headers.getRawHeaders("Set-Cookie", [])
+        assert len(cookies) <= 1, cookies
+        found = [_COOKIE.match(each) for each in cookies]
+        return Answer(
+            response.code,
+            response.headers.hasHeader("Retry-After"),
+            json.loads(data) if isJSON else data.decode(),
+            *[each[1] for each in found if each is not None],
+        )
+
+    async def until(self, path: str, met: Callable[[Answer], bool]) -> Answer:
+        """
+        Ask until the answer is as it should be.
+        """
+        begun = self.now()
+        while self.now() - begun < 30:
+            answer = await self.ask("GET", path)
+            if met(answer):
+                return answer
+            await pause(0.02)
+        raise AssertionError(f"{path} is {answer}: {self.process.output}")
+
+    def now(self) -> float:
+        """
+        @return: The time, in seconds.
+        """
+        from twisted.internet import reactor
+
+        return float(cast(Any, reactor).seconds())
+
+    async def ready(self, is_: bool = True) -> None:
+        """
+        Wait until it says that it is ready, or is not.
+        """
+        await self.until("/readyz", lambda answer: (answer.status == 200) is is_)
+
+    def kill(self) -> Awaitable[int]:
+        """
+        End it, so that it learns nothing of it.
+        """
+        self.process.transport.signalProcess("KILL")
+        ended: Awaitable[int] = self.process.ended
+        return ended
+
+
+@asynccontextmanager
+async def serving(
+    directory: Path, url: str, *words: str, port: int | None = None
+) -> AsyncIterator[Service]:
+    """
+    Run a server.
+
+    @param url: Where its database is.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    directory.mkdir(exist_ok=True)
+    (directory / "url").write_text(url)
+    pool = HTTPConnectionPool(reactor)
+    pool.maxPersistentPerHost = 100
+    pool.retryAutomatically = False
+    with reservedPort() as free:
+        port = port or free
+        common = [f"--listen=tcp:{port}:interface=127.0.0.1:backlog=1024", "--delay=0"]
+        common.append(f"--database-file={directory / 'url'}")
+        command = ["-n", "--pidfile=", "tsrv", *common, *words]
+        async with running(directory, *command) as process:
+            await process.whenWritten("Started")
+            service = Service(process, port, pool)
+            try:
+                yield service
+            finally:
+                await pool.closeCachedConnections()
+                if process.status is None:
+                    process.terminate()
+                    await process.ended
+
+
+def tried(name: str, times: int) -> Callable[[Answer], bool]:
+    """
+    @return: Whether it was tried so often in vain to have a module again, as
+        C{/startup} says.
+    """
+
+    def met(answer: Answer) -> bool:
+        (module,) = (each for each in answer.body["modules"] if each["name"] == name)
+        latest = [each["kind"] is not None for each in module["attempts"]][-times:]
+        return not module["ready"] and latest == [True] * times
+
+    return met
