@@ -160,6 +160,25 @@ def test_a_browser_is_led_through(place: Place) -> None:
     assert visitor.ask(path="/me", headers=PAGE).status == 303
 
 
+@pytest.mark.parametrize("how", ["logout", "login"])
+def test_who_was_not_told_may_log_in_again(place: Place, how: str) -> None:
+    """
+    Where an answer is lost, the browser comes back with the cookie of before.
+    """
+    visitor = place.visitor()
+    login(visitor)
+    kept = visitor.cookie
+    if how == "logout":
+        headers = {"Origin": "https://test"}
+        visitor.ask(path="/logout", method="POST", headers=headers)
+    else:
+        login(visitor, "Lovelace")
+    visitor.cookie = kept
+    login(visitor, "Ada again")
+    assert visitor.cookie not in (None, kept)
+    assert membersOf(visitor.ask(path="/me"))["name"] == "Ada again"
+
+
 @pytest.mark.parametrize(
     "headers",
     [

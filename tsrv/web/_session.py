@@ -318,20 +318,21 @@ class Session(MutableMapping[str, Any]):
     async def _end(self, identifier: str) -> None:
         await self._sessions.store.destroy(identifier)
         self._ended = self._sent = None
-        self._sessions.remember(identifier)
         self._sessions.cookies.expire(self._request)
 
     async def _make(self) -> None:
         """
         Make a session that the store does not have.
         """
-        self._renews = False
+        # Who logs in wants a new one, whatever has become of the one before.
+        isWanted, self._renews = self._renews, False
         written = self._written()
         if not written:
             return
         identifier = self._planned or makeIdentifier()
         sessions = self._sessions
-        if self._sent is not None and sessions.wasRenewed(self._sent):
+        sent = None if isWanted else self._sent
+        if sent is not None and sessions.wasRenewed(sent):
             # Its browser has been sent another one, which this would replace.
             self._isHomeless = True
             return

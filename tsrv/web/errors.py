@@ -69,8 +69,9 @@ _PAGE: Final = """\
 <meta name="viewport" content="width=device-width">
 <title>{status} {title}</title>
 <style>
+:root {{ color-scheme: light dark; }}
 body {{ font: 1.1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 15vh auto;
-    padding: 0 1rem; color-scheme: light dark; }}
+    padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; }}
 pre {{ overflow-x: auto; font-size: .8rem; }}
 small {{ opacity: .7; }}
