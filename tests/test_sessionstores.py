@@ -375,6 +375,8 @@ async def test_what_sqlite_lets_be_written_is_damage(
         connection.close()
         assert list(await store.all()) == []
         assert await store.get(identifier) is None
+        # What was written before has been written when this is.
+        await store.destroy(makeIdentifier())
         assert await store.length() == 0
 
 
