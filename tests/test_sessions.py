@@ -714,6 +714,26 @@ def test_what_others_did_is_seen_after_saving(bench: Bench) -> None:
     assert seen == [{"a": 2, "b": 2, "d": {"x": 2}, "e": 1}]
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_count_that_is_too_large_is_told_in_the_same_way(
+    bench: Bench, stored: bool, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    Whether the store adds, or whoever makes the session.
+    """
+    visitor = bench.visitor()
+    if stored:
+        visitor.ask(put(n=10**400))
+
+    def count(session: Session) -> Any:
+        if not stored:
+            session["n"] = 10**400
+        return session.add("n", 0.5)
+
+    assert visitor.ask(count).status == 500
+    assert loggedFailures.pop()["log_failure"].check(SessionError)
+
+
 def test_two_counts_at_once_make_one_session(bench: Bench) -> None:
     """
     What is done for one request is done in order.

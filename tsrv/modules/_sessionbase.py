@@ -16,7 +16,6 @@ from random import random as _random
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ._sessions import (
@@ -105,8 +104,6 @@ class BaseStore(Sweeper):
 
     @ivar limits: How long its sessions live.
     """
-
-    _log = Logger()
 
     def __init__(
         self,

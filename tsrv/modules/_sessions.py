@@ -293,7 +293,8 @@ class ISessionStore(IAsyncModule):
     fails with an L{Unavailable<tsrv.asyncmodule.Unavailable>} if the store
     cannot be asked now, in which case nothing was done; and, if it changes
     something, with L{OutcomeUnknown<tsrv.asyncmodule.OutcomeUnknown>} if nobody
-    knows whether that was done.
+    knows whether that was done. Before it was initialised, and after it was
+    closed, each fails with L{NotInitialized<tsrv.asyncmodule.NotInitialized>}.
     """
 
     def get(identifier: str) -> Deferred[StoredSession | None]:

@@ -24,9 +24,9 @@ How many bytes of a response are held.
 
 class Hold:
     """
-    Takes the place of C{write} and C{finish} of a request. With the first byte of
-    a response, and once more with its last, something is done first; if it fails,
-    that is the response, or, if that has begun, its end.
+    Takes the place of C{write} and C{finish} of a request. Before each of them is
+    passed on, something is done, if there is something to do; if it fails, that is
+    the response, or, if that has begun, its end.
     """
 
     _log = Logger()

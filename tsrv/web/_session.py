@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred, DeferredLock
@@ -19,7 +20,7 @@ from ..modules.sessionstore import (
     StoredSession,
     makeIdentifier,
 )
-from ._values import copied, sumOf, textOf, tokenOf
+from ._values import copied, textOf, tokenOf
 
 if TYPE_CHECKING:
     from .sessions import Sessions
@@ -174,17 +175,19 @@ class Session(MutableMapping[str, Any]):
     async def _saveAndAdd(self, name: str, number: int | float) -> int | float:
         if self._identifier is None or self._renews or self._ended is not None:
             await self._save()
+        added = Changes(added={name: number})
         identifier = self._identifier
         if identifier is None:
             # There is none yet: this is what makes it.
             current = self._current()
-            current[name] = total = sumOf(current.get(name), number)
+            total: int | float = added.applyTo(current)[name]
+            current[name] = total
             await self._save()
             return total
         written = self._written()
         changes = self._changesTo(written)
-        added = Changes(changes.assigned, changes.removed, {name: number})
-        changed = await self._sessions.store.set(identifier, added, self._known)
+        changes = replace(changes, added=added.added)
+        changed = await self._sessions.store.set(identifier, changes, self._known)
         return self._counted(changed, written, name, number)
 
     def _counted(

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ..modules.sessionstore import SessionError
 
-__all__ = ["copied", "sumOf", "textOf", "tokenOf"]
+__all__ = ["copied", "textOf", "tokenOf"]
 
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, allow_nan=False)
 
@@ -41,7 +41,3 @@ def copied(value: Any) -> Any:
     @return: The same, in which nobody else can change anything.
     """
     return value if type(value) in _PLAIN else json.loads(json.dumps(value))
-
-
-def sumOf(before: Any, number: int | float) -> int | float:
-    return number + (before if type(before) in (int, float) else 0)

@@ -79,8 +79,10 @@ _FORM_OUT: Final = """\
 </form>
 """
 
+_VARY: Final = (b"Vary", b"Accept")
+
 _HEADERS: Final = [
-    (b"Vary", b"Accept"),
+    _VARY,
     (b"X-Content-Type-Options", b"nosniff"),
     (
         b"Content-Security-Policy",
@@ -88,9 +90,6 @@ _HEADERS: Final = [
         b"form-action 'self'; frame-ancestors 'none'; base-uri 'none'" % _HASH,
     ),
 ]
-
-
-_VARY: Final = (b"Vary", b"Accept")
 
 
 def _answer(members: object) -> Response:
