@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,14 +22,15 @@ __all__ = ["EXPRESS", "Server", "hasExpress"]
 EXPRESS: Final = Path(__file__).parent / "peers" / "express"
 
 
-def hasExpress() -> bool:
+def hasExpress(peer: Path = EXPRESS) -> bool:
     """
+    @param peer: Where it is.
     @return: Whether the server with Express can be run.
     """
-    return bool(shutil.which("node")) and (EXPRESS / "node_modules").is_dir()
+    return bool(shutil.which("node")) and (peer / "node_modules").is_dir()
 
 
-def _freePort() -> int:
+def freePort() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
@@ -42,7 +44,12 @@ class Server:
 
     @ivar port: Its port.
     @ivar made: How many users it has acknowledged.
+    @cvar peer: Where the one with Express is.
+    @cvar words: Further options of tsrv.
     """
+
+    peer = EXPRESS
+    words: Sequence[str] = ()
 
     def __init__(self, side: str, directory: Path) -> None:
         """
@@ -50,26 +57,28 @@ class Server:
             C{"express"}.
         @param directory: Where its database is.
         """
-        self.port = _freePort()
+        self.port = freePort()
         self.made = 0
+        self._side = side
         self._path = directory / f"{side}.db"
-        environment = dict(os.environ)
-        if side == "express":
+        self._start()
+
+    def _start(self) -> None:
+        if self._side == "express":
             command = ["node", "server.js", str(self._path), str(self.port)]
-            environment["NODE_ENV"] = "production"
-            ready = "Started"
+            directory, ready = self.peer, "Started"
         else:
-            words = [f"--listen=tcp:{self.port}:interface=127.0.0.1:backlog=1024"]
-            words += ["--delay=0", f"--database=sqlite:{self._path}"]
-            if side == "direct":
-                words.append("--direct")
             twistd = os.path.join(os.path.dirname(sys.executable), "twistd")
-            command = [sys.executable, twistd, "-n", "--pidfile=", "tsrv", *words]
-            ready = "Async module initialized"
+            command = [sys.executable, twistd, "-n", "--pidfile=", "tsrv"]
+            command += [f"--listen=tcp:{self.port}:interface=127.0.0.1:backlog=1024"]
+            command += ["--delay=0", f"--database=sqlite:{self._path}", *self.words]
+            if self._side == "direct":
+                command.append("--direct")
+            directory, ready = self._path.parent, "Async module initialized"
         self._process = subprocess.Popen(  # noqa: S603
             command,
-            cwd=EXPRESS if side == "express" else directory,
-            env=environment,
+            cwd=directory,
+            env={**os.environ, "NODE_ENV": "production"},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -78,7 +87,7 @@ class Server:
             if ready in line:
                 break
         else:
-            raise RuntimeError(f"{side} has not started")
+            raise RuntimeError(f"{self._side} has not started")
 
     def __enter__(self) -> Self:
         return self

@@ -20,9 +20,6 @@ Express has to be installed: (cd benchmarks/peers/express-session && npm install
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -33,7 +30,7 @@ from typing import Final
 
 from benchmarks._measure import Figure, Size, Target, run
 from benchmarks._processes import Child
-from benchmarks._users import Server, _freePort
+from benchmarks._users import Server, hasExpress
 
 _SIZES = {
     "requests": Size(3_000, 20, "requests in one round"),
@@ -55,64 +52,15 @@ What it is compared with, and what ratio is to be reached.
 """
 
 
-def _hasExpress() -> bool:
-    """
-    @return: Whether the server with Express can be run.
-    """
-    return bool(shutil.which("node")) and (_EXPRESS / "node_modules").is_dir()
-
-
-def _commandOf(side: str, path: Path, port: int) -> tuple[list[str], Path, str]:
-    """
-    @param side: C{"tsrv"}, C{"direct"} for tsrv without wrappers, or C{"express"}.
-    @param path: Where its sessions are to be.
-    @param port: Where it is to listen.
-    @return: The command that starts it, in which directory, and what it says when
-        it has started.
-    """
-    if side == "express":
-        return ["node", "server.js", str(path), str(port)], _EXPRESS, "Started"
-    twistd = os.path.join(os.path.dirname(sys.executable), "twistd")
-    words = [sys.executable, twistd, "-n", "--pidfile=", "tsrv"]
-    words += [f"--listen=tcp:{port}:interface=127.0.0.1:backlog=1024"]
-    words += ["--delay=0", f"--database=sqlite:{path}"]
-    # All visitors have one address.
-    words += ["--new-sessions-per-peer=6000"]
-    if side == "direct":
-        words.append("--direct")
-    return words, path.parent, "Async module initialized"
-
-
 class _Server(Server):
     """
     A server that counts visits, with a database of its own.
     """
 
-    def __init__(self, side: str, directory: Path) -> None:
-        """
-        @param side: Which one, see L{_commandOf}.
-        @param directory: Where its database is.
-        """
-        self.port = _freePort()
-        self._side = side
-        self._path = directory / f"{side}.db"
-        self._start()
+    peer = _EXPRESS
 
-    def _start(self) -> None:
-        command, directory, ready = _commandOf(self._side, self._path, self.port)
-        self._process = subprocess.Popen(  # noqa: S603
-            command,
-            cwd=directory,
-            env={**os.environ, "NODE_ENV": "production"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if ready in line:
-                break
-        else:
-            raise RuntimeError(f"{self._side} has not started")
+    # All visitors have one address.
+    words = ("--new-sessions-per-peer=6000",)
 
     def restart(self) -> None:
         """
@@ -179,7 +127,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     @return: What was measured.
     """
     names = [_OURS, *_AGAINST]
-    if "express" in names and not _hasExpress():
+    if "express" in names and not hasExpress(_EXPRESS):
         names.remove("express")
         if sizes["requests"] == _SIZES["requests"].full:
             print(f"Without Express: (cd {_EXPRESS} && npm install)", file=sys.stderr)
