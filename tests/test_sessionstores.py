@@ -16,7 +16,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    fail,
+    gatherResults,
+    succeed,
+)
 from twisted.internet.task import Clock, deferLater
 
 from tsrv.asyncmodule import NotInitialized, Unavailable
@@ -378,6 +384,39 @@ async def test_what_sqlite_lets_be_written_is_damage(
         # What was written before has been written when this is.
         await store.destroy(makeIdentifier())
         assert await store.length() == 0
+
+
+class Ticking(Clock):
+    """
+    A clock that goes on whenever somebody looks at it.
+    """
+
+    def seconds(self) -> float:
+        self.rightNow += 0.001
+        return super().seconds()
+
+
+@asynchronous
+async def test_uses_at_the_same_time_are_one_write(path: Path) -> None:
+    """
+    A page has many parts, which are asked for together.
+    """
+    clock = Ticking()
+    async with using(f"sqlite:{path}", clock) as store:
+        identifier = makeIdentifier()
+        await store.create(identifier, {})
+        connection = sqlite3.connect(path)
+        connection.executescript(
+            "CREATE TABLE written (x);"
+            "CREATE TRIGGER use AFTER UPDATE ON sessions "
+            "BEGIN INSERT INTO written VALUES (1); END;"
+        )
+        clock.advance(600)
+        uses = await gatherResults([store.touch(identifier) for _ in range(10)])
+        assert uses == [True] * 10
+        ((count,),) = connection.execute("SELECT count(*) FROM written")
+        connection.close()
+        assert count == 1
 
 
 @asynchronous

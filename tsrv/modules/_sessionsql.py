@@ -173,7 +173,8 @@ class SQLSessionStore(BaseStore):
         now = self._reactor.seconds()
         if self.limits.isWorthAWrite(created, expires, now):
             ends = self.limits.expiry(created, now)
-            await self._database.write(self._sql.touch, ends, key, ends, now)
+            # Of many who find that at once, the first one writes.
+            await self._database.write(self._sql.touch, ends, key, expires, now)
         return True
 
     def _delete(self, key: bytes, version: int | None = None) -> Deferred[bool]:
@@ -294,7 +295,7 @@ class _Statements:
         )
         self.touch = Statement(
             f"UPDATE {table} SET expires = ? "  # noqa: S608
-            "WHERE key = ? AND expires < ? AND expires > ?"
+            "WHERE key = ? AND expires = ? AND expires > ?"
         )
         self.delete = Statement(
             f"DELETE FROM {table} WHERE key = ? RETURNING expires"  # noqa: S608
