@@ -31,7 +31,10 @@ from benchmarks._processes import LONGEST
 from tsrv import AsyncModule
 from tsrv.resources import makeRoot
 from tsrv.startup import Startup
-from tsrv.web.metrics import Metrics, Traffic
+from tsrv.web.metrics import (
+    Metrics,
+    Traffic,
+)
 from tsrv.web.site import Site
 
 __all__: list[str] = []

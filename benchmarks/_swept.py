@@ -24,9 +24,13 @@ from twisted.python.failure import Failure
 from benchmarks._processes import LONGEST
 from benchmarks._server import _residentSize
 from tsrv import AsyncModule
-from tsrv.modules.database import Database
-from tsrv.modules.sessionstore import Changes, SQLSessionStore, schemaOf
+from tsrv.databases import Database
 from tsrv.resources import makeRoot
+from tsrv.sessions.stores import (
+    Changes,
+    SQLSessionStore,
+    schemaOf,
+)
 from tsrv.startup import Startup
 from tsrv.web.site import Site
 

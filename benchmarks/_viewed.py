@@ -30,7 +30,7 @@ from twisted.web.server import Site as TwistedSite
 
 from benchmarks._processes import LONGEST
 from tsrv.startup import Startup
-from tsrv.web.rendering import AsyncResource
+from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
 from tsrv.web.status import putStatus
 

@@ -17,7 +17,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks._measure import Figure, Module, Size, Target, leastOf, run
-from tsrv import AsyncModule, QueuingWrapper, State
+from tsrv import (
+    AsyncModule,
+    QueuingWrapper,
+    State,
+)
 
 _SIZES = {
     "calls": Size(1_000, 10, "calls in one round"),

@@ -23,7 +23,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from benchmarks._measure import Figure, Module, Size, Target, leastOf, run
-from tsrv import QueuingWrapper, State
+from tsrv import (
+    QueuingWrapper,
+    State,
+)
 
 _SIZES = {
     "commands": Size(10_000, 10, "commands in one round"),

@@ -29,7 +29,11 @@ from twisted.internet.task import deferLater, react
 from twisted.python.failure import Failure
 
 from benchmarks._measure import Figure, Module, Size, Target, run
-from tsrv import AsyncModule, QueuingWrapper, Unavailable
+from tsrv import (
+    AsyncModule,
+    QueuingWrapper,
+    Unavailable,
+)
 
 _SIZES = {"commands": Size(1_000_000, 100, "commands")}
 

@@ -23,7 +23,10 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogBeginner
 
 from benchmarks._measure import Figure, Module, Size, Target, run
-from tsrv import QueuingWrapper, Startup
+from tsrv import (
+    QueuingWrapper,
+    Startup,
+)
 
 _SIZES = {
     "few": Size(100, 5, "modules of a small program"),

@@ -13,8 +13,11 @@ from twisted.internet.task import react
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from tsrv.modules.sessionstore import SQLiteSessionStore
-from tsrv.web.sessions import Cookies, Sessions
+from tsrv.sessions.sessions import (
+    Cookies,
+    Sessions,
+)
+from tsrv.sessions.stores import SQLiteSessionStore
 
 
 class Basket(Resource):

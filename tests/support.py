@@ -12,7 +12,10 @@ from twisted.logger import ILogObserver, LogEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tsrv import QueuingWrapper, State
+from tsrv import (
+    QueuingWrapper,
+    State,
+)
 
 __all__ = [
     "Empty",

@@ -13,7 +13,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from tsrv import Closed, QueuingWrapper, State
+from tsrv import (
+    Closed,
+    QueuingWrapper,
+    State,
+)
 from tsrv.asyncmodule import IAnswering
 
 from .support import Module, Trouble, resultOf

@@ -13,7 +13,11 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from tsrv import AsyncModule, IAsyncModule, NotInitialized
+from tsrv import (
+    AsyncModule,
+    IAsyncModule,
+    NotInitialized,
+)
 from tsrv.asyncmodule import IPredictable
 
 from .support import resultOf

@@ -10,7 +10,12 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from tsrv import Closed, OutcomeUnknown, QueuingWrapper, State
+from tsrv import (
+    Closed,
+    OutcomeUnknown,
+    QueuingWrapper,
+    State,
+)
 
 from .support import Module, Refused, Trouble, ready, resultOf, wrap
 

@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.web.server import Request
 
-from tsrv.web.content import Invalid, PreconditionFailed, matchesAny, readJSON
-from tsrv.web.rendering import AsyncResource, Response, text
+from tsrv.web.content import (
+    Invalid,
+    PreconditionFailed,
+    matchesAny,
+    readJSON,
+)
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
 from tsrv.web.site import Site
 
 from .websupport import Answer, Peer, ask

@@ -16,9 +16,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from tsrv.web._cookies import Cookies
-from tsrv.web._signing import SigningKeys
-from tsrv.web.rendering import AsyncResource, Response, text
+from tsrv.sessions.cookies import Cookies
+from tsrv.sessions.signing import SigningKeys
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
 from tsrv.web.site import Site
 
 from .exchanges import exchange, setCookies

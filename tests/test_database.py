@@ -15,9 +15,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from tsrv.asyncmodule import NotInitialized
-from tsrv.modules._schema import stepsTo
-from tsrv.modules.database import (
-    ConstraintViolated,
+from tsrv.databases import (
     Database,
     DatabaseError,
     DatabaseRefused,
@@ -26,7 +24,9 @@ from tsrv.modules.database import (
     Schema,
     Settings,
     Statement,
+    UniqueViolated,
 )
+from tsrv.databases.schema import stepsTo
 
 from .databases import database as database
 from .databases import postgresql as postgresql
@@ -154,7 +154,7 @@ def test_a_statement_is_written_once_for_both() -> None:
     [
         DatabaseError("no", "42601"),
         DatabaseRefused("no", "28P01"),
-        ConstraintViolated("no", "23505", True),
+        UniqueViolated("no", "23505"),
         DatabaseUnavailable("no", 1.5, "53300"),
     ],
 )
@@ -345,7 +345,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     Who has installed what SQLite needs learns how to have PostgreSQL.
     """
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    for name in [name for name in sys.modules if name.startswith("tsrv.modules._p")]:
+    for name in [name for name in sys.modules if name.startswith("tsrv.databases.p")]:
         monkeypatch.delitem(sys.modules, name)
     database = Database(object(), "postgresql://h/n")
     error = resultOf(database.initialize()).error

@@ -32,11 +32,17 @@ from tsrv import (
     State,
     Unavailable,
 )
-from tsrv.modules.database import ConstraintViolated
+from tsrv.databases import ConstraintViolated, UniqueViolated
 from tsrv.resources import makeRoot
-from tsrv.web.errors import HTTPError, Problem
 from tsrv.web.metrics import Traffic
-from tsrv.web.rendering import AsyncResource, Response
+from tsrv.web.problems import (
+    HTTPError,
+    Problem,
+)
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+)
 from tsrv.web.site import Site
 
 from .support import Refused, Trouble
@@ -532,7 +538,8 @@ def test_a_constraint_is_told_without_its_name(
     The wire strings of the source; the database's own words name columns.
     """
     with logged() as events:
-        answer = ask(Failing(ConstraintViolated("users.email", "23505", unique)))
+        kind = UniqueViolated if unique else ConstraintViolated
+        answer = ask(Failing(kind("users.email", "23505")))
     assert answer.status == status
     assert problemIn(answer)["error"] == sentence
     assert b"users" not in answer.body
@@ -540,10 +547,7 @@ def test_a_constraint_is_told_without_its_name(
     assert textsOf(events) == (
         []
         if unique
-        else [
-            f"Request {answer.headers['x-request-id']} was refused by the database: "
-            "users.email"
-        ]
+        else [f"Request {answer.headers['x-request-id']} was refused: users.email"]
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from twisted.internet.error import ReactorNotRunning
 
-from tsrv._exit import stopWithStatus
+from tsrv.starting.exit import stopWithStatus
 
 from .processes import Process, running, spawned
 from .websupport import asynchronous

@@ -13,7 +13,13 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from tsrv import AsyncModule, QueueFull, QueueTimeout, QueuingWrapper, State
+from tsrv import (
+    AsyncModule,
+    QueueFull,
+    QueueTimeout,
+    QueuingWrapper,
+    State,
+)
 
 from .support import Module, Refused, Trouble, ready, resultOf, wrap
 

@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsrv._graph import GraphError, checkGraph
+from tsrv.starting.graph import (
+    GraphError,
+    checkGraph,
+)
 
 
 @pytest.mark.parametrize(

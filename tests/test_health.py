@@ -16,8 +16,12 @@ from twisted.python.failure import Failure
 
 from tsrv import Startup
 from tsrv.resources import makeRoot
-from tsrv.web.health import Live, Ready, StartupPage
-from tsrv.web.rendering import AsyncResource
+from tsrv.web.health import (
+    Live,
+    Ready,
+    StartupPage,
+)
+from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
 
 from .support import Module, Refused, Trouble, resultOf

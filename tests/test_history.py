@@ -13,9 +13,22 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from tsrv import InitializationFailed, QueuingWrapper, State
-from tsrv._histogram import SECONDS, Histogram
-from tsrv._history import Attempt, Episodes, History, Loss, explain
+from tsrv import (
+    InitializationFailed,
+    QueuingWrapper,
+    State,
+)
+from tsrv.queuing.histogram import (
+    SECONDS,
+    Histogram,
+)
+from tsrv.queuing.history import (
+    Attempt,
+    Episodes,
+    History,
+    Loss,
+    explain,
+)
 
 from .support import Module, Refused, Trouble, ready, resultOf, wrap
 

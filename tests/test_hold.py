@@ -12,7 +12,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
-from tsrv.web._hold import Hold
+from tsrv.sessions.deferredresponse import Hold
 
 from .exchanges import exchange
 from .support import Trouble

@@ -31,8 +31,11 @@ from tsrv import (
     QueuingWrapper,
     State,
 )
-from tsrv._states import Event, IllegalTransition
 from tsrv.asyncmodule import IPredictable
+from tsrv.queuing.states import (
+    Event,
+    IllegalTransition,
+)
 
 from .support import Module, Refused, Trouble, ready, resultOf, wrap
 

@@ -11,7 +11,12 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
 
-from tsrv import AsyncModule, Closed, QueuingWrapper, State
+from tsrv import (
+    AsyncModule,
+    Closed,
+    QueuingWrapper,
+    State,
+)
 from tsrv.resources import makeRoot
 from tsrv.web.site import Site
 

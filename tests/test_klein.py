@@ -25,11 +25,18 @@ from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 from zope.interface.verify import verifyObject
 
-from tsrv import NotInitialized, QueuingWrapper, Unavailable
-from tsrv.klein import KleinSession, KleinSessionStore
-from tsrv.modules._sqlite import SQLite
-from tsrv.modules.database import Settings
-from tsrv.modules.sessionstore import (
+from tsrv import (
+    NotInitialized,
+    QueuingWrapper,
+    Unavailable,
+)
+from tsrv.databases import Settings
+from tsrv.databases.sqlite import SQLite
+from tsrv.sessions.klein import (
+    KleinSession,
+    KleinSessionStore,
+)
+from tsrv.sessions.stores import (
     Changes,
     Limits,
     SessionError,
@@ -1035,12 +1042,12 @@ def test_klein_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setitem(sys.modules, "klein", None)
     monkeypatch.setitem(sys.modules, "klein.interfaces", None)
-    monkeypatch.delitem(sys.modules, "tsrv.klein")
+    monkeypatch.delitem(sys.modules, "tsrv.sessions.klein")
     with pytest.raises(ImportError, match=re.escape("pip install 'tsrv[klein]'")):
-        import_module("tsrv.klein")
+        import_module("tsrv.sessions.klein")
 
 
-@pytest.mark.parametrize("module", ["tsrv", "tsrv.tap", "tsrv.modules.sessionstore"])
+@pytest.mark.parametrize("module", ["tsrv", "tsrv.tap", "tsrv.sessions.stores"])
 def test_nothing_else_imports_klein(module: str) -> None:
     """
     It installs the reactor, which is for the user to choose.

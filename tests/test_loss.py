@@ -11,7 +11,12 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from tsrv import InitializationFailed, OutcomeUnknown, QueuingWrapper, State
+from tsrv import (
+    InitializationFailed,
+    OutcomeUnknown,
+    QueuingWrapper,
+    State,
+)
 
 from .support import Module, Trouble, ready, resultOf, wrap
 

@@ -18,10 +18,16 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parseText
 from twisted.internet.task import Clock
 
-from tsrv._histogram import SECONDS
+from tsrv.queuing.histogram import SECONDS
 from tsrv.startup import Startup
-from tsrv.web.metrics import Metrics, Traffic
-from tsrv.web.rendering import AsyncResource, text
+from tsrv.web.metrics import (
+    Metrics,
+    Traffic,
+)
+from tsrv.web.responses import (
+    AsyncResource,
+    text,
+)
 from tsrv.web.site import Site
 
 from .support import Module, Refused, Trouble, resultOf
@@ -627,5 +633,5 @@ def test_a_site_needs_no_prometheus() -> None:
     To serve is one thing, and to be measured another.
     """
     modules = run("import sys, tsrv.web.site; print(*sys.modules)").split()
-    assert "tsrv.web._traffic" in modules
+    assert "tsrv.web.traffic" in modules
     assert "prometheus_client" not in modules

@@ -12,8 +12,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from tsrv import Closed, InitializationFailed, QueuingWrapper, State
-from tsrv._observers import Observers
+from tsrv import (
+    Closed,
+    InitializationFailed,
+    QueuingWrapper,
+    State,
+)
+from tsrv.queuing.observers import Observers
 
 from .support import Module, Refused, Trouble, ready, resultOf, wrap
 

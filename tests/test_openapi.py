@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tsrv.demo.openapi import describe
 from tsrv.resources import makeRoot
-from tsrv.web.openapi import describe
 
 from .processes import running
 from .support import Empty

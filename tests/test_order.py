@@ -11,7 +11,10 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from tsrv import QueuingWrapper, State
+from tsrv import (
+    QueuingWrapper,
+    State,
+)
 
 from .support import Module, ready, resultOf, wrap
 

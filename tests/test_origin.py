@@ -14,7 +14,7 @@ from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
-from tsrv.web._origin import (
+from tsrv.web.origin import (
     CrossSite,
     Proxies,
     addressOf,
@@ -22,7 +22,11 @@ from tsrv.web._origin import (
     isLocal,
     peerOf,
 )
-from tsrv.web.rendering import AsyncResource, Response, text
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
 
 from .exchanges import SOMEBODY, exchange
 from .websupport import ask

@@ -22,24 +22,27 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
-from tsrv.modules._pgcall import Call, errorOf
-from tsrv.modules._pgconnect import (
+from tsrv.databases import (
+    DatabaseError,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    Settings,
+    Statement,
+)
+from tsrv.databases.pgcall import (
+    Call,
+    errorOf,
+)
+from tsrv.databases.pgconnect import (
     _placeOf,
     _Receiver,
     _refusal,
     _tellCodes,
     connect,
 )
-from tsrv.modules._pgconnection import Connection
-from tsrv.modules._postgresql import PostgreSQL
-from tsrv.modules.database import (
-    DatabaseError,
-    DatabaseRefused,
-    DatabaseUnavailable,
-    OutcomeUnknown,
-    Settings,
-    Statement,
-)
+from tsrv.databases.pgconnection import Connection
+from tsrv.databases.postgresql import PostgreSQL
+from tsrv.errors import OutcomeUnknown
 
 from .databases import PostgreSQL as Server
 from .databases import database as database
@@ -796,7 +799,7 @@ async def test_tables_of_somebody_else_are_left_alone(
     await database.ask(f"CREATE TABLE tsrv_schema {table}")
     if "part" in table:
         await database.ask("INSERT INTO tsrv_schema VALUES ('users', 99)")
-    from tsrv.modules.users import SCHEMA
+    from tsrv.demo.users import SCHEMA
 
     engine = PostgreSQL(reactor, database.url, [SCHEMA], Settings())
     error = await failureOf(engine.open())

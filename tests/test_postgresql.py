@@ -12,19 +12,23 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
 
-from tsrv.modules._postgresql import PostgreSQL
-from tsrv.modules.database import (
+from tsrv.databases import (
     ConstraintViolated,
     Database,
     DatabaseError,
     DatabaseRefused,
     DatabaseUnavailable,
-    OutcomeUnknown,
     Schema,
     Settings,
     Statement,
+    UniqueViolated,
 )
-from tsrv.modules.users import SCHEMA, Users
+from tsrv.databases.postgresql import PostgreSQL
+from tsrv.demo.users import (
+    SCHEMA,
+    Users,
+)
+from tsrv.errors import OutcomeUnknown
 
 from .databases import PostgreSQL as Server
 from .databases import database as database
@@ -119,12 +123,13 @@ async def test_errors_are_told_by_their_code(database: Any) -> None:
     async with opened(database.url) as engine:
         await engine.write(ADD, "secret")
         error = await errorOf(engine.write(ADD, "secret"))
-        assert isinstance(error, ConstraintViolated)
-        assert (error.unique, error.code) == (True, "23505")
+        assert isinstance(error, UniqueViolated)
+        assert error.code == "23505"
         assert "secret" not in str(error)
         error = await errorOf(engine.write(ADD, None))
         assert isinstance(error, ConstraintViolated)
-        assert (error.unique, error.code) == (False, "23502")
+        assert not isinstance(error, UniqueViolated)
+        assert error.code == "23502"
         error = await errorOf(engine.read(Statement("SELECT nonsense")))
         assert isinstance(error, DatabaseError)
         assert error.code == "42703"

@@ -19,7 +19,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.web.server import Request
 
-from tsrv.web.rendering import AsyncResource, Response
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+)
 from tsrv.web.site import Site
 
 from .processes import Process, running

@@ -12,7 +12,13 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from tsrv import AsyncModule, IAsyncModule, NotInitialized, QueuingWrapper, State
+from tsrv import (
+    AsyncModule,
+    IAsyncModule,
+    NotInitialized,
+    QueuingWrapper,
+    State,
+)
 from tsrv.asyncmodule import IPredictable
 
 from .support import Trouble, ready, resultOf, wrap

@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.web.server import Request
 
-from tsrv.web._origin import Proxies
-from tsrv.web._quota import Quota, TooMany
-from tsrv.web.rendering import AsyncResource, Response, text
+from tsrv.sessions.quota import (
+    Quota,
+    TooMany,
+)
+from tsrv.web.origin import Proxies
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
 
 from .exchanges import exchange
 from .websupport import ask

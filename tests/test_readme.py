@@ -14,9 +14,15 @@ from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 
-from tsrv import QueuingWrapper, Startup
-from tsrv._member import WrapperOptions
-from tsrv._states import TRANSITIONS, State
+from tsrv import (
+    QueuingWrapper,
+    Startup,
+)
+from tsrv.queuing.states import (
+    TRANSITIONS,
+    State,
+)
+from tsrv.starting.member import WrapperOptions
 from tsrv.tap import Options
 
 ROOT = Path(__file__).parent.parent

@@ -22,14 +22,20 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import NOT_DONE_YET, Request
 
 from tsrv.asyncmodule import NotInitialized
-from tsrv.modules._kept import Kept, KeptFile
-from tsrv.modules.remoteconfig import (
+from tsrv.settings.kept import (
+    Kept,
+    KeptFile,
+)
+from tsrv.settings.remote import (
     ConfigurationRefused,
     ConfigurationUnavailable,
     NotConfigured,
     RemoteConfig,
 )
-from tsrv.web.rendering import AsyncResource, Response
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+)
 from tsrv.web.site import Site
 
 from .support import Trouble, resultOf

@@ -19,8 +19,12 @@ from twisted.web.server import Request
 
 from tsrv import QueuingWrapper
 from tsrv.resources import makeRoot
-from tsrv.web.errors import HTTPError
-from tsrv.web.rendering import AsyncResource, Response, text
+from tsrv.web.problems import HTTPError
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
 from tsrv.web.site import Site
 
 from .support import Trouble, resultOf

@@ -25,8 +25,17 @@ from twisted.web.server import Site as TwistedSite
 from zope.interface import implementer
 
 from tsrv import QueuingWrapper
-from tsrv.web._requestid import addRequestId, currentId, identified, idFor
-from tsrv.web.rendering import AsyncResource, Response, text
+from tsrv.web.requestid import (
+    addRequestId,
+    currentId,
+    identified,
+    idFor,
+)
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
 from tsrv.web.site import Site
 
 from .support import Trouble

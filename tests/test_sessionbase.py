@@ -12,10 +12,14 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
-from tsrv.asyncmodule import NotInitialized, OutcomeUnknown
-from tsrv.modules._sessionbase import BaseStore, Row
-from tsrv.modules._sessions import decode
-from tsrv.modules.sessionstore import (
+from tsrv.asyncmodule import NotInitialized
+from tsrv.errors import OutcomeUnknown
+from tsrv.sessions.basestore import (
+    BaseStore,
+    Row,
+)
+from tsrv.sessions.store import decode
+from tsrv.sessions.stores import (
     Changes,
     Limits,
     MemorySessionStore,

@@ -30,11 +30,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tsrv import QueuingWrapper
-from tsrv.asyncmodule import NotInitialized, OutcomeUnknown
-from tsrv.modules._redisanswers import codeOf
-from tsrv.modules._redisscripts import PROLONG
-from tsrv.modules._sessionredis import RedisSessionStore, SessionsRefused
-from tsrv.modules.sessionstore import (
+from tsrv.asyncmodule import NotInitialized
+from tsrv.errors import OutcomeUnknown
+from tsrv.sessions.redis import (
+    RedisSessionStore,
+    SessionsRefused,
+)
+from tsrv.sessions.redisanswers import codeOf
+from tsrv.sessions.redisscripts import PROLONG
+from tsrv.sessions.stores import (
     Changes,
     ISessionStore,
     Limits,
@@ -280,7 +284,7 @@ def test_to_import_it_installs_no_reactor() -> None:
     txredisapi does; which reactor there is, is the program's choice.
     """
     program = (
-        "import sys, tsrv.modules._sessionredis as it; it.RedisSessionStore(None, "
+        "import sys, tsrv.sessions.redis as it; it.RedisSessionStore(None, "
         "'redis://host'); assert 'twisted.internet.reactor' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603
@@ -293,7 +297,7 @@ def test_a_missing_package_is_named(
     Redis is an extra.
     """
     monkeypatch.setitem(sys.modules, "txredisapi", None)
-    monkeypatch.delitem(sys.modules, "tsrv.modules._redisconnection", raising=False)
+    monkeypatch.delitem(sys.modules, "tsrv.sessions.redisconnection", raising=False)
     line = Line(reactor)
     error = line.begin().error
     assert isinstance(error, SessionsRefused)

@@ -25,18 +25,25 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from tsrv.modules._sessionmemory import MemorySessionStore
-from tsrv.modules.sessionstore import (
+from tsrv.sessions.cookies import Cookies
+from tsrv.sessions.memory import MemorySessionStore
+from tsrv.sessions.quota import Quota
+from tsrv.sessions.sessions import (
+    Session,
+    Sessions,
+)
+from tsrv.sessions.stores import (
     Changes,
     Limits,
     SessionError,
     SessionsUnavailable,
     keyOf,
 )
-from tsrv.web._cookies import Cookies
-from tsrv.web._quota import Quota
-from tsrv.web.rendering import AsyncResource, Response, text
-from tsrv.web.sessions import Session, Sessions
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
 from tsrv.wrapper import QueuingWrapper
 
 from .exchanges import exchange

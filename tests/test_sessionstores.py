@@ -25,17 +25,18 @@ from twisted.internet.defer import (
 )
 from twisted.internet.task import Clock, deferLater
 
-from tsrv.asyncmodule import NotInitialized, Unavailable
-from tsrv.modules import sessionstore
-from tsrv.modules._sessions import checkTable
-from tsrv.modules.database import (
+from tsrv.asyncmodule import NotInitialized
+from tsrv.databases import (
     ConstraintViolated,
     Database,
     DatabaseRefused,
     Settings,
     Statement,
 )
-from tsrv.modules.sessionstore import (
+from tsrv.errors import Unavailable
+from tsrv.sessions import stores as sessionstore
+from tsrv.sessions.store import checkTable
+from tsrv.sessions.stores import (
     Changes,
     ISessionStore,
     Limits,
@@ -48,7 +49,10 @@ from tsrv.modules.sessionstore import (
     makeIdentifier,
     schemaOf,
 )
-from tsrv.testing import SessionStoreTests, SharedSessionStoreTests
+from tsrv.testing import (
+    SessionStoreTests,
+    SharedSessionStoreTests,
+)
 
 from .databases import Database as Server
 from .databases import PostgreSQL
@@ -763,7 +767,7 @@ def test_an_initialisation_can_be_given_up(clock: Clock) -> None:
 
 TRIAL = """
 from twisted.trial.unittest import TestCase
-from tsrv.modules.sessionstore import MemorySessionStore, keyOf
+from tsrv.sessions.stores import MemorySessionStore, keyOf
 from tsrv.testing import SessionStoreTests
 
 class MemoryTests(SessionStoreTests, TestCase):

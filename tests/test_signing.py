@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsrv.web._signing import KeysRefused, SigningKeys
+from tsrv.sessions.signing import (
+    KeysRefused,
+    SigningKeys,
+)
 
 from .websupport import errorsIn, logged, textsOf
 

@@ -20,7 +20,11 @@ from twisted.internet.task import Clock
 from twisted.web.server import Request
 from zope.interface import directlyProvides
 
-from tsrv.web.rendering import AsyncResource, Response, text
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
 from tsrv.web.site import Site
 
 from .support import resultOf

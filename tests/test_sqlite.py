@@ -23,19 +23,20 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from tsrv.modules._sqlite import SQLite
-from tsrv.modules._sqlitebatch import Batch
-from tsrv.modules.database import (
+from tsrv.databases import (
     ConstraintViolated,
     DatabaseError,
     DatabaseRefused,
     DatabaseUnavailable,
-    Engine,
-    OutcomeUnknown,
     Schema,
     Settings,
     Statement,
+    UniqueViolated,
 )
+from tsrv.databases.interface import Engine
+from tsrv.databases.sqlite import SQLite
+from tsrv.databases.sqlitebatch import Batch
+from tsrv.errors import OutcomeUnknown
 
 from .processes import ROOT
 from .support import Result, resultOf
@@ -517,7 +518,7 @@ def test_who_violates_a_constraint_fails_alone(
     assert after.value == [(3,)]
     assert isinstance(wrong.error, ConstraintViolated)
     assert wrong.error.code == f"SQLITE_CONSTRAINT_{code}"
-    assert wrong.error.unique is unique
+    assert isinstance(wrong.error, UniqueViolated) is unique
     assert namesIn(path) == ["first", "before", "after"]
 
 
@@ -536,10 +537,9 @@ def test_what_is_looked_at_in_the_end_is_one_statements_fault(
         (ADD, "also"),
     )
     assert [fine.value, also.value] == [[(1,)], [(2,)]]
-    assert isinstance(unique.error, ConstraintViolated)
-    assert unique.error.unique
+    assert isinstance(unique.error, UniqueViolated)
     assert isinstance(late.error, ConstraintViolated)
-    assert not late.error.unique
+    assert not isinstance(late.error, UniqueViolated)
     assert namesIn(path) == ["fine", "also"]
 
 
@@ -2170,7 +2170,7 @@ import sys
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from tests.test_sqlite import ADD, SCHEMA
-from tsrv.modules._sqlite import SQLite
+from tsrv.databases.sqlite import SQLite
 
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 engine = SQLite(reactor, path, [SCHEMA])

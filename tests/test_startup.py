@@ -27,7 +27,12 @@ from tsrv import (
     State,
 )
 from tsrv.asyncmodule import INoted
-from tsrv.startup import GraphError, Skipped, Status, describe
+from tsrv.startup import (
+    GraphError,
+    Skipped,
+    Status,
+    describe,
+)
 
 from .support import Module, Refused, Trouble, resultOf
 from .websupport import errorsIn, logged, textsOf

@@ -7,7 +7,13 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from tsrv._states import TRANSITIONS, Event, IllegalTransition, Lifecycle, State
+from tsrv.queuing.states import (
+    TRANSITIONS,
+    Event,
+    IllegalTransition,
+    Lifecycle,
+    State,
+)
 
 
 def inState(state: State) -> Lifecycle:

@@ -16,9 +16,14 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from tsrv._report import AttemptReport, LossReport, ModuleReport, Report
+from tsrv.starting.report import (
+    AttemptReport,
+    LossReport,
+    ModuleReport,
+    Report,
+)
 from tsrv.startup import Startup
-from tsrv.web._cells import (
+from tsrv.web.cells import (
     Bar,
     Curve,
     Facts,
@@ -31,10 +36,17 @@ from tsrv.web._cells import (
     Standing,
     Story,
 )
-from tsrv.web._picture import draw, drawCurves, drawQueues
-from tsrv.web.rendering import AsyncResource
+from tsrv.web.picture import (
+    draw,
+    drawCurves,
+    drawQueues,
+)
+from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
-from tsrv.web.status import StatusPage, putStatus
+from tsrv.web.status import (
+    StatusPage,
+    putStatus,
+)
 
 from .support import Module, Refused, Trouble
 from .test_viewers import GET as STREAM

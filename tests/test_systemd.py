@@ -23,9 +23,13 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from tsrv._report import ModuleReport
+from tsrv.server.systemd import (
+    VARIABLES,
+    Notifier,
+    SystemdService,
+)
+from tsrv.starting.report import ModuleReport
 from tsrv.startup import Startup
-from tsrv.systemd import VARIABLES, Notifier, SystemdService
 
 from .support import Module, Trouble
 from .websupport import errorsIn, logged, textsOf

@@ -25,7 +25,7 @@ from twisted.logger import LogLevel, eventAsText
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 
-from tsrv._words import SessionsAt
+from tsrv.server.optiontypes import SessionsAt
 from tsrv.startup import GraphError
 from tsrv.tap import (
     Options,

@@ -15,9 +15,13 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 from twisted.web.util import DeferredResource
 
-from tsrv.web._traffic import Traffic
-from tsrv.web.rendering import AsyncResource, Response, text
+from tsrv.web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
 from tsrv.web.site import Site
+from tsrv.web.traffic import Traffic
 
 from .support import Trouble
 from .websupport import Peer, asynchronous, logged, serving

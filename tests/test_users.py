@@ -14,8 +14,16 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 
-from tsrv.modules.database import ConstraintViolated, Database
-from tsrv.modules.users import SCHEMA, User, Users
+from tsrv.databases import (
+    ConstraintViolated,
+    Database,
+    UniqueViolated,
+)
+from tsrv.demo.users import (
+    SCHEMA,
+    User,
+    Users,
+)
 from tsrv.resources import makeRoot
 from tsrv.web.site import Site
 
@@ -57,7 +65,7 @@ class Memory:
     def _put(self, user: User) -> User:
         for each in self.users.values():
             if each.email == user.email and each.id != user.id:
-                raise ConstraintViolated("no", "23505", True)
+                raise UniqueViolated("no", "23505")
         self.users[user.id] = user
         return user
 
@@ -642,7 +650,7 @@ async def test_it_is_all_in_the_database(tmp_path: Path) -> None:
     bob = await users.create("Bob", "b@b")
     with pytest.raises(ConstraintViolated) as caught:
         await users.create("Eve", "a@b")
-    assert caught.value.unique
+    assert isinstance(caught.value, UniqueViolated)
     assert await users.page(0, 10) == [ada, bob]
     assert await users.page(1, 10) == [bob]
     assert await users.page(0, 1) == [ada]

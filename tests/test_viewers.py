@@ -11,9 +11,14 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from tsrv.web._viewers import Source, Stream, Viewers, eventOf
-from tsrv.web.rendering import AsyncResource
+from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
+from tsrv.web.viewers import (
+    Source,
+    Stream,
+    Viewers,
+    eventOf,
+)
 
 from .support import Trouble, resultOf
 from .websupport import Peer, answersIn, ask, asynchronous, serving

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from tsrv.modules._sessionmemory import MemorySessionStore
-from tsrv.modules.sessionstore import makeIdentifier
 from tsrv.resources import makeRoot
-from tsrv.web._cookies import Cookies
-from tsrv.web._signing import SigningKeys
-from tsrv.web.sessions import Sessions
+from tsrv.sessions.cookies import Cookies
+from tsrv.sessions.memory import MemorySessionStore
+from tsrv.sessions.sessions import Sessions
+from tsrv.sessions.signing import SigningKeys
+from tsrv.sessions.stores import makeIdentifier
 
 from .support import resultOf
 from .visitors import Visitor

@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.resource import IResource
 
+from tsrv.resources import KNOWN_ERRORS
 from tsrv.web.site import Site
 
 from .support import resultOf
@@ -205,6 +206,7 @@ def ask(
     Make a request to a resource in memory, with a real HTTP client.
     """
     stub: Any = StubTreq(resource)
+    stub._agent._serverFactory.knownErrors = KNOWN_ERRORS
     asked = resultOf(
         stub.request(method, f"http://test{path}", headers=headers, data=data)
     )

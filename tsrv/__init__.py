@@ -2,8 +2,15 @@
 Queues in front of modules that take their time to become ready.
 """
 
-from .asyncmodule import AsyncModule, IAsyncModule, NotInitialized
-from .startup import Startup, StartupFailed
+from .asyncmodule import (
+    AsyncModule,
+    IAsyncModule,
+    NotInitialized,
+)
+from .startup import (
+    Startup,
+    StartupFailed,
+)
 from .wrapper import (
     Closed,
     IllegalTransition,

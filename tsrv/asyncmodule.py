@@ -9,14 +9,13 @@ that answers later, and methods that fail until it has.
 from __future__ import annotations
 
 from datetime import datetime
+from enum import Enum
 from math import isfinite
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from zope.interface import Attribute, Interface, implementer
-
-from ._errors import OutcomeUnknown, Unavailable
 
 __all__ = [
     "AsyncModule",
@@ -25,8 +24,7 @@ __all__ = [
     "INoted",
     "IPredictable",
     "NotInitialized",
-    "OutcomeUnknown",
-    "Unavailable",
+    "State",
 ]
 
 
@@ -58,6 +56,22 @@ class IAsyncModule(Interface):
             the reason when it cannot become ready. Cancelling it gives the
             attempt up.
         """
+
+
+class State(Enum):
+    """
+    Where a wrapper is in the life of its module.
+    """
+
+    NEW = "new"
+    INITIALIZING = "initializing"
+    RETRYING = "retrying"
+    DRAINING = "draining"
+    READY = "ready"
+    LOST = "lost"
+    FAILED = "failed"
+    CLOSING = "closing"
+    CLOSED = "closed"
 
 
 class IPredictable(Interface):

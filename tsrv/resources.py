@@ -7,7 +7,8 @@ wrapped.
 
 from __future__ import annotations
 
-from typing import Protocol
+from http import HTTPStatus
+from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -15,17 +16,50 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from .asyncmodule import NotInitialized
+from .databases import ConstraintViolated, UniqueViolated
+from .demo.openapi import Description
+from .demo.usersresource import (
+    UsersResource,
+    UserStore,
+)
+from .demo.visitors import (
+    Login,
+    Logout,
+    Me,
+    Visits,
+)
+from .sessions.sessions import Sessions
 from .startup import Startup
-from .web.health import Live, Ready, StartupPage
-from .web.metrics import Metrics, Traffic
-from .web.openapi import Description
-from .web.rendering import AsyncResource, Response, text
-from .web.sessions import Sessions
-from .web.status import StatusPage, putStatus
-from .web.users import UsersResource, UserStore
-from .web.visitors import Login, Logout, Me, Visits
+from .web.health import (
+    Live,
+    Ready,
+    StartupPage,
+)
+from .web.metrics import (
+    Metrics,
+    Traffic,
+)
+from .web.problems import KnownErrors
+from .web.responses import (
+    AsyncResource,
+    Response,
+    text,
+)
+from .web.status import (
+    StatusPage,
+    putStatus,
+)
 
-__all__ = ["Say", "Speaker", "makeRoot", "putOperations"]
+__all__ = ["KNOWN_ERRORS", "Say", "Speaker", "makeRoot", "putOperations"]
+
+
+KNOWN_ERRORS: Final[KnownErrors] = {
+    UniqueViolated: (HTTPStatus.CONFLICT, "Resource already exists"),
+    ConstraintViolated: (HTTPStatus.BAD_REQUEST, "Database constraint violation"),
+}
+"""
+The responses to what the database refuses.
+"""
 
 
 class Speaker(Protocol):

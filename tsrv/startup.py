@@ -15,7 +15,7 @@ What one event leads to is not done in it but put into a list, which is worked
 off in slices: a chain of ten thousand modules that are ready at once neither
 exhausts the stack nor keeps the reactor.
 
-The module C{tsrv._report} says what has been, in words and numbers.
+The module C{tsrv.starting.report} says what has been, in words and numbers.
 """
 
 from __future__ import annotations
@@ -31,17 +31,41 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ._exit import stopWithStatus
-from ._graph import GraphError, checkGraph
-from ._history import explain
-from ._member import Member, WrapperOptions, wrapModule
-from ._observers import Observers
-from ._program import Skipped, StartupFailed, Status
-from ._report import ModuleReport, Report, describe, isoTime, rounded
-from ._shutdown import Shutdown
-from ._slices import SlicedWork
-from ._waiters import Waiters, fire
-from .wrapper import Closed, QueuingWrapper, State
+from .queuing.history import explain
+from .queuing.observers import Observers
+from .queuing.slices import SlicedWork
+from .queuing.waiters import (
+    Waiters,
+    fire,
+)
+from .starting.exit import stopWithStatus
+from .starting.graph import (
+    GraphError,
+    checkGraph,
+)
+from .starting.member import (
+    Member,
+    WrapperOptions,
+    wrapModule,
+)
+from .starting.program import (
+    Skipped,
+    StartupFailed,
+    Status,
+)
+from .starting.report import (
+    ModuleReport,
+    Report,
+    describe,
+    isoTime,
+    rounded,
+)
+from .starting.shutdown import Shutdown
+from .wrapper import (
+    Closed,
+    QueuingWrapper,
+    State,
+)
 
 __all__ = ["GraphError", "Skipped", "Startup", "StartupFailed", "Status", "describe"]
 

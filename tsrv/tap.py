@@ -17,23 +17,42 @@ from typing import Any, Final, cast
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
 
-from ._commandline import Options
-from ._words import SessionsAt
 from .asyncmodule import AsyncModule
-from .modules._sessionsql import SQLSessionStore, schemaOf
-from .modules.database import Database, DatabaseRefused, Location, Settings
-from .modules.sessionstore import Limits
-from .modules.users import SCHEMA, Users
-from .resources import makeRoot, putOperations
-from .server import Server
+from .databases import (
+    Database,
+    DatabaseRefused,
+    Location,
+    Settings,
+)
+from .demo.users import (
+    SCHEMA,
+    Users,
+)
+from .resources import (
+    KNOWN_ERRORS,
+    makeRoot,
+    putOperations,
+)
+from .server.options import Options
+from .server.optiontypes import SessionsAt
+from .server.server import Server
+from .server.systemd import (
+    VARIABLES,
+    Notifier,
+    SystemdService,
+)
+from .sessions.cookies import Cookies
+from .sessions.quota import Quota
+from .sessions.sessions import Sessions
+from .sessions.sql import (
+    SQLSessionStore,
+    schemaOf,
+)
+from .sessions.stores import Limits
 from .startup import Startup
-from .systemd import VARIABLES, Notifier, SystemdService
-from .web._cookies import Cookies
-from .web._quota import Quota
-from .web._requestid import addRequestId
 from .web.metrics import Traffic
-from .web.rendering import AsyncResource
-from .web.sessions import Sessions
+from .web.requestid import addRequestId
+from .web.responses import AsyncResource
 from .web.site import Site
 from .wrapper import jitteredBackoff
 
@@ -117,7 +136,10 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
     fatal: list[type[Exception]] = [DatabaseRefused]
     if options["config-url"] is not None:
         # An HTTP client is not what every server needs.
-        from .modules.remoteconfig import ConfigurationRefused, RemoteConfig
+        from .settings.remote import (
+            ConfigurationRefused,
+            RemoteConfig,
+        )
 
         isNeeded = options["database"] is None
         configuration = add(
@@ -179,7 +201,10 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
             needs=["database"],
         )
     elif place.kind == "redis":
-        from .modules._sessionredis import RedisSessionStore, SessionsRefused
+        from .sessions.redis import (
+            RedisSessionStore,
+            SessionsRefused,
+        )
 
         addSessions(
             partial(RedisSessionStore, reactor, place.url, limits=limits),
@@ -252,6 +277,7 @@ def assemble(
         mostContent=_BODY,
         traffic=traffic,
         development=options["development"],
+        knownErrors=KNOWN_ERRORS,
     )
     root = makeRoot(
         modules["clock"],

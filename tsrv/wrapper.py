@@ -7,18 +7,18 @@ How it works
 A L{QueuingWrapper} has four parts, of which none knows another; only the
 initialisation tells the table of states what has happened.
 
-  - L{Lifecycle<tsrv._states.Lifecycle>} says which state the module is in, and
+  - L{Lifecycle<tsrv.queuing.states.Lifecycle>} says which state the module is in, and
     which changes of state are legal. All that happens to a wrapper begins with
     an event that its table accepts.
 
-  - L{Initialization<tsrv._initialization.Initialization>} makes attempts until
+  - L{Initialization<tsrv.queuing.initialization.Initialization>} makes attempts until
     one succeeds, and begins again when the module is lost.
 
-  - L{CommandQueue<tsrv._queue.CommandQueue>} owns the calls. It holds them,
+  - L{CommandQueue<tsrv.queuing.queue.CommandQueue>} owns the calls. It holds them,
     starts them in order, lets them pass, or refuses them, as it is told on a
     change of state. It alone ends a queued call.
 
-  - L{Faces<tsrv._proxy.Faces>} is what callers hold. While the module is ready
+  - L{Faces<tsrv.queuing.proxy.Faces>} is what callers hold. While the module is ready
     the proxy's methods are the module's own, and nothing of tsrv is in the
     way.
 
@@ -38,10 +38,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ._callables import isAsync
-from ._closing import closeWithin
-from ._command import Method
-from ._errors import (
+from .asyncmodule import IAnswering
+from .errors import (
     Closed,
     InitializationFailed,
     OutcomeUnknown,
@@ -49,18 +47,39 @@ from ._errors import (
     QueueTimeout,
     Unavailable,
 )
-from ._history import History, explain
-from ._initialization import Initialization
-from ._module import lifecycleMethod, secondsLeft
-from ._observers import Observers
-from ._options import checkCallable, checkCount, checkSeconds, errorTypes
-from ._proxy import Faces
-from ._queue import CommandQueue
-from ._retry import jitteredBackoff
-from ._states import Event, IllegalTransition, Lifecycle, State
-from ._stats import Stats
-from ._waiters import Waiters, fire
-from .asyncmodule import IAnswering
+from .queuing.callables import isAsync
+from .queuing.closing import closeWithin
+from .queuing.command import Method
+from .queuing.history import (
+    History,
+    explain,
+)
+from .queuing.initialization import Initialization
+from .queuing.module import (
+    lifecycleMethod,
+    secondsLeft,
+)
+from .queuing.observers import Observers
+from .queuing.options import (
+    checkCallable,
+    checkCount,
+    checkSeconds,
+    errorTypes,
+)
+from .queuing.proxy import Faces
+from .queuing.queue import CommandQueue
+from .queuing.retry import jitteredBackoff
+from .queuing.states import (
+    Event,
+    IllegalTransition,
+    Lifecycle,
+    State,
+)
+from .queuing.stats import Stats
+from .queuing.waiters import (
+    Waiters,
+    fire,
+)
 
 __all__ = [
     "Closed",

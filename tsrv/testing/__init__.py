@@ -27,17 +27,17 @@ left on the reactor trial finds by itself.
 
 from __future__ import annotations
 
-from ._changing import Changing
-from ._ending import Ending
-from ._making import Making
-from ._sharing import Sharing
+from .changing import Changing
+from .ending import Ending
+from .making import Making
+from .sharing import Sharing
 
 __all__ = ["SessionStoreTests", "SharedSessionStoreTests"]
 
 
 class SessionStoreTests(Making, Changing, Ending):
     """
-    What every L{ISessionStore<tsrv.modules.sessionstore.ISessionStore>} does.
+    What every L{ISessionStore<tsrv.sessions.stores.ISessionStore>} does.
     """
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from twisted.web.server import Request
 
-from .errors import HTTPError
+from .problems import HTTPError
 
 __all__ = [
     "EncodedContent",

@@ -13,11 +13,17 @@ from typing import Any, Final, Protocol
 
 from twisted.web.server import Request
 
-from .._program import Status
-from .._report import ModuleReport, Report
+from ..starting.program import Status
+from ..starting.report import (
+    ModuleReport,
+    Report,
+)
 from ..wrapper import QueuingWrapper
-from .errors import HTTPError
-from .rendering import AsyncResource, Response
+from .problems import HTTPError
+from .responses import (
+    AsyncResource,
+    Response,
+)
 
 __all__ = ["Live", "Ready", "Reported", "StartupPage"]
 

@@ -47,13 +47,19 @@ from twisted.web.server import Request
 from twisted import __version__ as twistedVersion
 
 from .. import __version__
-from .._histogram import Histogram
-from .._report import Report
+from ..queuing.histogram import Histogram
+from ..starting.report import Report
 from ..startup import Startup
-from ..wrapper import QueuingWrapper, State
-from ._accept import mediaRanges
-from ._traffic import Traffic
-from .rendering import AsyncResource, Response
+from ..wrapper import (
+    QueuingWrapper,
+    State,
+)
+from .accept import mediaRanges
+from .responses import (
+    AsyncResource,
+    Response,
+)
+from .traffic import Traffic
 
 __all__ = ["Metrics", "Traffic"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 from io import BytesIO
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -28,12 +29,19 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request
 from twisted.web.server import Site as TwistedSite
 
-from ._body import Body
-from ._request import CountedSiteRequest, SiteRequest
-from ._requestid import identified, idFor, idOf
-from ._traffic import Traffic
-from .errors import Problem
-from .rendering import AsyncResource
+from .body import Body
+from .problems import KnownErrors, Problem
+from .request import (
+    CountedSiteRequest,
+    SiteRequest,
+)
+from .requestid import (
+    identified,
+    idFor,
+    idOf,
+)
+from .responses import AsyncResource
+from .traffic import Traffic
 
 __all__ = ["Site"]
 
@@ -379,6 +387,7 @@ class Site(TwistedSite):
         mostContents: int = 64 * 1024 * 1024,
         development: bool = False,
         traffic: Traffic | None = None,
+        knownErrors: KnownErrors = MappingProxyType({}),
     ) -> None:
         """
         @param resource: The root.
@@ -391,6 +400,7 @@ class Site(TwistedSite):
             have; a request for which there is no room is answered with 503.
         @param development: Whether clients are shown where errors come from.
         @param traffic: Counts the requests; several sites may have the same.
+        @param knownErrors: Status and text for the application's own errors.
         """
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
         if traffic is not None:
@@ -401,6 +411,7 @@ class Site(TwistedSite):
         self.mostContents = mostContents
         self.contents = 0
         self.development = development
+        self.knownErrors = knownErrors
         self.traffic = traffic
         self.stopping = False
         self.accepted = 0

@@ -23,12 +23,31 @@ from twisted.web.http import CACHED, datetimeToString
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from .._report import Report
+from ..starting.report import Report
 from ..wrapper import State
-from ._cells import CURVE, Cell, Headline, Picture, Sample, Window
-from ._picture import draw, drawCurves, drawQueues
-from ._viewers import Stream, Viewers, eventOf
-from .rendering import AsyncResource, Missing, Response
+from .cells import (
+    CURVE,
+    Cell,
+    Headline,
+    Picture,
+    Sample,
+    Window,
+)
+from .picture import (
+    draw,
+    drawCurves,
+    drawQueues,
+)
+from .responses import (
+    AsyncResource,
+    Missing,
+    Response,
+)
+from .viewers import (
+    Stream,
+    Viewers,
+    eventOf,
+)
 
 __all__ = ["Program", "StatusPage", "putStatus"]
 
@@ -253,21 +272,21 @@ class _Feed:
 
     def begin(self) -> None:
         """
-        @see: L{Source.begin<tsrv.web._viewers.Source.begin>}
+        @see: L{Source.begin<tsrv.web.viewers.Source.begin>}
         """
         self._begun()
         self._program.addObserver(self._observe)
 
     def end(self) -> None:
         """
-        @see: L{Source.end<tsrv.web._viewers.Source.end>}
+        @see: L{Source.end<tsrv.web.viewers.Source.end>}
         """
         self._program.removeObserver(self._observe)
         self._look = self._page = None
 
     def snapshot(self) -> bytes:
         """
-        @see: L{Source.snapshot<tsrv.web._viewers.Source.snapshot>}
+        @see: L{Source.snapshot<tsrv.web.viewers.Source.snapshot>}
         """
         look = self._begun()
         now = self._reactor.seconds() - look.zero
@@ -279,7 +298,7 @@ class _Feed:
 
     def changes(self) -> bytes | None:
         """
-        @see: L{Source.changes<tsrv.web._viewers.Source.changes>}
+        @see: L{Source.changes<tsrv.web.viewers.Source.changes>}
         """
         look = self._begun()
         before, picture = look.cells, look.picture
@@ -303,7 +322,7 @@ class _Feed:
 
     def farewell(self) -> bytes:
         """
-        @see: L{Source.farewell<tsrv.web._viewers.Source.farewell>}
+        @see: L{Source.farewell<tsrv.web.viewers.Source.farewell>}
         """
         return self._tell(self._begun(), {"headline": Headline("stopping", "Stopping")})
 

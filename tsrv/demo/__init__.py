@@ -1,0 +1,3 @@
+"""
+The application of the demo server: users in a database, visitors with sessions.
+"""

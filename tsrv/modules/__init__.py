@@ -1,3 +1,0 @@
-"""
-Modules that do real work. They know nothing of wrappers or of the web.
-"""

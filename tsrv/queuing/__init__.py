@@ -1,0 +1,3 @@
+"""
+What L{tsrv.QueuingWrapper} is made of: states, attempts, queued calls and the proxy.
+"""

@@ -1,0 +1,156 @@
+"""
+The states of a wrapper.
+
+How they work
+=============
+
+A wrapper is always in exactly one L{State}, and only an L{Event} moves it to
+another. L{TRANSITIONS} has one row for each state: the events that it knows,
+and where each of them leads. An event that is not in the row is illegal:
+L{Lifecycle.on} raises L{IllegalTransition} and the state stays what it was.
+What is I{done} on entering a state belongs to L{tsrv.wrapper}; that the table
+holds is checked here and nowhere else.
+
+Three questions decide what happens to a call, and the state answers them all::
+
+                      call is     why
+    NEW               queued      nobody has asked for the module yet
+    INITIALIZING      queued      an attempt is in progress
+    RETRYING          queued      an attempt failed, the next one is scheduled
+    DRAINING          queued      the module is ready, but earlier calls wait
+    READY             passed      the proxy's methods are the module's own
+    LOST              queued      it was ready, the next attempt is scheduled
+    FAILED            refused     no retry will cure it (InitializationFailed)
+    CLOSING, CLOSED   refused     nothing will ever run again (Closed)
+
+C{DRAINING} is a state of its own because of the one mistake that queues in
+front of slow modules make most often: to call the module ready first and empty
+the queue afterwards, so that a call made meanwhile overtakes all that waited.
+
+C{RETRYING} and C{LOST} both wait for a timer. They differ in what they tell:
+one has never been ready in this outage, the other has just been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+
+from twisted.internet.interfaces import IReactorTime
+
+from ..asyncmodule import State
+
+__all__ = ["TRANSITIONS", "Event", "IllegalTransition", "Lifecycle", "State"]
+
+
+class Event(Enum):
+    """
+    What moves a wrapper from one state to another.
+    """
+
+    INITIALIZE = "initialize() is called"
+    SUCCEED = "the attempt succeeds"
+    FAIL = "the attempt fails, but another one may succeed"
+    FAIL_FOR_GOOD = "the attempt fails and no retry will cure it, or fail() is called"
+    RETRY = "the delay before the next attempt is over"
+    DRAINED = "the last waiting command has been started"
+    LOSE = "the module is ready no longer"
+    CLOSE = "close() is called"
+    CLOSED = "the module is closed and every waiting command has ended"
+
+
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
+    {
+        State.NEW: {
+            Event.INITIALIZE: State.INITIALIZING,
+            Event.FAIL_FOR_GOOD: State.FAILED,
+            Event.CLOSE: State.CLOSING,
+        },
+        State.INITIALIZING: {
+            Event.SUCCEED: State.DRAINING,
+            Event.FAIL: State.RETRYING,
+            Event.FAIL_FOR_GOOD: State.FAILED,
+            Event.CLOSE: State.CLOSING,
+        },
+        State.RETRYING: {
+            Event.RETRY: State.INITIALIZING,
+            Event.FAIL_FOR_GOOD: State.FAILED,
+            Event.CLOSE: State.CLOSING,
+        },
+        State.DRAINING: {
+            Event.DRAINED: State.READY,
+            Event.LOSE: State.LOST,
+            Event.CLOSE: State.CLOSING,
+        },
+        State.READY: {
+            Event.LOSE: State.LOST,
+            Event.CLOSE: State.CLOSING,
+        },
+        State.LOST: {
+            Event.RETRY: State.INITIALIZING,
+            Event.FAIL_FOR_GOOD: State.FAILED,
+            Event.CLOSE: State.CLOSING,
+        },
+        State.FAILED: {
+            Event.INITIALIZE: State.INITIALIZING,
+            Event.CLOSE: State.CLOSING,
+        },
+        State.CLOSING: {
+            Event.CLOSED: State.CLOSED,
+        },
+        State.CLOSED: {},
+    }
+)
+"""
+For each state the events that it knows, and the state that each leads to.
+"""
+
+
+class IllegalTransition(RuntimeError):
+    """
+    An event arrived in a state that does not know it; nothing has changed.
+    """
+
+    def __init__(self, state: State, event: Event) -> None:
+        super().__init__(f"{event.name} is not legal in state {state.name}")
+        self.state = state
+        self.event = event
+
+    def __reduce__(self) -> tuple[type[IllegalTransition], tuple[State, Event]]:
+        return type(self), (self.state, self.event)
+
+
+class Lifecycle:
+    """
+    The state of one wrapper, and the only thing that changes it.
+
+    @ivar state: The L{State} now.
+    @ivar since: When it was entered, by the reactor's time.
+    """
+
+    __slots__ = ("_reactor", "since", "state")
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        """
+        @param reactor: Provides the time.
+        """
+        self._reactor = reactor
+        self.state = State.NEW
+        self.since = reactor.seconds()
+
+    def on(self, event: Event) -> State:
+        """
+        Follow the table.
+
+        @param event: What has happened.
+        @return: The new state.
+        @raise IllegalTransition: The present state does not know C{event}; it
+            has not been changed.
+        """
+        try:
+            self.state = TRANSITIONS[self.state][event]
+        except KeyError:
+            raise IllegalTransition(self.state, event) from None
+        self.since = self._reactor.seconds()
+        return self.state

@@ -1,0 +1,3 @@
+"""
+Web sessions: stores, the session of a request, cookies, Klein.
+"""

@@ -1,0 +1,3 @@
+"""
+Settings fetched over the network.
+"""
