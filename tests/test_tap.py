@@ -869,26 +869,6 @@ def test_it_stops_in_the_opposite_order(parts: Parts) -> None:
     assert errorsIn(events) == []
 
 
-def test_who_watches_does_not_keep_it_from_stopping(parts: Parts) -> None:
-    """
-    The stream of the status page never ends by itself; the stop would take as
-    long as it may, each time somebody watches.
-    """
-    parts.startReady()
-    viewer = parts.connect(b"GET /status/events HTTP/1.1\r\nHost: test\r\n\r\n")
-    parts.machine.advance(1)
-    assert b"event: page" in viewer.received
-    parts.module.closing.callback(None)
-    stopped = parts.stop()
-    assert not viewer.closed
-    parts.machine.ports[80].closed.callback(None)
-    assert b"Stopping" in viewer.received
-    assert viewer.closed
-    assert stopped.value is None
-    # What it had for those that do not read what they are sent.
-    parts.machine.advance(2)
-
-
 def test_time_that_is_up_ends_the_wait(machine: Machine) -> None:
     """
     The wait for requests in progress is bounded; what the closing ends is still
@@ -1228,34 +1208,15 @@ def test_the_status_page_leads_to_all_others(parts: Parts) -> None:
     stopAtOnce(parts)
 
 
-def test_the_status_page_remembers_how_many_waited(parts: Parts) -> None:
-    """
-    Who comes after a burst wants to see that there was one.
-    """
-    parts.start()
-    held = [parts.hold() for _ in range(3)]
-    parts.machine.advance(1)
-    parts.module.starting.callback(None)
-    for answer in parts.module.answers:
-        answer.callback("Something")
-    assert all(b"200 OK" in each.received for each in held)
-    assert b"peak 3" in parts.ask("/").body
-    for each in held:
-        each.leave()
-    stopAtOnce(parts)
-
-
 def test_the_operations_site_is_there_until_the_end(apart: Parts) -> None:
     """
     How long it takes to stop, and why, is asked while it stops.
     """
     apart.startReady()
     held = apart.hold()
-    viewer = apart.connect(b"GET /status/events HTTP/1.1\r\nHost: test\r\n\r\n", 81)
     stopped = apart.stop()
     apart.machine.ports[80].closed.callback(None)
     assert apart.steps == ["listen on 80 no longer"]
-    assert not viewer.closed
     for path, status in (("/livez", 200), ("/readyz", 503), ("/startup", 200)):
         peer = apart.connect(
             f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode(), port=81
@@ -1268,9 +1229,7 @@ def test_the_operations_site_is_there_until_the_end(apart: Parts) -> None:
     assert apart.askReady().status == 503
     apart.module.closing.callback(None)
     assert apart.steps[2:] == ["listen on 81 no longer"]
-    assert not viewer.closed
     apart.machine.ports[81].closed.callback(None)
-    assert viewer.closed
     assert stopped.value is None
     apart.machine.advance(2)
 
@@ -1315,12 +1274,10 @@ def test_what_errors_say_is_for_who_runs_it(machine: Machine, words: list[str]) 
     parts = Parts(machine, "--listen=tcp:8080", *words)
     parts.start()
     port = 81 if parts.apart else 80
-    viewer = parts.connect(b"GET /status/events HTTP/1.1\r\nHost: test\r\n\r\n", port)
     parts.module.starting.errback(Failure(Trouble(f"password {SECRET} refused")))
     held = parts.hold()
     machine.advance(0.25)
     bodies = {path: parts.ask(path, port).body for path in OPERATIONS[:5]}
-    bodies["/status/events"] = viewer.received
     for path, asked in (("/readyz", port), ("/nowhere", 80), ("/say", port)):
         peer = parts.connect(
             f"GET {path} HTTP/1.1\r\nHost: test\r\nAccept: text/plain\r\n\r\n".encode(),
@@ -1329,11 +1286,10 @@ def test_what_errors_say_is_for_who_runs_it(machine: Machine, words: list[str]) 
         bodies[f"{path} as text"] = peer.received
         peer.leave()
     tell = {path for path, body in bodies.items() if SECRET.encode() in body}
-    assert tell == ({"/", "/startup", "/status/events"} if parts.apart else set())
-    for path in ("/", "/readyz", "/startup", "/status/events"):
+    assert tell == ({"/", "/startup"} if parts.apart else set())
+    for path in ("/", "/readyz", "/startup"):
         assert b"Trouble" in bodies[path]
     parts.closeAtOnce()
-    viewer.leave()
     stopped = parts.stop()
     parts.server.hurry()
     machine.advance(0)

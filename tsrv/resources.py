@@ -45,10 +45,7 @@ from .web.responses import (
     Response,
     text,
 )
-from .web.status import (
-    StatusPage,
-    putStatus,
-)
+from .web.status import putStatus
 
 __all__ = ["KNOWN_ERRORS", "Say", "Speaker", "makeRoot", "putOperations"]
 
@@ -109,7 +106,7 @@ def putOperations(
     reactor: IReactorTime,
     traffic: Traffic,
     apart: bool,
-) -> StatusPage:
+) -> None:
     """
     Put the pages for who runs the server on a site.
 
@@ -119,7 +116,6 @@ def putOperations(
     @param traffic: The requests.
     @param apart: Whether the site is for nobody else, so that the messages of
         errors may be seen there.
-    @return: The status page, which is to be started and stopped.
     """
     root.putChild(b"livez", Live())
     root.putChild(b"readyz", Ready(startup))
@@ -127,7 +123,7 @@ def putOperations(
     root.putChild(b"metrics", Metrics(startup, reactor, traffic))
     paths = ["/livez", "/readyz", "/startup", "/metrics"]
     links = [(path, path) for path in (paths if apart else ["/say", *paths])]
-    return putStatus(root, startup, reactor, links=links, showErrors=apart)
+    putStatus(root, startup, reactor, links=links, showErrors=apart)
 
 
 def makeRoot(

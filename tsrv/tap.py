@@ -286,7 +286,7 @@ def assemble(
     )
     apart = bool(options["operations-listen"])
     operationsRoot = AsyncResource() if apart else root
-    page = putOperations(operationsRoot, startup, reactor, traffic, apart)
+    putOperations(operationsRoot, startup, reactor, traffic, apart)
 
     server = Server(
         reactor,
@@ -294,7 +294,6 @@ def assemble(
         options["drain-timeout"],
         site=makeSite(root),
         operations=makeSite(operationsRoot) if apart else None,
-        page=page,
         systemd=SystemdService(startup, reactor, Notifier(environment)),
     )
     server.listen(options["listen"] or [_LISTEN])

@@ -23,7 +23,6 @@ from twisted.python.failure import Failure
 
 from ..startup import Startup
 from ..web.site import Site
-from ..web.status import StatusPage
 from .systemd import SystemdService
 
 __all__ = ["Server"]
@@ -56,7 +55,6 @@ class Server(MultiService):
         *,
         site: Site,
         operations: Site | None = None,
-        page: StatusPage,
         systemd: SystemdService,
     ) -> None:
         """
@@ -66,7 +64,6 @@ class Server(MultiService):
             the service is stopped, in seconds.
         @param site: The site.
         @param operations: The site of who runs the server, if it is another one.
-        @param page: The status page, which is on one of the two.
         @param systemd: Tells systemd.
         """
         super().__init__()
@@ -75,7 +72,6 @@ class Server(MultiService):
         self._drainTimeout = drainTimeout
         self._site = site
         self._operations = operations
-        self._page = page
         self._systemd = systemd
         self._announced = False
         self._hurried = False
@@ -133,7 +129,6 @@ class Server(MultiService):
         Initialise.
         """
         self._log.info("Started")
-        self._page.start()
         # What is held is waited for even by a server that is to stop, and so is
         # this.
         waiting = [each.whenInitialized() for each in self._startup.wrappers.values()]
@@ -178,9 +173,6 @@ class Server(MultiService):
         await self._letIn()
         await _close(self._ports)
         self._log.info("Stopped listening, letting requests in progress end")
-        if self._operations is None:
-            # Who watches would be a request that never ends.
-            self._page.stop()
         patience = 0.0 if self._hurried else self._drainTimeout
         if await self._drain(self._site, patience):
             self._log.warn("There are requests that cannot be waited for any longer")
@@ -190,7 +182,6 @@ class Server(MultiService):
         self._site.abort()
         if self._operations is not None:
             await _close(self._operationsPorts)
-            self._page.stop()
             await self._drain(self._operations, _FLUSH)
             self._operations.abort()
         self._systemd.stopService()
