@@ -26,7 +26,7 @@ from benchmarks._server import _residentSize
 from tsrv import AsyncModule
 from tsrv.databases import Database
 from tsrv.resources import makeRoot
-from tsrv.sessions.stores import (
+from tsrv.sessions import (
     Changes,
     SQLSessionStore,
     schemaOf,

@@ -13,11 +13,11 @@ from twisted.internet.task import react
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from tsrv.sessions.sessions import (
+from tsrv.sessions import (
     Cookies,
     Sessions,
+    SQLiteSessionStore,
 )
-from tsrv.sessions.stores import SQLiteSessionStore
 
 
 class Basket(Resource):

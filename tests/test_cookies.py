@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from tsrv.sessions.cookies import Cookies
+from tsrv.sessions import Cookies
 from tsrv.sessions.signing import SigningKeys
 from tsrv.web.responses import (
     AsyncResource,

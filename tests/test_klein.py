@@ -32,11 +32,7 @@ from tsrv import (
 )
 from tsrv.databases import Settings
 from tsrv.databases.sqlite import SQLite
-from tsrv.sessions.klein import (
-    KleinSession,
-    KleinSessionStore,
-)
-from tsrv.sessions.stores import (
+from tsrv.sessions import (
     Changes,
     Limits,
     SessionError,
@@ -44,6 +40,10 @@ from tsrv.sessions.stores import (
     keyOf,
     makeIdentifier,
     schemaOf,
+)
+from tsrv.sessions.klein import (
+    KleinSession,
+    KleinSessionStore,
 )
 
 from .processes import ROOT
@@ -1047,7 +1047,7 @@ def test_klein_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         import_module("tsrv.sessions.klein")
 
 
-@pytest.mark.parametrize("module", ["tsrv", "tsrv.tap", "tsrv.sessions.stores"])
+@pytest.mark.parametrize("module", ["tsrv", "tsrv.tap", "tsrv.sessions"])
 def test_nothing_else_imports_klein(module: str) -> None:
     """
     It installs the reactor, which is for the user to choose.

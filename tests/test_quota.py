@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.web.server import Request
 
-from tsrv.sessions.quota import (
+from tsrv.sessions import (
     Quota,
     TooMany,
 )

@@ -14,12 +14,7 @@ from twisted.internet.task import Clock
 
 from tsrv.asyncmodule import NotInitialized
 from tsrv.errors import OutcomeUnknown
-from tsrv.sessions.basestore import (
-    BaseStore,
-    Row,
-)
-from tsrv.sessions.store import decode
-from tsrv.sessions.stores import (
+from tsrv.sessions import (
     Changes,
     Limits,
     MemorySessionStore,
@@ -30,6 +25,11 @@ from tsrv.sessions.stores import (
     keyOf,
     makeIdentifier,
 )
+from tsrv.sessions.basestore import (
+    BaseStore,
+    Row,
+)
+from tsrv.sessions.store import decode
 
 from .support import Result, Trouble, resultOf
 from .websupport import logged, textsOf

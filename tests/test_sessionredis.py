@@ -32,13 +32,7 @@ from zope.interface import implementer
 from tsrv import QueuingWrapper
 from tsrv.asyncmodule import NotInitialized
 from tsrv.errors import OutcomeUnknown
-from tsrv.sessions.redis import (
-    RedisSessionStore,
-    SessionsRefused,
-)
-from tsrv.sessions.redisanswers import codeOf
-from tsrv.sessions.redisscripts import PROLONG
-from tsrv.sessions.stores import (
+from tsrv.sessions import (
     Changes,
     ISessionStore,
     Limits,
@@ -47,6 +41,12 @@ from tsrv.sessions.stores import (
     keyOf,
     makeIdentifier,
 )
+from tsrv.sessions.redis import (
+    RedisSessionStore,
+    SessionsRefused,
+)
+from tsrv.sessions.redisanswers import codeOf
+from tsrv.sessions.redisscripts import PROLONG
 from tsrv.testing import SharedSessionStoreTests
 
 from ._redis import Redis

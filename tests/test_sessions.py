@@ -25,17 +25,15 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from tsrv.sessions.cookies import Cookies
-from tsrv.sessions.memory import MemorySessionStore
-from tsrv.sessions.quota import Quota
-from tsrv.sessions.sessions import (
-    Session,
-    Sessions,
-)
-from tsrv.sessions.stores import (
+from tsrv.sessions import (
     Changes,
+    Cookies,
     Limits,
+    MemorySessionStore,
+    Quota,
+    Session,
     SessionError,
+    Sessions,
     SessionsUnavailable,
     keyOf,
 )

@@ -34,9 +34,7 @@ from tsrv.databases import (
     Statement,
 )
 from tsrv.errors import Unavailable
-from tsrv.sessions import stores as sessionstore
-from tsrv.sessions.store import checkTable
-from tsrv.sessions.stores import (
+from tsrv.sessions import (
     Changes,
     ISessionStore,
     Limits,
@@ -49,6 +47,7 @@ from tsrv.sessions.stores import (
     makeIdentifier,
     schemaOf,
 )
+from tsrv.sessions.store import checkTable
 from tsrv.testing import (
     SessionStoreTests,
     SharedSessionStoreTests,
@@ -308,15 +307,6 @@ async def test_a_store_can_be_made_of_where_it_is(
         assert row == (f'{{"table":"{table}"}}'.encode(),)
         await store.close()
     assert (path.parent / "sessions.db").exists()
-
-
-def test_redis_is_looked_for_when_it_is_used() -> None:
-    """
-    Who keeps sessions elsewhere need not have its client.
-    """
-    assert sessionstore.RedisSessionStore.__name__ == "RedisSessionStore"
-    with pytest.raises(AttributeError, match="MemcachedSessionStore"):
-        _ = sessionstore.MemcachedSessionStore
 
 
 def test_a_place_where_no_store_can_be_is_refused(clock: Clock) -> None:
@@ -767,7 +757,7 @@ def test_an_initialisation_can_be_given_up(clock: Clock) -> None:
 
 TRIAL = """
 from twisted.trial.unittest import TestCase
-from tsrv.sessions.stores import MemorySessionStore, keyOf
+from tsrv.sessions import MemorySessionStore, keyOf
 from tsrv.testing import SessionStoreTests
 
 class MemoryTests(SessionStoreTests, TestCase):

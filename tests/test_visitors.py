@@ -12,11 +12,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from tsrv.resources import makeRoot
-from tsrv.sessions.cookies import Cookies
-from tsrv.sessions.memory import MemorySessionStore
-from tsrv.sessions.sessions import Sessions
+from tsrv.sessions import Cookies, MemorySessionStore, Sessions, makeIdentifier
 from tsrv.sessions.signing import SigningKeys
-from tsrv.sessions.stores import makeIdentifier
 
 from .support import resultOf
 from .visitors import Visitor

@@ -11,7 +11,7 @@ from typing import Any
 
 from treq.testing import StubTreq
 
-from tsrv.sessions.sessions import Session
+from tsrv.sessions import Session
 
 from .support import resultOf
 from .websupport import Answer

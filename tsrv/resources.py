@@ -28,7 +28,7 @@ from .demo.visitors import (
     Me,
     Visits,
 )
-from .sessions.sessions import Sessions
+from .sessions import Sessions
 from .startup import Startup
 from .web.health import (
     Live,

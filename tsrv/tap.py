@@ -41,14 +41,14 @@ from .server.systemd import (
     Notifier,
     SystemdService,
 )
-from .sessions.cookies import Cookies
-from .sessions.quota import Quota
-from .sessions.sessions import Sessions
-from .sessions.sql import (
+from .sessions import (
+    Cookies,
+    Limits,
+    Quota,
+    Sessions,
     SQLSessionStore,
     schemaOf,
 )
-from .sessions.stores import Limits
 from .startup import Startup
 from .web.metrics import Traffic
 from .web.requestid import addRequestId

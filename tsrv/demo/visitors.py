@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 from twisted.internet.defer import Deferred
 from twisted.web.server import Request
 
-from ..sessions.sessions import (
+from ..sessions import (
     Session,
     Sessions,
 )

@@ -196,7 +196,7 @@ class BaseStore(Sweeper):
 
     def get(self, identifier: str) -> Deferred[StoredSession | None]:
         """
-        @see: L{ISessionStore.get<tsrv.sessions.stores.ISessionStore.get>}
+        @see: L{ISessionStore.get<tsrv.sessions.ISessionStore.get>}
         """
         if not self.initialized:
             return self._notYet()
@@ -230,7 +230,7 @@ class BaseStore(Sweeper):
         self, identifier: str, data: Mapping[str, Any]
     ) -> Deferred[StoredSession]:
         """
-        @see: L{ISessionStore.create<tsrv.sessions.stores.ISessionStore.create>}
+        @see: L{ISessionStore.create<tsrv.sessions.ISessionStore.create>}
         """
         if not self.initialized:
             return self._notYet()
@@ -249,7 +249,7 @@ class BaseStore(Sweeper):
         self, identifier: str, changes: Changes, known: StoredSession | None = None
     ) -> Deferred[StoredSession | None]:
         """
-        @see: L{ISessionStore.set<tsrv.sessions.stores.ISessionStore.set>}
+        @see: L{ISessionStore.set<tsrv.sessions.ISessionStore.set>}
         """
         if not self.initialized:
             return self._notYet()
@@ -405,7 +405,7 @@ class BaseStore(Sweeper):
         self, identifier: str, replacement: str, changes: Changes
     ) -> Deferred[StoredSession | None]:
         """
-        @see: L{ISessionStore.renew<tsrv.sessions.stores.ISessionStore.renew>}
+        @see: L{ISessionStore.renew<tsrv.sessions.ISessionStore.renew>}
         """
         if not self.initialized:
             return self._notYet()
@@ -433,7 +433,7 @@ class BaseStore(Sweeper):
 
     def touch(self, identifier: str) -> Deferred[bool]:
         """
-        @see: L{ISessionStore.touch<tsrv.sessions.stores.ISessionStore.touch>}
+        @see: L{ISessionStore.touch<tsrv.sessions.ISessionStore.touch>}
         """
         if not self.initialized:
             return self._notYet()
@@ -442,7 +442,7 @@ class BaseStore(Sweeper):
 
     def destroy(self, identifier: str) -> Deferred[bool]:
         """
-        @see: L{ISessionStore.destroy<tsrv.sessions.stores.ISessionStore.destroy>}
+        @see: L{ISessionStore.destroy<tsrv.sessions.ISessionStore.destroy>}
         """
         if not self.initialized:
             return self._notYet()
@@ -451,7 +451,7 @@ class BaseStore(Sweeper):
 
     def all(self, after: bytes = b"", limit: int = 1000) -> Deferred[Sequence[Entry]]:
         """
-        @see: L{ISessionStore.all<tsrv.sessions.stores.ISessionStore.all>}
+        @see: L{ISessionStore.all<tsrv.sessions.ISessionStore.all>}
         """
         if not self.initialized:
             return self._notYet()
@@ -469,7 +469,7 @@ class BaseStore(Sweeper):
 
     def length(self) -> Deferred[int]:
         """
-        @see: L{ISessionStore.length<tsrv.sessions.stores.ISessionStore.length>}
+        @see: L{ISessionStore.length<tsrv.sessions.ISessionStore.length>}
         """
         return self._count() if self.initialized else self._notYet()
 

@@ -2,7 +2,7 @@
 Klein's sessions, in a store that outlives the process.
 
 L{KleinSessionStore} is what Klein's own C{SessionProcurer} asks for sessions; it
-keeps them in any L{ISessionStore<tsrv.sessions.stores.ISessionStore>}, be it
+keeps them in any L{ISessionStore<tsrv.sessions.ISessionStore>}, be it
 wrapped or not::
 
     wrapper = QueuingWrapper(SQLiteSessionStore(reactor, "sessions.db"), reactor)
@@ -31,7 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
-from .stores import (
+from .store import (
     Changes,
     ISessionStore,
     StoredSession,
@@ -165,7 +165,7 @@ class KleinSession:
         @param changes: What is to be done; with what other requests do at the same
             time, it comes together.
         @return: A Deferred of the session as it is then. It fails with
-            L{SessionError<tsrv.sessions.stores.SessionError>} if what would be
+            L{SessionError<tsrv.sessions.SessionError>} if what would be
             in it is too large, or no JSON.
         """
         return Deferred.fromCoroutine(self._change(changes))

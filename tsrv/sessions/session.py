@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.web.server import Request
 
 from ..errors import OutcomeUnknown, Unavailable
-from .stores import (
+from .store import (
     Changes,
     SessionError,
     StoredSession,
@@ -43,7 +43,7 @@ class Session(MutableMapping[str, Any]):
     in them may be changed too.
 
     Who else changes the same session meanwhile loses nothing: see L{Changes
-    <tsrv.sessions.stores.Changes>}. To count, use L{add}.
+    <tsrv.sessions.Changes>}. To count, use L{add}.
     """
 
     _log = Logger()
@@ -293,9 +293,9 @@ class Session(MutableMapping[str, Any]):
 
         @return: A Deferred that fails with an L{Unavailable
             <tsrv.errors.Unavailable>} if the store cannot be asked, with
-            L{SessionError<tsrv.sessions.stores.SessionError>} if it is no
+            L{SessionError<tsrv.sessions.SessionError>} if it is no
             JSON, too large, or if it needs a cookie and the response has begun,
-            and with L{TooMany<tsrv.sessions.quota.TooMany>} if too many new visitors
+            and with L{TooMany<tsrv.sessions.TooMany>} if too many new visitors
             have come. What could not be saved then is tried again the next time.
         """
         return self._lock.run(lambda: Deferred.fromCoroutine(self._save()))

@@ -28,7 +28,7 @@ from .deferredresponse import Hold
 from .quota import Quota
 from .session import Session
 from .signing import SigningKeys
-from .stores import (
+from .store import (
     Changes,
     Limits,
     StoredSession,
@@ -56,7 +56,7 @@ adapter each time.
 class Store(Protocol):
     """
     What is needed of a store; see L{ISessionStore
-    <tsrv.sessions.stores.ISessionStore>}.
+    <tsrv.sessions.ISessionStore>}.
     """
 
     def get(self, identifier: str) -> Deferred[StoredSession | None]:

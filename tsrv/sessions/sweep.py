@@ -76,7 +76,7 @@ class Sweeper:
 
     def clear(self) -> Deferred[int]:
         """
-        @see: L{ISessionStore.clear<tsrv.sessions.stores.ISessionStore.clear>}
+        @see: L{ISessionStore.clear<tsrv.sessions.ISessionStore.clear>}
         """
         if not self.initialized:
             return self._notYet()
@@ -84,7 +84,7 @@ class Sweeper:
 
     def cleanup(self) -> Deferred[int]:
         """
-        @see: L{ISessionStore.cleanup<tsrv.sessions.stores.ISessionStore.cleanup>}
+        @see: L{ISessionStore.cleanup<tsrv.sessions.ISessionStore.cleanup>}
         """
         if not self.initialized:
             return self._notYet()

@@ -8,7 +8,7 @@ import json
 from hashlib import sha256
 from typing import Any, Final
 
-from .stores import SessionError
+from .store import SessionError
 
 __all__ = ["copied", "textOf", "tokenOf"]
 

@@ -37,7 +37,7 @@ __all__ = ["SessionStoreTests", "SharedSessionStoreTests"]
 
 class SessionStoreTests(Making, Changing, Ending):
     """
-    What every L{ISessionStore<tsrv.sessions.stores.ISessionStore>} does.
+    What every L{ISessionStore<tsrv.sessions.ISessionStore>} does.
     """
 
 

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from ..sessions.stores import (
+from ..sessions import (
     ISessionStore,
     Limits,
     SessionError,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from ..sessions.stores import (
+from ..sessions import (
     Changes,
     SessionError,
     SessionTooLarge,

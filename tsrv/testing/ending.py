@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from ..sessions.stores import (
+from ..sessions import (
     Changes,
     Entry,
     ISessionStore,

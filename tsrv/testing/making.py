@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 
 from ..asyncmodule import NotInitialized
 from ..errors import OutcomeUnknown, Unavailable
-from ..sessions.stores import (
+from ..sessions import (
     Changes,
     ISessionStore,
     Limits,

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from twisted.internet.task import Clock
 
-from ..sessions.stores import (
+from ..sessions import (
     Changes,
     ISessionStore,
     Limits,
