@@ -18,12 +18,12 @@ from tsrv import (
     QueuingWrapper,
     State,
 )
-from tsrv.asyncmodule import IAnswering
+from tsrv.asyncmodule import ISettlesCalls
 
 from .support import Module, Trouble, resultOf
 
 
-@implementer(IAnswering)
+@implementer(ISettlesCalls)
 class Answering(Module):
     """
     A module that answers all its calls.

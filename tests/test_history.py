@@ -206,7 +206,7 @@ def test_what_a_module_has_been_through(clock: Clock) -> None:
     assert list(history.losses) == [Loss(110.0, None, "Trouble", "Trouble: reset")]
     clock.advance(1)
     module.attempts[-1].errback(Trouble("refused"))
-    assert [each.healed for each in history.losses] == [None]
+    assert [each.recovered for each in history.losses] == [None]
     clock.advance(1)
     module.attempts[-1].callback(None)
     module.watches[-1].callback(None)

@@ -404,7 +404,7 @@ def test_what_is_told_is_handed_on() -> None:
     observers: Observers[[str]] = Observers()
     seen: list[str] = []
     observers.add(seen.append)
-    observers.tell("database")
+    observers.notify("database")
     assert seen == ["database"]
 
 

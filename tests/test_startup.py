@@ -26,7 +26,7 @@ from tsrv import (
     StartupFailed,
     State,
 )
-from tsrv.asyncmodule import INoted
+from tsrv.asyncmodule import IHasNote
 from tsrv.startup import (
     GraphError,
     Skipped,
@@ -1407,7 +1407,7 @@ def test_skipped_survives_pickling() -> None:
     assert str(error) == "a needs b, which failed"
 
 
-@implementer(INoted)
+@implementer(IHasNote)
 class Noted(AsyncModule):
     """
     A clock of which there is something to know.

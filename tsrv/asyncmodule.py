@@ -19,10 +19,10 @@ from zope.interface import Attribute, Interface, implementer
 
 __all__ = [
     "AsyncModule",
-    "IAnswering",
     "IAsyncModule",
-    "INoted",
+    "IHasNote",
     "IPredictable",
+    "ISettlesCalls",
     "NotInitialized",
     "State",
 ]
@@ -86,7 +86,7 @@ class IPredictable(Interface):
         """
 
 
-class IAnswering(Interface):
+class ISettlesCalls(Interface):
     """
     A module that answers each of its calls, with an error if need be, also those
     that are in progress when it is lost or closed. It has nothing to do but to
@@ -94,7 +94,7 @@ class IAnswering(Interface):
     """
 
 
-class INoted(Interface):
+class IHasNote(Interface):
     """
     A module of which there may be something to know although it is ready.
     """

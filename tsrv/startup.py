@@ -34,10 +34,7 @@ from twisted.logger import Logger
 from .queuing.history import explain
 from .queuing.observers import Observers
 from .queuing.slices import SlicedWork
-from .queuing.waiters import (
-    Waiters,
-    fire,
-)
+from .queuing.waiters import Waiters
 from .starting.exit import stopWithStatus
 from .starting.graph import (
     GraphError,
@@ -400,7 +397,7 @@ class Startup(Service):
             self._setReady(member, ready)
         if gone is not member.gone:
             self._setGone(member, gone)
-        self._observers.tell(member.name)
+        self._observers.notify(member.name)
         self._work.now()
         self._look()
 
@@ -468,10 +465,10 @@ class Startup(Service):
         if self.ready:
             if self._becameReady is None:
                 self._firstReady()
-            fire(self._waiters.takeAll())
+            self._waiters.succeed()
         elif status is Status.FAILED:
             self._failedForGood()
-        self._observers.tell("")
+        self._observers.notify("")
 
     def _firstReady(self) -> None:
         """
@@ -500,7 +497,7 @@ class Startup(Service):
         )
         if not self._stayUp:
             self._leave(1)
-        fire(self._waiters.takeAll(), self._makeFailed)
+        self._waiters.fail(self._makeFailed)
 
     def _makeFailed(self) -> StartupFailed:
         name = next(iter(self._failed))
@@ -520,7 +517,7 @@ class Startup(Service):
         """
         if self._status not in _LAST:
             self._setStatus(Status.STOPPING)
-            fire(self._waiters.takeAll(), _makeClosed)
+            self._waiters.fail(_makeClosed)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -559,7 +556,10 @@ class Startup(Service):
         error = (
             BaseExceptionGroup("modules failed to close", errors) if errors else None
         )
-        fire(self._stoppers.takeAll(), None if error is None else lambda: error)
+        if error is None:
+            self._stoppers.succeed()
+        else:
+            self._stoppers.fail(lambda: error)
 
 
 def _makeClosed() -> Closed:

@@ -38,7 +38,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from .asyncmodule import IAnswering
+from .asyncmodule import ISettlesCalls
 from .errors import (
     Closed,
     InitializationFailed,
@@ -76,10 +76,7 @@ from .queuing.states import (
     State,
 )
 from .queuing.stats import Stats
-from .queuing.waiters import (
-    Waiters,
-    fire,
-)
+from .queuing.waiters import Waiters
 
 __all__ = [
     "Closed",
@@ -218,7 +215,7 @@ class QueuingWrapper(Generic[_Module]):
             ready=self._becameReady,
             lost=self._becameLost,
             failed=self._failedForGood,
-            changed=self._observers.tell,
+            changed=self._observers.notify,
         )
         self._queue = CommandQueue(
             reactor,
@@ -226,7 +223,7 @@ class QueuingWrapper(Generic[_Module]):
             timeout=timeout,
             concurrency=concurrency,
             losable=watcher.call is not None,
-            answering=IAnswering.implementedBy(type(module)),
+            answering=ISettlesCalls.implementedBy(type(module)),
             waited=self.history.queueSeconds,
             makeQueueFull=self._makeQueueFull,
             makeQueueTimeout=self._makeQueueTimeout,
@@ -425,8 +422,8 @@ class QueuingWrapper(Generic[_Module]):
         for method in list(self._methods.values()):
             self._connect(method)
         if self.state is State.DRAINING:
-            fire(self._waiters.takeAll())
-            self._observers.tell()
+            self._waiters.succeed()
+            self._observers.notify()
         if self.state is State.DRAINING:
             self._queue.drain()
 
@@ -440,7 +437,7 @@ class QueuingWrapper(Generic[_Module]):
         if self.state is not State.READY:
             # To look at the module was what made it go away.
             self._faces.showWaiting()
-        self._observers.tell()
+        self._observers.notify()
 
     def _becameLost(self) -> None:
         """
@@ -458,8 +455,8 @@ class QueuingWrapper(Generic[_Module]):
         waiters = self._waiters.takeAll()
         makeError = partial(self._makeInitializationFailed, self.lastError)
         self._queue.refuse(makeError)
-        fire(waiters, makeError)
-        self._observers.tell()
+        waiters.fail(makeError)
+        self._observers.notify()
 
     # Methods.
 
@@ -513,8 +510,8 @@ class QueuingWrapper(Generic[_Module]):
         waiters = self._waiters.takeAll()
         self._initialization.stop()
         swept = self._queue.refuse(self._makeClosed)
-        fire(waiters, self._makeClosed)
-        self._observers.tell()
+        waiters.fail(self._makeClosed)
+        self._observers.notify()
         error = None
         if begun and self._closeModule is not None:
             error = await closeWithin(
@@ -529,8 +526,11 @@ class QueuingWrapper(Generic[_Module]):
                 module=self._name,
                 error=explain(error),
             )
-        fire(self._closers.takeAll(), None if error is None else lambda: error)
-        self._observers.tell()
+        if error is None:
+            self._closers.succeed()
+        else:
+            self._closers.fail(lambda: error)
+        self._observers.notify()
 
     # Errors.
 

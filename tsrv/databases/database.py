@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ..asyncmodule import IAnswering, NotInitialized
+from ..asyncmodule import ISettlesCalls, NotInitialized
 from .interface import (
     DatabaseRefused,
     DatabaseUnavailable,
@@ -42,7 +42,7 @@ async def _answerOf(url: Callable[[], str | Deferred[str]]) -> str:
     return answer if isinstance(answer, str) else await answer
 
 
-@implementer(IDatabase, IAnswering)
+@implementer(IDatabase, ISettlesCalls)
 class Database:
     """
     The database at a URL, which may be known only when it is initialised.

@@ -20,10 +20,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..queuing.waiters import (
-    Waiters,
-    fire,
-)
+from ..queuing.waiters import Waiters
 from .interface import (
     DatabaseError,
     DatabaseRefused,
@@ -357,7 +354,7 @@ class PostgreSQL:
         self._over = why
         # Whoever is told may do anything; those who ask now are refused.
         waiting, self._waiting = self._waiting, OrderedDict()
-        fire(self._watches.takeAll())
+        self._watches.succeed()
         for call in waiting:
             call.leave = None
             call.settle(DatabaseUnavailable(why, LATER))
@@ -382,7 +379,7 @@ class PostgreSQL:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            fire(self._closings.takeAll())
+            self._closings.succeed()
 
     def whenLost(self) -> Deferred[None]:
         """

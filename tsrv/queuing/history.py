@@ -55,13 +55,13 @@ class Loss:
     One time at which a module was ready no longer.
 
     @ivar lost: When it was lost, by the reactor's time.
-    @ivar healed: When it was ready again, if it has been.
+    @ivar recovered: When it was ready again, if it has been.
     @ivar kind: The type of the error that it was lost with, if there was one.
     @ivar error: That error, in one line.
     """
 
     lost: float
-    healed: float | None = None
+    recovered: float | None = None
     kind: str | None = None
     error: str | None = None
 
@@ -169,7 +169,7 @@ class History:
         if self.becameReady is None:
             self.becameReady = now
         if self._loss is not None:
-            self._loss.healed = now
+            self._loss.recovered = now
             self._loss = None
 
     def lost(self, error: BaseException | None) -> None:

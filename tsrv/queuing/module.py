@@ -12,7 +12,7 @@ from types import MemberDescriptorType
 from typing import Any, Final, NamedTuple
 
 from ..asyncmodule import (
-    INoted,
+    IHasNote,
     IPredictable,
 )
 
@@ -123,10 +123,10 @@ def noteOf(module: object) -> str | None:
     @return: What there is to know of a module that is ready, where it says so;
         in one line.
     """
-    if not INoted.providedBy(module):
+    if not IHasNote.providedBy(module):
         return None
     try:
-        note = INoted(module).note()
+        note = IHasNote(module).note()
         return None if note is None else " ".join(note.split())[:_LONGEST_NOTE]
     except Exception:
         # A report must not get lost over it.

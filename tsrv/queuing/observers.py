@@ -1,5 +1,5 @@
 """
-Those who want to know when something has changed.
+Callables that are notified of every change.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from twisted.logger import Logger
 
 __all__ = ["Observers"]
 
-_Told = ParamSpec("_Told")
+_News = ParamSpec("_News")
 
 
-class Observers(Generic[_Told]):
+class Observers(Generic[_News]):
     """
-    Callables that are called one after another. What one of them raises
-    concerns no other.
+    Callables that are called one after another. An observer that raises is
+    logged, and does not affect the others.
     """
 
     __slots__ = ("_observers",)
@@ -25,29 +25,29 @@ class Observers(Generic[_Told]):
     _log = Logger()
 
     def __init__(self) -> None:
-        self._observers: dict[Callable[_Told, object], None] = {}
+        self._observers: dict[Callable[_News, object], None] = {}
 
-    def add(self, observer: Callable[_Told, object]) -> None:
+    def add(self, observer: Callable[_News, object]) -> None:
         """
-        Have one more called; one that is there already is not called twice.
+        Register an observer. Registering it twice has no effect.
         """
         self._observers[observer] = None
 
-    def remove(self, observer: Callable[_Told, object]) -> None:
+    def remove(self, observer: Callable[_News, object]) -> None:
         """
-        Have it called no more.
+        Unregister an observer. An unknown one is ignored.
         """
         self._observers.pop(observer, None)
 
-    def tell(self, *what: _Told.args, **more: _Told.kwargs) -> None:
+    def notify(self, *news: _News.args, **moreNews: _News.kwargs) -> None:
         """
-        Call them all.
+        Call all observers with these arguments.
         """
         for observer in list(self._observers):
-            # One of them may have taken out another.
+            # An observer may have removed another one.
             if observer in self._observers:
                 try:
-                    observer(*what, **more)
+                    observer(*news, **moreNews)
                 except BaseException:
                     # As a Deferred does with whatever its callbacks raise.
                     self._log.failure(

@@ -1,77 +1,81 @@
 """
-Those who wait for the same thing to happen.
+Deferreds that fire together: everybody who waits for one event gets one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail
 
 from ..errors import QueueFull
 
-__all__ = ["Waiters", "fire"]
+__all__ = ["Waiters"]
 
 
 class Waiters:
     """
-    Deferreds that fire together. To cancel one takes constant time, and
-    concerns no other.
+    Deferreds that fire together. Cancelling one of them takes constant time and
+    does not affect the others.
     """
 
-    __slots__ = ("_most", "_waiting", "_what")
+    __slots__ = ("_limit", "_waiting", "_what")
 
-    def __init__(self, most: int, what: str) -> None:
+    def __init__(self, limit: int, what: str) -> None:
         """
-        @param most: How many may wait.
-        @param what: What they wait for, in a few words.
+        @param limit: Maximum number of waiters.
+        @param what: What they wait for, for the error of one waiter too many:
+            C{"for the database to close"}.
         """
-        self._most = most
+        self._limit = limit
         self._what = what
         self._waiting: dict[Deferred[None], None] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __contains__(self, waiter: object) -> bool:
-        return waiter in self._waiting
-
     def wait(self) -> Deferred[None]:
         """
-        @return: One more Deferred; it fails with L{QueueFull} if too many are
-            waiting already.
+        Add a waiter.
+
+        @return: A Deferred that fires with the others; it fails with L{QueueFull}
+            if too many are waiting already.
         """
-        if len(self._waiting) >= self._most:
-            return fail(QueueFull(f"{self._most} wait already {self._what}"))
-        waiter: Deferred[None] = Deferred(self._leave)
+        if len(self._waiting) >= self._limit:
+            return fail(QueueFull(f"{self._limit} wait already {self._what}"))
+        waiter: Deferred[None] = Deferred(self._remove)
         self._waiting[waiter] = None
         return waiter
 
-    def takeAll(self) -> list[Deferred[None]]:
+    def takeAll(self) -> Waiters:
         """
-        Take out all who wait; those who come later wait for something else.
+        Move all waiters into a new object, to fire them later: those who begin to
+        wait in the meantime wait for the next event.
         """
-        taken = list(self._waiting)
-        self._waiting.clear()
+        taken = Waiters(self._limit, self._what)
+        taken._waiting, self._waiting = self._waiting, {}
         return taken
 
-    def _leave(self, waiter: Deferred[None]) -> None:
-        self._waiting.pop(waiter, None)
-
-
-def fire(
-    waiters: Iterable[Deferred[None]],
-    makeError: Callable[[], BaseException] | None = None,
-) -> None:
-    """
-    Fire those who are still waiting.
-
-    @param makeError: Makes the error for each; L{None} for success.
-    """
-    for waiter in waiters:
-        # The callback of one may have cancelled another.
-        if not waiter.called:
-            if makeError is None:
+    def succeed(self) -> None:
+        """
+        Fire all waiters with L{None}.
+        """
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting:
+            # The callback of one may have cancelled another.
+            if not waiter.called:
                 waiter.callback(None)
-            else:
+
+    def fail(self, makeError: Callable[[], BaseException]) -> None:
+        """
+        Fail all waiters.
+
+        @param makeError: Makes the error of each of them.
+        """
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting:
+            if not waiter.called:
                 waiter.errback(makeError())
+
+    def _remove(self, waiter: Deferred[None]) -> None:
+        self._waiting.pop(waiter, None)

@@ -15,11 +15,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..asyncmodule import IAnswering
-from ..queuing.waiters import (
-    Waiters,
-    fire,
-)
+from ..asyncmodule import ISettlesCalls
+from ..queuing.waiters import Waiters
 from .basestore import (
     BaseStore,
     Row,
@@ -90,7 +87,7 @@ _DIGITS: Final = re.compile(rb"[1-9][0-9]{0,17}")
 _SPECIAL: Final = re.compile(rb"[\\*?\[\]]")
 
 
-@implementer(ISessionStore, IAnswering)
+@implementer(ISessionStore, ISettlesCalls)
 class RedisSessionStore(BaseStore):
     """
     A store in Redis, version 5 or newer; no cluster.
@@ -200,7 +197,7 @@ class RedisSessionStore(BaseStore):
         """
         self._connection = None
         self._end()
-        fire(self._watches.takeAll())
+        self._watches.succeed()
 
     def _ended(self, connection: Connection) -> None:
         del self._connections[connection]

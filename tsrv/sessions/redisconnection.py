@@ -32,10 +32,7 @@ from twisted.python.failure import Failure
 from txredisapi import BaseRedisProtocol, InvalidResponse
 
 from ..errors import OutcomeUnknown
-from ..queuing.waiters import (
-    Waiters,
-    fire,
-)
+from ..queuing.waiters import Waiters
 from .redisanswers import (
     AWAY,
     LATER,
@@ -361,7 +358,7 @@ class Connection(BaseRedisProtocol):  # type: ignore[misc]
     def _end(self) -> None:
         self._ended = True
         self._onEnded(self)
-        fire(self._endings.takeAll())
+        self._endings.succeed()
 
 
 class _Only(Factory):

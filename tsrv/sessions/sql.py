@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..asyncmodule import IAnswering
+from ..asyncmodule import ISettlesCalls
 from ..databases import (
     Database,
     IDatabase,
@@ -71,7 +71,7 @@ def schemaOf(table: str = TABLE) -> Schema:
     )
 
 
-@implementer(ISessionStore, IAnswering)
+@implementer(ISessionStore, ISettlesCalls)
 class SQLSessionStore(BaseStore):
     """
     A store in a database whose schemas L{schemaOf} is one of.

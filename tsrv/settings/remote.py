@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..asyncmodule import IAsyncModule, INoted, NotInitialized
+from ..asyncmodule import IAsyncModule, IHasNote, NotInitialized
 from ..errors import Unavailable
 from .fetching import (
     Body,
@@ -94,7 +94,7 @@ class NotConfigured(ConfigurationRefused):
     """
 
 
-@implementer(IAsyncModule, INoted)
+@implementer(IAsyncModule, IHasNote)
 class RemoteConfig:
     """
     The settings at a URL.
@@ -251,7 +251,7 @@ class RemoteConfig:
 
     def note(self) -> str | None:
         """
-        @see: L{INoted.note}
+        @see: L{IHasNote.note}
         """
         if not self.stale:
             return None

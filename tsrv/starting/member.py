@@ -246,7 +246,7 @@ class Member:
             "losses": [
                 {
                     "lost": round(each.lost - (began or 0), 6),
-                    "healed": after(each.healed),
+                    "healed": after(each.recovered),
                     "kind": each.kind,
                     "error": each.error,
                 }
