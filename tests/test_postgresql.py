@@ -26,6 +26,8 @@ from tsrv.databases import (
 from tsrv.databases.postgresql import PostgreSQL
 from tsrv.demo.users import (
     SCHEMA,
+    NewUser,
+    UserPatch,
     Users,
 )
 from tsrv.errors import OutcomeUnknown
@@ -82,14 +84,15 @@ async def test_users_are_written_and_read(database: Any) -> None:
     """
     async with opened(database.url) as engine:
         users = Users(engine)  # type: ignore[arg-type]
-        made = await users.create("a", "e")
-        assert await users.get(made.id) == made
-        changed = await users.change(made.id, name="b")
+        made = await users.create(NewUser("a", "e"))
+        assert await users.get(made.user.id) == made
+        changed = await users.change(made.user.id, UserPatch(name="b"))
         assert changed is not None
-        assert (changed.name, changed.email, changed.version) == ("b", "e", 2)
-        assert await users.page(0, 10) == [changed]
-        assert await users.delete(made.id)
-        assert await users.get(made.id) is None
+        assert (changed.user.name, changed.user.email, changed.version) == ("b", "e", 2)
+        assert await users.change(made.user.id, UserPatch(name="c"), 1) is None
+        assert await users.page(0, 10) == [changed.user]
+        assert await users.delete(made.user.id, 2)
+        assert await users.get(made.user.id) is None
 
 
 @asynchronous

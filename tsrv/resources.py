@@ -18,10 +18,8 @@ from twisted.web.server import Request
 from .asyncmodule import NotInitialized
 from .databases import ConstraintViolated, UniqueViolated
 from .demo.openapi import Description
-from .demo.usersresource import (
-    UsersResource,
-    UserStore,
-)
+from .demo.userroutes import UsersResource
+from .demo.users import Users
 from .demo.visitors import (
     Login,
     Logout,
@@ -128,7 +126,7 @@ def putOperations(
 
 def makeRoot(
     speaker: Speaker,
-    users: UserStore | None = None,
+    users: Users | None = None,
     sessions: Sessions | None = None,
 ) -> AsyncResource:
     """

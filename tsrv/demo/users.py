@@ -1,22 +1,105 @@
 """
-The users: a table, and what can be asked of it.
+The users: a table in a database.
+
+Each struct is the only definition of what it stands for: it validates what
+clients send, encodes what they receive, and describes both in
+C{/openapi.json}.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final, NamedTuple
 
+from msgspec import UNSET, Meta, Struct, UnsetType
 from twisted.internet.defer import Deferred
 
-from ..databases import (
-    IDatabase,
-    Row,
-    Schema,
-    Statement,
-)
+from ..databases import IDatabase, Row, Schema, Statement
 
-__all__ = ["SCHEMA", "User", "Users"]
+__all__ = [
+    "LARGEST_ID",
+    "SCHEMA",
+    "NewUser",
+    "User",
+    "UserPatch",
+    "Users",
+    "VersionedUser",
+]
+
+LARGEST_ID: Final = 2**63 - 1
+"""
+The largest identifier that both databases can store.
+"""
+
+Id = Annotated[int, Meta(ge=1, le=LARGEST_ID, extra_json_schema={"format": "int64"})]
+
+# The lookahead keeps Python's $ from matching before a final newline.
+_END: Final = r"(?!\n)$"
+
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f]*"
+        r"[^\x00-\x20\x7f-\xa0\xad\u1680\u180e\u2000-\u200f\u2028-\u202f"
+        r"\u205f-\u2064\u3000\u3164\ufeff]"
+        r"[^\x00-\x1f\x7f-\x9f]*" + _END,
+        description="a visible character at least, and no control characters",
+        examples=["Ada"],
+    ),
+]
+
+Email = Annotated[
+    str,
+    Meta(
+        min_length=3,
+        max_length=254,
+        pattern=r"^[^\x00-\x20\x7f-\xa0@]+@[^\x00-\x20\x7f-\xa0@]+" + _END,
+        description="two parts with an @ between them, and no spaces",
+        examples=["ada@example.org"],
+    ),
+]
+
+
+class NewUser(Struct, frozen=True, forbid_unknown_fields=True):
+    """
+    A user without an identifier, as clients send it.
+    """
+
+    name: Name
+    email: Email
+
+
+class UserPatch(Struct, frozen=True, forbid_unknown_fields=True):
+    """
+    The fields of a user that a client changes.
+    """
+
+    name: Name | UnsetType = UNSET
+    email: Email | UnsetType = UNSET
+
+
+class User(Struct, frozen=True):
+    """
+    A user, as clients receive it.
+
+    @ivar id: The identifier, which is never used again.
+    @ivar email: The address, which no other user has.
+    """
+
+    id: Id
+    name: Name
+    email: Email
+
+
+class VersionedUser(NamedTuple):
+    """
+    A user, and the number of times that it was written.
+    """
+
+    user: User
+    version: int
+
 
 SCHEMA: Final = Schema(
     "users",
@@ -40,58 +123,30 @@ SCHEMA: Final = Schema(
     ],
 )
 
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """
-    One user.
-
-    @ivar id: A number that no other user has had or will have.
-    @ivar name: The name.
-    @ivar email: The address; no other user has the same now.
-    @ivar version: How often the user has been written.
-    """
-
-    id: int
-    name: str
-    email: str
-    version: int
-
-
-_COLUMNS: Final = "id, name, email, version"
-
-_GET: Final = Statement(f"SELECT {_COLUMNS} FROM users WHERE id = ?")  # noqa: S608
+_GET: Final = Statement("SELECT id, name, email, version FROM users WHERE id = ?")
 
 _PAGE: Final = Statement(
-    f"SELECT {_COLUMNS} FROM users WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
+    "SELECT id, name, email, version FROM users WHERE id > ? ORDER BY id LIMIT ?"
 )
 
 _CREATE: Final = Statement(
-    "INSERT INTO users (name, email) VALUES (?, ?) "  # noqa: S608
-    f"RETURNING {_COLUMNS}"
+    "INSERT INTO users (name, email) VALUES (?, ?) RETURNING id, name, email, version"
 )
 
 _CHANGE: Final = Statement(
-    "UPDATE users SET name = coalesce(?, name), email = coalesce(?, email), "  # noqa: S608
-    f"version = version + 1 WHERE id = ? RETURNING {_COLUMNS}"
+    "UPDATE users SET name = coalesce(?, name), email = coalesce(?, email), "
+    "version = version + 1 WHERE id = ? AND version = coalesce(?, version) "
+    "RETURNING id, name, email, version"
 )
 
-_CHANGE_VERSION: Final = Statement(
-    "UPDATE users SET name = coalesce(?, name), email = coalesce(?, email), "  # noqa: S608
-    f"version = version + 1 WHERE id = ? AND version = ? RETURNING {_COLUMNS}"
-)
-
-_DELETE: Final = Statement("DELETE FROM users WHERE id = ? RETURNING id")
-
-_DELETE_VERSION: Final = Statement(
-    "DELETE FROM users WHERE id = ? AND version = ? RETURNING id"
+_DELETE: Final = Statement(
+    "DELETE FROM users WHERE id = ? AND version = coalesce(?, version) RETURNING id"
 )
 
 
 class Users:
     """
-    The users in a database. What the database has to say of an error passes
-    through.
+    The users in a database. Errors of the database pass through.
     """
 
     def __init__(self, database: IDatabase) -> None:
@@ -100,77 +155,69 @@ class Users:
         """
         self._database = database
 
-    def get(self, number: int) -> Deferred[User | None]:
+    def get(self, number: int) -> Deferred[VersionedUser | None]:
         """
-        @param number: The number of a user.
-        @return: A Deferred of the user, or of L{None} if there is none.
+        Return a Deferred of a user, or of L{None} if it does not exist.
+
+        @param number: The identifier.
         """
-        return self._database.read(_GET, number).addCallback(_one)
+        return self._database.read(_GET, number).addCallback(_firstOf)
 
     def page(self, after: int, limit: int) -> Deferred[list[User]]:
         """
-        @param after: The number behind which to begin.
-        @param limit: How many users there may be.
-        @return: A Deferred of users, in the order of their numbers.
-        """
-        return self._database.read(_PAGE, after, limit).addCallback(_all)
+        Return a Deferred of users, in the order of their identifiers.
 
-    def create(self, name: str, email: str) -> Deferred[User]:
+        @param after: The identifier before the first one.
+        @param limit: Maximum number of users.
         """
-        @param name: The name.
-        @param email: The address.
-        @return: A Deferred of the new user; it fails with
-            L{ConstraintViolated<tsrv.databases.ConstraintViolated>} if
-            the address is in use.
+        return self._database.read(_PAGE, after, limit).addCallback(_allOf)
+
+    def create(self, user: NewUser) -> Deferred[VersionedUser]:
         """
-        return self._database.write(_CREATE, name, email).addCallback(_only)
+        Add a user.
+
+        @param user: The user.
+        @return: A Deferred of the user with its identifier. It fails with
+            L{tsrv.databases.UniqueViolated} if the address is in use.
+        """
+        created = self._database.write(_CREATE, user.name, user.email)
+        return created.addCallback(lambda rows: _versioned(rows[0]))
 
     def change(
-        self,
-        number: int,
-        name: str | None = None,
-        email: str | None = None,
-        version: int | None = None,
-    ) -> Deferred[User | None]:
+        self, number: int, change: UserPatch, version: int | None = None
+    ) -> Deferred[VersionedUser | None]:
         """
-        @param number: The number of a user.
-        @param name: The new name; L{None} leaves it as it is.
-        @param email: The new address; L{None} leaves it as it is.
-        @param version: The version that the user must still have; L{None} for
-            any.
-        @return: A Deferred of the user as it is now, or of L{None} if there is
-            no such user, or none of this version. It fails as that of
-            L{create}.
+        Change some fields of a user.
+
+        @param number: The identifier.
+        @param change: The new values.
+        @param version: The version that the user must have; L{None} for any.
+        @return: A Deferred of the changed user, or of L{None} if no user has
+            this identifier and version. It fails as that of L{create}.
         """
-        changed = (
-            self._database.write(_CHANGE, name, email, number)
-            if version is None
-            else self._database.write(_CHANGE_VERSION, name, email, number, version)
-        )
-        return changed.addCallback(_one)
+        name = None if change.name is UNSET else change.name
+        email = None if change.email is UNSET else change.email
+        changed = self._database.write(_CHANGE, name, email, number, version)
+        return changed.addCallback(_firstOf)
 
     def delete(self, number: int, version: int | None = None) -> Deferred[bool]:
         """
-        @param number: The number of a user.
-        @param version: The version that the user must still have; L{None} for
-            any.
-        @return: A Deferred of whether there was such a user.
+        Delete a user.
+
+        @param number: The identifier.
+        @param version: The version that the user must have; L{None} for any.
+        @return: A Deferred of whether a user had this identifier and version.
         """
-        deleted = (
-            self._database.write(_DELETE, number)
-            if version is None
-            else self._database.write(_DELETE_VERSION, number, version)
-        )
-        return deleted.addCallback(bool)
+        return self._database.write(_DELETE, number, version).addCallback(bool)
 
 
-def _one(rows: list[Row]) -> User | None:
-    return User(*rows[0]) if rows else None
+def _versioned(row: Row) -> VersionedUser:
+    return VersionedUser(User(*row[:3]), row[3])
 
 
-def _only(rows: list[Row]) -> User:
-    return User(*rows[0])
+def _firstOf(rows: list[Row]) -> VersionedUser | None:
+    return _versioned(rows[0]) if rows else None
 
 
-def _all(rows: list[Row]) -> list[User]:
-    return [User(*row) for row in rows]
+def _allOf(rows: list[Row]) -> list[User]:
+    return [User(*row[:3]) for row in rows]

@@ -151,14 +151,13 @@ class _Visitor(AsyncResource):
             try:
                 parsed = parse_qs(data, keep_blank_values=True, max_num_fields=10)
             except ValueError:
-                errors = [{"pointer": "", "detail": "has more than 10 fields"}]
-                raise Invalid("The form is not as it has to be", errors) from None
+                detail = "has more than 10 fields"
+                raise Invalid("Invalid form", "pointer", "", detail) from None
             fields = {name: values[0] for name, values in parsed.items()}
         elif types != [b""]:
-            body = readJSON(request, [_JSON], b"Accept-Post")
-            if not isinstance(body, dict):
-                errors = [{"pointer": "", "detail": "has to be an object"}]
-                raise Invalid("The body is not as it has to be", errors)
+            body = readJSON(
+                request, dict[str, object], "Invalid body", [_JSON], b"Accept-Post"
+            )
             fields = {k: v for k, v in body.items() if isinstance(v, str)}
         return session, fields, isForm
 
@@ -229,9 +228,8 @@ class Login(_Visitor):
         session, fields, isForm = await self._fields(request)
         name = fields.get("name", "").strip()
         if not (0 < len(name) <= _LONGEST and name.isprintable()):
-            detail = f"has to have 1 to {_LONGEST} characters that can be seen"
-            errors = [{"pointer": "/name", "detail": detail}]
-            raise Invalid("The name is not as it has to be", errors)
+            detail = f"must have 1 to {_LONGEST} visible characters"
+            raise Invalid("Invalid name", "pointer", "/name", detail)
         session.regenerate()
         session["name"] = name
         return _goTo(b"/me") if isForm else _answer({"name": name})

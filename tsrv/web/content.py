@@ -1,18 +1,20 @@
 """
-What a client sends: a body in JSON, and conditions on what is there already.
+What clients send: JSON bodies, queries and conditions.
 
-Errors say what is wrong and where, and never repeat what was sent.
+A L{msgspec.Struct} says what a body or a query looks like. The same struct
+validates it here and describes it in an OpenAPI document. An error names the
+JSON pointer or the parameter and the reason; it never repeats what was sent.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from http import HTTPStatus
-from math import isinf
-from typing import Any, Final, NoReturn
+from typing import Any, Final, TypeVar, cast
 
+import msgspec
 from twisted.web.server import Request
 
 from .problems import HTTPError
@@ -23,26 +25,39 @@ __all__ = [
     "NotJSON",
     "PreconditionFailed",
     "UnsupportedMediaType",
+    "isNotModified",
     "matchesAny",
     "readJSON",
+    "readQuery",
 ]
+
+_T = TypeVar("_T")
+
+MAX_CONTENT_TYPE_LENGTH: Final = 256
+"""
+Maximum length of a C{Content-Type} header, in bytes.
+"""
+
+MAX_CONDITION_LENGTH: Final = 4096
+"""
+Maximum length of an C{If-Match} or C{If-None-Match} header, in bytes.
+"""
 
 
 class UnsupportedMediaType(HTTPError):
     """
-    The body is of a kind that is not understood here.
+    The body has a media type that the resource does not accept.
     """
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
     def __init__(self, header: bytes, accepted: Sequence[str]) -> None:
         """
-        @param header: The name of the header that says what is accepted.
-        @param accepted: The media types that are.
+        @param header: The name of the header that lists the accepted types.
+        @param accepted: The accepted media types.
         """
-        listed = ", ".join(accepted)
-        super().__init__(f"The body has to be {' or '.join(accepted)}, in UTF-8")
-        self.headers = [(header, listed.encode("ascii"))]
+        super().__init__(f"The body must be {' or '.join(accepted)}, in UTF-8")
+        self.headers = [(header, ", ".join(accepted).encode("ascii"))]
 
 
 class EncodedContent(HTTPError):
@@ -59,38 +74,39 @@ class EncodedContent(HTTPError):
 
 class NotJSON(HTTPError):
     """
-    The body cannot be read.
+    The body is not JSON.
     """
 
     status = HTTPStatus.BAD_REQUEST
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, reason: str) -> None:
         """
-        @param why: What is wrong with it.
+        @param reason: What is wrong with the body.
         """
-        super().__init__(f"The body is not JSON: {why}")
+        super().__init__(f"The body is not JSON: {reason}")
 
 
 class Invalid(HTTPError):
     """
-    Parts of what was sent are not as they have to be.
+    A part of the request has an invalid value.
     """
 
     status = HTTPStatus.BAD_REQUEST
 
-    def __init__(self, sentence: str, errors: Iterable[Mapping[str, str]]) -> None:
+    def __init__(self, title: str, part: str, place: str, reason: str) -> None:
         """
-        @param sentence: What it is about.
-        @param errors: For each part a JSON pointer (RFC 6901) or the name of a
-            parameter, and what is wrong.
+        @param title: What is invalid, in a few words: C{Invalid user}.
+        @param part: C{"pointer"} or C{"parameter"}.
+        @param place: The JSON pointer (RFC 6901), or the name of the parameter.
+        @param reason: What is wrong there.
         """
-        super().__init__(sentence)
-        self.members = {"errors": list(errors)}
+        super().__init__(title)
+        self.members = {"errors": [{part: place, "detail": reason}]}
 
 
 class PreconditionFailed(HTTPError):
     """
-    What is there is not what the client takes it for.
+    The resource does not have the entity tag that the client expects.
     """
 
     status = HTTPStatus.PRECONDITION_FAILED
@@ -99,44 +115,27 @@ class PreconditionFailed(HTTPError):
         super().__init__("It has been changed since")
 
 
-_CHARSETS: Final = ("utf-8", "utf8")
-
-_LENGTH: Final = 256
-"""
-How long a C{Content-Type} may be that is worth reading.
-"""
-
-
-class _Twice(ValueError):
+def readJSON(
+    request: Request,
+    struct: type[_T],
+    title: str,
+    accepted: Sequence[str],
+    header: bytes,
+) -> _T:
     """
-    A member is there twice.
-    """
-
-
-class _NoNumber(ValueError):
-    """
-    What only looks like a number.
-    """
-
-
-class _TooLarge(ValueError):
-    """
-    A number would be infinite.
-    """
-
-
-def readJSON(request: Request, accepted: Sequence[str], header: bytes) -> Any:
-    """
-    Read the body of a request, which does not keep it any longer.
+    Read and validate the body of a request, and release its memory.
 
     @param request: The request.
-    @param accepted: The media types that are accepted.
-    @param header: The header that tells these to who has sent another:
+    @param struct: The type of the body, a L{msgspec.Struct}.
+    @param title: The title of the error if the body is invalid.
+    @param accepted: The accepted media types.
+    @param header: The name of the header that lists them in a 415 response:
         C{Accept-Post}, C{Accept-Patch} or C{Accept}.
-    @return: What JSON makes of it.
-    @raise UnsupportedMediaType: It is of another type.
-    @raise EncodedContent: It is compressed.
-    @raise NotJSON: It cannot be read.
+    @return: The body.
+    @raise UnsupportedMediaType: The body has another media type.
+    @raise EncodedContent: The body is compressed.
+    @raise NotJSON: The body is not JSON.
+    @raise Invalid: The body does not match the struct.
     """
     headers = request.requestHeaders
     types = headers.getRawHeaders(b"Content-Type", [])
@@ -150,86 +149,123 @@ def readJSON(request: Request, accepted: Sequence[str], header: bytes) -> Any:
     data = content.read()
     content.close()
     try:
-        return _DECODER.decode(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise NotJSON("it is not UTF-8") from None
-    except _Twice:
-        raise NotJSON("an object has two members of one name") from None
-    except _NoNumber:
-        raise NotJSON("NaN and Infinity are no numbers") from None
-    except _TooLarge:
-        raise NotJSON("a number is too large") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise NotJSON(f"it cannot be understood at {where}") from None
+        return cast(_T, _decoderOf(cast(Any, struct)).decode(data))
+    except msgspec.ValidationError as error:
+        place, reason = _explain(struct, str(error))
+        raise Invalid(title, "pointer", place, reason) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NotJSON(_jsonError(str(error))) from None
     except RecursionError:
         raise NotJSON("it is nested too deeply") from None
-    except ValueError:
-        # Python reads no integers of thousands of digits.
-        raise NotJSON("a number is too long") from None
+
+
+def readQuery(request: Request, struct: type[_T]) -> _T:
+    """
+    Read and validate the parameters in the query of a request.
+
+    @param request: The request.
+    @param struct: The parameters, a L{msgspec.Struct}. Others are ignored.
+    @return: The parameters.
+    @raise Invalid: A parameter is repeated or has an invalid value.
+    """
+    query: dict[str, str] = {}
+    arguments: dict[bytes, list[bytes]] = request.args or {}
+    for name in _fieldNames(struct):
+        values = arguments.get(name.encode("ascii"), [])
+        if len(values) > 1:
+            raise Invalid("Invalid query", "parameter", name, "is repeated")
+        if values:
+            query[name] = values[0].decode("utf-8", "replace")
+    try:
+        return msgspec.convert(query, struct, strict=False)
+    except msgspec.ValidationError as error:
+        place, reason = _explain(struct, str(error))
+        parameter = place.removeprefix("/")
+        raise Invalid("Invalid query", "parameter", parameter, reason) from None
+
+
+# A decoder is expensive to make.
+_decoderOf: Final = lru_cache(maxsize=64)(msgspec.json.Decoder)
+
+
+def _fieldNames(struct: Any) -> list[str]:
+    return [field.encode_name for field in msgspec.structs.fields(struct)]
+
+
+_PLACE: Final = re.compile(r" - at `\$(.*)`\Z")
+
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
+
+_POSITION: Final = re.compile(r".*: ([a-z0-9 -]+) \(byte (\d+)\)\Z")
+
+
+def _explain(struct: type[Any], message: str) -> tuple[str, str]:
+    """
+    Turn a message of msgspec into a JSON pointer and a reason, without the
+    parts that repeat what was sent.
+    """
+    found = _PLACE.search(message)
+    place = found[1].replace(".", "/").replace("[", "/").rstrip("]") if found else ""
+    message = _PLACE.sub("", message)
+    if (missing := _MISSING.match(message)) is not None:
+        return f"{place}/{missing[1]}", "is missing"
+    if "unknown field" in message:
+        known = " and ".join(_fieldNames(struct))
+        return place, f"has members other than {known}"
+    if "matching regex" in message:
+        return place, _descriptionOf(struct, place)
+    if message.startswith("Expected") or message.endswith("out of range"):
+        return place, message.replace("`", "")
+    return place, "is invalid"
+
+
+def _descriptionOf(struct: type[Any], pointer: str) -> str:
+    """
+    Return the description of a field, which says in words what its pattern is.
+    """
+    schema = msgspec.json.schema(struct)["$defs"][struct.__name__]
+    field = schema["properties"].get(pointer.removeprefix("/"), {})
+    return (
+        f"must be: {field['description']}" if "description" in field else "is invalid"
+    )
+
+
+def _jsonError(message: str) -> str:
+    if (found := _POSITION.match(message)) is not None:
+        return f"{found[1]} at byte {found[2]}"
+    return "it is truncated" if "truncated" in message else "it is not UTF-8"
 
 
 def _isAccepted(contentType: bytes, accepted: Sequence[str]) -> bool:
     if contentType == b"application/json":
         return "application/json" in accepted
-    if len(contentType) > _LENGTH:
+    if len(contentType) > MAX_CONTENT_TYPE_LENGTH:
         return False
     kind, *parameters = contentType.decode("latin-1").lower().split(";")
     for parameter in parameters:
         name, _, value = parameter.strip().partition("=")
-        if name == "charset" and value.strip('"') not in _CHARSETS:
+        if name == "charset" and value.strip('"') not in ("utf-8", "utf8"):
             return False
     return kind.strip() in accepted
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise _Twice
-    return members
-
-
-def _noNumber(name: str) -> NoReturn:
-    raise _NoNumber
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if isinf(number):
-        raise _TooLarge
-    return number
-
-
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_once, parse_constant=_noNumber, parse_float=_finite
-)
-
 # A list may have empty members, which mean nothing.
 _TAGS: Final = re.compile(r'[ \t,]*(W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
-
-_MOST_TAGS: Final = 4096
-"""
-How long a list of tags may be that is worth reading.
-"""
 
 
 def matchesAny(conditions: Sequence[bytes], tag: str, *, weakly: bool) -> bool:
     """
-    Compare the tag of what is there with those that a client has named, as RFC
-    9110, 8.8.3.2, has it.
+    Compare an entity tag with those of a condition (RFC 9110, 8.8.3.2).
 
-    @param conditions: The headers C{If-Match} or C{If-None-Match}.
-    @param tag: The entity tag of what is there; with its quotes, and not weak.
+    @param conditions: The values of C{If-Match} or C{If-None-Match}.
+    @param tag: The strong entity tag of the resource, with its quotes.
     @param weakly: Whether a weak tag of the client matches too.
-    @return: Whether it is among them. What cannot be understood matches
-        nothing.
+    @return: Whether the tag is listed. Malformed conditions match nothing.
     """
     listed = b",".join(conditions).decode("latin-1").strip()
-    if listed == "*":
+    if listed in ("*", tag):
         return True
-    if listed == tag:
-        return True
-    if len(listed) > _MOST_TAGS:
+    if len(listed) > MAX_CONDITION_LENGTH:
         return False
     at = 0
     while at < len(listed):
@@ -240,3 +276,14 @@ def matchesAny(conditions: Sequence[bytes], tag: str, *, weakly: bool) -> bool:
             return True
         at = found.end()
     return False
+
+
+def isNotModified(request: Request, tag: str) -> bool:
+    """
+    Return whether the client has the current representation already.
+
+    @param request: A GET or HEAD request.
+    @param tag: The strong entity tag of the resource, with its quotes.
+    """
+    known = request.requestHeaders.getRawHeaders(b"If-None-Match")
+    return bool(known) and matchesAny(known or [], tag, weakly=True)

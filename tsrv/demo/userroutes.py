@@ -1,0 +1,307 @@
+"""
+C{/users} and C{/users/ID}.
+
+The entity tag of a user is the version that the database counts. A conditional
+change is a compare and swap: the condition is checked, then the user is changed
+only if it still has the version that was checked. If it has not, the condition
+is checked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from hashlib import blake2b
+from http import HTTPStatus
+from typing import Annotated, Final, TypeVar
+
+from msgspec import Meta, Struct
+from msgspec.json import Encoder
+from twisted.internet.defer import Deferred
+from twisted.web.resource import Resource
+from twisted.web.server import Request
+
+from ..web.content import (
+    PreconditionFailed,
+    isNotModified,
+    matchesAny,
+    readJSON,
+    readQuery,
+)
+from ..web.problems import HTTPError
+from ..web.responses import AsyncResource, Response, respond
+from .users import LARGEST_ID, NewUser, User, UserPatch, Users, VersionedUser
+
+__all__ = [
+    "MAX_USERS_PER_PAGE",
+    "MERGE_PATCH",
+    "PageQuery",
+    "UserNotFound",
+    "UserResource",
+    "UsersResource",
+]
+
+_T = TypeVar("_T")
+
+MAX_USERS_PER_PAGE: Final = 1_000
+"""
+Maximum number of users in one response.
+"""
+
+MERGE_PATCH: Final = "application/merge-patch+json"
+"""
+The media type of RFC 7396.
+"""
+
+_JSON: Final = "application/json"
+
+_INVALID: Final = "Invalid user"
+
+
+class PageQuery(Struct, frozen=True):
+    """
+    The query of C{/users}.
+    """
+
+    after: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=LARGEST_ID,
+            description="The identifier before the first user.",
+            extra_json_schema={"format": "int64"},
+        ),
+    ] = 0
+    limit: Annotated[
+        int, Meta(ge=1, le=MAX_USERS_PER_PAGE, description="Maximum number of users.")
+    ] = MAX_USERS_PER_PAGE
+
+
+class UserNotFound(HTTPError):
+    """
+    No user has this identifier.
+    """
+
+    status = HTTPStatus.NOT_FOUND
+
+    def __init__(self) -> None:
+        super().__init__("User not found")
+
+
+_encode: Final = Encoder().encode
+
+
+def _userResponse(found: VersionedUser) -> Response:
+    tag = b'"%d"' % found.version
+    return Response(_encode(found.user), b"application/json", headers=[(b"ETag", tag)])
+
+
+def _createdResponse(created: VersionedUser) -> Response:
+    response = _userResponse(created)
+    response.status = 201
+    location = b"/users/%d" % created.user.id
+    response.headers = [*response.headers, (b"Location", location)]
+    return response
+
+
+class _DescribedResource(AsyncResource):
+    """
+    A resource whose response to OPTIONS lists its methods and media types.
+    """
+
+    accepts: tuple[bytes, bytes]
+
+    def render_OPTIONS(self, request: Request) -> Response:
+        """
+        List the methods and the accepted media types.
+        """
+        allowed = ", ".join(self._allowed()).encode("ascii")
+        return Response(b"", b"", 204, [(b"Allow", allowed), self.accepts])
+
+
+class UsersResource(_DescribedResource):
+    """
+    C{/users}: all users.
+    """
+
+    accepts = (b"Accept-Post", _JSON.encode())
+
+    def __init__(self, users: Users) -> None:
+        """
+        @param users: The users.
+        """
+        super().__init__()
+        self._users = users
+
+    def render_GET(self, request: Request) -> Deferred[Response]:
+        """
+        List users, in the order of their identifiers.
+        """
+        query = readQuery(request, PageQuery)
+        # One more, to know whether there is another page.
+        users = self._users.page(query.after, query.limit + 1)
+        return users.addCallback(_pageResponse, query.limit, request)
+
+    def render_POST(self, request: Request) -> Deferred[Response]:
+        """
+        Add a user.
+        """
+        user = readJSON(request, NewUser, _INVALID, [_JSON], b"Accept-Post")
+        return self._users.create(user).addCallback(_createdResponse)
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """
+        Return the resource of one user.
+        """
+        # At most 19 digits, without leading zeros: other texts are no identifiers.
+        if path.isdigit() and len(path) <= 19 and path[0] != ord("0"):
+            number = int(path)
+            if number <= LARGEST_ID:
+                return UserResource(self._users, number)
+        return _MissingUser()
+
+
+def _pageResponse(users: list[User], limit: int, request: Request) -> Response:
+    headers = []
+    if len(users) > limit:
+        users = users[:limit]
+        link = b'</users?after=%d&limit=%d>; rel="next"' % (users[-1].id, limit)
+        headers.append((b"Link", link))
+    body = _encode(users)
+    tag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
+    headers.append((b"ETag", tag.encode("ascii")))
+    if isNotModified(request, tag):
+        return Response(b"", b"", 304, headers)
+    return Response(body, b"application/json", headers=headers)
+
+
+class UserResource(_DescribedResource):
+    """
+    C{/users/ID}: one user.
+    """
+
+    route = "/users/{id}"
+
+    accepts = (b"Accept-Patch", f"{MERGE_PATCH}, {_JSON}".encode())
+
+    def __init__(self, users: Users, number: int) -> None:
+        """
+        @param users: The users.
+        @param number: The identifier of this one.
+        """
+        super().__init__()
+        self._users = users
+        self._number = number
+
+    def render_GET(self, request: Request) -> Deferred[Response]:
+        """
+        Show the user.
+        """
+        return self._users.get(self._number).addCallback(_foundResponse, request)
+
+    def render_PUT(self, request: Request) -> Deferred[Response]:
+        """
+        Replace the fields of the user.
+        """
+        user = readJSON(request, NewUser, _INVALID, [_JSON], b"Accept")
+        return self._change(request, UserPatch(user.name, user.email))
+
+    def render_PATCH(self, request: Request) -> Deferred[Response]:
+        """
+        Replace some fields of the user (RFC 7396).
+        """
+        accepted = [MERGE_PATCH, _JSON]
+        patch = readJSON(request, UserPatch, _INVALID, accepted, b"Accept-Patch")
+        return self._change(request, patch)
+
+    def render_DELETE(self, request: Request) -> Deferred[Response]:
+        """
+        Delete the user.
+        """
+        delete = partial(self._users.delete, self._number)
+        deleted = Deferred.fromCoroutine(self._ifConditionsHold(request, delete))
+        return deleted.addCallback(lambda _: Response(b"", b"", 204))
+
+    def _change(self, request: Request, patch: UserPatch) -> Deferred[Response]:
+        def change(version: int | None) -> Deferred[VersionedUser | None]:
+            if patch == UserPatch():
+                # An empty patch must not make a new version.
+                return self._users.get(self._number)
+            return self._users.change(self._number, patch, version)
+
+        changed = Deferred.fromCoroutine(self._ifConditionsHold(request, change))
+        return changed.addCallback(_userResponse)
+
+    async def _ifConditionsHold(
+        self, request: Request, change: Callable[[int | None], Awaitable[_T | None]]
+    ) -> _T:
+        """
+        Change the user under the conditions of the request.
+
+        @param change: Changes the user if it has the given version, and returns
+            something true if it did.
+        @return: What C{change} returned.
+        """
+        while True:
+            version = await self._versionToChange(request)
+            changed = await change(version)
+            if changed:
+                return changed
+            if version is None:
+                raise UserNotFound
+            # Somebody else changed the user after the conditions were checked.
+
+    async def _versionToChange(self, request: Request) -> int | None:
+        """
+        Check the conditions of the request.
+
+        @return: The version that was checked; L{None} if any version will do.
+        """
+        match = _conditions(request, b"If-Match")
+        noneMatch = _conditions(request, b"If-None-Match")
+        if match == [b"*"] or not (match or noneMatch):
+            return None
+        found = await self._users.get(self._number)
+        if found is None:
+            raise UserNotFound
+        tag = f'"{found.version}"'
+        if match:
+            holds = matchesAny(match, tag, weakly=False)
+        else:
+            holds = not matchesAny(noneMatch, tag, weakly=True)
+        if not holds:
+            raise PreconditionFailed
+        return found.version
+
+
+def _conditions(request: Request, name: bytes) -> Sequence[bytes]:
+    return request.requestHeaders.getRawHeaders(name) or []
+
+
+def _foundResponse(found: VersionedUser | None, request: Request) -> Response:
+    if found is None:
+        raise UserNotFound
+    tag = f'"{found.version}"'
+    match = _conditions(request, b"If-Match")
+    if match and not matchesAny(match, tag, weakly=False):
+        raise PreconditionFailed
+    if isNotModified(request, tag):
+        return Response(b"", b"", 304, [(b"ETag", tag.encode("ascii"))])
+    return _userResponse(found)
+
+
+class _MissingUser(AsyncResource):
+    """
+    C{/users/ID} with an identifier that no user can have.
+    """
+
+    route = "/users/{id}"
+
+    def render(self, request: Request) -> int:
+        """
+        Respond with 404 to every method.
+        """
+        return respond(request, self._refuseUser)
+
+    def _refuseUser(self, request: Request) -> Response:
+        raise UserNotFound
