@@ -67,7 +67,7 @@ class Books(AsyncResource):
         accepted = [JSON, "a/b+json"]
         book = readJSON(request, Book, "Invalid book", accepted, b"Accept-Post")
         self.read.append(book)
-        self.heldBytes.append(getattr(request.site, "contents", -1))
+        self.heldBytes.append(getattr(request.site, "bodyBytes", -1))
         return text("read")
 
     def render_GET(self, request: Request) -> Response:

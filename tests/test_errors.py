@@ -46,7 +46,7 @@ from tsrv.web.responses import (
 from tsrv.web.site import Site
 
 from .support import Refused, Trouble
-from .websupport import Answer, Peer, Teller, answersIn, ask, logged, textsOf
+from .websupport import Answer, Peer, Teller, ask, logged, textsOf
 
 SAY = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -149,7 +149,7 @@ def test_who_does_not_prefer_text_gets_a_problem(accept: str) -> None:
     reason to fail, least of all while telling of an error.
     """
     headers = {"Accept": accept.encode("latin-1")}
-    answer = ask(makeRoot(Teller()), "/nowhere", headers=headers)  # type: ignore[arg-type]
+    answer = ask(makeRoot(Teller()), "/nowhere", headers=headers)
     assert answer.status == 404
     assert problemIn(answer)["error"] == "Route not found"
 
@@ -222,7 +222,7 @@ def test_no_accept_header_breaks_an_error(accept: bytes) -> None:
     not ours.
     """
     problem = Problem(HTTPError.status, "Sorry")
-    sent = problem.encode(accept)
+    sent = problem.respond([accept])
     if sent.contentType.startswith(b"text/plain"):
         assert sent.body == b"Sorry"
     elif sent.contentType.startswith(b"text/html"):
@@ -353,20 +353,6 @@ def test_an_error_that_is_too_late_is_logged_all_the_same(
     assert peer.transport.aborted is (path == b"/begun")
     peer.leave()
     clock.advance(0)
-
-
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-def test_the_server_itself_has_one_method(method: str, clock: Clock) -> None:
-    """
-    Twisted's own refusal says nothing to those who read it.
-    """
-    peer = Peer(Site(AsyncResource(), clock), clock)
-    peer.send(method.encode() + b" * HTTP/1.1\r\nHost: test\r\n\r\n")
-    (answer,) = answersIn(peer.received, bodies=method != "HEAD")
-    assert (answer.status, answer.headers["allow"]) == (405, "OPTIONS")
-    if method != "HEAD":
-        assert problemIn(answer)["error"] == "Method not allowed, only OPTIONS"
-    peer.leave()
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from zope.interface import implementer
 from tsrv import QueuingWrapper
 from tsrv.web.requestid import (
     addRequestId,
-    currentId,
-    identified,
-    idFor,
+    currentRequestId,
+    requestIdFor,
+    withRequestId,
 )
 from tsrv.web.responses import (
     AsyncResource,
@@ -124,7 +124,7 @@ def test_what_makes_no_sense_as_a_name_is_none(names: list[str]) -> None:
     It stands in the log, where it must not be taken for anything else.
     """
     headers = Headers({ID.encode(): [name.encode() for name in names]})
-    made = [idFor(headers) for _ in range(2)]
+    made = [requestIdFor(headers) for _ in range(2)]
     assert all(len(each) == 24 and int(each, 16) for each in made)
     assert made[0] != made[1]
 
@@ -142,7 +142,7 @@ def test_every_response_has_it(clock: Clock) -> None:
                 return Response(b"", b"", 304)
             return text("found")
 
-    site = Site(Answers(), clock, mostContent=10)
+    site = Site(Answers(), clock, maxBodyBytes=10)
     head = b"Host: test\r\nX-Request-ID: mine\r\n"
     for data, status in [
         (b"GET / HTTP/1.1\r\n" + head + b"\r\n", 200),
@@ -158,7 +158,7 @@ def test_every_response_has_it(clock: Clock) -> None:
     for data, status in [
         (b"GET / HTTP/1.1\r\n" + head + b"A: b\r\nX: " + b"x" * 20_000, 431),
         (b"GET / HTTP/1.1\r\n" + head + b"Host: other\r\n\r\n", 400),
-        (b"GET * HTTP/1.1\r\n" + head + b"\r\n", 405),
+        (b"GET * HTTP/1.1\r\n" + head + b"\r\n", 400),
         (b"OPTIONS * HTTP/1.1\r\n" + head + b"\r\n", 200),
         (b"GET " + b"x" * 20_000, 414),
     ]:
@@ -189,7 +189,7 @@ def test_a_refusal_is_in_the_form_that_is_asked_for(clock: Clock) -> None:
     """
     What is known of the request by then is respected.
     """
-    peer = Peer(Site(AsyncResource(), clock, mostContent=10), clock)
+    peer = Peer(Site(AsyncResource(), clock, maxBodyBytes=10), clock)
     peer.send(
         b"PUT / HTTP/1.1\r\nHost: test\r\nAccept: text/plain\r\n"
         b"Content-Length: 11\r\n\r\n"
@@ -278,7 +278,7 @@ def test_a_command_that_was_queued_logs_for_its_request(clock: Clock) -> None:
         "[speaker#info,r1] answered",
     ]
     assert [event.get("requestId") for event in lines.events][2:4] == [None, "r0"]
-    assert currentId.get() is None
+    assert currentRequestId.get() is None
     for peer in peers:
         peer.leave()
 
@@ -313,14 +313,14 @@ def test_an_error_is_logged_for_its_own_request(
     @implementer(ILogObserver)
     class Look:
         def __call__(self, event: LogEvent) -> None:
-            named.append(currentId.get())
+            named.append(currentRequestId.get())
 
     failing, look = Failing(), Look()
     peer = Peer(Site(failing, clock), clock)
     peer.send(request(b"mine", path))
     globalLogPublisher.addObserver(look)
     try:
-        with identified("another's"):
+        with withRequestId("another's"):
             failing.answers[0].errback(Trouble("no"))
     finally:
         globalLogPublisher.removeObserver(look)
@@ -359,7 +359,7 @@ def test_what_is_given_up_is_logged_for_who_has_left(clock: Clock) -> None:
     assert [text for text in textsOf(events) if "left" in text] == [
         "After the client left: Trouble: halfway"
     ] * 2
-    assert currentId.get() is None
+    assert currentRequestId.get() is None
 
 
 def test_requests_of_one_connection_are_told_apart(clock: Clock) -> None:
@@ -381,7 +381,7 @@ def test_requests_of_one_connection_are_told_apart(clock: Clock) -> None:
     assert [event["requestId"] for event in lines.events] == [
         name for name in ("r0", "r1", made) for _ in range(3)
     ]
-    assert currentId.get() is None
+    assert currentRequestId.get() is None
     peer.leave()
 
 
@@ -411,7 +411,7 @@ def test_what_others_log_is_named_too(event: LogEvent, system: str) -> None:
     """
     What was there before stays readable.
     """
-    with identified("mine"):
+    with withRequestId("mine"):
         addRequestId(event)
     assert event["log_system"] == system
     assert event["requestId"] == "mine"

@@ -124,7 +124,7 @@ def makeSite(clock: Clock, *, accessLog: bool = False) -> tuple[Echo, Site]:
     Make a site whose time the test controls.
     """
     echo = Echo()
-    return echo, Site(echo, clock, accessLog=accessLog, mostContent=MOST)
+    return echo, Site(echo, clock, accessLog=accessLog, maxBodyBytes=MOST)
 
 
 async def check(served: Served) -> None:
@@ -210,6 +210,7 @@ WRONG: list[tuple[str, bytes, int]] = [
     ("other URL", b"GET ftp://x/ HTTP/1.1\r\nHost: test\r\n\r\n", 400),
     ("URL with something before", b"GET ahttp://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     ("authority", b"CONNECT test:80 HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+    ("a star that is not OPTIONS", GET.replace(b"/ ", b"* ", 1), 400),
     ("two lengths", GET[:-2] + b"Content-Length: 1\r\n" * 2 + b"\r\nx", 400),
     ("length and chunks", CHUNKED[:-2] + b"Content-Length: 3\r\n\r\n0\r\n\r\n", 400),
     ("unknown encoding", GET[:-2] + b"Transfer-Encoding: gzip\r\n\r\n", 400),
@@ -246,7 +247,7 @@ async def test_what_is_wrong_is_refused_once_and_clearly(
 
     echo = Echo()
     with logged() as events:
-        async with serving(Site(echo, reactor, mostContent=MOST)) as served:
+        async with serving(Site(echo, reactor, maxBodyBytes=MOST)) as served:
             wire = await served.connect(data)
             received = await wire.whenReceived(b"}")
             (answer,) = answersIn(received)
@@ -373,7 +374,7 @@ def test_a_long_body_does_not_reach_the_disk(clock: Clock) -> None:
             contents.append(request.content)
             return text("kept")
 
-    peer = Peer(Site(Keep(), clock, mostContent=1_000_000), clock)
+    peer = Peer(Site(Keep(), clock, maxBodyBytes=1_000_000), clock)
     peer.send(post(500_000) + b"x" * 500_000)
     peer.send(CHUNKED + chunk(b"x" * 500_000) + chunk(b""))
     assert [answer.body for answer in peer.answers] == [b"kept"] * 2
@@ -406,23 +407,23 @@ def test_all_bodies_together_have_a_bound(clock: Clock) -> None:
     Ten thousand requests may be held, and each of them may have a long body.
     """
     resource = Holds()
-    site = Site(resource, clock, mostContents=100)
+    site = Site(resource, clock, maxTotalBodyBytes=100)
     peers = [Peer(site, clock) for _ in range(3)]
     peers[0].send(post(60) + b"x" * 60)
     peers[1].send(CHUNKED + chunk(b"x" * 40))
-    assert site.contents == 100
+    assert site.bodyBytes == 100
     peers[1].send(chunk(b"x"))
     (answer,) = peers[1].answers
     assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert answer.headers["retry-after"] == "1"
     assert json.loads(answer.body)["error"] == "Too much is waiting already"
-    assert site.contents == 60
+    assert site.bodyBytes == 60
     peers[2].send(CHUNKED + chunk(b"x" * 40) + chunk(b""))
-    assert site.contents == 100
+    assert site.bodyBytes == 100
     resource.held[0].callback(text("done"))
-    assert site.contents == 40
+    assert site.bodyBytes == 40
     peers[2].leave()
-    assert site.contents == 0
+    assert site.bodyBytes == 0
     for peer in peers:
         peer.leave()
     clock.advance(10)
@@ -432,12 +433,12 @@ def test_a_body_for_which_there_is_no_room_is_not_waited_for(clock: Clock) -> No
     """
     Who asks whether to send it is told so before.
     """
-    site = Site(Holds(), clock, mostContents=100)
+    site = Site(Holds(), clock, maxTotalBodyBytes=100)
     holding, asking = Peer(site, clock), Peer(site, clock)
     holding.send(post(60) + b"x" * 60)
     asking.send(post(41, b"Expect: 100-continue"))
     (answer,) = asking.answers
-    assert (answer.status, site.contents) == (503, 60)
+    assert (answer.status, site.bodyBytes) == (503, 60)
     holding.leave()
     asking.leave()
 
@@ -448,17 +449,17 @@ def test_what_is_sent_ahead_is_kept_within_the_same_bound(clock: Clock) -> None:
     response to what came before.
     """
     resource = Holds()
-    site = Site(resource, clock, mostContents=200)
+    site = Site(resource, clock, maxTotalBodyBytes=200)
     peer = Peer(site, clock)
     peer.send(post(90) + b"x" * 90)
     peer.send(GET[:20])
-    assert site.contents == 110
+    assert site.bodyBytes == 110
     peer.send(GET[20:] + b"x" * 90)
-    assert site.contents == 90
+    assert site.bodyBytes == 90
     resource.held[0].callback(text("done"))
     (answer,) = peer.answers
     assert (answer.status, answer.headers["connection"]) == (200, "close")
-    assert site.contents == 0
+    assert site.bodyBytes == 0
     peer.leave()
     clock.advance(10)
 
@@ -468,10 +469,10 @@ def test_what_comes_with_the_end_of_a_body_is_kept_within_it_too(clock: Clock) -
     The network puts together what was sent one after the other.
     """
     resource = Holds()
-    site = Site(resource, clock, mostContents=200)
+    site = Site(resource, clock, maxTotalBodyBytes=200)
     peer = Peer(site, clock)
     peer.send(post(90) + b"x" * 90 + GET * 5)
-    assert site.contents == 90
+    assert site.bodyBytes == 90
     resource.held[0].callback(text("done"))
     (answer,) = peer.answers
     assert (answer.status, answer.headers["connection"]) == (200, "close")
@@ -484,11 +485,11 @@ def test_what_is_answered_at_once_is_not_ahead_of_anything(clock: Clock) -> None
     There is nothing to keep then, however much came together.
     """
     echo = Echo()
-    site = Site(echo, clock, mostContents=200)
+    site = Site(echo, clock, maxTotalBodyBytes=200)
     peer = Peer(site, clock)
     peer.send(post(90) + b"x" * 90 + GET * 5)
     assert [answer.status for answer in peer.answers] == [200] * 6
-    assert site.contents == 0
+    assert site.bodyBytes == 0
     peer.leave()
 
 
@@ -497,15 +498,15 @@ def test_a_body_has_the_room_of_the_one_before(clock: Clock) -> None:
     Who sends one after the other has never two of them here.
     """
     resource = Holds()
-    site = Site(resource, clock, mostContents=160)
+    site = Site(resource, clock, maxTotalBodyBytes=160)
     peer = Peer(site, clock)
     peer.send(post(80) + b"x" * 80 + post(80))
     resource.held[0].callback(text("done"))
     peer.send(b"x" * 80)
-    assert site.contents == 80
+    assert site.bodyBytes == 80
     resource.held[1].callback(text("done"))
     assert [answer.status for answer in peer.answers] == [200, 200]
-    assert site.contents == 0
+    assert site.bodyBytes == 0
     peer.leave()
 
 
@@ -519,7 +520,7 @@ def test_no_byte_of_a_body_is_forgotten_or_counted_twice(
     """
     clock = Clock()
     resource = Holds()
-    site = Site(resource, clock, mostContent=50, mostContents=300)
+    site = Site(resource, clock, maxBodyBytes=50, maxTotalBodyBytes=300)
     peers = [Peer(site, clock) for _ in range(3)]
     for who, what, size in steps:
         peer = peers[who]
@@ -541,11 +542,11 @@ def test_no_byte_of_a_body_is_forgotten_or_counted_twice(
         else:
             peer.leave()
             peers[who] = Peer(site, clock)
-        assert 0 <= site.contents <= site.mostContents
+        assert 0 <= site.bodyBytes <= site.maxTotalBodyBytes
     for peer in peers:
         peer.leave()
     clock.advance(10)
-    assert site.contents == 0
+    assert site.bodyBytes == 0
 
 
 # What is unusual, but right.
@@ -1270,4 +1271,4 @@ def test_a_held_request_keeps_little(clock: Clock) -> None:
     """
     Of ten thousand requests that are held, each keeps its body.
     """
-    assert Site(Echo(), clock).mostContent == 64 * 1024
+    assert Site(Echo(), clock).maxBodyBytes == 64 * 1024

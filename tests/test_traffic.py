@@ -117,7 +117,7 @@ def serve(clock: Clock) -> tuple[Traffic, Pages, AsyncResource, Site]:
     root.putChild(b"pages", pages)
     root.putChild(b"users", Users())
     root.putChild(b"plain", Plain())
-    return traffic, pages, root, Site(root, clock, mostContent=MOST, traffic=traffic)
+    return traffic, pages, root, Site(root, clock, maxBodyBytes=MOST, traffic=traffic)
 
 
 def req(path: bytes, method: bytes = b"GET", more: bytes = b"") -> bytes:
@@ -462,7 +462,7 @@ def test_who_does_not_count_has_nothing_to_do_with_it(clock: Clock) -> None:
     Without a Traffic requests are of the class that they have always been.
     """
     site = Site(AsyncResource(), clock)
-    assert not hasattr(site.requestFactory, "begun")
+    assert not hasattr(site.requestFactory, "startTime")
     peer = Peer(site, clock)
     peer.send(req(b"/x"))
     assert [answer.status for answer in peer.answers] == [404]

@@ -274,7 +274,7 @@ def assemble(
         Site,
         reactor=reactor,
         accessLog=options["access-log"],
-        mostContent=_BODY,
+        maxBodyBytes=_BODY,
         traffic=traffic,
         development=options["development"],
         knownErrors=KNOWN_ERRORS,

@@ -115,7 +115,7 @@ class _DescribedResource(AsyncResource):
         """
         List the methods and the accepted media types.
         """
-        allowed = ", ".join(self._allowed()).encode("ascii")
+        allowed = ", ".join(self.supportedMethods()).encode("ascii")
         return Response(b"", b"", 204, [(b"Allow", allowed), self.accepts])
 
 

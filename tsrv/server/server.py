@@ -194,9 +194,9 @@ class Server(MultiService):
         """
         # Where they never cease to come, those who are in wait to be let out.
         for _ in range(_TURNS):
-            before = self._site.accepted
+            before = self._site.connectionsAccepted
             await deferLater(self._reactor, 0)
-            if self._site.accepted == before:
+            if self._site.connectionsAccepted == before:
                 break
 
     async def _drain(self, site: Site, timeout: float) -> int:

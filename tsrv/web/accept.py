@@ -1,62 +1,83 @@
 """
-What a client says that it accepts.
+Which of several media types a client prefers: RFC 9110, 12.5.1.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
-from mimeparse import MimeTypeParseException, best_match
 from twisted.web.server import Request
 
-__all__ = ["mediaRanges", "prefersHTML", "refusedTypes"]
+__all__ = ["preferredType", "prefersHTML"]
 
-_LONGEST: Final = 1024
-"""
-How many bytes an C{Accept} header may have: a longer one is not worth the time
-to read it.
-"""
+_MAX_HEADER_BYTES: Final = 1024
 
-_REFUSED: Final = re.compile(r";\s*q\s*=\s*0(\.0*)?\s*(;|\Z)")
-"""
-What is not accepted at all. mimeparse takes it for what is accepted gladly.
-"""
+_QUALITY: Final = re.compile(r"0(\.\d*)?|1(\.0*)?", re.ASCII)
 
 
-def mediaRanges(accept: bytes | None) -> list[str]:
+class _MediaRange(NamedTuple):
+    type: str
+    subtype: str
+    parameters: dict[str, str]
+
+
+def preferredType(accept: bytes | None, offered: Sequence[str]) -> str | None:
     """
-    @param accept: An C{Accept} header.
-    @return: The media ranges in it that are accepted, in lower case; none where
-        there are none, or too many.
-    """
-    return [each for each in _listed(accept) if not _REFUSED.search(each)]
+    Negotiate the type of a response: the most specific range that includes a type
+    decides its quality. Among types of the same quality the most specifically
+    named one wins, then the last one.
 
-
-def refusedTypes(accept: bytes | None) -> set[str]:
+    @param accept: The C{Accept} header; several lines are joined by commas.
+    @param offered: The media types, in lower case. A parameter, as in
+        C{text/plain;version=1}, excludes ranges that ask for another value.
+    @return: The preferred type; L{None} if the header accepts none of them, is
+        missing or malformed, or has more than 1024 bytes.
     """
-    @param accept: An C{Accept} header.
-    @return: The media types that it says are not accepted at all, though it may
-        accept what they are a part of.
-    """
-    refused = filter(_REFUSED.search, _listed(accept))
-    return {each.partition(";")[0].strip() for each in refused}
+    if accept is None or len(accept) > _MAX_HEADER_BYTES:
+        return None
+    texts = filter(str.strip, accept.decode("latin-1").lower().split(","))
+    try:
+        ranges = [_parse(each) for each in texts]
+    except ValueError:
+        return None
+    ranked = [(_rank(_parse(each), ranges), n) for n, each in enumerate(offered)]
+    (quality, _), last = max(ranked)
+    return offered[last] if quality > 0 else None
 
 
 def prefersHTML(request: Request) -> bool:
     """
-    @return: Whether a client likes a page better than JSON, as browsers do.
+    @return: Whether the client prefers a page to JSON, as browsers do.
     """
     accept = b",".join(request.requestHeaders.getRawHeaders(b"Accept", []))
-    try:
-        offered = ["text/html", "application/json"]
-        return bool(best_match(offered, ",".join(mediaRanges(accept))) == offered[0])
-    except MimeTypeParseException:
-        return False
+    return preferredType(accept, ["text/html", "application/json"]) == "text/html"
 
 
-def _listed(accept: bytes | None) -> list[str]:
-    if accept is None or len(accept) > _LONGEST:
-        return []
-    ranges = accept.decode("latin-1").lower().split(",")
-    return [each for each in ranges if each.strip()]
+def _parse(text: str) -> _MediaRange:
+    name, *parameters = text.split(";")
+    # Java's URLConnection sends a single star.
+    mainType, subtype = ("*/*" if name.strip() == "*" else name).split("/")
+    pairs = (each.partition("=") for each in parameters)
+    values = {key.strip(): value.strip().strip('"') for key, _, value in pairs}
+    return _MediaRange(mainType.strip(), subtype.strip(), values)
+
+
+def _rank(offered: _MediaRange, ranges: Sequence[_MediaRange]) -> tuple[float, object]:
+    best = ((False, False, 0), 0.0)
+    for each in ranges:
+        shared = each.parameters.keys() & offered.parameters.keys()
+        if (
+            each.type in ("*", offered.type)
+            and each.subtype in ("*", offered.subtype)
+            and all(each.parameters[p] == offered.parameters[p] for p in shared)
+        ):
+            named = (each.type != "*", each.subtype != "*", len(shared))
+            best = max(best, (named, _qualityOf(each)))
+    return best[1], best[0]
+
+
+def _qualityOf(each: _MediaRange) -> float:
+    text = each.parameters.get("q", "")
+    return float(text) if _QUALITY.fullmatch(text) else 1.0

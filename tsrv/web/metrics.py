@@ -15,11 +15,6 @@ from itertools import accumulate
 from platform import python_version
 from typing import Any, Final
 
-from mimeparse import (
-    MimeTypeParseException,
-    parse_media_range,
-    quality_and_fitness_parsed,
-)
 from prometheus_client import (
     CollectorRegistry,
     GCCollector,
@@ -54,7 +49,7 @@ from ..wrapper import (
     QueuingWrapper,
     State,
 )
-from .accept import mediaRanges
+from .accept import preferredType
 from .responses import (
     AsyncResource,
     Response,
@@ -197,28 +192,11 @@ def _pieces(collector: Collector) -> Iterator[_Piece]:
 def _prefersOpenMetrics(accept: bytes) -> bool:
     """
     @param accept: An C{Accept} header.
-    @return: Whether it asks for OpenMetrics rather than for text. Who can only
-        read another version of it than the first gets text.
+    @return: Whether the client prefers OpenMetrics 1.0 to text.
     """
-    try:
-        ranges = [parse_media_range(each) for each in mediaRanges(accept)]
-    except MimeTypeParseException:
-        return False
-    known = [
-        (kind, name, parameters)
-        for kind, name, parameters in ranges
-        if name != "openmetrics-text"
-        or parameters.get("version", "1.0.0").split(".")[0] == "1"
-    ]
-    # Where a client does not care, the plain one is for more readers.
-    openMetrics, plain = (
-        quality_and_fitness_parsed(each, known)
-        for each in (
-            "application/openmetrics-text;version=1.0.0",
-            "text/plain;version=0.0.4",
-        )
-    )
-    return bool(openMetrics > plain)
+    # Clients that do not care get the plain text, which more of them can read.
+    offered = ["application/openmetrics-text;version=1.0.0", "text/plain;version=0.0.4"]
+    return preferredType(accept, offered) == offered[0]
 
 
 class _Modules(Collector):

@@ -1,11 +1,11 @@
 """
 An exception becomes a response.
 
-Errors are problem details (RFC 9457), with one more member, C{error}, which is
-what the clients of simpler servers read. A browser gets a page, and who prefers
-text gets lines of it. Nothing of an unexpected exception reaches a client
-but the name of the request, by which it is found in the log; unless the site is
-one for development.
+Errors are problem details (RFC 9457) with the additional member C{error}, which
+clients of simpler servers read. Browsers get a page, and clients that prefer
+text get lines of text. Of an unexpected exception a client sees only the id of
+the request, which finds the exception in the log, unless the site is in
+development mode.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from html import escape
 from http import HTTPStatus
 from math import ceil, isfinite
+from string import Template
 from traceback import format_exception
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
-from mimeparse import MimeTypeParseException, best_match
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 
-from ..wrapper import (
+from ..errors import (
     Closed,
     InitializationFailed,
     OutcomeUnknown,
@@ -33,14 +33,11 @@ from ..wrapper import (
     QueueTimeout,
     Unavailable,
 )
-from .accept import (
-    mediaRanges,
-    refusedTypes,
-)
-from .requestid import idOf
+from .accept import preferredType
+from .message import Response
+from .requestid import requestIdOf
 
 __all__ = [
-    "Encoded",
     "HTTPError",
     "KnownErrors",
     "MethodNotAllowed",
@@ -51,55 +48,65 @@ __all__ = [
 
 _log = Logger()
 
-_JSON: Final = "application/problem+json"
-_TEXT: Final = "text/plain"
-_HTML: Final = "text/html"
+KnownErrors: TypeAlias = Mapping[type[BaseException], tuple[HTTPStatus, str]]
+"""
+The response to an application's own errors: exception type to status and text.
 
-# The last one wins where a client does not care.
-_OFFERED: Final = [_HTML, _TEXT, "application/json", _JSON]
+The entry of the most derived type applies. The text is all that clients see. The
+exception itself is logged as a warning, unless the status is 409: a conflict
+between two clients is normal, while the request's validation should have found
+any other error.
+"""
 
-_NO_SNIFFING: Final = (b"X-Content-Type-Options", b"nosniff")
+_OFFERED: Final = [
+    "text/html",
+    "text/plain",
+    "application/json",
+    "application/problem+json",
+]
+"""
+Media types of errors; the last one is for clients that do not care.
+"""
 
-_NO_SCRIPTS: Final = (
-    b"Content-Security-Policy",
-    b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-)
-
-_PAGE: Final = """\
+_PAGE: Final = Template("""\
 <!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>{status} {title}</title>
+<title>$title</title>
 <style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 1.1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 15vh auto;
-    padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; }}
-pre {{ overflow-x: auto; font-size: .8rem; }}
-small {{ opacity: .7; }}
+:root { color-scheme: light dark; }
+body { font: 1.1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 15vh auto;
+    padding: 0 1rem; }
+h1 { font-size: 1.5rem; }
+pre { overflow-x: auto; font-size: .8rem; }
+small { opacity: .7; }
 </style>
-<h1>{detail}</h1>
-{more}<p><small>{status} {title} &middot; request {requestId}</small></p>
-"""
+<h1>$detail</h1>
+$more<p><small>$title &middot; request $requestId</small></p>
+""")
 
+_PAGE_POLICY: Final = (
+    b"Content-Security-Policy",
+    b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+)
 
-KnownErrors: TypeAlias = Mapping[type[BaseException], tuple[HTTPStatus, str]]
-"""
-An application's own errors: the status of the response, and its text.
-"""
+_UNAVAILABLE: Final[Mapping[type[Unavailable], str]] = {
+    QueueFull: "Too many requests are waiting already",
+    QueueTimeout: "The service did not become ready in time",
+    InitializationFailed: "The service could not be started",
+    Closed: "The service is shutting down",
+}
 
 
 class HTTPError(Exception):
     """
-    An error that the client is to know of.
+    An error whose message is meant for clients.
 
     @ivar status: The status of the response.
-    @ivar text: What is said in place of the exception's message to who prefers
-        text.
+    @ivar text: Replaces the message for clients that prefer text.
     @ivar headers: Headers of the response.
-    @ivar members: What else there is to be told, as members of the problem, in
-        what JSON can express.
+    @ivar members: Further members of the problem, as JSON can express them.
     """
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -110,7 +117,7 @@ class HTTPError(Exception):
 
 class NotFound(HTTPError):
     """
-    There is no such route.
+    The route does not exist.
     """
 
     status = HTTPStatus.NOT_FOUND
@@ -122,47 +129,32 @@ class NotFound(HTTPError):
 
 class MethodNotAllowed(HTTPError):
     """
-    The route exists, but not with this method.
+    The route does not support the method.
     """
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
 
     def __init__(self, allowed: Sequence[str]) -> None:
         """
-        @param allowed: The methods that the route knows.
+        @param allowed: The methods that the route supports.
         """
-        listed = ", ".join(allowed)
-        super().__init__(f"Method not allowed, only {listed}")
-        self.headers = [(b"Allow", listed.encode("ascii"))]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """
-    An error, as it is sent.
-
-    @ivar contentType: The C{Content-Type} of the body.
-    @ivar body: The body.
-    @ivar headers: Headers that belong to it.
-    """
-
-    contentType: bytes
-    body: bytes
-    headers: Sequence[tuple[bytes, bytes]]
+        names = ", ".join(allowed)
+        super().__init__(f"Method not allowed, only {names}")
+        self.headers = [(b"Allow", names.encode("ascii"))]
 
 
 @dataclass(frozen=True)
 class Problem:
     """
-    An error, as a client sees it.
+    An error as clients see it.
 
     @ivar status: The status of the response.
     @ivar detail: One sentence for people.
-    @ivar text: The sentence for who prefers text, if it is another one.
+    @ivar text: Replaces the sentence for clients that prefer text.
     @ivar headers: Headers of the response.
-    @ivar requestId: What the request is called in the log.
+    @ivar requestId: The id of the request.
     @ivar members: Further members.
-    @ivar traceback: Where the error comes from, for who develops the server.
+    @ivar traceback: The traceback, in development mode.
     """
 
     status: HTTPStatus
@@ -173,17 +165,29 @@ class Problem:
     members: Mapping[str, object] = field(default_factory=dict)
     traceback: str | None = None
 
-    def encode(self, accept: bytes | None) -> Encoded:
+    def respond(self, accept: Sequence[bytes] | None) -> Response:
         """
-        @param accept: The request's C{Accept} header.
-        @return: What is sent.
+        @param accept: The C{Accept} headers of the request.
+        @return: The response, in the form that the client prefers.
         """
-        preferred = _preferred(accept)
-        if preferred == _TEXT:
-            return self._asText()
-        if preferred == _HTML:
-            return self._asPage()
-        members = {
+        headers = [(b"Vary", b"Accept"), (b"X-Content-Type-Options", b"nosniff")]
+        preferred = preferredType(b",".join(accept or ()), _OFFERED)
+        if preferred == "text/plain":
+            body, contentType = self._asText(), "text/plain; charset=utf-8"
+        elif preferred == "text/html":
+            body, contentType = self._asPage(), "text/html; charset=utf-8"
+            headers.append(_PAGE_POLICY)
+        else:
+            body, contentType = self._asJSON(), "application/problem+json"
+        return Response(
+            body.encode("utf-8", "backslashreplace"),
+            contentType.encode("ascii"),
+            self.status,
+            [*headers, *self.headers],
+        )
+
+    def _asJSON(self) -> str:
+        members: dict[str, object] = {
             "type": "about:blank",
             "title": self.status.phrase,
             "status": self.status.value,
@@ -194,10 +198,9 @@ class Problem:
         }
         if self.traceback is not None:
             members["traceback"] = self.traceback.splitlines()
-        body = json.dumps(members).encode()
-        return Encoded(_JSON.encode(), body, [_NO_SNIFFING])
+        return json.dumps(members)
 
-    def _asText(self) -> Encoded:
+    def _asText(self) -> str:
         lines = [self.text or self.detail]
         if self.text is None:
             lines += self._parts()
@@ -205,12 +208,25 @@ class Problem:
                 lines.append(f"(request {self.requestId})")
         if self.traceback is not None:
             lines += ["", self.traceback]
-        body = "\n".join(lines).encode("utf-8", "backslashreplace")
-        return Encoded(b"text/plain; charset=utf-8", body, [_NO_SNIFFING])
+        return "\n".join(lines)
+
+    def _asPage(self) -> str:
+        more = ""
+        if parts := self._parts():
+            items = "".join(f"<li>{escape(part)}</li>\n" for part in parts)
+            more += f"<ul>\n{items}</ul>\n"
+        if self.traceback is not None:
+            more += f"<pre>{escape(self.traceback)}</pre>\n"
+        return _PAGE.substitute(
+            title=escape(f"{self.status:d} {self.status.phrase}"),
+            detail=escape(self.detail),
+            more=more,
+            requestId=escape(self.requestId),
+        )
 
     def _parts(self) -> list[str]:
         """
-        @return: What is wrong with parts of a request, a line for each.
+        @return: What is wrong with each part of the request.
         """
         lines = []
         errors: Any = self.members.get("errors", ())
@@ -219,34 +235,16 @@ class Problem:
             lines.append(f"{where}: {each['detail']}" if where else each["detail"])
         return lines
 
-    def _asPage(self) -> Encoded:
-        more = ""
-        parts = "".join(f"<li>{escape(part)}</li>\n" for part in self._parts())
-        if parts:
-            more = f"<ul>\n{parts}</ul>\n"
-        if self.traceback is not None:
-            more += f"<pre>{escape(self.traceback)}</pre>\n"
-        page = _PAGE.format(
-            status=self.status.value,
-            title=escape(self.status.phrase),
-            detail=escape(self.detail),
-            more=more,
-            requestId=escape(self.requestId),
-        )
-        body = page.encode("utf-8", "backslashreplace")
-        headers = [_NO_SNIFFING, _NO_SCRIPTS]
-        return Encoded(b"text/html; charset=utf-8", body, headers)
-
 
 def problemOf(failure: Failure, request: IRequest) -> Problem:
     """
-    Say what a client is told of an error; log it if nobody expected it.
+    Find out what a client is told about an error; log the error if it is unexpected.
 
-    @param failure: What has gone wrong.
-    @param request: The request that it went wrong with.
+    @param failure: The error.
+    @param request: The request that has failed.
     @return: The problem.
     """
-    error, requestId = failure.value, idOf(request)
+    error, requestId = failure.value, requestIdOf(request)
     if isinstance(error, HTTPError):
         return Problem(
             error.status,
@@ -257,96 +255,61 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
             error.members,
         )
     site = getattr(request, "site", None)
-    known: KnownErrors = getattr(site, "knownErrors", {})
-    for kind in type(error).__mro__:
-        if kind in known:
-            status, detail = known[kind]
+    knownErrors: KnownErrors = getattr(site, "knownErrors", {})
+    for errorType in type(error).__mro__:
+        if errorType in knownErrors:
+            status, detail = knownErrors[errorType]
             if status != HTTPStatus.CONFLICT:
-                # The checks of the request should have found the cause.
                 _log.warn(
                     "Request {requestId} was refused: {reason}",
                     requestId=requestId,
                     reason=error,
                 )
             return Problem(status, detail, requestId=requestId)
-    traceback = None
-    if getattr(site, "development", False):
-        traceback = _tracebackOf(failure)
+    status, text = HTTPStatus.SERVICE_UNAVAILABLE, None
+    headers: list[tuple[bytes, bytes]] = []
     if isinstance(error, Unavailable):
-        seconds = error.retryAfter
-        if seconds is None or not isfinite(seconds):
-            # There is no time that could be named.
-            seconds = 0
-        return Problem(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            _UNAVAILABLE.get(type(error), "The service is not available"),
-            headers=[(b"Retry-After", b"%d" % max(1, ceil(seconds)))],
+        detail = _UNAVAILABLE.get(type(error), "The service is not available")
+        headers = [(b"Retry-After", b"%d" % _retryAfterSeconds(error))]
+    elif isinstance(error, OutcomeUnknown):
+        # No Retry-After: the work may have been done, and would be done twice.
+        detail = "The request was interrupted: it may have been carried out, or not"
+    else:
+        status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "Internal server error"
+        text = f"{detail} (request {requestId})"
+        _log.failure(
+            "Request {requestId} failed: {method} {uri}",
+            failure=failure,
             requestId=requestId,
-            traceback=traceback,
+            method=_escaped(request.method),
+            uri=_escaped(request.uri),
         )
-    if isinstance(error, OutcomeUnknown):
-        # No Retry-After: to try again might do twice what is to be done once.
-        return Problem(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "The request was interrupted: it may have been carried out, or not",
-            requestId=requestId,
-            traceback=traceback,
-        )
-    _log.failure(
-        "Request {requestId} failed: {method} {uri}",
-        failure=failure,
-        requestId=requestId,
-        method=_readable(request.method),
-        uri=_readable(request.uri),
-    )
-    return Problem(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        "Internal server error",
-        text=f"Internal server error (request {requestId})",
-        requestId=requestId,
-        traceback=traceback,
-    )
+    traceback = _tracebackOf(failure) if getattr(site, "development", False) else None
+    return Problem(status, detail, text, headers, requestId, traceback=traceback)
+
+
+def _retryAfterSeconds(error: Unavailable) -> int:
+    seconds = error.retryAfter
+    if seconds is None or not isfinite(seconds):
+        return 1
+    return max(1, ceil(seconds))
 
 
 def _tracebackOf(failure: Failure) -> str:
     """
-    @return: Where an error comes from, with what it was caused by.
+    @return: The traceback of an error, with its causes.
     """
     error = failure.value
     assert error is not None
     text = "".join(format_exception(error))
     if error.__traceback__ is None and failure.frames:
-        # It was cleaned, and only the failure remembers.
+        # The failure was cleaned; only its own copy of the frames is left.
         text += f"\n{failure.getTraceback()}"
     return text
 
 
-_UNAVAILABLE: dict[type[Unavailable], str] = {
-    QueueFull: "Too many requests are waiting already",
-    QueueTimeout: "The service did not become ready in time",
-    InitializationFailed: "The service could not be started",
-    Closed: "The service is shutting down",
-}
-
-
-def _preferred(accept: bytes | None) -> str:
+def _escaped(value: bytes) -> str:
     """
-    @return: Which of what is offered a client likes best.
-    """
-    ranges = mediaRanges(accept)
-    if not ranges:
-        return _JSON
-    refused = refusedTypes(accept)
-    offered = [each for each in _OFFERED if each not in refused]
-    try:
-        return str(best_match(offered, ",".join(ranges)))
-    except MimeTypeParseException:
-        return _JSON
-
-
-def _readable(value: bytes) -> str:
-    """
-    @return: What a client sent, with nothing in it that could forge a line of
-        the log.
+    @return: What a client sent, without characters that could forge a log line.
     """
     return repr(value)[2:-1]

@@ -1,36 +1,62 @@
 """
-A request, on a site of tsrv: with a name, a limit for its body, and errors that
-are like all others.
+A request on a site of tsrv: it has an id, its body is kept in memory within the
+site's limits, and its errors are problem details.
 """
 
 from __future__ import annotations
 
 from http import HTTPStatus
+from io import BytesIO
 from typing import Any
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from .problems import MethodNotAllowed
-from .requestid import (
-    currentId,
-    name,
-)
-from .responses import (
-    Response,
-    respond,
-)
-from .traffic import CountedRequest
+from .requestid import assignRequestId, currentRequestId
+from .responses import respond
 
-__all__ = ["CountedSiteRequest", "SiteRequest"]
+__all__ = ["Body", "SiteRequest"]
+
+
+class Body(BytesIO):
+    """
+    The body of a request, which counts in its site's C{bodyBytes} until it is
+    closed.
+    """
+
+    _length = 0
+
+    def __init__(self, site: Any) -> None:
+        """
+        @param site: The L{Site<tsrv.web.site.Site>}.
+        """
+        super().__init__()
+        self._site = site
+
+    def write(self, data: Any) -> int:
+        """
+        Append a part of the body.
+        """
+        written = super().write(data)
+        self._length += written
+        self._site.bodyBytes += written
+        return written
+
+    def close(self) -> None:
+        """
+        Release the memory.
+        """
+        self._site.bodyBytes -= self._length
+        self._length = 0
+        super().close()
 
 
 class SiteRequest(Request):
     """
-    A request whose body has a limit.
+    A request.
 
-    @ivar requestId: What it is called in the log.
+    @ivar requestId: The id of the request.
     """
 
     _log = Logger()
@@ -42,60 +68,39 @@ class SiteRequest(Request):
 
     def process(self) -> None:
         """
-        @see: L{Request.process}
+        Find the resource, and let it answer.
         """
-        token = currentId.set(name(self))
+        token = currentRequestId.set(assignRequestId(self))
         try:
             super().process()
         finally:
-            currentId.reset(token)
+            currentRequestId.reset(token)
 
     def processingFailed(self, reason: Failure) -> Failure:
         """
-        Tell of an error outside of all that tells of errors: of one in looking
-        for a resource, or in a resource of Twisted's own kind.
+        Answer with an error that no L{respond} has seen: the lookup of the resource
+        failed, or a resource of another kind.
         """
         if self.finished or self.channel is None:
             self._log.failure("After the end of the response", failure=reason)
         else:
-            # A Deferred that has failed is made of it.
+            # maybeDeferred() makes a failed Deferred of a Failure.
             respond(self, lambda _: reason)
         return reason
 
-    def _handleStar(self) -> None:
-        """
-        Answer what is asked about the server itself; if the name of this method
-        changes, all of it as Twisted does.
-        """
-        if self.method == b"OPTIONS":
-            super()._handleStar()
-        else:
-            respond(self, _onlyOptions)
-
     def handleContentChunk(self, data: bytes) -> None:
         """
-        Take a part of the body; of a chunked one the length is not known
-        before.
+        Take a part of the body. The length of a chunked body is not known before.
         """
         content = self.content
         assert content is not None
         site = self.channel.site
         if content.closed:
-            # It was refused, and this is the rest.
+            # The request has been refused; this is the rest of its body.
             return
-        if content.tell() + len(data) > site.mostContent:
+        if content.tell() + len(data) > site.maxBodyBytes:
             self.channel.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        elif site.contents + len(data) > site.mostContents:
+        elif site.bodyBytes + len(data) > site.maxTotalBodyBytes:
             self.channel.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
         else:
             super().handleContentChunk(data)
-
-
-class CountedSiteRequest(CountedRequest, SiteRequest):
-    """
-    The same, counted.
-    """
-
-
-def _onlyOptions(request: Request) -> Response:
-    raise MethodNotAllowed(["OPTIONS"])

@@ -1,9 +1,10 @@
 """
-By which name a request is found again: in its response, and in the log.
+The id by which a request is found again: in its response and in the log.
 
-Each request has one, its client's own if there is one that makes sense. While a
-request is worked on, it is in the context; and since Twisted's coroutines and
-tsrv's queues keep the context, it is there too for what is done later.
+A client may choose the id of its request; otherwise the site does. While a
+request is handled its id is in the context. Twisted's coroutines and tsrv's
+queues keep the context, so what is done for the request later is logged with
+its id, too.
 """
 
 from __future__ import annotations
@@ -19,88 +20,93 @@ from typing import Any, Final
 from twisted.logger import LogEvent
 from twisted.web.http_headers import Headers
 
-__all__ = ["addRequestId", "currentId", "idFor", "idOf", "identified", "name"]
+__all__ = [
+    "addRequestId",
+    "assignRequestId",
+    "currentRequestId",
+    "requestIdFor",
+    "requestIdOf",
+    "withRequestId",
+]
 
-currentId: Final[ContextVar[str | None]] = ContextVar("requestId", default=None)
+currentRequestId: Final[ContextVar[str | None]] = ContextVar("requestId", default=None)
 """
-The name of the request that is being worked on.
+The id of the request that is being handled.
 """
 
 _HEADER: Final = b"X-Request-ID"
 
-_WELL_FORMED: Final = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,128}")
+_VALID: Final = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,128}")
 """
-What a client may call its request: nothing that could end a line, or be taken
-for more than one word, and nothing longer than what others make.
+Ids that clients may choose: one word on one line of a log.
 """
 
-# Two processes, or two lives of one, do not say the same.
-_begin: Final = token_hex(8)
+_processId: Final = token_hex(8)
 _numbers: Final = count(1)
 
 
-def idFor(headers: Headers) -> str:
+def requestIdFor(headers: Headers) -> str:
     """
-    @param headers: The headers of a request.
-    @return: What it is called from now on.
+    Choose the id of a new request.
+
+    @param headers: The headers of the request.
+    @return: The client's id if it has sent a valid one, otherwise a new one.
     """
-    named = headers.getRawHeaders(_HEADER)
-    if named is not None and len(named) == 1 and _WELL_FORMED.fullmatch(named[0]):
-        return named[0].decode("ascii")
-    return f"{_begin}{next(_numbers):08x}"
+    sent = headers.getRawHeaders(_HEADER)
+    if sent is not None and len(sent) == 1 and _VALID.fullmatch(sent[0]):
+        return sent[0].decode("ascii")
+    return f"{_processId}{next(_numbers):08x}"
 
 
-def idOf(request: Any) -> str:
+def requestIdOf(request: Any) -> str:
     """
-    @param request: A request, on whatever site.
-    @return: What it is called.
+    @param request: A request on any site.
+    @return: The id of the request; it gets one if it has none.
     """
     requestId: str | None = getattr(request, "requestId", None)
-    return name(request) if requestId is None else requestId
+    return assignRequestId(request) if requestId is None else requestId
 
 
-def name(request: Any) -> str:
+def assignRequestId(request: Any) -> str:
     """
-    @param request: A request that has no name yet.
-    @return: What it is called from now on, and what its response says.
+    Give a request an id, and send the id with its response.
+
+    @param request: A request without an id.
+    @return: The id.
     """
-    requestId = idFor(request.requestHeaders)
+    requestId = requestIdFor(request.requestHeaders)
     request.requestId = requestId
     request.responseHeaders.setRawHeaders(_HEADER, [requestId.encode("ascii")])
     return requestId
 
 
 @contextmanager
-def identified(requestId: str) -> Iterator[None]:
+def withRequestId(requestId: str) -> Iterator[None]:
     """
-    Work on a request.
-
-    @param requestId: What it is called.
+    Handle a request: inside this context what is logged has its id.
     """
-    token = currentId.set(requestId)
+    token = currentRequestId.set(requestId)
     try:
         yield
     finally:
-        currentId.reset(token)
+        currentRequestId.reset(token)
 
 
 def addRequestId(event: LogEvent) -> None:
     """
-    Add to what is logged the name of the request for which it is, both as the
-    member C{requestId} and where a line of the log has what it comes from. As an
-    observer it has to be asked before those that write.
+    Add the current request's id to a log event: as the member C{requestId}, and
+    to the C{log_system} that log lines show. Register this observer before those
+    that write.
 
-    @param event: What is logged.
+    @param event: The event; an id that it already has is kept.
     """
-    requestId = currentId.get()
-    if requestId is None or "requestId" in event:
-        requestId = event.get("requestId")
-        if requestId is None:
-            return
+    requestId = event.get("requestId") or currentRequestId.get()
+    if requestId is None:
+        return
     event["requestId"] = requestId
     system = event.get("log_system")
     if system is None:
         level = event.get("log_level")
-        name = "-" if level is None else level.name
-        system = f"{event.get('log_namespace', '-')}#{name}"
+        levelName = "-" if level is None else level.name
+        system = f"{event.get('log_namespace', '-')}#{levelName}"
     event["log_system"] = f"{system},{requestId}"

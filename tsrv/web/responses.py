@@ -1,16 +1,14 @@
 """
 A coroutine, or a Deferred, becomes a response.
 
-A resource answers with L{Response}s, or raises; everything that has to be
-right about the exchange itself is here: that a client that leaves cancels what
-was done for it, that an error never reaches the client as it is, and that
-nothing is written twice or to nobody.
+A resource returns a L{Response}, or raises. This module takes care of the
+exchange itself: a client that leaves cancels the work for it, no exception
+reaches a client as it is, and nothing is written twice or to nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -21,20 +19,14 @@ from twisted.web.http import NO_BODY_CODES
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from .problems import (
-    MethodNotAllowed,
-    NotFound,
-    problemOf,
-)
-from .requestid import (
-    identified,
-    idOf,
-)
+from .message import Response, text
+from .problems import MethodNotAllowed, NotFound, problemOf
+from .requestid import requestIdOf, withRequestId
 
 __all__ = [
-    "OTHER",
+    "NO_ROUTE",
     "AsyncResource",
-    "Missing",
+    "NotFoundResource",
     "Response",
     "respond",
     "text",
@@ -43,59 +35,12 @@ __all__ = [
 
 _log = Logger()
 
-OTHER: Final = "(other)"
+NO_ROUTE: Final = "(other)"
 """
-The route of what has none.
+The route of resources that have none.
 """
 
-
-@dataclass(slots=True)
-class Response:
-    """
-    A response whose body is known as a whole.
-
-    @ivar body: The body.
-    @ivar contentType: The C{Content-Type} of the body.
-    @ivar status: The status.
-    @ivar headers: Further headers.
-    """
-
-    body: bytes
-    contentType: bytes
-    status: int = 200
-    headers: Sequence[tuple[bytes, bytes]] = ()
-
-
-def text(body: str, status: int = 200) -> Response:
-    """
-    @param body: A text.
-    @param status: The status of the response.
-    @return: A response with that text.
-    """
-    return Response(body.encode(), b"text/plain; charset=utf-8", status)
-
-
-def respond(request: Request, render: Callable[[Request], Any]) -> int:
-    """
-    Answer a request later. A client that leaves meanwhile cancels what is done
-    for it.
-
-    @param request: The request.
-    @param render: Answers the L{Response} to it, or a coroutine or Deferred of
-        one. What it raises becomes a response too, or, if it has begun to
-        write one itself, the end of the connection.
-    @return: L{NOT_DONE_YET}
-    """
-    exchange = _Exchange(request)
-    # As notifyFinish() does, but with the exchange itself in place of a Deferred
-    # that would do nothing but call it, and cost 600 bytes while a request is
-    # held and a twentieth of what a ready one takes.
-    cast(list[Any], request.notifications).append(exchange)
-    exchange.begin(maybeDeferred(render, request))
-    return NOT_DONE_YET
-
-
-_OF_A_BODY: Final = (
+_ENTITY_HEADERS: Final = (
     b"Cache-Control",
     b"Content-Disposition",
     b"Content-Encoding",
@@ -108,88 +53,91 @@ _OF_A_BODY: Final = (
     b"Location",
     b"Set-Cookie",
 )
+"""
+Headers that describe one response, and not the error that replaces it.
+"""
+
+
+def respond(request: Request, render: Callable[[Request], Any]) -> int:
+    """
+    Answer a request later. If the client leaves first, the work is cancelled.
+
+    @param request: The request.
+    @param render: Returns the L{Response}, or a coroutine or Deferred of one. An
+        exception becomes a response too; if C{render} has begun to write one
+        itself, the connection is aborted.
+    @return: L{NOT_DONE_YET}
+    """
+    exchange = _Exchange(request)
+    # This is what notifyFinish() does. Its Deferred would only call the exchange, and
+    # costs 600 bytes for each waiting request and 5 % of the time of a ready one.
+    cast(list[Any], request.notifications).append(exchange)
+    exchange.begin(maybeDeferred(render, request))
+    return NOT_DONE_YET
 
 
 def writeProblem(request: Request, failure: Failure) -> None:
     """
-    Answer with an error in place of a response that has been prepared, but not
-    begun.
+    Answer with an error in place of a response that was prepared, but not begun.
 
     @param request: The request.
     @param failure: The error.
     """
-    for name in _OF_A_BODY:
+    for name in _ENTITY_HEADERS:
         request.responseHeaders.removeHeader(name)
     request.cookies.clear()
-    # This is the turn of whoever has failed, and not of this request.
-    with identified(idOf(request)):
-        _Exchange(request).fail(failure)
+    _Exchange(request).fail(failure)
 
 
 class _Exchange:
     """
-    One request and the response to it.
+    One request and the response to it. C{callback} and C{errback} are what the
+    request calls when it ends.
     """
 
-    __slots__ = ("_answer", "_gone", "_request")
+    __slots__ = ("_clientLeft", "_request", "_result")
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._answer: Deferred[Any] | None = None
-        self._gone = False
+        self._result: Deferred[Any] | None = None
+        self._clientLeft = False
 
-    def begin(self, answer: Deferred[Response]) -> None:
-        """
-        Write the response when it is there.
-        """
-        self._answer = answer
-        # One callback that does it all: what is added to a Deferred is kept for
-        # as long as a request is held.
-        answer.addBoth(self._answered)
-        if self._gone:
-            # It left while it was being rendered for.
-            answer.cancel()
+    def begin(self, result: Deferred[Response]) -> None:
+        self._result = result
+        # One callback for everything: each costs memory while the request waits.
+        result.addBoth(self._finish)
+        if self._clientLeft:
+            # The client left during the call of render().
+            result.cancel()
 
     def callback(self, result: None) -> None:
-        """
-        The response has been sent.
-        """
+        pass
 
     def errback(self, reason: Failure) -> None:
-        """
-        The client has closed the connection.
-        """
-        self._gone = True
-        if self._answer is not None:
-            # This is the turn of the connection.
-            with identified(idOf(self._request)):
-                self._answer.cancel()
+        self._clientLeft = True
+        if self._result is not None:
+            with withRequestId(requestIdOf(self._request)):
+                self._result.cancel()
 
-    def _answered(self, result: Response | Failure) -> None:
-        """
-        The response is there, or an error.
-        """
+    def _finish(self, result: Response | Failure) -> None:
         try:
             if not isinstance(result, Failure):
                 self._write(result)
                 return
         except Exception:
             result = Failure()
-        # This is the turn of whoever has answered, and not of this request.
-        with identified(idOf(self._request)):
-            self.fail(result)
+        self.fail(result)
 
     def fail(self, failure: Failure) -> None:
-        """
-        Answer with an error.
-        """
-        try:
-            self._writeProblem(failure)
-        except Exception:
-            self._abort(Failure())
+        # The current context is that of whoever has fired the Deferred.
+        with withRequestId(requestIdOf(self._request)):
+            try:
+                self._writeProblem(failure)
+            except Exception:
+                self._abort(Failure())
 
     def _write(self, response: Response) -> None:
-        if self._gone:
+        if self._clientLeft:
             return
         request = self._request
         headers = request.responseHeaders
@@ -204,50 +152,42 @@ class _Exchange:
         request.finish()
 
     def _writeProblem(self, failure: Failure) -> None:
-        if self._gone:
-            # To be cancelled is what was asked of it.
+        request = self._request
+        if self._clientLeft:
+            # CancelledError is what was asked for.
             if not failure.check(CancelledError):
                 _log.debug(
                     "After the client left: {kind}: {error}",
                     kind=type(failure.value).__name__,
                     error=failure.value,
                 )
-            return
-        # A part of it may be held until a session is saved.
-        if self._request.startedWriting or getattr(self._request, "heldBytes", 0):
+        # A part of the response may be held until the session is saved.
+        elif request.startedWriting or getattr(request, "heldBytes", 0):
             self._abort(failure)
-            return
-        problem = problemOf(failure, self._request)
-        # Several lines of it count as one.
-        accept = self._request.requestHeaders.getRawHeaders(b"Accept")
-        sent = problem.encode(b",".join(accept) if accept else None)
-        headers = [(b"Vary", b"Accept"), *problem.headers, *sent.headers]
-        self._write(Response(sent.body, sent.contentType, problem.status, headers))
+        else:
+            accept = request.requestHeaders.getRawHeaders(b"Accept")
+            self._write(problemOf(failure, request).respond(accept))
 
     def _abort(self, failure: Failure) -> None:
-        """
-        The response has begun, and cannot be made good any more.
-        """
         _log.failure("A response broke off", failure=failure)
         cast(ITCPTransport, self._request.transport).abortConnection()
 
 
 class AsyncResource(Resource):
     """
-    A resource whose C{render_METHOD} methods are C{async def} (or answer a
-    Deferred), and answer a L{Response}.
+    A resource whose C{render_METHOD} methods return a L{Response}, or are
+    C{async def}, or return a Deferred.
 
-    @cvar route: The pattern of the paths under which it is found, such as
-        C{/users/{id}}, never a path that a client sent. Resources that are put
-        under each other get it from L{place}; one that a C{getChild} answers
-        has to have its own.
+    @cvar route: The pattern of the paths of this resource, such as C{/users/{id}};
+        never a path that a client has sent. C{putChild} sets the routes of children;
+        a resource that C{getChild} returns needs one of its own.
     """
 
-    route: str = OTHER
+    route: str = NO_ROUTE
 
     def render(self, request: Request) -> int:
         """
-        @see: L{twisted.web.resource.IResource.render}
+        Call the method for the request's method.
         """
         method = request.method.decode("latin-1")
         render = getattr(self, f"render_{method}", None)
@@ -257,68 +197,67 @@ class AsyncResource(Resource):
 
     def putChild(self, path: bytes, child: IResource) -> None:
         """
-        @see: L{twisted.web.resource.Resource.putChild}
+        Add a child, and set its route.
         """
         super().putChild(path, child)
-        if self.route != OTHER:
-            self._placeChild(path, child)
+        if self.route != NO_ROUTE:
+            self._setRouteOf(child, path)
 
-    def place(self, route: str) -> None:
+    def setRoute(self, route: str) -> None:
         """
-        Say where this resource is found, and with it all that is put under it.
-        What has a route keeps it: what is put in several places has that of
-        the first.
+        Set the route of this resource and of its children. A resource that has a
+        route keeps it, so one that is put in several places has that of the first.
 
         @param route: The route.
         """
-        if self.route == OTHER:
+        if self.route == NO_ROUTE:
             self.route = route
             for path, child in self.children.items():
-                self._placeChild(path, child)
+                self._setRouteOf(child, path)
 
     def getChild(self, path: bytes, request: Request) -> Resource:
         """
-        @see: L{twisted.web.resource.Resource.getChild}
+        Find no child.
         """
-        return Missing()
+        return NotFoundResource()
 
-    def _placeChild(self, path: bytes, child: object) -> None:
+    def _setRouteOf(self, child: object, path: bytes) -> None:
         if isinstance(child, AsyncResource):
             name = path.decode("utf-8", "backslashreplace")
-            child.place(f"{self.route.rstrip('/')}/{name}")
+            child.setRoute(f"{self.route.rstrip('/')}/{name}")
 
-    def _allowed(self) -> list[str]:
+    def supportedMethods(self) -> list[str]:
         """
-        @return: The methods that this resource knows.
+        @return: The methods that this resource supports.
         """
         prefix = "render_"
         names = [name for name in dir(self) if name.startswith(prefix)]
         methods = [name.removeprefix(prefix) for name in names]
         if "GET" not in methods:
-            # Every Resource has a render_HEAD, which relies on render_GET.
+            # Every Resource has a render_HEAD, which calls render_GET.
             methods.remove("HEAD")
         return methods
 
     def _refuse(self, request: Request) -> Response:
-        raise MethodNotAllowed(self._allowed())
+        raise MethodNotAllowed(self.supportedMethods())
 
 
-class Missing(AsyncResource):
+class NotFoundResource(AsyncResource):
     """
-    What is found where nothing is.
+    Answers every request with 404.
     """
 
     route = "(unknown)"
 
     def render(self, request: Request) -> int:
         """
-        @see: L{twisted.web.resource.IResource.render}
+        Refuse the request, whatever its method.
         """
         return respond(request, self._refuse)
 
     def getChild(self, path: bytes, request: Request) -> Resource:
         """
-        @see: L{twisted.web.resource.Resource.getChild}
+        Find nothing below.
         """
         return self
 

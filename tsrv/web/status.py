@@ -40,7 +40,7 @@ from .picture import (
 )
 from .responses import (
     AsyncResource,
-    Missing,
+    NotFoundResource,
     Response,
 )
 from .viewers import (
@@ -408,7 +408,7 @@ class _Below(AsyncResource):
         """
         @see: L{twisted.web.resource.IResource.render}
         """
-        return Missing().render(request)
+        return NotFoundResource().render(request)
 
 
 class StatusPage:

@@ -1,61 +1,46 @@
 """
-How many requests there were, how they ended, and how long they took.
+Counts requests: how many, how they ended, how long they took.
 
-What is counted is kept as plain numbers, by names of which there are only so
-many, whatever clients send; who wants to see them asks.
+The counts are plain numbers in a bounded number of histograms, whatever clients
+send. Nothing is computed until somebody reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 
 from ..queuing.histogram import Histogram
-from .responses import (
-    OTHER,
-    AsyncResource,
-)
+from .request import SiteRequest
+from .responses import NO_ROUTE, AsyncResource
 
 __all__ = ["CountedRequest", "Traffic"]
 
 _METHODS: Final = frozenset(
-    (
-        b"CONNECT",
-        b"DELETE",
-        b"GET",
-        b"HEAD",
-        b"OPTIONS",
-        b"PATCH",
-        b"POST",
-        b"PUT",
-        b"TRACE",
-    )
+    b"CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE".split()
 )
 """
-The methods that are called by their names: those of RFC 9110, and PATCH.
+Methods that are counted by name: those of RFC 9110, and PATCH.
 """
 
-_MOST: Final = 2000
+_MAX_HISTOGRAMS: Final = 2000
 """
-How many histograms are kept, before those of routes that are new become one.
+Maximum number of histograms; then new routes are counted as L{NO_ROUTE}.
 """
-
-_Key = tuple[str, bytes, int | str]
 
 
 class Traffic:
     """
-    What became of the requests that were made to one or several sites.
+    Counts the requests to one or several sites.
 
-    @ivar inProgress: How many requests have been received, but not answered.
-    @ivar seconds: Tells the time, in seconds.
-    @ivar refusals: How many requests were not read to their end, by the status
-        of the response.
+    @ivar inProgress: Number of requests that are not answered yet.
+    @ivar refusals: Numbers of requests that were not read to their end, by the
+        status of the response.
+    @ivar seconds: Returns the time in seconds.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -65,34 +50,34 @@ class Traffic:
         self.inProgress = 0
         self.refusals: dict[int, int] = {}
         self.seconds = reactor.seconds
-        self._durations: dict[_Key, Histogram] = {}
+        self._histograms: dict[tuple[str, bytes, int | str], Histogram] = {}
 
-    def ended(
-        self, route: str, method: bytes, status: int | str, begun: float | None
+    def requestEnded(
+        self, route: str, method: bytes, status: int | str, startTime: float | None
     ) -> None:
         """
-        A request has been answered, or its connection has been lost.
+        Count a request that was answered, or whose connection was lost.
 
-        @param route: The route that it was made to.
+        @param route: The route of its resource.
         @param method: Its method, as the client sent it.
-        @param status: The status of the response; or C{"gone"}, if the client
-            left before the end of it, or C{"aborted"}, if it was broken off.
-        @param begun: The time at which it began, in seconds; L{None} if it has
-            only just begun, and so is not in progress.
+        @param status: The status of the response; C{"gone"} if the client left
+            before the end, C{"aborted"} if the server broke it off.
+        @param startTime: When it began, in seconds; L{None} if it never was in
+            progress.
         """
         taken = 0.0
-        if begun is not None:
+        if startTime is not None:
             self.inProgress -= 1
-            taken = self.seconds() - begun
+            taken = self.seconds() - startTime
         try:
-            histogram = self._durations[route, method, status]
+            histogram = self._histograms[route, method, status]
         except KeyError:
-            histogram = self._histogram(route, method, status)
+            histogram = self._addHistogram(route, method, status)
         histogram.observe(taken)
 
-    def refused(self, status: int) -> None:
+    def requestRefused(self, status: int) -> None:
         """
-        A request was not read to its end, and so never began.
+        Count a request that was not read to its end, and never began.
 
         @param status: The status of the response.
         """
@@ -100,64 +85,55 @@ class Traffic:
 
     def durations(self) -> Iterator[tuple[str, str, str, Histogram]]:
         """
-        @return: The routes, methods and statuses that there were, each with how
-            long the requests took, in seconds.
+        @return: Route, method, status, and a histogram of durations in seconds.
         """
-        for (route, method, status), histogram in self._durations.items():
+        for (route, method, status), histogram in self._histograms.items():
             yield route, method.decode("ascii"), str(status), histogram
 
-    def _histogram(self, route: str, method: bytes, status: int | str) -> Histogram:
-        """
-        Find the histogram of what is seen for the first time, or has a name
-        that is not kept.
-        """
+    def _addHistogram(self, route: str, method: bytes, status: int | str) -> Histogram:
         if method not in _METHODS:
             method = b"OTHER"
         key = (route, method, status)
-        if key not in self._durations and len(self._durations) >= _MOST:
-            # A resource takes for its route what clients send.
-            key = (OTHER, method, status)
-        return self._durations.setdefault(key, Histogram())
+        if key not in self._histograms and len(self._histograms) >= _MAX_HISTOGRAMS:
+            # Some resource uses paths that clients send as its routes.
+            key = (NO_ROUTE, method, status)
+        return self._histograms.setdefault(key, Histogram())
 
 
-class CountedRequest(Request):
+class CountedRequest(SiteRequest):
     """
-    A request that is counted, on a site that has a L{Traffic}.
+    A request that its site's L{Traffic} counts.
 
-    It begins when the resource is found that is to answer it. Then it ends in
-    one of two ways: the site logs that the response has been written, or the
-    connection is lost.
+    It begins when its resource has been found. It ends when the site logs its
+    response, or when its connection is lost.
 
-    @ivar begun: The time at which it began, in seconds; L{None} before.
-    @ivar route: The route of the resource.
+    @ivar startTime: When it began, in seconds; L{None} before.
+    @ivar route: The route of its resource.
     """
 
-    begun: float | None = None
-    route = OTHER
-
-    channel: Any
-    site: Any
+    startTime: float | None = None
+    route = NO_ROUTE
 
     def render(self, resrc: object) -> None:
         """
-        @see: L{twisted.web.server.Request.render}
+        Begin to count, and let the resource answer.
         """
         if isinstance(resrc, AsyncResource):
             self.route = resrc.route
-        # One resource may leave it to another; and a client may have left while
-        # the resource was looked for.
-        if self.begun is None and self.channel is not None:
+        # A resource may delegate to another one, so this may be the second call; and
+        # the client may have left while the resource was looked up.
+        if self.startTime is None and self.channel is not None:
             traffic: Traffic = self.site.traffic
             traffic.inProgress += 1
-            self.begun = traffic.seconds()
+            self.startTime = traffic.seconds()
         super().render(resrc)
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        @see: L{twisted.web.http.Request.connectionLost}
+        Count a request that was not answered.
         """
-        if self.begun is not None:
+        if self.startTime is not None:
             status = "aborted" if reason.check(ConnectionAborted) else "gone"
             traffic: Traffic = self.site.traffic
-            traffic.ended(self.route, self.method, status, self.begun)
+            traffic.requestEnded(self.route, self.method, status, self.startTime)
         super().connectionLost(reason)
