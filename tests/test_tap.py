@@ -258,7 +258,7 @@ SECONDS = [
         *(
             (
                 [f"--config-url={url}"],
-                "--config-url: it has to be http://HOST:PORT/PATH",
+                "--config-url: it must be http://HOST:PORT/PATH",
             )
             for url in ("", "config", "ftp://h/c", "file:///etc/passwd")
         ),

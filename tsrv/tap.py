@@ -136,16 +136,16 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
     fatal: list[type[Exception]] = [DatabaseRefused]
     if options["config-url"] is not None:
         # An HTTP client is not what every server needs.
-        from .settings.remote import (
-            ConfigurationRefused,
-            RemoteConfig,
+        from .settings import (
+            RemoteSettings,
+            SettingsRefused,
         )
 
         isNeeded = options["database"] is None
         configuration = add(
             "configuration",
             partial(
-                RemoteConfig,
+                RemoteSettings,
                 reactor,
                 options["config-url"],
                 timeout=options["config-timeout"],
@@ -153,14 +153,14 @@ def addModules(startup: Startup, reactor: Any, options: Options) -> None:
                 copy=options["config-copy"],
                 check=_checkSettings if isNeeded else lambda settings: None,
             ),
-            fatal=ConfigurationRefused,
+            fatal=SettingsRefused,
             required=isNeeded,
         )
         if isNeeded:
-            url = partial(configuration.proxy.text, "database")
+            url = partial(configuration.proxy.value, "database")
             needs = ["configuration"]
             # What is not there will not be there when it is asked for again.
-            fatal.append(ConfigurationRefused)
+            fatal.append(SettingsRefused)
     place: SessionsAt | None = options["sessions"]
     schemas = [SCHEMA]
     if place is None:

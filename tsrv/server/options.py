@@ -11,7 +11,7 @@ from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from ..databases import Location
-from ..settings.fetching import Source
+from ..settings import Source
 from .optiontypes import (
     configurationOf,
     countOf,
@@ -189,7 +189,7 @@ class Options(UsageOptions):
         Where settings are fetched, as JSON; or say it in TSRV_CONFIG_URL.
         """
         self["config-url"] = configurationOf("--config-url", url)
-        if Source.parse(url).user is not None:
+        if Source.parse(url).credentials is not None:
             raise UsageError(
                 "--config-url: whoever can list the processes would see the "
                 "password: put the URL into the environment as TSRV_CONFIG_URL"

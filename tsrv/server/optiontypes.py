@@ -18,7 +18,7 @@ from ..databases import Location
 from ..sessions.redislocation import Location as RedisLocation
 from ..sessions.signing import SigningKeys
 from ..sessions.store import checkTable
-from ..settings.fetching import Source
+from ..settings import Source
 
 __all__ = [
     "SessionsAt",

@@ -1,0 +1,446 @@
+"""
+Settings that are fetched over the network before anything that needs them starts.
+
+L{RemoteSettings} is an asynchronously initialised module: it fetches a JSON
+object over HTTP, and fetches it again at an interval. It keeps the last good
+copy in a file. While the source is unavailable the copy is used, and the
+settings are I{stale}: the log and the status page say so until the source is
+back. Errors name the source and the reason, and never repeat the content.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from tempfile import mkstemp
+from typing import Any, Final, NoReturn
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from .asyncmodule import IAsyncModule, IHasNote, NotInitialized
+from .errors import Unavailable
+from .wrapper import jitteredBackoff
+
+__all__ = ["RemoteSettings", "SettingsRefused", "SettingsUnavailable", "Source"]
+
+MAX_SETTINGS_BYTES: Final = 1024 * 1024
+"""
+Maximum size of the settings.
+"""
+
+
+class SettingsUnavailable(Unavailable):
+    """
+    The settings cannot be fetched now.
+    """
+
+
+class SettingsRefused(Exception):
+    """
+    The settings cannot be fetched, or are unusable, and no retry will help. The
+    message says what to do.
+    """
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    The URL of settings. Its string shows no secret.
+
+    @ivar url: The URL without credentials.
+    @ivar credentials: User and password for Basic authorization.
+    """
+
+    url: str = field(repr=False)
+    credentials: tuple[str, str] | None = field(repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Source:
+        """
+        @param url: A URL, with C{USER:PASSWORD@} or without.
+        @raise ValueError: It is not an HTTP URL. The message does not repeat it.
+        """
+        try:
+            split = urlsplit(url)
+            isValid = split.scheme in ("http", "https") and bool(split.hostname)
+            # Reading the port validates it.
+            isValid = isValid and split.port != 0
+        except ValueError:
+            isValid = False
+        if not isValid or re.search(r"[\x00-\x20\x7f]", url):
+            raise ValueError("it must be http://HOST:PORT/PATH or https://…")
+        userinfo, at, host = split.netloc.rpartition("@")
+        user, _, password = userinfo.partition(":")
+        return cls(
+            urlunsplit((split.scheme, host, split.path or "/", split.query, "")),
+            (unquote(user), unquote(password)) if at else None,
+        )
+
+    def __str__(self) -> str:
+        split = urlsplit(self.url)
+        return urlunsplit((split.scheme, split.netloc, split.path, "", ""))
+
+
+class _UnusableResponse(Exception):
+    """
+    The reason why a response cannot be used; the end of a sentence.
+    """
+
+
+class _Body(Protocol):
+    """
+    Collects a body up to a limit, and disconnects when it is cancelled.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.finished: Deferred[bytes] = Deferred(self._disconnect)
+        self._limit = limit
+        self._data = bytearray()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > self._limit and not self.finished.called:
+            self._disconnect()
+            message = f"sent more than {self._limit} bytes"
+            self.finished.errback(_UnusableResponse(message))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        # ResponseDone, or PotentialDataLoss where the end is that of the connection.
+        isComplete = type(reason.value).__name__ in (
+            "ResponseDone",
+            "PotentialDataLoss",
+        )
+        if not self.finished.called:
+            self.finished.callback(bytes(self._data) if isComplete else reason)
+
+    def _disconnect(self, cancelled: object = None) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+
+_retryPolicy: Final = jitteredBackoff(5.0, 300.0)
+
+
+@implementer(IAsyncModule, IHasNote)
+class RemoteSettings:
+    """
+    The settings at a URL.
+
+    @ivar initialized: Whether settings are available.
+    @ivar settings: The settings, read-only.
+    @ivar stale: Whether the source is unavailable, and the settings may be old.
+    @ivar fetched: The time of the last successful fetch, in seconds of the epoch.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        url: str,
+        *,
+        timeout: float = 10.0,
+        refresh: float | None = None,
+        copy: str | None = None,
+        check: Callable[[Mapping[str, Any]], str | None] = lambda settings: None,
+        client: Any = None,
+    ) -> None:
+        """
+        @param reactor: Provides time, connections and threads.
+        @param url: The URL. A user and a password in it are sent as Basic
+            authorization.
+        @param timeout: Time limit of a fetch, in seconds.
+        @param refresh: Seconds between two fetches; L{None} fetches once.
+        @param copy: The path of the file for the last good copy.
+        @param check: Returns what is wrong with settings, without repeating them,
+            or L{None}. Settings that it rejects never replace others.
+        @param client: An HTTP client with the interface of treq.
+        @raise ValueError: The URL is invalid.
+        """
+        self._source = Source.parse(url)
+        if client is None:
+            from treq.client import HTTPClient
+            from twisted.web.client import Agent
+
+            client = HTTPClient(Agent(reactor))
+        self._reactor = reactor
+        self._timeout = timeout
+        self._refreshSeconds = refresh
+        self._copyPath = None if copy is None else os.path.abspath(copy)
+        # A copy belongs to one source, whose URL may be a secret.
+        self._copySource = sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
+        self._check = check
+        self._client = client
+        self.initialized = False
+        self.settings: Mapping[str, Any] = {}
+        self.stale = False
+        self.fetched: float | None = None
+        self._failures = 0
+        self._warned: dict[str, str] = {}
+        self._working: Deferred[None] | None = None
+        self._timer: IDelayedCall | None = None
+
+    def __repr__(self) -> str:
+        return f"<RemoteSettings from {self._source}>"
+
+    def initialize(self) -> Deferred[None]:
+        """
+        Fetch the settings, or use the copy.
+
+        @return: A Deferred that fires when settings are available. It fails with
+            L{SettingsUnavailable}, or L{SettingsRefused} if no retry will help.
+        """
+        if self.initialized:
+            return succeed(None)
+        if self._working is not None:
+            return fail(SettingsUnavailable("the settings are being fetched already"))
+        return self._run(self._refresh())
+
+    def close(self) -> Deferred[None]:
+        """
+        Stop fetching. It may be called repeatedly.
+        """
+        self.initialized = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._working is not None:
+            self._working.cancel()
+        return succeed(None)
+
+    def value(self, *path: str) -> Deferred[Any]:
+        """
+        Return a Deferred of a copy of one setting.
+
+        @param path: The names of nested members, outermost first.
+        @return: The Deferred; it fails with L{SettingsRefused} if none is found.
+        """
+        if not self.initialized:
+            return fail(NotInitialized("The settings have not been fetched"))
+        found: Any = self.settings
+        for name in path:
+            if not isinstance(found, Mapping) or name not in found:
+                setting = f"setting {'.'.join(path)} of {self._source}"
+                return fail(SettingsRefused(f"{setting} is missing"))
+            found = found[name]
+        return succeed(deepcopy(found))
+
+    def note(self) -> str | None:
+        """
+        Return a warning while the settings are stale.
+        """
+        if not self.stale:
+            return None
+        return f"stale: copy of {_date(self.fetched)}, the source is unavailable"
+
+    def _run(self, work: Any) -> Deferred[None]:
+        def finished(result: Any) -> Any:
+            self._working = None
+            return result
+
+        working: Deferred[None] = Deferred.fromCoroutine(work)
+        if not working.called:
+            self._working = working
+        return working.addBoth(finished)
+
+    def _warnOnce(self, subject: str, message: str) -> None:
+        """
+        Log a warning, unless it is the last one about the same subject.
+        """
+        if self._warned.get(subject) != message:
+            self._warned[subject] = message
+            self._log.warn("Settings: {message}", message=message)
+
+    async def _refresh(self) -> None:
+        try:
+            await self._fetch()
+        except (SettingsUnavailable, SettingsRefused) as error:
+            if not self.initialized and not await self._useCopy():
+                raise
+            self._failures += 1
+            self.stale = True
+            date = _date(self.fetched)
+            self._warnOnce("stale", f"{error}; using those of {date}; will retry")
+        self.initialized = True
+        seconds = self._refreshSeconds
+        if self.stale:
+            backoff = _retryPolicy(self._failures)
+            seconds = backoff if seconds is None else min(backoff, seconds)
+        if seconds is not None:
+            self._timer = self._reactor.callLater(seconds, self._timerFired)
+
+    def _timerFired(self) -> None:
+        self._timer = None
+        self._run(self._refresh()).addErrback(self._refreshFailed)
+
+    def _refreshFailed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("Settings are not fetched again", failure=failure)
+
+    async def _fetch(self) -> None:
+        exchange = Deferred.fromCoroutine(self._exchange())
+        exchange.addTimeout(self._timeout, self._reactor, self._timedOut)
+        try:
+            settings = await exchange
+        except (CancelledError, SettingsRefused):
+            raise
+        except Exception as error:
+            if isinstance(error, _UnusableResponse | DeferredTimeout):
+                reason = str(error)
+            else:
+                # The message may contain the URL.
+                cause = getattr(error, "reasons", [Failure(error)])[0].value
+                reason = f"failed ({type(cause).__name__})"
+            raise SettingsUnavailable(f"{self._source} {reason}") from error
+        if self.stale:
+            self._log.info("Settings from {source}: recovered", source=self._source)
+        self.stale = False
+        self._failures = 0
+        self._warned.pop("stale", None)
+        if self.initialized and settings != self.settings:
+            self._log.info(
+                "Settings from {source}: changed; modules use the new ones when they "
+                "connect the next time",
+                source=self._source,
+            )
+        self.settings = settings
+        self.fetched = self._reactor.seconds()
+        await self._writeCopy(settings)
+
+    async def _exchange(self) -> dict[str, Any]:
+        response = await self._client.get(
+            self._source.url,
+            headers={"Accept": "application/json"},
+            auth=self._source.credentials,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._reactor,
+        )
+        body = _Body(MAX_SETTINGS_BYTES)
+        response.deliverBody(body)
+        status: int = response.code
+        if status == 200:
+            settings = _parse(await body.finished)
+            if (wrong := self._check(settings)) is not None:
+                raise SettingsRefused(f"{self._source} sent unusable settings: {wrong}")
+            return settings
+        body.finished.addErrback(lambda failure: None)
+        body.finished.cancel()
+        if 300 <= status < 400:
+            advice = "pass the URL to which it redirects"
+        elif 400 <= status < 500 and status not in (408, 425, 429):
+            advice = "check the URL and its permissions"
+        else:
+            raise _UnusableResponse(f"responded with status {status}")
+        raise SettingsRefused(
+            f"{self._source} responded with status {status}: {advice}"
+        )
+
+    def _timedOut(self, result: object, timeout: float) -> NoReturn:
+        raise DeferredTimeout(f"took more than {timeout:g} s")
+
+    async def _useCopy(self) -> bool:
+        if self._copyPath is None:
+            return False
+        try:
+            copy = await self._inThread(_readCopy, self._copyPath, self._copySource)
+            if (wrong := self._check(copy[0])) is not None:
+                raise ValueError(wrong)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._warnOnce("copy", f"{self._copyPath}: the copy is unusable: {reason}")
+            return False
+        self.settings, self.fetched = copy
+        return True
+
+    async def _writeCopy(self, settings: dict[str, Any]) -> None:
+        if self._copyPath is None:
+            return
+        content = {
+            "source": self._copySource,
+            "fetched": self.fetched,
+            "settings": settings,
+        }
+        try:
+            await self._inThread(_writeFile, self._copyPath, json.dumps(content))
+            self._warned.pop("copy", None)
+        except OSError as error:
+            # The message of the error has the name of a temporary file in it.
+            reason = error.strerror
+            self._warnOnce("copy", f"{self._copyPath}: cannot write the copy: {reason}")
+
+    def _inThread(self, call: Callable[..., Any], *arguments: object) -> Deferred[Any]:
+        pool = self._reactor.getThreadPool()
+        return deferToThreadPool(self._reactor, pool, call, *arguments)
+
+
+def _date(seconds: float | None) -> str:
+    assert seconds is not None
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise _UnusableResponse("sent a body that is not JSON") from None
+    if not isinstance(found, dict):
+        raise _UnusableResponse("sent JSON that is not an object")
+    return found
+
+
+def _readCopy(path: str, source: str) -> tuple[dict[str, Any], float]:
+    """
+    Read the settings of a copy, and the time of their fetch.
+
+    @raise ValueError: The file is damaged, or is a copy of another source.
+    """
+    # JSON may be longer in the file than it was on the wire.
+    limit = 8 * MAX_SETTINGS_BYTES
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    try:
+        copy = json.loads(data) if len(data) <= limit else {}
+        found, settings, fetched = copy["source"], copy["settings"], copy["fetched"]
+        _date(fetched)
+        isValid = isinstance(settings, dict)
+    except (ValueError, RecursionError, TypeError, KeyError, OverflowError, OSError):
+        isValid = False
+    if not isValid:
+        raise ValueError("the file is damaged")
+    if found != source:
+        raise ValueError("the file is a copy of another source")
+    return settings, fetched
+
+
+def _writeFile(path: str, content: str) -> None:
+    # The file is replaced as a whole, and only its owner may read it.
+    directory, name = os.path.split(path)
+    number, temporary = mkstemp(prefix=f".{name}.", dir=directory)
+    try:
+        with os.fdopen(number, "w", encoding="ascii") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise

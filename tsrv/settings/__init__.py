@@ -1,3 +1,0 @@
-"""
-Settings fetched over the network.
-"""
