@@ -4,7 +4,6 @@ Where a database is, what can be asked of it, and what becomes of it.
 
 from __future__ import annotations
 
-import pickle
 import sys
 import threading
 from pathlib import Path
@@ -17,14 +16,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from tsrv.asyncmodule import NotInitialized
 from tsrv.databases import (
     Database,
-    DatabaseError,
     DatabaseRefused,
     DatabaseUnavailable,
     Location,
     Schema,
     Settings,
     Statement,
-    UniqueViolated,
 )
 from tsrv.databases.schema import stepsTo
 
@@ -147,23 +144,6 @@ def test_a_statement_is_written_once_for_both() -> None:
     """
     assert Statement("SELECT 1").numbered == "SELECT 1"
     assert Statement("? + ?*?").numbered == "$1 + $2*$3"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        DatabaseError("no", "42601"),
-        DatabaseRefused("no", "28P01"),
-        UniqueViolated("no", "23505"),
-        DatabaseUnavailable("no", 1.5, "53300"),
-    ],
-)
-def test_errors_survive_pickling(error: Exception) -> None:
-    """
-    Errors travel between processes.
-    """
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301
-    assert (type(copy), str(copy), vars(copy)) == (type(error), "no", vars(error))
 
 
 # How tables come to be.

@@ -32,10 +32,6 @@ from tsrv import (
     State,
 )
 from tsrv.asyncmodule import IPredictable
-from tsrv.queuing.states import (
-    Event,
-    IllegalTransition,
-)
 
 from .support import Module, Refused, Trouble, ready, resultOf, wrap
 
@@ -328,27 +324,6 @@ def test_given_up_in_progress_then_closed(clock: Clock) -> None:
     wrapper.close()
     module.closings[0].callback(None)
     assert isinstance(result.error, CancelledError)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        QueueFull("full", 3.0),
-        QueueTimeout("late", 2.0, 30.0, State.RETRYING, 4),
-        InitializationFailed("failed"),
-        Closed("closed"),
-        OutcomeUnknown("write"),
-        IllegalTransition(State.NEW, Event.DRAINED),
-    ],
-)
-def test_errors_can_be_sent_elsewhere(error: Exception) -> None:
-    """
-    An error that is stored, or that crosses to another process, arrives as it
-    was.
-    """
-    arrived = pickle.loads(pickle.dumps(error))  # noqa: S301
-    assert type(arrived) is type(error)
-    assert (str(arrived), vars(arrived)) == (str(error), vars(error))
 
 
 @implementer(IPredictable)

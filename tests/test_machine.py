@@ -900,12 +900,12 @@ class Machine(RuleBasedStateMachine):
     def theOldestIsTheOneThatWaitsLongest(self) -> None:
         since = [c.since for c in self.calls if not c.ended and self.isWaiting(c)]
         oldest = self.wrapper.oldest
-        if not self.wrapper._queue._sweeps.left:
+        if not self.wrapper._queue._endings:
             # Nothing that waits is about to be ended.
             assert (oldest is None) == (not since)
         if oldest is not None:
             assert oldest <= self.clock.seconds() - min(since) + 1e-6
-            if not self.wrapper._queue._sweeps.left:
+            if not self.wrapper._queue._endings:
                 assert oldest >= self.clock.seconds() - min(since) - 1e-6
 
     @invariant()

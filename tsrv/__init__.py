@@ -2,27 +2,17 @@
 Queues in front of modules that take their time to become ready.
 """
 
-from .asyncmodule import (
-    AsyncModule,
-    IAsyncModule,
-    NotInitialized,
-)
-from .startup import (
-    Startup,
-    StartupFailed,
-)
-from .wrapper import (
+from .asyncmodule import AsyncModule, IAsyncModule, NotInitialized, State
+from .errors import (
     Closed,
-    IllegalTransition,
     InitializationFailed,
     OutcomeUnknown,
     QueueFull,
     QueueTimeout,
-    QueuingWrapper,
-    State,
     Unavailable,
-    jitteredBackoff,
 )
+from .startup import Startup, StartupFailed
+from .wrapper import IllegalTransition, QueuingWrapper, jitteredBackoff
 
 __all__ = [
     "AsyncModule",

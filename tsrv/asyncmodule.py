@@ -1,9 +1,9 @@
 """
-What an asynchronously initialised module is, and the smallest one: a clock
-that needs a while before it can tell the time.
+What an asynchronously initialised module is, and the smallest one: a clock that
+takes a while before it can tell the time.
 
-A module knows nothing of queues or wrappers. It only has an C{initialize()}
-that answers later, and methods that fail until it has.
+A module knows nothing of queues or wrappers. It has an C{initialize()} that
+returns a Deferred, and methods that fail until this Deferred has fired.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 class NotInitialized(Exception):
     """
-    The module was asked for something before it was initialised.
+    The module was used before it was initialised.
     """
 
 
@@ -38,12 +38,12 @@ class IAsyncModule(Interface):
     """
     A module that has to be initialised before it can work.
 
-    Two more methods are optional. C{close()} releases what the module holds;
-    it answers when that is done, and it must do no harm when the
-    initialisation has failed or was cancelled. C{whenLost()} is called after
-    each successful initialisation and answers a Deferred that fires, with or
-    without an error, when the module can work no longer; a module that knows
-    of the loss before its calls in progress fail should fire it first.
+    Two more methods are optional. C{close()} releases what the module holds; it
+    may return a Deferred, and it does no harm after an initialisation that failed
+    or was cancelled. C{whenLost()} is called after each successful initialisation
+    and returns a Deferred that fires, with or without an error, when the module
+    stops working. A module that notices the loss before its calls in progress fail
+    should fire it first.
     """
 
     initialized: bool = Attribute("Whether the module can work now.")
@@ -58,9 +58,42 @@ class IAsyncModule(Interface):
         """
 
 
+class IPredictable(Interface):
+    """
+    A module that knows how long its initialisation takes.
+    """
+
+    def secondsUntilInitialized() -> float | None:
+        """
+        @return: The seconds that the initialisation in progress will still take;
+            L{None} if there is none, or nobody knows.
+        """
+
+
+class ISettlesCalls(Interface):
+    """
+    A module that promises to answer each of its calls, if necessary with an error,
+    also when it is lost or closed in the meantime. To promise this is all that it
+    has to do. Calls of the methods that are named in C{replay} then cost nearly
+    nothing.
+    """
+
+
+class IHasNote(Interface):
+    """
+    A module that may have something to tell an operator although it is ready.
+    """
+
+    def note() -> str | None:
+        """
+        @return: A few words for the report of the start-up, which everybody may
+            see; or L{None}.
+        """
+
+
 class State(Enum):
     """
-    Where a wrapper is in the life of its module.
+    The states of a wrapper, which L{tsrv.queuing.states} explains.
     """
 
     NEW = "new"
@@ -74,49 +107,17 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class IPredictable(Interface):
-    """
-    A module that knows how long its initialisation is going to take.
-    """
-
-    def secondsUntilInitialized() -> float | None:
-        """
-        @return: The seconds that the initialisation in progress will still
-            take, or L{None} when there is none or nobody knows.
-        """
-
-
-class ISettlesCalls(Interface):
-    """
-    A module that answers each of its calls, with an error if need be, also those
-    that are in progress when it is lost or closed. It has nothing to do but to
-    say so. What is named in C{replay} then costs nearly nothing.
-    """
-
-
-class IHasNote(Interface):
-    """
-    A module of which there may be something to know although it is ready.
-    """
-
-    def note() -> str | None:
-        """
-        @return: A few words for everybody who may see the report of the
-            start-up, or L{None}.
-        """
-
-
 @implementer(IAsyncModule, IPredictable)
 class AsyncModule:
     """
     A clock that takes its time to start.
 
-    @ivar initialized: Whether L{tellMeSomething} has something to say.
+    @ivar initialized: Whether L{tellMeSomething} can tell the time.
     """
 
     def __init__(self, reactor: IReactorTime, delay: float = 10.0) -> None:
         """
-        @param reactor: Provides the time, and the waiting.
+        @param reactor: Provides the time.
         @param delay: How long the initialisation takes, in seconds.
         @raise ValueError: C{delay} is negative or not a finite number.
         """
@@ -125,35 +126,35 @@ class AsyncModule:
         self.initialized = False
         self._reactor = reactor
         self._delay = delay
-        self._starting: IDelayedCall | None = None
+        self._start: IDelayedCall | None = None
         self._waiting: dict[Deferred[None], None] = {}
 
     def initialize(self) -> Deferred[None]:
         """
         Start the clock.
 
-        Several calls share one start: the second joins the first, and one made
-        afterwards is answered at once. Cancelling gives up the waiting of one
-        caller; when the last one has given up, so has the clock, and the next
-        call begins anew.
+        Several callers share one start: the second one joins the first, and after
+        the start there is nothing to wait for. Cancelling gives up one caller's
+        waiting; when the last caller has given up, the start is cancelled, and the
+        next call begins a new one.
 
         @return: A Deferred that fires with L{None} when the clock is ready.
         """
         if self.initialized:
             return succeed(None)
-        if self._starting is None:
-            self._starting = self._reactor.callLater(self._delay, self._started)
+        if self._start is None:
+            self._start = self._reactor.callLater(self._delay, self._started)
         waiting: Deferred[None] = Deferred(self._giveUp)
         self._waiting[waiting] = None
         return waiting
 
     def secondsUntilInitialized(self) -> float | None:
         """
-        @see: L{IPredictable.secondsUntilInitialized}
+        Return the rest of the delay; L{None} while the clock is not starting.
         """
-        if self._starting is None:
+        if self._start is None:
             return None
-        return max(0.0, self._starting.getTime() - self._reactor.seconds())
+        return max(0.0, self._start.getTime() - self._reactor.seconds())
 
     def tellMeSomething(self) -> Deferred[str]:
         """
@@ -161,7 +162,7 @@ class AsyncModule:
 
         @return: A Deferred that fires with C{Current time is: } and the local
             time with its offset from UTC. It fails with L{NotInitialized} if
-            the clock is not ready by the time it is asked.
+            the clock is not ready in the next turn.
         """
         return deferLater(self._reactor, 0, self._tell)
 
@@ -172,7 +173,7 @@ class AsyncModule:
         return f"Current time is: {now.isoformat(' ', 'seconds')}"
 
     def _started(self) -> None:
-        self._starting = None
+        self._start = None
         self.initialized = True
         waiting, self._waiting = self._waiting, {}
         for each in waiting:
@@ -181,9 +182,7 @@ class AsyncModule:
                 each.callback(None)
 
     def _giveUp(self, waiting: Deferred[None]) -> None:
-        if waiting not in self._waiting:
-            return
-        del self._waiting[waiting]
-        if not self._waiting and self._starting is not None:
-            self._starting.cancel()
-            self._starting = None
+        self._waiting.pop(waiting, None)
+        if not self._waiting and self._start is not None:
+            self._start.cancel()
+            self._start = None

@@ -1,8 +1,8 @@
 """
-What tsrv itself answers with when a call cannot reach its module.
+What a call fails with when it cannot reach its module.
 
-Whatever the module raises passes through untouched; these are the errors of
-the waiting that tsrv adds around it.
+Whatever the module itself raises passes through untouched; these errors are about
+the waiting that tsrv adds.
 """
 
 from __future__ import annotations
@@ -21,37 +21,33 @@ __all__ = [
 
 class Unavailable(Exception):
     """
-    The module cannot take the call now. It has not been run (or, if its method
-    is named in C{replay}, may be run again), so it may be made again later.
+    The module cannot take the call now. The call has not been run (or, if its
+    method is named in C{replay}, may be run again), so it is safe to make it
+    again later.
 
-    @ivar retryAfter: Seconds after which trying again is reasonable, or
-        L{None} where nobody knows.
+    @ivar retryAfter: The seconds after which it is worth trying again, or
+        L{None} if nobody knows.
     """
 
     def __init__(self, message: str, retryAfter: float | None = None) -> None:
         super().__init__(message)
         self.retryAfter = retryAfter
 
-    def __reduce__(self) -> tuple[type[Unavailable], tuple[object, ...]]:
-        return type(self), (*self.args, self.retryAfter)
-
 
 class QueueFull(Unavailable):
     """
-    As many commands are waiting as the wrapper's C{limit} allows.
+    As many calls are queued as the wrapper's C{limit} allows.
     """
 
 
 class QueueTimeout(Unavailable):
     """
-    A command waited for its start as long as the wrapper's C{timeout} allows.
+    A call was queued for as long as the wrapper's C{timeout} allows. Its
+    C{__cause__} is the last error of the initialisation, if there was one.
 
-    The last error of the initialisation, where there was one, is the
-    C{__cause__}.
-
-    @ivar waited: How long the command waited, in seconds.
-    @ivar state: The wrapper's L{State} when the command was given up.
-    @ivar attempts: How many times the initialisation had been tried.
+    @ivar waited: How long the call waited, in seconds.
+    @ivar state: The wrapper's L{State} when the call was given up.
+    @ivar attempts: How many attempts to initialise the module there had been.
     """
 
     def __init__(
@@ -67,15 +63,11 @@ class QueueTimeout(Unavailable):
         self.state = state
         self.attempts = attempts
 
-    def __reduce__(self) -> tuple[type[Unavailable], tuple[object, ...]]:
-        made, arguments = super().__reduce__()
-        return made, (*arguments, self.waited, self.state, self.attempts)
-
 
 class InitializationFailed(Unavailable):
     """
-    The module failed to initialise in a way that no retry will cure; the
-    module's own error is the C{__cause__}.
+    The module failed to initialise, and no retry will help. The module's own
+    error is the C{__cause__}.
     """
 
 
@@ -87,10 +79,10 @@ class Closed(Unavailable):
 
 class OutcomeUnknown(Exception):
     """
-    The call had been handed to the module when the module was lost (or
-    closed) and was never answered: it may have been carried out, or not.
+    The module was lost or closed while working on the call, and never answered:
+    the call may have been carried out, or not.
 
-    This is no L{Unavailable}, because making the call again might run it
+    This is not an L{Unavailable}, because making the call again might run it
     twice.
 
     @ivar method: The name of the method that was called.
@@ -102,6 +94,3 @@ class OutcomeUnknown(Exception):
             "it may have been carried out, or not"
         )
         self.method = method
-
-    def __reduce__(self) -> tuple[type[OutcomeUnknown], tuple[str]]:
-        return type(self), (self.method,)

@@ -1,44 +1,72 @@
 """
-The heart: a queue in front of a module that takes its time to become ready.
+A queue in front of a module that takes its time to become ready.
 
-How it works
+A database client has to connect before it can answer its first query. Until then
+a program can refuse the query, or write C{if db.connected} everywhere, or, and this
+is what L{QueuingWrapper} is for, take the query at once, queue it, and run it as
+soon as the client is ready.
+
+Who does what
+=============
+
+The wrapper consists of four parts. None of them knows another one, except that the
+initialisation reports every event to the lifecycle; the wrapper connects them.
+
+  - The L{Lifecycle<tsrv.queuing.states.Lifecycle>} knows the state, and which
+    events are legal in it. Its module explains the states, and what each of them
+    means for a call; read it first.
+
+  - The L{Initialization<tsrv.queuing.initialization.Initialization>} makes
+    attempts until one succeeds, and begins again when the module is lost.
+
+  - The L{CommandQueue<tsrv.queuing.queue.CommandQueue>} owns the calls. It queues
+    them, starts them, passes them to the module or refuses them, as the wrapper
+    tells it whenever the state changes.
+
+  - The L{ProxySwitch<tsrv.queuing.proxy.ProxySwitch>} owns the proxy, which callers
+    hold. While the module is ready the proxy's methods are the module's own bound
+    methods, and nothing of tsrv is in the way. At other times they are callables
+    that queue, which L{Methods<tsrv.queuing.methods.Methods>} makes.
+
+How a call ends
+===============
+
+Every call ends exactly once. A call that was never handed to the module ends with
+an L{Unavailable} that says why: L{QueueFull}, L{QueueTimeout},
+L{InitializationFailed} or L{Closed}; or with L{CancelledError
+<twisted.internet.defer.CancelledError>} if its caller gave up. Such a call is never
+started afterwards. A call that was handed to the module ends with the module's own
+result. If the module is lost or closed while working on it, the call is made again
+if it is safe to run twice (C{replay}); otherwise it ends with L{OutcomeUnknown},
+unless the module still answers.
+
+There is one compromise. While the module is ready, tsrv does not see the calls,
+because seeing them would cost something. So a call made then, of a method that is
+not named in C{replay}, is the module's to end.
+
+Foreign code
 ============
 
-A L{QueuingWrapper} has four parts, of which none knows another; only the
-initialisation tells the table of states what has happened.
+The module, its cancellers, the retry policy, observers and callbacks may do anything
+while they are called, for example close the wrapper. So each method here changes the
+state and the queue first and calls foreign code last, or looks at the state again
+afterwards.
 
-  - L{Lifecycle<tsrv.queuing.states.Lifecycle>} says which state the module is in, and
-    which changes of state are legal. All that happens to a wrapper begins with
-    an event that its table accepts.
-
-  - L{Initialization<tsrv.queuing.initialization.Initialization>} makes attempts until
-    one succeeds, and begins again when the module is lost.
-
-  - L{CommandQueue<tsrv.queuing.queue.CommandQueue>} owns the calls. It holds them,
-    starts them in order, lets them pass, or refuses them, as it is told on a
-    change of state. It alone ends a queued call.
-
-  - L{Faces<tsrv.queuing.proxy.Faces>} is what callers hold. While the module is ready
-    the proxy's methods are the module's own, and nothing of tsrv is in the
-    way.
-
-The wrapper connects them, and closes.
-
-The pattern (State, Command and Proxy together) is that of Mario Casciaro,
-I{Node.js Design Patterns}, "Asynchronously initialized modules".
+The pattern (State, Command and Proxy together) is that of Mario Casciaro, I{Node.js
+Design Patterns}, "Asynchronously initialized modules".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from .asyncmodule import ISettlesCalls
+from .asyncmodule import State
 from .errors import (
     Closed,
     InitializationFailed,
@@ -47,15 +75,12 @@ from .errors import (
     QueueTimeout,
     Unavailable,
 )
-from .queuing.callables import isAsync
-from .queuing.closing import closeWithin
-from .queuing.command import Method
-from .queuing.history import (
-    History,
-    explain,
-)
+from .queuing.history import History, explain
 from .queuing.initialization import Initialization
+from .queuing.methods import Methods
 from .queuing.module import (
+    closeWithin,
+    hasDynamicAttributes,
     lifecycleMethod,
     secondsLeft,
 )
@@ -66,16 +91,10 @@ from .queuing.options import (
     checkSeconds,
     errorTypes,
 )
-from .queuing.proxy import Faces
-from .queuing.queue import CommandQueue
+from .queuing.proxy import ProxySwitch
+from .queuing.queue import CommandQueue, Stats
 from .queuing.retry import jitteredBackoff
-from .queuing.states import (
-    Event,
-    IllegalTransition,
-    Lifecycle,
-    State,
-)
-from .queuing.stats import Stats
+from .queuing.states import Event, IllegalTransition, Lifecycle
 from .queuing.waiters import Waiters
 
 __all__ = [
@@ -94,25 +113,26 @@ __all__ = [
 
 _Module = TypeVar("_Module", covariant=True)
 
-_WAITERS: Final = 10_000
+MIN_WAITER_LIMIT: Final = 10_000
 """
-How many may wait for a module, or for its end, if C{limit} is less.
+Maximum number of waiters for the module, or for its end, if C{limit} is lower.
 """
 
 
 class QueuingWrapper(Generic[_Module]):
     """
-    Put around an asynchronously initialised module: takes every call at once,
-    holds it until the module is ready, runs what was held in order, and steps
-    out of the way.
+    A queue in front of an asynchronously initialised module. It takes every call at
+    once, queues it until the module is ready, runs the queued calls in order, and
+    gets out of the way.
 
-    The module is any object. It need not know that it is wrapped.
+    The module may be any object. It is not changed, and need not know that it is
+    wrapped.
 
-    @ivar module: The module itself.
-    @ivar proxy: What callers use in its place: it has the module's public
-        methods, and its type.
-    @ivar history: The attempts and losses so far, and how long they and the
-        commands took.
+    @ivar module: The module.
+    @ivar proxy: What callers use in place of the module: it has the module's
+        public methods, and its type.
+    @ivar history: The attempts and losses so far, and how long they took and the
+        calls waited.
     """
 
     _log = Logger()
@@ -138,36 +158,34 @@ class QueuingWrapper(Generic[_Module]):
         """
         @param module: The module.
         @param reactor: Provides the time.
-        @param limit: How many commands may wait; one more fails at once with
+        @param limit: Maximum number of queued calls; one more fails at once with
             L{QueueFull}.
-        @param timeout: How long a command may wait for its start, in seconds,
-            before it fails with L{QueueTimeout}; L{None} for any time.
-        @param retryPolicy: Takes the number of attempts so far, and answers
-            the seconds to the next; by default L{jitteredBackoff}. If it
-            raises, there is no next attempt.
+        @param timeout: How long a call may be queued, in seconds, before it fails
+            with L{QueueTimeout}; L{None} for any time.
+        @param retryPolicy: Takes the number of attempts so far, and returns the
+            seconds until the next; by default L{jitteredBackoff}. If it raises,
+            there is no further attempt.
         @param fatal: The types of errors of C{initialize()} that no retry will
-            cure.
-        @param replay: The names of methods that are safe to run twice: a call
-            of one of them that is in progress at a loss is made again.
-        @param concurrency: How many commands may be in progress while what was
-            held is being run; L{None} for any number.
-        @param attemptTimeout: How long one attempt may take, in seconds, before
-            it is given up and counts as failed; L{None} for any time.
-        @param closeTimeout: How long the module's own closing may take, in
-            seconds; L{None} for any time.
+            help against.
+        @param replay: The names of methods that are safe to run twice: a call of
+            one of them that is in progress at a loss is made again.
+        @param concurrency: Maximum number of calls in progress while the queue is
+            drained; L{None} for any number.
+        @param attemptTimeout: How long one attempt may take, in seconds, before it
+            counts as failed; L{None} for any time.
+        @param closeTimeout: How long closing the module may take, in seconds;
+            L{None} for any time.
         @param initialize: Initialises the module; by default its
             C{initialize()}.
-        @param close: Closes the module; by default its C{close()}, where it
-            has one.
-        @param whenLost: Answers a Deferred that fires when the module, once
-            ready, no longer is; by default its C{whenLost()}, where it has
-            one.
-        @param name: What the module is called in errors and in the log; by
-            default the name of its type.
-        @raise TypeError: There is nothing to initialise the module with, or
-            an option is something else than described here.
-        @raise ValueError: A number makes no sense, or C{replay} names what is
-            no method of the module.
+        @param close: Closes the module; by default its C{close()}, if it has one.
+        @param whenLost: Returns a Deferred that fires when the module stops
+            working; by default its C{whenLost()}, if it has one.
+        @param name: The name of the module in errors and in the log; by default
+            the name of its type.
+        @raise TypeError: The module has no C{initialize()} and none is given, or
+            an option has the wrong type.
+        @raise ValueError: A number is out of range, or C{replay} names something
+            that is not a method of the module.
         """
         checkCount("limit", limit, 0)
         if concurrency is not None:
@@ -179,16 +197,15 @@ class QueuingWrapper(Generic[_Module]):
         checkCallable("initialize", initialize)
         checkCallable("close", close)
         checkCallable("whenLost", whenLost)
-        fatalTypes = errorTypes("fatal", fatal)
         if isinstance(replay, str):
             raise TypeError("replay must be a collection of names, not one name")
 
         self.module: _Module = module
+        self.history = History(reactor)
         self._name = type(module).__name__ if name is None else name
         self._reactor = reactor
         self._limit = limit
         self._closeTimeout = closeTimeout
-        self._replay = frozenset(replay)
         initializer = lifecycleMethod(module, "initialize", initialize)
         closer = lifecycleMethod(module, "close", close)
         watcher = lifecycleMethod(module, "whenLost", whenLost)
@@ -199,8 +216,10 @@ class QueuingWrapper(Generic[_Module]):
             )
         self._closeModule = closer.call
 
-        self.history = History(reactor)
         self._observers: Observers[[]] = Observers()
+        waiterLimit = max(limit, MIN_WAITER_LIMIT)
+        self._waiters = Waiters(waiterLimit, f"for {self._name} to become ready")
+        self._closers = Waiters(waiterLimit, f"for {self._name} to be closed")
         self._lifecycle = Lifecycle(reactor)
         self._initialization = Initialization(
             reactor,
@@ -210,7 +229,7 @@ class QueuingWrapper(Generic[_Module]):
             initialize=initializer.call,
             whenLost=watcher.call,
             retryPolicy=jitteredBackoff() if retryPolicy is None else retryPolicy,
-            fatal=fatalTypes,
+            fatal=errorTypes("fatal", fatal),
             timeout=attemptTimeout,
             ready=self._becameReady,
             lost=self._becameLost,
@@ -223,38 +242,35 @@ class QueuingWrapper(Generic[_Module]):
             timeout=timeout,
             concurrency=concurrency,
             losable=watcher.call is not None,
-            answering=ISettlesCalls.implementedBy(type(module)),
             waited=self.history.queueSeconds,
             makeQueueFull=self._makeQueueFull,
             makeQueueTimeout=self._makeQueueTimeout,
             drained=self._drained,
         )
-        self._methods: dict[str, Method] = {}
-        # Who initialises or closes the module by the proxy means the wrapper.
-        self._ownMethods: dict[str, Callable[[], Deferred[None]]] = {
+        # A caller who initialises or closes the proxy means the wrapper.
+        lifecycle: dict[str, Callable[[], Deferred[None]]] = {
             **dict.fromkeys(initializer.names, self.initialize),
             **dict.fromkeys(closer.names, self.close),
         }
-        self._faces = Faces(
-            module,
-            withheld=watcher.names,
-            describe=self._describe,
-            methodWaiting=self._methodWaiting,
-            methodReady=self._methodReady,
+        replayed = frozenset(replay)
+        self._methods = Methods(
+            module, self._queue, replay=replayed, lifecycle=lifecycle
         )
-        for each in self._replay:
-            if not self._faces.announces(each) or each in self._ownMethods:
+        self._proxySwitch = ProxySwitch(
+            module,
+            hidden=watcher.names,
+            describe=self._describe,
+            whileWaiting=self._methods.whileWaiting,
+            whileReady=self._methods.whileReady,
+        )
+        self.proxy: _Module = cast(_Module, self._proxySwitch.proxy)
+        for each in replayed:
+            isKnown = each in self._proxySwitch.names()
+            if each in lifecycle or not (isKnown or hasDynamicAttributes(type(module))):
                 raise ValueError(f"replay: {self._name} has no method {each!r}")
-        self.proxy: _Module = cast(_Module, self._faces.proxy)
-
-        most = max(limit, _WAITERS)
-        self._waiters = Waiters(most, f"for {self._name} to become ready")
-        self._closers = Waiters(most, f"for {self._name} to be closed")
 
     def __repr__(self) -> str:
         return f"<QueuingWrapper of {self._name}: {self._describe()}>"
-
-    # What is to be seen.
 
     @property
     def state(self) -> State:
@@ -273,15 +289,15 @@ class QueuingWrapper(Generic[_Module]):
     @property
     def pending(self) -> int:
         """
-        How many commands are waiting.
+        The number of queued calls.
         """
         return self._queue.pending
 
     @property
     def oldest(self) -> float | None:
         """
-        For how many seconds the oldest of them has been waiting; L{None} where
-        none waits to be started.
+        How long the oldest queued call has been waiting, in seconds; L{None} if
+        none is waiting to be started.
         """
         return self._queue.oldest
 
@@ -295,8 +311,7 @@ class QueuingWrapper(Generic[_Module]):
     @property
     def attempts(self) -> int:
         """
-        How many times the initialisation has been tried since the module was
-        last ready.
+        The number of attempts since the module was last ready.
         """
         return self._initialization.attempts
 
@@ -310,9 +325,9 @@ class QueuingWrapper(Generic[_Module]):
 
     def retryAfter(self) -> float | None:
         """
-        @return: The seconds until it is worth asking again, where they are
-            known: those that are left until the next attempt, or those that
-            the attempt in progress will still take.
+        @return: The seconds until it is worth asking again, if they are known: the
+            rest of the delay before the next attempt, or of the attempt in
+            progress.
         """
         if self.state is State.INITIALIZING:
             return secondsLeft(self.module)
@@ -320,40 +335,31 @@ class QueuingWrapper(Generic[_Module]):
 
     def addObserver(self, observer: Callable[[], object]) -> None:
         """
-        Have something called after each change of L{state}, when all that
-        belongs to it has been done; so it may do to the wrapper what it likes.
+        Register an observer. Registering it twice has no effect.
 
-        @param observer: Is called without arguments; it looks for itself.
+        @param observer: Called without arguments after each change of L{state},
+            when all that belongs to the change has been done. It may do anything
+            to the wrapper.
         """
         self._observers.add(observer)
 
     def removeObserver(self, observer: Callable[[], object]) -> None:
         """
-        Have it called no more.
+        Unregister an observer. An unknown one is ignored.
         """
         self._observers.remove(observer)
-
-    def _describe(self) -> str:
-        """
-        The state in a few words, for people.
-        """
-        waiting = f", {self.pending} waiting" if self.pending else ""
-        return f"{self.state.value}{waiting}"
-
-    # What is to be done.
 
     def initialize(self) -> Deferred[None]:
         """
         Make the module ready; keep trying until it is.
 
         Several calls share one initialisation, and cancelling one of their
-        Deferreds does not disturb the others: only L{close} gives the
+        Deferreds does not affect the others: only L{close} and L{fail} give the
         initialisation up. After it has failed for good it may be called again.
 
         @return: A Deferred that fires when the module is ready. It fails with
-            L{InitializationFailed} on an error that no retry will cure, with
-            L{Closed} if the wrapper is closed, and with L{QueueFull} if
-            more wait than a program can mean to.
+            L{InitializationFailed} if no retry will help, with L{Closed} if the
+            wrapper is closed, and with L{QueueFull} if too many are waiting.
         """
         if self.state not in (State.NEW, State.FAILED):
             return self.whenInitialized()
@@ -364,26 +370,25 @@ class QueuingWrapper(Generic[_Module]):
 
     def whenInitialized(self) -> Deferred[None]:
         """
-        Wait for the module, without asking for it.
+        Wait for the module, without starting anything.
 
-        @return: A Deferred as that of L{initialize}. While the module is being
-            initialised again after a loss, it fires when that is done.
+        @return: A Deferred as that of L{initialize}. After a loss it fires when the
+            module is ready again.
         """
-        state = self.state
-        if state in (State.DRAINING, State.READY):
+        if self.state in (State.DRAINING, State.READY):
             return succeed(None)
-        if state is State.FAILED:
+        if self.state is State.FAILED:
             return fail(self._makeInitializationFailed(self.lastError))
-        if state in (State.CLOSING, State.CLOSED):
+        if self.state in (State.CLOSING, State.CLOSED):
             return fail(self._makeClosed())
         return self._waiters.wait()
 
     def fail(self, reason: BaseException) -> None:
         """
-        Give the initialisation up, as if an attempt had failed for good: who
-        waits, and who calls from now on, gets L{InitializationFailed}. It may
+        Give the initialisation up, as if an attempt had failed for good: queued
+        calls, waiters and later calls get L{InitializationFailed}. The wrapper may
         be initialised again; if the module does so while its attempt is being
-        cancelled, who waits goes on waiting.
+        cancelled, the waiters wait for the new attempt.
 
         @param reason: Why; it becomes the C{__cause__}.
         @raise IllegalTransition: The module is ready, or has failed already, or
@@ -393,16 +398,15 @@ class QueuingWrapper(Generic[_Module]):
 
     def close(self) -> Deferred[None]:
         """
-        End all waiting commands with L{Closed}, close the module, and let
-        nothing run afterwards. Commands that the module is at work on end as
-        the module ends them, or else with L{OutcomeUnknown}. A module that
-        nobody has ever asked for need not be closed.
+        End all queued calls with L{Closed}, close the module, and run nothing
+        afterwards. Calls in progress end as the module ends them, or else with
+        L{OutcomeUnknown}. A module that was never initialised is not closed.
 
-        It is right in every state, and may be called any number of times.
+        This is legal in every state, and any number of times.
 
-        @return: A Deferred that fires when all this is done; it fails with
-            what the module's own closing fails with. Cancelling it gives up
-            the waiting, not the closing.
+        @return: A Deferred that fires when everything is closed; it fails with the
+            error of the module's own closing. Cancelling it gives up the waiting,
+            not the closing.
         """
         if self.state is State.CLOSED:
             return succeed(None)
@@ -411,16 +415,38 @@ class QueuingWrapper(Generic[_Module]):
             Deferred.fromCoroutine(self._close())
         return waiter
 
-    # What the initialisation and the queue tell.
+    async def _close(self) -> None:
+        touched = self.history.attempts.count > 0
+        self._lifecycle.on(Event.CLOSE)
+        self._proxySwitch.toWaiting()
+        waiters = self._waiters.takeAll()
+        self._initialization.stop()
+        refused = self._queue.refuse(self._makeClosed)
+        waiters.fail(self._makeClosed)
+        self._observers.notify()
+        error = None
+        if touched and self._closeModule is not None:
+            error = await closeWithin(
+                self._closeTimeout, self._reactor, self._closeModule
+            )
+        await self._queue.running.abandon()
+        await refused
+        self._lifecycle.on(Event.CLOSED)
+        if error is None:
+            self._closers.succeed()
+        else:
+            self._log.error(
+                "{module} failed to close: {error}",
+                module=self._name,
+                error=explain(error),
+            )
+            self._closers.fail(lambda: error)
+        self._observers.notify()
+
+    # What the initialisation and the queue report.
 
     def _becameReady(self) -> None:
-        """
-        The module can work; what has been waiting comes first.
-        """
-        # To look for the methods, and to tell who waits, is to run foreign code:
-        # it may use further methods, lose the module, or close the wrapper.
-        for method in list(self._methods.values()):
-            self._connect(method)
+        self._methods.update()
         if self.state is State.DRAINING:
             self._waiters.succeed()
             self._observers.notify()
@@ -428,111 +454,32 @@ class QueuingWrapper(Generic[_Module]):
             self._queue.drain()
 
     def _drained(self) -> None:
-        """
-        The last waiting command has been started.
-        """
         self._lifecycle.on(Event.DRAINED)
         self._queue.letPass()
-        self._faces.showReady()
+        self._proxySwitch.toReady()
         if self.state is not State.READY:
-            # To look at the module was what made it go away.
-            self._faces.showWaiting()
+            # Reading the module's attributes made it go away.
+            self._proxySwitch.toWaiting()
         self._observers.notify()
 
     def _becameLost(self) -> None:
-        """
-        The module is ready no longer, and will be initialised again.
-        """
-        self._faces.showWaiting()
+        self._proxySwitch.toWaiting()
         self._queue.interrupt()
 
     def _failedForGood(self) -> None:
-        """
-        The module will not become ready, unless it is asked again.
-        """
-        # In a callback it may be asked again: then others are waiting, for
-        # another attempt, and the reason is another one.
+        # A callback may initialise again: whoever waits from then on waits for
+        # another attempt, which may fail for another reason.
         waiters = self._waiters.takeAll()
         makeError = partial(self._makeInitializationFailed, self.lastError)
         self._queue.refuse(makeError)
         waiters.fail(makeError)
         self._observers.notify()
 
-    # Methods.
+    # Texts and errors.
 
-    def _methodWaiting(self, name: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        What to call for a public method while the module is not ready.
-        """
-        if name in self._ownMethods:
-            return self._ownMethods[name]
-        return self._method(name, own).hold
-
-    def _methodReady(self, name: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        What to call for it while the module is ready.
-        """
-        if name in self._ownMethods:
-            return self._ownMethods[name]
-        if name in self._replay or isAsync(own):
-            return self._method(name, own).direct
-        return own
-
-    def _method(self, name: str, own: Callable[..., Any]) -> Method:
-        """
-        A method as its commands need it; the same for all of them.
-        """
-        method = self._methods.get(name)
-        if method is None:
-            method = self._queue.makeMethod(name, own, name in self._replay)
-            self._methods[name] = method
-            if self.state in (State.DRAINING, State.READY):
-                self._connect(method)
-        return method
-
-    def _connect(self, method: Method) -> None:
-        """
-        Find the module's own method anew: initialising the module may have
-        changed it.
-        """
-        try:
-            own = getattr(self.module, method.name)
-        except BaseException as error:
-            own = partial(fail, error)
-        self._queue.connect(method, own)
-
-    # The end.
-
-    async def _close(self) -> None:
-        begun = self.history.attemptCount > 0
-        self._lifecycle.on(Event.CLOSE)
-        self._faces.showWaiting()
-        waiters = self._waiters.takeAll()
-        self._initialization.stop()
-        swept = self._queue.refuse(self._makeClosed)
-        waiters.fail(self._makeClosed)
-        self._observers.notify()
-        error = None
-        if begun and self._closeModule is not None:
-            error = await closeWithin(
-                self._closeTimeout, self._reactor, self._closeModule
-            )
-        await self._queue.abandon()
-        await swept
-        self._lifecycle.on(Event.CLOSED)
-        if error is not None:
-            self._log.error(
-                "{module} failed to close: {error}",
-                module=self._name,
-                error=explain(error),
-            )
-        if error is None:
-            self._closers.succeed()
-        else:
-            self._closers.fail(lambda: error)
-        self._observers.notify()
-
-    # Errors.
+    def _describe(self) -> str:
+        waiting = f", {self.pending} waiting" if self.pending else ""
+        return f"{self.state.value}{waiting}"
 
     def _makeQueueFull(self) -> QueueFull:
         return QueueFull(

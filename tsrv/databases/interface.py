@@ -60,9 +60,6 @@ class DatabaseError(Exception):
         super().__init__(message)
         self.code = code
 
-    def __reduce__(self) -> tuple[type[DatabaseError], tuple[object, ...]]:
-        return type(self), (*self.args, self.code)
-
 
 class ConstraintViolated(DatabaseError):
     """
@@ -97,10 +94,6 @@ class DatabaseUnavailable(Unavailable):
     ) -> None:
         super().__init__(message, retryAfter)
         self.code = code
-
-    def __reduce__(self) -> tuple[type[Unavailable], tuple[object, ...]]:
-        made, arguments = super().__reduce__()
-        return made, (*arguments, self.code)
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
 """
-What L{tsrv.QueuingWrapper} is made of: states, attempts, queued calls and the proxy.
+What L{tsrv.QueuingWrapper} is made of. Start with L{tsrv.wrapper}, which explains how
+the parts work together.
 """

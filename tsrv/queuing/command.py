@@ -1,25 +1,27 @@
 """
-A command: one call that waits for its module.
+A command: one call that tsrv holds in its hands, from the moment it is made until
+it ends.
 
 A L{Command} I{is} the Deferred that its caller holds, and at the same time a
-link in the L{Chain} of commands that wait. So a queued call costs one object,
-is removed from anywhere in the queue in constant time, and leaves nothing
+link of the L{CommandList} that it is in. So a queued call costs one object, it
+leaves its list from any position in constant time, and it leaves nothing
 behind.
 
-A command goes through these stages::
+A command is always in one of these stages::
 
-    WAITING    in the queue
-    RUNNING    handed to the module, which has not answered yet
-    LEAVING    the same, and its caller has given up: the module's own
-               Deferred has been cancelled
-    HELD       the module failed it, and it may be run again: the next turn
-               of the reactor will tell whether that was a loss
-    UNCERTAIN  the module was lost while at work on it; the next turn ends it
-    ENDED      fired
+    WAITING     in the queue
+    RUNNING     handed to the module, which has not answered yet
+    CANCELLING  the same, but its caller gave up: the module's own Deferred has
+                been cancelled
+    LOST        the module was lost while working on it, and may still answer
+                until the next turn of the reactor
+    FAILED      the module failed it, and it is safe to run twice: if a loss is
+                reported by the next turn, the command is queued again
+    ENDED       fired
 
-A call that may be run twice goes from RUNNING or HELD back to WAITING when the
-module is lost, every other one on to UNCERTAIN. From each stage there is a way
-to ENDED.
+A command that is safe to run twice goes back from RUNNING or FAILED to WAITING
+when the module is lost; every other one goes on to LOST. Each stage leads to
+ENDED.
 """
 
 from __future__ import annotations
@@ -27,82 +29,68 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 __all__ = [
+    "CANCELLING",
     "ENDED",
-    "HELD",
-    "LEAVING",
+    "FAILED",
+    "LOST",
     "RUNNING",
-    "UNCERTAIN",
     "WAITING",
-    "Chain",
     "Command",
+    "CommandList",
     "Method",
-    "Owner",
 ]
 
+# Plain numbers, because every queued call compares them several times.
 WAITING: Final = 0
 RUNNING: Final = 1
-LEAVING: Final = 2
-HELD: Final = 3
-UNCERTAIN: Final = 4
+CANCELLING: Final = 2
+LOST: Final = 3
+FAILED: Final = 4
 ENDED: Final = 5
-
-
-class Owner(Protocol):
-    """
-    Who starts and ends commands.
-    """
-
-    def cancel(self, command: Command) -> None:
-        """
-        The caller of a command gives up.
-        """
-
-    def answeredRun(self, command: Command, result: object) -> None:
-        """
-        The module has answered the latest run of a command.
-        """
-
-    def finish(self, command: Command, result: object) -> None:
-        """
-        End a command.
-        """
 
 
 @dataclass(eq=False, slots=True)
 class Method:
     """
-    One public method of a module, as its commands need it.
+    One public method of a module.
 
-    @ivar name: Its name.
-    @ivar replay: Whether a call in progress at a loss may be run again.
-    @ivar owner: Starts and ends its calls.
-    @ivar hold: What callers call while the module is not ready.
-    @ivar direct: What they call while it is.
-    @ivar target: The module's own method, which runs the commands.
+    @ivar name: The name of the method.
+    @ivar replay: Whether a call in progress at a loss is made again.
+    @ivar cancel: Gives up one of its commands.
+    @ivar target: The module's own method.
+    @ivar enqueue: What callers call while the module is not ready.
+    @ivar direct: What callers call while the module is ready.
     """
 
     name: str
     replay: bool
-    owner: Owner
-    hold: Callable[..., Any] = field(init=False)
+    cancel: Callable[[Command], None]
+    target: Callable[..., Any]
+    enqueue: Callable[..., Any] = field(init=False)
     direct: Callable[..., Any] = field(init=False)
-    target: Callable[..., Any] = field(init=False)
 
 
 class Command(Deferred[Any]):
     """
-    One call that waits, and its caller's Deferred.
+    One call, and its caller's Deferred.
+
+    @ivar since: When the call began to wait, by the reactor's time; L{None} if
+        it was handed to the module at once.
+    @ivar run: How many times it has been handed to the module, for methods that
+        are safe to run twice.
+    @ivar answer: The module's Deferred while it works on the call; or the failure
+        with which the command ends if the module does not answer.
     """
 
-    # It has no __init__ of its own, so that it costs what a Deferred costs: who
-    # creates one fills the slots. What most commands never need, or not while
-    # they wait, has no slot, but a default.
+    # There is no __init__, so that a command costs what a Deferred costs:
+    # whoever creates one sets the attributes. Those that most commands never set
+    # have a default here in place of a slot.
     __slots__ = (
         "answer",
         "arguments",
@@ -126,41 +114,44 @@ class Command(Deferred[Any]):
 
     def cancel(self) -> None:
         """
-        Give up the call. If it is waiting it will never run; if the module is
-        at work on it, the module's own Deferred is cancelled.
+        Give up the call. A queued call is never started; if the module is working
+        on it, the module's own Deferred is cancelled.
         """
         if self.called:
             super().cancel()
         else:
-            self.method.owner.cancel(self)
+            self.method.cancel(self)
 
-    def answered(self, result: object) -> None:
+    def end(self, result: object) -> None:
         """
-        The module's Deferred has fired, with a result or a L{Failure}.
+        Fire, and let go of everything: a caller who keeps the Deferred must not
+        keep the module, the arguments or other commands alive.
         """
-        if self.stage != ENDED:
-            self.method.owner.finish(self, result)
-
-    def answeredRun(self, result: object, run: int) -> None:
-        """
-        The same, of a command that may run more than once: only the answer to
-        its latest run counts.
-        """
-        if run == self.run and self.stage != ENDED:
-            self.method.owner.answeredRun(self, result)
+        self.stage = ENDED
+        previous, following = self.previous, self.next
+        previous.next = following
+        following.previous = previous
+        del self.previous, self.next, self.context, self.method
+        self.answer = None
+        self.arguments = ()
+        if self.keywords is not None:
+            self.keywords = None
+        self.callback(result)
 
     def unlink(self) -> None:
         """
-        Leave the chain.
+        Leave the list.
         """
         previous, following = self.previous, self.next
         previous.next = following
         following.previous = previous
 
 
-class Chain:
+class CommandList:
     """
-    Commands in order, with removal from anywhere in constant time.
+    Commands in order. A command can leave from any position.
+
+    @ivar root: The end mark; the first command is C{root.next}.
     """
 
     __slots__ = ("root",)
@@ -174,9 +165,8 @@ class Chain:
 
     def __iter__(self) -> Iterator[Command]:
         """
-        Iterate from the oldest to the youngest. The command given out last may
-        leave meanwhile; no other may, so this is not for loops in which
-        callbacks run.
+        Iterate from the first to the last. The command that was returned last may
+        leave in the meantime, but no other: do not run callbacks in such a loop.
         """
         command = self.root.next
         while command is not self.root:
@@ -184,9 +174,18 @@ class Chain:
             yield command
             command = following
 
+    def insert(self, command: Command, after: Command) -> None:
+        """
+        Add a command behind another one; C{after=root} makes it the first.
+        """
+        following = after.next
+        command.previous = after
+        command.next = following
+        after.next = following.previous = command
+
     def append(self, command: Command) -> None:
         """
-        Add a command behind all others.
+        Add a command at the end.
         """
         root = self.root
         last = root.previous
@@ -194,36 +193,11 @@ class Chain:
         command.next = root
         last.next = root.previous = command
 
-    def prepend(self, command: Command) -> None:
+    def takeAll(self) -> CommandList:
         """
-        Put a command before all others.
+        Move all commands into a new list.
         """
-        root = self.root
-        first = root.next
-        command.previous = root
-        command.next = first
-        root.next = first.previous = command
-
-    def oldest(self) -> float | None:
-        """
-        @return: The earliest time at which one of them began to wait.
-        """
-        earliest: float | None = None
-        for command in self:
-            since = command.since
-            assert since is not None
-            earliest = since if earliest is None else min(since, earliest)
-            if command.run == 0:
-                # Those that were put back at the head began later than it; all
-                # behind it did too.
-                break
-        return earliest
-
-    def takeAll(self) -> Chain:
-        """
-        Move all commands to a new chain.
-        """
-        taken = Chain()
+        taken = CommandList()
         if self:
             root, new = self.root, taken.root
             new.next, new.previous = root.next, root.previous

@@ -1,5 +1,5 @@
 """
-How often something took how long.
+Durations, counted as Prometheus counts them.
 """
 
 from __future__ import annotations
@@ -11,34 +11,21 @@ from typing import Final
 __all__ = ["SECONDS", "Histogram"]
 
 SECONDS: Final = (
-    0.001,
-    0.005,
-    0.025,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    120.0,
-    300.0,
+    *(0.001, 0.005, 0.025, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
 )
 """
-Bounds for what takes from a moment to minutes, in seconds.
+Bounds for durations between a moment and minutes, in seconds.
 """
 
 
 class Histogram:
     """
-    Counts what was observed in classes, as Prometheus means it: each bound is
-    the largest value that is in its class.
+    Counts values by size. Each bound is the largest value of its class.
 
     @ivar bounds: The bounds, in ascending order.
-    @ivar counts: How many values were in each class; the last one, for which
-        there is no bound, is for all that is above.
+    @ivar counts: The number of values in each class; the last class is for all
+        values above the last bound.
     @ivar total: The sum of all values.
     """
 
@@ -56,7 +43,7 @@ class Histogram:
         """
         Count one value.
         """
-        # A clock that was set back must not take anything away from the sum.
+        # A clock that was set back must not make the sum smaller.
         if value < 0:
             value = 0.0
         self.counts[bisect_left(self.bounds, value)] += 1
@@ -64,7 +51,7 @@ class Histogram:
 
     def observeAll(self, values: Iterable[float]) -> None:
         """
-        Count many values; that is faster than to count each of them.
+        Count many values; that is faster than counting them one by one.
         """
         ordered = sorted(values)
         below = bisect_left(ordered, 0.0)

@@ -1,6 +1,6 @@
 """
-What a module has been through: its attempts, its losses, and how long they
-took. It is bounded, however long a program runs.
+What a module has been through: its attempts, its losses, and how long they took.
+The history is bounded, however long a program runs.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from .histogram import Histogram
 
 __all__ = ["Attempt", "Episodes", "History", "Loss", "explain"]
 
-_FIRST: Final = 5
+FIRST_EPISODES: Final = 5
 """
-How many episodes are kept from the beginning: how it came to all the others.
-"""
-
-_LAST: Final = 20
-"""
-How many are kept of those that came last.
+Number of episodes kept from the beginning: they tell how it all began.
 """
 
-_LONGEST: Final = 1000
+LAST_EPISODES: Final = 20
 """
-How many characters of an error are kept.
+Number of episodes kept from the end.
+"""
+
+MAX_ERROR_LENGTH: Final = 1000
+"""
+Maximum length of an error's text, in characters.
 """
 
 
@@ -39,7 +39,7 @@ class Attempt:
 
     @ivar begun: When it began, by the reactor's time.
     @ivar ended: When it ended; L{None} while it is in progress.
-    @ivar kind: The type of its error, if it has failed.
+    @ivar kind: The type of its error, if it failed.
     @ivar error: That error, in one line.
     """
 
@@ -52,11 +52,11 @@ class Attempt:
 @dataclass(slots=True)
 class Loss:
     """
-    One time at which a module was ready no longer.
+    One loss of a module.
 
-    @ivar lost: When it was lost, by the reactor's time.
-    @ivar recovered: When it was ready again, if it has been.
-    @ivar kind: The type of the error that it was lost with, if there was one.
+    @ivar lost: When the module was lost, by the reactor's time.
+    @ivar recovered: When it was ready again; L{None} until then.
+    @ivar kind: The type of the error that was the reason, if there was one.
     @ivar error: That error, in one line.
     """
 
@@ -71,9 +71,9 @@ _Episode = TypeVar("_Episode")
 
 class Episodes(Generic[_Episode]):
     """
-    Things that happened, in order: the first few and the last ones.
+    Attempts or losses in order: the first few and the last few.
 
-    @ivar count: How many there were, with those that were forgotten.
+    @ivar count: How many there were, those that are not kept included.
     """
 
     __slots__ = ("_first", "_last", "count")
@@ -81,7 +81,7 @@ class Episodes(Generic[_Episode]):
     def __init__(self) -> None:
         self.count = 0
         self._first: list[_Episode] = []
-        self._last: deque[_Episode] = deque(maxlen=_LAST)
+        self._last: deque[_Episode] = deque(maxlen=LAST_EPISODES)
 
     def __iter__(self) -> Iterator[_Episode]:
         yield from self._first
@@ -89,10 +89,10 @@ class Episodes(Generic[_Episode]):
 
     def add(self, episode: _Episode) -> None:
         """
-        One more has happened.
+        Add an episode at the end.
         """
         self.count += 1
-        if len(self._first) < _FIRST:
+        if len(self._first) < FIRST_EPISODES:
             self._first.append(episode)
         else:
             self._last.append(episode)
@@ -102,17 +102,17 @@ class History:
     """
     What one module has been through.
 
-    Errors are kept as text: one that is kept itself keeps the frames that it
-    was raised in, and all that is in them.
+    Errors are kept as text: an error itself would keep the frames alive in which
+    it was raised, with everything in them.
 
     @ivar attempts: The attempts to initialise it.
-    @ivar losses: The times at which it was lost.
+    @ivar losses: Its losses.
     @ivar becameReady: When it was ready for the first time, by the reactor's
-        time; L{None} if it has not been.
-    @ivar attemptSeconds: How long attempts took, in seconds, whatever they
-        came to.
-    @ivar queueSeconds: How long commands waited, in seconds, until they were
-        started or ended otherwise.
+        time; L{None} until then.
+    @ivar attemptSeconds: How long attempts took, in seconds, whether they
+        succeeded or not.
+    @ivar queueSeconds: How long calls waited in the queue, in seconds, whether
+        they were started or not.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -138,20 +138,22 @@ class History:
     @property
     def lossCount(self) -> int:
         """
-        How many times the module was lost.
+        How many losses there have been.
         """
         return self.losses.count
 
     def attemptBegan(self) -> None:
         """
-        There is one more attempt.
+        Record the beginning of an attempt.
         """
         self._attempt = Attempt(self._reactor.seconds())
         self.attempts.add(self._attempt)
 
     def attemptEnded(self, error: BaseException | None = None) -> None:
         """
-        The attempt in progress, if there is one, has succeeded or failed.
+        Record the end of the attempt in progress, if there is one.
+
+        @param error: Why it failed; L{None} if it succeeded.
         """
         attempt, self._attempt = self._attempt, None
         if attempt is None:
@@ -161,9 +163,9 @@ class History:
         if error is not None:
             attempt.kind, attempt.error = type(error).__name__, explain(error)
 
-    def readied(self) -> None:
+    def ready(self) -> None:
         """
-        The module is ready.
+        Record that the module became ready.
         """
         now = self._reactor.seconds()
         if self.becameReady is None:
@@ -174,7 +176,9 @@ class History:
 
     def lost(self, error: BaseException | None) -> None:
         """
-        The module is ready no longer.
+        Record a loss.
+
+        @param error: The reason, if the module gave one.
         """
         self._loss = Loss(self._reactor.seconds())
         self.losses.add(self._loss)
@@ -184,17 +188,17 @@ class History:
 
 def explain(error: BaseException | None) -> str:
     """
-    @return: An error in one line of a log, whatever the error thinks of that.
+    @return: An error in one line of bounded length, even if the error itself
+        raises when it is printed.
     """
     if error is None:
         return "no reason given"
     try:
-        # What stands for a byte that is no text, as in the name of a file, can
-        # be written nowhere.
-        told = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
-        text = " ".join(told.split())
+        # The name of a file may contain surrogates, which cannot be encoded.
+        text = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
+        text = " ".join(text.split())
     except BaseException:
         text = "(an error that cannot be printed)"
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST - 1]}…"
+    if len(text) > MAX_ERROR_LENGTH:
+        text = f"{text[: MAX_ERROR_LENGTH - 1]}…"
     return f"{type(error).__name__}: {text}"

@@ -2,8 +2,12 @@
 Making one module ready, and keeping it so: attempts, retries and losses.
 
 Each attempt is an object of its own, and an answer counts only while its
-attempt is the current one. So what an abandoned attempt still has to say
+attempt is the current one. So whatever an abandoned attempt still has to say
 changes nothing.
+
+The module, its cancellers and the retry policy are foreign code: each of them may
+close the wrapper, give up the initialisation or begin another one while it is
+called. So whoever calls them looks afterwards whether he is still right.
 """
 
 from __future__ import annotations
@@ -18,15 +22,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .history import (
-    History,
-    explain,
-)
-from .states import (
-    Event,
-    Lifecycle,
-    State,
-)
+from .history import History, explain
+from .states import Event, Lifecycle, State
 
 __all__ = ["Initialization"]
 
@@ -35,43 +32,36 @@ class _Attempt:
     """
     One attempt, and, if it succeeds, the time of being ready that follows.
 
-    @ivar answer: The Deferred of the module's C{initialize()}, while it has
-        not fired.
-    @ivar bound: The timer that ends an attempt that hangs.
+    @ivar answer: The Deferred of the module's C{initialize()}, until it fires.
+    @ivar timer: Ends an attempt that hangs.
     """
 
     def __init__(self) -> None:
         self.answer: Deferred[Any] | None = None
-        self.bound: IDelayedCall | None = None
+        self.timer: IDelayedCall | None = None
 
-    def settled(self) -> None:
-        """
-        The attempt has ended.
-        """
+    def settle(self) -> None:
         self.answer = None
-        if self.bound is not None:
-            self.bound.cancel()
-            self.bound = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def abandon(self) -> None:
-        """
-        Nobody waits for the attempt any more.
-        """
         answer = self.answer
-        self.settled()
+        self.settle()
         if answer is not None:
             answer.cancel()
 
 
 class Initialization:
     """
-    Makes attempts until one succeeds, and begins again when the module is
-    lost. It tells the L{Lifecycle} of every event.
+    Makes attempts until one succeeds, and begins again when the module is lost.
+    Reports every event to the L{Lifecycle}.
 
-    @ivar attempts: How many attempts there have been since the module was last
-        ready for longer than a moment.
-    @ivar lastError: Why the module is not ready: the error of the last
-        attempt, or of the loss; L{None} where there is none.
+    @ivar attempts: The number of attempts since the module was last ready for
+        longer than the last delay.
+    @ivar lastError: Why the module is not ready: the error of the last attempt,
+        or of the loss; L{None} if there is none.
     """
 
     _log = Logger()
@@ -94,21 +84,13 @@ class Initialization:
         changed: Callable[[], None],
     ) -> None:
         """
-        @param reactor: Provides the time.
-        @param lifecycle: The states.
-        @param history: Is told of every attempt and every loss.
-        @param name: What the module is called in the log.
-        @param initialize: Initialises the module.
-        @param whenLost: Answers a Deferred that fires when the module is lost.
-        @param retryPolicy: Takes the number of attempts so far, and answers
-            the seconds to the next.
-        @param fatal: The types of errors that no retry will cure.
-        @param timeout: How long one attempt may take, in seconds.
+        The options are those of L{QueuingWrapper<tsrv.QueuingWrapper>}.
+
         @param ready: Called when the module has become ready.
-        @param lost: Called when it is ready no longer.
+        @param lost: Called when the module is lost.
         @param failed: Called when there will be no further attempt.
-        @param changed: Called last when an attempt has begun, and when one has
-            been put off.
+        @param changed: Called last when an attempt has begun, and when the next
+            one has been scheduled.
         """
         self.attempts = 0
         self.lastError: BaseException | None = None
@@ -127,7 +109,7 @@ class Initialization:
         self._changed = changed
         self._attempt: _Attempt | None = None
         self._retryCall: IDelayedCall | None = None
-        self._delay = 0.0
+        self._lastDelay = 0.0
         self._readySince = 0.0
 
     def start(self) -> None:
@@ -137,11 +119,11 @@ class Initialization:
         self._lifecycle.on(Event.INITIALIZE)
         self.attempts = 0
         self.lastError = None
-        self._try()
+        self._begin()
 
     def stop(self) -> None:
         """
-        Give up whatever is in progress, without a word.
+        Give up whatever is in progress, without reporting anything.
         """
         attempt, self._attempt = self._attempt, None
         if self._retryCall is not None:
@@ -159,17 +141,15 @@ class Initialization:
             is closed.
         """
         self._lifecycle.on(Event.FAIL_FOR_GOOD)
-        # The module, when its attempt is cancelled, may ask why, have the
-        # wrapper closed, or have it initialised again, to whatever end.
         self.lastError = reason
         self.stop()
         if self._lifecycle.state is State.FAILED and self.lastError is reason:
-            self._concede(reason)
+            self._reportFailure(reason)
 
     def secondsToRetry(self) -> float | None:
         """
-        @return: The seconds that are left until the next attempt, or L{None}
-            if none is scheduled.
+        Return the seconds until the next attempt, or L{None} if none is
+        scheduled.
         """
         if self._retryCall is None:
             return None
@@ -177,79 +157,67 @@ class Initialization:
 
     # Attempts.
 
-    def _try(self) -> None:
+    def _begin(self) -> None:
         self.attempts += 1
         self._history.attemptBegan()
         attempt = self._attempt = _Attempt()
         if self._timeout is not None:
-            attempt.bound = self._reactor.callLater(
-                self._timeout, self._overdue, attempt
+            attempt.timer = self._reactor.callLater(
+                self._timeout, self._timedOut, attempt
             )
         answer = maybeDeferred(self._initialize)
-        if self._attempt is attempt:
-            attempt.answer = answer
-            answer.addCallbacks(
-                self._succeeded,
-                self._unsuccessful,
-                callbackArgs=(attempt,),
-                errbackArgs=(attempt,),
-            )
-            if attempt.answer is not None:
-                self._changed()
-        else:
+        if self._attempt is not attempt:
             # It was given up while the module was being called.
             answer.addErrback(lambda _: None)
             answer.cancel()
-
-    def _overdue(self, attempt: _Attempt) -> None:
-        """
-        An attempt has taken too long.
-        """
-        attempt.bound = None
-        self._attempt = None
-        error = TimeoutError(f"no answer within {self._timeout:g} seconds")
-        self._history.attemptEnded(error)
-        attempt.abandon()
-        self._conclude(error)
+            return
+        attempt.answer = answer
+        answer.addCallbacks(
+            self._succeeded,
+            self._failedOnce,
+            callbackArgs=(attempt,),
+            errbackArgs=(attempt,),
+        )
+        if attempt.answer is not None:
+            self._changed()
 
     def _succeeded(self, result: object, attempt: _Attempt) -> None:
         if attempt is not self._attempt:
             return
-        attempt.settled()
+        attempt.settle()
         try:
             lost = self._watch()
         except BaseException:
-            # A module that cannot be watched is none that is ready.
-            self._unsuccessful(Failure(), attempt)
+            # A module that cannot be watched is not ready.
+            self._failedOnce(Failure(), attempt)
             return
         if attempt is not self._attempt:
-            # The module had the wrapper closed.
             return
         self._lifecycle.on(Event.SUCCEED)
         self.lastError = None
         self._readySince = self._reactor.seconds()
         self._history.attemptEnded()
-        self._history.readied()
+        self._history.ready()
         if lost is not None:
             lost.addBoth(self._noticeLoss, attempt)
         # It may be lost already.
         if attempt is self._attempt:
             self._ready()
 
-    def _unsuccessful(self, failure: Failure, attempt: _Attempt) -> None:
-        if attempt is not self._attempt:
-            return
-        attempt.settled()
-        self._attempt = None
-        error = failure.value
-        assert error is not None
-        self._history.attemptEnded(error)
-        self._conclude(error)
+    def _failedOnce(self, failure: Failure, attempt: _Attempt) -> None:
+        if attempt is self._attempt:
+            assert failure.value is not None
+            self._endAttempt(attempt, failure.value)
 
-    def _conclude(self, error: BaseException) -> None:
-        """
-        An attempt has come to nothing: try again after a while, or give up.
-        """
+    def _timedOut(self, attempt: _Attempt) -> None:
+        attempt.timer = None
+        error = TimeoutError(f"no answer within {self._timeout:g} seconds")
+        self._endAttempt(attempt, error)
+
+    def _endAttempt(self, attempt: _Attempt, error: BaseException) -> None:
+        self._attempt = None
+        self._history.attemptEnded(error)
+        attempt.abandon()
         if self._isOvertaken():
             return
         self.lastError = error
@@ -263,7 +231,7 @@ class Initialization:
             self._giveUp(error)
             return
         self._lifecycle.on(Event.FAIL)
-        self._tryAfter(delay)
+        self._retryAfter(delay)
         self._log.warn(
             "{module} failed to initialize (attempt {attempts}), next attempt in "
             "{delay:.1f} s: {error}",
@@ -275,27 +243,17 @@ class Initialization:
         self._changed()
 
     def _isOvertaken(self) -> bool:
-        """
-        @return: Whether the policy, or the module when it was cancelled, had
-            the wrapper closed, the initialisation given up, or another one
-            begun.
-        """
+        # By what foreign code did: see above.
         return (
             self._lifecycle.state is not State.INITIALIZING or self._attempt is not None
         )
 
     def _giveUp(self, error: BaseException) -> None:
-        """
-        No retry will cure it.
-        """
         self._lifecycle.on(Event.FAIL_FOR_GOOD)
-        self._concede(error)
-
-    def _concede(self, error: BaseException) -> None:
-        """
-        There will be no further attempt.
-        """
         self.lastError = error
+        self._reportFailure(error)
+
+    def _reportFailure(self, error: BaseException) -> None:
         self._log.error(
             "{module} failed to initialize, and will not be tried again: {error}",
             module=self._name,
@@ -305,10 +263,8 @@ class Initialization:
 
     def _nextDelay(self) -> float | BaseException:
         """
-        Ask the retry policy, which is not ours and may be wrong.
-
-        @return: The delay in seconds, or why there is to be no further
-            attempt.
+        @return: What the retry policy says, in seconds; or the error because of
+            which there is no further attempt.
         """
         try:
             delay = self._retryPolicy(self.attempts)
@@ -323,21 +279,18 @@ class Initialization:
             return error
         return delay
 
-    def _tryAfter(self, delay: float) -> None:
-        self._delay = delay
-        self._retryCall = self._reactor.callLater(delay, self._tryAgain)
+    def _retryAfter(self, delay: float) -> None:
+        self._lastDelay = delay
+        self._retryCall = self._reactor.callLater(delay, self._retry)
 
-    def _tryAgain(self) -> None:
+    def _retry(self) -> None:
         self._retryCall = None
         self._lifecycle.on(Event.RETRY)
-        self._try()
+        self._begin()
 
     # Losses.
 
     def _watch(self) -> Deferred[Any] | None:
-        """
-        Ask the module to tell when it is lost.
-        """
         if self._whenLost is None:
             return None
         lost = self._whenLost()
@@ -352,9 +305,9 @@ class Initialization:
             return
         self._attempt = None
         error = reason.value if isinstance(reason, Failure) else None
-        # What is lost as soon as it is ready was not cured by being ready for a
-        # moment: it goes on with its backoff.
-        if self._reactor.seconds() - self._readySince >= self._delay:
+        # A module that is lost as soon as it is ready has not recovered: the
+        # delays go on growing.
+        if self._reactor.seconds() - self._readySince >= self._lastDelay:
             self.attempts = 0
         self.lastError = error
         self._lifecycle.on(Event.LOSE)
@@ -362,13 +315,11 @@ class Initialization:
         self._lost()
         delay = self._nextDelay()
         if self._lifecycle.state is not State.LOST or self._retryCall is not None:
-            # The policy had the wrapper closed, or the initialisation given up;
-            # and the next one may have come to a loss as well.
             return
         if isinstance(delay, BaseException):
             self._giveUp(delay if error is None else error)
             return
-        self._tryAfter(delay)
+        self._retryAfter(delay)
         self._log.warn(
             "{module} was lost, next attempt in {delay:.1f} s: {error}",
             module=self._name,

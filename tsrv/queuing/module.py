@@ -1,5 +1,8 @@
 """
-What can be found out about a module, whatever it is.
+What can be found out about a module, whatever object it is, and what it is asked.
+
+A module is foreign code: its attributes, properties and descriptors may do
+anything when they are read. Nothing here fails because of that.
 """
 
 from __future__ import annotations
@@ -7,41 +10,52 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
-from inspect import get_annotations, getattr_static
-from types import MemberDescriptorType
-from typing import Any, Final, NamedTuple
-
-from ..asyncmodule import (
-    IHasNote,
-    IPredictable,
+from inspect import (
+    get_annotations,
+    getattr_static,
+    iscoroutinefunction,
+    signature,
+    unwrap,
 )
+from types import MemberDescriptorType
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+
+from ..asyncmodule import IHasNote, IPredictable
 
 __all__ = [
     "LifecycleMethod",
     "ModuleMethod",
-    "announced",
+    "closeWithin",
+    "copySignature",
     "findMethod",
+    "hasDynamicAttributes",
+    "isAsync",
     "lifecycleMethod",
-    "makesUp",
     "noteOf",
+    "publicMethods",
     "secondsLeft",
 ]
 
 ModuleMethod = Callable[..., Any]
 
-_LAZY: Final = (property, cached_property)
+MAX_NOTE_LENGTH: Final = 200
 """
-What would be evaluated if it were read.
+Maximum length of a note in the report, in characters.
 """
 
+_Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
-def makesUp(moduleType: type) -> bool:
+
+def hasDynamicAttributes(moduleType: type) -> bool:
     """
-    @return: Whether a module may have attributes that nothing announces.
+    @return: Whether a module may have attributes that C{dir()} does not list.
     """
-    plain: object = object.__getattribute__
+    default: object = object.__getattribute__
     return (
-        hasattr(moduleType, "__getattr__") or moduleType.__getattribute__ is not plain
+        hasattr(moduleType, "__getattr__") or moduleType.__getattribute__ is not default
     )
 
 
@@ -50,11 +64,11 @@ def findMethod(module: object, name: str) -> ModuleMethod | None:
     Find a method without evaluating a property, which might rely on what has
     not been initialised yet.
 
-    @return: The method, or L{None} if the name is one of a plain attribute.
+    @return: The method, or L{None} if the attribute is not a method.
     @raise AttributeError: The module has no such attribute.
     """
     static = getattr_static(type(module), name, None)
-    if isinstance(static, _LAZY):
+    if isinstance(static, (property, cached_property)):
         return None
     try:
         value = getattr(module, name)
@@ -62,14 +76,14 @@ def findMethod(module: object, name: str) -> ModuleMethod | None:
         if isinstance(static, MemberDescriptorType) or name in _annotated(type(module)):
             return None
         raise
-    # A class, say that of an error, is not what callers mean by a method.
+    # A class, such as that of an error, is not what callers mean by a method.
     return value if callable(value) and not isinstance(value, type) else None
 
 
-def announced(module: object) -> Iterator[tuple[str, ModuleMethod | None]]:
+def publicMethods(module: object) -> Iterator[tuple[str, ModuleMethod | None]]:
     """
-    @return: The public names that a module has, and its methods; L{None} where
-        an attribute is none, or cannot be read now.
+    @return: The public names of a module, each with its method; with L{None} if
+        the attribute is not a method, or cannot be read now.
     """
     try:
         listed = dir(module)
@@ -85,22 +99,50 @@ def announced(module: object) -> Iterator[tuple[str, ModuleMethod | None]]:
 
 
 def _annotated(moduleType: type) -> set[str]:
-    """
-    @return: The names of the attributes that a class announces.
-    """
     names: set[str] = set()
     for each in moduleType.__mro__:
-        # From Python 3.14 on they are evaluated, and may rely on what only a
-        # type checker imports.
+        # Since Python 3.14 annotations are evaluated here, and may rely on what
+        # only a type checker imports.
         with suppress(Exception):
             names.update(get_annotations(each))
     return names
 
 
+def isAsync(method: ModuleMethod) -> bool:
+    """
+    @return: Whether a method is C{async def}; also below decorators that use
+        L{functools.wraps}, or as the C{__call__} of an object.
+    """
+    try:
+        inner = unwrap(method)
+        return iscoroutinefunction(inner) or iscoroutinefunction(type(inner).__call__)
+    except Exception:
+        return False
+
+
+def copySignature(function: _Callable, method: ModuleMethod) -> _Callable:
+    """
+    Give a function the name, the documentation and the signature of a method.
+    Unlike L{functools.update_wrapper} it copies nothing else and keeps nothing
+    alive.
+
+    @return: C{function}
+    """
+    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+        with suppress(Exception):
+            value = getattr(method, name)
+            if isinstance(value, str):
+                setattr(function, name, value)
+    with suppress(Exception):
+        # Built-in functions, for example, have none.
+        vars(function)["__signature__"] = signature(method)
+    return function
+
+
 def secondsLeft(module: object) -> float | None:
     """
-    @return: The seconds that the initialisation in progress will still take,
-        where the module knows.
+    @return: How many seconds the initialisation in progress will still take, if
+        the module can tell.
     """
     if not IPredictable.providedBy(module):
         return None
@@ -108,37 +150,30 @@ def secondsLeft(module: object) -> float | None:
         seconds = IPredictable(module).secondsUntilInitialized()
         return None if seconds is None else max(0.0, float(seconds))
     except Exception:
-        # It is only a hint, and an error must not get lost over it.
+        # This is only a hint; the error that it belongs to must not get lost.
         return None
-
-
-_LONGEST_NOTE: Final = 200
-"""
-How many characters of a note are shown.
-"""
 
 
 def noteOf(module: object) -> str | None:
     """
-    @return: What there is to know of a module that is ready, where it says so;
-        in one line.
+    @return: The note of a module for the report, in one line, if it has one.
     """
     if not IHasNote.providedBy(module):
         return None
     try:
         note = IHasNote(module).note()
-        return None if note is None else " ".join(note.split())[:_LONGEST_NOTE]
+        return None if note is None else " ".join(note.split())[:MAX_NOTE_LENGTH]
     except Exception:
-        # A report must not get lost over it.
+        # The report must not get lost because of a note.
         return None
 
 
 class LifecycleMethod(NamedTuple):
     """
-    What initialises, closes or watches the module.
+    What initialises, closes or watches a module.
 
-    @ivar call: What to call, if there is anything.
-    @ivar names: The names of the module's methods that are the same.
+    @ivar call: The callable, if there is one.
+    @ivar names: The names under which the module itself has it.
     """
 
     call: Callable[[], object] | None
@@ -151,15 +186,41 @@ def lifecycleMethod(
     """
     Find what initialises, closes or watches a module.
 
-    @param name: The method that does, unless another was given.
-    @param given: What was given.
+    @param module: The module.
+    @param name: The method that does so by default.
+    @param given: What does so instead.
     """
     if given is not None:
-        same = frozenset(each for each, method in announced(module) if method == given)
-        return LifecycleMethod(given, same)
-    # What the module really has, and does not just make up for any name.
+        same = (each for each, method in publicMethods(module) if method == given)
+        return LifecycleMethod(given, frozenset(same))
+    # A module that makes up attributes would have one of this name, too.
     if getattr_static(module, name, None) is not None:
         own = getattr(module, name)
         if callable(own):
             return LifecycleMethod(own, frozenset({name}))
     return LifecycleMethod(None, frozenset())
+
+
+def closeWithin(
+    timeout: float | None, reactor: IReactorTime, close: Callable[[], object]
+) -> Deferred[BaseException | None]:
+    """
+    Close a module, and wait for it, but not for ever.
+
+    @param timeout: How long to wait, in seconds; L{None} for any time.
+    @param reactor: Provides the time.
+    @param close: Closes the module.
+    @return: A Deferred that fires with the error if closing failed.
+    """
+    # The time is up also for a module that ignores its cancellation.
+    ended: Deferred[Any] = Deferred()
+    closing = maybeDeferred(close)
+    closing.chainDeferred(ended)
+
+    def timedOut(result: object, timeout: float) -> NoReturn:
+        closing.cancel()
+        raise TimeoutError(f"no end within {timeout:g} s")
+
+    if timeout is not None:
+        ended.addTimeout(timeout, reactor, timedOut)
+    return ended.addCallbacks(lambda _: None, lambda failure: failure.value)

@@ -1,5 +1,5 @@
 """
-What the options of a wrapper may be.
+Checks of options that are numbers, callables or types of errors.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from math import isfinite
 __all__ = ["checkCallable", "checkCount", "checkSeconds", "errorTypes"]
 
 
-def checkCount(name: str, count: object, least: int) -> None:
+def checkCount(name: str, count: object, minimum: int) -> None:
     """
-    @raise ValueError: An option is no number of at least so many.
+    @raise ValueError: The option is not an integer of at least C{minimum}.
     """
-    if not (isinstance(count, int) and count >= least):
-        raise ValueError(f"{name} must be at least {least}, not {count!r}")
+    if not (isinstance(count, int) and count >= minimum):
+        raise ValueError(f"{name} must be at least {minimum}, not {count!r}")
 
 
 def checkSeconds(name: str, seconds: float | None) -> None:
     """
-    @raise ValueError: An option is neither a number of seconds nor L{None}.
+    @raise ValueError: The option is neither a number of seconds nor L{None}.
     """
     if seconds is not None and not (isfinite(seconds) and seconds >= 0):
         raise ValueError(f"{name} must be seconds >= 0 or None, not {seconds!r}")
@@ -28,7 +28,7 @@ def checkSeconds(name: str, seconds: float | None) -> None:
 
 def checkCallable(name: str, given: Callable[..., object] | None) -> None:
     """
-    @raise TypeError: An option is neither a callable nor L{None}.
+    @raise TypeError: The option is neither a callable nor L{None}.
     """
     if given is not None and not callable(given):
         raise TypeError(f"{name} must be callable, not {given!r}")
@@ -38,8 +38,8 @@ def errorTypes(
     name: str, given: type[BaseException] | Iterable[type[BaseException]]
 ) -> tuple[type[BaseException], ...]:
     """
-    @return: The types of errors that an option names.
-    @raise TypeError: It names something else.
+    @return: The types of errors that the option names.
+    @raise TypeError: The option names something else.
     """
     types = (given,) if isinstance(given, type) else tuple(given)
     for each in types:

@@ -1,18 +1,18 @@
 """
 What callers hold in place of a module.
 
-A proxy has two faces. While calls have to wait it is a L{WaitingProxy}, which
-looks for the module's methods when they are asked for, and gives out callables
-that queue. When the module is ready the proxy gets a class without
-C{__getattr__}, made for that module, and the module's own bound methods as its
-attributes: Python looks these up like any others, so that a call costs what a
-direct call costs. A loss gives it its first face back.
+A proxy changes its class. While calls have to wait it is a L{WaitingProxy}, whose
+C{__getattr__} looks up the module's methods on first use and returns callables
+that queue. When the module becomes ready the proxy gets a class without
+C{__getattr__}, made for this module, and the module's own bound methods as
+attributes: Python finds them like any other attributes, so that a call costs what
+a direct call costs. A loss makes it a L{WaitingProxy} again.
 
-A class without C{__getattr__} has just the names that it is given. So it is
-given every name that the module, its class and its annotations have at the
-moment when the module becomes ready. A module that makes up attributes itself,
-by a C{__getattr__} or C{__getattribute__} of its own, keeps a C{__getattr__}
-in front of it.
+A class without C{__getattr__} has only the names that it is given. So it is
+given every name that the module, its class and its annotations have when the
+module becomes ready. Only a module that makes up attributes, by a
+C{__getattr__} or C{__getattribute__} of its own, keeps a C{__getattr__} in front
+of it.
 """
 
 from __future__ import annotations
@@ -23,129 +23,118 @@ from typing import Any, Final, NoReturn, SupportsIndex
 from ..asyncmodule import NotInitialized
 from .module import (
     ModuleMethod,
-    announced,
     findMethod,
-    makesUp,
+    hasDynamicAttributes,
+    publicMethods,
 )
 
-__all__ = ["Faces"]
+__all__ = ["ProxySwitch"]
 
 
-class Faces:
+class ProxySwitch:
     """
-    The two faces of one proxy, and the turning from one to the other.
+    Switches one proxy between its two classes.
 
     @ivar proxy: The proxy.
     @ivar module: The module.
-    @ivar describe: Says in a few words what state it is in.
+    @ivar describe: Describes the state of the module in a few words.
     """
 
     def __init__(
         self,
         module: object,
         *,
-        withheld: frozenset[str],
+        hidden: frozenset[str],
         describe: Callable[[], str],
-        methodWaiting: Callable[[str, ModuleMethod], ModuleMethod],
-        methodReady: Callable[[str, ModuleMethod], ModuleMethod],
+        whileWaiting: Callable[[str, ModuleMethod], ModuleMethod],
+        whileReady: Callable[[str, ModuleMethod], ModuleMethod],
     ) -> None:
         """
-        @param module: The module itself.
-        @param withheld: Public names that are not proxied.
-        @param describe: Says in a few words what state the module is in.
-        @param methodWaiting: Takes the name of a public method and the
-            module's own; answers what is called in its place while the module
-            is not ready.
-        @param methodReady: The same, while it is.
+        @param module: The module.
+        @param hidden: Public names that the proxy does not have.
+        @param describe: Describes the state of the module in a few words.
+        @param whileWaiting: Takes the name of a public method and the module's
+            own; returns what the proxy has while the module is not ready.
+        @param whileReady: The same, while the module is ready.
         """
         self.proxy = WaitingProxy(self)
         self.module = module
         self.describe = describe
-        self._withheld = withheld
-        self._methodWaiting = methodWaiting
-        self._methodReady = methodReady
-        self._shown: set[str] = set()
+        self._hidden = hidden
+        self._whileWaiting = whileWaiting
+        self._whileReady = whileReady
+        self._set: set[str] = set()
 
     def names(self) -> set[str]:
         """
-        @return: The names that the module has now, and that are proxied.
+        Return the public names that the module has now.
         """
-        return {name for name, _ in announced(self.module)} - self._withheld
-
-    def announces(self, name: str) -> bool:
-        """
-        @return: Whether the module has this name, or makes up its own.
-        """
-        return name in self.names() or makesUp(type(self.module))
+        return {name for name, _ in publicMethods(self.module)} - self._hidden
 
     def check(self, name: str) -> None:
         """
-        @raise AttributeError: This name is not proxied.
+        @raise AttributeError: The proxy does not have this name.
         """
         if name.startswith("_"):
             raise AttributeError(f"{name!r} is private, and so not proxied")
-        if name in self._withheld:
+        if name in self._hidden:
             raise AttributeError(f"{name!r} belongs to the wrapper, and is not proxied")
 
-    def showWaitingMethod(self, name: str, method: ModuleMethod) -> ModuleMethod:
+    def addWaitingMethod(self, name: str, method: ModuleMethod) -> ModuleMethod:
         """
-        Give the proxy a method, that of a module that is not ready.
+        Give the proxy a method of a module that is not ready.
         """
-        return self._show(name, self._methodWaiting(name, method))
+        return self._add(name, self._whileWaiting(name, method))
 
-    def showReadyMethod(self, name: str, method: ModuleMethod) -> ModuleMethod:
+    def addReadyMethod(self, name: str, method: ModuleMethod) -> ModuleMethod:
         """
-        Give the proxy a method, that of a module that is ready.
+        Give the proxy a method of a module that is ready.
         """
-        return self._show(name, self._methodReady(name, method))
+        return self._add(name, self._whileReady(name, method))
 
-    def _show(self, name: str, method: ModuleMethod) -> ModuleMethod:
-        # An attribute of the object is found without __getattr__.
-        object.__setattr__(self.proxy, name, method)
-        self._shown.add(name)
-        return method
-
-    def showReady(self) -> None:
+    def toReady(self) -> None:
         """
-        Turn the face of a module that is ready: its own methods.
+        The module is ready: give the proxy the module's own methods.
         """
-        self._forget()
-        face: dict[str, object] = {}
-        if makesUp(type(self.module)):
-            face["__getattr__"] = _getReady
-        for name, method in announced(self.module):
-            if name in self._withheld:
+        self._clear()
+        attributes: dict[str, object] = {}
+        if hasDynamicAttributes(type(self.module)):
+            attributes["__getattr__"] = _getReadyAttribute
+        for name, method in publicMethods(self.module):
+            if name in self._hidden:
                 continue
             if method is None:
-                face[name] = _forwarded(name)
+                attributes[name] = _forwarded(name)
             else:
-                self.showReadyMethod(name, method)
-        _setClass(self.proxy, type("ReadyProxy", (_ReadyProxy,), face))
+                self.addReadyMethod(name, method)
+        _setClass(self.proxy, type("ReadyProxy", (_Proxy,), attributes))
 
-    def showWaiting(self) -> None:
+    def toWaiting(self) -> None:
         """
-        Turn the face of a module that is not ready.
+        The module is not ready: let the proxy queue calls.
         """
-        self._forget()
+        self._clear()
         _setClass(self.proxy, WaitingProxy)
 
-    def _forget(self) -> None:
-        for name in self._shown:
+    def _add(self, name: str, method: ModuleMethod) -> ModuleMethod:
+        # An attribute of the object itself is found without __getattr__.
+        object.__setattr__(self.proxy, name, method)
+        self._set.add(name)
+        return method
+
+    def _clear(self) -> None:
+        for name in self._set:
             object.__delattr__(self.proxy, name)
-        self._shown.clear()
+        self._set.clear()
 
 
-class _AnyProxy:
-    """
-    What both faces have in common.
-    """
-
-    _faces: Faces
+class _Proxy:
+    _switch: ProxySwitch
 
     # isinstance() and zope.interface's providedBy() ask for it.
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return type(self._faces.module)
+        return type(self._switch.module)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name!r} cannot be set here, but on the module itself")
@@ -154,81 +143,67 @@ class _AnyProxy:
         raise AttributeError(f"{name!r} cannot be deleted here, but on the module")
 
     def __dir__(self) -> Iterable[str]:
-        return self._faces.names()
+        return self._switch.names()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # A copy would not follow its module.
         raise TypeError("a proxy can be neither copied nor pickled")
 
     def __repr__(self) -> str:
-        faces = self._faces
-        return f"<proxy of {type(faces.module).__name__}: {faces.describe()}>"
+        switch = self._switch
+        return f"<proxy of {type(switch.module).__name__}: {switch.describe()}>"
 
 
 class _NotReadable(NotInitialized, AttributeError):
-    """
-    A plain attribute was read before the module was ready. C{hasattr()} and
-    the like expect any trouble with an attribute to be an C{AttributeError}.
-    """
+    # hasattr() and the like expect an AttributeError.
+    pass
 
 
-class WaitingProxy(_AnyProxy):
+class WaitingProxy(_Proxy):
     """
-    The face of a module that is not ready.
+    The class of a proxy whose module is not ready.
     """
 
-    def __init__(self, faces: Faces) -> None:
-        object.__setattr__(self, "_faces", faces)
+    def __init__(self, switch: ProxySwitch) -> None:
+        object.__setattr__(self, "_switch", switch)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(f"{name!r} is private, and so not proxied")
-        faces = self._faces
-        faces.check(name)
+        switch = self._switch
+        switch.check(name)
         try:
-            method = findMethod(faces.module, name)
+            method = findMethod(switch.module, name)
         except AttributeError as error:
-            raise AttributeError(f"{error} (it is {faces.describe()})") from None
+            raise AttributeError(f"{error} (it is {switch.describe()})") from None
         if method is None:
             raise _NotReadable(
-                f"{type(faces.module).__name__}.{name} is not a method: it can be "
-                f"read only while the module is ready, and it is {faces.describe()}"
+                f"{type(switch.module).__name__}.{name} is not a method: it can be "
+                f"read only while the module is ready, and it is {switch.describe()}"
             )
-        return faces.showWaitingMethod(name, method)
+        return switch.addWaitingMethod(name, method)
 
     def __dir__(self) -> Iterable[str]:
-        faces = self._faces
-        methods = {name for name, method in announced(faces.module) if method}
-        return methods & faces.names()
+        switch = self._switch
+        methods = {name for name, method in publicMethods(switch.module) if method}
+        return methods & switch.names()
 
 
-class _ReadyProxy(_AnyProxy):
+def _getReadyAttribute(proxy: _Proxy, name: str) -> Any:
     """
-    The face of a module that is ready.
+    The C{__getattr__} in front of a module that makes up attributes.
     """
-
-
-def _getReady(proxy: _ReadyProxy, name: str) -> Any:
-    """
-    The C{__getattr__} in front of a module that has one itself.
-    """
-    faces = proxy._faces
-    faces.check(name)
-    module = faces.module
-    method = findMethod(module, name)
+    switch = proxy._switch
+    switch.check(name)
+    method = findMethod(switch.module, name)
     if method is None:
-        return getattr(module, name)
-    return faces.showReadyMethod(name, method)
+        return getattr(switch.module, name)
+    return switch.addReadyMethod(name, method)
 
 
 def _forwarded(name: str) -> property:
-    """
-    @return: A property that reads the module's attribute.
-    """
-
-    def read(proxy: _ReadyProxy) -> Any:
-        return getattr(proxy._faces.module, name)
-
-    return property(read)
+    return property(lambda proxy: getattr(proxy._switch.module, name))
 
 
+# Assigning to proxy.__class__ would meet the property above.
 _setClass: Final[Callable[[object, type], None]] = object.__dict__["__class__"].__set__

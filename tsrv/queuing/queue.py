@@ -1,58 +1,89 @@
 """
-The commands of one wrapper: held in order, started in order, ended once.
+The queue: calls that wait for their module, started in order, ended once.
 
-Whatever fires a command may run anybody's code, and that code may call back
-into the queue. So no loop that ends commands keeps a place in a chain: each
-turn takes the first that is there then.
+The queue knows no states. The wrapper tells it what to do with calls: queue
+them, start them, pass them to the module, or refuse them. It keeps the promises
+about waiting:
+
+  - Order: calls start in the order in which they were made. Calls that are made
+    while the queue is drained go behind those that wait.
+
+  - Bounds: at most C{limit} calls wait, each of them for C{timeout} seconds.
+
+  - Fairness: whatever is done to many commands is done in slices
+    (L{SlicedWork}), so that a long queue does not block the reactor.
+
+Whatever ends a command may run anybody's code, and that code may call back into
+the queue. So no loop that ends commands keeps a position in a list: each step
+takes the command that is first by then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import CoroutineType
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from ..errors import (
-    QueueFull,
-    QueueTimeout,
-)
-from .callables import introduce
-from .calls import Calls
-from .command import (
-    ENDED,
-    LEAVING,
-    RUNNING,
-    UNCERTAIN,
-    WAITING,
-    Chain,
-    Command,
-    Method,
-)
-from .deadlines import Deadlines
+from ..errors import QueueFull, QueueTimeout
+from .command import WAITING, Command, CommandList, Method
 from .histogram import Histogram
+from .running import RunningCommands
 from .slices import SlicedWork
-from .stats import Stats
-from .sweeps import Sweeps
-from .unsettled import (
-    Unsettled,
-    unanswered,
-)
 
-__all__ = ["CommandQueue"]
+__all__ = ["CommandQueue", "Stats"]
+
+MAX_EXPIRED_AT_ONCE: Final = 5000
+"""
+Maximum number of commands that one timer call takes out of the queue.
+"""
+
+TIME_RESOLUTION_SECONDS: Final = 1e-6
+"""
+Two times this close are considered the same.
+"""
 
 
-class CommandQueue(Calls):
+@dataclass(frozen=True)
+class Stats:
     """
-    The commands that wait for a module, and those that it is at work on.
+    What became of the calls that went through the queue.
 
-    The queue knows no states. It is told to L{hold} calls, to L{drain} them, to
-    L{letPass} or to L{refuse} them.
+    C{submitted = started + rejected + expired + cancelled + failed + pending}
+    holds at every instant.
 
-    @ivar pending: How many commands wait.
+    @ivar submitted: Calls made while the module was not ready.
+    @ivar started: Commands that were handed to the module.
+    @ivar rejected: Calls that failed at once: the queue was full, or the
+        module had failed for good, or was closed.
+    @ivar expired: Commands that waited as long as C{timeout} allows.
+    @ivar cancelled: Commands whose caller gave up while they waited.
+    @ivar failed: Commands that waited when the module failed for good or was
+        closed.
+    @ivar pending: Commands that wait now.
+    """
+
+    submitted: int
+    started: int
+    rejected: int
+    expired: int
+    cancelled: int
+    failed: int
+    pending: int
+
+
+class CommandQueue:
+    """
+    The queued calls of one module.
+
+    @ivar pending: The number of queued calls.
+    @ivar passing: Whether calls are passed to the module directly.
+    @ivar running: The commands that the module is working on.
     """
 
     def __init__(
@@ -63,7 +94,6 @@ class CommandQueue(Calls):
         timeout: float | None,
         concurrency: int | None,
         losable: bool,
-        answering: bool,
         waited: Histogram,
         makeQueueFull: Callable[[], QueueFull],
         makeQueueTimeout: Callable[[float], QueueTimeout],
@@ -71,57 +101,56 @@ class CommandQueue(Calls):
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param limit: How many commands may wait.
-        @param timeout: How long a command may wait for its start, in seconds;
-            L{None} for any time.
-        @param concurrency: How many commands may be in progress while
-            draining; L{None} for any number.
-        @param losable: Whether the module can tell that it is lost.
-        @param answering: Whether it answers each call, whatever becomes of it.
-        @param waited: Is told how long each command has waited, in seconds.
-        @param makeQueueFull: Says why one more call cannot be held.
-        @param makeQueueTimeout: Says why a command was not started within so
-            many seconds.
+        @param limit: Maximum number of queued calls.
+        @param timeout: How long a call may wait, in seconds; L{None} for any
+            time.
+        @param concurrency: Maximum number of commands in progress while the queue
+            is drained; L{None} for any number.
+        @param losable: Whether the module can report a loss.
+        @param waited: Records how long each command waited, in seconds.
+        @param makeQueueFull: Makes the error of a call that finds no room.
+        @param makeQueueTimeout: Makes the error of a call that waited for so many
+            seconds.
         @param drained: Called when L{drain} has started the last command.
         """
         self.pending = 0
+        self.passing = False
+        self.running = RunningCommands(
+            reactor,
+            losable=losable,
+            queueAgain=self.putBack,
+            endAll=self._endAll,
+            ended=None if concurrency is None else self._continueDraining,
+        )
+        self._reactor = reactor
+        self._limit = limit
+        self._timeout = timeout
+        self._concurrency = concurrency
+        self._waited = waited
+        self._makeQueueFull = makeQueueFull
+        self._makeQueueTimeout = makeQueueTimeout
+        self._drained = drained
+
         self._started = 0
         self._rejected = 0
         self._expired = 0
         self._cancelled = 0
         self._failed = 0
-        self._reactor = reactor
-        self._waited = waited
-        self._makeQueueFull = makeQueueFull
-        self._makeQueueTimeout = makeQueueTimeout
-        self._drained = drained
-        self._limit = limit
-        self._concurrency = concurrency
-        self._losable = losable
-        self._answering = answering
-        self._losses = 0
-        self._returned: Command | None = None
 
-        # While fewer than _room are waiting, one more call is queued without
+        self._waiting = CommandList()
+        self._lastPutBack: Command | None = None
+        self._draining = False
+        self._refusal: Callable[[], Exception] | None = None
+        # As long as fewer than this many calls wait, one more is queued without
         # looking at anything else.
         self._room = 0
-        self._passing = False
-        self._refusal: Callable[[], Exception] | None = None
-
-        self._waiting = Chain()
-        self._deadlines = Deadlines(
-            reactor, timeout, self._waiting, self._expire, self._nothingWaits
-        )
-        self._running = Chain()
-        self._unsettled = Unsettled(reactor, self.finish, self._sweepUnanswered)
-        self._inProgress = 0
-        self._sweeps = Sweeps()
-
-        # Since when those waited that were started in this slice: to count them
-        # together costs a third of what it costs to count them one by one.
-        self._begun: list[Any] = []
-
-        self._draining = False
+        self._deadline: IDelayedCall | None = None
+        self._endings: deque[
+            tuple[CommandList, Callable[[Command], None], Deferred[None]]
+        ] = deque()
+        # Observed together at the end of a slice: that costs a third of
+        # observing them one by one.
+        self._startedSince: list[Any] = []
         self._work = SlicedWork(reactor, self._step, self._sliceEnded)
 
     @property
@@ -137,124 +166,149 @@ class CommandQueue(Calls):
             self._failed,
             self.pending,
         )
-        # Each call ends up in one of them, so that the one on the hot path
-        # need not be counted twice.
         return Stats(sum(ends), *ends)
 
     @property
     def oldest(self) -> float | None:
         """
-        For how many seconds the oldest command has been waiting, if there is
-        one.
+        How long the oldest queued call has been waiting, in seconds; L{None} if
+        none is waiting to be started.
         """
-        since = self._waiting.oldest()
-        return None if since is None else max(0.0, self._reactor.seconds() - since)
+        since: list[Any] = []
+        for command in self._waiting:
+            since.append(command.since)
+            if command.run == 0:
+                # Only the commands that were put back before it can be younger.
+                break
+        return max(0.0, self._reactor.seconds() - min(since)) if since else None
 
-    # What the wrapper tells the queue to do.
+    @property
+    def refusing(self) -> bool:
+        """
+        Whether calls fail at once.
+        """
+        return self._refusal is not None
+
+    # What the wrapper tells the queue to do with calls.
 
     def hold(self) -> None:
         """
-        From now on, queue the calls.
+        From now on, queue calls.
         """
-        self._passing = self._draining = False
+        self.passing = self._draining = False
         self._refusal = None
 
     def drain(self) -> None:
         """
-        Start the waiting commands, in order, and tell when none is
-        left. Calls made meanwhile are queued behind them.
+        Start the queued calls in order, and tell when none is left. Calls that are
+        made in the meantime are queued behind them.
         """
         self._draining = True
         self._work.now()
 
     def letPass(self) -> None:
         """
-        From now on, let calls through to the module at once.
+        From now on, pass calls to the module directly.
         """
         self._draining = False
-        self._passing = True
+        self.passing = True
         self._nothingWaits()
 
     def refuse(self, makeError: Callable[[], Exception]) -> Deferred[None]:
         """
-        Fail all waiting commands, and from now on every call at once.
+        Fail all queued calls, and from now on every call at once.
 
-        @param makeError: Makes the error for each of them.
-        @return: A Deferred that fires when the last waiting command has ended.
+        @param makeError: Makes the error of each of them.
+        @return: A Deferred that fires when the last queued call has ended.
         """
-        self._passing = self._draining = False
+        self.passing = self._draining = False
         self._refusal = makeError
+        self._lastPutBack = None
         self._nothingWaits()
 
         def end(command: Command) -> None:
             error = makeError()
             self._failed += 1
-            self.finish(command, Failure(error))
+            self._endWaiting(command, Failure(error))
 
-        return self._sweep(self._waiting.takeAll(), end)
+        return self._endAll(self._waiting.takeAll(), end)
 
     def interrupt(self) -> None:
         """
-        The module is lost: hold the calls again. Commands in progress that may
-        be run twice return to the head of the queue in their order. The others
-        have until the next turn of the reactor to be answered by the module
-        itself, and end with L{OutcomeUnknown} then.
+        The module is lost: queue calls again, those in progress that are safe to
+        run twice first.
         """
         self.hold()
-        again = []
-        for command in self._running:
-            command.unlink()
-            if command.method.replay and command.stage != LEAVING:
-                again.append(command)
-            else:
-                self._unsettled.lost(command)
-        self._unsettled.explained()
-        self._inProgress = 0
-        for command in reversed(again):
-            self._putBack(command)
-        self._losses += 1
-        self._returned = again[-1] if again else None
+        self._lastPutBack = None
+        self.running.interrupt()
 
-    def abandon(self) -> Deferred[None]:
-        """
-        The module is closed: what it has not answered has no known outcome.
+    # How calls enter and leave the queue.
 
-        @return: A Deferred that fires when the last command has ended.
+    def makeEnqueue(self, method: Method) -> Callable[..., Any]:
         """
-        self._unsettled.settleNow()
-        return self._sweepUnanswered(self._running.takeAll())
+        @return: A callable that does what is right for a call of the method at
+            that moment: queue it, pass it to the module, or refuse it.
+        """
+        # This is what a queued call costs, so everything is written out.
+        root = self._waiting.root
+        seconds = self._reactor.seconds
 
-    # Methods, and what callers do.
+        def enqueue(*arguments: object, **keywords: object) -> object:
+            pending = self.pending
+            if pending >= self._room and not self._makeRoom():
+                if self.passing:
+                    return method.direct(*arguments, **keywords)
+                return self._reject()
+            command = Command()
+            command.method = method
+            command.arguments = arguments
+            if keywords:
+                command.keywords = keywords
+            command.context = copy_context()
+            command.since = seconds()
+            last = root.previous
+            command.previous = last
+            command.next = root
+            last.next = root.previous = command
+            self.pending = pending + 1
+            return command
 
-    def makeMethod(self, name: str, own: Callable[..., Any], replay: bool) -> Method:
+        return enqueue
+
+    def putBack(self, command: Command) -> None:
         """
-        @param name: The name of a method of the module.
-        @param own: The module's own, as it is now.
-        @param replay: Whether a call in progress at a loss may be run again.
-        @return: The method; it can be called, but not run before L{connect}.
+        Queue a command that was in progress at a loss: behind the others that
+        were, before all that came later.
         """
-        method = Method(name, replay, self)
-        method.hold = introduce(self._makeHolder(method), own)
-        return method
+        if command.since is not None:
+            self._started -= 1
+        command.since = self._reactor.seconds()
+        command.stage = WAITING
+        command.answer = None
+        before = self._lastPutBack
+        if before is None or before.stage != WAITING:
+            before = self._waiting.root
+        self._waiting.insert(command, before)
+        self._lastPutBack = command
+        self.pending += 1
+        self._watchDeadline()
+
+    def cancel(self, command: Command) -> None:
+        """
+        The caller of a command that has not ended gives up.
+        """
+        if command.stage == WAITING:
+            self._cancelled += 1
+            self._endWaiting(command, Failure(CancelledError()))
+        else:
+            self.running.cancel(command)
 
     def _makeRoom(self) -> bool:
-        """
-        Make ready for one more command to wait.
-
-        @return: Whether it may.
-        """
-        if self._passing or self._refusal is not None or self.pending >= self._limit:
+        if self.passing or self.refusing or self.pending >= self._limit:
             return False
-        self._deadlines.watch()
+        self._watchDeadline()
         self._room = self._limit
         return True
-
-    def _nothingWaits(self) -> None:
-        """
-        The next command that waits is the first one again.
-        """
-        self._room = 0
-        self._deadlines.stop()
 
     def _reject(self) -> Deferred[Any]:
         self._rejected += 1
@@ -262,186 +316,111 @@ class CommandQueue(Calls):
             return fail(self._refusal())
         return fail(self._makeQueueFull())
 
-    def cancel(self, command: Command) -> None:
-        """
-        The caller of a command that has not ended gives up.
-        """
-        answer = command.answer if command.stage != WAITING else None
-        if isinstance(answer, Deferred):
-            if command.stage == RUNNING:
-                command.stage = LEAVING
-            answer.cancel()
-            return
-        if command.stage == WAITING:
-            self._cancelled += 1
-        self.finish(command, Failure(CancelledError()))
+    def _endWaiting(self, command: Command, result: object) -> None:
+        assert command.since is not None
+        self._waited.observe(self._reactor.seconds() - command.since)
+        self.pending -= 1
+        if not self.pending:
+            self._nothingWaits()
+            self._continueDraining()
+        command.end(result)
 
-    # From start to end.
+    def _nothingWaits(self) -> None:
+        self._room = 0
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
-    def _start(self, command: Command) -> None:
-        """
-        Hand a command to the module.
-        """
-        command.stage = RUNNING
-        command.answer = None
-        self._running.append(command)
-        self._inProgress += 1
-        method, context = command.method, command.context
-        if method.replay:
-            command.run += 1
-        run = command.run
-        try:
-            if command.keywords is None:
-                result = context.run(method.target, *command.arguments)
-            else:
-                result = context.run(
-                    method.target, *command.arguments, **command.keywords
-                )
-            if type(result) is CoroutineType:
-                result = context.run(Deferred.fromCoroutine, result)
-        except BaseException:
-            # As a Deferred does with whatever its callbacks raise.
-            result = Failure()
-        if not isinstance(result, Deferred):
-            command.answeredRun(result, run)
-        elif command.stage == ENDED:
-            # The caller gave up while the module was being called.
-            result.addErrback(_ignore)
-            result.cancel()
-        else:
-            if command.stage != WAITING:
-                command.answer = result
-            if method.replay:
-                result.addBoth(command.answeredRun, run)
-            else:
-                result.addBoth(command.answered)
+    # Work in slices.
 
-    def answeredRun(self, command: Command, result: object) -> None:
-        """
-        The module has answered the latest run of a command.
-        """
-        if command.stage in (RUNNING, LEAVING, UNCERTAIN):
-            if (
-                command.stage == RUNNING
-                and command.method.replay
-                and self._losable
-                and isinstance(result, Failure)
-            ):
-                self._unsettled.failed(command, result)
-            else:
-                self.finish(command, result)
-
-    def finish(self, command: Command, result: object) -> None:
-        """
-        Let go of all that a command holds, and fire it.
-        """
-        stage = command.stage
-        command.stage = ENDED
-        # Who keeps the command must not keep its neighbours, nor the module,
-        # nor what it was called with.
-        previous, following = command.previous, command.next
-        previous.next = following
-        following.previous = previous
-        del command.previous, command.next, command.context, command.method
-        command.answer = None
-        command.arguments = ()
-        if command.keywords is not None:
-            command.keywords = None
-        if stage == WAITING:
-            assert command.since is not None
-            self._waited.observe(self._reactor.seconds() - command.since)
-            self.pending -= 1
-            if not self.pending:
-                self._nothingWaits()
-        elif stage != UNCERTAIN:
-            self._inProgress -= 1
-            if self._draining:
-                self._work.soon()
-        command.callback(result)
-
-    def _putBack(self, command: Command) -> None:
-        """
-        Put a command that was in progress at the head of the queue.
-        """
-        if command.since is not None:
-            self._started -= 1
-        command.since = self._reactor.seconds()
-        command.stage = WAITING
-        command.answer = None
-        self._waiting.prepend(command)
-        self.pending += 1
-        self._deadlines.watch()
-
-    # Steps of work.
-
-    def _sweep(self, commands: Chain, end: Callable[[Command], None]) -> Deferred[None]:
-        """
-        End all commands of a chain.
-        """
-        swept = self._sweeps.add(commands, end)
+    def _endAll(
+        self, commands: CommandList, end: Callable[[Command], None]
+    ) -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        self._endings.append((commands, end, done))
         self._work.now()
-        return swept
+        return done
+
+    def _continueDraining(self) -> None:
+        if self._draining:
+            self._work.soon()
 
     def _step(self) -> bool:
-        """
-        End or start one command.
-
-        @return: Whether there was one.
-        """
-        if self._sweeps.left:
-            self._sweeps.step()
+        if self._endings:
+            commands, end, done = self._endings[0]
+            if commands:
+                end(commands.root.next)
+            else:
+                self._endings.popleft()
+                done.callback(None)
             return True
         root = self._waiting.root
         command = root.next
         if (
             not self._draining
             or command is root
-            or (self._concurrency is not None and self._inProgress >= self._concurrency)
+            or (
+                self._concurrency is not None
+                and self.running.count >= self._concurrency
+            )
         ):
             return False
         root.next = following = command.next
         following.previous = root
         self.pending -= 1
         self._started += 1
-        self._begun.append(command.since)
-        self._start(command)
+        self._startedSince.append(command.since)
+        self.running.start(command)
         return True
 
     def _sliceEnded(self, more: bool) -> None:
-        """
-        It is the next turn's, or there is nothing to do now.
-        """
-        if self._begun:
+        if self._startedSince:
             now = self._reactor.seconds()
-            self._waited.observeAll([now - since for since in self._begun])
-            self._begun.clear()
+            self._waited.observeAll([now - since for since in self._startedSince])
+            self._startedSince.clear()
         if not more and self._draining and not self._waiting:
             self._drained()
 
-    def _sweepUnanswered(self, commands: Chain) -> Deferred[None]:
-        return self._sweep(
-            commands, lambda command: self.finish(command, unanswered(command))
-        )
+    # Deadlines. All calls may wait equally long, so one timer is enough: the first
+    # in the queue expires first. Commands that were put back are the exception:
+    # they are in front, and began to wait later.
 
-    def _expire(self, late: Sequence[Command]) -> None:
-        """
-        Some commands have waited too long.
-        """
-        expired = Chain()
-        for command in late:
-            command.unlink()
-            expired.append(command)
-        self._sweep(expired, self._endExpired)
+    def _watchDeadline(self) -> None:
+        if self._deadline is None and self._timeout is not None:
+            self._deadline = self._reactor.callLater(self._timeout, self._expire)
+
+    def _expire(self) -> None:
+        assert self._timeout is not None
+        self._deadline = None
+        late = CommandList()
+        count = 0
+        now = self._reactor.seconds()
+        nextDelay: float | None = None
+        for command in self._waiting:
+            assert command.since is not None
+            left = command.since + self._timeout - now
+            if left > TIME_RESOLUTION_SECONDS:
+                nextDelay = left if nextDelay is None else min(left, nextDelay)
+                if command.run == 0:
+                    break
+            elif count == MAX_EXPIRED_AT_ONCE:
+                nextDelay = 0.0
+                break
+            else:
+                count += 1
+                command.unlink()
+                late.append(command)
+                if command is self._lastPutBack:
+                    self._lastPutBack = None
+        if nextDelay is None:
+            self._nothingWaits()
+        else:
+            self._deadline = self._reactor.callLater(nextDelay, self._expire)
+        if late:
+            self._endAll(late, self._endExpired)
 
     def _endExpired(self, command: Command) -> None:
         assert command.since is not None
-        waited = self._reactor.seconds() - command.since
-        error = self._makeQueueTimeout(waited)
+        error = self._makeQueueTimeout(self._reactor.seconds() - command.since)
         self._expired += 1
-        self.finish(command, Failure(error))
-
-
-def _ignore(failure: Failure) -> None:
-    """
-    Nobody waits for this any more.
-    """
+        self._endWaiting(command, Failure(error))

@@ -18,24 +18,22 @@ def jitteredBackoff(
     random: Callable[[], float] = _random,
 ) -> Callable[[int], float]:
     """
-    Make a retry policy whose delays grow exponentially, and of which a share
-    is left to chance.
+    Make a retry policy with exponential delays, of which a share is random.
 
-    L{twisted.application.internet.backoffPolicy} adds up to one second,
-    however long the delay is; so all clients of a server that was away for a
-    while come back within the same second. Here the spread grows with the
-    delay: "equal jitter" in Marc Brooker, I{Exponential Backoff And Jitter}.
+    L{twisted.application.internet.backoffPolicy} adds at most one second, however
+    long the delay is; so all clients of a server that was down for a while come
+    back within the same second. Here the spread grows with the delay: this is
+    "equal jitter" in Marc Brooker, I{Exponential Backoff And Jitter}.
 
-    @param initialDelay: The delay when no attempt has failed yet, that is,
-        after a loss; in seconds.
-    @param maxDelay: No delay is longer, in seconds.
-    @param factor: How much longer each delay is than the one before.
-    @param jitter: The share of each delay that is left to chance, from 0 (none
-        of it) to 1 (all of it).
-    @param random: The source of chance: answers numbers from 0 to 1.
-    @return: A callable that takes the number of attempts so far and answers
-        the seconds to the next.
-    @raise ValueError: A number is outside of what is described here.
+    @param initialDelay: The delay after a loss, before any attempt has failed, in
+        seconds.
+    @param maxDelay: The longest delay, in seconds.
+    @param factor: How many times longer each delay is than the one before.
+    @param jitter: The random share of each delay, from 0 to 1.
+    @param random: Returns random numbers from 0 to 1.
+    @return: A callable that takes the number of attempts so far and returns the
+        seconds until the next.
+    @raise ValueError: A number is outside of its range.
     """
     if not 0 < initialDelay <= maxDelay:
         raise ValueError("initialDelay must be more than 0, and at most maxDelay")

@@ -1,6 +1,5 @@
 """
-Long work, in slices: when time is up the rest is left to the next turn of the
-reactor, so that a million commands don't keep it from anything else.
+Long work, in slices.
 """
 
 from __future__ import annotations
@@ -12,18 +11,20 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 __all__ = ["SlicedWork"]
 
-_SLICE: Final = 0.005
+MAX_SLICE_SECONDS: Final = 0.005
 """
-How long one slice may keep the reactor, in seconds.
+How long one slice may block the reactor, in seconds.
 """
 
 
 class SlicedWork:
     """
-    Work that consists of many small steps.
+    Work that consists of many small steps. When the time of a slice is up, the
+    next turn of the reactor goes on, so that a million steps do not block
+    everything else.
 
-    What a step does may ask for more work, or stop it; the slice in progress
-    goes on with whatever there is to do then.
+    A step may ask for more work, or make it unnecessary; the slice in progress
+    goes on with whatever there is to do by then.
     """
 
     __slots__ = ("_call", "_ended", "_reactor", "_step", "_working")
@@ -36,9 +37,9 @@ class SlicedWork:
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param step: Does one step; answers whether there was one to do.
-        @param ended: Called at the end of each slice; it is told whether the
-            next turn of the reactor goes on.
+        @param step: Does one step; returns whether there was one to do.
+        @param ended: Called at the end of each slice, with whether the next turn
+            of the reactor goes on.
         """
         self._reactor = reactor
         self._step = step
@@ -48,7 +49,7 @@ class SlicedWork:
 
     def now(self) -> None:
         """
-        Do what there is to do, for as long as one slice.
+        Begin a slice now.
         """
         if self._working:
             return
@@ -61,8 +62,8 @@ class SlicedWork:
         more = False
         try:
             while not more and step():
-                # A clock that was set back counts as time that is up.
-                more = not 0 <= seconds() - begun < _SLICE
+                # A clock that was set back ends the slice, too.
+                more = not 0 <= seconds() - begun < MAX_SLICE_SECONDS
         finally:
             self._working = False
         if more:

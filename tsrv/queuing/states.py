@@ -1,17 +1,12 @@
 """
 The states of a wrapper.
 
-How they work
-=============
-
 A wrapper is always in exactly one L{State}, and only an L{Event} moves it to
-another. L{TRANSITIONS} has one row for each state: the events that it knows,
-and where each of them leads. An event that is not in the row is illegal:
-L{Lifecycle.on} raises L{IllegalTransition} and the state stays what it was.
-What is I{done} on entering a state belongs to L{tsrv.wrapper}; that the table
-holds is checked here and nowhere else.
+another one. L{TRANSITIONS} has a row for each state: the events that it knows, and
+the state that each of them leads to. Any other event is illegal:
+L{Lifecycle.on} raises L{IllegalTransition}, and the state stays what it was.
 
-Three questions decide what happens to a call, and the state answers them all::
+The state decides what happens to a call::
 
                       call is     why
     NEW               queued      nobody has asked for the module yet
@@ -20,15 +15,15 @@ Three questions decide what happens to a call, and the state answers them all::
     DRAINING          queued      the module is ready, but earlier calls wait
     READY             passed      the proxy's methods are the module's own
     LOST              queued      it was ready, the next attempt is scheduled
-    FAILED            refused     no retry will cure it (InitializationFailed)
+    FAILED            refused     no retry will help (InitializationFailed)
     CLOSING, CLOSED   refused     nothing will ever run again (Closed)
 
-C{DRAINING} is a state of its own because of the one mistake that queues in
-front of slow modules make most often: to call the module ready first and empty
-the queue afterwards, so that a call made meanwhile overtakes all that waited.
+C{DRAINING} is a state of its own because of the mistake that queues in front of
+slow modules make most often: they call the module ready first and empty the queue
+afterwards, and a call made in the meantime overtakes all that waited.
 
-C{RETRYING} and C{LOST} both wait for a timer. They differ in what they tell:
-one has never been ready in this outage, the other has just been.
+C{RETRYING} and C{LOST} both wait for a timer. They differ in what they mean to an
+operator: the one has not been ready since it was asked, the other has just been.
 """
 
 from __future__ import annotations
@@ -52,12 +47,12 @@ class Event(Enum):
     INITIALIZE = "initialize() is called"
     SUCCEED = "the attempt succeeds"
     FAIL = "the attempt fails, but another one may succeed"
-    FAIL_FOR_GOOD = "the attempt fails and no retry will cure it, or fail() is called"
+    FAIL_FOR_GOOD = "the attempt fails and no retry will help, or fail() is called"
     RETRY = "the delay before the next attempt is over"
-    DRAINED = "the last waiting command has been started"
-    LOSE = "the module is ready no longer"
+    DRAINED = "the last queued call has been started"
+    LOSE = "the module stops working"
     CLOSE = "close() is called"
-    CLOSED = "the module is closed and every waiting command has ended"
+    CLOSED = "the module is closed and every queued call has ended"
 
 
 TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
@@ -109,7 +104,10 @@ For each state the events that it knows, and the state that each leads to.
 
 class IllegalTransition(RuntimeError):
     """
-    An event arrived in a state that does not know it; nothing has changed.
+    An event happened in a state that does not know it; nothing has changed.
+
+    @ivar state: The state.
+    @ivar event: The event.
     """
 
     def __init__(self, state: State, event: Event) -> None:
@@ -117,13 +115,10 @@ class IllegalTransition(RuntimeError):
         self.state = state
         self.event = event
 
-    def __reduce__(self) -> tuple[type[IllegalTransition], tuple[State, Event]]:
-        return type(self), (self.state, self.event)
-
 
 class Lifecycle:
     """
-    The state of one wrapper, and the only thing that changes it.
+    The state of one wrapper. Nothing else changes it.
 
     @ivar state: The L{State} now.
     @ivar since: When it was entered, by the reactor's time.
@@ -145,8 +140,7 @@ class Lifecycle:
 
         @param event: What has happened.
         @return: The new state.
-        @raise IllegalTransition: The present state does not know C{event}; it
-            has not been changed.
+        @raise IllegalTransition: The present state does not know C{event}.
         """
         try:
             self.state = TRANSITIONS[self.state][event]
