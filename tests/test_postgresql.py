@@ -278,7 +278,7 @@ async def test_a_user_who_may_make_no_tables_is_told_what_to_do(database: Any) -
     ("change", "code"),
     [
         ({"password": "hidden"}, "28P01"),
-        ({"password": None}, ""),
+        ({"password": None}, "28P01"),
         ({"user": "nobody", "password": "hidden"}, "28P01"),
         ({"database": "nowhere"}, "3D000"),
     ],

@@ -1,19 +1,26 @@
 """
 PostgreSQL, over a few connections that the reactor watches.
 
-There are no threads: what psycopg calls libpq never waits for its socket. All
-connections are one: when one of them breaks, or a server does not answer in
-time, the database is lost, and is connected to anew. What is in progress on the
-others then still has its time to finish.
+L{connect} is for programs that want psycopg itself: it returns a psycopg
+connection that waits on the reactor. L{PostgreSQL} is the database behind
+L{IDatabase<tsrv.databases.IDatabase>}: a small pool of such connections.
+
+The pool treats its connections as one. When one of them is lost, or the server
+does not answer in time, the database is lost: queued calls fail, no more are
+accepted, and calls in progress on the other connections may finish in their time.
+L{Database<tsrv.databases.Database>} then opens a new pool.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Any, Final, TypeVar
 
+import psycopg
+from psycopg import AsyncRawCursor, errors
+from psycopg.rows import TupleRow
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IDelayedCall
@@ -21,6 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..queuing.waiters import Waiters
+from .connecting import connect
 from .interface import (
     DatabaseError,
     DatabaseRefused,
@@ -30,24 +38,43 @@ from .interface import (
     Settings,
     Statement,
 )
-from .pgcall import (
-    LATER,
-    Call,
-)
-from .pgconnect import connect
-from .pgconnection import Connection
-from .schema import (
-    CREATE,
-    VERSIONS,
-    stepsTo,
-)
+from .pooledconnection import Call, PooledConnection
+from .schema import CREATE, VERSIONS, stepsTo
+from .sqlstate import READ_ONLY, RETRY_AFTER_SECONDS, errorOf, refusalOf
+from .twistedpsycopg import Connection
 
-__all__ = ["PostgreSQL"]
+__all__ = ["Connection", "PostgreSQL", "connect"]
 
-_LOCK: Final = 0x74737276
+T = TypeVar("T")
+
+SCHEMA_LOCK: Final = 0x74737276
 """
-The number under which those who bring the schema up to date wait for each
-other.
+The number of the advisory lock that processes hold while they update the schema.
+"""
+
+GRACE_SECONDS: Final = 1.0
+"""
+How much longer than the server the client waits for the end of a statement.
+"""
+
+MAX_TIMEOUT_MILLISECONDS: Final = 2**31 - 1
+
+MAX_WAITERS: Final = 10_000
+"""
+Maximum number of callers that wait for the database to be lost or closed.
+"""
+
+DEFAULTS: Final = {
+    "application_name": "tsrv",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+    # After a failover the server that accepts writes is the right one.
+    "target_session_attrs": "read-write",
+}
+"""
+Parameters of libpq that apply unless the URL or the environment sets them.
 """
 
 _SESSION: Final = (
@@ -55,22 +82,10 @@ _SESSION: Final = (
     "set_config('idle_in_transaction_session_timeout', $1, false)"
 )
 
-_NO_TABLE: Final = "42P01"
-
-_GRACE: Final = 1.0
-"""
-How much longer than the server we wait for it to end a statement, in seconds.
-"""
-
-_MOST: Final = 10_000
-
-_CLOSED: Final = "the database was closed"
-_LOST: Final = "the database was lost"
-
 
 class PostgreSQL:
     """
-    The database of a server.
+    A pool of connections to one server.
     """
 
     _log = Logger()
@@ -81,38 +96,39 @@ class PostgreSQL:
         self, reactor: Any, url: str, schemas: Sequence[Schema], settings: Settings
     ) -> None:
         """
-        @param reactor: Provides time, addresses, and the watching of sockets.
-        @param url: Where the database is, as libpq has it.
-        @param schemas: The tables that have to be there.
-        @param settings: How it is used.
+        @param reactor: Provides time and threads, and watches sockets.
+        @param url: Where the database is.
+        @param schemas: The tables that have to exist.
+        @param settings: How the database is used.
         """
         self._reactor = reactor
         self._url = url
         self._schemas = schemas
         self._settings = settings
-        self._limit = settings.statementTimeout + _GRACE
-        self._over = "the database is not connected"
+        self._limit = settings.statementTimeout + GRACE_SECONDS
+        # Why no calls are accepted; empty while they are.
+        self._unavailable = "the database is not connected"
         self._ended = False
         self._opening: Deferred[None] | None = None
-        self._connections: set[Connection] = set()
-        self._idle: deque[Connection] = deque()
-        self._extra: set[Deferred[Connection]] = set()
-        self._rest = 0.0
-        self._settling = 0
-        # Each with the time until which it waits.
-        self._waiting: OrderedDict[Call, float] = OrderedDict()
-        self._watches = Waiters(_MOST, "for the database to be lost")
-        self._closings = Waiters(_MOST, "for the database to be closed")
+        self._connections: set[PooledConnection] = set()
+        self._idle: deque[PooledConnection] = deque()
+        self._additional: set[Deferred[PooledConnection]] = set()
+        self._noAdditionalUntil = 0.0
+        self._serving = 0
+        # Each with the time until which it may wait.
+        self._queue: OrderedDict[Call, float] = OrderedDict()
+        self._losses = Waiters(MAX_WAITERS, "for the database to be lost")
+        self._closings = Waiters(MAX_WAITERS, "for the database to close")
         self._timer: IDelayedCall | None = None
 
-    # Opening it.
+    # Opening.
 
     def open(self) -> Deferred[None]:
         """
-        @see: L{Engine.open<tsrv.databases.Engine.open>}
+        Connect, and bring the schema up to date.
         """
         if self._ended:
-            return fail(DatabaseUnavailable(self._over, LATER))
+            return fail(DatabaseUnavailable(self._unavailable, RETRY_AFTER_SECONDS))
         opening = Deferred.fromCoroutine(self._open())
         if not opening.called:
             self._opening = opening
@@ -120,66 +136,93 @@ class PostgreSQL:
 
     async def _open(self) -> None:
         try:
-            connection = await self._connect()
+            pooled = await self._connect()
             try:
-                await self._bringUpToDate(connection)
+                await self._updateSchema(pooled.connection)
             except BaseException:
-                connection.close()
+                pooled.connection.abort("the schema is not up to date")
                 raise
         except BaseException as error:
             self._opening = None
             if self._ended and isinstance(error, CancelledError):
-                raise DatabaseUnavailable(self._over, LATER) from None
+                raise DatabaseUnavailable(
+                    self._unavailable, RETRY_AFTER_SECONDS
+                ) from None
             self._end("the database could not be opened")
             raise
         self._opening = None
-        self._over = ""
-        self._adopt(connection)
+        self._unavailable = ""
+        self._adopt(pooled)
         self._watch()
 
-    def _adopt(self, connection: Connection) -> None:
-        self._connections.add(connection)
-        self.freed(connection)
-        self.settled()
-
-    async def _connect(self) -> Connection:
-        """
-        @return: A connection on which statements can be carried out.
-        """
-        limit = self._settings.connectTimeout
-        until = self._reactor.seconds() + limit
-        pgconn = await connect(self._reactor, self._url, limit)
+    async def _connect(self) -> PooledConnection:
+        timeout = self._settings.connectTimeout
+        until = self._reactor.seconds() + timeout
         try:
-            connection = Connection(self._reactor, pgconn, self)
-        except OSError as error:
-            pgconn.finish()
-            raise DatabaseUnavailable(
-                f"a connection to PostgreSQL cannot be used: {error.strerror}", LATER
-            ) from None
-        # The server counts in milliseconds, and not beyond a month.
-        time = str(min(int(self._settings.statementTimeout * 1000), 2**31 - 1))
+            connection = await connect(
+                self._reactor,
+                self._url,
+                timeout=timeout,
+                defaults=DEFAULTS,
+                client_encoding="UTF8",
+            )
+        except psycopg.Error as error:
+            raise refusalOf(error) from None
+        connection.cursor_factory = AsyncRawCursor
+        connection.prepare_threshold = None
+        limit = int(self._settings.statementTimeout * 1000)
+        milliseconds = str(min(limit, MAX_TIMEOUT_MILLISECONDS))
         try:
-            await self._ask(connection, until - self._reactor.seconds(), _SESSION, time)
+            await connection.set_autocommit(True)
+            left = until - self._reactor.seconds()
+            await self._ask(connection, left, _SESSION, milliseconds)
         except BaseException:
-            connection.close()
+            connection.abort("the connection could not be set up")
             raise
-        return connection
+        return PooledConnection(connection)
 
     async def _ask(
-        self, connection: Connection, limit: float, sql: str, *parameters: object
+        self, connection: Connection[TupleRow], limit: float, sql: str, *parameters: Any
     ) -> list[Row]:
         """
-        Carry out a statement before others do, within so many seconds.
+        Carry out a statement on a connection that is not in the pool yet.
         """
-        asking = connection.ask(sql, *parameters)
+        executing = connection.execute(sql, parameters or None)
         try:
-            return await asking.addTimeout(max(limit, 0.0), self._reactor)
+            cursor = await self._limited(connection, limit, executing)
+            return [] if cursor.description is None else await cursor.fetchall()
         except TimedOut:
             raise DatabaseUnavailable(
-                "PostgreSQL does not answer in time", LATER
+                "PostgreSQL does not answer in time", RETRY_AFTER_SECONDS
             ) from None
+        except psycopg.Error as error:
+            if error.pgresult is None or not error.sqlstate:
+                raise DatabaseUnavailable(str(error), RETRY_AFTER_SECONDS) from None
+            raise errorOf(error.pgresult) from None
 
-    async def _bringUpToDate(self, connection: Connection) -> None:
+    def _limited(
+        self,
+        connection: Connection[TupleRow],
+        limit: float,
+        work: Coroutine[Any, Any, T],
+    ) -> Deferred[T]:
+        """
+        Close the connection if work takes too long, or is cancelled.
+        """
+
+        def giveUp(result: Deferred[T]) -> None:
+            result.errback(CancelledError())
+            connection.abort("given up")
+
+        def finished(outcome: T | Failure) -> None:
+            if not result.called:
+                result.callback(outcome)
+
+        result: Deferred[T] = Deferred(giveUp)
+        Deferred.fromCoroutine(work).addBoth(finished)
+        return result.addTimeout(max(limit, 0.0), self._reactor)
+
+    async def _updateSchema(self, connection: Connection[TupleRow]) -> None:
         async def ask(sql: str, *parameters: object) -> list[Row]:
             return await self._ask(connection, self._limit, sql, *parameters)
 
@@ -187,13 +230,13 @@ class PostgreSQL:
             try:
                 versions = await ask(VERSIONS.numbered)
             except DatabaseError as error:
-                if error.code != _NO_TABLE:
+                if error.code != errors.UndefinedTable.sqlstate:
                     raise
                 versions = []
             if not stepsTo(self._schemas, "postgresql", versions):
                 return
             await ask("BEGIN")
-            await ask(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            await ask(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
             await ask(CREATE.numbered)
             versions = await ask(VERSIONS.numbered)
             for step, parameters in stepsTo(self._schemas, "postgresql", versions):
@@ -208,174 +251,171 @@ class PostgreSQL:
                 else ""
             )
             raise DatabaseRefused(
-                f"the tables cannot be brought up to date: {error}{advice}",
-                error.code,
+                f"the tables cannot be brought up to date: {error}{advice}", error.code
             ) from None
 
-    # Using it.
+    # Calls.
 
     def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
-        @see: L{IDatabase.read<tsrv.databases.IDatabase.read>}
+        Carry out a statement that changes nothing.
         """
-        return self._submit("read", statement, parameters)
+        return self._submit(Call(statement.numbered, parameters, False))
 
     def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
-        @see: L{IDatabase.write<tsrv.databases.IDatabase.write>}
+        Carry out a statement as a transaction.
         """
-        return self._submit("write", statement, parameters)
+        return self._submit(Call(statement.numbered, parameters, True))
 
-    def _submit(
-        self,
-        kind: Literal["read", "write"],
-        statement: Statement,
-        parameters: tuple[object, ...],
-    ) -> Deferred[list[Row]]:
-        if self._over:
-            return fail(DatabaseUnavailable(self._over, LATER))
-        try:
-            call = Call(kind, statement.numbered, parameters, True)
-        except DatabaseError:
-            return fail()
+    def _submit(self, call: Call) -> Deferred[list[Row]]:
         answer = call.answer
         assert answer is not None
-        if self._idle:
-            self._idle.pop().carryOut(call, self._limit)
-        elif len(self._waiting) >= self._settings.limit:
-            call.settle(
-                DatabaseUnavailable(
-                    f"{self._settings.limit} statements wait already", LATER
-                )
-            )
+        if self._unavailable:
+            call.settle(DatabaseUnavailable(self._unavailable, RETRY_AFTER_SECONDS))
+        elif self._idle:
+            self._start(self._idle.pop(), call, self._limit)
+        elif len(self._queue) >= self._settings.limit:
+            reason = f"{self._settings.limit} statements wait already"
+            call.settle(DatabaseUnavailable(reason, RETRY_AFTER_SECONDS))
         else:
-            self._waiting[call] = self._reactor.seconds() + self._limit
-            call.leave = self._leave
-            self._openAnother()
+            self._queue[call] = self._reactor.seconds() + self._limit
+            call.onCancel = self._queue.pop
+            self._openAdditional()
         return answer
 
-    def _leave(self, call: Call) -> None:
-        self._waiting.pop(call, None)
+    def _start(self, pooled: PooledConnection, call: Call, limit: float) -> None:
+        self._serving += 1
+        pooled.call = call
+        pooled.deadline = self._reactor.seconds() + limit
+        Deferred.fromCoroutine(self._serve(pooled, call))
 
-    def _openAnother(self) -> None:
+    async def _serve(self, pooled: PooledConnection, first: Call) -> None:
         """
-        Have one more connection, if that may help.
+        Carry out a call, and then those in the queue.
         """
+        call: Call | None = first
+        while call is not None:
+            outcome = await pooled.carryOut(call)
+            finished, call = call, self._next(pooled, outcome)
+            # The callbacks may do anything: the connection is in use, or free.
+            finished.settle(outcome)
+        self._serving -= 1
+        self._checkClosed()
+
+    def _next(
+        self, pooled: PooledConnection, outcome: list[Row] | Exception
+    ) -> Call | None:
+        """
+        Find out what a connection does after a call.
+        """
+        now = pooled.lastAnswer = self._reactor.seconds()
+        pooled.call = None
+        if pooled not in self._connections:
+            return None
+        if pooled.isSpoiled:
+            # Nothing is wrong with the others.
+            self._discard(pooled)
+            if self._queue:
+                self._openAdditional()
+            return None
+        if isinstance(outcome, DatabaseUnavailable) and outcome.code == READ_ONLY:
+            self._discard(pooled)
+            self._lose("the server accepts no writes")
+        elif self._ended:
+            self._discard(pooled)
+        elif self._queue:
+            call, _ = self._queue.popitem(last=False)
+            call.onCancel = None
+            pooled.call = call
+            pooled.deadline = now + self._limit
+            return call
+        else:
+            self._idle.append(pooled)
+        return None
+
+    # Connections.
+
+    def _adopt(self, pooled: PooledConnection) -> None:
+        self._connections.add(pooled)
+        pooled.connection.whenLost().addCallback(lambda _: self._connectionLost(pooled))
+        if (call := self._next(pooled, [])) is not None:
+            self._start(pooled, call, self._limit)
+        self._checkClosed()
+
+    def _openAdditional(self) -> None:
+        """
+        Open one more connection, if that may help.
+        """
+        opening = len(self._additional)
         if (
-            len(self._connections) + len(self._extra) >= self._settings.connections
-            or len(self._extra) >= len(self._waiting)
-            or (self._connections and self._reactor.seconds() < self._rest)
+            len(self._connections) + opening >= self._settings.connections
+            or opening >= len(self._queue)
+            or (self._connections and self._reactor.seconds() < self._noAdditionalUntil)
         ):
             return
-        opening = Deferred.fromCoroutine(self._connect())
-        self._extra.add(opening)
+        additional = Deferred.fromCoroutine(self._connect())
+        self._additional.add(additional)
 
-        def opened(result: Connection | Failure) -> Connection | Failure:
-            self._extra.discard(opening)
+        def opened(result: PooledConnection | Failure) -> PooledConnection | Failure:
+            self._additional.discard(additional)
             return result
 
-        opening.addBoth(opened).addCallbacks(self._adopt, self._notMore)
+        additional.addBoth(opened).addCallbacks(self._adopt, self._noAdditional)
 
-    def _notMore(self, reason: Failure) -> None:
-        """
-        An additional connection could not be had.
-        """
-        if self._ended:
-            return
-        error = reason.value
-        if self._connections:
-            # Those that are there have to do, for a while. If something is wrong
-            # with them too, they find out by themselves.
-            self._rest = self._reactor.seconds() + self._settings.connectTimeout
-            self._log.warn(
-                "Cannot use one more connection: {reason}", reason=str(error)
-            )
-        else:
-            self._lose(str(error))
-
-    def freed(self, connection: Connection) -> None:
-        """
-        Have a connection carry out what has waited longest.
-        """
-        self._settling += 1
-        if connection not in self._connections:
-            # It is being opened.
-            return
-        if self._ended:
-            self._drop(connection)
-        elif self._waiting:
-            call, _ = self._waiting.popitem(last=False)
-            call.leave = None
-            connection.carryOut(call, self._limit)
-        else:
-            self._idle.append(connection)
-
-    def dropped(self, connection: Connection) -> None:
-        """
-        A connection is gone, and nothing is wrong with the others.
-        """
-        self._settling += 1
-        self._connections.discard(connection)
-        if self._waiting:
-            self._openAnother()
-
-    # Losing it.
-
-    def broke(self, connection: Connection, reason: str) -> None:
-        """
-        A connection is gone.
-        """
-        self._settling += 1
-        if connection in self._connections:
-            self._connections.discard(connection)
-            if connection in self._idle:
-                self._idle.remove(connection)
+    def _noAdditional(self, failure: Failure) -> None:
+        reason = str(failure.value)
+        if not self._connections:
             self._lose(reason)
+        elif not self._ended:
+            # Those that are open have to do for a while. If something is wrong with
+            # them too, they notice.
+            timeout = self._settings.connectTimeout
+            self._noAdditionalUntil = self._reactor.seconds() + timeout
+            self._log.warn("Cannot open one more connection: {reason}", reason=reason)
 
-    def settled(self) -> None:
-        """
-        What a connection was busy with has been answered.
-        """
-        self._settling -= 1
-        self._look()
+    def _discard(self, pooled: PooledConnection) -> None:
+        self._connections.discard(pooled)
+        pooled.connection.abort("the pool closed the connection")
+
+    def _connectionLost(self, pooled: PooledConnection) -> None:
+        if pooled in self._connections:
+            self._connections.discard(pooled)
+            if pooled in self._idle:
+                self._idle.remove(pooled)
+            self._lose(pooled.connection.lossReason)
+
+    # The end.
 
     def _lose(self, reason: str) -> None:
         if not self._ended:
             self._log.warn("Lost the database: {reason}", reason=reason)
-            self._end(_LOST)
+            self._end("the database was lost")
 
-    def _end(self, why: str) -> None:
+    def _end(self, reason: str) -> None:
         """
-        Take no more statements, and keep only the connections that are busy.
+        Accept no more calls, and keep only the connections in use.
         """
         if self._ended:
             return
         self._ended = True
-        self._over = why
-        # Whoever is told may do anything; those who ask now are refused.
-        waiting, self._waiting = self._waiting, OrderedDict()
-        self._watches.succeed()
-        for call in waiting:
-            call.leave = None
-            call.settle(DatabaseUnavailable(why, LATER))
-        for extra in list(self._extra):
-            extra.cancel()
+        self._unavailable = reason
+        queue, self._queue = self._queue, OrderedDict()
+        self._losses.succeed()
+        # Their callbacks may cancel others.
+        for call in list(queue):
+            call.onCancel = None
+            call.settle(DatabaseUnavailable(reason, RETRY_AFTER_SECONDS))
+        for additional in list(self._additional):
+            additional.cancel()
         self._idle.clear()
-        for connection in list(self._connections):
-            if connection.call is None:
-                self._drop(connection)
-        self._look()
+        for pooled in list(self._connections):
+            if pooled.call is None:
+                self._discard(pooled)
+        self._checkClosed()
 
-    def _drop(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        connection.close()
-        self._look()
-
-    def _look(self) -> None:
-        """
-        See whether everything has ended.
-        """
-        if self._ended and not self._connections and not self._settling:
+    def _checkClosed(self) -> None:
+        if self._ended and not self._connections and not self._serving:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -383,67 +423,52 @@ class PostgreSQL:
 
     def whenLost(self) -> Deferred[None]:
         """
-        @see: L{IDatabase.whenLost<tsrv.databases.IDatabase.whenLost>}
+        @return: A Deferred that fires when the database is lost or closed.
         """
-        return succeed(None) if self._ended else self._watches.wait()
+        return succeed(None) if self._ended else self._losses.wait()
 
     def close(self) -> Deferred[None]:
         """
-        @see: L{IDatabase.close<tsrv.databases.IDatabase.close>}
+        Close all connections, those in use when their calls have finished.
         """
-        self._end(_CLOSED)
+        self._end("the database was closed")
         if self._opening is not None:
             self._opening.cancel()
-        if not self._connections and not self._settling:
-            return succeed(None)
-        return self._closings.wait()
+        closing = self._closings.wait()
+        self._checkClosed()
+        return closing
 
-    # Watching it.
-
-    def _expire(self, now: float) -> None:
-        """
-        End those that have waited for a connection as long as one statement may
-        take: else who comes last waits for all the others.
-        """
-        while self._waiting:
-            call, until = next(iter(self._waiting.items()))
-            if now < until:
-                break
-            del self._waiting[call]
-            call.leave = None
-            reason = f"no connection to PostgreSQL was free for {self._limit:.3g} s"
-            call.settle(DatabaseUnavailable(reason, LATER))
+    # Time.
 
     def _watch(self) -> None:
         """
-        See whether those that are asked answer in time, and whether a server
-        that nobody asks is still there.
+        Enforce the time limits, and check that an idle server still answers.
         """
         self._timer = None
         now: float = self._reactor.seconds()
-        quiet = self._settings.connectTimeout
-        for connection in list(self._connections):
-            if connection.call is not None and now >= connection.until:
-                connection.giveUp(
-                    f"PostgreSQL did not answer in {connection.limit:.3g} s"
-                )
-        self._expire(now)
+        for pooled in list(self._connections):
+            if pooled.call is not None and now >= pooled.deadline:
+                pooled.connection.abort("PostgreSQL did not answer in time")
+        # Otherwise the last in a long queue would wait for all the others.
+        while self._queue and now >= next(iter(self._queue.values())):
+            call, _ = self._queue.popitem(last=False)
+            call.onCancel = None
+            reason = f"no connection to PostgreSQL was free for {self._limit:.3g} s"
+            call.settle(DatabaseUnavailable(reason, RETRY_AFTER_SECONDS))
         if self._ended and not self._connections:
             return
-        life = max((each.life for each in self._connections), default=now)
-        if now - life >= quiet:
-            # When all are busy their own limits tell.
-            life = now
+        quiet = self._settings.connectTimeout
+        last = max((each.lastAnswer for each in self._connections), default=now)
+        if now - last >= quiet:
+            last = now
             if self._idle:
-                # Each in turn: what was used longest ago is at the left.
-                check = Call("check", "SELECT 1")
-                check.answer = None
-                self._idle.popleft().carryOut(check, quiet)
-        following = [each.until for each in self._connections if each.call is not None]
-        following += islice(self._waiting.values(), 1)
-        # A statement that begins later has its end after that.
-        step = min(quiet, self._limit)
-        following.append(min(now + step, life + quiet))
-        self._timer = self._reactor.callLater(
-            max(min(following) - now, 0.0), self._watch
-        )
+                # Each in turn: the one used longest ago is at the left.
+                check = Call("SELECT 1", (), False)
+                assert check.answer is not None
+                check.answer.addErrback(lambda _: None)
+                self._start(self._idle.popleft(), check, quiet)
+        times = [each.deadline for each in self._connections if each.call is not None]
+        times += islice(self._queue.values(), 1)
+        # A call that starts later has its deadline after that.
+        times += [now + quiet, now + self._limit, last + quiet]
+        self._timer = self._reactor.callLater(max(min(times) - now, 0.0), self._watch)

@@ -1,0 +1,126 @@
+"""
+What the errors of PostgreSQL mean: whether a statement, or connecting, may
+succeed later.
+
+See U{https://www.postgresql.org/docs/current/errcodes-appendix.html}.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psycopg
+from psycopg import errors, pq
+
+from .interface import (
+    ConstraintViolated,
+    DatabaseError,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    UniqueViolated,
+)
+
+__all__ = ["READ_ONLY", "RETRY_AFTER_SECONDS", "UNKNOWN", "errorOf", "refusalOf"]
+
+RETRY_AFTER_SECONDS: Final = 1.0
+
+READ_ONLY: Final = "25006"
+"""
+The SQLSTATE of a server that accepts no writes: after a failover another server
+accepts them.
+"""
+
+UNKNOWN: Final = ("08007", "40003")
+"""
+The SQLSTATEs after which nobody knows whether a transaction was committed.
+"""
+
+PROTOCOL_VIOLATION: Final = "08P01"
+"""
+The SQLSTATE for parameters that do not fit the statement.
+"""
+
+_TRANSIENT: Final = ("08", "40", "53", "58")
+"""
+Classes of errors that pass: of the connection, of conflicting transactions, of
+missing resources, and of the system.
+"""
+
+_TRANSIENT_CODES: Final = frozenset(
+    ["55006", "55P03", "57014", "57P01", "57P02", "57P03", "57P05", READ_ONLY]
+)
+
+_REPEATING_VALUES: Final = ("21", "22", "23", "44", "P0")
+"""
+Classes of errors whose messages may repeat the values of the statement.
+"""
+
+_NEVER_CONNECTED: Final = ("0A", "22", "28", "3D", "3F", "42", "55")
+"""
+Classes of errors after which connecting in the same way never succeeds.
+"""
+
+_OPTIONS: Final = "check the options in the URL of the database"
+
+_ADVICE: Final = {
+    "28P01": "check the password in the URL of the database",
+    "28000": "check the user in the URL of the database, and pg_hba.conf",
+    "3D000": "create the database, or correct its name in the URL",
+    "3F000": "create the schema, or correct its name in the URL",
+    "42501": "let the user connect: GRANT CONNECT ON DATABASE",
+}
+
+
+def isTransient(code: str) -> bool:
+    """
+    @param code: An SQLSTATE.
+    @return: Whether the same statement may succeed later.
+    """
+    return code in _TRANSIENT_CODES or (
+        code.startswith(_TRANSIENT) and code != PROTOCOL_VIOLATION
+    )
+
+
+def errorOf(result: pq.abc.PGresult) -> DatabaseError | DatabaseUnavailable:
+    """
+    @param result: The error of a statement that was not carried out.
+    @return: The error for its caller.
+    """
+    code, message, constraint = (
+        (result.error_field(field) or b"").decode("utf-8", "replace")[:500]
+        for field in (
+            pq.DiagnosticField.SQLSTATE,
+            pq.DiagnosticField.MESSAGE_PRIMARY,
+            pq.DiagnosticField.CONSTRAINT_NAME,
+        )
+    )
+    try:
+        name = errors.lookup(code).__name__
+    except KeyError:
+        # A function of the database may raise any code.
+        name = "error"
+    text = f"PostgreSQL answered with {name} ({code})"
+    if constraint:
+        text += f": {constraint}"
+    elif not code.startswith(_REPEATING_VALUES):
+        text += f": {message}"
+    if isTransient(code):
+        return DatabaseUnavailable(text, RETRY_AFTER_SECONDS, code)
+    if code.startswith("23"):
+        kind = UniqueViolated if code == "23505" else ConstraintViolated
+        return kind(text, code)
+    return DatabaseError(text, code)
+
+
+def refusalOf(error: psycopg.Error) -> DatabaseRefused | DatabaseUnavailable:
+    """
+    @param error: The reason why a connection could not be opened.
+    @return: The error for whoever initialises the database.
+    """
+    code = error.sqlstate or ""
+    text = str(error).partition("\n")[0]
+    if code.startswith(_NEVER_CONNECTED) and not isTransient(code):
+        return DatabaseRefused(f"{text}: {_ADVICE.get(code, _OPTIONS)}", code)
+    if not code and isinstance(error, psycopg.ProgrammingError):
+        return DatabaseRefused(f"{text}: {_OPTIONS}")
+    return DatabaseUnavailable(text, RETRY_AFTER_SECONDS, code)
