@@ -215,7 +215,8 @@ from twisted.application.service import Application
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
-from tsrv.tap import Options, assemble
+from tsrv.server.assembly import assemble
+from tsrv.server.options import Options
 
 
 class Module:
@@ -242,7 +243,7 @@ class Empty:
 
 
 def fail():
-    server._startup.wrappers["clock"].fail(ValueError("no way"))
+    server.startup.wrappers["clock"].fail(ValueError("no way"))
 
 
 options = Options()

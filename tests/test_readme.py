@@ -23,7 +23,6 @@ from tsrv.queuing.states import (
     State,
 )
 from tsrv.starting.member import WrapperOptions
-from tsrv.tap import Options
 
 ROOT = Path(__file__).parent.parent
 
@@ -171,21 +170,6 @@ def test_the_options_of_a_module_of_a_program() -> None:
     wrapped = set(inspect.signature(QueuingWrapper).parameters)
     expected = wrapped - {"module", "reactor", "name", "timeout"} | {"queueTimeout"}
     assert set(WrapperOptions.__annotations__) == expected
-
-
-def test_the_options_of_the_server() -> None:
-    """
-    Every option of the command line is listed.
-    """
-    options = Options()
-    inherited = {"help", "version"}
-    names = {name.lstrip("-").rstrip("=") for name in options.longOpt}
-    listed = {row[0].lstrip("-").rstrip("=") for row in table("## The server")}
-    assert listed == names - inherited
-    for row in table("## The server"):
-        name, default = row[0].lstrip("-").rstrip("="), row[1]
-        if type(options.get(name)) in (int, float):
-            assert float(default) == options[name]
 
 
 @pytest.mark.parametrize("part", ["-m pytest", "twistd -n tsrv"])

@@ -559,31 +559,17 @@ def tampered(cookie: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("signed", [False, True])
 @asynchronous
-async def test_a_cookie_that_was_changed_is_nobody(
-    tmp_path: Path, signed: bool
-) -> None:
+async def test_a_cookie_that_was_changed_is_nobody(tmp_path: Path) -> None:
     """
-    Whatever of a cookie somebody has made himself opens nothing, and keeps no row.
+    A changed cookie opens no session, and keeps no row.
     """
-    words = []
-    if signed:
-        (tmp_path / "keys").write_text(f"{token_urlsafe(32)}\n")
-        words = [f"--session-keys={tmp_path / 'keys'}"]
-    async with attacked(tmp_path, *words) as (service, visitor, path):
+    async with attacked(tmp_path) as (service, visitor, path):
         other = Visitor(service, "Eve")
         await other.logIn()
         before = keysIn(path)
         assert visitor.cookie is not None
-        assert other.cookie is not None
         cookies = tampered(visitor.cookie)
-        identifier, _, signature = visitor.cookie.partition(".")
-        assert bool(signature) is signed
-        if signed:
-            _, _, hers = other.cookie.partition(".")
-            cookies.append(f"session={identifier}")
-            cookies.append(f"session={identifier}.{hers}")
         for cookie in cookies:
             sent: dict[bytes | str, bytes | str] = {"Cookie": cookie.encode("latin-1")}
             answer = await Visitor(service).ask("GET", "/me", headers=sent)

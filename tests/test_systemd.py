@@ -1,6 +1,5 @@
 """
-systemd is told what it has to know, once, in order, and at no cost for the
-program: not when it does not listen, and not when there is much to tell.
+systemd is notified of what it has to know, once and in order.
 """
 
 from __future__ import annotations
@@ -14,21 +13,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from configparser import ConfigParser
 from contextlib import suppress
-from enum import Enum
 from pathlib import Path
 from socket import AF_UNIX, SOCK_DGRAM, socket
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent
 
-from tsrv.server.systemd import (
-    VARIABLES,
-    Notifier,
-    SystemdService,
-)
-from tsrv.starting.report import ModuleReport
+from tsrv.server.systemd import VARIABLES, Notifier, SystemdService
 from tsrv.startup import Startup
 
 from .support import Module, Trouble
@@ -41,9 +32,7 @@ INSIDE = "no route to 192.0.2.1"
 
 class Systemd:
     """
-    The other end: a socket that receives.
-
-    @ivar path: Where it is.
+    systemd's end of the socket.
     """
 
     def __init__(self, path: str) -> None:
@@ -54,7 +43,7 @@ class Systemd:
 
     def received(self) -> list[str]:
         """
-        Take out what has been received: one text for each message.
+        @return: The messages since the last call.
         """
         messages = []
         while True:
@@ -65,13 +54,13 @@ class Systemd:
 
     def close(self) -> None:
         """
-        Receive no more.
+        Close the socket.
         """
         self._socket.close()
 
     def fill(self) -> None:
         """
-        Send until there is no more room.
+        Send messages until there is no room for another.
         """
         with socket(AF_UNIX, SOCK_DGRAM) as sender:
             sender.setblocking(False)
@@ -83,7 +72,7 @@ class Systemd:
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[Systemd]:
     """
-    A systemd that listens.
+    A socket that receives messages.
     """
     systemd = Systemd(str(tmp_path / "notify"))
     yield systemd
@@ -93,146 +82,88 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
 @pytest.fixture
 def notifier(systemd: Systemd) -> Iterator[Notifier]:
     """
-    What sends messages to it.
+    A notifier that sends to this socket.
     """
     notifier = Notifier({"NOTIFY_SOCKET": systemd.path})
     yield notifier
     notifier.close()
 
 
-class Status(Enum):
-    """
-    The states of a program.
-    """
-
-    NEW = "new"
-    STARTING = "starting"
-    READY = "ready"
-    DEGRADED = "degraded"
-    UNREADY = "unready"
-    FAILED = "failed"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-
-
 class Program:
     """
-    A start-up whose every step the test decides.
+    A start-up whose modules do what the test says, and its service for systemd.
 
-    @ivar observers: Who is told of changes.
-    @ivar waiting: The Deferreds of C{whenReady()}.
-    @ivar asked: The names of the modules that were looked at one by one.
+    @ivar modules: The modules, by name.
     """
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, clock: Clock, systemd: Systemd | None, **more: str) -> None:
+        self.startup = Startup(clock, stayUp=True)
+        self.modules: dict[str, Module] = {}
+        path = "" if systemd is None else systemd.path
+        notifier = Notifier({"NOTIFY_SOCKET": path, **more})
+        self.service = SystemdService(self.startup, clock, notifier)
+
+    def add(
+        self, name: str, *, required: bool = True, needs: list[str] | None = None
+    ) -> None:
         """
-        @param names: The modules; those in brackets are optional.
+        Add a module that is retried after a second.
         """
-        self.status: Status = Status.NEW
-        self.observers: list[Callable[[str], object]] = []
-        self.waiting: list[Deferred[None]] = []
-        self.asked: list[str] = []
-        self._modules: dict[str, ModuleReport] = {}
+        self.modules[name] = Module()
+        self.startup.add(
+            name,
+            self.modules[name],
+            required=required,
+            needs=needs or [],
+            fatal=ValueError,
+            retryPolicy=lambda attempts: 1.0,
+        )
+
+    def start(self) -> None:
+        """
+        Start the service, and then the start-up.
+        """
+        self.service.startService()
+        self.startup.startService()
+
+    def stop(self) -> None:
+        """
+        Stop both.
+        """
+        self.service.stopService()
+        self.startup.stopService()
+        # A module is closed after those that need it.
+        for module in reversed(self.modules.values()):
+            for closing in module.closings:
+                if not closing.called:
+                    closing.callback(None)
+
+
+@pytest.fixture
+def make(clock: Clock, systemd: Systemd) -> Iterator[Callable[..., Program]]:
+    """
+    Makes programs with required modules of these names; they are stopped afterwards.
+    """
+    programs = []
+
+    def make(*names: str, **more: str) -> Program:
+        program = Program(clock, systemd, **more)
+        programs.append(program)
         for name in names:
-            self.put(name.strip("()"), required=not name.startswith("("))
+            program.add(name)
+        return program
 
-    def put(self, name: str, *, required: bool = True) -> None:
-        """
-        Add a module.
-        """
-        self._modules[name] = {
-            "name": name,
-            "required": required,
-            "needs": [],
-            "status": "new",
-            "ready": False,
-            "since": None,
-            "reason": INSIDE,
-            "note": None,
-            "begun": None,
-            "becameReady": None,
-            "waitedFor": None,
-            "attempts": [{"begun": 0, "ended": 1, "kind": INSIDE, "error": INSIDE}],
-            "attemptCount": 0,
-            "nextAttempt": None,
-            "losses": [],
-            "lossCount": 0,
-            "closed": None,
-            "closeError": INSIDE,
-        }
-
-    def change(self, name: str, status: str, attempts: int = 1) -> None:
-        """
-        Something happens to a module.
-        """
-        module = self._modules[name]
-        module["status"] = status
-        module["ready"] = status in ("ready", "draining")
-        module["attemptCount"] = attempts
-        self._tell(name)
-
-    def become(self, status: Status) -> None:
-        """
-        Something happens to the program.
-        """
-        self.status = status
-        self._tell("")
-
-    def ready(self) -> None:
-        """
-        The program is ready.
-        """
-        self.become(Status.READY)
-        for each in self.waiting:
-            each.callback(None)
-
-    def _tell(self, name: str) -> None:
-        for observer in list(self.observers):
-            observer(name)
-
-    def whenReady(self) -> Deferred[None]:
-        waiting: Deferred[None] = Deferred()
-        self.waiting.append(waiting)
-        return waiting
-
-    @property
-    def wrappers(self) -> list[str]:
-        """
-        The names of the modules.
-        """
-        return list(self._modules)
-
-    def reportModule(self, name: str) -> ModuleReport:
-        self.asked.append(name)
-        return self._modules[name]
-
-    def addObserver(self, observer: Callable[[str], object]) -> None:
-        self.observers.append(observer)
-
-    def removeObserver(self, observer: Callable[[str], object]) -> None:
-        self.observers.remove(observer)
+    yield make
+    for program in programs:
+        program.stop()
 
 
-def told(
-    program: Program, clock: Clock, systemd: Systemd, **more: str
-) -> SystemdService:
+# Messages.
+
+
+def test_a_message_is_one_datagram(systemd: Systemd, notifier: Notifier) -> None:
     """
-    Start to tell of a program.
-    """
-    notifier = Notifier({"NOTIFY_SOCKET": systemd.path, **more})
-    service = SystemdService(program, clock, notifier)
-    service.startService()
-    return service
-
-
-# The messages.
-
-
-def test_a_message_is_one_datagram_of_lines(
-    systemd: Systemd, notifier: Notifier
-) -> None:
-    """
-    What belongs together arrives together, as sd_notify(3) has it.
+    Assignments that are sent together arrive together, one on a line.
     """
     assert notifier.enabled
     assert notifier.send("READY=1", "STATUS=ready")
@@ -240,25 +171,24 @@ def test_a_message_is_one_datagram_of_lines(
     assert systemd.received() == ["READY=1\nSTATUS=ready", "WATCHDOG=1"]
 
 
-def test_an_abstract_socket_is_found() -> None:
+def test_the_address_may_be_abstract_or_long(tmp_path: Path) -> None:
     """
-    In a container the socket may have a name that is in no file system.
+    A name that is in no file system is found, and a path may have 107 bytes.
     """
-    systemd = Systemd(f"@tsrv-test-{os.getpid()}")
-    notifier = Notifier({"NOTIFY_SOCKET": systemd.path})
-    try:
+    path = str(tmp_path / "x")
+    for address in (f"@tsrv-test-{os.getpid()}", path + "x" * (107 - len(path))):
+        systemd = Systemd(address)
+        notifier = Notifier({"NOTIFY_SOCKET": address})
         assert notifier.send("READY=1")
         assert systemd.received() == ["READY=1"]
-    finally:
         notifier.close()
         systemd.close()
 
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}])
-def test_without_systemd_there_is_silence(environment: dict[str, str]) -> None:
+def test_without_systemd_nothing_is_sent(environment: dict[str, str]) -> None:
     """
-    Who starts it by hand sees nothing of all this, not even if a watchdog is
-    asked for by a variable that was left behind.
+    A program that was not started by systemd ignores all of its variables.
     """
     with logged() as events:
         notifier = Notifier({**environment, "WATCHDOG_USEC": "nonsense"})
@@ -276,58 +206,30 @@ def test_without_systemd_there_is_silence(environment: dict[str, str]) -> None:
         ("vsock:2:1234", "NOTIFY_SOCKET is neither a path nor an abstract name"),
         ("/" + "x" * 107, "NOTIFY_SOCKET is too long"),
         ("@" + "x" * 107, "NOTIFY_SOCKET is too long"),
-        ("/" + "x" * 100_000, "NOTIFY_SOCKET is too long"),
         ("/\ud800", "surrogates not allowed"),
     ],
 )
 def test_a_bad_address_is_ignored_with_one_warning(path: str, about: str) -> None:
     """
-    The program is not worse off for what somebody has written into a unit file.
+    A mistake in the environment does not affect the program.
     """
     with logged() as events:
         notifier = Notifier({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "nonsense"})
         assert notifier.send("READY=1")
     assert not notifier.enabled
     (text,) = textsOf(errorsIn(events))
-    assert text.startswith("What systemd asks for is ignored: ")
+    assert text.startswith("Invalid variable of systemd: ")
     assert text.endswith(about)
 
 
-def test_the_longest_address_is_taken(tmp_path: Path) -> None:
-    """
-    What the system allows is not refused.
-    """
-    path = str(tmp_path / "x")
-    path += "x" * (107 - len(path))
-    systemd = Systemd(path)
-    notifier = Notifier({"NOTIFY_SOCKET": path})
-    try:
-        assert notifier.send("READY=1")
-        assert systemd.received() == ["READY=1"]
-    finally:
-        notifier.close()
-        systemd.close()
-
-
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "0",
-        "-1",
-        "1.5",
-        "1e6",
-        "many",
-        "\u0661",
-        str(2**64 - 1),
-        "9" * 5000,
-    ],
+    "text", ["", "0", "-1", "1.5", "1e6", "many", "\u0661", str(2**64 - 1), "9" * 5000]
 )
 def test_a_bad_watchdog_is_ignored_with_one_warning(
     systemd: Systemd, text: str
 ) -> None:
     """
-    A time that is none sets no timer, and the rest works.
+    An interval that is not a number of microseconds starts no timer.
     """
     with logged() as events:
         notifier = Notifier({"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": text})
@@ -337,66 +239,24 @@ def test_a_bad_watchdog_is_ignored_with_one_warning(
 
 
 @pytest.mark.parametrize(
-    ("environment", "interval"),
-    [
-        ({"WATCHDOG_USEC": "30000000"}, 30.0),
-        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "17"}, 30.0),
-        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "18"}, None),
-        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "x"}, None),
-        ({"WATCHDOG_PID": "17"}, None),
-    ],
+    ("pid", "interval"),
+    [(None, 30.0), ("own", 30.0), ("1", None), ("x", None)],
 )
-def test_a_watchdog_is_for_one_process(
-    systemd: Systemd, environment: dict[str, str], interval: float | None
+def test_a_watchdog_watches_one_process(
+    systemd: Systemd, pid: str | None, interval: float | None
 ) -> None:
     """
-    A child that has inherited the variables does not answer for its parent.
+    A child process that inherits the variables does not answer for its parent.
     """
-    notifier = Notifier({"NOTIFY_SOCKET": systemd.path, **environment}, pid=17)
-    assert notifier.watchdogInterval == interval
+    environment = {"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": "30000000"}
+    if pid is not None:
+        environment["WATCHDOG_PID"] = pid.replace("own", str(os.getpid()))
+    assert Notifier(environment).watchdogInterval == interval
 
 
-def test_the_process_is_this_one(systemd: Systemd) -> None:
+def test_a_full_socket_does_not_block(systemd: Systemd, notifier: Notifier) -> None:
     """
-    Nobody has to say which process it is.
-    """
-    environment = {"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": "2000000"}
-    environment["WATCHDOG_PID"] = str(os.getpid())
-    assert Notifier(environment).watchdogInterval == 2.0
-
-
-@pytest.mark.parametrize(
-    ("text", "arrives"),
-    [
-        ("a\nREADY=1", "a READY=1"),
-        ("a\r\nb\x00c\x1b[31md\u2028e", "a b c [31md e"),
-        ("a  \t b  ", "a b"),
-        ("x\udc80y", "x y"),
-        ("Grüße …", "Grüße …"),
-        ("x" * 100_000, "x" * 492 + "…"),
-        ("€" * 100_000, "€" * 492 + "…"),
-    ],
-)
-def test_a_text_makes_no_further_assignments(
-    systemd: Systemd, notifier: Notifier, text: str, arrives: str
-) -> None:
-    """
-    Nobody becomes ready by the name of a module, or makes a message that
-    systemd throws away because it is too long, or no text.
-    """
-    assert notifier.send(f"STATUS={text}")
-    (message,) = systemd.received()
-    assert message == f"STATUS={arrives}"
-    assert len(message.encode()) < 4096 // 2
-
-
-# Nobody there.
-
-
-def test_a_full_socket_blocks_nothing(systemd: Systemd, notifier: Notifier) -> None:
-    """
-    A systemd that is at work on something else does not stop the reactor; it
-    is told later, and this is nothing to tell of.
+    A message for which there is no room is reported as unsent, without a warning.
     """
     systemd.fill()
     with logged() as events:
@@ -407,12 +267,9 @@ def test_a_full_socket_blocks_nothing(systemd: Systemd, notifier: Notifier) -> N
     assert events == []
 
 
-def test_a_vanished_socket_disturbs_nothing(
-    systemd: Systemd, notifier: Notifier
-) -> None:
+def test_a_vanished_socket_is_logged_once(systemd: Systemd, notifier: Notifier) -> None:
     """
-    Whether it refuses or is not to be found at all, one line in the log is
-    enough; and when it comes back it is told.
+    Unsent messages are logged once; when the socket is back messages arrive again.
     """
     assert notifier.send("STATUS=a")
     systemd.close()
@@ -425,261 +282,38 @@ def test_a_vanished_socket_disturbs_nothing(
     assert returned.received() == ["STATUS=d"]
     returned.close()
     (text,) = textsOf(errorsIn(events))
-    assert text.startswith("systemd cannot be told: ")
+    assert text.startswith("Cannot notify systemd: ")
 
 
-def test_a_closed_notifier_opens_again(systemd: Systemd, notifier: Notifier) -> None:
-    """
-    A service that is started a second time is heard as the first time.
-    """
-    notifier.close()
-    notifier.close()
-    assert notifier.send("STATUS=a")
-    assert systemd.received() == ["STATUS=a"]
+# The status of a program.
 
 
-# What is told of a program.
-
-
-def test_a_program_is_told_from_start_to_stop(clock: Clock, systemd: Systemd) -> None:
-    """
-    The whole story, as "systemctl status" shows it.
-    """
-    program = Program("database", "users", "(cache)")
-    service = told(program, clock, systemd)
-    assert systemd.received() == ["STATUS=starting"]
-    program.become(Status.STARTING)
-    program.change("database", "initializing")
-    program.change("users", "waiting")
-    clock.advance(0.1)
-    assert systemd.received() == ["STATUS=waiting for database, users"]
-    program.change("database", "retrying", 3)
-    clock.advance(0.1)
-    assert systemd.received() == [
-        "STATUS=waiting for database (retrying, attempt 3), users"
-    ]
-    program.change("database", "initializing", 4)
-    clock.advance(0.1)
-    assert systemd.received() == [
-        "STATUS=waiting for database (initializing, attempt 4), users"
-    ]
-    program.change("database", "ready", 4)
-    program.change("cache", "failed")
-    program.change("users", "ready")
-    program.ready()
-    assert systemd.received() == ["READY=1\nSTATUS=ready"]
-    program.become(Status.DEGRADED)
-    clock.advance(0.1)
-    assert systemd.received() == ["STATUS=degraded: cache (failed)"]
-    service.stopping()
-    assert systemd.received() == ["STOPPING=1\nSTATUS=stopping"]
-    program.become(Status.STOPPING)
-    program.change("users", "closed")
-    service.stopService()
-    clock.advance(60)
-    assert systemd.received() == []
-    assert program.observers == []
-
-
-def test_a_loss_is_told_and_ready_is_not_repeated(
-    clock: Clock, systemd: Systemd
+def test_a_program_from_start_to_stop(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
 ) -> None:
     """
-    systemd knows only one beginning; what comes later is for people.
+    systemd learns once that the program is ready and that it stops, and in between what
+    it waits for.
     """
-    program = Program("database")
-    service = told(program, clock, systemd)
-    program.change("database", "ready")
-    program.ready()
-    assert systemd.received()[-1] == "READY=1\nSTATUS=ready"
-    program.become(Status.UNREADY)
-    program.change("database", "lost")
-    clock.advance(0.1)
-    assert systemd.received() == ["STATUS=not ready, waiting for database (lost)"]
-    program.change("database", "ready")
-    program.become(Status.READY)
-    clock.advance(0.1)
-    assert systemd.received() == ["STATUS=ready"]
-    service.stopService()
-
-
-def test_a_program_that_is_ready_already_is_told_at_once(
-    clock: Clock, systemd: Systemd
-) -> None:
-    """
-    It does not matter which of the two services is started first.
-    """
-    program = Program("database")
-    program.change("database", "ready")
-    program.become(Status.READY)
-    service = told(program, clock, systemd)
-    program.ready()
-    clock.advance(1)
-    assert systemd.received() == ["READY=1\nSTATUS=ready"]
-    service.stopService()
-
-
-def test_a_program_that_is_lost_at_once_was_ready(
-    clock: Clock, systemd: Systemd
-) -> None:
-    """
-    What was ready for a moment has been started, and systemd need not wait any
-    longer.
-    """
-    program = Program("database")
-    program.become(Status.UNREADY)
-    service = told(program, clock, systemd)
-    program.waiting[0].callback(None)
-    assert systemd.received() == [
-        "STATUS=not ready, waiting for database",
-        "READY=1",
-    ]
-    service.stopService()
-
-
-def test_a_program_that_never_becomes_ready_is_not_ready(
-    clock: Clock, systemd: Systemd, loggedFailures: list[LogEvent]
-) -> None:
-    """
-    To stop while it starts says so, and the Deferred that waits for readiness
-    ends without a word.
-    """
-    program = Program("database")
-    service = told(program, clock, systemd)
-    cancelled: list[BaseException | None] = []
-    program.waiting[0].addErrback(lambda failure: cancelled.append(failure.value))
-    program.become(Status.STARTING)
-    clock.advance(0.1)
-    service.stopService()
-    assert systemd.received() == [
-        "STATUS=starting",
-        "STATUS=waiting for database",
-        "STOPPING=1\nSTATUS=stopping",
-    ]
-    assert program.waiting[0].called
-    assert loggedFailures == []
-
-
-def test_a_failed_program_names_what_failed(clock: Clock, systemd: Systemd) -> None:
-    """
-    What is missing only because of it is not named, and its errors are not:
-    all users of the system may read them.
-    """
-    program = Program("configuration", "database", "users")
-    service = told(program, clock, systemd)
-    program.become(Status.STARTING)
-    program.change("database", "failed")
-    program.change("users", "skipped")
-    program.become(Status.FAILED)
-    program.waiting[0].errback(Trouble(INSIDE))
-    clock.advance(0.1)
-    messages = systemd.received()
-    assert messages[-1] == "STATUS=failed: database (failed)"
-    assert "READY" not in "".join(messages)
-    assert INSIDE not in "".join(messages)
-    service.stopService()
-
-
-def test_a_failed_program_that_was_cured_is_ready(
-    clock: Clock, systemd: Systemd
-) -> None:
-    """
-    A program that stays up may be helped by hand; systemd would wait for ever.
-    """
-    program = Program("database")
-    service = told(program, clock, systemd)
-    program.become(Status.FAILED)
-    program.waiting[0].errback(Trouble())
-    clock.advance(0.1)
-    assert systemd.received() == ["STATUS=starting", "STATUS=failed"]
-    program.change("database", "ready")
-    program.become(Status.READY)
-    clock.advance(0.1)
-    assert systemd.received() == ["READY=1\nSTATUS=ready"]
-    service.stopService()
-
-
-@pytest.mark.parametrize(
-    ("status", "text"),
-    [
-        (Status.NEW, "starting"),
-        (Status.STARTING, "starting"),
-        (Status.UNREADY, "not ready"),
-        (Status.FAILED, "failed"),
-        (Status.STOPPING, "stopping"),
-        (Status.STOPPED, "stopping"),
-    ],
-)
-def test_every_status_has_a_word(
-    clock: Clock, systemd: Systemd, status: Status, text: str
-) -> None:
-    """
-    Where no module is to blame, the status alone is told.
-    """
-    program = Program()
-    program.become(status)
-    service = told(program, clock, systemd)
-    assert systemd.received() == [f"STATUS={text}"]
-    service.stopService()
-
-
-def test_a_degraded_program_without_a_name_is_degraded(
-    clock: Clock, systemd: Systemd
-) -> None:
-    """
-    It is ready, whatever it lacks.
-    """
-    program = Program()
-    program.become(Status.DEGRADED)
-    service = told(program, clock, systemd)
-    assert systemd.received() == ["READY=1\nSTATUS=degraded"]
-    service.stopService()
-
-
-def test_a_module_that_is_added_later_is_told_of(
-    clock: Clock, systemd: Systemd
-) -> None:
-    """
-    Modules may be added after this service was started.
-    """
-    program = Program()
-    service = told(program, clock, systemd)
-    program.become(Status.STARTING)
-    program.put("late")
-    program.change("late", "initializing")
-    clock.advance(0.1)
-    assert systemd.received()[-1] == "STATUS=waiting for late"
-    service.stopService()
-
-
-def test_a_start_up_is_told_of(clock: Clock, systemd: Systemd) -> None:
-    """
-    What the other tests decide by hand is what a real one does.
-    """
-    startup = Startup(clock)
-    database, users, cache = Module(), Module(), Module()
-    startup.add("database", database, retryPolicy=lambda attempts: 1.0)
-    startup.add("users", users, needs=["database"])
-    startup.add("cache", cache, required=False, fatal=Trouble)
-    service = SystemdService(startup, clock, Notifier({"NOTIFY_SOCKET": systemd.path}))
-    service.startService()
-    startup.startService()
+    program = make("database")
+    program.add("users", needs=["database"])
+    program.add("cache", required=False)
+    database, users, cache = program.modules.values()
+    program.start()
     clock.advance(0.1)
     database.attempts[0].errback(Trouble(INSIDE))
-    cache.attempts[0].errback(Trouble(INSIDE))
-    clock.advance(0.1)
-    clock.pump([0.9, 0.1])
+    cache.attempts[0].errback(ValueError(INSIDE))
+    clock.pump([0.1, 0.9, 0.1])
     database.attempts[1].callback(None)
-    clock.pump([0.05, 0.05, 0.1])
-    users.attempts[0].callback(None)
-    clock.pump([0.05, 0.05, 0.1])
-    users.watches[0].callback(None)
     clock.advance(0.1)
-    service.stopping()
-    startup.stopService()
-    for module in (users, cache, database):
-        module.closings[0].callback(None)
-    service.stopService()
+    users.attempts[0].callback(None)
+    clock.advance(0.1)
+    users.watches[0].callback(None)
+    clock.pump([0.1, 1.0, 0.1])
+    users.attempts[1].callback(None)
+    clock.advance(0.1)
+    program.service.stopping()
+    program.service.stopping()
     assert systemd.received() == [
         "STATUS=starting",
         "STATUS=waiting for database, users",
@@ -688,274 +322,285 @@ def test_a_start_up_is_told_of(clock: Clock, systemd: Systemd) -> None:
         "STATUS=waiting for users",
         "READY=1\nSTATUS=degraded: cache (failed)",
         "STATUS=not ready, waiting for users (lost)",
+        "STATUS=not ready, waiting for users (initializing, attempt 2)",
+        "STATUS=degraded: cache (failed)",
+        "STOPPING=1\nSTATUS=stopping",
+    ]
+    program.stop()
+    clock.advance(60)
+    assert systemd.received() == []
+
+
+def test_a_program_that_is_ready_already(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
+    """
+    The service may be started after the start-up, and after it is ready.
+    """
+    program = make("database")
+    program.startup.startService()
+    program.modules["database"].attempts[0].callback(None)
+    program.service.startService()
+    clock.advance(1)
+    assert systemd.received() == ["READY=1\nSTATUS=ready"]
+
+
+def test_a_program_that_stops_while_it_starts(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
+    """
+    A program that is stopped before it is ready never reports that it is.
+    """
+    program = make("database")
+    program.start()
+    clock.advance(0.1)
+    program.stop()
+    assert systemd.received() == [
+        "STATUS=starting",
+        "STATUS=waiting for database",
         "STOPPING=1\nSTATUS=stopping",
     ]
 
 
-# Much to tell.
-
-
-def test_a_storm_of_changes_is_a_few_messages(clock: Clock, systemd: Systemd) -> None:
-    """
-    Modules that come and go a thousand times a second cost ten messages, and
-    each one is looked at once for each.
-    """
-    program = Program("database", "other")
-    program.become(Status.STARTING)
-    service = told(program, clock, systemd)
-    systemd.received()
-    program.change("other", "initializing")
-    for attempt in range(1000):
-        program.change("database", "retrying", attempt + 1)
-        clock.advance(0.001)
-    assert 9 <= len(systemd.received()) <= 10
-    # Once more when it began.
-    assert 10 <= program.asked.count("database") <= 11
-    assert program.asked.count("other") == 2
-    service.stopService()
-
-
-def test_what_has_not_changed_is_not_told_again(clock: Clock, systemd: Systemd) -> None:
-    """
-    Changes that make no difference to who waits cost no message.
-    """
-    program = Program("database", "(cache)")
-    program.become(Status.STARTING)
-    service = told(program, clock, systemd)
-    assert systemd.received() == ["STATUS=waiting for database"]
-    program.change("cache", "retrying", 2)
-    clock.advance(0.1)
-    assert systemd.received() == []
-    service.stopService()
-
-
-def test_of_many_modules_the_first_are_named(clock: Clock, systemd: Systemd) -> None:
-    """
-    A line is for people, and a message has a limit.
-    """
-    program = Program(*(f"m{number}" for number in range(1000)))
-    program.become(Status.STARTING)
-    service = told(program, clock, systemd)
-    assert systemd.received() == [
-        "STATUS=waiting for m0, m1, m2, m3, m4 … and 995 more"
-    ]
-    for number in range(995):
-        program.change(f"m{number}", "ready")
-    clock.advance(0.1)
-    assert systemd.received() == ["STATUS=waiting for m995, m996, m997, m998, m999"]
-    service.stopService()
-
-
-def test_a_long_name_hides_no_other(clock: Clock, systemd: Systemd) -> None:
-    """
-    Whatever modules are called, it stays one line in which each has its place.
-    """
-    program = Program("x" * 10_000, "a\nREADY=1", *"bcdefg")
-    program.become(Status.STARTING)
-    service = told(program, clock, systemd)
-    assert systemd.received() == [
-        f"STATUS=waiting for {'x' * 59}…, a READY=1, b, c, d … and 3 more"
-    ]
-    service.stopService()
-
-
-# Signs of life.
-
-
-def test_signs_of_life_are_sent_twice_as_often_as_asked(
-    clock: Clock, systemd: Systemd
+def test_a_failed_program_names_what_failed(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
 ) -> None:
     """
-    They go on from the start to the very end, whatever becomes of the modules:
-    to take long to start or to stop is not to hang.
+    Modules that are skipped because of a failed one are not named, and no error is
+    shown. A failed program that is repaired is ready.
     """
-    service = told(Program("database"), clock, systemd, WATCHDOG_USEC="10000000")
+    program = make("configuration", "database")
+    program.add("users", needs=["database"])
+    program.start()
+    program.modules["database"].attempts[0].errback(ValueError(INSIDE))
+    clock.advance(0.1)
+    messages = systemd.received()
+    assert messages[-1] == "STATUS=failed: database (failed)"
+    assert "READY" not in "".join(messages)
+    program.startup.wrappers["database"].initialize()
+    program.modules["database"].attempts[1].callback(None)
+    program.modules["configuration"].attempts[0].callback(None)
+    program.startup.wrappers["users"].initialize()
+    program.modules["users"].attempts[0].callback(None)
+    clock.advance(0.1)
+    messages = systemd.received()
+    assert messages[-1] == "READY=1\nSTATUS=ready"
+
+
+def test_a_module_that_is_added_later(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
+    """
+    Modules may be added after the service was started.
+    """
+    program = make()
+    program.service.startService()
+    program.add("late")
+    program.startup.startService()
+    clock.advance(0.1)
+    assert systemd.received() == ["STATUS=starting", "STATUS=waiting for late"]
+
+
+def test_a_storm_of_changes_is_a_few_messages(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
+    """
+    However often modules change, there are at most ten messages in a second.
+    """
+    program = make("database")
+    program.startup.add("other", other := Module(), retryPolicy=lambda attempts: 0.0)
+    program.modules["other"] = other
+    program.start()
+    clock.advance(0.1)
+    systemd.received()
+    for _ in range(1000):
+        other.attempts[-1].errback(Trouble())
+        clock.advance(0.001)
+    assert 9 <= len(systemd.received()) <= 10
+
+
+def test_a_change_that_makes_no_difference_is_not_sent(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
+    """
+    A change of a module that nobody waits for costs no message.
+    """
+    program = make("database")
+    program.add("cache", required=False)
+    program.start()
+    clock.advance(0.1)
+    assert systemd.received()[-1] == "STATUS=waiting for database"
+    program.modules["cache"].attempts[0].errback(Trouble())
+    clock.advance(0.1)
+    assert systemd.received() == []
+
+
+def test_of_many_modules_five_are_named(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
+    """
+    A status names the first five modules, and shortens long names.
+    """
+    program = make("x" * 10_000, *(f"m{number}" for number in range(999)))
+    program.start()
+    clock.advance(0.1)
+    assert systemd.received()[-1] == (
+        f"STATUS=waiting for {'x' * 59}…, m0, m1, m2, m3 … and 995 more"
+    )
+    for module in [*program.modules.values()][:995]:
+        module.attempts[0].callback(None)
+    clock.advance(0.1)
+    assert systemd.received()[-1] == "STATUS=waiting for m994, m995, m996, m997, m998"
+
+
+# The watchdog.
+
+
+def test_the_watchdog_hears_twice_as_often_as_it_asks(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
+    """
+    Keep-alive messages are sent from the start to the end, whatever the modules do.
+    """
+    program = make("database", WATCHDOG_USEC="10000000")
+    program.service.startService()
     assert systemd.received() == ["WATCHDOG=1", "STATUS=starting"]
     clock.advance(4.9)
     assert systemd.received() == []
     clock.advance(0.1)
     assert systemd.received() == ["WATCHDOG=1"]
-    service.stopping()
+    program.service.stopping()
     systemd.received()
     clock.advance(5)
     assert systemd.received() == ["WATCHDOG=1"]
-    service.stopService()
+    program.service.stopService()
     clock.advance(100)
     assert systemd.received() == []
 
 
-def test_a_sign_of_life_that_was_not_sent_is_sent_soon(
-    clock: Clock, systemd: Systemd
+def test_an_unsent_keep_alive_is_sent_soon(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
 ) -> None:
     """
-    With one missing, the next would come at the very moment at which systemd
-    ends the program.
+    After an unsent keep-alive the next regular one would come too late.
     """
-    service = told(Program(), clock, systemd, WATCHDOG_USEC="10000000")
+    make(WATCHDOG_USEC="10000000").service.startService()
     systemd.fill()
     clock.advance(5)
     systemd.received()
     clock.advance(1)
     assert systemd.received() == ["WATCHDOG=1"]
-    service.stopService()
 
 
-def test_a_watchdog_of_no_time_is_no_load(clock: Clock, systemd: Systemd) -> None:
+def test_a_watchdog_without_patience_is_no_load(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
     """
-    What cannot be fulfilled does not keep the reactor busy.
+    However short the interval, there are at most a hundred keep-alives in a second.
     """
-    service = told(Program(), clock, systemd, WATCHDOG_USEC="1")
+    make(WATCHDOG_USEC="1").service.startService()
     systemd.received()
     clock.pump([0.001] * 105)
     assert len(systemd.received()) == 10
-    service.stopService()
 
 
-# Nobody there, or nobody who reads.
+# Messages that cannot be sent, and other orders.
 
 
-def test_what_matters_is_sent_again_until_it_arrives(
-    clock: Clock, systemd: Systemd
+def test_a_message_is_sent_until_it_arrives(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
 ) -> None:
     """
-    A READY=1 that got lost is a service that systemd ends, although it works.
+    systemd would end a working service whose READY=1 is lost.
     """
-    program = Program("database")
-    service = told(program, clock, systemd)
-    systemd.received()
+    program = make("database")
+    program.start()
     systemd.fill()
-    program.change("database", "ready")
-    program.ready()
-    clock.pump([1] * 3)
-    program.become(Status.READY)
+    program.modules["database"].attempts[0].callback(None)
+    clock.pump([1, 1, 1])
     assert "READY=1" not in "".join(systemd.received())
     clock.advance(1)
     assert systemd.received() == ["READY=1\nSTATUS=ready"]
     clock.advance(10)
     assert systemd.received() == []
-    service.stopService()
 
 
-def test_who_stops_is_not_ready_any_more(clock: Clock, systemd: Systemd) -> None:
+def test_a_stopping_program_is_not_ready_any_more(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
     """
-    What could not be said in time is not said afterwards.
+    An unsent READY=1 is dropped when the program stops.
     """
-    program = Program()
-    service = told(program, clock, systemd)
+    program = make("database")
+    program.start()
     systemd.fill()
-    program.ready()
-    service.stopping()
+    program.modules["database"].attempts[0].callback(None)
+    program.service.stopping()
     systemd.received()
     clock.advance(1)
     assert systemd.received() == ["STOPPING=1\nSTATUS=stopping"]
-    service.stopService()
 
 
-def test_nobody_who_reads_leaves_no_timer(clock: Clock, systemd: Systemd) -> None:
+def test_unsent_messages_end_with_the_service(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
     """
-    A program that cannot tell that it stops, stops.
+    A stopped service leaves no timer, and does not send old messages when it is started
+    again.
     """
-    program = Program()
-    service = told(program, clock, systemd, WATCHDOG_USEC="10000000")
+    program = make(WATCHDOG_USEC="10000000")
+    program.service.startService()
     systemd.fill()
-    program.become(Status.STARTING)
     clock.advance(7)
-    service.stopService()
+    program.service.stopService()
     assert clock.getDelayedCalls() == []
+    systemd.received()
+    program.service.startService()
+    assert systemd.received() == ["WATCHDOG=1"]
 
 
-def test_without_systemd_a_program_is_not_watched(clock: Clock) -> None:
+def test_without_systemd_a_program_is_not_observed(clock: Clock) -> None:
     """
-    Who is not there costs nothing.
+    Without systemd the service does nothing.
     """
-    program = Program("database")
-    service = SystemdService(program, clock, Notifier({}))
-    service.startService()
-    assert program.observers == []
-    assert program.waiting == []
-    service.stopping()
-    service.stopService()
+    program = Program(clock, None)
+    program.add("database")
+    program.start()
+    program.service.stopping()
+    assert clock.getDelayedCalls() == []
+    program.stop()
 
 
-# In any order.
-
-
-def test_stopping_is_said_once(clock: Clock, systemd: Systemd) -> None:
+def test_a_stop_before_the_start_is_sent(
+    make: Callable[..., Program], systemd: Systemd
+) -> None:
     """
-    A second signal, and the service's own end, say nothing new; nor does
-    whatever changes while the program stops.
+    A signal may arrive before the service is started.
     """
-    program = Program("database")
-    service = told(program, clock, systemd)
-    program.change("database", "ready")
-    service.stopping()
-    service.stopping()
-    service.stopService()
-    service.stopService()
-    assert systemd.received() == ["STATUS=starting", "STOPPING=1\nSTATUS=stopping"]
-    assert program.asked == ["database"]
-
-
-def test_stopping_before_the_start_is_said(clock: Clock, systemd: Systemd) -> None:
-    """
-    A signal may come at any time.
-    """
-    program = Program()
-    notifier = Notifier({"NOTIFY_SOCKET": systemd.path})
-    service = SystemdService(program, clock, notifier)
-    service.stopping()
-    service.stopService()
+    program = make()
+    program.service.stopping()
+    program.service.stopService()
     assert systemd.received() == ["STOPPING=1\nSTATUS=stopping"]
 
 
-def test_a_service_may_be_started_again(clock: Clock, systemd: Systemd) -> None:
+def test_a_service_may_be_started_again(
+    make: Callable[..., Program], clock: Clock, systemd: Systemd
+) -> None:
     """
-    It tells of what is, and not of what was; but it is ready only once.
+    A service that is started again sends the current status, but READY=1 only once.
     """
-    program = Program("database")
-    service = told(program, clock, systemd)
-    program.ready()
-    service.stopService()
+    program = make("database")
+    program.start()
+    program.modules["database"].attempts[0].callback(None)
+    program.service.stopService()
     systemd.received()
-    program.change("database", "lost")
-    program.become(Status.UNREADY)
-    service.startService()
+    program.modules["database"].watches[0].callback(None)
+    program.service.startService()
     assert systemd.received() == ["STATUS=not ready, waiting for database (lost)"]
-    program.change("database", "ready")
-    program.become(Status.READY)
+    clock.advance(1)
+    program.modules["database"].attempts[1].callback(None)
     clock.advance(0.1)
-    service.stopping()
-    service.stopService()
-    assert systemd.received() == ["STATUS=ready", "STOPPING=1\nSTATUS=stopping"]
-
-
-def test_what_was_not_said_at_the_end_is_not_said_at_the_next_start(
-    clock: Clock, systemd: Systemd
-) -> None:
-    """
-    A service that was started again does not stop.
-    """
-    service = told(Program(), clock, systemd)
-    systemd.fill()
-    service.stopService()
-    systemd.received()
-    service.startService()
-    assert systemd.received() == []
-    service.stopService()
-    assert systemd.received() == ["STOPPING=1\nSTATUS=stopping"]
-
-
-def test_a_deferred_that_is_cancelled_otherwise_is_no_error(
-    clock: Clock, systemd: Systemd
-) -> None:
-    """
-    A start-up that is stopped before this service ends those that wait for it.
-    """
-    program = Program()
-    service = told(program, clock, systemd)
-    program.waiting[0].errback(CancelledError())
-    service.stopService()
-    assert "READY=1" not in "".join(systemd.received())
+    assert systemd.received()[-1] == "STATUS=ready"
 
 
 # The examples.

@@ -1,8 +1,7 @@
 """
-The routes.
+The routes of the demo server.
 
-A resource works with a module, and neither knows nor asks whether it is
-wrapped.
+A resource calls a module, and does not know whether the module is wrapped.
 """
 
 from __future__ import annotations
@@ -20,123 +19,81 @@ from .databases import ConstraintViolated, UniqueViolated
 from .demo.openapi import Description
 from .demo.userroutes import UsersResource
 from .demo.users import Users
-from .demo.visitors import (
-    Login,
-    Logout,
-    Me,
-    Visits,
-)
+from .demo.visitors import Login, Logout, Me, Visits
 from .sessions import Sessions
 from .startup import Startup
-from .web.health import (
-    Live,
-    Ready,
-    StartupPage,
-)
-from .web.metrics import (
-    Metrics,
-    Traffic,
-)
+from .web.health import Live, Ready, StartupPage
+from .web.metrics import Metrics, Traffic
 from .web.problems import KnownErrors
-from .web.responses import (
-    AsyncResource,
-    Response,
-    text,
-)
+from .web.responses import AsyncResource, Response, text
 from .web.status import putStatus
 
-__all__ = ["KNOWN_ERRORS", "Say", "Speaker", "makeRoot", "putOperations"]
-
+__all__ = ["KNOWN_ERRORS", "Clock", "Say", "makeRoot", "putOperations"]
 
 KNOWN_ERRORS: Final[KnownErrors] = {
     UniqueViolated: (HTTPStatus.CONFLICT, "Resource already exists"),
     ConstraintViolated: (HTTPStatus.BAD_REQUEST, "Database constraint violation"),
 }
 """
-The responses to what the database refuses.
+Responses to the errors of databases.
 """
 
 
-class Speaker(Protocol):
+class Clock(Protocol):
     """
-    What L{Say} needs of a module.
+    What L{Say} needs: L{AsyncModule<tsrv.asyncmodule.AsyncModule>}, or a fake.
     """
 
     def tellMeSomething(self) -> Deferred[str]:
         """
-        @see: L{tsrv.asyncmodule.AsyncModule.tellMeSomething}
+        Tell the time.
         """
 
 
 class Say(AsyncResource):
     """
-    C{/say}: what the module has to say.
+    C{/say}: what the clock says.
     """
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, clock: Clock) -> None:
         """
-        @param speaker: The module, wrapped or not.
+        @param clock: The clock, wrapped or not.
         """
         super().__init__()
-        self._speaker = speaker
+        self._clock = clock
 
     def render_GET(self, request: Request) -> Deferred[Response]:
         """
-        Ask the module, and pass its answer on.
+        Respond with what the clock says.
         """
-        # A coroutine would double what a request costs while it is held.
-        return self._speaker.tellMeSomething().addCallbacks(_said, _notSaid)
+        # A coroutine would double the cost of a queued request.
+        return self._clock.tellMeSomething().addCallbacks(_makeResponse, _makeError)
 
 
-def _said(something: str) -> Response:
+def _makeResponse(something: str) -> Response:
     return text(f"I say: {something}")
 
 
-def _notSaid(failure: Failure) -> Response:
-    # Only who is not waited for has nothing to say.
+def _makeError(failure: Failure) -> Response:
+    # Only a clock without a queue raises it.
     failure.trap(NotInitialized)
     return text(f"Error:{failure.value}", 500)
 
 
-def putOperations(
-    root: AsyncResource,
-    startup: Startup,
-    reactor: IReactorTime,
-    traffic: Traffic,
-    apart: bool,
-) -> None:
-    """
-    Put the pages for who runs the server on a site.
-
-    @param root: The root of the site.
-    @param startup: The modules.
-    @param reactor: Provides the time.
-    @param traffic: The requests.
-    @param apart: Whether the site is for nobody else, so that the messages of
-        errors may be seen there.
-    """
-    root.putChild(b"livez", Live())
-    root.putChild(b"readyz", Ready(startup))
-    root.putChild(b"startup", StartupPage(startup, showErrors=apart))
-    root.putChild(b"metrics", Metrics(startup, reactor, traffic))
-    paths = ["/livez", "/readyz", "/startup", "/metrics"]
-    links = [(path, path) for path in (paths if apart else ["/say", *paths])]
-    putStatus(root, startup, reactor, links=links, showErrors=apart)
-
-
 def makeRoot(
-    speaker: Speaker,
+    clock: Clock,
     users: Users | None = None,
     sessions: Sessions | None = None,
 ) -> AsyncResource:
     """
-    @param speaker: What C{/say} asks.
+    Make the root of the site.
+
+    @param clock: The clock, wrapped or not.
     @param users: The users, if there are any.
     @param sessions: The sessions of visitors, if there are any.
-    @return: The root of the site.
     """
     root = AsyncResource()
-    root.putChild(b"say", Say(speaker))
+    root.putChild(b"say", Say(clock))
     if users is not None:
         root.putChild(b"users", UsersResource(users))
         root.putChild(b"openapi.json", Description())
@@ -146,3 +103,25 @@ def makeRoot(
         root.putChild(b"login", Login(sessions))
         root.putChild(b"logout", Logout(sessions))
     return root
+
+
+def putOperations(
+    root: AsyncResource,
+    startup: Startup,
+    reactor: IReactorTime,
+    traffic: Traffic,
+    isSeparate: bool,
+) -> None:
+    """
+    Add the pages for operators to a site.
+
+    @param isSeparate: Whether only operators see the site: its pages then show the
+        messages of errors.
+    """
+    root.putChild(b"livez", Live())
+    root.putChild(b"readyz", Ready(startup))
+    root.putChild(b"startup", StartupPage(startup, showErrors=isSeparate))
+    root.putChild(b"metrics", Metrics(startup, reactor, traffic))
+    paths = ["/livez", "/readyz", "/startup", "/metrics"]
+    links = [(path, path) for path in (paths if isSeparate else ["/say", *paths])]
+    putStatus(root, startup, reactor, links=links, showErrors=isSeparate)

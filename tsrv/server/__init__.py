@@ -1,5 +1,5 @@
 """
-The server: listen, drain, stop, exit status, options, systemd.
+The server: listen, drain, stop, exit status; options; systemd.
 """
 
 from .server import Server

@@ -1,5 +1,5 @@
 """
-A server: sites that listen before the modules behind them are ready.
+A server that listens before its modules are ready, and stops without losing requests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from twisted.internet.defer import (
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from ..startup import Startup
 from ..web.site import Site
@@ -27,22 +26,24 @@ from .systemd import SystemdService
 
 __all__ = ["Server"]
 
-_FLUSH: Final = 2.0
+FLUSH_SECONDS: Final = 2.0
 """
-How long the last responses may take to be sent, in seconds.
+Time to send the last responses, in seconds.
 """
 
-_TURNS: Final = 20
+MAX_ACCEPT_TURNS: Final = 20
 """
-For how many turns of the reactor those are let in who are at the door. Each
-turn accepts more than the one before, so that twenty make thousands.
+Maximum number of reactor turns in which a stopping server still accepts connections.
+Each turn accepts more than the one before, so that twenty make thousands.
 """
 
 
 class Server(MultiService):
     """
-    Listens first, and initialises then; stops in the opposite order. Who watches
-    over it can do so until the end.
+    Listens first and initialises the modules then; stops in the opposite order. A
+    separate site for operators is served until the end.
+
+    @ivar startup: The modules.
     """
 
     _log = Logger()
@@ -60,21 +61,20 @@ class Server(MultiService):
         """
         @param reactor: The reactor.
         @param startup: The modules.
-        @param drainTimeout: How long requests in progress may take to end when
-            the service is stopped, in seconds.
+        @param drainTimeout: Time for requests in progress to finish during a graceful
+            shutdown, in seconds.
         @param site: The site.
-        @param operations: The site of who runs the server, if it is another one.
-        @param systemd: Tells systemd.
+        @param operations: A separate site for operators.
+        @param systemd: Notifies systemd.
         """
         super().__init__()
         self._reactor = reactor
-        self._startup = startup
+        self.startup = startup
         self._drainTimeout = drainTimeout
         self._site = site
         self._operations = operations
         self._systemd = systemd
-        self._announced = False
-        self._hurried = False
+        self._stopAnnounced = False
         self._draining: Deferred[int] = succeed(0)
         self._stopped: Deferred[None] | None = None
         self._ports = MultiService()
@@ -84,9 +84,10 @@ class Server(MultiService):
 
     def listen(self, endpoints: Iterable[str]) -> None:
         """
-        Say where the site is served.
+        Serve the site on endpoints once the service starts.
 
-        @param endpoints: The endpoints, as Twisted describes them.
+        @param endpoints: Descriptions of endpoints, see
+            L{twisted.internet.endpoints.serverFromString}.
         """
         for endpoint in endpoints:
             port = listeningService(endpoint, self._site, self._reactor)
@@ -94,9 +95,9 @@ class Server(MultiService):
 
     def listenForOperations(self, endpoints: Iterable[str]) -> None:
         """
-        Say where the site of who runs the server is.
+        Serve the operators' site on endpoints once the service starts.
 
-        @param endpoints: The endpoints, as Twisted describes them.
+        @param endpoints: Descriptions of endpoints.
         """
         assert self._operations is not None
         for endpoint in endpoints:
@@ -107,93 +108,96 @@ class Server(MultiService):
         """
         Listen.
 
-        @raise SystemExit: It is not possible; the message says where and why.
+        @raise SystemExit: An endpoint cannot be used; the message says which and why.
         """
-        self._startup.check()
-        _listen(super().privilegedStartService)
+        self.startup.check()
+        _orExit(super().privilegedStartService)
 
     def startService(self) -> None:
         """
-        Initialise; listen before, where nobody had this done with privileges,
-        as C{twist} has not.
+        Listen, unless L{privilegedStartService} has done so (C{twist} does not call
+        it), and initialise the modules when the reactor runs.
 
-        @raise SystemExit: It is not possible to listen.
+        @raise SystemExit: An endpoint cannot be used.
         """
-        _listen(super().startService)
-        # Before the reactor runs it does not look after signals: who says that it
-        # has started must be ready to be told to stop.
-        self._reactor.callWhenRunning(self._begin)
-
-    def _begin(self) -> None:
-        """
-        Initialise.
-        """
-        self._log.info("Started")
-        # What is held is waited for even by a server that is to stop, and so is
-        # this.
-        waiting = [each.whenInitialized() for each in self._startup.wrappers.values()]
-        gatherResults(waiting, consumeErrors=True).addCallbacks(
-            self._initialized, _told
-        )
-        self._systemd.startService()
-        self._startup.startService()
+        _orExit(super().startService)
+        # The reactor handles no signals before it runs, and the log says "Started"
+        # when the server can be stopped.
+        self._reactor.callWhenRunning(self._initialize)
 
     def announceStop(self) -> None:
         """
-        Tell whoever asks that the server is going to stop.
+        Report to clients and systemd that the server is about to stop.
         """
-        self._announced = True
-        self._startup.announceStop()
+        self._stopAnnounced = True
+        self.startup.announceStop()
         self._systemd.stopping()
+
+    def skipDrain(self) -> None:
+        """
+        End the wait for requests in progress of a server that is stopping.
+        """
+        if self._stopAnnounced:
+            self._drainTimeout = 0.0
+        self._draining.cancel()
 
     def stopService(self) -> Deferred[None]:
         """
-        Accept no more connections, let the requests in progress end, answer
-        what is still waiting, close. It may be called again.
+        Stop accepting connections, finish requests in progress, close the modules.
+        Repeated calls wait for the same shutdown.
 
-        @return: A Deferred that fires when all this is done. Cancelling it gives
-            up the waiting alone.
+        @return: A Deferred that fires when the server has stopped. Cancelling it does
+            not affect the shutdown.
         """
         if self._stopped is None:
             self._stopped = Deferred.fromCoroutine(self._stop())
         stopped: Deferred[None] = Deferred()
-        self._stopped.addBoth(_passOn, stopped)
+        self._stopped.addBoth(stopped.callback)
         return stopped
 
-    def hurry(self) -> None:
-        """
-        Wait no longer for requests in progress.
-        """
-        self._hurried = self._announced
-        self._draining.cancel()
+    def _initialize(self) -> None:
+        self._log.info("Started")
+        # Even a server that is asked to stop finishes the initialisation if requests
+        # wait for it, so that this does not ask for the status of the program.
+        waiting = [each.whenInitialized() for each in self.startup.wrappers.values()]
+        gatherResults(waiting, consumeErrors=True).addCallbacks(
+            self._initialized, _ignoreResult
+        )
+        self._systemd.startService()
+        self.startup.startService()
+
+    def _initialized(self, result: object) -> None:
+        self._log.info("Async module initialized")
 
     async def _stop(self) -> None:
         Service.stopService(self)
         self.announceStop()
-        await self._letIn()
+        await self._acceptPending()
         await _close(self._ports)
-        self._log.info("Stopped listening, letting requests in progress end")
-        patience = 0.0 if self._hurried else self._drainTimeout
-        if await self._drain(self._site, patience):
-            self._log.warn("There are requests that cannot be waited for any longer")
-        # Each wrapper has logged what went wrong with its module.
-        await self._startup.stopService().addErrback(_told)
-        await self._drain(self._site, _FLUSH)
+        self._log.info("Stopped listening, finishing requests in progress")
+        aborted = await self._drain(self._site, self._drainTimeout)
+        if aborted:
+            self._log.warn(
+                "Drain timeout reached: aborting {count} requests in progress.",
+                count=aborted,
+            )
+        # Each wrapper has logged the errors of its module.
+        await self.startup.stopService().addErrback(_ignoreResult)
+        await self._drain(self._site, FLUSH_SECONDS)
         self._site.abort()
         if self._operations is not None:
             await _close(self._operationsPorts)
-            await self._drain(self._operations, _FLUSH)
+            await self._drain(self._operations, FLUSH_SECONDS)
             self._operations.abort()
         self._systemd.stopService()
         self._log.info("Stopped")
 
-    async def _letIn(self) -> None:
+    async def _acceptPending(self) -> None:
         """
-        Let in who is at the door: the system has accepted these connections,
-        and would reset them when the port is closed.
+        Accept the connections that the kernel has accepted: closing the port would
+        reset them.
         """
-        # Where they never cease to come, those who are in wait to be let out.
-        for _ in range(_TURNS):
+        for _ in range(MAX_ACCEPT_TURNS):
             before = self._site.connectionsAccepted
             await deferLater(self._reactor, 0)
             if self._site.connectionsAccepted == before:
@@ -201,58 +205,36 @@ class Server(MultiService):
 
     async def _drain(self, site: Site, timeout: float) -> int:
         """
-        Wait for the connections of a site to end.
+        Wait until a site has no connections.
 
-        @return: The number of those that have not.
+        @return: The number of connections that are left.
         """
         self._draining = site.stop(timeout)
         return await self._draining
 
-    def _initialized(self, result: object) -> None:
-        self._log.info("Async module initialized")
-
 
 async def _close(ports: MultiService) -> None:
-    """
-    Close ports; those that were never opened need not be, and cannot.
-    """
+    # A port that was never opened cannot be closed, which is no reason to stop.
     closing = [maybeDeferred(port.stopService) for port in ports]
     await DeferredList(closing, consumeErrors=True)
 
 
-def _passOn(result: None, waiting: Deferred[None]) -> None:
-    """
-    Tell one of those who wait for the end.
-    """
-    waiting.callback(result)
+def _ignoreResult(result: object) -> None: ...
 
 
-def _told(failure: Failure) -> None:
+class _CannotListen(SystemExit, Exception):
     """
-    The start-up has logged why it has come to nothing.
+    Ends the process. C{twistd} cleans up after an L{Exception} only: it removes its
+    pid file, and reports to the parent of a daemon.
     """
 
 
-class _NotStarted(SystemExit, Exception):
+def _orExit(start: Callable[[], None]) -> None:
     """
-    The server cannot listen. To leave is all there is to do; but C{twistd}
-    removes its file, and tells who waits for the daemon, only on what is an
-    C{Exception} too.
-    """
-
-
-def _listen(start: Callable[[], None]) -> None:
-    """
-    Start what listens, or end the process with one line.
+    Start to listen, or end the process with one line.
     """
     try:
         start()
-    except (
-        CannotListenError,
-        OSError,
-        OverflowError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (CannotListenError, OSError, OverflowError, TypeError, ValueError) as error:
         line = " ".join(str(error).split())
-        raise _NotStarted(f"tsrv: {line}") from None
+        raise _CannotListen(f"tsrv: {line}") from None

@@ -1,0 +1,401 @@
+"""
+The options: each is parsed or refused in one line, and described in one place.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsrv.server.options import OPTIONS, Options, markdownTable
+from tsrv.server.parsers import SessionLocation
+
+from .processes import ROOT
+
+DEFAULTS = {
+    "listen": ["tcp:8000:interface=127.0.0.1:backlog=1024"],
+    "operations-listen": [],
+    "delay": 10.0,
+    "direct": False,
+    "queue-limit": 10_000,
+    "queue-timeout": 30.0,
+    "database": "sqlite:tsrv.db",
+    "database-connections": 4,
+    "statement-timeout": 10.0,
+    "connect-timeout": 5.0,
+    "config-url": None,
+    "config-timeout": 10.0,
+    "config-refresh": None,
+    "config-copy": None,
+    "sessions": None,
+    "session-idle": 1800.0,
+    "session-lifetime": 28_800.0,
+    "trusted-proxy": [],
+    "new-sessions": 6_000,
+    "new-sessions-per-peer": 60,
+    "stay-up": False,
+    "drain-timeout": 30.0,
+    "access-log": False,
+    "development": False,
+}
+
+POSTGRESQL = "postgresql://u@h/n"
+
+WITH_PASSWORD = "postgresql://u:hush@h/n"  # noqa: S105
+
+
+def parse(*arguments: str, **environment: str) -> dict[str, object]:
+    """
+    @return: The values of the options on a command line.
+    """
+    options = Options(environment)
+    options.parseOptions(arguments)
+    return {**options}
+
+
+def refuse(*arguments: str, **environment: str) -> str:
+    """
+    @return: The message with which a command line is refused.
+    """
+    with pytest.raises(SystemExit) as raised:
+        parse(*arguments, **environment)
+    message = raised.value.code
+    assert isinstance(message, str)
+    assert message.startswith("tsrv: ")
+    assert "\n" not in message
+    assert "hush" not in message
+    assert len(message) < 250
+    return message.removeprefix("tsrv: ").removesuffix(" (see twistd tsrv --help)")
+
+
+def test_defaults() -> None:
+    """
+    Without options the server can be reached from this machine alone, and queues
+    longer than its clock takes to start.
+    """
+    assert parse() == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ("--listen=tcp:0 --listen unix:/tmp/x", ["tcp:0", "unix:/tmp/x"]),
+        ("--operations-listen=tcp:0", ["tcp:0"]),
+        ("--delay 0", 0.0),
+        ("--delay=2.5", 2.5),
+        ("--direct", True),
+        ("--queue-limit=0", 0),
+        ("--queue-timeout=0.5", 0.5),
+        ("--database=sqlite:a/b", "sqlite:a/b"),
+        (f"--database={POSTGRESQL}", POSTGRESQL),
+        ("--database-connections=1", 1),
+        ("--statement-timeout=0.5", 0.5),
+        ("--connect-timeout=60", 60.0),
+        ("--config-timeout=1", 1.0),
+        ("--config-refresh=3600", 3600.0),
+        ("--config-copy=/var/lib/c", "/var/lib/c"),
+        (
+            "--sessions=sqlite:a?table=visitors",
+            SessionLocation("sqlite", "sqlite:a", "visitors"),
+        ),
+        (
+            f"--sessions={POSTGRESQL}?sslmode=require&table=t",
+            SessionLocation("postgresql", f"{POSTGRESQL}?sslmode=require", "t"),
+        ),
+        ("--sessions=redis://h:1/2", SessionLocation("redis", "redis://h:1/2")),
+        ("--session-idle=60", 60.0),
+        ("--session-lifetime=60", 60.0),
+        ("--trusted-proxy=10.0.0.0/8 --trusted-proxy=unix", ["10.0.0.0/8", "unix"]),
+        ("--new-sessions=1", 1),
+        ("--new-sessions-per-peer=1", 1),
+        ("--stay-up", True),
+        ("--drain-timeout=0", 0.0),
+        ("--access-log=on", True),
+        ("--access-log=on --access-log=off", False),
+        ("--development", True),
+    ],
+)
+def test_an_option_sets_its_own_value(arguments: str, value: object) -> None:
+    """
+    An option sets its own value and no other.
+    """
+    words = arguments.split(" ")
+    name = words[0].partition("=")[0].lstrip("-")
+    assert parse(*words) == DEFAULTS | {name: value}
+
+
+def test_settings_replace_the_default_database() -> None:
+    """
+    With C{--config-url} there is no default database: the settings name it.
+    """
+    url = "https://h/c?a=b"
+    expected = DEFAULTS | {"config-url": url, "database": None}
+    assert parse(f"--config-url={url}") == expected
+
+
+SECONDS = [option.name for option in OPTIONS if option.help.startswith("Seconds ")]
+
+POSITIVE = [name for name in SECONDS if not re.search("delay|queue-t|drain", name)]
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_a_bad_duration_is_refused(name: str) -> None:
+    """
+    A duration is a number of seconds from 0 to a year; most must not be 0.
+    """
+    for text in ("", "ten", "-1", "nan", "inf", "1,5", "0x10", "31536001"):
+        message = refuse(f"--{name}={text}")
+        assert message == f"--{name}: {text!r} is not a number from 0 to 31536000"
+    if name in POSITIVE:
+        assert refuse(f"--{name}=0") == f"--{name}: must be more than 0 seconds"
+
+
+@pytest.mark.parametrize("name", ["--listen", "--operations-listen"])
+def test_a_bad_endpoint_is_refused(name: str) -> None:
+    """
+    What is not an endpoint of Twisted is refused before anything starts.
+    """
+    for text in (
+        "",
+        "8000",
+        "tcp:",
+        "tcp:http",
+        "tcp:80:nonsense=1",
+        "nonsense:80",
+        "ssl:443:privateKey=/nonexistent",
+        "a\nb",
+    ):
+        assert refuse(f"{name}={text}").startswith(
+            f"{name}: {text!r} is not a Twisted endpoint: "
+        )
+    for text in ("tcp:65536", "tcp:-1:interface=127.0.0.1"):
+        expected = f"{name}: {text!r} has no port from 0 to 65535"
+        assert refuse(f"{name}={text}") == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "about"),
+    [
+        ("--database-connections=0", "'0' is not a whole number from 1 on"),
+        ("--database-connections=few", "'few' is not a whole number from 1 on"),
+        ("--queue-limit=-1", "'-1' is not a whole number from 0 on"),
+        ("--queue-limit=1.5", "'1.5' is not a whole number from 0 on"),
+        ("--access-log=yes", "'yes' is neither on nor off"),
+        ("--trusted-proxy=proxy", "'proxy' is neither address nor network"),
+        ("--config-copy=", "must be the path of a file"),
+        ("--config-url=ftp://h/c", ""),
+        ("--database=", ""),
+        ("--database=mysql://u:hush@h/n", ""),
+        ("--database-file=/nonexistent", "cannot read '/nonexistent': No such file"),
+        (f"--database-file={sys.executable}", "cannot read"),
+        ("--sessions=mysql://u:hush@h/n", ""),
+        ("--sessions=redis://h:bad/1", ""),
+        ("--sessions=sqlite:a?tabel=b", "sqlite:PATH takes no parameter but"),
+        ("--sessions=sqlite:a?table=a-b", ""),
+        (f"--queue-limit={'9' * 5000}", f"'{'9' * 47}...' is not"),
+        (f"--listen={'x' * 5000}", f"'{'x' * 47}...' is not a Twisted endpoint"),
+    ],
+)
+def test_a_bad_value_is_refused(argument: str, about: str) -> None:
+    """
+    A bad value is refused with one line that names the option.
+    """
+    name = argument.partition("=")[0]
+    assert refuse(argument).startswith(f"{name}: {about}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--delay", "option --delay requires argument"),
+        ("--direct=yes", "option --direct must not have an argument"),
+        ("--session-keys=x", "option --session-keys not recognized"),
+        ("extra", "Wrong number of arguments."),
+    ],
+)
+def test_a_bad_command_line_is_refused(argument: str, message: str) -> None:
+    """
+    What is not an option is refused with one line too.
+    """
+    assert refuse(argument) == message
+
+
+# Passwords.
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        f"--database={WITH_PASSWORD}",
+        "--config-url=https://hush@h/c",
+        "--sessions=redis://:hush@h/",
+        f"--sessions={WITH_PASSWORD}?table=t",
+    ],
+)
+def test_a_password_on_the_command_line_is_refused(argument: str) -> None:
+    """
+    Other users could read a password in the list of processes.
+    """
+    name = argument.partition("=")[0]
+    assert refuse(argument).startswith(f"{name}: other users of this machine")
+
+
+def test_passwords_come_from_the_environment() -> None:
+    """
+    URLs are taken out of the environment, so that no child process inherits them.
+    """
+    environment = {
+        "TSRV_DATABASE": WITH_PASSWORD,
+        "TSRV_CONFIG_URL": "https://u:hush@h/c",
+        "TSRV_SESSIONS": "redis://:hush@h/",
+        "PATH": "/bin",
+    }
+    options = Options(environment)
+    options.parseOptions([])
+    assert options["database"] == WITH_PASSWORD
+    assert options["config-url"] == "https://u:hush@h/c"
+    assert options["sessions"] == SessionLocation("redis", "redis://:hush@h/")
+    assert "hush" not in repr(options["sessions"])
+    assert environment == {"PATH": "/bin"}
+
+
+def test_a_password_comes_from_a_file(tmp_path: Path) -> None:
+    """
+    The first line of C{--database-file} is the URL of the database.
+    """
+    path = tmp_path / "url"
+    path.write_text(f"  {WITH_PASSWORD} \nmore\n")
+    assert parse(f"--database-file={path}")["database"] == WITH_PASSWORD
+    path.write_text("mysql://u:hush@h/n")
+    assert refuse(f"--database-file={path}").startswith("--database-file: ")
+
+
+def test_the_command_line_comes_before_the_environment() -> None:
+    """
+    An option on the command line overrides its environment variable.
+    """
+    there = {"TSRV_DATABASE": "sqlite:there", "TSRV_CONFIG_URL": "http://there"}
+    values = parse("--database=sqlite:here", "--config-url=http://h/here", **there)
+    assert values["database"] == "sqlite:here"
+    assert values["config-url"] == "http://h/here"
+
+
+def test_an_empty_variable_is_ignored() -> None:
+    """
+    A variable without a value is one that is not set.
+    """
+    empty = {"TSRV_DATABASE": "", "TSRV_CONFIG_URL": "", "TSRV_SESSIONS": ""}
+    assert parse(**empty) == DEFAULTS
+
+
+@pytest.mark.parametrize("name", ["TSRV_DATABASE", "TSRV_CONFIG_URL", "TSRV_SESSIONS"])
+def test_a_bad_variable_is_refused(name: str) -> None:
+    """
+    The message names the variable, and does not repeat its value.
+    """
+    assert refuse(**{name: "hush"}).startswith(f"{name}: ")
+
+
+# What is not installed.
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "message"),
+    [
+        *(
+            (name, (), f"cannot import {name}: pip install 'tsrv[server]'")
+            for name in ("jinja2", "msgspec", "prometheus_client", "treq")
+        ),
+        (
+            "psycopg",
+            (f"--database={POSTGRESQL}",),
+            "cannot import psycopg: pip install 'tsrv[postgresql]'",
+        ),
+        (
+            "hiredis",
+            ("--sessions=redis://h/",),
+            "cannot import hiredis: pip install 'tsrv[redis]'",
+        ),
+        ("_sqlite3", (), "this Python was built without SQLite (_sqlite3)"),
+    ],
+)
+def test_a_missing_extra_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    """
+    A package that the options need and that is not installed is named in one line.
+    """
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert refuse(*arguments) == message
+
+
+BLOCKED = """
+import sys
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None
+from twisted.scripts.twistd import run
+sys.argv[0] = "twistd"
+run()
+"""
+
+
+def test_without_extras_twistd_knows_the_command(tmp_path: Path) -> None:
+    """
+    Without any extra C{twistd tsrv} has a help, and ends with one line and status 1.
+    """
+    names = "jinja2,msgspec,prometheus_client,treq,psycopg,hiredis,klein,_sqlite3"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", BLOCKED, names, "-n", "tsrv", *arguments]
+        return subprocess.run(  # noqa: S603
+            command,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+
+    ended = run()
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        "tsrv: cannot import jinja2, msgspec, prometheus_client, treq: "
+        "pip install 'tsrv[server]'\n"
+    )
+    helped = run("--help")
+    assert helped.returncode == 0, helped.stderr
+    assert "--listen=" in helped.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+# The description.
+
+
+def test_the_table_in_the_readme_is_generated() -> None:
+    """
+    README shows the table that the options themselves render.
+    """
+    assert f"\n\n{markdownTable()}\n\n" in (ROOT / "README.md").read_text()
+
+
+def test_help_describes_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    C{--help} shows each option with its default, and no Markdown.
+    """
+    with pytest.raises(SystemExit) as raised:
+        parse("--help")
+    assert not raised.value.code
+    shown = " ".join(capsys.readouterr().out.split())
+    for option in OPTIONS:
+        assert f"--{option.name}{' ' if option.parse is None else '='}" in shown
+    assert "Maximum number of connections to the database. [default: 4]" in shown
+    assert "[default: same as --listen]" in shown
+    assert "Twisted endpoint to serve on." in shown
+    assert "`" not in shown

@@ -1,0 +1,748 @@
+"""
+The server starts and stops in the order that loses no request.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from socket import AF_UNIX, SOCK_DGRAM, socket
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel
+from twisted.python.failure import Failure
+
+from tsrv.server.assembly import assemble, checkSettings
+from tsrv.server.options import Options
+from tsrv.server.process import handleSignals
+from tsrv.startup import GraphError
+from tsrv.web.site import Site
+
+from .support import Empty, Refused, Result, Trouble, resultOf
+from .websupport import Answer, Peer, Teller, answersIn, ask, errorsIn, logged, textsOf
+
+SAY = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
+
+OPERATIONS = ["/", "/livez", "/readyz", "/startup", "/metrics"]
+
+
+class Port:
+    """
+    A port that closes when the test says so.
+    """
+
+    def __init__(self, number: int, steps: list[str]) -> None:
+        self._number = number
+        self._steps = steps
+        self.closed: Deferred[None] = Deferred()
+
+    def stopListening(self) -> Deferred[None]:
+        self._steps.append(f"close {self._number}")
+        return self.closed
+
+
+class Machine(MemoryReactorClock):
+    """
+    A reactor in memory that records what is opened, with the sites by port number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = True
+        self.steps: list[str] = []
+        self.ports: dict[int, Port] = {}
+        self.sites: dict[int, Site] = {}
+
+    def listenTCP(
+        self, port: int, factory: Any, backlog: int = 50, interface: str = ""
+    ) -> Any:
+        self.steps.append(f"open {port}")
+        self.sites[port] = factory
+        self.ports[port] = Port(port, self.steps)
+        return self.ports[port]
+
+
+class Slow(Teller):
+    """
+    A clock that records what happens to it, and closes when the test says so.
+    """
+
+    def __init__(self, steps: list[str]) -> None:
+        super().__init__()
+        self._steps = steps
+        self.closing: Deferred[None] = Deferred()
+
+    def initialize(self) -> Deferred[None]:
+        self._steps.append("initialize")
+        return super().initialize()
+
+    def close(self) -> Deferred[None]:
+        self._steps.append("close clock")
+        return self.closing
+
+
+class Parts:
+    """
+    A server on port 80, and its parts.
+    """
+
+    def __init__(self, machine: Machine, *arguments: str, notify: str = "") -> None:
+        self.machine = machine
+        self.steps = machine.steps
+        self.clock = Slow(self.steps)
+        options = Options({})
+        options.parseOptions(["--listen=tcp:80", *arguments])
+        self.operations = 81 if options["operations-listen"] else 80
+        environment = {"NOTIFY_SOCKET": notify} if notify else {}
+        replacements = {"clock": self.clock, "database": Empty()}
+        self.server = assemble(options, machine, environment, replacements)
+
+    def start(self) -> None:
+        """
+        Start the server as C{twistd} does.
+        """
+        self.server.privilegedStartService()
+        self.server.startService()
+
+    def startReady(self) -> None:
+        """
+        Start the server, and let the clock become ready.
+        """
+        self.start()
+        self.clock.starting.callback(None)
+        self.steps.clear()
+
+    def stop(self) -> Result:
+        """
+        Stop the server, and let it look once for pending connections.
+        """
+        stopped = resultOf(self.server.stopService())
+        self.machine.advance(0)
+        return stopped
+
+    def closeAtOnce(self) -> None:
+        """
+        Close without delay whatever is to be closed.
+        """
+        for port in self.machine.ports.values():
+            port.closed.callback(None)
+        self.clock.closing.callback(None)
+
+    def stopAtOnce(self) -> None:
+        """
+        Stop a server on which nothing is in progress.
+        """
+        self.closeAtOnce()
+        assert self.stop().value is None
+
+    def connect(self, data: bytes = SAY, port: int = 80) -> Peer:
+        """
+        Connect, and send something: a request that waits for the clock.
+        """
+        peer = Peer(self.machine.sites[port], self.machine)
+        peer.send(data)
+        return peer
+
+    def ask(self, path: str, port: int = 80) -> Answer:
+        """
+        Request a page, whether or not its port is still open.
+        """
+        return ask(self.machine.sites[port].resource, path)
+
+    def status(self, path: str, port: int) -> int:
+        """
+        @return: The status of a page on a connection of its own.
+        """
+        peer = self.connect(
+            f"HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode(), port
+        )
+        if path == "/say" and self.clock.answers:
+            self.clock.answers.pop().callback("Something")
+        (answer,) = answersIn(peer.received, bodies=False)
+        peer.leave()
+        return answer.status
+
+    def askReady(self) -> Answer:
+        """
+        Ask whether the server is ready.
+        """
+        return self.ask("/readyz", self.operations)
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """
+    A reactor on which no call may be left when the test ends.
+    """
+    machine = Machine()
+    yield machine
+    assert machine.getDelayedCalls() == []
+
+
+@pytest.fixture
+def parts(machine: Machine) -> Parts:
+    """
+    A server with one site.
+    """
+    return Parts(machine)
+
+
+@pytest.fixture
+def separate(machine: Machine) -> Parts:
+    """
+    A server with a separate site for operators, on port 81.
+    """
+    return Parts(machine, "--operations-listen=tcp:81")
+
+
+# Starting.
+
+
+def test_it_listens_before_it_initialises(separate: Parts) -> None:
+    """
+    All ports are open before a module is initialised, and the log has the lines of the
+    source around the table of the start-up.
+    """
+    with logged() as events:
+        separate.server.privilegedStartService()
+        assert separate.steps == ["open 80", "open 81"]
+        separate.server.startService()
+        assert separate.steps[2:] == ["initialize"]
+        assert textsOf(events) == ["Started"]
+        assert separate.askReady().status == 503
+        separate.machine.advance(2.5)
+        separate.clock.starting.callback(None)
+    assert errorsIn(events) == []
+    texts = textsOf(events)
+    assert len(texts) == 3
+    assert texts[0] == "Started"
+    assert "Async module initialized" in texts
+    assert "ready after 2.5" in max(texts, key=len)
+    separate.stopAtOnce()
+
+
+def test_wrong_modules_are_found_before_it_listens(machine: Machine) -> None:
+    """
+    A mistake in the graph of modules ends the start before a port is open.
+    """
+    options = Options({})
+    options.parseOptions(["--listen=tcp:80"])
+    replacements = {"clok": Slow([]), "clock": Slow([]), "database": Empty()}
+    server = assemble(options, machine, {}, replacements)
+    with pytest.raises(GraphError, match="'clok' is replaced, but was never added"):
+        server.privilegedStartService()
+    assert machine.steps == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needs"),
+    [
+        ([], {"clock": [], "database": [], "sessions": ["database"]}),
+        (
+            ["--config-url=http://127.0.0.1:9/"],
+            {
+                "clock": [],
+                "configuration": [],
+                "database": ["configuration"],
+                "sessions": ["database"],
+            },
+        ),
+        (
+            ["--config-url=http://127.0.0.1:9/", "--database=sqlite:d"],
+            {
+                "clock": [],
+                "configuration": [],
+                "database": [],
+                "sessions": ["database"],
+            },
+        ),
+        (
+            ["--sessions=sqlite:s?table=visitors"],
+            {"clock": [], "database": [], "sessions": []},
+        ),
+        (
+            ["--sessions=redis://127.0.0.1:1/"],
+            {"clock": [], "database": [], "sessions": []},
+        ),
+    ],
+)
+def test_modules_need_what_the_options_say(
+    machine: Machine, arguments: list[str], needs: dict[str, list[str]]
+) -> None:
+    """
+    The database waits for the settings only if they name it; the sessions wait for the
+    database only if they are in it.
+    """
+    modules = Parts(machine, *arguments).server.startup.report()["modules"]
+    assert {module["name"]: module["needs"] for module in modules} == needs
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"database": "sqlite:d", "more": 1}, None),
+        ({}, '"database" must be a database URL'),
+        ({"database": 1}, '"database" must be a database URL'),
+        ({"database": "mysql://u:hush@h/n"}, '"database": '),
+    ],
+)
+def test_settings_must_name_the_database(
+    settings: dict[str, object], problem: str | None
+) -> None:
+    """
+    Settings without a database are refused, so that they never replace good ones.
+    """
+    found = checkSettings(settings)
+    assert (found is None) is (problem is None)
+    assert (found or "").startswith(problem or "")
+    assert "hush" not in (found or "")
+
+
+def test_with_stay_up_a_failed_server_reports(machine: Machine) -> None:
+    """
+    With C{--stay-up} a server whose clock has failed answers, and reports the failure.
+    """
+    parts = Parts(machine, "--stay-up")
+    parts.start()
+    waiting = parts.connect()
+    with logged() as events:
+        parts.server.startup.wrappers["clock"].fail(Refused("no way"))
+    assert "Refused: no way" in textsOf(events)[0]
+    assert events[-1]["log_level"] is LogLevel.critical
+    assert [answer.status for answer in waiting.answers] == [503]
+    assert parts.ask("/livez").status == 200
+    assert b"clock" in parts.askReady().body
+    assert parts.ask("/say").status == 503
+    waiting.leave()
+    parts.stopAtOnce()
+
+
+def test_without_queues_the_clock_is_called_directly(machine: Machine) -> None:
+    """
+    With C{--direct} a request reaches the clock before it is ready.
+    """
+    parts = Parts(machine, "--direct")
+    parts.start()
+    peer = parts.connect()
+    parts.clock.answers[0].callback("Something")
+    assert [answer.body for answer in peer.answers] == [b"I say: Something"]
+    peer.leave()
+    parts.stopAtOnce()
+
+
+# Stopping.
+
+
+def test_it_stops_in_the_opposite_order(parts: Parts) -> None:
+    """
+    The port is closed first, then requests in progress finish, and the clock is closed
+    when no request needs it.
+    """
+    parts.startReady()
+    assert parts.askReady().status == 200
+    peer = parts.connect()
+    with logged() as events:
+        stopped = parts.stop()
+        assert parts.steps == ["close 80"]
+        assert parts.askReady().status == 503
+        parts.machine.ports[80].closed.callback(None)
+        parts.machine.advance(20)
+        assert parts.steps == ["close 80"]
+        parts.clock.answers[0].callback("Something")
+        assert [answer.status for answer in peer.answers] == [200]
+        assert peer.closed
+        assert parts.steps == ["close 80", "close clock"]
+        assert stopped.pending
+        parts.clock.closing.callback(None)
+        assert stopped.value is None
+    assert textsOf(events) == [
+        "Stopped listening, finishing requests in progress",
+        "Stopped",
+    ]
+    assert errorsIn(events) == []
+
+
+def test_queued_requests_are_answered_during_shutdown(parts: Parts) -> None:
+    """
+    A server that stops while it starts finishes the initialisation for the requests
+    that wait for it.
+    """
+    parts.start()
+    parts.closeAtOnce()
+    peer = parts.connect()
+    stopped = parts.stop()
+    parts.clock.starting.callback(None)
+    parts.clock.answers[0].callback("Something")
+    assert [answer.status for answer in peer.answers] == [200]
+    assert parts.askReady().status == 503
+    assert peer.closed
+    assert stopped.value is None
+
+
+def test_the_drain_timeout_ends_the_wait(machine: Machine) -> None:
+    """
+    At the drain timeout queued requests are answered with 503, and a connection that is
+    still open then is aborted.
+    """
+    parts = Parts(machine, "--drain-timeout=5")
+    parts.start()
+    waiting = parts.connect()
+    parts.machine.ports[80].closed.callback(None)
+    incomplete = parts.connect(SAY[:-2] + b"Content-Length: 9\r\n\r\n")
+    with logged() as events:
+        stopped = parts.stop()
+        machine.advance(4.9)
+        assert "close clock" not in parts.steps
+        machine.advance(0.1)
+        assert parts.steps[-1] == "close clock"
+        assert [answer.status for answer in waiting.answers] == [503]
+        assert waiting.closed
+        parts.clock.closing.callback(None)
+        assert stopped.pending
+        machine.advance(2)
+        assert stopped.value is None
+        assert incomplete.closed
+        assert incomplete.transport.aborted
+    assert textsOf(errorsIn(events)) == [
+        "Drain timeout reached: aborting 2 requests in progress."
+    ]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_drain_can_be_skipped(parts: Parts, early: bool) -> None:
+    """
+    The wait for requests in progress can be ended at any time of the shutdown; they are
+    answered with 503, and the clock is closed.
+    """
+    parts.start()
+    peer = parts.connect()
+    # A server that is not stopping has no drain.
+    parts.server.skipDrain()
+    stopped = parts.stop()
+    if early:
+        parts.server.skipDrain()
+    parts.machine.ports[80].closed.callback(None)
+    if not early:
+        assert "close clock" not in parts.steps
+        parts.server.skipDrain()
+    parts.machine.advance(0)
+    assert parts.steps[-1] == "close clock"
+    # The close timeout of the clock is its own.
+    parts.server.skipDrain()
+    assert stopped.pending
+    parts.clock.closing.callback(None)
+    assert [answer.status for answer in peer.answers] == [503]
+    assert peer.closed
+    assert stopped.value is None
+
+
+def test_pending_connections_are_accepted(parts: Parts) -> None:
+    """
+    While connections arrive the port stays open, but only for a bounded time.
+    """
+    parts.startReady()
+    peers: list[Peer] = []
+
+    def arrive() -> None:
+        parts.steps.append("connect")
+        peers.append(parts.connect(b""))
+        if len(peers) < 40:
+            parts.machine.callLater(0, arrive)
+
+    parts.machine.callLater(0, arrive)
+    stopped = parts.stop()
+    assert parts.steps[:19] == ["connect"] * 19
+    assert "close 80" in parts.steps[19:22]
+    parts.closeAtOnce()
+    parts.machine.advance(1)
+    assert all(peer.closed for peer in peers)
+    assert stopped.value is None
+
+
+@pytest.mark.parametrize(
+    ("error", "about"),
+    [
+        (Trouble("stuck"), "Trouble: stuck"),
+        (SystemExit(3), "SystemExit: 3"),
+        (None, "TimeoutError"),
+    ],
+)
+def test_a_clock_that_does_not_close_is_left_behind(
+    parts: Parts, error: BaseException | None, about: str
+) -> None:
+    """
+    A module whose closing fails or takes too long does not stop the shutdown.
+    """
+    parts.startReady()
+    parts.machine.ports[80].closed.callback(None)
+    with logged() as events:
+        stopped = parts.stop()
+        if error is None:
+            parts.machine.advance(10)
+        else:
+            parts.clock.closing.errback(Failure(error))
+        assert stopped.value is None
+    (text,) = textsOf(errorsIn(events))
+    assert f"clock failed to close: {about}" in text
+
+
+def test_an_initialisation_without_requests_is_given_up(parts: Parts) -> None:
+    """
+    A server that stops while it starts, and on which no request waits, stops at once.
+    """
+    parts.start()
+    with logged() as events:
+        parts.stopAtOnce()
+    assert parts.clock.starting.called
+    assert errorsIn(events) == []
+    assert "Async module initialized" not in textsOf(events)
+
+
+def test_a_server_that_was_never_started_can_be_stopped(parts: Parts) -> None:
+    """
+    When one service of a program cannot start, Twisted stops all of them.
+    """
+    assert parts.stop().value is None
+    assert parts.steps == []
+
+
+def test_repeated_stops_wait_for_one_shutdown(separate: Parts) -> None:
+    """
+    Stopping again waits for the same shutdown; cancelling that wait does not affect it.
+    """
+    separate.startReady()
+    with logged() as events:
+        first, second = separate.stop(), separate.server.stopService()
+        cancelled = resultOf(second)
+        second.cancel()
+        assert not cancelled.pending
+        separate.closeAtOnce()
+        assert first.value is None
+        assert separate.stop().value is None
+    assert separate.steps == ["close 80", "close clock", "close 81"]
+    assert textsOf(events).count("Stopped") == 1
+
+
+def test_systemd_is_notified(machine: Machine, tmp_path: Path) -> None:
+    """
+    systemd learns that the server is ready only when it is, and that it stops as soon
+    as that is announced.
+    """
+    path = str(tmp_path / "notify")
+    with socket(AF_UNIX, SOCK_DGRAM) as systemd:
+        systemd.bind(path)
+        systemd.setblocking(False)
+        parts = Parts(machine, notify=path)
+        parts.start()
+        assert systemd.recv(4096) == b"STATUS=starting"
+        machine.advance(1)
+        assert systemd.recv(4096) == b"STATUS=waiting for clock"
+        parts.clock.starting.callback(None)
+        machine.advance(1)
+        assert systemd.recv(4096) == b"READY=1\nSTATUS=ready"
+        parts.server.announceStop()
+        assert systemd.recv(4096) == b"STOPPING=1\nSTATUS=stopping"
+        assert parts.steps == ["open 80", "initialize"]
+        parts.stopAtOnce()
+        with pytest.raises(BlockingIOError):
+            systemd.recv(4096)
+
+
+# The pages for operators.
+
+
+@pytest.mark.parametrize("path", ["/say", *OPERATIONS])
+def test_by_default_all_pages_are_on_one_site(path: str, parts: Parts) -> None:
+    """
+    Without C{--operations-listen} all pages are on the same port.
+    """
+    parts.startReady()
+    assert parts.status(path, 80) == 200
+    parts.stopAtOnce()
+
+
+def test_a_separate_site_has_the_pages_for_operators(separate: Parts) -> None:
+    """
+    With C{--operations-listen} each page is on one of the two ports only, and both are
+    counted by the same metrics.
+    """
+    separate.startReady()
+    for path in OPERATIONS:
+        statuses = separate.status(path, 80), separate.status(path, 81)
+        assert statuses == (404, 200), path
+    assert (separate.status("/say", 80), separate.status("/say", 81)) == (200, 404)
+    page = separate.ask("/", 81).body
+    assert b'"/say"' not in page
+    assert b'"/livez"' in page
+    metrics = separate.ask("/metrics", 81).body
+    assert b'route="(unknown)"' in metrics
+    assert b'route="/livez"' in metrics
+    separate.stopAtOnce()
+
+
+def test_the_status_page_links_to_all_others(parts: Parts) -> None:
+    """
+    The addresses of the other pages are on the status page.
+    """
+    parts.startReady()
+    page = parts.ask("/").body.decode()
+    for path in ("/say", "/livez", "/readyz", "/startup", "/metrics"):
+        assert f'href="{path}"' in page
+    parts.stopAtOnce()
+
+
+def test_a_separate_site_is_served_until_the_end(separate: Parts) -> None:
+    """
+    While the server stops its operators can see how far it is; a connection of theirs
+    that does not end delays the end by two seconds only.
+    """
+    separate.startReady()
+    peer = separate.connect()
+    incomplete = separate.connect(b"GET /livez HTTP/1.1\r\n", 81)
+    stopped = separate.stop()
+    separate.machine.ports[80].closed.callback(None)
+    assert [separate.status(path, 81) for path in ("/livez", "/readyz")] == [200, 503]
+    separate.clock.answers[0].callback("Something")
+    assert peer.closed
+    assert separate.steps == ["close 80", "close clock"]
+    separate.clock.closing.callback(None)
+    assert separate.steps[2:] == ["close 81"]
+    separate.machine.ports[81].closed.callback(None)
+    assert stopped.pending
+    assert not incomplete.closed
+    separate.machine.advance(2)
+    assert incomplete.closed
+    assert stopped.value is None
+
+
+@pytest.mark.parametrize("arguments", [[], ["--operations-listen=tcp:81"]])
+def test_messages_of_errors_are_for_operators(
+    machine: Machine, arguments: list[str]
+) -> None:
+    """
+    A message may hold a password: it is shown on a separate site only; the type of the
+    error is shown on all.
+    """
+    parts = Parts(machine, *arguments)
+    parts.start()
+    port = parts.operations
+    parts.clock.starting.errback(Failure(Trouble("password hush refused")))
+    machine.advance(0.25)
+    bodies = {path: parts.ask(path, port).body for path in OPERATIONS}
+    shown = {path for path, body in bodies.items() if b"hush" in body}
+    assert shown == ({"/", "/startup"} if port == 81 else set())
+    for path in ("/", "/readyz", "/startup"):
+        assert b"Trouble" in bodies[path]
+    assert json.loads(bodies["/startup"])["modules"][0]["name"] == "clock"
+    parts.closeAtOnce()
+    stopped = parts.stop()
+    assert stopped.value is None
+
+
+# Signals.
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """
+    Restore the signal handlers after a test.
+    """
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+class Loop:
+    """
+    A reactor that records how it is stopped.
+    """
+
+    def __init__(self) -> None:
+        self.stopped: list[str] = []
+        self.fromThread: list[Callable[[], None]] = []
+
+    def callFromThread(self, call: Callable[..., None], *arguments: object) -> None:
+        self.fromThread.append(partial(call, *arguments))
+
+    def stop(self) -> None:
+        self.stopped.append("stop")
+
+    def interrupt(self, *caught: object) -> None:
+        self.stopped.append("interrupt")
+
+    def turn(self) -> None:
+        """
+        Make the scheduled calls.
+        """
+        calls, self.fromThread = self.fromThread, []
+        for call in calls:
+            call()
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize(
+    ("first", "how"), [(signal.SIGTERM, "stop"), (signal.SIGINT, "interrupt")]
+)
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_skips_the_drain(
+    parts: Parts, first: signal.Signals, how: str, second: signal.Signals
+) -> None:
+    """
+    The first signal stops the reactor once and makes the server unready at once; the
+    second one ends the wait for requests in progress.
+    """
+    loop = Loop()
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, loop.interrupt)
+    handleSignals(loop, parts.server)
+    parts.start()
+    parts.closeAtOnce()
+    peer = parts.connect()
+    signal.raise_signal(first)
+    # Inside a signal handler nothing but scheduling a call is safe.
+    assert loop.stopped == []
+    assert b"stopping" not in parts.askReady().body
+    loop.turn()
+    assert loop.stopped == [how]
+    assert b"stopping" in parts.askReady().body
+    stopped = parts.stop()
+    assert stopped.pending
+    signal.raise_signal(second)
+    loop.turn()
+    assert loop.stopped == [how]
+    assert [answer.status for answer in peer.answers] == [503]
+    assert peer.closed
+    assert stopped.value is None
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_reactor_without_signal_handlers_gets_none(
+    parts: Parts, handler: signal.Handlers
+) -> None:
+    """
+    A program that runs the reactor without signal handlers keeps its own.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGTERM, handler)
+    handleSignals(Loop(), parts.server)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("signals")
+def test_an_ignored_interrupt_stays_ignored(parts: Parts) -> None:
+    """
+    A shell lets its background programs ignore SIGINT.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handleSignals(Loop(), parts.server)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

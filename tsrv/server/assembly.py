@@ -1,0 +1,211 @@
+"""
+The modules and sites of the server that the options describe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+from ..asyncmodule import AsyncModule
+from ..databases import Database, DatabaseRefused, Location, Settings
+from ..demo.users import SCHEMA, Users
+from ..resources import KNOWN_ERRORS, makeRoot, putOperations
+from ..sessions import Cookies, Limits, Quota, Sessions, SQLSessionStore, schemaOf
+from ..startup import Startup
+from ..web.metrics import Traffic
+from ..web.responses import AsyncResource
+from ..web.site import Site
+from ..wrapper import QueuingWrapper, jitteredBackoff
+from .options import Options
+from .server import Server
+from .systemd import Notifier, SystemdService
+
+__all__ = ["addModules", "assemble"]
+
+MAX_RETRY_SECONDS: Final = 4.0
+"""
+Longest delay between two attempts to connect, in seconds.
+"""
+
+DRAIN_CONCURRENCY: Final = 1_000
+"""
+Calls to a database in progress at the same time while its queue is drained.
+"""
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""
+Maximum size of the body of a request, in bytes.
+"""
+
+
+def checkSettings(settings: Mapping[str, Any]) -> str | None:
+    """
+    @return: What is wrong with settings that have to name the database.
+    """
+    try:
+        Location.parse(settings["database"])
+    except ValueError as error:
+        return f'"database": {error}'
+    except (KeyError, TypeError, AttributeError):
+        return '"database" must be a database URL'
+    return None
+
+
+def addModules(startup: Startup, reactor: Any, options: Options) -> None:
+    """
+    Add the modules of the server, with what each of them needs.
+
+    @param startup: The start-up.
+    @param reactor: The reactor.
+    @param options: The options.
+    """
+    add = partial(
+        startup.add, limit=options["queue-limit"], queueTimeout=options["queue-timeout"]
+    )
+    addDatabase = partial(
+        add,
+        concurrency=DRAIN_CONCURRENCY,
+        retryPolicy=jitteredBackoff(maxDelay=MAX_RETRY_SECONDS),
+        # A statement in progress may take its whole time, and some more to report it.
+        closeTimeout=options["statement-timeout"] + 5,
+    )
+    settings = Settings(
+        connections=options["database-connections"],
+        statementTimeout=options["statement-timeout"],
+        connectTimeout=options["connect-timeout"],
+        limit=max(options["queue-limit"], DRAIN_CONCURRENCY),
+    )
+    add("clock", partial(AsyncModule, reactor, options["delay"]))
+    url: Any = options["database"]
+    needs = []
+    fatal: list[type[Exception]] = [DatabaseRefused]
+    if options["config-url"] is not None:
+        # An HTTP client is imported only by servers that need one.
+        from ..settings import RemoteSettings, SettingsRefused
+
+        isRequired = url is None
+        configuration = add(
+            "configuration",
+            partial(
+                RemoteSettings,
+                reactor,
+                options["config-url"],
+                timeout=options["config-timeout"],
+                refresh=options["config-refresh"],
+                copy=options["config-copy"],
+                check=checkSettings if isRequired else lambda settings: None,
+            ),
+            fatal=SettingsRefused,
+            required=isRequired,
+        )
+        if isRequired:
+            url = partial(configuration.proxy.value, "database")
+            needs = ["configuration"]
+            # No retry adds a setting that is missing.
+            fatal.append(SettingsRefused)
+    location = options["sessions"]
+    schemas = [SCHEMA, schemaOf()] if location is None else [SCHEMA]
+    database = addDatabase(
+        "database",
+        partial(Database, reactor, url, schemas, settings),
+        needs=needs,
+        fatal=fatal,
+        replay=["read"],
+    )
+    limits = _makeLimits(options)
+    if location is None:
+        # This store replays no calls: the database below it does.
+        users = _moduleOf(database, options)
+        addDatabase(
+            "sessions",
+            partial(SQLSessionStore, reactor, users, limits=limits, owned=False),
+            needs=["database"],
+        )
+        return
+    addSessions = partial(addDatabase, "sessions", replay=["get", "length", "all"])
+    if location.kind == "redis":
+        from ..sessions.redis import RedisSessionStore, SessionsRefused
+
+        addSessions(
+            partial(RedisSessionStore, reactor, location.url, limits=limits),
+            fatal=SessionsRefused,
+        )
+    else:
+        # The store closes this database.
+        own = Database(reactor, location.url, [schemaOf(location.table)], settings)
+        addSessions(
+            partial(SQLSessionStore, reactor, own, location.table, limits),
+            fatal=DatabaseRefused,
+        )
+
+
+def assemble(
+    options: Options,
+    reactor: Any,
+    environment: Mapping[str, str],
+    replacements: Mapping[str, object] | None = None,
+) -> Server:
+    """
+    Make a server.
+
+    @param options: The options.
+    @param reactor: The reactor.
+    @param environment: The variables of systemd.
+    @param replacements: Fakes that replace modules, by name, in tests.
+    @return: The server, as a service that has not been started.
+    """
+    startup = Startup(reactor, replacements=replacements, stayUp=options["stay-up"])
+    addModules(startup, reactor, options)
+    clock, database, store = (
+        _moduleOf(startup.wrappers[name], options)
+        for name in ("clock", "database", "sessions")
+    )
+    traffic = Traffic(reactor)
+    makeSite = partial(
+        Site,
+        reactor=reactor,
+        accessLog=options["access-log"],
+        maxBodyBytes=MAX_BODY_BYTES,
+        traffic=traffic,
+        development=options["development"],
+        knownErrors=KNOWN_ERRORS,
+    )
+    root = makeRoot(clock, Users(database), _makeSessions(reactor, store, options))
+    isSeparate = bool(options["operations-listen"])
+    operationsRoot = AsyncResource() if isSeparate else root
+    putOperations(operationsRoot, startup, reactor, traffic, isSeparate)
+    server = Server(
+        reactor,
+        startup,
+        options["drain-timeout"],
+        site=makeSite(root),
+        operations=makeSite(operationsRoot) if isSeparate else None,
+        systemd=SystemdService(startup, reactor, Notifier(environment)),
+    )
+    server.listen(options["listen"])
+    if isSeparate:
+        server.listenForOperations(options["operations-listen"])
+    return server
+
+
+def _moduleOf(wrapper: QueuingWrapper[Any], options: Options) -> Any:
+    return wrapper.module if options["direct"] else wrapper.proxy
+
+
+def _makeLimits(options: Options) -> Limits:
+    return Limits(options["session-idle"], options["session-lifetime"])
+
+
+def _makeSessions(reactor: Any, store: Any, options: Options) -> Sessions:
+    cookies = Cookies(reactor, trustedProxies=options["trusted-proxy"])
+    quota = Quota(
+        reactor,
+        options["new-sessions-per-peer"],
+        options["new-sessions"],
+        60.0,
+        peerOf=cookies.proxies.peerOf,
+    )
+    limits = _makeLimits(options)
+    return Sessions(reactor, store, cookies, limits=limits, quota=quota)
