@@ -1,6 +1,6 @@
 """
-What the tests of the web half need: servers, and clients that say exactly what
-they are told to.
+Servers and clients for tests: in memory, and on the loopback interface. The
+clients send exactly the bytes that they are told to.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from socket import SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any, TypeVar, cast
 
 import pytest_twisted  # type: ignore[import-untyped]
-from treq.client import HTTPClient
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import (
@@ -28,7 +26,6 @@ from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.resource import IResource
 
 from tsrv.resources import KNOWN_ERRORS
@@ -40,7 +37,6 @@ __all__ = [
     "Served",
     "Teller",
     "Wire",
-    "allowFiles",
     "answersIn",
     "ask",
     "asynchronous",
@@ -53,16 +49,12 @@ __all__ = [
 
 _Test = TypeVar("_Test", bound=Callable[..., Coroutine[Any, Any, None]])
 
-_LONG = 60.0
-"""
-No test takes so long, in seconds.
-"""
+_TEST_TIMEOUT_SECONDS = 60.0
 
 
 def asynchronous(test: _Test) -> _Test:
     """
-    Mark a test as one that runs on the real reactor. If what it waits for does
-    not happen, it fails instead of waiting for ever.
+    Run a test on the real reactor, with a time limit.
     """
 
     @wraps(test)
@@ -70,18 +62,17 @@ def asynchronous(test: _Test) -> _Test:
         from twisted.internet import reactor
 
         running = Deferred.fromCoroutine(test(**fixtures))
-        await running.addTimeout(_LONG, cast(Any, reactor))
+        await running.addTimeout(_TEST_TIMEOUT_SECONDS, cast(Any, reactor))
 
     return cast(_Test, pytest_twisted.ensureDeferred(run))
 
 
 class Teller:
     """
-    A module that is initialised, and that tells something, when the test says
-    so.
+    A module whose steps the test decides.
 
     @ivar starting: The Deferred of C{initialize()}.
-    @ivar answers: Those of the calls, in order.
+    @ivar answers: The Deferreds of the calls, in order.
     """
 
     def __init__(self) -> None:
@@ -97,21 +88,11 @@ class Teller:
         return answer
 
 
-def allowFiles(count: int) -> None:
-    """
-    Let this process have so many files open; many systems allow 1024, and here
-    both ends of each connection count.
-    """
-    soft, hard = getrlimit(RLIMIT_NOFILE)
-    if soft != RLIM_INFINITY and soft < count:
-        setrlimit(RLIMIT_NOFILE, (count, hard))
-
-
 @contextmanager
 def reservedPort() -> Iterator[int]:
     """
-    Find a free TCP port of the loopback interface, and keep it: whoever means
-    to listen may bind to it, but nobody gets it by chance.
+    Reserve a free TCP port of the loopback interface. A server may bind to it, but
+    nobody gets it by chance.
     """
     with socket() as reserving:
         reserving.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -125,27 +106,24 @@ def logged() -> Iterator[list[LogEvent]]:
     Collect what is logged.
     """
     events: list[LogEvent] = []
-
-    def observe(event: LogEvent) -> None:
-        events.append(event)
-
-    globalLogPublisher.addObserver(cast(Any, observe))
+    observe: Any = events.append
+    globalLogPublisher.addObserver(observe)
     try:
         yield events
     finally:
-        globalLogPublisher.removeObserver(cast(Any, observe))
+        globalLogPublisher.removeObserver(observe)
 
 
 def errorsIn(events: list[LogEvent]) -> list[LogEvent]:
     """
-    @return: Those events that somebody should look after.
+    @return: The warnings and errors.
     """
     return [event for event in events if event["log_level"] >= LogLevel.warn]
 
 
 def textsOf(events: list[LogEvent]) -> list[str]:
     """
-    @return: What is written of each event.
+    @return: The text of each event.
     """
     return [
         eventAsText(event, includeTimestamp=False, includeSystem=False)
@@ -168,10 +146,8 @@ class Answer:
 
 def answersIn(data: bytes, *, bodies: bool = True) -> list[Answer]:
     """
-    @param data: What a client has received; only whole responses.
-    @param bodies: Whether the responses have bodies, which those to HEAD have
-        not.
-    @return: The responses.
+    @param data: Whole responses.
+    @param bodies: Whether the responses have bodies; those to HEAD do not.
     """
     answers = []
     while data:
@@ -195,8 +171,7 @@ def answersIn(data: bytes, *, bodies: bool = True) -> list[Answer]:
 
 class _Transport(StringTransport):
     """
-    A transport in memory that is closed when it is asked to be, in the next
-    turn.
+    A transport in memory that closes in the next turn.
     """
 
     aborted = False
@@ -230,11 +205,11 @@ class _Transport(StringTransport):
 
 class Peer:
     """
-    The client's end of a connection in memory, on a site whose time the test
+    The client's end of a connection in memory, on a site whose clock the test
     controls.
 
     @ivar channel: The server's end.
-    @ivar transport: What is between them.
+    @ivar transport: The transport between them.
     """
 
     def __init__(self, site: Site, clock: Clock, host: str = "192.0.2.1") -> None:
@@ -260,7 +235,7 @@ class Peer:
     @property
     def closed(self) -> bool:
         """
-        Whether the connection has been closed.
+        Whether the connection is closed.
         """
         self._clock.advance(0)
         return self.transport.closed
@@ -268,14 +243,14 @@ class Peer:
     @property
     def received(self) -> bytes:
         """
-        All that has been received.
+        The received bytes.
         """
         return cast(bytes, self.transport.value())
 
     @property
     def answers(self) -> list[Answer]:
         """
-        The responses that have been received.
+        The received responses.
         """
         return answersIn(self.received)
 
@@ -311,8 +286,8 @@ class Wire(Protocol):
     """
     The client's end of a real connection.
 
-    @ivar received: All that has been received.
-    @ivar closed: Whether the connection has been closed.
+    @ivar received: The received bytes.
+    @ivar closed: Whether the connection is closed.
     """
 
     def __init__(self) -> None:
@@ -322,11 +297,11 @@ class Wire(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
-        self._look()
+        self._fireWaiting()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.closed = True
-        self._look()
+        self._fireWaiting()
 
     def send(self, data: bytes) -> None:
         """
@@ -337,41 +312,39 @@ class Wire(Protocol):
 
     def leave(self) -> None:
         """
-        Close the connection without a word.
+        Abort the connection.
         """
         cast(Any, self.transport).abortConnection()
 
     def finish(self) -> None:
         """
-        Close the connection when all has been sent.
+        Close the connection when all is sent.
         """
         cast(Any, self.transport).loseConnection()
 
     def when(self, condition: Callable[[], bool]) -> Deferred[bytes]:
         """
-        @return: A Deferred that fires with all that has been received when a
-            condition holds. It fails when the connection is closed before.
+        @return: A Deferred that fires with the received bytes when a condition
+            holds. It fails if the connection is closed before.
         """
         deferred: Deferred[bytes] = Deferred()
         self._waiting.append((condition, deferred))
-        self._look()
+        self._fireWaiting()
         return deferred
 
     def whenReceived(self, expected: bytes, times: int = 1) -> Deferred[bytes]:
         """
-        @return: A Deferred that fires with all that has been received when
-            something is in it.
+        @return: A Deferred that fires when the received bytes contain something.
         """
         return self.when(lambda: self.received.count(expected) >= times)
 
     def whenClosed(self) -> Deferred[bytes]:
         """
-        @return: A Deferred that fires with all that has been received when
-            there is nothing more to come.
+        @return: A Deferred that fires when the connection is closed.
         """
         return self.when(lambda: self.closed)
 
-    def _look(self) -> None:
+    def _fireWaiting(self) -> None:
         for each in list(self._waiting):
             condition, deferred = each
             if condition():
@@ -390,7 +363,6 @@ class Served:
 
     site: Site
     port: int
-    client: HTTPClient
     wires: list[Wire]
 
     @property
@@ -417,16 +389,14 @@ class Served:
 @asynccontextmanager
 async def serving(site: Site) -> AsyncIterator[Served]:
     """
-    Listen on a free port of the loopback interface; leave no connection behind.
+    Listen on a free port of the loopback interface; close all connections at the end.
     """
     from twisted.internet import reactor as theReactor
 
     reactor: Any = theReactor
     endpoint = TCP4ServerEndpoint(reactor, 0, backlog=1024, interface="127.0.0.1")
     listening = await endpoint.listen(site)
-    pool = HTTPConnectionPool(reactor, persistent=False)
-    client = HTTPClient(Agent(reactor, pool=pool))
-    served = Served(site, listening.getHost().port, client, [])
+    served = Served(site, listening.getHost().port, [])
     try:
         yield served
     finally:
@@ -437,5 +407,5 @@ async def serving(site: Site) -> AsyncIterator[Served]:
         await gatherResults(closed)
         site.abort()
         await site.stop(60)
-        # The transports of those that were aborted end in the next turn.
+        # Aborted transports end in the next turn.
         await deferLater(reactor, 0)
