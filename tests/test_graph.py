@@ -4,7 +4,6 @@ What is wrong with the needs of modules is found before anything starts.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -12,10 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsrv.starting.graph import (
-    GraphError,
-    checkGraph,
-)
+from tsrv.starting.graph import GraphError, checkGraph
 
 
 @pytest.mark.parametrize(
@@ -48,8 +44,7 @@ def test_a_good_graph(needs: Mapping[str, Sequence[str]]) -> None:
         ),
         (
             {"users": ["databse"], "database": []},
-            "users → databse: there is no module 'databse'; is it 'database' that is "
-            "meant?",
+            "users → databse: there is no module 'databse'; did you mean 'database'?",
         ),
         (
             {"users": ["database"], "database": ["x"]},
@@ -67,8 +62,6 @@ def test_what_is_wrong_is_said_with_the_path(
         checkGraph(needs)
     assert str(raised.value) == message
     assert " → ".join(raised.value.path) in message
-    copied = pickle.loads(pickle.dumps(raised.value))  # noqa: S301
-    assert (str(copied), copied.path) == (message, raised.value.path)
 
 
 def test_a_long_chain() -> None:

@@ -6,7 +6,6 @@ the promise holds for the program as a whole.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -68,7 +67,7 @@ class Programs(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.statuses: list[int] = []
-        self.startup = Startup(self.clock, leave=self.statuses.append)
+        self.startup = Startup(self.clock, stopProgram=self.statuses.append)
         self.modules: dict[str, Watched] = {}
         self.needs: dict[str, list[str]] = {}
         self.required: dict[str, bool] = {}
@@ -77,6 +76,7 @@ class Programs(RuleBasedStateMachine):
         self.stopped: Result | None = None
         self.failedOnce = False
         self.wrong: list[str] = []
+        self.initializedByHand: set[str] = set()
         self.startup.addObserver(self.look)
 
     @initialize(data=st.data(), size=st.integers(1, 6))
@@ -154,7 +154,9 @@ class Programs(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def tryByHand(self, data: st.DataObject) -> None:
-        resultOf(self.startup.wrappers[self.pick(data).name].initialize())
+        name = self.pick(data).name
+        self.initializedByHand.add(name)
+        resultOf(self.startup.wrappers[name].initialize())
 
     @precondition(lambda self: self.stopped is None)
     @rule(chance=st.integers(0, 9))
@@ -178,8 +180,7 @@ class Programs(RuleBasedStateMachine):
         A module is never initialised before what it needs is ready, unless
         somebody asks for it by hand.
         """
-        members: Any = self.startup._members
-        if members[name].started:
+        if name not in self.initializedByHand:
             for need in self.needs[name]:
                 if not self.isReady(need):
                     self.wrong.append(f"{name} was initialised before {need}")

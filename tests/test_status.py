@@ -107,7 +107,7 @@ def loss(lost: float, healed: float | None, kind: str | None = None) -> LossRepo
     @return: What a report says of a loss.
     """
     error = None if kind is None else HIDDEN
-    return {"lost": lost, "healed": healed, "kind": kind, "error": error}
+    return {"lost": lost, "recovered": healed, "kind": kind, "error": error}
 
 
 def reportOf(
@@ -392,8 +392,8 @@ def lossesOf(
     """
     module = moduleReport(
         "a",
-        status="lost" if losses[-1]["healed"] is None else "ready",
-        ready=losses[-1]["healed"] is not None,
+        status="lost" if losses[-1]["recovered"] is None else "ready",
+        ready=losses[-1]["recovered"] is not None,
         since=2.0,
         becameReady=2.0,
         attempts=[attempt(0.0, 2.0)],

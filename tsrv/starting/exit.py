@@ -1,5 +1,5 @@
 """
-The end of a program that has failed.
+The exit status of a program that has failed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["stopWithStatus"]
 
 def stopWithStatus(reactor: Any, status: int) -> None:
     """
-    Stop the reactor, with all that belongs to it, and let the process end with
-    an exit status, whatever program runs the reactor: C{twistd} has none to
-    offer for that.
+    Stop the reactor, and end the process with an exit status. This works under
+    any program that runs the reactor; C{twistd} offers no exit status itself.
 
-    @param reactor: The reactor; as soon as it runs, if it does not yet.
+    @param reactor: The reactor. If it does not run yet, it is stopped as soon
+        as it does.
     @param status: The exit status.
     """
-    atexit.register(_leave, status)
+    atexit.register(_exitAtOnce, status)
     reactor.callWhenRunning(_stop, reactor)
 
 
@@ -34,14 +34,12 @@ def _stop(reactor: Any) -> None:
         reactor.stop()
 
 
-def _leave(status: int) -> None:
-    """
-    Python's own way to end has begun, and knows another status by now. So do
-    what it would still do, and end at once.
-    """
-    atexit.unregister(_leave)
+def _exitAtOnce(status: int) -> None:
+    # The interpreter is exiting with another status. Do what it would still do,
+    # then exit with ours.
+    atexit.unregister(_exitAtOnce)
     atexit._run_exitfuncs()
-    # Where a log has taken the place of the first two, the others are behind it.
+    # A log may have replaced sys.stdout and sys.stderr.
     streams: list[Any] = [sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__]
     for stream in streams:
         with suppress(Exception):

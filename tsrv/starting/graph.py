@@ -1,5 +1,5 @@
 """
-Which module needs which: what is wrong with that, before anything starts.
+The needs of modules, checked before anything starts.
 """
 
 from __future__ import annotations
@@ -9,66 +9,51 @@ from difflib import get_close_matches
 
 __all__ = ["GraphError", "checkGraph"]
 
-_ARROW = " → "
-
 
 class GraphError(ValueError):
     """
-    What the modules are said to need cannot be.
+    The needs of the modules cannot be met.
 
-    @ivar path: The names that show it, each of which needs the next.
+    @ivar path: Names that show the error; each module needs the next.
     """
 
     def __init__(self, message: str, path: Sequence[str]) -> None:
         super().__init__(message)
         self.path = tuple(path)
 
-    def __reduce__(self) -> tuple[type[GraphError], tuple[object, ...]]:
-        return type(self), (*self.args, self.path)
-
 
 def checkGraph(needs: Mapping[str, Sequence[str]]) -> None:
     """
-    Follow every need. It takes time in proportion to modules and needs, and
-    does not mind how long a chain of them is.
+    Follow every need, in time proportional to modules and needs.
 
-    @param needs: What each module needs, by names.
-    @raise GraphError: A module is needed that there is not, or one that needs,
-        by way of others, what needs it.
+    @param needs: The names that each module needs, by its name.
+    @raise GraphError: A needed module does not exist, or modules need each
+        other.
     """
     done: set[str] = set()
     for start in needs:
         if start in done:
             continue
-        # The way from the start to where we are, and what is still to be looked
-        # at from each of its modules; no recursion, which has a limit.
+        # The path from the start to the current module, with the needs of each
+        # that are still to be followed. Recursion would have a limit.
         path: dict[str, Iterator[str]] = {start: iter(needs[start])}
         while path:
-            name, left = next(reversed(path.items()))
-            following = next(left, None)
+            name, remaining = next(reversed(path.items()))
+            following = next(remaining, None)
             if following is None:
                 del path[name]
                 done.add(name)
             elif following in path:
                 names = list(path)
                 circle = [*names[names.index(following) :], following]
-                raise GraphError(
-                    f"modules need each other: {_ARROW.join(circle)}", circle
-                )
+                message = f"modules need each other: {' → '.join(circle)}"
+                raise GraphError(message, circle)
             elif following not in needs:
-                wrong = [*path, following]
-                raise GraphError(
-                    f"{_ARROW.join(wrong)}: there is no module "
-                    f"{following!r}{_suggestion(following, needs)}",
-                    wrong,
-                )
+                names = [*path, following]
+                message = f"{' → '.join(names)}: there is no module {following!r}"
+                similar = get_close_matches(following, needs, n=1)
+                if similar:
+                    message += f"; did you mean {similar[0]!r}?"
+                raise GraphError(message, names)
             elif following not in done:
                 path[following] = iter(needs[following])
-
-
-def _suggestion(name: str, names: Mapping[str, object]) -> str:
-    """
-    @return: What may have been meant.
-    """
-    close = get_close_matches(name, names, n=1)
-    return f"; is it {close[0]!r} that is meant?" if close else ""

@@ -1,5 +1,5 @@
 """
-One module of a program: what is known of it beside its wrapper.
+One module of a program: its wrapper and its place in the graph.
 """
 
 from __future__ import annotations
@@ -27,20 +27,18 @@ __all__ = ["Member", "WrapperOptions", "wrapModule"]
 
 _FACTORIES: Final = (type, FunctionType, MethodType, partial)
 """
-What makes a module, and is none.
+The types of what makes a module.
 """
 
-_NAMED: Final = 3
+MAX_NAMED_NEEDS: Final = 3
 """
-How many of the modules that one waits for are named.
+Maximum number of unready needs that a reason names.
 """
 
 
 class WrapperOptions(TypedDict, total=False):
     """
-    The options that a module is wrapped with.
-
-    @see: L{QueuingWrapper}
+    The options of L{QueuingWrapper} for a module of a program.
     """
 
     limit: int
@@ -56,99 +54,93 @@ class WrapperOptions(TypedDict, total=False):
     whenLost: Callable[[], object] | str | None
 
 
+class ModuleOptions(WrapperOptions, total=False):
+    """
+    All options of a module of a program; see L{tsrv.Startup.add}.
+    """
+
+    needs: Iterable[str]
+    required: bool
+    timeout: float | None
+
+
 def wrapModule(
     reactor: IReactorTime,
     name: str,
     module: object,
-    given: WrapperOptions,
-    replaced: bool,
+    options: WrapperOptions,
+    isReplacement: bool,
 ) -> QueuingWrapper[Any]:
     """
-    Put a wrapper around a module.
+    Make the wrapper of a module.
 
     @param reactor: Provides the time.
-    @param name: What the module is called.
-    @param module: The module, or what makes it.
-    @param given: The options.
-    @param replaced: Whether the options were meant for another module.
-    @raise TypeError: There is no such option, or it is something else than
-        described.
-    @raise ValueError: The name or an option makes no sense.
+    @param name: The name of the module.
+    @param module: The module, or its factory.
+    @param options: The options of the wrapper.
+    @param isReplacement: Whether the options are meant for another module.
+    @raise TypeError: An option does not exist or has the wrong type.
+    @raise ValueError: The name or an option has an invalid value.
     """
     if not (name and name == name.strip() and name.isprintable()):
-        raise ValueError(f"{name!r} is no name for a module")
+        raise ValueError(f"{name!r} is not a name for a module")
     if isinstance(module, _FACTORIES):
         module = cast(Callable[[], object], module)()
-    options = cast(dict[str, Any], {**given})
-    if "queueTimeout" in options:
-        options["timeout"] = options.pop("queueTimeout")
-    for each in ("initialize", "close", "whenLost"):
-        named = options.get(each)
-        if isinstance(named, str):
-            options[each] = _method(module, named)
-        elif replaced:
-            # It would be the real module's.
-            options.pop(each, None)
-    if replaced and not hasattr(module, "initialize"):
-        options.setdefault("initialize", _readyAtOnce)
-    return QueuingWrapper(module, reactor, name=name, **options)
-
-
-def _method(module: object, name: str) -> object:
-    """
-    @return: A method of a module.
-    @raise TypeError: It has none of that name.
-    """
-    try:
-        return getattr(module, name)
-    except AttributeError:
-        raise TypeError(f"{type(module).__name__} has no {name}()") from None
-
-
-def _readyAtOnce() -> None:
-    """
-    There is nothing to initialise.
-    """
+    wrapperOptions = cast(dict[str, Any], {**options})
+    if "queueTimeout" in wrapperOptions:
+        wrapperOptions["timeout"] = wrapperOptions.pop("queueTimeout")
+    for option in ("initialize", "close", "whenLost"):
+        method = wrapperOptions.get(option)
+        if isinstance(method, str):
+            if not hasattr(module, method):
+                raise TypeError(f"{type(module).__name__} has no {method}()")
+            wrapperOptions[option] = getattr(module, method)
+        elif isReplacement:
+            # The method belongs to the replaced module.
+            wrapperOptions.pop(option, None)
+    if isReplacement and not hasattr(module, "initialize"):
+        wrapperOptions.setdefault("initialize", lambda: None)
+    return QueuingWrapper(module, reactor, name=name, **wrapperOptions)
 
 
 class Member:
     """
     One module of a program.
 
-    @ivar name: What it is called.
-    @ivar wrapper: Its wrapper.
-    @ivar needs: What it needs, by names.
+    @ivar name: The name of the module.
+    @ivar wrapper: The wrapper of the module.
+    @ivar needs: The names of the modules that it needs.
     @ivar required: Whether the program is not ready without it.
-    @ivar timeout: How long it may take to become ready, in seconds.
-    @ivar suppliers: The modules that it needs, once the start-up has begun.
+    @ivar timeout: Seconds within which it must become ready.
+    @ivar dependencies: The modules that it needs, once the start-up has begun.
     @ivar dependents: The modules that need it, likewise.
-    @ivar unmet: How many of those that it needs are not ready.
-    @ivar using: How many of those that need it are not closed, while the
-        program is being stopped.
-    @ivar started: Whether its initialisation was asked for.
-    @ivar skippedFor: Which of C{needs} is the reason for not starting it.
-    @ivar waitedFor: Which of C{suppliers} was ready last.
-    @ivar ready: Whether it was ready when that was last looked at.
-    @ivar gone: Whether it had failed or was closed then.
-    @ivar timer: Ends the time that it may take.
-    @ivar closeError: What its closing failed with.
+    @ivar unreadyDependencies: Number of dependencies that are not ready.
+    @ivar openDependents: Number of dependents that are not closed, during the
+        shutdown.
+    @ivar started: Whether the start-up has initialised it.
+    @ivar skippedFor: The failed dependency because of which it was skipped.
+    @ivar waitedFor: The dependency that became ready last.
+    @ivar ready: Whether its last known state was ready.
+    @ivar failedOrClosed: Whether its last known state was failed or closed.
+    @ivar timer: The timer of C{timeout}.
+    @ivar closeError: The error of its close().
     """
 
     __slots__ = (
         "closeError",
+        "dependencies",
         "dependents",
-        "gone",
+        "failedOrClosed",
         "name",
         "needs",
+        "openDependents",
         "ready",
         "required",
         "skippedFor",
         "started",
-        "suppliers",
         "timeout",
         "timer",
-        "unmet",
-        "using",
+        "unreadyDependencies",
         "waitedFor",
         "wrapper",
     )
@@ -162,13 +154,8 @@ class Member:
         timeout: float | None,
     ) -> None:
         """
-        @param name: What the module is called.
-        @param wrapper: Its wrapper.
-        @param needs: What it needs, by names.
-        @param required: Whether the program is not ready without it.
-        @param timeout: How long it may take to become ready, in seconds.
         @raise TypeError: C{needs} is one name.
-        @raise ValueError: C{timeout} makes no sense.
+        @raise ValueError: C{timeout} is negative or not a number.
         """
         if isinstance(needs, str):
             raise TypeError("needs must be a collection of names, not one name")
@@ -178,21 +165,21 @@ class Member:
         self.needs = tuple(dict.fromkeys(needs))
         self.required = required
         self.timeout = timeout
-        self.suppliers: list[Member] = []
+        self.dependencies: list[Member] = []
         self.dependents: list[Member] = []
-        self.unmet = 0
-        self.using = 0
+        self.unreadyDependencies = 0
+        self.openDependents = 0
         self.started = False
         self.skippedFor: str | None = None
         self.waitedFor: Member | None = None
         self.ready = False
-        self.gone = False
+        self.failedOrClosed = False
         self.timer: IDelayedCall | None = None
         self.closeError: BaseException | None = None
 
     def stopTimer(self) -> None:
         """
-        It has not taken too long.
+        Cancel the timer of C{timeout}.
         """
         if self.timer is not None:
             self.timer.cancel()
@@ -200,9 +187,10 @@ class Member:
 
     def report(self, began: float | None, now: float) -> ModuleReport:
         """
-        @param began: When the start-up began, by the reactor's time.
-        @param now: What time it is by it.
-        @return: What there is to be said of this one.
+        Return the entry of the module in the report of the program.
+
+        @param began: The time at which the start-up began.
+        @param now: The time now.
         """
 
         def after(seconds: float | None) -> float | None:
@@ -246,7 +234,7 @@ class Member:
             "losses": [
                 {
                     "lost": round(each.lost - (began or 0), 6),
-                    "healed": after(each.recovered),
+                    "recovered": after(each.recovered),
                     "kind": each.kind,
                     "error": each.error,
                 }
@@ -259,13 +247,13 @@ class Member:
 
     def _reason(self, status: str) -> str | None:
         """
-        @return: Why the module is not ready, in words that are for everybody.
+        Say why the module is not ready, without the message of any error.
         """
         wrapper = self.wrapper
         if status == "waiting":
-            missing = [each.name for each in self.suppliers if not each.ready]
-            more = len(missing) - _NAMED
-            named = ", ".join(missing[:_NAMED])
+            missing = [each.name for each in self.dependencies if not each.ready]
+            more = len(missing) - MAX_NAMED_NEEDS
+            named = ", ".join(missing[:MAX_NAMED_NEEDS])
             return f"needs {named}" + (f" and {more} more" if more > 0 else "")
         if status == "skipped":
             return f"needs {self.skippedFor}, which failed"

@@ -1,5 +1,5 @@
 """
-What can become of a program as a whole.
+The status of a program, and the errors of its start-up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ __all__ = ["Skipped", "StartupFailed", "Status"]
 
 class Status(Enum):
     """
-    What is to be said of a program as a whole.
+    The status of a program as a whole.
+
+      - C{NEW}: The start-up has not begun.
+      - C{STARTING}: A required module has not been ready yet.
+      - C{READY}: All modules are ready.
+      - C{DEGRADED}: All required modules are ready, but an optional one is not.
+      - C{UNREADY}: The program was ready, but a required module was lost.
+      - C{FAILED}: A required module has failed for good.
+      - C{STOPPING}: The program is going to stop, or closes its modules.
+      - C{STOPPED}: All modules are closed.
     """
 
     NEW = "new"
@@ -26,9 +35,10 @@ class Status(Enum):
 
 class StartupFailed(Exception):
     """
-    A required module has failed for good; its own error is the C{__cause__}.
+    A required module has failed for good; its error is the C{__cause__}.
 
-    @ivar name: Which one.
+    @ivar name: The name of the module.
+    @ivar reason: Its error, in one line.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -36,22 +46,16 @@ class StartupFailed(Exception):
         self.name = name
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[StartupFailed], tuple[str, str]]:
-        return type(self), (self.name, self.reason)
-
 
 class Skipped(Exception):
     """
-    A module was not initialised, because one that it needs has failed.
+    A module was not initialised, because a module that it needs has failed.
 
-    @ivar name: Which one was not.
-    @ivar need: Which one has failed.
+    @ivar name: The name of the module.
+    @ivar need: The name of the failed one.
     """
 
     def __init__(self, name: str, need: str) -> None:
         super().__init__(f"{name} needs {need}, which failed")
         self.name = name
         self.need = need
-
-    def __reduce__(self) -> tuple[type[Skipped], tuple[str, str]]:
-        return type(self), (self.name, self.need)

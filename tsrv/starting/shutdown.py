@@ -1,5 +1,5 @@
 """
-The end of a program: every module is closed when those that need it are.
+The shutdown of a program: every module is closed when its dependents are.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ __all__ = ["Shutdown"]
 
 class Shutdown:
     """
-    Closes modules in the opposite order of their start, at the same time where
-    they have nothing to do with each other. Whatever one of them does about it,
-    the others are closed.
+    Closes modules in reverse order of their start, in parallel where they are
+    independent. An error of one module keeps no other from being closed.
     """
 
     def __init__(
         self,
         reactor: IReactorTime,
         members: Collection[Member],
-        over: Callable[[], None],
+        finished: Callable[[], None],
     ) -> None:
         """
         @param reactor: Provides the time.
         @param members: The modules.
-        @param over: Called when all are closed.
+        @param finished: Called when all are closed.
         """
         self._members = members
-        self._over = over
-        self._open = len(members)
+        self._finished = finished
+        self._openCount = len(members)
         self._closable: deque[Member] = deque()
         self._work = SlicedWork(reactor, self._step, self._sliceEnded)
 
     def begin(self) -> None:
         """
-        Close those that no other needs, and so on.
+        Close the modules without dependents, then those that they needed, and
+        so on.
         """
         for member in self._members:
-            member.using = len(member.dependents)
-            if not member.using:
+            member.openDependents = len(member.dependents)
+            if not member.openDependents:
                 self._closable.append(member)
         self._work.now()
 
@@ -58,20 +58,17 @@ class Shutdown:
         return True
 
     def _closed(self, result: Failure | None, member: Member) -> None:
-        """
-        A module is closed, or as good as that.
-        """
         if result is not None:
             member.closeError = result.value
-        for needed in member.suppliers:
-            needed.using -= 1
-            if not needed.using:
+        for needed in member.dependencies:
+            needed.openDependents -= 1
+            if not needed.openDependents:
                 self._closable.append(needed)
-        self._open -= 1
+        self._openCount -= 1
         self._work.now()
 
     def _sliceEnded(self, more: bool) -> None:
-        if not self._open:
-            # One that is closed by what comes of this is none of these.
-            self._open = -1
-            self._over()
+        if not self._openCount:
+            # What finished() does may end another slice.
+            self._openCount = -1
+            self._finished()

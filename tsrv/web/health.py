@@ -154,7 +154,7 @@ def _missing(module: ModuleReport, now: float) -> dict[str, object]:
     since: float | None = 0.0
     if module["becameReady"] is not None:
         losses = module["losses"]
-        lost = bool(losses) and losses[-1]["healed"] is None
+        lost = bool(losses) and losses[-1]["recovered"] is None
         since = losses[-1]["lost"] if lost else module["since"]
     return {
         "module": module["name"],

@@ -114,7 +114,7 @@ def _lastEpisode(report: Report) -> tuple[float, float, list[str]] | None:
     if report["becameReady"] is None:
         return None
     losses = [
-        (loss["lost"], loss["healed"], module["name"])
+        (loss["lost"], loss["recovered"], module["name"])
         for module in report["modules"]
         for loss in module["losses"]
         if loss["lost"] >= report["becameReady"]
@@ -141,7 +141,7 @@ def _lastEvent(report: Report) -> float:
     for module in report["modules"]:
         for attempt in module["attempts"]:
             times += [attempt["begun"], attempt["ended"] or 0.0]
-        times += [loss["healed"] or loss["lost"] for loss in module["losses"]]
+        times += [loss["recovered"] or loss["lost"] for loss in module["losses"]]
         times.append(module["becameReady"] or 0.0)
     return max(times)
 
@@ -254,7 +254,7 @@ def _stretchesOf(
     for loss in module["losses"]:
         if ready is not None:
             stretches.append(("ready", ready, loss["lost"]))
-        ready = loss["healed"]
+        ready = loss["recovered"]
         stretches.append(("lost", loss["lost"], end if ready is None else ready))
     if ready is not None:
         stretches.append(("ready", ready, end))
@@ -298,10 +298,10 @@ def storyOf(module: ModuleReport) -> list[str]:
         last = module["losses"][-1]
         times = "once" if module["lossCount"] == 1 else f"{module['lossCount']} times"
         story.append(f"Lost {times}, at last {duration(last['lost'])} after the start")
-        if last["healed"] is None:
+        if last["recovered"] is None:
             story[-1] += "."
         else:
-            story[-1] += f", and ready again {duration(last['healed'])} after it."
+            story[-1] += f", and ready again {duration(last['recovered'])} after it."
     return story
 
 
