@@ -5,7 +5,6 @@ Each request has an id, which is in its response and in the log.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -35,7 +34,7 @@ from tsrv.web.responses import AsyncResource, Response, text
 from tsrv.web.site import Site
 
 from .support import Trouble
-from .websupport import Peer, answersIn, ask, logged, textsOf
+from .websupport import Peer, Rendered, answersIn, ask, logged, textsOf
 
 ID = "X-Request-ID"
 
@@ -85,45 +84,6 @@ class Speaker:
     def speak(self) -> str:
         self._log.info("I speak")
         return "spoken"
-
-
-class Speech(AsyncResource):
-    """
-    Logs before and after it asks a module.
-    """
-
-    isLeaf = True
-
-    def __init__(self, speaker: Any, log: Logger) -> None:
-        super().__init__()
-        self._speaker = speaker
-        self._log = log
-
-    async def render_GET(self, request: Request) -> Response:
-        self._log.info("asked")
-        said = await self._speaker.speak()
-        self._log.info("answered")
-        return text(said)
-
-
-class Later(AsyncResource):
-    """
-    Answers later; under C{/begun} the response has begun.
-
-    @ivar answer: The answer to the last request.
-    """
-
-    isLeaf = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answer: Deferred[Response] = Deferred()
-
-    def render_GET(self, request: Request) -> Deferred[Response]:
-        self.answer = Deferred()
-        if request.path == b"/begun":
-            request.write(b"begun")
-        return self.answer
 
 
 @pytest.mark.parametrize(
@@ -197,13 +157,10 @@ def test_every_response_has_an_id(
     Refused requests have one too, if it is known the client's.
     """
 
-    class Answers(AsyncResource):
-        isLeaf = True
-
-        def render_GET(self, request: Request) -> Response:
-            return Response(b"", b"", 304 if request.path == b"/304" else 200)
-
-    peer = Peer(Site(Answers(), clock, maxBodyBytes=10), clock)
+    answers = Rendered(
+        lambda request: Response(b"", b"", 304 if request.path == b"/304" else 200)
+    )
+    peer = Peer(Site(answers, clock, maxBodyBytes=10), clock)
     peer.send(data)
     (answer,) = answersIn(peer.received, bodies=not data.startswith(b"HEAD"))
     assert answer.status == status
@@ -240,7 +197,14 @@ def test_a_queued_call_logs_with_the_id_of_its_request(clock: Clock) -> None:
     speaker = Speaker(lines.log)
     wrapper = QueuingWrapper(speaker, clock)
     wrapper.initialize()
-    site = Site(Speech(wrapper.proxy, lines.log), clock)
+
+    async def speech(request: Request) -> Response:
+        lines.log.info("asked")
+        said = await wrapper.proxy.speak()  # type: ignore[misc]
+        lines.log.info("answered")
+        return text(said)
+
+    site = Site(Rendered(speech), clock)
     peers = [Peer(site, clock) for _ in range(2)]
     peers[0].send(request(b"r0"))
     peers[1].send(request(b"r1") + request(b"r2"))
@@ -272,19 +236,25 @@ def test_an_error_is_logged_with_the_id_of_its_request(
     The context of the code that fires the Deferred does not matter.
     """
     seen: list[str | None] = []
+    answer: Deferred[Response] = Deferred()
+
+    def render(request: Request) -> Deferred[Response]:
+        if request.path == b"/begun":
+            request.write(b"begun")
+        return answer
 
     @implementer(ILogObserver)
     class Look:
         def __call__(self, event: LogEvent) -> None:
             seen.append(currentRequestId.get())
 
-    later, look = Later(), Look()
-    peer = Peer(Site(later, clock), clock)
+    look = Look()
+    peer = Peer(Site(Rendered(render), clock), clock)
     peer.send(request(b"mine", path))
     globalLogPublisher.addObserver(look)
     try:
         with withRequestId("another"):
-            later.answer.errback(Trouble("no"))
+            answer.errback(Trouble("no"))
     finally:
         globalLogPublisher.removeObserver(look)
     assert seen == ["mine"]
@@ -299,17 +269,11 @@ def test_cancelled_work_is_logged_with_the_id_of_its_request(clock: Clock) -> No
     """
     lines = Lines()
 
-    class Waiting(AsyncResource):
-        isLeaf = True
+    def cancel(answer: Deferred[Response]) -> None:
+        lines.log.info("cancelled")
+        answer.errback(Trouble("halfway"))
 
-        def render_GET(self, request: Request) -> Deferred[Response]:
-            def cancel(answer: Deferred[Response]) -> None:
-                lines.log.info("cancelled")
-                answer.errback(Trouble("halfway"))
-
-            return Deferred(cancel)
-
-    peer = Peer(Site(Waiting(), clock), clock)
+    peer = Peer(Site(Rendered(lambda request: Deferred(cancel)), clock), clock)
     peer.send(request(b"mine"))
     with logged() as events:
         peer.leave()

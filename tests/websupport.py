@@ -27,13 +27,16 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
+from twisted.web.server import Request
 
 from tsrv.resources import KNOWN_ERRORS
+from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
 
 __all__ = [
     "Answer",
     "Peer",
+    "Rendered",
     "Served",
     "Teller",
     "Wire",
@@ -86,6 +89,21 @@ class Teller:
         answer: Deferred[str] = Deferred()
         self.answers.append(answer)
         return answer
+
+
+class Rendered(AsyncResource):
+    """
+    A resource that answers GET with a function, at every path.
+    """
+
+    isLeaf = True
+
+    def __init__(self, render: Callable[[Request], Any]) -> None:
+        super().__init__()
+        self._render = render
+
+    def render_GET(self, request: Request) -> Any:
+        return self._render(request)
 
 
 @contextmanager
