@@ -1,6 +1,5 @@
 """
-Every request that is made to a site is counted once, by names of which clients
-cannot make more.
+Every request to a site is counted once, under a bounded number of names.
 """
 
 from __future__ import annotations
@@ -15,26 +14,20 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 from twisted.web.util import DeferredResource
 
-from tsrv.web.responses import (
-    AsyncResource,
-    Response,
-    text,
-)
+from tsrv.web.responses import AsyncResource, Response, text
 from tsrv.web.site import Site
 from tsrv.web.traffic import Traffic
 
 from .support import Trouble
-from .websupport import Peer, asynchronous, logged, serving
-
-MOST = 1000
+from .websupport import Peer, Rendered, asynchronous, logged, serving
 
 
 class Pages(AsyncResource):
     """
-    A resource that answers at once, later, or not at all.
+    Answers at once, or below C{/pages/held} when the test says so.
 
-    @ivar held: What the requests under it wait for.
-    @ivar asked: Fires when the first one waits.
+    @ivar held: Fire them to answer.
+    @ivar whenHeld: Fires with the first held request.
     """
 
     isLeaf = True
@@ -42,15 +35,15 @@ class Pages(AsyncResource):
     def __init__(self) -> None:
         super().__init__()
         self.held: list[Deferred[Any]] = []
-        self.asked: Deferred[None] = Deferred()
+        self.whenHeld: Deferred[None] = Deferred()
 
     def render_GET(self, request: Request) -> Any:
         if not request.postpath:
             return text("fine")
         held: Deferred[Any] = Deferred()
         self.held.append(held)
-        if not self.asked.called:
-            self.asked.callback(None)
+        if not self.whenHeld.called:
+            self.whenHeld.callback(None)
         return held.addCallback(lambda _: text("late"))
 
     def render_POST(self, request: Request) -> Response:
@@ -75,7 +68,7 @@ class Users(AsyncResource):
 
 class Plain(Resource):
     """
-    A resource of somebody else.
+    A resource of Twisted's kind.
     """
 
     isLeaf = True
@@ -84,40 +77,38 @@ class Plain(Resource):
         return b"plain"
 
 
-class Leaver(AsyncResource):
+class Counted:
     """
-    A resource whose client leaves while it is looked for.
-    """
-
-    def __init__(self, peers: list[Peer]) -> None:
-        super().__init__()
-        self._peers = peers
-
-    def getChild(self, path: bytes, request: Request) -> Resource:
-        self._peers[0].leave()
-        return Pages()
-
-
-class Broken(AsyncResource):
-    """
-    A resource whose children cannot be found.
+    A site that counts, and a client in memory.
     """
 
-    def getChild(self, path: bytes, request: Request) -> Resource:
-        raise Trouble("Lost")
+    def __init__(self, reactor: Any, root: IResource | None = None) -> None:
+        self.traffic = Traffic(reactor)
+        self.pages = Pages()
+        self.root = AsyncResource()
+        self.root.putChild(b"pages", self.pages)
+        self.root.putChild(b"users", Users())
+        self.root.putChild(b"plain", Plain())
+        self.site = Site(
+            root or self.root, reactor, maxBodyBytes=1000, traffic=self.traffic
+        )
 
+    @property
+    def ended(self) -> dict[tuple[str, str, str], int]:
+        """
+        How many requests have ended, by route, method and status.
+        """
+        return {
+            (route, method, status): sum(histogram.counts)
+            for route, method, status, histogram in self.traffic.durations()
+        }
 
-def serve(clock: Clock) -> tuple[Traffic, Pages, AsyncResource, Site]:
-    """
-    Make a site that counts.
-    """
-    traffic = Traffic(clock)
-    root = AsyncResource()
-    pages = Pages()
-    root.putChild(b"pages", pages)
-    root.putChild(b"users", Users())
-    root.putChild(b"plain", Plain())
-    return traffic, pages, root, Site(root, clock, maxBodyBytes=MOST, traffic=traffic)
+    @property
+    def seconds(self) -> float:
+        """
+        How long the requests have taken together.
+        """
+        return sum(histogram.total for *_, histogram in self.traffic.durations())
 
 
 def req(path: bytes, method: bytes = b"GET", more: bytes = b"") -> bytes:
@@ -127,16 +118,6 @@ def req(path: bytes, method: bytes = b"GET", more: bytes = b"") -> bytes:
     return method + b" " + path + b" HTTP/1.1\r\nHost: test\r\n" + more + b"\r\n"
 
 
-def seen(traffic: Traffic) -> dict[tuple[str, str, str], int]:
-    """
-    @return: How many requests have ended, by route, method and status.
-    """
-    return {
-        (route, method, status): sum(histogram.counts)
-        for route, method, status, histogram in traffic.durations()
-    }
-
-
 @pytest.mark.parametrize(
     ("data", "ended"),
     [
@@ -144,6 +125,7 @@ def seen(traffic: Traffic) -> dict[tuple[str, str, str], int]:
         (req(b"/pages?x=1"), ("/pages", "GET", "200")),
         (req(b"/pages", b"HEAD"), ("/pages", "HEAD", "200")),
         (req(b"/pages", b"DELETE"), ("/pages", "DELETE", "405")),
+        (req(b"/pages", b"POST"), ("/pages", "POST", "500")),
         (req(b"/pages", b"BREW"), ("/pages", "OTHER", "405")),
         (req(b"/pages", b"get"), ("/pages", "OTHER", "405")),
         (req(b"/pages", b"OTHER"), ("/pages", "OTHER", "405")),
@@ -159,110 +141,66 @@ def seen(traffic: Traffic) -> dict[tuple[str, str, str], int]:
         (req(b"*", b"OPTIONS"), ("(other)", "OPTIONS", "200")),
     ],
 )
-def test_a_request_is_counted_by_what_answers_it(
-    data: bytes, ended: tuple[str, str, str], clock: Clock
+def test_a_request_is_counted_by_its_resource(
+    data: bytes,
+    ended: tuple[str, str, str],
+    clock: Clock,
+    loggedFailures: list[LogEvent],
 ) -> None:
     """
     The route is a pattern, whatever the path; the method is one of a few.
     """
-    traffic, _, _, site = serve(clock)
-    peer = Peer(site, clock)
+    counted = Counted(clock)
+    peer = Peer(counted.site, clock)
     peer.send(data * 2)
-    assert seen(traffic) == {ended: 2}
-    assert (traffic.inProgress, traffic.refusals) == (0, {})
     peer.leave()
-    assert seen(traffic) == {ended: 2}
-    assert traffic.inProgress == 0
-
-
-def test_errors_are_counted_as_what_the_client_sees(
-    clock: Clock, loggedFailures: list[LogEvent]
-) -> None:
-    """
-    An error that nobody expected is a 500, and ends the request like any other.
-    """
-    traffic, _, _, site = serve(clock)
-    peer = Peer(site, clock)
-    peer.send(req(b"/pages", b"POST"))
-    assert seen(traffic) == {("/pages", "POST", "500"): 1}
-    assert traffic.inProgress == 0
-    peer.leave()
-    loggedFailures.clear()
-
-
-def test_a_resource_that_cannot_be_found_is_counted(
-    clock: Clock, loggedFailures: list[LogEvent]
-) -> None:
-    """
-    Twisted answers where looking for a resource fails; what never began must
-    not be taken off those in progress.
-    """
-    traffic = Traffic(clock)
-    peer = Peer(Site(Broken(), clock, traffic=traffic), clock)
-    peer.send(req(b"/x"))
-    assert seen(traffic) == {("(other)", "GET", "500"): 1}
-    assert traffic.inProgress == 0
-    peer.leave()
+    assert counted.ended == {ended: 2}
+    assert (counted.traffic.inProgress, counted.traffic.refusals) == (0, {})
     loggedFailures.clear()
 
 
 def test_a_request_is_in_progress_until_it_is_answered(clock: Clock) -> None:
     """
-    The gauge is what shows that requests are held, and the histogram for how
-    long they were.
+    The duration is the time from the call of the resource to the response.
     """
-    traffic, pages, _, site = serve(clock)
-    peers = [Peer(site, clock) for _ in range(3)]
+    counted = Counted(clock)
+    held, traffic = counted.pages.held, counted.traffic
+    peers = [Peer(counted.site, clock) for _ in range(3)]
     for peer in peers:
         peer.send(req(b"/pages/held"))
-    assert (traffic.inProgress, seen(traffic)) == (3, {})
+    assert (traffic.inProgress, counted.ended) == (3, {})
     clock.advance(7)
-    pages.held[1].callback(None)
-    assert (traffic.inProgress, seen(traffic)) == (2, {("/pages", "GET", "200"): 1})
-    ((*_, histogram),) = traffic.durations()
-    assert histogram.total == 7
-    for held in (pages.held[0], pages.held[2]):
-        held.callback(None)
-    assert (traffic.inProgress, histogram.total) == (0, 21)
+    held[1].callback(None)
+    assert (traffic.inProgress, counted.seconds) == (2, 7)
+    assert counted.ended == {("/pages", "GET", "200"): 1}
+    held[0].callback(None)
+    # A client that leaves has seen no status.
+    clock.advance(3)
+    peers[2].leave()
+    assert held[2].called
+    assert (traffic.inProgress, counted.seconds) == (0, 24)
+    assert counted.ended["/pages", "GET", "gone"] == 1
     for peer in peers:
         peer.leave()
 
 
 def test_pipelined_requests_are_in_progress_one_by_one(clock: Clock) -> None:
     """
-    Of what a client sends ahead nothing has begun.
+    A pipelined request has not begun.
     """
-    traffic, pages, _, site = serve(clock)
-    peer = Peer(site, clock)
-    peer.send(req(b"/pages/held") * 3)
+    counted = Counted(clock)
+    peer = Peer(counted.site, clock)
+    peer.send(req(b"/pages/held") * 4)
     for n in range(3):
-        assert traffic.inProgress == 1
-        assert sum(seen(traffic).values()) == n
-        pages.held[n].callback(None)
-    assert traffic.inProgress == 0
-    peer.send(req(b"/pages/held") * 3)
+        assert counted.traffic.inProgress == 1
+        assert sum(counted.ended.values()) == n
+        counted.pages.held[n].callback(None)
     peer.leave()
-    assert traffic.inProgress == 0
-    assert seen(traffic) == {
+    assert counted.traffic.inProgress == 0
+    assert counted.ended == {
         ("/pages", "GET", "200"): 3,
         ("/pages", "GET", "gone"): 1,
     }
-
-
-def test_a_client_that_leaves_is_counted_as_gone(clock: Clock) -> None:
-    """
-    It has seen no status, so none is made up; and nobody is in progress for
-    ever because its client left.
-    """
-    traffic, pages, _, site = serve(clock)
-    peer = Peer(site, clock)
-    peer.send(req(b"/pages/held"))
-    clock.advance(3)
-    peer.leave()
-    assert pages.held[0].called
-    assert (traffic.inProgress, seen(traffic)) == (0, {("/pages", "GET", "gone"): 1})
-    ((*_, histogram),) = traffic.durations()
-    assert histogram.total == 3
 
 
 @pytest.mark.parametrize(
@@ -270,44 +208,57 @@ def test_a_client_that_leaves_is_counted_as_gone(clock: Clock) -> None:
 )
 def test_half_a_request_does_not_count(data: bytes, clock: Clock) -> None:
     """
-    What never was a request is not one that was answered, or one in progress.
+    It is neither answered nor in progress.
     """
-    traffic, _, _, site = serve(clock)
-    peer = Peer(site, clock)
+    counted = Counted(clock)
+    peer = Peer(counted.site, clock)
     peer.send(data)
-    assert traffic.inProgress == 0
+    assert counted.traffic.inProgress == 0
     peer.leave()
-    assert (traffic.inProgress, seen(traffic), traffic.refusals) == (0, {}, {})
+    assert counted.traffic.inProgress == 0
+    assert (counted.ended, counted.traffic.refusals) == ({}, {})
 
 
-def test_who_leaves_while_the_resource_is_looked_for_is_not_in_progress(
-    clock: Clock, loggedFailures: list[LogEvent]
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_failed_lookup_is_never_in_progress(
+    leaves: bool, clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    Nothing would ever end what begins after its connection.
+    The lookup of the resource fails, or the client leaves meanwhile.
     """
-    traffic = Traffic(clock)
     peers: list[Peer] = []
-    peers.append(Peer(Site(Leaver(peers), clock, traffic=traffic), clock))
+
+    class Lookup(AsyncResource):
+        def getChild(self, path: bytes, request: Request) -> Resource:
+            if leaves:
+                peers[0].leave()
+                return Pages()
+            raise Trouble("Lost")
+
+    counted = Counted(clock, Lookup())
+    peers.append(Peer(counted.site, clock))
     peers[0].send(req(b"/x"))
-    assert traffic.inProgress == 0
-    assert peers[0].closed
+    assert counted.traffic.inProgress == 0
+    if not leaves:
+        assert counted.ended == {("(other)", "GET", "500"): 1}
+    peers[0].leave()
+    clock.advance(0)
     loggedFailures.clear()
 
 
-def test_a_resource_that_leaves_it_to_another_is_counted_once(clock: Clock) -> None:
+def test_a_resource_that_delegates_is_counted_once(clock: Clock) -> None:
     """
-    A request that is rendered twice is one request, of the resource that
-    answers it in the end.
+    The request counts for the resource that answers it in the end.
     """
-    traffic, pages, root, site = serve(clock)
+    counted = Counted(clock)
     later: Deferred[IResource] = Deferred()
-    root.putChild(b"later", DeferredResource(later))
-    peer = Peer(site, clock)
+    counted.root.putChild(b"later", DeferredResource(later))
+    peer = Peer(counted.site, clock)
     peer.send(req(b"/later"))
-    assert traffic.inProgress == 1
-    later.callback(pages)
-    assert (traffic.inProgress, seen(traffic)) == (0, {("/pages", "GET", "200"): 1})
+    assert counted.traffic.inProgress == 1
+    later.callback(counted.pages)
+    assert counted.traffic.inProgress == 0
+    assert counted.ended == {("/pages", "GET", "200"): 1}
     peer.leave()
 
 
@@ -322,91 +273,69 @@ def test_a_resource_that_leaves_it_to_another_is_counted_once(clock: Clock) -> N
             + b"x" * 0xFFF,
             413,
         ),
-        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: test\r\n\r\n", 414),
+        (req(b"/" + b"x" * 20_000), 414),
         (req(b"/pages", b"GET", b"X: " + b"x" * 20_000 + b"\r\n"), 431),
     ],
 )
-def test_what_is_refused_is_counted_apart(
-    data: bytes, status: int, clock: Clock
-) -> None:
+def test_refusals_are_counted_apart(data: bytes, status: int, clock: Clock) -> None:
     """
-    It never reached a resource; but who is refused should be seen somewhere.
+    A refused request reaches no resource; the request before it counts as usual.
     """
-    traffic, _, _, site = serve(clock)
-    for n in (1, 2):
-        peer = Peer(site, clock)
-        peer.send(data)
-        peer.leave()
-        assert traffic.refusals == {status: n}
-    assert (traffic.inProgress, seen(traffic)) == (0, {})
-
-
-def test_a_refusal_behind_a_request_in_progress_counts_both(clock: Clock) -> None:
-    """
-    One connection can have one of each.
-    """
-    traffic, pages, _, site = serve(clock)
-    peer = Peer(site, clock)
-    peer.send(req(b"/pages/held") + b"nonsense\r\n\r\n")
-    assert (traffic.inProgress, traffic.refusals) == (1, {})
-    pages.held[0].callback(None)
-    assert (traffic.inProgress, traffic.refusals) == (0, {400: 1})
-    assert seen(traffic) == {("/pages", "GET", "200"): 1}
+    counted = Counted(clock)
+    peer = Peer(counted.site, clock)
+    peer.send(req(b"/pages/held") + data)
+    assert (counted.traffic.inProgress, counted.traffic.refusals) == (1, {})
+    counted.pages.held[0].callback(None)
+    assert (counted.traffic.inProgress, counted.traffic.refusals) == (0, {status: 1})
+    assert counted.ended == {("/pages", "GET", "200"): 1}
     peer.leave()
 
 
 @asynchronous
-async def test_a_response_that_is_broken_off_is_not_its_clients_doing(
+async def test_an_aborted_response_is_not_its_clients_doing(
     loggedFailures: list[LogEvent],
 ) -> None:
     """
-    Who looks for faults needs to know which side ended it: a resource that
-    failed in the middle, a stop that did not wait, or the client.
+    A response that fails halfway, and one that a stop aborts, count as C{aborted}.
     """
-    from twisted.internet import reactor as theReactor
+    from twisted.internet import reactor
 
-    reactor: Any = theReactor
-    traffic, pages, _, site = serve(reactor)
+    counted = Counted(reactor)
     with logged():
-        async with serving(site) as served:
+        async with serving(counted.site) as served:
             broken = await served.connect(req(b"/pages", b"PUT"))
             await broken.whenClosed()
-            assert seen(traffic) == {("/pages", "PUT", "aborted"): 1}
-            loggedFailures.clear()
             stopped = await served.connect(req(b"/pages/held"))
-            await pages.asked
-            site.abort()
+            await counted.pages.whenHeld
+            counted.site.abort()
             await stopped.whenClosed()
-            left = await served.connect(req(b"/pages"))
-            await left.whenReceived(b"fine")
-    assert traffic.inProgress == 0
-    assert seen(traffic) == {
+    assert counted.traffic.inProgress == 0
+    assert counted.ended == {
         ("/pages", "PUT", "aborted"): 1,
         ("/pages", "GET", "aborted"): 1,
-        ("/pages", "GET", "200"): 1,
     }
+    loggedFailures.clear()
 
 
-def test_methods_that_clients_make_up_are_one(clock: Clock) -> None:
+def test_invented_methods_are_one(clock: Clock) -> None:
     """
-    Each name costs memory here and in every Prometheus; a client could send as
-    many as it likes.
+    Each name costs memory here and in Prometheus.
     """
-    traffic, _, _, site = serve(clock)
-    peer = Peer(site, clock)
+    counted = Counted(clock)
+    peer = Peer(counted.site, clock)
     for n in range(100):
         peer.send(req(b"/pages", b"M%d" % n) + req(b"/%d" % n))
-    assert seen(traffic) == {
+    assert counted.ended == {
         ("/pages", "OTHER", "405"): 100,
         ("(unknown)", "GET", "404"): 100,
     }
     peer.leave()
 
 
-def test_routes_that_are_no_patterns_are_bounded(clock: Clock) -> None:
+def test_routes_are_bounded(clock: Clock) -> None:
     """
-    A resource that takes the path for its route would keep a histogram for
-    whatever clients send.
+    New routes beyond the bound are C{(other)}, should a resource use paths as
+    routes; known routes stay what they are.
     """
 
     class Careless(AsyncResource):
@@ -415,55 +344,32 @@ def test_routes_that_are_no_patterns_are_bounded(clock: Clock) -> None:
             child.route = path.decode()
             return child
 
-    traffic = Traffic(clock)
-    peer = Peer(Site(Careless(), clock, traffic=traffic), clock)
+    counted = Counted(clock, Careless())
+    peer = Peer(counted.site, clock)
     peer.send(req(b"/r0", b"BREW"))
     for n in range(2999):
         peer.send(req(b"/r%d" % n))
-    ended = seen(traffic)
-    assert len(ended) == 2001
-    assert ended["(other)", "GET", "200"] == 1000
-    # Those that are known stay what they are.
+    assert len(counted.ended) == 2001
+    assert counted.ended["(other)", "GET", "200"] == 1000
     peer.send(req(b"/r0") + req(b"/r0", b"BREW"))
-    assert seen(traffic)["r0", "GET", "200"] == 2
-    assert seen(traffic)["r0", "OTHER", "405"] == 2
+    assert counted.ended["r0", "GET", "200"] == 2
+    assert counted.ended["r0", "OTHER", "405"] == 2
     peer.leave()
 
 
-def test_two_sites_may_count_together(clock: Clock) -> None:
+def test_sites_may_share_the_counts(clock: Clock) -> None:
     """
-    A program can have one endpoint for everybody and another for operations.
+    A server may have one endpoint for everybody and another for operators; a site
+    serves any resource, and may not count at all.
     """
-    traffic, _, _, site = serve(clock)
-    other = Site(AsyncResource(), clock, traffic=traffic)
-    for each in (site, other):
+    counted = Counted(clock)
+    other = Site(Plain(), clock, traffic=counted.traffic)
+    for each in (counted.site, other, Site(Rendered(lambda _: text("fine")), clock)):
         peer = Peer(each, clock)
         peer.send(req(b"/pages"))
+        assert [answer.status for answer in peer.answers] == [200]
         peer.leave()
-    assert seen(traffic) == {
+    assert counted.ended == {
         ("/pages", "GET", "200"): 1,
-        ("(unknown)", "GET", "404"): 1,
+        ("(other)", "GET", "200"): 1,
     }
-
-
-def test_a_root_of_another_kind_is_counted(clock: Clock) -> None:
-    """
-    A site serves whatever twisted.web can, be it known by a route or not.
-    """
-    traffic = Traffic(clock)
-    peer = Peer(Site(Plain(), clock, traffic=traffic), clock)
-    peer.send(req(b"/x"))
-    assert seen(traffic) == {("(other)", "GET", "200"): 1}
-    peer.leave()
-
-
-def test_who_does_not_count_has_nothing_to_do_with_it(clock: Clock) -> None:
-    """
-    Without a Traffic requests are of the class that they have always been.
-    """
-    site = Site(AsyncResource(), clock)
-    assert not hasattr(site.requestFactory, "startTime")
-    peer = Peer(site, clock)
-    peer.send(req(b"/x"))
-    assert [answer.status for answer in peer.answers] == [404]
-    peer.leave()
