@@ -25,7 +25,7 @@ from tsrv.starting.graph import GraphError, checkGraph
 )
 def test_a_good_graph(needs: Mapping[str, Sequence[str]]) -> None:
     """
-    Modules may share what they need.
+    Modules may share needs.
     """
     checkGraph(needs)
 
@@ -52,11 +52,11 @@ def test_a_good_graph(needs: Mapping[str, Sequence[str]]) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_with_the_path(
+def test_an_error_shows_the_path(
     needs: Mapping[str, Sequence[str]], message: str
 ) -> None:
     """
-    Who has to mend it needs to know where it is.
+    The error names the modules that lead to it, and suggests a similar name.
     """
     with pytest.raises(GraphError) as raised:
         checkGraph(needs)
@@ -66,7 +66,7 @@ def test_what_is_wrong_is_said_with_the_path(
 
 def test_a_long_chain() -> None:
     """
-    A chain that is longer than the stack is deep is looked through as well.
+    A chain that is longer than the recursion limit is checked.
     """
     size = 20_000
     needs = {str(number): [str(number + 1)] for number in range(size)}
@@ -79,10 +79,9 @@ def test_a_long_chain() -> None:
 
 
 @given(st.data())
-def test_every_cycle_is_found_and_nothing_else(data: st.DataObject) -> None:
+def test_every_cycle_is_found(data: st.DataObject) -> None:
     """
-    The path of the error is really one, and where there is no error there is an
-    order in which all can be started.
+    The path of an error is a cycle; a graph without an error has an order.
     """
     size = data.draw(st.integers(1, 8))
     numbers = st.lists(st.integers(0, size - 1), max_size=3)

@@ -36,7 +36,7 @@ GONE = (State.FAILED, State.CLOSING, State.CLOSED)
 
 class Watched(Module):
     """
-    A module that looks around when something is asked of it.
+    A module that checks the program when it is initialised or closed.
     """
 
     def __init__(self, programs: Programs, name: str, immediate: bool) -> None:
@@ -60,7 +60,7 @@ class Watched(Module):
 
 class Programs(RuleBasedStateMachine):
     """
-    One program, to which things happen.
+    One program under random events.
     """
 
     def __init__(self) -> None:
@@ -177,8 +177,8 @@ class Programs(RuleBasedStateMachine):
 
     def checkStart(self, name: str) -> None:
         """
-        A module is never initialised before what it needs is ready, unless
-        somebody asks for it by hand.
+        A module is initialised when its needs are ready, unless it was initialised by
+        hand.
         """
         if name not in self.initializedByHand:
             for need in self.needs[name]:
@@ -187,7 +187,7 @@ class Programs(RuleBasedStateMachine):
 
     def checkClose(self, name: str) -> None:
         """
-        What is in use is not closed.
+        A module is closed after its dependents.
         """
         if self.startup.running or self.startup.report()["began"] is None:
             return
@@ -197,7 +197,7 @@ class Programs(RuleBasedStateMachine):
 
     def look(self, name: str) -> None:
         """
-        Whoever is told of a change sees a program that makes sense.
+        An observer sees a consistent report.
         """
         if not name and self.startup.status is Status.FAILED:
             self.failedOnce = True
@@ -208,7 +208,8 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def nothingWentWrong(self) -> None:
         """
-        What is raised where tsrv calls would be a module's failure.
+        No check failed inside a callback, where an error would count as that of a
+        module.
         """
         assert self.wrong == []
 
@@ -235,8 +236,8 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def nothingWaitsInVain(self) -> None:
         """
-        Every module is started, or waits for one that is being worked on, or is
-        skipped for one that has failed.
+        Every module is started, waits for one in progress, or is skipped for a failed
+        one.
         """
         if self.startup.status in (Status.NEW, Status.STOPPING, Status.STOPPED):
             return
@@ -255,7 +256,8 @@ class Programs(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """
-        In the end all is closed, everybody has been told, and no timer is left.
+        In the end every module is closed, every Deferred has fired, and no timer is
+        left.
         """
         stopped = resultOf(self.startup.stopService())
         for _ in range(3 * len(self.modules) + 3):

@@ -1,6 +1,5 @@
 """
-Many modules become one program: started as their needs allow, watched, reported
-on, and closed in the opposite order.
+Startup: order of start, status, reports, failures and shutdown.
 """
 
 from __future__ import annotations
@@ -133,10 +132,9 @@ def program(clock: Clock) -> Program:
 # Starting.
 
 
-def test_the_wrapper_is_there_before_anything_has_started(program: Program) -> None:
+def test_a_proxy_can_be_used_before_the_start(program: Program) -> None:
     """
-    Proxies can be handed out while the program is put together, and what is
-    called through them is held.
+    A call made before the start is queued and carried out.
     """
     wrapper = program.add("database")
     assert program.startup.wrappers == {"database": wrapper}
@@ -150,7 +148,7 @@ def test_the_wrapper_is_there_before_anything_has_started(program: Program) -> N
     program.stop()
 
 
-def test_modules_that_do_not_need_each_other_start_together(clock: Clock) -> None:
+def test_independent_modules_start_in_parallel(clock: Clock) -> None:
     """
     A hundred modules that take 0.2 s each take 0.2 s.
     """
@@ -167,9 +165,10 @@ def test_modules_that_do_not_need_each_other_start_together(clock: Clock) -> Non
     startup.stopService()
 
 
-def test_a_module_starts_when_all_that_it_needs_is_ready(program: Program) -> None:
+def test_a_module_starts_when_its_needs_are_ready(program: Program) -> None:
     """
-    Not before, and not later than that either.
+    A module is initialised as soon as all modules that it needs are ready, and not
+    before.
     """
     program.add("users", ["database", "cache"])
     program.add("database", ["configuration"])
@@ -189,9 +188,9 @@ def test_a_module_starts_when_all_that_it_needs_is_ready(program: Program) -> No
     program.stop()
 
 
-def test_what_needs_a_module_twice_needs_it_once(program: Program) -> None:
+def test_a_repeated_need_counts_once(program: Program) -> None:
     """
-    A name that stands twice in a list is waited for once.
+    A name that is listed twice in needs is waited for once.
     """
     program.add("a")
     program.add("b", ["a", "a"])
@@ -204,7 +203,7 @@ def test_what_needs_a_module_twice_needs_it_once(program: Program) -> None:
 
 def test_a_program_without_modules_is_ready(program: Program) -> None:
     """
-    There is nothing to wait for.
+    A program without modules is ready at once.
     """
     program.start()
     assert program.startup.ready
@@ -212,10 +211,9 @@ def test_a_program_without_modules_is_ready(program: Program) -> None:
     program.stop()
 
 
-def test_a_need_that_is_lost_again_is_waited_for(program: Program) -> None:
+def test_a_lost_need_is_waited_for_again(program: Program) -> None:
     """
-    What needs two modules starts when both are ready, and not when each of them
-    has been.
+    A module with two needs starts when both are ready at the same time.
     """
     program.add("a")
     program.add("b")
@@ -233,9 +231,9 @@ def test_a_need_that_is_lost_again_is_waited_for(program: Program) -> None:
     program.stop()
 
 
-def test_a_module_that_was_initialised_before(program: Program) -> None:
+def test_a_module_may_be_initialised_by_hand_before(program: Program) -> None:
     """
-    Who initialises a module by hand does not confuse what depends on it.
+    The start accepts modules that are ready, and initialises failed ones again.
     """
     early = program.add("early")
     failed = program.add("failed")
@@ -253,9 +251,9 @@ def test_a_module_that_was_initialised_before(program: Program) -> None:
     program.stop()
 
 
-def test_a_module_that_is_ready_at_once(clock: Clock) -> None:
+def test_a_module_may_be_ready_at_once(clock: Clock) -> None:
     """
-    What needs it starts in the same moment, and once.
+    Dependents of a module that needs no time start at once, and once.
     """
     starts: list[str] = []
     startup = Startup(clock)
@@ -279,10 +277,9 @@ def test_a_module_that_is_ready_at_once(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("size", [5_000])
-def test_a_long_chain_of_modules(clock: Clock, size: int) -> None:
+def test_a_chain_may_have_thousands_of_modules(clock: Clock, size: int) -> None:
     """
-    However many modules follow from one event, neither the stack nor the
-    reactor has to bear them all at once; and so for skipping and closing.
+    Starting, skipping and closing a long chain neither recurses nor blocks the reactor.
     """
 
     class Immediate:
@@ -328,11 +325,11 @@ def test_a_long_chain_of_modules(clock: Clock, size: int) -> None:
         ({"users": ["x"]}, "users → x: there is no module 'x'"),
     ],
 )
-def test_a_graph_that_cannot_be_is_an_error_before_the_start(
+def test_an_impossible_graph_is_refused(
     program: Program, needs: dict[str, list[str]], message: str
 ) -> None:
     """
-    No module has been touched when the mistake is told; it can be closed.
+    An error in the needs is raised before any module is initialised.
     """
     for name, needed in needs.items():
         program.add(name, needed)
@@ -353,7 +350,7 @@ def test_a_graph_that_cannot_be_is_an_error_before_the_start(
 
 def test_a_name_is_used_once(program: Program) -> None:
     """
-    Of two modules of one name, nobody would know which one is meant.
+    Adding a second module with the same name is an error.
     """
     program.add("database")
     with pytest.raises(GraphError) as raised:
@@ -364,7 +361,7 @@ def test_a_name_is_used_once(program: Program) -> None:
 
 def test_nothing_is_added_after_the_start(program: Program) -> None:
     """
-    It would never be started.
+    Adding a module after the start is an error.
     """
     program.start()
     with pytest.raises(RuntimeError, match="'late' was added after the start-up began"):
@@ -373,17 +370,17 @@ def test_nothing_is_added_after_the_start(program: Program) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", " a", "a\n", "a\0b", "\x1b[31mred"])
-def test_a_name_is_something_that_can_be_shown(program: Program, name: str) -> None:
+def test_a_name_must_be_printable(program: Program, name: str) -> None:
     """
-    Names go into logs and pages.
+    An empty name, and a name with spaces around it or control characters, is refused.
     """
     with pytest.raises(ValueError, match="is not a name for a module"):
         program.add(name)
 
 
-def test_needs_are_names(program: Program) -> None:
+def test_needs_must_be_a_collection(program: Program) -> None:
     """
-    A string in place of a list would be taken for a list of letters.
+    A string in place of a collection of names is refused.
     """
     with pytest.raises(TypeError, match="needs must be a collection of names"):
         program.add("a", "configuration")
@@ -400,12 +397,11 @@ def test_needs_are_names(program: Program) -> None:
         ({"close": "version"}, TypeError, "must be callable"),
     ],
 )
-def test_an_option_that_is_none_is_refused(
+def test_an_invalid_option_is_refused(
     clock: Clock, options: dict[str, Any], error: type[Exception], about: str
 ) -> None:
     """
-    A mistake in the options is found where it was made, and leaves nothing
-    half added.
+    An invalid option is an error of add(), which then adds nothing.
     """
     startup = Startup(clock)
     with pytest.raises(error, match=about):
@@ -415,7 +411,7 @@ def test_an_option_that_is_none_is_refused(
 
 def test_a_program_is_started_once(program: Program) -> None:
     """
-    Its modules are closed for good, so it says so instead of hanging.
+    Starting a program again is an error, also after it was stopped.
     """
     program.start()
     with pytest.raises(RuntimeError, match="started only once"):
@@ -428,9 +424,9 @@ def test_a_program_is_started_once(program: Program) -> None:
 # Time limits and retries.
 
 
-def test_a_module_is_retried_as_its_wrapper_says(program: Program) -> None:
+def test_a_failed_attempt_is_retried(program: Program) -> None:
     """
-    A failure that passes delays the program, and that is all.
+    A failed attempt delays the program, which becomes ready after a retry.
     """
     program.add("database")
     program.add("users", ["database"])
@@ -445,9 +441,9 @@ def test_a_module_is_retried_as_its_wrapper_says(program: Program) -> None:
     program.stop()
 
 
-def test_the_time_limit_begins_when_the_needs_are_met(program: Program) -> None:
+def test_the_timeout_begins_when_the_needs_are_ready(program: Program) -> None:
     """
-    A module is not blamed for what it had to wait for.
+    The timeout of a module does not count the time that its needs take.
     """
     program.add("configuration")
     wrapper = program.add("database", ["configuration"], timeout=20)
@@ -470,9 +466,9 @@ def test_the_time_limit_begins_when_the_needs_are_met(program: Program) -> None:
     program.stop()
 
 
-def test_a_module_that_never_answers_runs_out_of_time(program: Program) -> None:
+def test_a_module_that_hangs_times_out(program: Program) -> None:
     """
-    The attempt is given up, and the reason is the time alone.
+    The attempt is cancelled, and queued calls fail with the timeout as their cause.
     """
     wrapper = program.add("database", timeout=20)
     answer = resultOf(wrapper.proxy.read(1))
@@ -484,10 +480,9 @@ def test_a_module_that_never_answers_runs_out_of_time(program: Program) -> None:
     program.stop()
 
 
-def test_the_time_limit_ends_with_readiness(program: Program) -> None:
+def test_the_timeout_ends_when_the_module_is_ready(program: Program) -> None:
     """
-    What was ready in time and is lost later has no time limit: its wrapper
-    retries.
+    A loss after the module was ready is retried without a time limit.
     """
     program.add("database", timeout=20)
     program.start()
@@ -502,12 +497,12 @@ def test_the_time_limit_ends_with_readiness(program: Program) -> None:
 # Failures.
 
 
-def test_an_optional_module_that_failed_leaves_the_program_degraded(
+def test_a_failed_optional_module_degrades_the_program(
     program: Program,
 ) -> None:
     """
-    The program does what it can, what needs the module is skipped, and who
-    calls that is told at once, and why.
+    The program stays ready, dependents of the module are skipped, and calls to them
+    fail with the reason.
     """
     cache = program.add("cache", required=False)
     warmer = program.add("warmer", ["cache"], required=False)
@@ -547,11 +542,11 @@ def test_an_optional_module_that_failed_leaves_the_program_degraded(
     assert program.closing == {"cache", "database"}
 
 
-def test_a_required_module_that_failed_takes_the_program_down(
+def test_a_failed_required_module_stops_the_program(
     program: Program,
 ) -> None:
     """
-    The program ends with exit status 1, and the log names the module.
+    The exit status is 1, and the log names the module.
     """
     program.add("database")
     program.add("users", ["database"])
@@ -575,9 +570,9 @@ def test_a_required_module_that_failed_takes_the_program_down(
     program.stop()
 
 
-def test_the_program_ends_once(program: Program) -> None:
+def test_a_program_is_stopped_once(program: Program) -> None:
     """
-    What fails while the program goes down is told, but is not another end.
+    A second failure does not stop the program again.
     """
     program.add("a")
     program.add("b")
@@ -590,9 +585,10 @@ def test_the_program_ends_once(program: Program) -> None:
     program.stop()
 
 
-def test_a_program_that_is_told_to_stays_up(clock: Clock) -> None:
+def test_stayUp_keeps_a_failed_program_running(clock: Clock) -> None:
     """
-    It can be asked then what is wrong, and mended by hand.
+    With stayUp a failed module can be initialised by hand, and its skipped dependents
+    start afterwards.
     """
     program = Program(clock, stayUp=True)
     wrapper = program.add("database")
@@ -616,9 +612,9 @@ def test_a_program_that_is_told_to_stays_up(clock: Clock) -> None:
     program.stop()
 
 
-def test_what_was_skipped_may_fail_by_itself(clock: Clock) -> None:
+def test_a_skipped_module_may_fail_later(clock: Clock) -> None:
     """
-    Then that is the reason, and not any more what it once needed.
+    A module that was skipped and started later reports its own failure.
     """
     program = Program(clock, stayUp=True)
     wrapper = program.add("database")
@@ -632,11 +628,11 @@ def test_what_was_skipped_may_fail_by_itself(clock: Clock) -> None:
     program.stop()
 
 
-def test_a_required_module_cannot_do_without_an_optional_one_it_needs(
+def test_a_need_of_a_required_module_is_required(
     program: Program,
 ) -> None:
     """
-    Who needs something that is optional makes it as required as itself.
+    The failure of an optional module fails a required module that needs it.
     """
     program.add("cache", required=False)
     program.add("users", ["cache"])
@@ -650,9 +646,10 @@ def test_a_required_module_cannot_do_without_an_optional_one_it_needs(
     program.stop()
 
 
-def test_a_module_that_is_closed_by_hand_is_gone(program: Program) -> None:
+def test_a_module_closed_by_hand_counts_as_failed(program: Program) -> None:
     """
-    It will not come back; what has not begun because of it never will.
+    Dependents of a closed module are skipped, and a closed required module stops the
+    program.
     """
     wrapper = program.add("a")
     program.add("b", ["a"], required=False)
@@ -668,9 +665,9 @@ def test_a_module_that_is_closed_by_hand_is_gone(program: Program) -> None:
     program.stop()
 
 
-def test_a_skipped_module_that_somebody_initialised(program: Program) -> None:
+def test_a_module_initialised_by_hand_is_not_skipped(program: Program) -> None:
     """
-    What is being initialised already is not stopped because of what it needs.
+    An initialisation in progress goes on when a need of the module fails.
     """
     program.add("cache", required=False)
     wrapper = program.add("warmer", ["cache"], required=False)
@@ -686,12 +683,11 @@ def test_a_skipped_module_that_somebody_initialised(program: Program) -> None:
 # Losses.
 
 
-def test_a_loss_makes_the_program_unready_until_it_has_healed(
+def test_a_loss_makes_the_program_unready_until_it_recovers(
     program: Program,
 ) -> None:
     """
-    What depends on the lost module is not restarted: it goes on with the same
-    proxy.
+    Dependents of a lost module are not initialised again; they keep its proxy.
     """
     program.add("database")
     program.add("users", ["database"])
@@ -721,7 +717,7 @@ def test_a_loss_makes_the_program_unready_until_it_has_healed(
 
 def test_the_loss_of_an_optional_module_degrades(program: Program) -> None:
     """
-    And its return makes the program whole again.
+    A program is degraded while an optional module is not ready.
     """
     program.add("cache", required=False)
     program.start()
@@ -736,9 +732,9 @@ def test_the_loss_of_an_optional_module_degrades(program: Program) -> None:
     program.stop()
 
 
-def test_a_required_module_that_is_lost_for_good(program: Program) -> None:
+def test_a_required_module_may_fail_after_a_loss(program: Program) -> None:
     """
-    When nobody tries any more, the program has failed, however long it ran.
+    A fatal error after a loss stops the program, however long it ran.
     """
     program.add("database")
     program.start()
@@ -756,8 +752,8 @@ def test_a_required_module_that_is_lost_for_good(program: Program) -> None:
 
 def test_modules_are_closed_in_reverse_order(program: Program) -> None:
     """
-    A module is closed when nothing is left that needs it, and those that have
-    nothing to do with each other are closed at the same time.
+    A module is closed when its dependents are closed; independent modules are closed in
+    parallel.
     """
     program.add("configuration")
     program.add("database", ["configuration"])
@@ -779,12 +775,12 @@ def test_modules_are_closed_in_reverse_order(program: Program) -> None:
     assert set(program.statusOf.values()) == {"closed"}
 
 
-def test_a_close_that_fails_or_hangs_does_not_keep_the_others(
+def test_an_error_of_closing_stops_no_other_module(
     program: Program,
 ) -> None:
     """
-    Every module is closed, within the time limit of each, and every error is
-    reported: in the log, to who waits, and in the report.
+    Every module is closed within its time limit; every error is in the log, the report
+    and the exception group.
     """
     for name, needs in (("a", []), ("b", ["a"]), ("c", ["b"]), ("d", ["c"])):
         program.add(name, needs, closeTimeout=5)
@@ -819,8 +815,8 @@ def test_a_close_that_fails_or_hangs_does_not_keep_the_others(
 
 def test_stopping_during_the_start(program: Program) -> None:
     """
-    What is in progress is given up, what has begun is closed, what has not
-    begun never does, and who waits is told.
+    Stopping cancels attempts, ends queued calls and waiters with Closed, and starts no
+    further module.
     """
     program.add("configuration")
     program.add("database", ["configuration"], timeout=20)
@@ -839,9 +835,9 @@ def test_stopping_during_the_start(program: Program) -> None:
     assert isinstance(resultOf(program.startup.whenReady()).error, Closed)
 
 
-def test_stopping_while_a_module_is_retried(program: Program) -> None:
+def test_stopping_cancels_a_retry(program: Program) -> None:
     """
-    No timer is left.
+    Stopping between two attempts leaves no timer.
     """
     program.add("database", timeout=20)
     program.start()
@@ -850,9 +846,9 @@ def test_stopping_while_a_module_is_retried(program: Program) -> None:
     assert program.closing == {"database"}
 
 
-def test_no_time_limit_ends_while_stopping(program: Program) -> None:
+def test_stopping_cancels_the_timeouts(program: Program) -> None:
     """
-    A module that is going to be closed cannot be late any more.
+    No module times out while the program is stopping.
     """
     slow = program.add("slow", timeout=5)
     user = program.add("user", ["slow"])
@@ -871,7 +867,7 @@ def test_no_time_limit_ends_while_stopping(program: Program) -> None:
 
 def test_stopping_before_the_start(program: Program) -> None:
     """
-    What was called through the proxies ends, and no module is touched.
+    Stopping a program that was not started ends queued calls and touches no module.
     """
     wrapper = program.add("a")
     program.add("b", ["a"])
@@ -885,7 +881,7 @@ def test_stopping_before_the_start(program: Program) -> None:
 
 def test_stopping_twice(program: Program) -> None:
     """
-    A second stop joins the first; who gives up waiting disturbs nobody.
+    A second stop joins the first; cancelling one Deferred affects no other.
     """
     program.add("a")
     program.start()
@@ -900,10 +896,9 @@ def test_stopping_twice(program: Program) -> None:
     assert resultOf(program.startup.stopService()).value is None
 
 
-def test_a_stop_is_announced(program: Program) -> None:
+def test_an_announced_stop_lets_calls_finish(program: Program) -> None:
     """
-    Who asks is told not to come any more, while what has been begun is still
-    brought to its end.
+    After announceStop() the program is not ready, and its modules keep working.
     """
     program.add("a")
     users = program.add("b", ["a"])
@@ -923,9 +918,9 @@ def test_a_stop_is_announced(program: Program) -> None:
     program.stop()
 
 
-def test_what_fails_after_the_announcement_is_no_other_end(program: Program) -> None:
+def test_a_failure_after_the_announcement_changes_nothing(program: Program) -> None:
     """
-    The program is stopping already, with the status that is right for that.
+    A program that is stopping is not stopped with status 1.
     """
     program.add("a")
     program.start()
@@ -936,9 +931,9 @@ def test_what_fails_after_the_announcement_is_no_other_end(program: Program) -> 
     program.stop()
 
 
-def test_stopping_at_once_when_a_required_module_fails(clock: Clock) -> None:
+def test_stopProgram_may_stop_the_program_at_once(clock: Clock) -> None:
     """
-    Who ends the program may do so then and there.
+    The callable that stops the program may call stopService() itself.
     """
     stopped: list[Any] = []
 
@@ -959,9 +954,9 @@ def test_stopping_at_once_when_a_required_module_fails(clock: Clock) -> None:
     assert stopped == [None]
 
 
-def test_stopping_when_ready(program: Program) -> None:
+def test_a_callback_of_whenReady_may_stop_the_program(program: Program) -> None:
     """
-    A program that has only been waited for may be stopped from there.
+    stopService() works from a callback of whenReady().
     """
     program.add("a")
     program.startup.whenReady().addCallback(lambda _: program.startup.stopService())
@@ -974,9 +969,9 @@ def test_stopping_when_ready(program: Program) -> None:
 # Who waits and who watches.
 
 
-def test_who_waits_may_give_up(program: Program) -> None:
+def test_cancelling_one_waiter_affects_no_other(program: Program) -> None:
     """
-    Nobody else notices.
+    The other Deferreds of whenReady() still fire.
     """
     program.add("a")
     program.start()
@@ -989,9 +984,10 @@ def test_who_waits_may_give_up(program: Program) -> None:
     program.stop()
 
 
-def test_observers(program: Program) -> None:
+def test_observers_are_notified_of_every_change(program: Program) -> None:
     """
-    Who shows what goes on need not ask all the time.
+    An observer sees each status of a module and of the program once; registering it
+    twice has no effect.
     """
     told: list[tuple[str, str]] = []
 
@@ -1020,11 +1016,11 @@ def test_observers(program: Program) -> None:
     assert told == []
 
 
-def test_an_observer_that_fails(
+def test_an_error_of_an_observer_is_logged(
     program: Program, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    It is logged, and nothing else comes of it.
+    An observer that raises does not disturb the program.
     """
 
     def observe(name: str) -> None:
@@ -1045,10 +1041,9 @@ def test_an_observer_that_fails(
 # Reports.
 
 
-def test_the_report(program: Program) -> None:
+def test_the_report_has_the_history(program: Program) -> None:
     """
-    It tells what has been: when each module began, was tried, became ready and
-    was lost, and what it waited for.
+    The report has times, attempts, errors and losses of every module, as JSON.
     """
     program.add("configuration")
     program.add("database", ["configuration"])
@@ -1116,10 +1111,9 @@ def test_the_report(program: Program) -> None:
         program.startup.reportModule("nonsense")
 
 
-def test_every_reason(program: Program) -> None:
+def test_a_reason_never_has_the_message_of_an_error(program: Program) -> None:
     """
-    Whatever keeps a module from being ready is said in a few words, and never
-    in those of an error, which may tell too much.
+    The reason why a module is not ready names types of errors alone.
     """
 
     def reason(name: str) -> str | None:
@@ -1151,8 +1145,7 @@ def test_every_reason(program: Program) -> None:
 
 def test_the_critical_path(program: Program) -> None:
     """
-    It is the chain that decided how long the whole took, and nothing optional
-    is in it that nothing required waited for.
+    The critical path is the chain of modules that decided when the program was ready.
     """
     program.add("configuration")
     program.add("database", ["configuration"])
@@ -1176,7 +1169,7 @@ def test_the_critical_path(program: Program) -> None:
 
 def test_the_table_is_logged_once(program: Program) -> None:
     """
-    Whoever reads the log sees how the start went, and what it waited for.
+    The table of the start-up is logged when the program is ready first.
     """
     program.add("configuration")
     program.add("database", ["configuration"])
@@ -1207,9 +1200,9 @@ def test_the_table_is_logged_once(program: Program) -> None:
     program.stop()
 
 
-def test_a_table_before_the_end(program: Program) -> None:
+def test_a_table_can_be_made_during_the_start(program: Program) -> None:
     """
-    Who asks while the start goes on sees how far it is.
+    Modules that are not ready have no time of readiness in the table.
     """
     program.add("configuration")
     program.add("database", ["configuration"])
@@ -1227,9 +1220,9 @@ def test_a_table_before_the_end(program: Program) -> None:
     program.stop()
 
 
-def test_what_is_missing(program: Program) -> None:
+def test_missing_lists_required_modules(program: Program) -> None:
     """
-    Only what the program cannot do without is missing.
+    missing() lists required modules that are not ready.
     """
     program.add("a")
     program.add("b", required=False)
@@ -1241,10 +1234,9 @@ def test_what_is_missing(program: Program) -> None:
     program.stop()
 
 
-def test_a_table_of_many_modules_is_short(clock: Clock) -> None:
+def test_a_table_can_be_limited(clock: Clock) -> None:
     """
-    A log is not the place for ten thousand lines: those that matter come
-    first.
+    A limited table keeps the critical path, unready and slow modules.
     """
     startup = Startup(clock)
     for number in range(60):
@@ -1302,8 +1294,8 @@ class Fake:
 @pytest.mark.parametrize("real", [Real, partial(Real), impossible])
 def test_a_replaced_module_is_never_made(clock: Clock, real: Any) -> None:
     """
-    A test has a fake in place of what would need a network, and nothing else
-    of the program is different. A fake need not be initialised.
+    The factory of a replaced module is not called, and a fake without initialize() is
+    ready at once.
     """
     startup = Startup(clock, replacements={"client": Fake()})
     wrapper = startup.add("client", real, initialize=impossible)
@@ -1318,10 +1310,10 @@ def test_a_replaced_module_is_never_made(clock: Clock, real: Any) -> None:
     assert stopped.value is None
 
 
-def test_a_fake_that_has_something_to_initialise(clock: Clock) -> None:
+def test_a_fake_may_be_initialised(clock: Clock) -> None:
     """
-    It is treated as the module that it is; and where the real one's methods
-    were named, so are its own.
+    A fake with initialize() is initialised; methods named by strings are those of the
+    fake.
     """
     fakes = {"a": Module(), "b": Module()}
     startup = Startup(clock, replacements=fakes)
@@ -1337,9 +1329,9 @@ def test_a_fake_that_has_something_to_initialise(clock: Clock) -> None:
     fakes["b"].closings[0].callback(None)
 
 
-def test_a_replacement_for_nothing(clock: Clock) -> None:
+def test_an_unused_replacement_is_refused(clock: Clock) -> None:
     """
-    A misspelt name in a test would let the real module run.
+    A replacement for a module that was never added is an error at the start.
     """
     startup = Startup(clock, replacements={"databse": Fake()})
     startup.add("database", Module())
@@ -1347,10 +1339,9 @@ def test_a_replacement_for_nothing(clock: Clock) -> None:
         startup.startService()
 
 
-def test_what_makes_a_module(clock: Clock) -> None:
+def test_a_factory_makes_the_module(clock: Clock) -> None:
     """
-    A class or a function in place of a module is called, once, and its methods
-    can be named.
+    A factory is called once, and its module's methods can be named.
     """
     made: list[Client] = []
 
@@ -1378,9 +1369,9 @@ def test_what_makes_a_module(clock: Clock) -> None:
     assert isinstance(stopped.error, ExceptionGroup)
 
 
-def test_errors_of_modules_name_them(program: Program) -> None:
+def test_errors_name_the_module(program: Program) -> None:
     """
-    Of two modules of one type, the log and the errors say which one is meant.
+    Errors and log lines have the name of the module, not its type.
     """
     primary = program.add("primary", limit=0)
     program.add("secondary")
@@ -1413,9 +1404,9 @@ class Noted(AsyncModule):
         return self.said
 
 
-def test_a_module_may_have_something_to_say_although_it_is_ready(clock: Clock) -> None:
+def test_a_ready_module_may_have_a_note(clock: Clock) -> None:
     """
-    Who looks at the report learns that what works is not as it should be.
+    The report shows the note of a ready module in one short line.
     """
     startup = Startup(clock)
     module = Noted(clock, 1.0)
@@ -1437,10 +1428,9 @@ def test_a_module_may_have_something_to_say_although_it_is_ready(clock: Clock) -
     startup.stopService()
 
 
-def test_what_is_ready_already_is_not_overdue(program: Program) -> None:
+def test_a_module_initialised_by_hand_does_not_time_out(program: Program) -> None:
     """
-    Who has initialised a module by hand, before those that it needs were ready,
-    has it ready when its time begins.
+    The timeout does not begin for a module that is ready before its needs.
     """
     program.add("first")
     wrapper = program.add("second", needs=["first"], timeout=5)
