@@ -1,30 +1,23 @@
 """
-The session of a request: what a resource does to it is there at the next one,
-and nowhere else.
+The session of a request: what a resource does to it is there at the next request.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-from treq.testing import StubTreq
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    fail,
-    gatherResults,
-    succeed,
-)
-from twisted.internet.error import ConnectionDone
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
-from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import Site as TwistedSite
 
+from tsrv import QueuingWrapper
 from tsrv.sessions import (
     Changes,
     Cookies,
@@ -36,18 +29,17 @@ from tsrv.sessions import (
     Sessions,
     SessionsUnavailable,
     keyOf,
+    makeIdentifier,
 )
-from tsrv.web.responses import (
-    AsyncResource,
-    Response,
-    text,
-)
-from tsrv.wrapper import QueuingWrapper
+from tsrv.sessions.shared import RetiredIdentifiers
+from tsrv.web.responses import AsyncResource, Response
+from tsrv.web.site import Site
 
-from .exchanges import exchange
-from .support import Trouble, resultOf
-from .visitors import Do, Visitor
+from .support import Result, Trouble, resultOf
+from .visitors import Do, LaterStore, Shopper, cookiesFor
 from .websupport import logged, textsOf
+
+UNAVAILABLE = SessionsUnavailable("not now", 2)
 
 
 class Page(AsyncResource):
@@ -60,622 +52,443 @@ class Page(AsyncResource):
     def __init__(self, sessions: Sessions) -> None:
         super().__init__()
         self._sessions = sessions
-        self.do: Do = lambda session: None
+        self.do: Do = dict
         self.headers: list[tuple[bytes, bytes]] = []
-        self.session: Session | None = None
 
-    def render_GET(self, request: Request) -> Deferred[Response]:
-        return Deferred.fromCoroutine(self._get(request))
-
-    async def _get(self, request: Request) -> Response:
-        session = self.session = await self._sessions.get(request)
-        result = self.do(session)
+    async def render_GET(self, request: Request) -> Response:
+        do = self.do
+        session = await self._sessions.get(request)
+        result = do(session)
         if isinstance(result, Deferred):
             result = await result
         body = json.dumps(result).encode()
         return Response(body, b"application/json", headers=self.headers)
 
 
-class Bench:
+class Plain(Resource):
     """
-    A site with sessions, and its visitors.
+    A resource as anybody writes one, which writes 11 bytes.
     """
 
-    def __init__(self, **options: Any) -> None:
+    isLeaf = True
+
+    def __init__(self, sessions: Sessions) -> None:
+        super().__init__()
+        self._sessions = sessions
+        self.do: Callable[[Request, Session], object]
+
+    def render_GET(self, request: Request) -> int:
+        request.setHeader(b"Content-Length", b"11")
+        found = self._sessions.get(request)
+        found.addCallback(partial(self.do, request))
+        found.addErrback(request.processingFailed)
+        return NOT_DONE_YET
+
+
+class Place:
+    """
+    Two sites with the same sessions: one of tsrv, one of Twisted.
+    """
+
+    def __init__(self, quota: Quota | None = None, store: Any = None) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
-        self.limits = Limits(idle=100, absolute=1000)
-        self.store = MemorySessionStore(self.clock, self.limits)
-        self.store.initialize()
-        self.page = self.pageFor(self.store, **options)
+        self.memory = MemorySessionStore(self.clock, Limits(idle=100, absolute=1000))
+        self.memory.initialize()
+        self.store = LaterStore(store or self.memory)
+        cookies = cookiesFor(self.clock)
+        later: Any = self.store
+        self.sessions = Sessions(self.clock, later, cookies, quota=quota)
+        self.page, self.plain = Page(self.sessions), Plain(self.sessions)
+        self.site = Site(self.page, self.clock)
+        self.plainSite: Any = TwistedSite(self.plain, timeout=None, reactor=self.clock)
 
-    def pageFor(self, store: Any, **options: Any) -> Page:
+    def visitor(self, cookie: str | None = None) -> Shopper:
         """
-        @return: A page on another store.
+        @return: A browser.
         """
-        cookies = Cookies(self.clock)
-        return Page(Sessions(self.clock, store, cookies, limits=self.limits, **options))
+        visitor = Shopper(self.site, self.clock)
+        visitor.cookie = cookie
+        return visitor
 
-    def visitor(self, page: Resource | None = None) -> Visitor:
+    def returning(self, **members: Any) -> Shopper:
         """
-        @return: Somebody who was never here.
+        @return: A browser whose session has members.
         """
-        return Visitor(self.page if page is None else page)
+        visitor = self.visitor()
+        visitor.do(put(**members))
+        return visitor
 
     def count(self) -> Any:
         """
-        @return: How many sessions are stored.
+        @return: The number of stored sessions.
         """
-        return resultOf(self.store.length()).value
+        return resultOf(self.memory.length()).value
+
+    def fire(self) -> None:
+        """
+        Let the store do what waits.
+        """
+        self.store.late.clear()
+        for each in self.store.waiting:
+            if not each.called:
+                each.callback(None)
+
+    def close(self) -> None:
+        """
+        Leave nothing behind.
+        """
+        self.memory.close()
+        self.clock.advance(0)
+        assert self.clock.getDelayedCalls() == []
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
+def place() -> Iterator[Place]:
     """
-    A site; nothing is left of it.
+    A place without a quota.
     """
-    bench = Bench()
-    yield bench
-    bench.store.close()
-    assert bench.clock.getDelayedCalls() == []
+    place = Place()
+    yield place
+    place.close()
 
 
 def put(**members: Any) -> Do:
     """
-    @return: What puts something into a session.
+    @return: A function that assigns members.
     """
     return lambda session: session.update(members)
 
 
-def show(session: Session) -> Any:
+def count(session: Session) -> Deferred[int | float]:
     """
-    What is in it.
+    Add 1 to the member C{n}.
     """
-    return dict(session)
+    return session.add("n")
+
+
+def both(first: Do, second: Do) -> Do:
+    """
+    @return: A function that does one thing, then another.
+    """
+    return lambda session: (first(session), second(session))[1]
+
+
+destroy: Do = Session.destroy
+
+regenerate: Do = Session.regenerate
+
+
+class Slow:
+    """
+    Something that is done to a session by a request that then takes a while.
+    """
+
+    def __init__(self, do: Do) -> None:
+        self._do = do
+        self.waiting: list[Deferred[Any]] = []
+
+    def __call__(self, session: Session) -> Deferred[Any]:
+        self._do(session)
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+    def fire(self) -> None:
+        """
+        Let the requests end.
+        """
+        for each in self.waiting:
+            each.callback(None)
 
 
 # What is there at the next request.
 
 
-def test_what_was_put_into_it_is_there_the_next_time(bench: Bench) -> None:
+def test_a_session_is_there_at_the_next_request(place: Place) -> None:
     """
-    That is what a session is.
+    A visitor finds what was assigned, and nobody else does.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(name="Ada", roles=["a"]))
-    assert visitor.cookie is not None
-    assert visitor.says(show) == {"name": "Ada", "roles": ["a"]}
-    assert bench.visitor().says(show) == {}
+    visitor = place.returning(name="Ada", roles=["a"])
+    assert visitor.says(dict) == {"name": "Ada", "roles": ["a"]}
+    assert place.visitor().says(dict) == {}
 
 
-def test_what_is_changed_deep_inside_is_a_change_too(bench: Bench) -> None:
+def test_changes_deep_inside_a_value_are_saved(place: Place) -> None:
     """
-    Nobody remembers to assign a list again that he has appended to.
+    A list or a dictionary in a session may be changed in place.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(a={"b": [1]}))
-    visitor.ask(lambda session: session["a"]["b"].append(2))
-    assert visitor.says(show) == {"a": {"b": [1, 2]}}
-    visitor.ask(lambda session: session.pop("a"))
-    assert visitor.says(show) == {}
+    visitor = place.returning(a={"b": [1]})
+    visitor.do(lambda session: session["a"]["b"].append(2))
+    assert visitor.says(dict) == {"a": {"b": [1, 2]}}
+    visitor.do(lambda session: session.pop("a"))
+    assert visitor.says(dict) == {}
 
 
-def test_nothing_is_kept_for_who_has_stored_nothing(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "do", [dict, destroy, lambda session: session.update(a=1) or session.clear()]
+)
+def test_an_empty_session_is_not_stored(place: Place, do: Do) -> None:
     """
-    A row and a cookie for each crawler would be what fills the disk; and a cookie
-    asks for consent.
+    Empty sessions are not stored and set no cookie.
     """
-    for do in (show, lambda session: None, lambda s: s.update(a=1) or s.clear()):
-        answer = bench.visitor().ask(do)
-        assert "set-cookie" not in answer.headers
-        assert "cache-control" not in answer.headers
-        assert answer.headers["vary"] == "Cookie"
-    assert bench.count() == 0
+    answer = place.visitor().do(do)
+    assert "set-cookie" not in answer.headers
+    assert "cache-control" not in answer.headers
+    assert answer.headers["vary"] == "Cookie"
+    assert place.count() == 0
 
 
-def test_a_cookie_is_sent_once(bench: Bench) -> None:
+def test_a_cookie_is_sent_once(place: Place) -> None:
     """
-    With the flags that keep it from others; and what is in the page is nobody
-    else's.
+    The cookie is sent when the session is created; no page of it is cached.
     """
-    visitor = bench.visitor()
-    first = visitor.ask(put(a=1))
+    visitor = place.visitor()
+    first = visitor.do(put(a=1))
     flags = {flag.strip() for flag in visitor.attributes.split(";") if flag}
     assert flags == {"Path=/", "Secure", "HttpOnly", "SameSite=Lax"}
-    assert first.headers["cache-control"] == "no-store"
-    second = visitor.ask(put(a=2))
+    second = visitor.do(put(a=2))
     assert "set-cookie" not in second.headers
-    assert second.headers["cache-control"] == "no-store"
-    bench.page.headers = [(b"Cache-Control", b"private, max-age=1")]
-    third = visitor.ask(show)
-    assert third.headers["cache-control"] == "private, max-age=1"
+    for answer in (first, second):
+        assert answer.headers["cache-control"] == "no-store"
+    place.page.headers = [(b"Cache-Control", b"private, max-age=1")]
+    assert visitor.do(dict).headers["cache-control"] == "private, max-age=1"
 
 
-def test_what_is_stored_is_not_the_identifier(bench: Bench) -> None:
+def test_other_cookies_of_a_page_are_kept(place: Place) -> None:
     """
-    Nor is it in what a log or a page would show of it.
+    A resource may set cookies as a header, too.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
+    place.page.headers = [(b"Set-Cookie", b"theme=dark")]
+    answer = place.visitor().do(put(a=1))
+    assert answer.headers["set-cookie"].startswith("theme=dark, __Host-session=")
+
+
+def test_the_store_does_not_know_the_identifier(place: Place) -> None:
+    """
+    The store has the hash of an identifier, and no log shows the data.
+    """
+    visitor = place.returning(a="secret")
     assert visitor.cookie is not None
-    ((key, _),) = resultOf(bench.store.all()).value
+    ((key, _),) = resultOf(place.memory.all()).value
     assert key == keyOf(visitor.cookie)
-    session = bench.page.session
-    assert session is not None
-    assert visitor.cookie not in repr(session) + json.dumps(session.public())
-    shown = visitor.says(lambda session: session.public())
-    assert shown["data"] == {"a": 1}
-    assert shown["isNew"] is False
-    assert shown["expires"] - shown["created"] == 100
+    assert visitor.says(repr) == "<Session of 1 members>"
 
 
-def test_an_identifier_that_nobody_has_given_out_is_not_taken(bench: Bench) -> None:
+def test_an_unknown_identifier_is_never_adopted(place: Place) -> None:
     """
-    Else an attacker could give a visitor one that he knows.
+    An attacker cannot give a visitor an identifier that he knows.
     """
-    visitor = bench.visitor()
-    visitor.cookie = "A" * 43
-    assert "set-cookie" not in visitor.ask(show).headers
-    visitor.ask(put(a=1))
-    assert visitor.cookie not in (None, "A" * 43)
-    assert bench.count() == 1
+    planted = makeIdentifier()
+    visitor = place.visitor(planted)
+    assert "set-cookie" not in visitor.do(dict).headers
+    visitor.do(put(a=1))
+    assert visitor.cookie not in (None, planted)
+    assert place.count() == 1
 
 
-def test_a_session_is_asked_for_as_often_as_one_likes(bench: Bench) -> None:
+def test_the_name_of_a_member_is_a_string(place: Place) -> None:
     """
-    Several parts of a page may need it; it is one, and is loaded once.
-    """
-    asked: list[str] = []
-    get = bench.store.get
-
-    def counted(identifier: str) -> Any:
-        asked.append(identifier)
-        return get(identifier)
-
-    bench.store.get = counted  # type: ignore[method-assign]
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    found: list[Session] = []
-    sessions = bench.page._sessions
-
-    class Twice(AsyncResource):
-        """
-        A page of two parts.
-        """
-
-        isLeaf = True
-
-        async def render_GET(self, request: Request) -> Response:
-            for _ in range(2):
-                found.append(await sessions.get(request))
-            return text("")
-
-    visitor.page = Twice()
-    visitor.ask()
-    assert found[0] is found[1]
-    assert len(asked) == 1
-
-
-# Limits.
-
-
-def test_reading_often_is_written_seldom(bench: Bench) -> None:
-    """
-    A write for each request would be what the disk is busy with.
-    """
-    touched: list[str] = []
-    touch = bench.store.touch
-
-    def counted(identifier: str) -> Any:
-        touched.append(identifier)
-        return touch(identifier)
-
-    bench.store.touch = counted  # type: ignore[method-assign]
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    for _ in range(100):
-        bench.clock.advance(1)
-        assert visitor.says(show) == {"a": 1}
-    assert len(touched) == 20
-    bench.clock.advance(101)
-    assert visitor.says(show) == {}
-
-
-def test_a_use_that_is_not_counted_is_no_reason_to_fail(bench: Bench) -> None:
-    """
-    The page is there, and so is the session.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    bench.clock.advance(50)
-    bench.store.touch = lambda identifier: fail(SessionsUnavailable("not now"))  # type: ignore[method-assign]
-    assert visitor.says(show) == {"a": 1}
-
-
-def test_who_leaves_while_it_is_touched_is_out(bench: Bench) -> None:
-    """
-    Somebody has logged out elsewhere in between.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    bench.clock.advance(50)
-    bench.store.touch = lambda identifier: succeed(False)  # type: ignore[method-assign]
-    visitor.ask(show)
-    session = bench.page.session
-    assert session is not None
-    assert session.isNew
-
-
-def test_new_visitors_are_bounded() -> None:
-    """
-    Each costs a row; who has one goes on.
-    """
-    bench = Bench(quota=Quota(Clock(), 2, 100, 60.0))
-    first = bench.visitor()
-    first.ask(put(a=1))
-    bench.visitor().ask(put(a=1))
-    refused = bench.visitor().ask(put(a=1))
-    assert refused.status == 429
-    assert "retry-after" in refused.headers
-    assert "set-cookie" not in refused.headers
-    assert bench.visitor().ask(show).status == 200
-    assert first.ask(put(a=2)).status == 200
-    assert bench.count() == 2
-    bench.store.close()
-
-
-@pytest.mark.parametrize("value", [object(), float("nan"), {1, 2}])
-def test_what_json_cannot_say_is_an_error(
-    bench: Bench, value: object, loggedFailures: list[LogEvent]
-) -> None:
-    """
-    And nothing is stored of it, whether it is new or a change.
-    """
-    visitor = bench.visitor()
-    assert visitor.ask(put(a=value)).status == 500
-    assert bench.count() == 0
-    visitor.ask(put(a=1))
-    assert visitor.ask(put(a=value)).status == 500
-    assert {type(event["log_failure"].value) for event in loggedFailures} == {
-        SessionError
-    }
-    loggedFailures.clear()
-    assert visitor.says(show) == {"a": 1}
-
-
-def test_a_name_is_a_string(bench: Bench) -> None:
-    """
-    JSON would make one of everything else, and it would not be found again.
+    JSON would turn any other name into a string.
     """
 
     def number(session: Any) -> None:
         with pytest.raises(TypeError):
             session[1] = 1
 
-    bench.visitor().ask(number)
+    assert place.visitor().do(number).status == 200
 
 
-# Others at the same time.
-
-
-def test_requests_at_the_same_time_lose_nothing_of_each_other(bench: Bench) -> None:
-    """
-    A slow one must not undo what a fast one did meanwhile.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1, b=1, c=1))
-    waits: Deferred[None] = Deferred()
-
-    def slow(session: Session) -> Any:
-        session["a"] = 2
-        del session["c"]
-        return waits
-
-    begun = visitor.begin(slow)
-    visitor.ask(put(b=2, d=1))
-    waits.callback(None)
-    assert visitor.end(*begun).status == 200
-    assert visitor.says(show) == {"a": 2, "b": 2, "d": 1}
-
-
-def test_counters_lose_nothing(bench: Bench) -> None:
-    """
-    32 at a time who have all read the same number.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(visits=0))
-    waits: list[Deferred[None]] = []
-
-    def count(session: Session) -> Any:
-        before = session["visits"]
-        assert before == 0
-        waits.append(Deferred())
-        return waits[-1].addCallback(lambda _: session.add("visits"))
-
-    begun = [visitor.begin(count) for _ in range(32)]
-    for wait in waits:
-        wait.callback(None)
-    told = [json.loads(visitor.end(*each).body) for each in begun]
-    assert sorted(told) == list(range(1, 33))
-    assert visitor.says(show) == {"visits": 32}
-
-
-def test_to_count_saves_what_was_changed_before(bench: Bench) -> None:
-    """
-    In the order in which it was done.
-    """
-
-    def both(session: Session) -> Any:
-        session["a"] = 1
-        return session.add("visits", 2.5)
-
-    visitor = bench.visitor()
-    assert visitor.says(both) == 2.5
-    assert visitor.says(both) == 5
-    assert visitor.says(show) == {"a": 1, "visits": 5}
-
-    def assigned(session: Session) -> Any:
-        session["visits"] = "none"
-        return session.add("visits")
-
-    assert visitor.says(assigned) == 1
-    assert visitor.says(show) == {"a": 1, "visits": 1}
-
-
-@pytest.mark.parametrize("how", ["change", "count"])
-def test_a_session_that_was_ended_meanwhile_stays_so(bench: Bench, how: str) -> None:
-    """
-    Who has logged out must not be logged in again by a page that was slow.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    waits: Deferred[None] = Deferred()
-
-    def slow(session: Session) -> Any:
-        if how == "change":
-            session["a"] = 2
-            return waits
-        return waits.addCallback(lambda _: session.add("a"))
-
-    begun = visitor.begin(slow)
-    assert visitor.cookie is not None
-    resultOf(bench.store.destroy(visitor.cookie))
-    waits.callback(None)
-    answer = visitor.end(*begun)
-    assert answer.status == 200
-    # The browser may have another one by now, which is not to be taken away.
-    assert "set-cookie" not in answer.headers
-    assert bench.count() == 0
-
-
-# Another identifier, and none.
-
-
-def test_who_logs_in_gets_another_identifier(bench: Bench) -> None:
-    """
-    Who had known the one before knows nothing any more.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    old = visitor.cookie
-
-    def login(session: Session) -> None:
-        session.regenerate()
-        session["name"] = "Ada"
-
-    visitor.ask(login)
-    assert visitor.cookie != old
-    assert visitor.says(show) == {"a": 1, "name": "Ada"}
-    attacker = bench.visitor()
-    attacker.cookie = old
-    assert attacker.says(show) == {}
-    assert bench.count() == 1
-
-
-def test_who_logs_out_leaves_nothing(bench: Bench) -> None:
-    """
-    The cookie, if somebody has kept it, is of no use.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    old = visitor.cookie
-    answer = visitor.ask(lambda session: session.destroy())
-    assert "Max-Age=0" in answer.headers["set-cookie"]
-    assert bench.count() == 0
-    visitor.cookie = old
-    assert visitor.says(show) == {}
-    assert bench.visitor().ask(lambda session: session.destroy()).status == 200
-
-
-def test_a_new_one_may_begin_where_one_ends(bench: Bench) -> None:
-    """
-    To say goodbye on the next page, for instance.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    old = visitor.cookie
-
-    def change(session: Session) -> None:
-        session.destroy()
-        session["said"] = "goodbye"
-
-    visitor.ask(change)
-    assert visitor.cookie not in (None, old)
-    assert visitor.says(show) == {"said": "goodbye"}
-    assert bench.count() == 1
-
-
-def test_a_token_is_of_one_session(bench: Bench) -> None:
-    """
-    What somebody gets for himself does not open the session of another, and it is
-    the same for all requests that ask at a time; it is nothing that belongs to the
-    page.
-    """
-    one, other = bench.visitor(), bench.visitor()
-    assert one.says(lambda session: session.knownToken) is None
-    assert bench.count() == 0
-    token = one.says(lambda session: session.token)
-    theirs = other.says(lambda session: session.token)
-    assert token != theirs
-    for _ in range(2):
-        assert one.says(lambda session: session.token) == token
-    assert one.says(lambda session: session.knownToken) == token
-    assert one.says(lambda session: [len(session), list(session)]) == [0, []]
-    assert one.cookie is not None
-    assert one.cookie not in token
-    one.ask(lambda session: session.regenerate())
-    assert one.says(lambda session: session.token) != token
-
-
-# Requests that overtake each other.
-
-
-def test_a_slow_request_brings_nobody_back(bench: Bench) -> None:
-    """
-    Who has logged out while it was being rendered is not logged in by it, though
-    it gives the session another identifier.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(name="Ada"))
-    waits: Deferred[None] = Deferred()
-
-    def slow(session: Session) -> Any:
-        session.regenerate()
-        return waits
-
-    begun = visitor.begin(slow)
-    visitor.ask(lambda session: session.destroy())
-    waits.callback(None)
-    answer = visitor.end(*begun)
-    assert "set-cookie" not in answer.headers
-    assert bench.count() == 0
-
-
-def test_who_logs_in_while_he_is_logged_out_has_only_what_is_new(
-    bench: Bench,
+@pytest.mark.parametrize("value", [object(), float("nan"), {1, 2}])
+def test_a_value_that_cannot_be_json_is_an_error(
+    place: Place, value: object, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    Whatever was in the session before is gone with it.
+    A value that cannot be JSON fails the request, and nothing is stored.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(before="old"))
-    waits: Deferred[None] = Deferred()
+    assert place.visitor().do(put(a=value)).status == 500
+    assert place.count() == 0
+    visitor = place.returning(a=1)
+    assert visitor.do(put(a=value)).status == 500
+    assert visitor.says(dict) == {"a": 1}
+    for event in loggedFailures:
+        assert event["log_failure"].check(SessionError)
+    loggedFailures.clear()
 
-    def slow(session: Session) -> Any:
-        session.regenerate()
-        session["name"] = "Ada"
-        return waits
 
-    begun = visitor.begin(slow)
+def test_new_sessions_are_limited() -> None:
+    """
+    Beyond the quota new sessions get 429; other requests are not affected.
+    """
+    place = Place(Quota(Clock(), 2, 100, 60.0))
+    first = place.returning(a=1)
+    place.returning(a=1)
+    refused = place.visitor().do(put(a=1))
+    assert (refused.status, refused.headers["retry-after"]) == (429, "60")
+    assert "set-cookie" not in refused.headers
+    assert place.visitor().do(dict).status == 200
+    assert first.do(put(a=2)).status == 200
+    assert place.count() == 2
+    place.close()
+
+
+# How a use extends the life.
+
+
+def test_uses_in_quick_succession_are_written_once(place: Place) -> None:
+    """
+    A session lives on while it is used, and a use is written every idle / 20.
+    """
+    visitor = place.returning(a=1)
+    for _ in range(100):
+        place.clock.advance(1)
+        assert visitor.says(dict) == {"a": 1}
+    assert place.store.asked.count("touch") == 20
+    place.clock.advance(101)
+    assert visitor.says(dict) == {}
+
+
+def test_a_use_that_is_not_written_fails_no_request(place: Place) -> None:
+    """
+    The response does not depend on whether the use is written.
+    """
+    visitor = place.returning(a=1)
+    place.clock.advance(50)
+    place.store.errors["touch"] = UNAVAILABLE
+    assert visitor.says(dict) == {"a": 1}
+
+
+def test_a_session_that_ends_before_it_is_touched_is_new(place: Place) -> None:
+    """
+    A page of a session that was destroyed meanwhile may be cached again.
+    """
+    visitor = place.returning(a=1)
+    place.clock.advance(50)
     assert visitor.cookie is not None
-    resultOf(bench.store.destroy(visitor.cookie))
-    waits.callback(None)
-    visitor.end(*begun)
-    assert visitor.says(show) == {"name": "Ada"}
-    assert bench.count() == 1
+    place.store.before["touch"] = partial(place.memory.destroy, visitor.cookie)
+    assert "cache-control" not in visitor.do(dict).headers
 
 
-def test_another_identifier_loses_no_count(bench: Bench) -> None:
+# Requests at the same time.
+
+
+def test_concurrent_requests_keep_the_changes_of_each_other(place: Place) -> None:
     """
-    What others have added since the session was loaded is in the new one.
+    A slow request does not undo what a fast one does meanwhile.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(n=1))
-    waits: Deferred[None] = Deferred()
-
-    def slow(session: Session) -> Any:
-        session.regenerate()
-        return waits
-
-    begun = visitor.begin(slow)
-    for _ in range(2):
-        visitor.ask(lambda session: session.add("n"))
-    waits.callback(None)
-    visitor.end(*begun)
-    assert visitor.says(show) == {"n": 3}
+    visitor = place.returning(a=1, b=1, c=1)
+    slow = Slow(lambda session: session.update(a=2) or session.pop("c"))
+    begun = visitor.start(slow)
+    visitor.do(put(b=2, d=1))
+    slow.fire()
+    assert visitor.end(begun).status == 200
+    assert visitor.says(dict) == {"a": 2, "b": 2, "d": 1}
 
 
-def test_of_many_who_renew_one_session_one_does(bench: Bench) -> None:
+def test_add_loses_no_count(place: Place) -> None:
     """
-    To log in ten times at once with one cookie makes one session, and not ten that
-    nobody has admitted.
+    32 requests that have all read the same number add to it one after the other.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    waits: list[Deferred[None]] = []
+    visitor = place.returning(n=0)
+    slow = Slow(lambda session: session["n"])
 
-    def slow(session: Session) -> Any:
-        session.regenerate()
-        waits.append(Deferred())
-        return waits[-1]
+    def countLater(session: Session) -> Any:
+        return slow(session).addCallback(lambda _: session.add("n"))
 
-    begun = [visitor.begin(slow) for _ in range(10)]
-    for wait in waits:
-        wait.callback(None)
-    for each in begun:
-        visitor.end(*each)
-    assert bench.count() == 1
+    begun = [visitor.start(countLater) for _ in range(32)]
+    slow.fire()
+    results = [json.loads(visitor.end(each).body) for each in begun]
+    assert sorted(results) == list(range(1, 33))
+    assert visitor.says(dict) == {"n": 32}
 
 
-def test_a_late_request_does_not_take_the_new_cookie_away(bench: Bench) -> None:
+def test_a_counter_that_is_read_while_it_is_counted_loses_nothing(
+    place: Place,
+) -> None:
     """
-    A page has many parts, which are asked for with the cookie of before.
+    The number that a resource sees before the store answers is not written back.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    old = visitor.cookie
-    visitor.ask(lambda session: session.regenerate())
-    new, visitor.cookie = visitor.cookie, old
-    for do in (show, put(b=1), lambda session: session.add("n")):
-        assert "set-cookie" not in visitor.ask(do).headers
-    assert bench.count() == 1
-    visitor.cookie = new
-    assert visitor.says(show) == {"a": 1}
-    # Some day it is an identifier like any other.
-    bench.clock.advance(60)
-    visitor.cookie = old
-    assert "set-cookie" in visitor.ask(put(b=1)).headers
+    visitor = place.returning(n=1)
+    place.store.late.add("set")
+
+    def countAndRead(session: Session) -> Any:
+        counting = session.add("n")
+        assert session["n"] == 1
+        return counting
+
+    begun = visitor.start(countAndRead)
+    place.fire()
+    assert visitor.end(begun).body == b"2"
+    assert visitor.says(dict) == {"n": 2}
 
 
-# What goes wrong half way.
-
-
-@pytest.mark.parametrize("what", ["renew", "destroy"])
-def test_what_failed_is_tried_again_and_not_forgotten(bench: Bench, what: str) -> None:
+def test_add_saves_earlier_changes(place: Place) -> None:
     """
-    Else new rights would be stored under the old identifier, or who has been told
-    that he is out would not be.
+    What was assigned before is saved first, and no number counts as 0.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-    old = visitor.cookie
-    works = getattr(bench.store, what)
-    setattr(bench.store, what, lambda *_: fail(SessionsUnavailable("not now")))
 
-    def change(session: Session) -> Any:
-        if what == "renew":
-            session.regenerate()
-            session["role"] = "root"
-        else:
-            session.destroy()
-
-        def again(failure: Failure) -> None:
-            failure.trap(SessionsUnavailable)
-            setattr(bench.store, what, works)
-
-        return session.save().addErrback(again)
-
-    assert visitor.ask(change).status == 200
-    kept = bench.visitor()
-    kept.cookie = old
-    assert kept.says(show) == {}
-    assert visitor.says(show) == ({"a": 1, "role": "root"} if what == "renew" else {})
+    more = both(put(a=1), lambda session: session.add("n", 2.5))
+    visitor = place.visitor()
+    assert [visitor.says(more), visitor.says(more)] == [2.5, 5]
+    assert visitor.says(dict) == {"a": 1, "n": 5}
+    assert visitor.says(both(put(n="x"), count)) == 1
+    assert visitor.says(dict) == {"a": 1, "n": 1}
 
 
-def test_nothing_is_lost_while_something_is_being_saved(bench: Bench) -> None:
+def test_operations_of_one_request_run_in_order(place: Place) -> None:
     """
-    Neither what is assigned meanwhile nor what is changed deep inside of what was
-    there before.
+    Two counters and a save at once make one session.
+    """
+
+    def allAtOnce(session: Session) -> Any:
+        return gatherResults([session.add("a"), session.add("b"), session.save()])
+
+    visitor = place.visitor()
+    assert visitor.says(allAtOnce) == [1, 1, None]
+    assert place.count() == 1
+    assert visitor.says(allAtOnce) == [2, 2, None]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_counter_that_overflows_is_an_error(
+    place: Place, stored: bool, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    Whether the store adds or the request does, the error is the same.
+    """
+    visitor = place.returning(n=10**400) if stored else place.visitor()
+    more = both(put(n=10**400), lambda session: session.add("n", 0.5))
+    assert visitor.do(more).status == 500
+    assert loggedFailures.pop()["log_failure"].check(SessionError)
+
+
+@pytest.mark.parametrize("isCounted", [False, True])
+def test_a_session_that_is_destroyed_meanwhile_stays_so(
+    place: Place, isCounted: bool
+) -> None:
+    """
+    A slow request does not bring back a visitor who has logged out, nor does it take
+    away his next cookie.
+    """
+    visitor = place.returning(a=1)
+    slow = Slow(dict if isCounted else put(a=2))
+
+    def do(session: Session) -> Any:
+        waits = slow(session)
+        return waits.addCallback(lambda _: session.add("a")) if isCounted else waits
+
+    begun = visitor.start(do)
+    assert visitor.cookie is not None
+    place.memory.destroy(visitor.cookie)
+    slow.fire()
+    answer = visitor.end(begun)
+    assert answer.status == 200
+    assert "set-cookie" not in answer.headers
+    assert place.count() == 0
+
+
+def test_changes_while_a_save_is_in_progress_are_kept(place: Place) -> None:
+    """
+    Neither an assignment nor a change in place is lost to a save that has begun.
     """
 
     def change(session: Session) -> Any:
@@ -685,423 +498,396 @@ def test_nothing_is_lost_while_something_is_being_saved(bench: Bench) -> None:
         cart.append("tea")
         return counting.addCallback(lambda _: cart.append("milk"))
 
-    visitor = bench.visitor()
+    visitor = place.visitor()
     for _ in range(2):
-        visitor.ask(change)
-    assert visitor.says(show) == {"cart": ["tea", "milk"] * 2, "n": 2, "b": 1}
+        place.store.late.update(("create", "set"))
+        begun = visitor.start(change)
+        place.fire()
+        visitor.end(begun)
+    assert visitor.says(dict) == {"cart": ["tea", "milk"] * 2, "n": 2, "b": 1}
 
 
-def test_what_others_did_is_seen_after_saving(bench: Bench) -> None:
+def test_changes_of_others_are_seen_after_a_save(place: Place) -> None:
     """
-    But for what was changed here since.
+    After a save the session shows what others have stored, and its own changes.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1, b=1, c=1, d={"x": 1}))
-    seen: list[Any] = []
+    visitor = place.returning(a=1, b=1, c=1, d={"x": 1})
+
+    def elsewhere(theirs: Session) -> None:
+        theirs.update(b=2, e=1, d={"x": 2})
+        del theirs["c"]
 
     def change(session: Session) -> Any:
         session["a"] = 2
-        other = bench.visitor()
-        other.cookie = visitor.cookie
+        place.visitor(visitor.cookie).do(elsewhere)
+        return session.save().addCallback(lambda _: dict(session))
 
-        def elsewhere(theirs: Session) -> None:
-            theirs["b"] = 2
-            theirs["e"] = 1
-            theirs["d"]["x"] = 2
-            del theirs["c"]
-
-        before = bench.page.do
-        other.ask(elsewhere)
-        bench.page.do = before
-        return session.save().addCallback(lambda _: seen.append(dict(session)))
-
-    visitor.ask(change)
-    assert seen == [{"a": 2, "b": 2, "d": {"x": 2}, "e": 1}]
+    assert visitor.says(change) == {"a": 2, "b": 2, "d": {"x": 2}, "e": 1}
 
 
-@pytest.mark.parametrize("stored", [True, False])
-def test_a_count_that_is_too_large_is_told_in_the_same_way(
-    bench: Bench, stored: bool, loggedFailures: list[LogEvent]
-) -> None:
+# Another identifier, and none.
+
+
+def test_regenerate_gives_another_identifier(place: Place) -> None:
     """
-    Whether the store adds, or whoever makes the session.
+    The old identifier is that of no session after a login.
     """
-    visitor = bench.visitor()
-    if stored:
-        visitor.ask(put(n=10**400))
-
-    def count(session: Session) -> Any:
-        if not stored:
-            session["n"] = 10**400
-        return session.add("n", 0.5)
-
-    assert visitor.ask(count).status == 500
-    assert loggedFailures.pop()["log_failure"].check(SessionError)
+    visitor = place.returning(a=1)
+    old = visitor.cookie
+    visitor.do(both(regenerate, put(name="Ada")))
+    assert visitor.cookie != old
+    assert visitor.says(dict) == {"a": 1, "name": "Ada"}
+    assert place.visitor(old).says(dict) == {}
+    assert place.count() == 1
 
 
-def test_two_counts_at_once_make_one_session(bench: Bench) -> None:
+def test_destroy_ends_a_session(place: Place) -> None:
     """
-    What is done for one request is done in order.
+    The browser is told to forget the cookie, and a kept one is of no use.
     """
-
-    def both(session: Session) -> Any:
-        return gatherResults([session.add("a"), session.add("b"), session.save()])
-
-    visitor = bench.visitor()
-    assert visitor.says(both) == [1, 1, None]
-    assert bench.count() == 1
-    assert visitor.says(both) == [2, 2, None]
+    visitor = place.returning(a=1)
+    old = visitor.cookie
+    assert "Max-Age=0" in visitor.do(destroy).headers["set-cookie"]
+    assert place.count() == 0
+    assert place.visitor(old).says(dict) == {}
 
 
-def test_each_who_asks_for_a_session_may_give_up_alone(bench: Bench) -> None:
+def test_a_new_session_may_begin_where_one_ends(place: Place) -> None:
     """
-    And when nobody waits any more, nothing is looked for.
+    What is assigned after destroy() becomes a new session, by add(), too.
     """
-    looking: list[Deferred[Any]] = []
-    given: list[object] = []
-
-    def look(identifier: str) -> Deferred[Any]:
-        looking.append(Deferred(given.append))
-        return looking[-1]
-
-    bench.store.get = look  # type: ignore[method-assign]
-    sessions = bench.page._sessions
-    answers: list[Deferred[Session]] = []
-
-    class Two(AsyncResource):
-        """
-        A page of two parts.
-        """
-
-        isLeaf = True
-
-        def render_GET(self, request: Request) -> Deferred[Response]:
-            answers.extend(sessions.get(request) for _ in range(2))
-            return Deferred()
-
-    for cancelled in (1, 2):
-        answers.clear()
-        given.clear()
-        visitor = bench.visitor(Two())
-        visitor.cookie = "A" * 43
-        visitor.begin()
-        results = [resultOf(answer) for answer in answers]
-        for answer in answers[:cancelled]:
-            answer.cancel()
-        assert isinstance(results[0].error, CancelledError)
-        if cancelled == 1:
-            looking[-1].callback(None)
-            assert isinstance(results[1].value, Session)
-            assert given == []
-        else:
-            assert len(given) == 1
+    for do in (put(n=1), count):
+        visitor = place.returning(a=1)
+        old = visitor.cookie
+        visitor.do(both(destroy, do))
+        assert visitor.cookie not in (None, old)
+        assert list(visitor.says(dict)) == ["n"]
+    assert place.count() == 2
 
 
-def test_a_waiter_may_be_given_up_by_another(bench: Bench) -> None:
+def test_the_token_changes_with_the_identifier(place: Place) -> None:
     """
-    From its own callback, too.
+    A token is that of one session; reading that of a new session stores it.
     """
-    sessions = bench.page._sessions
-    for how in ("found", "failed"):
-        looking: Deferred[Any] = Deferred()
-        bench.store.get = lambda identifier, d=looking: d  # type: ignore[method-assign,misc]
-        answers: list[Deferred[Session]] = []
-        results: list[Any] = []
-
-        class Three(AsyncResource):
-            """
-            A page of three parts.
-            """
-
-            isLeaf = True
-
-            def render_GET(
-                self,
-                request: Request,
-                answers: list[Deferred[Session]] = answers,
-                results: list[Any] = results,
-            ) -> Deferred[Response]:
-                answers.extend(sessions.get(request) for _ in range(3))
-
-                def giveUp(result: Any) -> None:
-                    answers[1].cancel()
-
-                answers[0].addBoth(giveUp)
-                results.extend(resultOf(answer) for answer in answers)
-                return Deferred()
-
-        visitor = bench.visitor(Three())
-        visitor.cookie = "A" * 43
-        visitor.begin()
-        if how == "found":
-            looking.callback(None)
-            assert isinstance(results[2].value, Session)
-        else:
-            looking.errback(SessionsUnavailable("not now"))
-            assert isinstance(results[2].error, SessionsUnavailable)
-        assert isinstance(results[1].error, CancelledError)
+    one, other = place.visitor(), place.visitor()
+    assert one.says(lambda session: session.knownToken) is None
+    assert place.count() == 0
+    first, second = one.says(lambda session: [session.token, session.token])
+    assert first == second == one.says(lambda session: session.token)
+    assert first == one.says(lambda session: session.knownToken)
+    assert one.says(lambda session: [len(session), list(session)]) == [0, []]
+    assert first != other.says(lambda session: session.token)
+    assert one.cookie is not None
+    assert one.cookie not in first
+    renewed = one.says(both(regenerate, lambda session: session.token))
+    assert renewed == one.says(lambda session: session.token) != first
 
 
-def test_only_so_many_identifiers_are_remembered(bench: Bench) -> None:
+# Requests that overtake each other.
+
+
+def test_a_slow_login_does_not_undo_a_logout(place: Place) -> None:
     """
-    Of those that were given up a moment ago, the latest.
+    A request that renews a session which was destroyed meanwhile creates none, and
+    what the session had is gone.
     """
-    sessions = bench.page._sessions
+    visitor = place.returning(before="old")
+    slow, login = Slow(regenerate), Slow(regenerate)
+    begun = visitor.start(slow)
+    assigned = visitor.start(both(put(name="Ada"), login))
+    visitor.do(destroy)
+    slow.fire()
+    assert "set-cookie" not in visitor.end(begun).headers
+    assert place.count() == 0
+    login.fire()
+    visitor.end(assigned)
+    assert visitor.says(dict) == {"name": "Ada"}
+
+
+def test_renewing_keeps_the_counts_of_others(place: Place) -> None:
+    """
+    What others add while a session is renewed is in the renewed one.
+    """
+    visitor = place.returning(n=1)
+    slow = Slow(regenerate)
+    begun = visitor.start(slow)
+    for _ in range(2):
+        visitor.do(count)
+    slow.fire()
+    visitor.end(begun)
+    assert visitor.says(dict) == {"n": 3}
+    assert visitor.says(both(regenerate, count)) == 4
+
+
+def test_of_many_logins_at_once_one_renews(place: Place) -> None:
+    """
+    Ten logins with one cookie make one session.
+    """
+    visitor = place.returning(a=1)
+    slow = Slow(regenerate)
+    begun = [visitor.start(slow) for _ in range(10)]
+    slow.fire()
+    for each in begun:
+        visitor.end(each)
+    assert place.count() == 1
+
+
+def test_a_late_request_does_not_replace_the_new_cookie(place: Place) -> None:
+    """
+    For a minute, a request with the cookie from before a login stores nothing;
+    only another login does.
+    """
+    visitor = place.returning(a=1)
+    late = place.visitor(visitor.cookie)
+    visitor.do(regenerate)
+    for do in (dict, put(b=1), count):
+        assert "set-cookie" not in late.do(do).headers
+    assert place.count() == 1
+    retried = place.visitor(late.cookie)
+    assert "set-cookie" in retried.do(both(regenerate, put(b=1))).headers
+    place.clock.advance(60)
+    assert "set-cookie" in late.do(put(b=1)).headers
+
+
+def test_the_replaced_identifiers_are_bounded(clock: Clock) -> None:
+    """
+    10,000 replaced identifiers are remembered, and the first is forgotten.
+    """
+    retired = RetiredIdentifiers(clock)
     for number in range(10_001):
-        sessions.remember(str(number))
-    assert not sessions.wasRenewed("0")
-    assert sessions.wasRenewed("1")
-    assert sessions.wasRenewed("10000")
-    bench.clock.advance(60)
-    assert not sessions.wasRenewed("10000")
+        retired.add(str(number))
+    assert [retired.has(str(each)) for each in (0, 1, 10_000)] == [False, True, True]
+    clock.advance(60)
+    assert not retired.has("10000")
 
 
-def held(bench: Bench, *names: str) -> list[Deferred[None]]:
+# What goes wrong half way.
+
+
+@pytest.mark.parametrize("method", ["renew", "destroy"])
+def test_what_failed_is_tried_again(place: Place, method: str) -> None:
     """
-    Have the store answer when the test says so.
-
-    @param names: What is to be answered then.
-    @return: What is to be fired, in order.
+    New rights are never stored under the old identifier, and a logout is never
+    forgotten, though the store was unavailable for a moment.
     """
-    waiting: list[Deferred[None]] = []
+    visitor = place.returning(a=1)
+    old = visitor.cookie
+    place.store.errors[method] = UNAVAILABLE
 
-    def later(works: Any) -> Any:
-        def wait(*arguments: Any) -> Any:
-            waiting.append(Deferred())
-            return waiting[-1].addCallback(lambda _: works(*arguments))
+    def change(session: Session) -> Any:
+        if method == "renew":
+            session.regenerate()
+            session["role"] = "root"
+        else:
+            session.destroy()
+        return session.save().addErrback(lambda _: place.store.errors.clear())
 
-        return wait
-
-    for name in names:
-        setattr(bench.store, name, later(getattr(bench.store, name)))
-    return waiting
+    assert visitor.do(change).status == 200
+    assert place.visitor(old).says(dict) == {}
+    assert visitor.says(dict) == ({"a": 1, "role": "root"} if method == "renew" else {})
 
 
-def asked(bench: Bench, identifier: str | None = None) -> tuple[Any, Any]:
+@pytest.mark.parametrize("method", ["get", "set", "create", "destroy", "add"])
+def test_an_unavailable_store_is_503(place: Place, method: str) -> None:
     """
-    @return: A request of its own, and its session.
+    The response has nothing of the page, and the browser keeps its cookie.
     """
-    headers = []
-    if identifier is not None:
-        headers.append(("Cookie", f"__Host-session={identifier}"))
-    request = exchange(*headers, secure=True)
-    return request, resultOf(bench.page._sessions.get(request)).value
-
-
-def test_what_is_changed_while_it_is_saved_is_saved_the_next_time(
-    bench: Bench,
-) -> None:
-    """
-    What was sent to the store and what is there may differ by then.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(cart=[], a=1))
-    _, session = asked(bench, visitor.cookie)
-    waiting = held(bench, "set")
-    cart = session["cart"]
-    counting = resultOf(session.add("n"))
-    session["a"] = 2
-    cart.append("tea")
-    waiting[0].callback(None)
-    assert counting.value == 1
-    assert dict(session) == {"cart": ["tea"], "a": 2, "n": 1}
-    saving = resultOf(session.save())
-    session["a"] = 3
-    waiting[1].callback(None)
-    assert saving.value is None
-    again = resultOf(session.save())
-    waiting[2].callback(None)
-    assert again.value is None
-    assert visitor.says(show) == {"cart": ["tea"], "a": 3, "n": 1}
-
-
-def test_a_new_session_has_one_token(bench: Bench) -> None:
-    """
-    However often it is asked for.
-    """
-    visitor = bench.visitor()
-    both = visitor.says(lambda session: [session.token, session.token])
-    assert both[0] == both[1] == visitor.says(lambda session: session.token)
-
-
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-@pytest.mark.parametrize("how", ["new", "regenerate"])
-def test_who_leaves_while_he_gets_a_cookie(bench: Bench, how: str, when: str) -> None:
-    """
-    Nobody else is to find what was stored for him.
-    """
-    visitor = bench.visitor()
-    if how == "regenerate":
-        visitor.ask(put(a=1))
-    request, session = asked(bench, visitor.cookie)
-    waiting = held(bench, "create", "renew")
-    if how == "regenerate":
-        session.regenerate()
-    session["a"] = 2
-    if when == "before":
-        request.connectionLost(Failure(ConnectionDone()))
-        assert resultOf(session.save()).value is None
-        assert waiting == []
-        assert visitor.says(show) == ({"a": 1} if how == "regenerate" else {})
-    else:
-        saving = resultOf(session.save())
-        request.connectionLost(Failure(ConnectionDone()))
-        waiting[0].callback(None)
-        assert saving.value is None
-        assert bench.count() == 0
-
-
-# A store that answers later, or not.
-
-
-def test_who_comes_too_early_waits(bench: Bench) -> None:
-    """
-    As with every other module; and then gets his own session.
-    """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
-
-    class Late(MemorySessionStore):
-        """
-        A store that takes a while.
-        """
-
-        def initialize(self) -> Deferred[None]:
-            return started
-
-    started: Deferred[None] = Deferred()
-    late = Late(bench.clock, bench.limits)
-    late.__dict__.update(
-        {
-            name: value
-            for name, value in bench.store.__dict__.items()
-            if name not in ("initialized", "_sweep")
-        }
-    )
-    wrapper = QueuingWrapper(late, bench.clock)
-    visitor.page = bench.pageFor(wrapper.proxy)
-    begun = visitor.begin(show)
-    wrapper.initialize()
-    MemorySessionStore.initialize(late)
-    started.callback(None)
-    assert json.loads(visitor.end(*begun).body) == {"a": 1}
-    resultOf(wrapper.close())
-
-
-@pytest.mark.parametrize("what", ["get", "set", "create", "destroy", "add"])
-def test_a_store_that_cannot_be_asked_is_503(bench: Bench, what: str) -> None:
-    """
-    With nothing of the page that was made of it; and no cookie is lost.
-    """
-    visitor = bench.visitor()
-    if what != "create":
-        visitor.ask(put(a=1))
+    visitor = place.visitor() if method == "create" else place.returning(a=1)
     cookie = visitor.cookie
-
-    def refuse(*arguments: Any, **options: Any) -> Any:
-        return fail(SessionsUnavailable("not now", 2))
-
-    setattr(bench.store, "set" if what == "add" else what, refuse)
-    do: Mapping[str, Do] = {
-        "destroy": lambda session: session.destroy(),
-        "add": lambda session: session.add("a"),
-    }
-    bench.page.headers = [(b"ETag", b'"1"')]
-    answer = visitor.ask(do.get(what, put(a=2)))
-    assert answer.status == 503
-    assert answer.headers["retry-after"] == "2"
-    assert "set-cookie" not in answer.headers
-    assert "etag" not in answer.headers
+    place.store.errors["set" if method == "add" else method] = UNAVAILABLE
+    place.page.headers = [(b"ETag", b'"1"'), (b"Set-Cookie", b"a=b")]
+    dos: dict[str, Do] = {"destroy": destroy, "add": count}
+    answer = visitor.do(dos.get(method, put(a=2)))
+    assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+    assert not {"set-cookie", "etag"} & answer.headers.keys()
     assert visitor.cookie == cookie
 
 
-def test_who_asked_for_it_meanwhile_fails_too(bench: Bench) -> None:
+def test_requests_wait_for_a_store_that_is_not_ready() -> None:
     """
-    And may ask again.
+    Behind a wrapper, a request waits until the store is ready.
     """
-    answers = [Deferred[Any](), Deferred[Any]()]
-    waiting = list(answers)
-    bench.store.get = lambda identifier: waiting.pop(0)  # type: ignore[method-assign]
-    sessions = bench.page._sessions
-    results: list[Any] = []
+    first = Place()
+    visitor = first.returning(a=1)
+    first.memory.close()
+    wrapper = QueuingWrapper(first.memory, first.clock)
+    place = Place(store=wrapper.proxy)
+    visitor.site = place.site
+    begun = visitor.start(dict)
+    assert begun.received == b""
+    wrapper.initialize()
+    assert json.loads(visitor.end(begun).body) == {"a": 1}
+    resultOf(wrapper.close())
+    place.close()
+    first.close()
 
-    class Both(AsyncResource):
+
+@pytest.mark.parametrize("isLogin", [False, True])
+@pytest.mark.parametrize("isSaving", [False, True])
+def test_a_client_that_leaves_gets_no_session(
+    place: Place, isLogin: bool, isSaving: bool
+) -> None:
+    """
+    Nothing is stored under an identifier that no browser has received.
+    """
+    visitor = place.returning(a=1) if isLogin else place.visitor()
+    sessions: list[Session] = []
+    place.store.late.update(("create", "renew"))
+
+    def change(session: Session) -> Any:
+        sessions.append(session)
+        if isLogin:
+            session.regenerate()
+        session["a"] = 2
+        if isSaving:
+            session.save()
+        return Deferred()
+
+    visitor.start(change).leave()
+    saving = resultOf(sessions[0].save())
+    place.fire()
+    assert saving.value is None
+    # What was being renewed is gone: nobody has its identifier.
+    assert place.count() == int(isLogin and not isSaving)
+
+
+# Loading.
+
+
+class Parts(Page):
+    """
+    A page of three parts, each of which asks for the session.
+    """
+
+    results: list[Result]
+    asked: list[Deferred[Session]]
+
+    async def render_GET(self, request: Request) -> Response:
+        self.asked = [self._sessions.get(request) for _ in range(3)]
+        self.do(self.asked)  # type: ignore[arg-type]
+        self.results = [resultOf(each) for each in self.asked]
+        return await Deferred()
+
+
+@pytest.fixture
+def parts(place: Place) -> Iterator[Parts]:
+    """
+    A page of three parts, whose session is being loaded.
+    """
+    visitor = place.returning(a=1)
+    place.store.late.add("get")
+    parts = Parts(place.sessions)
+    visitor.site = Site(parts, place.clock)
+    parts.do = lambda asked: asked[0].addBoth(lambda _: asked[1].cancel())  # type: ignore[index]
+    begun = visitor.begin()
+    yield parts
+    begun.leave()
+
+
+def test_a_session_is_loaded_once_for_a_request(place: Place, parts: Parts) -> None:
+    """
+    All parts of a page get the same object, whenever they ask for it; the callback of
+    one may cancel another.
+    """
+    place.fire()
+    assert place.store.asked.count("get") == 1
+    assert parts.results[2].value["a"] == 1
+    assert isinstance(parts.results[1].error, CancelledError)
+
+
+def test_all_parts_fail_if_the_session_cannot_be_loaded(
+    place: Place, parts: Parts
+) -> None:
+    """
+    Each caller gets the error of the store.
+    """
+    place.store.waiting[0].errback(UNAVAILABLE)
+    assert parts.results[2].error is UNAVAILABLE
+
+
+def test_each_part_may_give_up_alone(place: Place, parts: Parts) -> None:
+    """
+    Cancelling one call leaves the others; when none is left, the store's is cancelled.
+    """
+    parts.asked[0].cancel()
+    assert parts.results[2].pending
+    assert not place.store.waiting[0].called
+    parts.asked[2].cancel()
+    assert place.store.waiting[0].called
+
+
+def test_a_request_asks_again_after_an_error(place: Place) -> None:
+    """
+    A session that could not be loaded is looked up again by the next call.
+    """
+    visitor = place.returning(a=1)
+    found: list[Session] = []
+
+    class Twice(Page):
         """
-        A page of two parts.
+        A page that asks until it has the session.
         """
 
-        isLeaf = True
+        async def render_GET(self, request: Request) -> Response:
+            with pytest.raises(SessionsUnavailable):
+                await self._sessions.get(request)
+            place.store.errors.clear()
+            for _ in range(2):
+                found.append(await self._sessions.get(request))
+            return Response(b"", b"text/plain")
 
-        def render_GET(self, request: Request) -> Deferred[Response]:
-            results.extend(resultOf(sessions.get(request)) for _ in range(3))
-            return Deferred()
-
-    visitor = bench.visitor(Both())
-    visitor.cookie = "A" * 43
-    visitor.begin()
-    answers[0].errback(SessionsUnavailable("not now"))
-    assert [type(each.error) for each in results] == [SessionsUnavailable] * 3
-
-
-# Resources that know nothing of tsrv.
+    place.store.errors["get"] = UNAVAILABLE
+    visitor.site = Site(Twice(place.sessions), place.clock)
+    assert visitor.ask().status == 200
+    assert found[0] is found[1]
 
 
-class Plain(Resource):
+# Resources that know nothing of tsrv, and when a response is sent.
+
+
+def plainVisitor(place: Place, do: Callable[[Request, Session], object]) -> Shopper:
     """
-    A resource as anybody writes one.
+    @return: A visitor with a session, whose next request is to the plain resource.
     """
-
-    isLeaf = True
-
-    def __init__(self, sessions: Sessions, do: Callable[[Request, Session], Any]):
-        super().__init__()
-        self._sessions = sessions
-        self._do = do
-
-    def render_GET(self, request: Request) -> int:
-        found = self._sessions.get(request)
-        found.addCallback(lambda session: self._do(request, session))
-        return NOT_DONE_YET
+    visitor = place.returning(a=1)
+    place.plain.do = do
+    visitor.site = place.plainSite
+    return visitor
 
 
-def test_a_plain_resource_has_it_too(bench: Bench) -> None:
+def write(request: Request, *pieces: bytes) -> None:
     """
-    What it writes is held until it has been saved, and comes in order.
+    Write a response.
     """
-    saving: list[Deferred[Any]] = []
-    create = bench.store.create
+    for piece in pieces:
+        request.write(piece)
+    request.finish()
 
-    def slow(*arguments: Any) -> Any:
-        saving.append(Deferred())
-        return saving[-1].addCallback(lambda _: create(*arguments))
 
-    bench.store.create = slow  # type: ignore[method-assign,assignment]
+def test_nothing_is_sent_before_the_session_is_saved(place: Place) -> None:
+    """
+    The response of any resource of twisted.web waits for the save, and is sent in
+    order.
+    """
 
     def do(request: Request, session: Session) -> None:
         session["a"] = 1
-        request.write(b"one ")
-        request.write(b"two ")
-        request.write(b"three")
-        request.finish()
+        write(request, b"one ", b"two ", b"six")
 
-    visitor = bench.visitor(Plain(bench.page._sessions, do))
-    stub, asked = visitor.begin()
-    assert asked.pending
-    saving[0].callback(None)
-    answer = visitor.end(stub, asked)
-    assert answer.body == b"one two three"
+    visitor = plainVisitor(place, do)
+    visitor.cookie = None
+    place.store.late.add("create")
+    begun = visitor.begin()
+    assert begun.received == b""
+    place.fire()
+    assert visitor.end(begun).body == b"one two six"
     assert visitor.cookie is not None
-    assert bench.count() == 1
 
 
-def test_what_changes_after_the_response_has_begun_is_saved_too(
-    bench: Bench,
-) -> None:
+def test_changes_after_the_response_has_begun_are_saved(place: Place) -> None:
     """
-    Before its last byte; only a cookie can no longer be set.
+    They are saved before the bytes that follow them.
     """
-    visitor = bench.visitor()
-    visitor.ask(put(a=1))
 
     def do(request: Request, session: Session) -> None:
         session["a"] = 2
@@ -1111,106 +897,212 @@ def test_what_changes_after_the_response_has_begun_is_saved_too(
         session["b"] = 4
         request.finish()
 
-    visitor.page = Plain(bench.page._sessions, do)
-    assert visitor.ask().body == b"begun ended"
-    visitor.page = bench.page
-    assert visitor.says(show) == {"a": 3, "b": 4}
+    visitor = plainVisitor(place, do)
+    place.store.late.add("set")
+    begun = visitor.begin()
+    for number in range(2):
+        assert begun.received == b""
+        place.store.waiting[number].callback(None)
+    assert visitor.end(begun).body == b"begun ended"
+    visitor.site = place.site
+    assert visitor.says(dict) == {"a": 3, "b": 4}
 
 
-@pytest.mark.parametrize("how", ["new", "regenerate"])
-def test_a_cookie_that_is_too_late_ends_the_response(
-    bench: Bench, how: str, loggedFailures: list[LogEvent]
+@pytest.mark.parametrize("isLogin", [False, True])
+def test_a_cookie_that_is_too_late_aborts_the_response(
+    place: Place, isLogin: bool, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    Nobody is to believe that it was stored.
+    After the first byte no session can be created or renewed.
     """
-    visitor = bench.visitor()
-    if how == "regenerate":
-        visitor.ask(put(a=1))
 
     def do(request: Request, session: Session) -> None:
         request.write(b"begun ")
-        if how == "regenerate":
+        if isLogin:
             session.regenerate()
         session["a"] = 2
         request.finish()
 
-    page = bench.page
-    visitor.page = Plain(page._sessions, do)
-    stub: Any
-    stub, asked = visitor.begin()
-    stub.flush()
-    broken = resultOf(stub.content(asked.value))
-    assert "ResponseFailed" in str(type(broken.error))
-    (event,) = loggedFailures
-    assert event["log_failure"].check(SessionError)
-    loggedFailures.clear()
-    visitor.page = page
-    assert visitor.says(show) == ({"a": 1} if how == "regenerate" else {})
+    visitor = plainVisitor(place, do)
+    if not isLogin:
+        visitor.cookie = None
+    begun = visitor.begin()
+    assert begun.transport.aborted
+    assert begun.received.endswith(b"begun ")
+    begun.leave()
+    assert loggedFailures.pop()["log_failure"].check(SessionError)
+    visitor.site = place.site
+    assert visitor.says(dict) == ({"a": 1} if isLogin else {})
 
 
-def test_what_was_written_is_not_mixed_with_an_error(
-    bench: Bench, loggedFailures: list[LogEvent]
+def test_an_error_in_the_middle_aborts_the_response(
+    place: Place, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    The bytes behind what was announced would be taken for the next response.
+    A part of a response must not be taken for the whole.
     """
-    saving: list[Deferred[Any]] = []
 
-    def slow(*arguments: Any) -> Any:
-        saving.append(Deferred())
-        return saving[-1]
+    def do(request: Request, session: Session) -> None:
+        request.write(b"begun ")
+        session["a"] = 2
+        write(request, b"ended")
 
-    bench.store.create = slow  # type: ignore[method-assign,assignment]
-    sessions = bench.page._sessions
+    visitor = plainVisitor(place, do)
+    place.store.errors["set"] = UNAVAILABLE
+    begun = visitor.begin()
+    assert begun.transport.aborted
+    assert begun.received.endswith(b"begun ")
+    begun.leave()
+    assert loggedFailures.pop()["log_failure"].check(SessionsUnavailable)
 
-    class Partly(AsyncResource):
+
+def test_a_session_that_cannot_be_saved_is_the_response(place: Place) -> None:
+    """
+    What the resource has written, and goes on to write, is dropped.
+    """
+
+    def do(request: Request, session: Session) -> None:
+        session["a"] = 2
+        request.write(b"one ")
+        write(request, b"two")
+
+    visitor = plainVisitor(place, do)
+    place.store.errors["set"] = UNAVAILABLE
+    answer = visitor.ask()
+    assert answer.status == 503
+    assert b"one" not in answer.body
+
+
+def test_a_deferred_response_is_not_mixed_with_an_error(
+    place: Place, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    A resource that fails half way, while its response is deferred, aborts it.
+    """
+
+    class Partly(Page):
         """
         A page that fails half way.
         """
 
-        isLeaf = True
-
         async def render_GET(self, request: Request) -> Response:
-            session = await sessions.get(request)
+            session = await self._sessions.get(request)
             session["a"] = 1
             with pytest.raises(TypeError):
                 request.write("text")
             request.write(b"PARTIAL")
             raise Trouble("half way")
 
-    visitor = bench.visitor(Partly())
-    _, asked = visitor.begin()
-    assert "ResponseNeverReceived" in str(type(asked.error))
-    (event,) = loggedFailures
-    assert event["log_failure"].check(Trouble)
-    loggedFailures.clear()
+    place.store.late.add("create")
+    visitor = place.visitor()
+    visitor.site = Site(Partly(place.sessions), place.clock)
+    begun = visitor.begin()
+    assert (begun.transport.aborted, begun.received) == (True, b"")
+    begun.leave()
+    place.fire()
+    assert loggedFailures.pop()["log_failure"].check(Trouble)
 
 
-def test_where_no_cookie_can_be_set_nothing_is_stored(bench: Bench) -> None:
+def test_a_client_that_leaves_is_sent_nothing(place: Place) -> None:
     """
-    Nobody would ever find it again; who runs the server is told what to do.
+    A save in progress goes on, no other begins, and a failure is logged.
     """
-    visitor = bench.visitor()
-    stub: Any = StubTreq(bench.page)
-    bench.page.do = lambda session: (
+    requests: list[tuple[Request, Session]] = []
+
+    def do(request: Request, session: Session) -> None:
+        requests.append((request, session))
+        session["b"] = len(requests)
+        request.write(b"begun ")
+
+    visitor = plainVisitor(place, do)
+    place.store.late.add("set")
+    for _ in range(2):
+        visitor.begin().leave()
+    request, session = requests[1]
+    session["c"] = 1
+    write(request, b"ended")
+    with logged() as events:
+        place.store.waiting[0].errback(Trouble("the disk is full"))
+        place.store.waiting[1].callback(None)
+    (text,) = textsOf(events)
+    assert "its changes were not saved: the disk is full" in text
+    visitor.site = place.site
+    assert visitor.says(dict) == {"a": 1, "b": 2}
+
+
+def test_a_deferred_response_is_bounded(
+    place: Place, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    A store that does not answer cannot fill the memory with responses.
+    """
+
+    def do(request: Request, session: Session) -> None:
+        session["a"] = 2
+        for _ in range(64):
+            request.write(piece)
+        assert loggedFailures == []
+        request.write(b"x")
+
+    piece = b"x" * (1024 * 1024)
+    visitor = plainVisitor(place, do)
+    place.store.late.add("set")
+    begun = visitor.begin()
+    assert begun.transport.aborted
+    begun.leave()
+    place.fire()
+    assert loggedFailures.pop()["log_failure"].check(MemoryError)
+
+
+def test_a_response_that_cannot_be_sent_is_aborted(
+    place: Place, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    The client of a response that Twisted refuses does not wait for ever.
+    """
+
+    def do(request: Request, session: Session) -> None:
+        session["a"] = 2
+        request.cookies.append(object())  # type: ignore[arg-type]
+        write(request, b"one")
+
+    visitor = plainVisitor(place, do)
+    place.store.late.add("set")
+    begun = visitor.begin()
+    place.fire()
+    assert begun.transport.aborted
+    begun.leave()
+    assert loggedFailures.pop()["log_failure"].check(AttributeError)
+
+
+def test_without_a_cookie_nothing_is_stored(place: Place) -> None:
+    """
+    Over plain HTTP no session is created, which is logged once.
+    """
+    place.page.do = lambda session: (
         session.update(a=1) or gatherResults([session.save(), session.save()])
     )
     with logged() as events:
-        asked = resultOf(stub.get("http://test/"))
-        stub.flush()
-    assert asked.value.code == 200
-    assert not asked.value.headers.hasHeader("Set-Cookie")
-    assert bench.count() == 0
+        answer = place.visitor().ask(headers={"X-Forwarded-Proto": "http"})
+    assert answer.status == 200
+    assert "set-cookie" not in answer.headers
+    assert place.count() == 0
     assert len(textsOf(events)) == 1
-    assert visitor.cookie is None
 
 
-def test_changes_say_what_was_done() -> None:
+def test_changes_say_whether_there_are_any() -> None:
     """
-    One that does nothing is none.
+    Changes without any are false.
     """
     assert not Changes()
     assert Changes({"a": None})
     assert Changes(added={"a": 0})
     assert Changes(removed=frozenset("a"))
+
+
+def test_the_limits_of_a_store_are_the_default() -> None:
+    """
+    A store that has no attribute limits gets the usual ones.
+    """
+    clock = Clock()
+    assert Sessions(clock, object(), Cookies(clock)).cookies  # type: ignore[arg-type]

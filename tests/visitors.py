@@ -1,5 +1,6 @@
 """
-Who visits a site in memory, over TLS, and keeps its cookie as a browser does.
+Visitors of a site in memory: browsers that keep a cookie, and a store that answers
+when the test says so.
 """
 
 from __future__ import annotations
@@ -7,94 +8,140 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from treq.testing import StubTreq
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
 
-from tsrv.sessions import Session
+from tsrv.sessions import Cookies, Session
 
-from .support import resultOf
-from .websupport import Answer
+from .websupport import Answer, Peer
 
-__all__ = ["Do", "Visitor"]
+__all__ = ["Do", "LaterStore", "Visitor", "cookiesFor"]
 
 Do = Callable[[Session], Any]
+
+PROXY = "192.0.2.1"
 
 COOKIE = re.compile(r"__Host-session=([^;]*)(.*)")
 
 
+def cookiesFor(clock: Clock) -> Cookies:
+    """
+    @return: Cookies of a site whose visitors come through a proxy with TLS.
+    """
+    return Cookies(clock, trustedProxies=[PROXY])
+
+
+class LaterStore:
+    """
+    A store that does what another store does, but later, or fails.
+
+    @ivar late: The names of the methods that wait.
+    @ivar waiting: One Deferred for each call that waits; the test fires it.
+    @ivar errors: The errors with which methods fail, by their names.
+    @ivar before: Functions that run before a method, once.
+    @ivar asked: The names of the methods that were called.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.late: set[str] = set()
+        self.waiting: list[Deferred[None]] = []
+        self.errors: dict[str, Exception] = {}
+        self.before: dict[str, Callable[[], object]] = {}
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._store, name)
+        return partial(self._call, name) if callable(attribute) else attribute
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        self.asked.append(name)
+        self.before.pop(name, lambda: None)()
+        if name in self.errors:
+            return fail(self.errors[name])
+        method = getattr(self._store, name)
+        if name not in self.late:
+            return method(*arguments)
+        self.waiting.append(Deferred())
+        return self.waiting[-1].addCallback(lambda _: method(*arguments))
+
+
 class Visitor:
     """
-    A browser: it keeps its cookie.
+    A browser.
 
-    @ivar cookie: The identifier.
-    @ivar attributes: What was said of it.
+    @ivar cookie: The identifier in its cookie.
+    @ivar attributes: The attributes of its cookie.
     """
 
-    def __init__(self, page: Any) -> None:
-        """
-        @param page: The resource that is asked.
-        """
-        self.page = page
+    def __init__(self, site: Any, clock: Clock) -> None:
+        self.site = site
         self.cookie: str | None = None
         self.attributes = ""
+        self._clock = clock
 
     def begin(
         self,
-        do: Do | None = None,
         path: str = "/",
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
-        data: bytes | None = None,
-    ) -> tuple[StubTreq, Any]:
+        data: bytes = b"",
+    ) -> Peer:
         """
-        Ask, but do not wait for the answer.
-
-        @param do: What the page is to do to the session, if it is a L{Page}.
+        Send a request over a connection of its own.
         """
-        if do is not None:
-            self.page.do = do
-        stub: Any = StubTreq(self.page)
-        sent = dict(headers or {})
+        sent = {"Host": "test", "X-Forwarded-Proto": "https", **(headers or {})}
+        sent["Content-Length"] = str(len(data))
         if self.cookie is not None:
             sent["Cookie"] = f"__Host-session={self.cookie}"
-        asking = stub.request(
-            method,
-            f"https://test{path}",
-            headers=sent,
-            data=data,
-            allow_redirects=False,
-        )
-        asked = resultOf(asking)
-        stub.flush()
-        return stub, asked
+        lines = [f"{method} {path} HTTP/1.1", *map(": ".join, sent.items()), "", ""]
+        peer = Peer(self.site, self._clock, PROXY)
+        peer.send("\r\n".join(lines).encode() + data)
+        return peer
 
-    def end(self, stub: Any, asked: Any) -> Answer:
+    def end(self, peer: Peer) -> Answer:
         """
-        Read the answer.
+        Read the response, and keep its cookie.
         """
-        stub.flush()
-        response = asked.value
-        received = {
-            name.decode("ascii").lower(): b", ".join(values).decode("ascii")
-            for name, values in response.headers.getAllRawHeaders()
-        }
-        found = COOKIE.match(received.get("set-cookie", ""))
+        (answer,) = peer.answers
+        peer.leave()
+        found = COOKIE.match(answer.headers.get("set-cookie", ""))
         if found is not None:
-            self.cookie = found[1] or None
-            self.attributes = found[2]
-        return Answer(response.code, received, resultOf(stub.content(response)).value)
+            self.cookie, self.attributes = found[1] or None, found[2]
+        return answer
 
-    def ask(self, do: Do | None = None, **question: Any) -> Answer:
+    def ask(self, path: str = "/", **question: Any) -> Answer:
         """
-        Ask, and read the answer.
+        Send a request, and read the response.
         """
-        return self.end(*self.begin(do, **question))
+        return self.end(self.begin(path, **question))
+
+
+class Shopper(Visitor):
+    """
+    A visitor of a page that does to the session what the test says.
+    """
+
+    def start(self, do: Do) -> Peer:
+        """
+        Have something done to the session, but do not wait for the response.
+        """
+        self.site.resource.do = do
+        return self.begin()
+
+    def do(self, do: Do) -> Answer:
+        """
+        Have something done to the session.
+        """
+        return self.end(self.start(do))
 
     def says(self, do: Do) -> Any:
         """
-        @return: What the page answers.
+        @return: What the page returns.
         """
-        answer = self.ask(do)
+        answer = self.do(do)
         assert answer.status == 200, answer
         return json.loads(answer.body)

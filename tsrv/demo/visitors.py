@@ -1,5 +1,6 @@
 """
-Who visits: a counter of visits, and a name that somebody logs in with.
+The pages of visitors: C{/visits} counts, C{/login} and C{/logout} give and end a name,
+C{/me} shows it. Browsers get pages, programs get JSON.
 """
 
 from __future__ import annotations
@@ -12,32 +13,27 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qs
 
-from twisted.internet.defer import Deferred
+from msgspec import Struct
 from twisted.web.server import Request
 
-from ..sessions import (
-    Session,
-    Sessions,
-)
+from ..sessions import Session, Sessions
 from ..web.accept import prefersHTML
-from ..web.content import (
-    Invalid,
-    readJSON,
-)
+from ..web.content import Invalid, readJSON
 from ..web.origin import checkOrigin
-from ..web.responses import (
-    AsyncResource,
-    Response,
-)
+from ..web.responses import AsyncResource, Response
 
 __all__ = ["Login", "Logout", "Me", "Visits"]
 
 _JSON: Final = "application/json"
-_FORM: Final = "application/x-www-form-urlencoded"
 
-_LONGEST: Final = 100
+MAX_NAME_LENGTH: Final = 100
 """
-How many characters a name may have.
+Maximum length of a name, in characters.
+"""
+
+MAX_FORM_FIELDS: Final = 10
+"""
+Maximum number of fields in a form.
 """
 
 _SCRIPT: Final = """
@@ -45,9 +41,9 @@ addEventListener("pagehide", () => document.documentElement.replaceChildren());
 addEventListener("pageshow", (event) => event.persisted && location.reload());
 """
 """
-Browsers may keep a whole page for their Back button, even one that says C{no-store}.
-Nothing is left in it then, and it is asked for again when somebody comes back, who
-may have logged out meanwhile.
+Browsers may keep a page for their Back button even if it says C{no-store}. This script
+empties the page when the visitor leaves it, and reloads it when he comes back, since
+he may have logged out meanwhile.
 """
 
 _HASH: Final = b64encode(sha256(_SCRIPT.encode()).digest())
@@ -101,29 +97,63 @@ _HEADERS: Final = [
 ]
 
 
-def _answer(members: object) -> Response:
-    body = json.dumps(members).encode()
-    return Response(body, _JSON.encode(), headers=[_VARY])
+class LoginBody(Struct):
+    """
+    What a program posts to C{/login}.
+    """
+
+    name: str
+
+
+def _jsonResponse(members: object) -> Response:
+    return Response(json.dumps(members).encode(), _JSON.encode(), headers=[_VARY])
 
 
 def _page(title: str, body: str) -> Response:
     page = _PAGE.format(title=escape(title), script=_SCRIPT, body=body)
-    return Response(
-        page.encode("utf-8", "backslashreplace"),
-        b"text/html; charset=utf-8",
-        headers=_HEADERS,
-    )
+    data = page.encode("utf-8", "backslashreplace")
+    return Response(data, b"text/html; charset=utf-8", headers=_HEADERS)
 
 
-def _goTo(path: bytes) -> Response:
-    return Response(
-        b"", b"text/plain", HTTPStatus.SEE_OTHER, [(b"Location", path), _VARY]
-    )
+def _redirect(path: bytes) -> Response:
+    headers = [(b"Location", path), _VARY]
+    return Response(b"", b"text/plain", HTTPStatus.SEE_OTHER, headers)
 
 
-class _Visitor(AsyncResource):
+def _isForm(request: Request) -> bool:
+    contentType = request.getHeader(b"Content-Type") or b""
+    kind = contentType.partition(b";")[0].strip().lower()
+    return kind == b"application/x-www-form-urlencoded"
+
+
+def _nameFrom(request: Request) -> str:
     """
-    A resource that knows who asks.
+    Read the name from a form or a JSON body.
+
+    @raise HTTPError: The body is invalid.
+    """
+    if _isForm(request):
+        assert request.content is not None
+        data = request.content.read().decode("utf-8", "replace")
+        try:
+            fields = parse_qs(data, max_num_fields=MAX_FORM_FIELDS)
+        except ValueError:
+            detail = f"has more than {MAX_FORM_FIELDS} fields"
+            raise Invalid("Invalid form", "pointer", "", detail) from None
+        name = str(fields.get("name", [""])[0])
+    else:
+        body = readJSON(request, LoginBody, "Invalid name", [_JSON], b"Accept-Post")
+        name = body.name
+    name = name.strip()
+    if not (0 < len(name) <= MAX_NAME_LENGTH and name.isprintable()):
+        detail = f"must have 1 to {MAX_NAME_LENGTH} visible characters"
+        raise Invalid("Invalid name", "pointer", "/name", detail)
+    return name
+
+
+class _SessionResource(AsyncResource):
+    """
+    A resource that uses the session of its visitor.
     """
 
     def __init__(self, sessions: Sessions) -> None:
@@ -133,120 +163,86 @@ class _Visitor(AsyncResource):
         super().__init__()
         self._sessions = sessions
 
-    async def _fields(self, request: Request) -> tuple[Session, dict[str, str], bool]:
+    async def _checkedSession(self, request: Request) -> Session:
         """
-        Read what was posted, if it comes from a page of ours.
-
-        @return: The session, what was posted, and whether it is a form.
+        @return: The session of a visitor who posts.
+        @raise CrossSite: Another site may have made the request.
         """
         session = await self._sessions.get(request)
         isSecure = self._sessions.cookies.proxies.isSecure(request)
         checkOrigin(request, isSecure, session.knownToken)
-        types = request.requestHeaders.getRawHeaders(b"Content-Type", [b""])
-        isForm = types[0].partition(b";")[0].strip().lower() == _FORM.encode()
-        fields: dict[str, str] = {}
-        if isForm:
-            assert request.content is not None
-            data = request.content.read().decode("utf-8", "replace")
-            try:
-                parsed = parse_qs(data, keep_blank_values=True, max_num_fields=10)
-            except ValueError:
-                detail = "has more than 10 fields"
-                raise Invalid("Invalid form", "pointer", "", detail) from None
-            fields = {name: values[0] for name, values in parsed.items()}
-        elif types != [b""]:
-            body = readJSON(
-                request, dict[str, object], "Invalid body", [_JSON], b"Accept-Post"
-            )
-            fields = {k: v for k, v in body.items() if isinstance(v, str)}
-        return session, fields, isForm
+        return session
 
 
-class Visits(_Visitor):
+class Visits(_SessionResource):
     """
-    C{/visits}: how often a visitor has been here.
+    C{/visits} counts the visits of a visitor.
     """
 
-    def render_GET(self, request: Request) -> Deferred[Response]:
+    async def render_GET(self, request: Request) -> Response:
         """
-        Count one more.
+        Count a visit.
         """
-        return Deferred.fromCoroutine(self._visit(request))
-
-    async def _visit(self, request: Request) -> Response:
         session = await self._sessions.get(request)
-        return _answer({"visits": await session.add("visits")})
+        return _jsonResponse({"visits": await session.add("visits")})
 
 
-class Me(_Visitor):
+class Me(_SessionResource):
     """
-    C{/me}: who asks.
+    C{/me} shows the visitor.
     """
 
-    def render_GET(self, request: Request) -> Deferred[Response]:
+    async def render_GET(self, request: Request) -> Response:
         """
-        Show the name, the visits, and to programs the token for what they post.
+        Show the name and the visits. Programs also get the token that they have to
+        send with what they post.
         """
-        return Deferred.fromCoroutine(self._show(request))
-
-    async def _show(self, request: Request) -> Response:
         session = await self._sessions.get(request)
         name, visits = session.get("name"), session.get("visits", 0)
         if not prefersHTML(request):
-            token = None if session.isNew else session.token
-            return _answer({"name": name, "visits": visits, "token": token})
+            token = session.knownToken
+            return _jsonResponse({"name": name, "visits": visits, "token": token})
         if name is None:
-            return _goTo(b"/login")
-        body = _FORM_OUT.format(visits=escape(str(visits)))
-        return _page(f"Hello, {name}", body)
+            return _redirect(b"/login")
+        return _page(f"Hello, {name}", _FORM_OUT.format(visits=escape(str(visits))))
 
 
-class Login(_Visitor):
+class Login(_SessionResource):
     """
-    C{/login}: who gives a name is known by it.
+    C{/login} gives the visitor a name.
     """
 
-    def render_GET(self, request: Request) -> Deferred[Response]:
+    async def render_GET(self, request: Request) -> Response:
         """
-        Show a form, or to programs the token that they have to post with it.
+        Show a form. Programs get the token that they have to send with the name.
         """
-        return Deferred.fromCoroutine(self._show(request))
-
-    async def _show(self, request: Request) -> Response:
         if prefersHTML(request):
             return _page("Log in", _FORM_IN)
         session = await self._sessions.get(request)
-        return _answer({"token": session.token})
+        return _jsonResponse({"token": session.token})
 
-    def render_POST(self, request: Request) -> Deferred[Response]:
+    async def render_POST(self, request: Request) -> Response:
         """
-        Log in: from now on the visitor has another identifier.
+        Log in. The session gets another identifier.
         """
-        return Deferred.fromCoroutine(self._login(request))
-
-    async def _login(self, request: Request) -> Response:
-        session, fields, isForm = await self._fields(request)
-        name = fields.get("name", "").strip()
-        if not (0 < len(name) <= _LONGEST and name.isprintable()):
-            detail = f"must have 1 to {_LONGEST} visible characters"
-            raise Invalid("Invalid name", "pointer", "/name", detail)
+        session = await self._checkedSession(request)
+        name = _nameFrom(request)
         session.regenerate()
         session["name"] = name
-        return _goTo(b"/me") if isForm else _answer({"name": name})
+        return _redirect(b"/me") if _isForm(request) else _jsonResponse({"name": name})
 
 
-class Logout(_Visitor):
+class Logout(_SessionResource):
     """
-    C{/logout}: the session ends.
+    C{/logout} ends the session.
     """
 
-    def render_POST(self, request: Request) -> Deferred[Response]:
+    async def render_POST(self, request: Request) -> Response:
         """
         Log out.
         """
-        return Deferred.fromCoroutine(self._logout(request))
-
-    async def _logout(self, request: Request) -> Response:
-        session, _, isForm = await self._fields(request)
+        session = await self._checkedSession(request)
         session.destroy()
-        return _goTo(b"/login") if isForm else _answer({"name": None})
+        if _isForm(request):
+            return _redirect(b"/login")
+        return _jsonResponse({"name": None})

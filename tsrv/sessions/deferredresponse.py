@@ -1,5 +1,12 @@
 """
-A response that is held until something has been done.
+A response that is deferred until the session is saved.
+
+The bytes that a resource writes must not reach the client before the session is
+saved. Resources write with C{request.write()} and C{request.finish()}. A site could
+give its requests another class, but sessions have to work on any site and for any
+resource, and Twisted has no public hook between a resource and its request. So this
+module, and no other, replaces these two methods of a request that has a session. They
+are put back when the response ends.
 """
 
 from __future__ import annotations
@@ -14,19 +21,19 @@ from twisted.web.server import Request
 
 from ..web.responses import writeProblem
 
-__all__ = ["Hold"]
+__all__ = ["DeferredResponse"]
 
-_MOST: Final = 64 * 1024 * 1024
+MAX_DEFERRED_BYTES: Final = 64 * 1024 * 1024
 """
-How many bytes of a response are held.
+Maximum number of bytes of a response that wait for the store.
 """
 
 
-class Hold:
+class DeferredResponse:
     """
-    Takes the place of C{write} and C{finish} of a request. Before each of them is
-    passed on, something is done, if there is something to do; if it fails, that is
-    the response, or, if that has begun, its end.
+    Replaces C{write} and C{finish} of a request. Each saves the session, if there is
+    anything to save, before it passes on what was written. If that fails, the error
+    becomes the response, or, if the response has begun, aborts the connection.
     """
 
     _log = Logger()
@@ -34,131 +41,120 @@ class Hold:
     def __init__(
         self,
         request: Request,
-        before: Callable[[], Deferred[None] | None],
-        begin: Callable[[], object],
-        end: Callable[[], object],
+        save: Callable[[], Deferred[None] | None],
+        addHeaders: Callable[[], object],
+        ended: Callable[[], object],
     ) -> None:
         """
-        @param request: The request, whose response has not begun.
-        @param before: What is to be done, if anything is; it may be done again.
-        @param begin: Called before the headers of the response are sent.
-        @param end: Called when the response has ended, or the client has gone.
+        @param request: The request. Its response has not begun.
+        @param save: Saves the session; returns L{None} if there is nothing to save.
+            It is called again for each later write.
+        @param addHeaders: Called before the headers are sent.
+        @param ended: Called when the response has been sent, or the client has
+            disconnected.
         """
-        self._request = replaced = cast(Any, request)
-        self._before = before
-        self._begin = begin
-        self._over = end
-        self._write = request.write
-        self._finish = request.finish
+        self._request: Any = request
+        self._save = save
+        self._addHeaders = addHeaders
+        self._write, self._finish = request.write, request.finish
         self._pieces: list[bytes] = []
         self._length = 0
-        self._begun = False
-        self._busy = False
-        self._finished = False
-        self._gone = False
-        # As notifyFinish() does, without a Deferred that would only call this.
-        replaced.notifications.append(self)
-        replaced.write = self._hold
-        replaced.finish = self._end
+        self._isSaving = False
+        self._hasBegun = False
+        self._isFinished = False
+        # Nothing is passed on any more.
+        self._isClosed = False
+        request.notifyFinish().addBoth(self._end, ended)
+        self._install()
 
-    def callback(self, result: None) -> None:
-        """
-        The response has been sent.
-        """
-        self._over()
+    def _install(self) -> None:
+        self._request.write = self._deferWrite
+        self._request.finish = self._deferFinish
 
-    def errback(self, reason: Failure) -> None:
-        """
-        The client has gone: what is being done goes on, and nothing more is begun.
-        """
-        self._gone = True
-        self._pieces.clear()
-        self._over()
+    def _restore(self) -> None:
+        del self._request.write, self._request.finish
 
-    def _hold(self, data: bytes) -> None:
+    def _deferWrite(self, data: bytes) -> None:
         if not isinstance(data, bytes):
-            raise TypeError("what is written has to be bytes")
-        if self._gone:
+            raise TypeError("a response is written as bytes")
+        if self._isClosed:
             return
         self._pieces.append(data)
         self._length += len(data)
-        # Who asks whether the response has begun has to know that it has.
+        # An error that follows cannot become the response any more.
         self._request.heldBytes = self._length
-        if self._length > _MOST:
-            self._break(Failure(MemoryError(f"more than {_MOST} bytes are held")))
+        if self._length > MAX_DEFERRED_BYTES:
+            error = MemoryError(f"more than {MAX_DEFERRED_BYTES} bytes are deferred")
+            self._abort(Failure(error))
         else:
-            self._do()
+            self._saveAndPass()
 
-    def _end(self) -> None:
-        self._finished = True
-        self._do()
+    def _deferFinish(self) -> None:
+        self._isFinished = True
+        self._saveAndPass()
 
-    def _do(self) -> None:
-        """
-        Do what is to be done; then pass on what was written.
-        """
-        if self._busy or self._gone:
+    def _saveAndPass(self) -> None:
+        if self._isSaving or self._isClosed:
             return
-        doing = self._before()
-        if doing is None:
+        saving = self._save()
+        if saving is None:
             self._pass()
         else:
-            self._busy = True
-            doing.addCallbacks(self._done, self._failed)
+            self._isSaving = True
+            saving.addCallbacks(self._saved, self._notSaved)
 
-    def _done(self, result: None) -> None:
-        self._busy = False
-        # Something may have been changed meanwhile.
-        self._do()
+    def _saved(self, result: None) -> None:
+        self._isSaving = False
+        # The session may have changed meanwhile.
+        self._saveAndPass()
+
+    def _notSaved(self, failure: Failure) -> None:
+        self._isSaving = False
+        if self._isClosed:
+            self._log.warn(
+                "The client has disconnected, and its changes were not saved: {reason}",
+                reason=failure.value,
+            )
+        elif self._hasBegun:
+            self._abort(failure)
+        else:
+            self._close()
+            self._request.heldBytes = 0
+            self._restore()
+            writeProblem(cast(Request, self._request), failure)
+            # The resource may go on to write; that is dropped.
+            self._install()
 
     def _pass(self) -> None:
         """
         Pass on what was written.
         """
         try:
-            if not self._begun:
-                self._begun = True
-                self._begin()
+            if not self._hasBegun:
+                self._hasBegun = True
+                self._addHeaders()
             pieces, self._pieces = self._pieces, []
             self._length = 0
             for piece in pieces:
                 self._write(piece)
-            if self._finished:
-                self._gone = True
-                self._release()
+            if self._isFinished:
+                self._close()
+                self._restore()
                 self._finish()
         except Exception:
-            self._break(Failure())
+            self._abort(Failure())
 
-    def _failed(self, failure: Failure) -> None:
-        self._busy = False
-        if self._gone:
-            self._log.warn(
-                "What a client that has left had changed was not saved: {reason}",
-                reason=failure.value,
-            )
-        elif self._begun:
-            self._break(failure)
-        else:
-            self._gone = True
-            self._pieces.clear()
-            self._release()
-            # None of that has gone out.
-            self._request.heldBytes = 0
-            writeProblem(self._request, failure)
-            # The resource may not have come to the end of its own response.
-            self._request.write = self._hold
-            self._request.finish = self._nothing
+    def _end(self, result: object, ended: Callable[[], object]) -> None:
+        # If the client has disconnected, what is being saved goes on, but nothing
+        # more is begun.
+        self._close()
+        ended()
 
-    def _break(self, failure: Failure) -> None:
-        self._gone = True
-        self._pieces.clear()
+    def _abort(self, failure: Failure) -> None:
+        self._close()
         self._log.failure("A response broke off", failure=failure)
         self._request.transport.abortConnection()
 
-    def _nothing(self) -> None:
-        pass
-
-    def _release(self) -> None:
-        del self._request.write
-        del self._request.finish
+    def _close(self) -> None:
+        self._isClosed = True
+        self._pieces.clear()

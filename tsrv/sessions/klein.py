@@ -1,21 +1,20 @@
 """
 Klein's sessions, in a store that outlives the process.
 
-L{KleinSessionStore} is what Klein's own C{SessionProcurer} asks for sessions; it
-keeps them in any L{ISessionStore<tsrv.sessions.ISessionStore>}, be it
-wrapped or not::
+Klein's own C{SessionProcurer} asks a L{KleinSessionStore} for sessions, which keeps
+them in any L{ISessionStore<tsrv.sessions.ISessionStore>}, wrapped or not::
 
     wrapper = QueuingWrapper(SQLiteSessionStore(reactor, "sessions.db"), reactor)
     sessions = KleinSessionStore(wrapper.proxy, {IUser: userOf})
     procurer = SessionProcurer(sessions)
 
-Klein tells sessions apart by how they came to be: over HTTPS or not, with a cookie
-or in a header. Here an identifier begins with a letter that says so, and a session
-is kept under the hash of that letter and the rest. So who changes the letter has the
-identifier of no session; and the identifiers that come with each request over plain
-HTTP need not be looked up to see that none of them was to be kept secret.
+Klein distinguishes sessions by how they were created: over HTTPS or not, for a cookie
+or for a header. Here the first letter of an identifier says so, and the store keeps
+the session under the hash of the whole identifier: whoever changes the letter has the
+identifier of no session. The letter also shows, without asking the store, which of
+the identifiers that arrive over plain HTTP should have stayed secret.
 
-Importing this imports Klein, which installs the reactor.
+Importing this module imports Klein, which installs the reactor.
 """
 
 from __future__ import annotations
@@ -31,12 +30,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
-from .store import (
-    Changes,
-    ISessionStore,
-    StoredSession,
-    makeIdentifier,
-)
+from .store import Changes, ISessionStore, StoredSession, makeIdentifier
 
 try:
     from klein.interfaces import ISession, NoSuchSession, SessionMechanism
@@ -49,42 +43,36 @@ except ImportError as error:
 
 __all__ = ["Authorizer", "KleinSession", "KleinSessionStore"]
 
-_KINDS: Final = {
+_LETTERS: Final = {
     (True, SessionMechanism.Cookie): "C",
     (True, SessionMechanism.Header): "H",
     (False, SessionMechanism.Cookie): "c",
     (False, SessionMechanism.Header): "h",
 }
-"""
-With which letter an identifier begins.
-"""
 
 _IDENTIFIER: Final = re.compile("[CHch][A-Za-z0-9_-]{43}")
 
-_CONFIDENTIAL: Final = re.compile("[CH][A-Za-z0-9_-]{43}")
-
-_MOST_SENT: Final = 8
+MAX_DISCLOSED_PER_REQUEST: Final = 8
 """
-How many identifiers of one request are looked after. A client that is only careless
-sends one in a place, and there are four.
+Maximum number of identifiers of one request that are looked at. A careless client
+sends at most four.
 """
 
-_MOST_DISCLOSED: Final = 1_000
+MAX_DISCLOSED: Final = 1_000
 """
-How many sessions that are still to be ended are remembered.
+Maximum number of remembered sessions that could not be destroyed yet.
 """
 
 
 def _keyOf(identifier: str) -> str:
-    """
-    @return: What the identifier is to the store.
-    """
     digest = sha256(identifier.encode("ascii")).digest()
     return urlsafe_b64encode(digest).decode("ascii").rstrip("=")
 
 
-def _noSession() -> NoSuchSession:
-    return NoSuchSession("There is no such session")
+def _found(stored: StoredSession | None) -> StoredSession:
+    if stored is None:
+        raise NoSuchSession("There is no such session")
+    return stored
 
 
 @implementer(ISession)
@@ -92,14 +80,14 @@ class KleinSession:
     """
     A session of a request.
 
-    What is in it is not kept here: each method asks the store, and so sees what
-    other requests have done meanwhile. If the session has been ended, its Deferred
-    fails with C{klein.interfaces.NoSuchSession}; if the store cannot be asked now,
-    with an L{Unavailable<tsrv.errors.Unavailable>}.
+    It holds no data: each method asks the store, and so sees what other requests have
+    changed. A Deferred fails with C{klein.interfaces.NoSuchSession} if the session
+    has ended, and with an L{Unavailable<tsrv.errors.Unavailable>} if the store is
+    unavailable.
 
-    @ivar identifier: What the visitor has.
-    @ivar isConfidential: Whether it is sent over HTTPS alone.
-    @ivar authenticatedBy: Where it is sent: in a cookie or in a header.
+    @ivar identifier: What the visitor sends.
+    @ivar isConfidential: Whether it is sent over HTTPS only.
+    @ivar authenticatedBy: Whether it is sent in a cookie or in a header.
     """
 
     def __init__(
@@ -120,19 +108,19 @@ class KleinSession:
         self, interfaces: Iterable[type[Interface]]
     ) -> Deferred[dict[type[Interface], Any]]:
         """
-        Find out what may be done in this session.
+        Ask the authorizers what the visitor may use.
 
-        @param interfaces: What somebody wants to do.
-        @return: A Deferred of what the authorizers have for them. What they refuse,
-            or have never heard of, is not in it; if the session has been ended,
-            nothing is. It fails if one of them does otherwise.
+        @param interfaces: What somebody wants to use.
+        @return: A Deferred of what the authorizers return. Interfaces that they
+            refuse, or do not know, are left out; all are if the session has ended.
+            It fails if an authorizer fails in another way.
         """
         return Deferred.fromCoroutine(self._authorize(interfaces))
 
     async def _authorize(
         self, interfaces: Iterable[type[Interface]]
     ) -> dict[type[Interface], Any]:
-        found = {}
+        granted = {}
         for interface in interfaces:
             authorizer = self._authorizers.get(interface)
             if authorizer is None:
@@ -142,87 +130,57 @@ class KleinSession:
             except NoSuchSession:
                 return {}
             if provider is not None:
-                found[interface] = provider
-        return found
+                granted[interface] = provider
+        return granted
 
     def data(self) -> Deferred[dict[str, Any]]:
         """
-        @return: A Deferred of what is in the session now. It is the caller's own:
-            to change the session, see L{change}.
+        @return: A Deferred of a copy of the data. Use L{change} to change the session.
         """
-        return Deferred.fromCoroutine(self._data())
-
-    async def _data(self) -> dict[str, Any]:
-        stored = await self._store.get(_keyOf(self.identifier))
-        if stored is None:
-            raise _noSession()
-        return stored.data
+        found = self._store.get(_keyOf(self.identifier)).addCallback(_found)
+        return found.addCallback(lambda stored: stored.data)
 
     def change(self, changes: Changes) -> Deferred[StoredSession]:
         """
-        Change what is in the session.
+        Change the session.
 
-        @param changes: What is to be done; with what other requests do at the same
-            time, it comes together.
-        @return: A Deferred of the session as it is then. It fails with
-            L{SessionError<tsrv.sessions.SessionError>} if what would be
-            in it is too large, or no JSON.
+        @param changes: What to do. Changes of other requests are kept.
+        @return: A Deferred of the session after the change. It fails with
+            L{SessionError<tsrv.sessions.SessionError>} if the data would be too
+            large, or cannot be JSON.
         """
-        return Deferred.fromCoroutine(self._change(changes))
-
-    async def _change(self, changes: Changes) -> StoredSession:
-        stored = await self._store.set(_keyOf(self.identifier), changes)
-        if stored is None:
-            raise _noSession()
-        return stored
+        return self._store.set(_keyOf(self.identifier), changes).addCallback(_found)
 
     def renew(self, changes: Changes | None = None) -> Deferred[None]:
         """
-        Give the session another identifier, which its visitor is still to be told;
-        the one that he has is that of no session then. Do so with whatever changes
-        what he may do: who has made him use an identifier that both know must not
-        be logged in with him.
+        Give the session another identifier; the old one stops working. Do so whenever
+        somebody logs in or gets more rights, then send L{identifier} to the browser.
 
-        What another request changes at the same time may be left behind.
-
-        @param changes: What is to be done to the session with that.
+        @param changes: What to change at the same time.
         @return: A Deferred that fires when L{identifier} is the new one. It fails as
             that of L{change}.
         """
-        return Deferred.fromCoroutine(self._renew(changes or Changes()))
-
-    async def _renew(self, changes: Changes) -> None:
-        old = _keyOf(self.identifier)
-        stored = await self._store.get(old)
-        if stored is None:
-            raise _noSession()
         identifier = self.identifier[0] + makeIdentifier()
-        new = _keyOf(identifier)
-        await self._store.create(new, changes.applyTo(stored.data))
-        ended = False
-        try:
-            ended = await self._store.destroy(old)
-        finally:
-            if not ended:
-                # If it stays, it ends by itself: nobody knows its identifier.
-                self._store.destroy(new).addErrback(lambda _: None)
-        if not ended:
-            # Somebody has logged out meanwhile, and stays so.
-            raise _noSession()
-        self.identifier = identifier
+        old, new = _keyOf(self.identifier), _keyOf(identifier)
+        renewing = self._store.renew(old, new, changes or Changes())
+
+        def renewed(stored: StoredSession) -> None:
+            self.identifier = identifier
+
+        return renewing.addCallback(_found).addCallback(renewed)
 
     def destroy(self) -> Deferred[bool]:
         """
         End the session.
 
-        @return: A Deferred of whether there was one.
+        @return: A Deferred of whether it existed.
         """
         return self._store.destroy(_keyOf(self.identifier))
 
 
 Authorizer = Callable[[KleinSession], Any]
 """
-Takes a session, and answers what its visitor may use, or L{None}, or a Deferred or
+Takes a session, and returns what its visitor may use, or L{None}, or a Deferred or
 coroutine of that.
 """
 
@@ -230,10 +188,10 @@ coroutine of that.
 @implementer(IKleinSessionStore)
 class KleinSessionStore:
     """
-    Where Klein's C{SessionProcurer} finds sessions.
+    What Klein's C{SessionProcurer} asks for sessions.
 
-    Its Deferreds fail with an L{Unavailable<tsrv.errors.Unavailable>} if the
-    store cannot be asked now.
+    Its Deferreds fail with an L{Unavailable<tsrv.errors.Unavailable>} if the store is
+    unavailable.
     """
 
     _log = Logger()
@@ -245,34 +203,26 @@ class KleinSessionStore:
         admit: Callable[[], object] | None = None,
     ) -> None:
         """
-        @param store: Where the sessions are; or the proxy of that. Who has made it
-            initialises and closes it.
-        @param authorizers: By interfaces, what says who may use them.
-        @param admit: Called before a session is made: Klein does so for whoever
-            comes without one. What it raises is why none is made.
+        @param store: The store, or its proxy. Its owner initialises and closes it.
+        @param authorizers: For each interface, the function that says who may use it.
+        @param admit: Called before a session is created, which Klein does for each
+            visitor who brings none. If it raises, no session is created.
         """
         self._store = store
         self._admit = admit or (lambda: None)
         self._authorizers = dict(authorizers or {})
-        # Whose identifiers were sent insecurely, and whether they are being ended.
-        self._disclosed: dict[str, bool] = {}
-        self._complained = False
-
-    def _make(
-        self, identifier: str, isConfidential: bool, authenticatedBy: SessionMechanism
-    ) -> KleinSession:
-        return KleinSession(
-            identifier, isConfidential, authenticatedBy, self._store, self._authorizers
-        )
+        # The keys of sessions to destroy, since their identifiers were disclosed.
+        self._disclosed: dict[str, None] = {}
+        self._hasComplained = False
 
     def newSession(
         self, isConfidential: bool, authenticatedBy: SessionMechanism
     ) -> Deferred[KleinSession]:
         """
-        Make a session with nothing in it.
+        Create an empty session.
 
-        @param isConfidential: Whether it is sent over HTTPS alone.
-        @param authenticatedBy: Where it is sent.
+        @param isConfidential: Whether its identifier is sent over HTTPS only.
+        @param authenticatedBy: Whether it is sent in a cookie or in a header.
         @return: A Deferred of the session. It fails if it is not admitted.
         """
         return Deferred.fromCoroutine(self._new(isConfidential, authenticatedBy))
@@ -281,22 +231,22 @@ class KleinSessionStore:
         self, isConfidential: bool, authenticatedBy: SessionMechanism
     ) -> KleinSession:
         self._admit()
-        identifier = _KINDS[isConfidential, authenticatedBy] + makeIdentifier()
+        identifier = _LETTERS[isConfidential, authenticatedBy] + makeIdentifier()
         await self._store.create(_keyOf(identifier), {})
-        return self._make(identifier, isConfidential, authenticatedBy)
+        return self._session(identifier, isConfidential, authenticatedBy)
 
     def loadSession(
         self, identifier: str, isConfidential: bool, authenticatedBy: SessionMechanism
     ) -> Deferred[KleinSession]:
         """
-        Find a session, and count that as a use of it.
+        Find a session, and extend its life.
 
-        @param identifier: What a visitor has sent.
-        @param isConfidential: Whether it came over HTTPS.
-        @param authenticatedBy: Where it was.
+        @param identifier: What the visitor has sent.
+        @param isConfidential: Whether it was sent over HTTPS.
+        @param authenticatedBy: Whether it was sent in a cookie or in a header.
         @return: A Deferred of the session. It fails with
-            C{klein.interfaces.NoSuchSession} if there is none of that identifier,
-            or it was made to be sent in another way.
+            C{klein.interfaces.NoSuchSession} if there is none, or its identifier must
+            be sent in another way.
         """
         return Deferred.fromCoroutine(
             self._load(identifier, isConfidential, authenticatedBy)
@@ -305,61 +255,62 @@ class KleinSessionStore:
     async def _load(
         self, identifier: str, isConfidential: bool, authenticatedBy: SessionMechanism
     ) -> KleinSession:
-        if _IDENTIFIER.fullmatch(identifier) is None:
-            raise _noSession()
-        if identifier[0] != _KINDS[isConfidential, authenticatedBy]:
-            raise _noSession()
+        letter = _LETTERS[isConfidential, authenticatedBy]
+        if _IDENTIFIER.fullmatch(identifier) is None or identifier[0] != letter:
+            _found(None)
         key = _keyOf(identifier)
         if key in self._disclosed:
-            self._end(key)
-            raise _noSession()
-        if await self._store.get(key) is None or not await self._store.touch(key):
-            raise _noSession()
-        return self._make(identifier, isConfidential, authenticatedBy)
+            self._destroy(key)
+            _found(None)
+        _found(await self._store.get(key))
+        if not await self._store.touch(key):
+            _found(None)
+        return self._session(identifier, isConfidential, authenticatedBy)
+
+    def _session(
+        self, identifier: str, isConfidential: bool, authenticatedBy: SessionMechanism
+    ) -> KleinSession:
+        return KleinSession(
+            identifier, isConfidential, authenticatedBy, self._store, self._authorizers
+        )
 
     def sentInsecurely(self, identifiers: Sequence[str | bytes]) -> None:
         """
-        End those sessions of some identifiers that are to be sent over HTTPS alone.
-        Klein calls this with all that a request over plain HTTP has brought. Until
-        that is done, they cannot be loaded from here; if it fails, it is tried again
-        when somebody comes with one.
+        Destroy sessions whose identifiers must be sent over HTTPS only. Klein calls
+        this with all identifiers of a request over plain HTTP. A session that cannot
+        be destroyed now is refused here from now on; each attempt to load it tries
+        again.
 
-        @param identifiers: What was sent; Klein has bytes.
+        @param identifiers: What was sent; Klein passes bytes.
         """
-        keys: dict[str, None] = {}
-        for each in identifiers:
-            text = each if isinstance(each, str) else each.decode("latin-1")
-            if _CONFIDENTIAL.fullmatch(text) is not None:
-                keys[_keyOf(text)] = None
-                if len(keys) == _MOST_SENT:
-                    break
-        for key in keys:
-            self._end(key)
+        texts = [
+            each if isinstance(each, str) else each.decode("latin-1")
+            for each in identifiers
+        ]
+        secrets = {
+            each for each in texts if _IDENTIFIER.fullmatch(each) and each[0].isupper()
+        }
+        for each in list(secrets)[:MAX_DISCLOSED_PER_REQUEST]:
+            self._destroy(_keyOf(each))
 
-    def _end(self, key: str) -> None:
-        if self._disclosed.get(key):
-            return
-        # What is tried again is the latest.
-        self._disclosed.pop(key, None)
-        if len(self._disclosed) >= _MOST_DISCLOSED:
+    def _destroy(self, key: str) -> None:
+        if key not in self._disclosed and len(self._disclosed) >= MAX_DISCLOSED:
             del self._disclosed[next(iter(self._disclosed))]
-        self._disclosed[key] = True
+        self._disclosed[key] = None
         self._store.destroy(key).addCallbacks(
-            self._ended, self._notEnded, callbackArgs=(key,), errbackArgs=(key,)
+            self._destroyed, self._notDestroyed, callbackArgs=(key,)
         )
 
-    def _ended(self, found: bool, key: str) -> None:
+    def _destroyed(self, existed: bool, key: str) -> None:
         self._disclosed.pop(key, None)
-        self._complained = False
-        if found:
+        self._hasComplained = False
+        if existed:
             self._log.warn("Ended a session whose identifier was sent over plain HTTP")
 
-    def _notEnded(self, reason: Failure, key: str) -> None:
-        if key in self._disclosed:
-            self._disclosed[key] = False
-        # Anybody can make up identifiers: during an outage, say it once.
-        if not self._complained:
-            self._complained = True
+    def _notDestroyed(self, reason: Failure) -> None:
+        # Anybody can invent identifiers: log this once in an outage.
+        if not self._hasComplained:
+            self._hasComplained = True
             self._log.warn(
                 "A session whose identifier was sent over plain HTTP could not be "
                 "ended yet: {reason}",

@@ -1,55 +1,41 @@
 """
-How often something may be done: by each, and by all together.
+A limit on new sessions: for each client, and for all clients together.
+
+Sessions are counted in windows of a fixed length. The table of clients is cleared
+with each window, so it needs no timer and cannot outgrow one window.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
-from math import ceil, isfinite
+from math import ceil
 from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
-from ..web.origin import (
-    addressOf,
-    peerOf,
-)
+from ..web.origin import addressOf, peerOf
 from ..web.problems import HTTPError
 
 __all__ = ["Quota", "TooMany"]
 
-_ROUNDING: Final = 1e-3
+MAX_PEERS: Final = 10_000
 """
-Which part of a token may be missing, since times are not exact. It is missing
-from the next one then.
+Maximum number of clients that are counted. Beyond it the first one is forgotten.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class _Bucket:
-    """
-    @ivar tokens: How many tokens there were.
-    @ivar at: When that was, in seconds.
-    """
-
-    tokens: float
-    at: float
 
 
 class TooMany(HTTPError):
     """
-    Somebody, or all together, did something too often.
+    There are too many new sessions.
     """
 
     status = HTTPStatus.TOO_MANY_REQUESTS
 
     def __init__(self, seconds: float) -> None:
         """
-        @param seconds: How long to wait.
+        @param seconds: Seconds until the next window.
         """
         super().__init__("Too many requests, try again later")
         self.headers = [(b"Retry-After", b"%d" % max(1, ceil(seconds)))]
@@ -57,10 +43,7 @@ class TooMany(HTTPError):
 
 class Quota:
     """
-    A bucket of tokens for each peer, and one for all together. A full bucket has
-    as many as may be taken at once, and an empty one is filled in a fixed time,
-    evenly. What is in a bucket is found out when somebody takes of it: there is no
-    timer.
+    Counts new sessions.
     """
 
     def __init__(
@@ -70,89 +53,46 @@ class Quota:
         total: int,
         seconds: float,
         *,
-        mostPeers: int = 10_000,
         peerOf: Callable[[Request], str] = peerOf,
     ) -> None:
         """
         @param clock: Provides the time.
-        @param perPeer: How often one peer may do it.
-        @param total: How often all may do it together.
-        @param seconds: In which time.
-        @param mostPeers: How many peers are remembered; then the one that did it
-            least recently is forgotten, and the total is what still holds for it.
-        @param peerOf: Finds the IP address from which a request comes, see
+        @param perPeer: Maximum number in a window for one client.
+        @param total: Maximum number in a window for all clients together.
+        @param seconds: The length of a window.
+        @param peerOf: Returns the IP address of the client of a request, see
             L{Proxies.peerOf<tsrv.web.origin.Proxies.peerOf>}.
-        @raise ValueError: An option is out of its range.
         """
-        for name, count in (
-            ("perPeer", perPeer),
-            ("total", total),
-            ("mostPeers", mostPeers),
-        ):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, not {count!r}")
-        if not (isfinite(seconds) and seconds > 0):
-            raise ValueError(f"seconds must be > 0, not {seconds!r}")
         self._clock = clock
-        self._seconds = seconds
         self._perPeer = perPeer
         self._total = total
-        self._mostPeers = mostPeers
+        self._seconds = seconds
         self._peerOf = peerOf
-        self._all = _Bucket(total, clock.seconds())
-        self._peers: OrderedDict[bytes, _Bucket] = OrderedDict()
+        self._begin = clock.seconds()
+        self._all = 0
+        self._peers: dict[bytes, int] = {}
 
-    def admit(self, request: Request) -> None:
+    def count(self, request: Request) -> None:
         """
-        Count something that is done for a request.
+        Count a new session.
 
-        @param request: The request.
-        @raise TooMany: It is too often, and was not counted.
-        """
-        seconds = self.take(self._peerOf(request))
-        if seconds is not None:
-            raise TooMany(seconds)
-
-    def take(self, peer: str) -> float | None:
-        """
-        Take a token out of the bucket of a peer, and out of that of all.
-
-        @param peer: The IP address of the peer. Those of one network of 64 bits
-            of IPv6, which is what one household has, are one peer; and so is all
-            that is no address.
-        @return: L{None}; or, if one of the buckets is empty, in which case nothing
-            was taken, the seconds after which neither will be.
+        @param request: The request that creates it. Addresses of one IPv6 network of
+            64 bits are one client, and so is everything without an address.
+        @raise TooMany: There are too many; this one was not counted.
         """
         now = self._clock.seconds()
-        key = _keyOf(peer)
-        peers = self._peers
-        ofPeer = self._tokensIn(peers.get(key), now, self._perPeer)
-        ofAll = self._tokensIn(self._all, now, self._total)
-        wait = max((1 - ofPeer) / self._perPeer, (1 - ofAll) / self._total)
-        if min(ofPeer, ofAll) < 1 - _ROUNDING:
-            return wait * self._seconds
-        self._all = _Bucket(ofAll - 1, now)
-        peers[key] = _Bucket(ofPeer - 1, now)
-        peers.move_to_end(key)
-        if len(peers) > self._mostPeers:
-            peers.popitem(last=False)
-        return None
-
-    def _tokensIn(self, bucket: _Bucket | None, now: float, most: int) -> float:
-        """
-        @param most: How many a full bucket has.
-        @return: How many tokens are in a bucket by now.
-        """
-        if bucket is None or now < bucket.at:
-            # It is new, or the clock was set back, for which nobody is to wait.
-            return most
-        return min(most, bucket.tokens + (now - bucket.at) * most / self._seconds)
-
-
-def _keyOf(peer: str) -> bytes:
-    """
-    @return: What the addresses of one peer have in common: all of one of IPv4, and
-        the network of one of IPv6.
-    """
-    address = addressOf(peer)
-    return b"" if address is None else address.packed[:8]
+        # A clock may be set back.
+        if not 0 <= now - self._begin < self._seconds:
+            self._begin = now
+            self._all = 0
+            self._peers.clear()
+        address = addressOf(self._peerOf(request))
+        # All 4 bytes of an IPv4 address, the network of an IPv6 address.
+        peer = b"" if address is None else address.packed[:8]
+        count = self._peers.get(peer, 0)
+        if count >= self._perPeer or self._all >= self._total:
+            raise TooMany(self._begin + self._seconds - now)
+        self._all += 1
+        self._peers[peer] = count + 1
+        if len(self._peers) > MAX_PEERS:
+            del self._peers[next(iter(self._peers))]

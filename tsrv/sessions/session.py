@@ -1,98 +1,118 @@
 """
-The session of one request.
+The session of one request: a dictionary, and when it is saved.
+
+Nothing is written while a resource changes the dictionary. Before the response is
+sent, L{Session.saveBeforeResponse} compares the dictionary with what the store
+returned and sends the differences, as L{Changes}. So two requests of one session
+can change it at the same time: each sends only what it has changed itself.
+
+The compromises:
+
+  - Comparing means encoding each member as JSON. Sessions are small (64 KiB at
+    most), and a request that only calls C{add} compares nothing.
+  - A session can be created or get another identifier only while a cookie can still
+    be sent, which is before the first byte of the response.
+  - If the session is destroyed by another request meanwhile, the changes of this
+    one are dropped. The browser's cookie is left alone, since the browser may have a
+    newer one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from hashlib import sha256
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.web.server import Request
 
 from ..errors import OutcomeUnknown, Unavailable
-from .store import (
-    Changes,
-    SessionError,
-    StoredSession,
-    makeIdentifier,
-)
-from .values import (
-    copied,
-    textOf,
-    tokenOf,
-)
-
-if TYPE_CHECKING:
-    from .sessions import Sessions
+from .shared import Shared
+from .store import Changes, SessionError, StoredSession, makeIdentifier
 
 __all__ = ["Session"]
 
-_TOKEN: Final = "_token"  # noqa: S105
-"""
-The member of a session whose token was asked for.
-"""
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, allow_nan=False)
+
+_IMMUTABLE: Final = frozenset({str, int, float, bool, type(None)})
+
+
+def _encode(value: Any) -> str:
+    try:
+        return _ENCODER.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SessionError(
+            f"a value of the session cannot be JSON ({type(error).__name__})"
+        ) from None
+
+
+def _encodeAll(data: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _encode(value) for name, value in data.items()}
+
+
+def _copy(value: Any) -> Any:
+    return value if type(value) in _IMMUTABLE else json.loads(json.dumps(value))
+
+
+def _tokenOf(identifier: str) -> str:
+    return sha256(f"token of {identifier}".encode()).hexdigest()
 
 
 class Session(MutableMapping[str, Any]):
     """
-    The session of a request: a dictionary whose values JSON can express. What is
-    in them may be changed too.
+    The session of a request: a dictionary whose values can be expressed as JSON.
+    Lists and dictionaries in it may be changed in place.
 
-    Who else changes the same session meanwhile loses nothing: see L{Changes
-    <tsrv.sessions.Changes>}. To count, use L{add}.
+    Requests that change the same session at the same time lose nothing of each
+    other, see L{Changes<tsrv.sessions.Changes>}. Use L{add} to count.
     """
 
     _log = Logger()
 
     def __init__(
         self,
-        sessions: Sessions,
+        shared: Shared,
         request: Request,
-        identifier: str | None,
-        known: StoredSession | None,
+        identifier: str | None = None,
+        known: StoredSession | None = None,
     ) -> None:
         """
-        @param sessions: Where it comes from.
+        @param shared: What all sessions of the site have in common.
         @param request: The request.
-        @param identifier: The identifier that the visitor has sent.
+        @param identifier: The identifier that the browser has sent.
         @param known: The session that the store has found for it.
         """
-        self._sessions = sessions
+        self._shared = shared
         self._request = request
         self._sent = identifier
+        # The identifier under which the store has this session.
         self._identifier = None if known is None else identifier
         self._known = known
-        # The one that it will have, if it has been told of.
-        self._planned: str | None = None
-        # What the resource sees, and may have changed; it is made when it is
-        # needed.
+        # The identifier that this session will get, once somebody has seen it.
+        self._next: str | None = None
+        # What the resource sees and changes; copied from known on first use.
         self._data: dict[str, Any] | None = None
         self._renews = False
-        self._ended: str | None = None
-        self._wasUsed = False
-        # Whether there is no way to store it with this response.
-        self._isHomeless = False
-        # What is done to the store for one request is done in order.
+        self._tokenWasRead = False
+        self._toDestroy: str | None = None
+        self._wasTouched = False
+        # Set when no cookie can lead the browser to a new session.
+        self._cannotBeCreated = False
+        # Operations of one request on the store run in order.
         self._lock = DeferredLock()
 
     def __repr__(self) -> str:
-        # Neither the identifier nor what is in it is for a log.
-        return f"<Session of {len(self._current())} members>"
+        # Neither the identifier nor the data may reach a log.
+        return f"<Session of {len(self)} members>"
 
-    # What is in it.
+    # The dictionary.
 
     def _current(self) -> dict[str, Any]:
-        data = self._data
-        if data is None:
-            known = self._known
-            # What the store has said stays as it was, to be compared with.
-            data = {} if known is None else copied(known.data)
-            self._data = data
-        return data
+        if self._data is None:
+            self._data = {} if self._known is None else _copy(self._known.data)
+        return self._data
 
     def __getitem__(self, name: str) -> Any:
         return self._current()[name]
@@ -106,367 +126,314 @@ class Session(MutableMapping[str, Any]):
         del self._current()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter([name for name in self._current() if name != _TOKEN])
+        return iter(list(self._current()))
 
     def __len__(self) -> int:
-        return sum(name != _TOKEN for name in self._current())
+        return len(self._current())
 
     @property
     def isNew(self) -> bool:
         """
-        Whether the store does not know it, or not yet.
+        Whether the store does not have this session, or not yet.
         """
         return self._identifier is None
 
-    def public(self) -> dict[str, Any]:
-        """
-        @return: What may be shown of it: what is in it, and C{created} and
-            C{expires} in seconds of the epoch; nothing by which somebody could
-            take it over.
-        """
-        known = self._known
-        return {
-            "data": dict(self),
-            "isNew": self.isNew,
-            "created": None if known is None else known.created,
-            "expires": None if known is None else known.expires,
-        }
-
-    # What can be done to it as a whole.
+    # Operations on the whole session.
 
     def add(self, name: str, number: int | float = 1) -> Deferred[int | float]:
         """
-        Count: add to a member. It is saved at once, with what was changed before.
+        Add to a counter, and save that at once, with all earlier changes.
 
-        @param name: The name of the member; one that is not there, or no number,
-            counts as 0.
-        @param number: How much.
-        @return: A Deferred of what it then is, which no other request is told. It
-            fails as that of L{save}.
+        @param name: The name of the member. If it does not exist, or is not a
+            number, it counts as 0.
+        @param number: What to add.
+        @return: A Deferred of the new value, which no other request gets. It fails
+            as that of L{save}.
         """
-        if (
-            self._data is None
-            and self._identifier is not None
-            and not self._renews
-            and self._ended is None
-            and not self._lock.locked
-        ):
-            return self._addAlone(self._identifier, name, number)
-        return self._lock.run(self._add, name, number)
-
-    def _addAlone(
-        self, identifier: str, name: str, number: int | float
-    ) -> Deferred[int | float]:
-        """
-        Count while there is nothing else to be saved.
-        """
+        isUnchanged = self._data is None and not self._renews
+        if self._identifier is None or not isUnchanged or self._lock.locked:
+            return self._lock.run(
+                lambda: Deferred.fromCoroutine(self._saveAndAdd(name, number))
+            )
+        # The most frequent case does without a coroutine.
         self._lock.acquire()
         changes = Changes(added={name: number})
-        changing = self._sessions.store.set(identifier, changes, self._known)
+        changing = self._shared.store.set(self._identifier, changes, self._known)
+        changing.addCallback(self._added, None, name, number)
+        return changing.addBoth(self._release)
 
-        def changed(session: StoredSession | None) -> int | float:
-            return self._counted(session, {}, name, number)
-
-        def release(result: Any) -> Any:
-            self._lock.release()
-            return result
-
-        return changing.addCallback(changed).addBoth(release)
-
-    def _add(self, name: str, number: int | float) -> Deferred[int | float]:
-        return Deferred.fromCoroutine(self._saveAndAdd(name, number))
-
-    async def _saveAndAdd(self, name: str, number: int | float) -> int | float:
-        if self._identifier is None or self._renews or self._ended is not None:
-            await self._save()
-        added = Changes(added={name: number})
-        identifier = self._identifier
-        if identifier is None:
-            # There is none yet: this is what makes it.
-            current = self._current()
-            total: int | float = added.applyTo(current)[name]
-            current[name] = total
-            await self._save()
-            return total
-        written = self._written()
-        changes = self._changesTo(written)
-        changes = replace(changes, added=added.added)
-        changed = await self._sessions.store.set(identifier, changes, self._known)
-        return self._counted(changed, written, name, number)
-
-    def _counted(
-        self,
-        changed: StoredSession | None,
-        written: Mapping[str, str],
-        name: str,
-        number: int | float,
-    ) -> int | float:
-        if changed is None:
-            self._wasEnded()
-            return number
-        self._saved(changed, written)
-        return changed.counted[name]
+    def _release(self, result: Any) -> Any:
+        self._lock.release()
+        return result
 
     def regenerate(self) -> None:
         """
-        Give it another identifier when it is saved, and let the one that it has
-        be of no use any more: whenever somebody logs in, or may do more than
-        before. Who had made the visitor use a session of his own is left with
-        nothing.
+        Give the session another identifier when it is saved. The old one stops
+        working. Do so whenever somebody logs in or gets more rights: an attacker who
+        made the browser use a session of his own is left with nothing.
 
-        It has to be done before the response begins. If the session has been ended
-        meanwhile, what it had in it is gone, and what was put into it since it was
-        loaded is in a new one.
+        Call this before the response begins. If the session is destroyed by another
+        request meanwhile, what was assigned since it was loaded becomes a new
+        session, and the rest is gone.
         """
         self._renews = True
+        self._cannotBeCreated = False
+        self._next = None
 
     def destroy(self) -> None:
         """
-        End it when the response is sent: nobody who has kept the cookie can come
-        back to it. What is put into it afterwards makes a new one.
+        End the session before the response is sent; a kept cookie is of no use
+        afterwards. What is assigned after this call becomes a new session.
         """
         if self._identifier is not None:
-            self._ended = self._identifier
-        self._identifier = self._known = None
-        self._renews = False
-        self._data = {}
+            self._toDestroy = self._identifier
+        self._forget()
+        self._renews = self._tokenWasRead = False
+        self._next = None
 
     @property
     def token(self) -> str:
         """
-        What a program has to send as C{X-CSRF-Token} to show that it has read what
-        is for its user alone. It is as long the same as the identifier is; to ask
-        for that of a session that is new is to store it.
+        What a program has to send as C{X-CSRF-Token}, to show that it could read a
+        page of this session. It changes with the identifier. Reading the token of a
+        new session has the session stored, even if it is empty.
         """
-        known = self.knownToken
-        if known is not None:
-            return known
-        if self._planned is None:
-            self._planned = makeIdentifier()
-            self._current()[_TOKEN] = True
-        return tokenOf(self._planned)
+        if self._identifier is not None and not self._renews:
+            return _tokenOf(self._identifier)
+        self._tokenWasRead = True
+        self._next = self._next or makeIdentifier()
+        return _tokenOf(self._next)
 
     @property
     def knownToken(self) -> str | None:
         """
-        The L{token}, if the store knows the session.
+        The token that the browser can have: that of the session as it was loaded.
+        L{None} if the session is new.
         """
-        return None if self._identifier is None else tokenOf(self._identifier)
-
-    # Saving it.
-
-    def finish(self) -> Deferred[None] | None:
-        """
-        Save what was changed, before the response goes out.
-
-        @return: As L{save}; L{None} if there is nothing to be done.
-        """
-        if not (
-            self._lock.locked
-            or self._renews
-            or self._ended is not None
-            or self._isChanged()
-        ):
-            known = self._known
-            if known is None or self._wasUsed:
-                return None
-            if not self._sessions.isWorthATouch(known):
-                return None
-        return self.save()
-
-    def _isChanged(self) -> bool:
-        data = self._data
-        if data is None or self._isHomeless:
-            return False
-        if self._known is None:
-            return bool(data)
-        try:
-            return bool(self._changesTo(self._written()))
-        except SessionError:
-            # To be told by who saves it.
-            return True
+        return None if self._identifier is None else _tokenOf(self._identifier)
 
     def save(self) -> Deferred[None]:
         """
-        Save what was changed. That is done by itself before the response goes
-        out; only who has to know that it is safe earlier needs this.
+        Save all changes now. They are saved before the response is sent anyway.
 
-        @return: A Deferred that fails with an L{Unavailable
-            <tsrv.errors.Unavailable>} if the store cannot be asked, with
-            L{SessionError<tsrv.sessions.SessionError>} if it is no
-            JSON, too large, or if it needs a cookie and the response has begun,
-            and with L{TooMany<tsrv.sessions.TooMany>} if too many new visitors
-            have come. What could not be saved then is tried again the next time.
+        @return: A Deferred. It fails with L{Unavailable<tsrv.errors.Unavailable>} if
+            the store is unavailable, with L{SessionError<tsrv.sessions.SessionError>}
+            if the data cannot be JSON, is too large, or needs a cookie after the
+            response has begun, and with L{TooMany<tsrv.sessions.TooMany>} if there
+            are too many new sessions. Changes that failed are tried again by the
+            next save.
         """
         return self._lock.run(lambda: Deferred.fromCoroutine(self._save()))
 
+    def saveBeforeResponse(self) -> Deferred[None] | None:
+        """
+        Save what has to be saved before the next byte of the response.
+
+        @return: As L{save}; L{None} if there is nothing to save.
+        """
+        if self._lock.locked or self._needsSaving():
+            return self.save()
+        known = self._known
+        if known is None or self._wasTouched:
+            return None
+        return self.save() if self._shared.isWorthTouching(known) else None
+
+    # Saving. Each of these runs while the lock is held.
+
+    def _needsSaving(self) -> bool:
+        if self._renews or self._toDestroy is not None:
+            return True
+        if self._known is None:
+            isWanted = bool(self._data) or self._tokenWasRead
+            return isWanted and not self._cannotBeCreated
+        if self._data is None:
+            return False
+        try:
+            return bool(self._changes(self._encoded()))
+        except SessionError:
+            # Saving it reports the error.
+            return True
+
     async def _save(self) -> None:
-        if self._ended is not None:
-            await self._end(self._ended)
+        if self._toDestroy is not None:
+            await self._shared.store.destroy(self._toDestroy)
+            self._toDestroy = self._sent = None
+            self._shared.cookies.expire(self._request)
         if self._identifier is None:
-            await self._make()
+            await self._create()
         elif self._renews:
             await self._renew(self._identifier)
         else:
-            await self._change(self._identifier)
+            encoded = self._encoded()
+            changes = self._changes(encoded)
+            if not changes:
+                await self._touch(self._identifier)
+                return
+            store = self._shared.store
+            changed = await store.set(self._identifier, changes, self._known)
+            self._changed(changed, encoded)
 
-    async def _change(self, identifier: str) -> None:
-        written = self._written()
-        changes = self._changesTo(written)
-        if not changes:
-            await self._use(identifier)
-            return
-        changed = await self._sessions.store.set(identifier, changes, self._known)
+    def _changed(
+        self, changed: StoredSession | None, encoded: Mapping[str, str] | None
+    ) -> None:
         if changed is None:
-            self._wasEnded()
+            self._forget()
         else:
-            self._saved(changed, written)
+            self._merge(changed, encoded)
 
-    async def _end(self, identifier: str) -> None:
-        await self._sessions.store.destroy(identifier)
-        self._ended = self._sent = None
-        self._sessions.cookies.expire(self._request)
+    def _added(
+        self,
+        changed: StoredSession | None,
+        encoded: Mapping[str, str] | None,
+        name: str,
+        number: int | float,
+    ) -> int | float:
+        self._changed(changed, encoded)
+        return number if changed is None else changed.counted[name]
 
-    async def _make(self) -> None:
-        """
-        Make a session that the store does not have.
-        """
-        # Who logs in wants a new one, whatever has become of the one before.
-        isWanted, self._renews = self._renews, False
-        written = self._written()
-        if not written:
+    async def _saveAndAdd(self, name: str, number: int | float) -> int | float:
+        isRenewed = self._renews and self._identifier is not None
+        if isRenewed or self._toDestroy is not None:
+            await self._save()
+        added = {name: number}
+        if self._identifier is None:
+            current = self._current()
+            total: int | float = Changes(added=added).applyTo(current)[name]
+            current[name] = total
+            await self._save()
+            return total
+        encoded = self._encoded()
+        changes = self._changes(encoded, added)
+        changed = await self._shared.store.set(self._identifier, changes, self._known)
+        return self._added(changed, encoded, name, number)
+
+    async def _create(self) -> None:
+        # A login gets a new session whatever has become of the old one.
+        isLogin, self._renews = self._renews, False
+        if not self._data and not self._tokenWasRead:
             return
-        identifier = self._planned or makeIdentifier()
-        sessions = self._sessions
-        sent = None if isWanted else self._sent
-        if sent is not None and sessions.wasRenewed(sent):
-            # Its browser has been sent another one, which this would replace.
-            self._isHomeless = True
-            return
+        encoded = self._encoded()
+        sent = None if isLogin else self._sent
+        if sent is not None and self._shared.retired.has(sent):
+            # The cookie of the new session would replace that of the renewed one.
+            self._cannotBeCreated = True
+        identifier = self._next or makeIdentifier()
         if not self._canSend(identifier):
             return
-        sessions.admit(self._request)
-        known = await sessions.store.create(identifier, self._current())
-        await self._send(identifier, known, written)
+        self._shared.checkQuota(self._request)
+        stored = await self._shared.store.create(identifier, self._current())
+        await self._send(identifier, stored, encoded)
 
     async def _renew(self, old: str) -> None:
-        """
-        Give it another identifier.
-        """
-        sessions, identifier = self._sessions, makeIdentifier()
+        identifier = self._next or makeIdentifier()
         if not self._canSend(identifier):
             return
-        written = self._written()
-        changes = self._changesTo(written)
-        known = await sessions.store.renew(old, identifier, changes)
+        encoded = self._encoded()
+        changes = self._changes(encoded)
+        stored = await self._shared.store.renew(old, identifier, changes)
         self._renews = False
-        sessions.remember(old)
-        if known is None:
-            # What is new is in a new one.
-            self._wasEnded()
-            self._sent = None
-            self._data = copied(dict(changes.assigned))
-            await self._make()
+        self._shared.retired.add(old)
+        if stored is not None:
+            await self._send(identifier, stored, encoded)
             return
-        await self._send(identifier, known, written)
+        self._forget()
+        self._sent = None
+        self._data = _copy(dict(changes.assigned))
+        await self._create()
 
     def _canSend(self, identifier: str) -> bool:
         """
-        @return: Whether the browser can be told of an identifier. Without that
-            nobody would find what is stored.
-        @raise SessionError: It could have been before the response began.
+        @return: Whether the browser can receive an identifier; without it nobody
+            could find the session again.
+        @raise SessionError: The response has begun.
         """
-        cookies = self._sessions.cookies
+        if self._cannotBeCreated:
+            return False
+        cookies = self._shared.cookies
         if cookies.canWrite(self._request):
             return True
-        if self._isHomeless:
-            return False
         if self._request.startedWriting:
             raise SessionError("the response has begun: no cookie can be sent any more")
-        # It says so in the log.
+        # This fails, and logs why.
         cookies.write(self._request, identifier)
-        self._isHomeless = True
+        self._cannotBeCreated = True
         return False
 
     async def _send(
-        self, identifier: str, known: StoredSession, written: Mapping[str, str]
+        self, identifier: str, stored: StoredSession, encoded: Mapping[str, str] | None
     ) -> None:
-        if not self._sessions.cookies.write(self._request, identifier):
-            # The client has left meanwhile, and will never send it.
-            self._wasEnded()
-            await self._sessions.store.destroy(identifier)
-            return
-        self._identifier = identifier
-        self._saved(known, written)
+        if self._shared.cookies.write(self._request, identifier):
+            self._identifier, self._next = identifier, None
+            self._merge(stored, encoded)
+        else:
+            # The client has disconnected, and will never send this identifier.
+            self._forget()
+            await self._shared.store.destroy(identifier)
 
-    async def _use(self, identifier: str) -> None:
-        """
-        Count that it was used, if that is worth a write.
-        """
+    async def _touch(self, identifier: str) -> None:
         known = self._known
         assert known is not None
-        if self._wasUsed or not self._sessions.isWorthATouch(known):
+        if self._wasTouched or not self._shared.isWorthTouching(known):
             return
-        self._wasUsed = True
+        self._wasTouched = True
         try:
-            isThere = await self._sessions.store.touch(identifier)
+            exists = await self._shared.store.touch(identifier)
         except (Unavailable, OutcomeUnknown) as error:
             # The response does not depend on it.
             self._log.debug("A use was not counted: {reason}", reason=error)
         else:
-            if not isThere:
-                self._wasEnded()
+            if not exists:
+                self._forget()
 
-    def _wasEnded(self) -> None:
-        """
-        Somebody has ended it meanwhile; it is not made again. Nor is the browser
-        told to forget it: it may have another one by now.
-        """
+    def _forget(self) -> None:
         self._identifier = self._known = None
         self._data = {}
 
-    # Comparing what is there with what is stored.
+    # Comparing.
 
-    def _written(self) -> dict[str, str]:
+    def _encoded(self) -> dict[str, str] | None:
         """
-        @return: All members, as they would be stored.
-        @raise SessionError: JSON has no way to say it.
+        @return: The members as they would be stored; L{None} if nobody has looked
+            at them.
+        @raise SessionError: A value cannot be JSON.
         """
-        return {name: textOf(value) for name, value in self._current().items()}
+        return None if self._data is None else _encodeAll(self._data)
 
-    def _changesTo(self, written: Mapping[str, str]) -> Changes:
-        """
-        @return: What makes what is stored what is there.
-        """
+    def _changes(
+        self,
+        encoded: Mapping[str, str] | None,
+        added: Mapping[str, int | float] | None = None,
+    ) -> Changes:
+        if encoded is None:
+            return Changes(added=added or {})
         before = {} if self._known is None else self._known.data
-        return Changes(
-            {
-                name: json.loads(text)
-                for name, text in written.items()
-                if name not in before or text != textOf(before[name])
-            },
-            frozenset(before.keys() - written.keys()),
-        )
+        assigned = {
+            name: json.loads(text)
+            for name, text in encoded.items()
+            if name not in before or text != _encode(before[name])
+        }
+        removed = frozenset(before.keys() - encoded.keys())
+        return Changes(assigned, removed, added or {})
 
-    def _saved(self, known: StoredSession, written: Mapping[str, str]) -> None:
+    def _merge(self, stored: StoredSession, encoded: Mapping[str, str] | None) -> None:
         """
-        It has been stored. What others have done is to be seen from now on; what
-        has been changed while it was being stored stays, to be stored the next
-        time.
+        Show what other requests have stored, but keep what was changed here since
+        the save began.
 
-        @param written: What was there when that began.
+        @param encoded: The members when the save began.
         """
-        self._known = known
-        self._wasUsed = True
+        previous, self._known = self._known, stored
+        self._wasTouched = True
         data = self._data
         if data is None:
             return
-        for name in known.data.keys() | written.keys():
-            before = written.get(name)
-            now = textOf(data[name]) if name in data else None
-            if now != before:
+        if encoded is None:
+            encoded = {} if previous is None else _encodeAll(previous.data)
+        for name in stored.data.keys() | encoded.keys():
+            now = _encode(data[name]) if name in data else None
+            if now != encoded.get(name):
                 continue
-            if name not in known.data:
+            if name not in stored.data:
                 data.pop(name, None)
-            elif now != textOf(known.data[name]):
-                data[name] = copied(known.data[name])
+            elif now != _encode(stored.data[name]):
+                data[name] = _copy(stored.data[name])

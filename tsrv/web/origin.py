@@ -1,5 +1,5 @@
 """
-From where a request comes: from whom, over what, and from which site.
+Where a request comes from: its client, its transport, and the site that made it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hmac import compare_digest
 from http import HTTPStatus
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-)
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
 from twisted.internet.address import IPv4Address as IPv4Peer
@@ -37,42 +30,32 @@ __all__ = [
 ]
 
 _UNIX: Final = "unix"
+
+MAX_PROXIES: Final = 32
 """
-How a proxy is named that comes over a socket which is a file.
+Maximum number of proxies in front of the server.
 """
 
-_MOST_HOPS: Final = 32
-"""
-How many proxies a request may have come through.
-"""
-
+# Methods that change nothing (RFC 9110, 9.2.1).
 _SAFE: Final = frozenset([b"GET", b"HEAD", b"OPTIONS", b"TRACE"])
-"""
-Methods that change nothing, RFC 9110, 9.2.1.
-"""
 
+# A host and an optional port.
 _AUTHORITY: Final = re.compile(
     rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~%!$&'()*+,;=-]{1,255})"
     rb"(?::([0-9]{1,5}))?"
 )
-"""
-A host, and perhaps a port.
-"""
 
 _FORWARDED: Final = (b"X-Forwarded-Proto", b"X-Forwarded-For", b"Forwarded")
 
 _PORTS: Final = {b"http": 80, b"https": 443}
 
+# An address as some proxies write it: in brackets, or with a port.
 _HOP: Final = re.compile(r"\[([^\]]*)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}")
-"""
-An address with what some proxies write around it.
-"""
 
 
 class CrossSite(HTTPError):
     """
-    A request that changes something may have been made by another site, with the
-    cookies of somebody who knows nothing of it.
+    Another site may have made this request, with the cookies of its visitor.
     """
 
     status = HTTPStatus.FORBIDDEN
@@ -81,9 +64,9 @@ class CrossSite(HTTPError):
 @lru_cache(1024)
 def addressOf(text: str) -> IPv4Address | IPv6Address | None:
     """
-    @param text: An IP address, as text.
-    @return: The address; that of IPv4 where it is one written as one of IPv6.
-        L{None} if the text is none.
+    @param text: An IP address.
+    @return: The address; L{None} if the text is not an address. An IPv4-mapped IPv6
+        address becomes an IPv4 address.
     """
     try:
         address = ip_address(text)
@@ -97,8 +80,8 @@ def addressOf(text: str) -> IPv4Address | IPv6Address | None:
 def peerOf(request: Request) -> str:
     """
     @param request: A request.
-    @return: The IP address at the other end of its connection, as text; empty if
-        it has none, as at a UNIX socket.
+    @return: The IP address at the other end of its connection; empty for a UNIX
+        socket.
     """
     peer = request.getClientAddress()
     return peer.host if isinstance(peer, (IPv4Peer, IPv6Peer)) else ""
@@ -107,22 +90,20 @@ def peerOf(request: Request) -> str:
 def isLocal(request: Request) -> bool:
     """
     @param request: A request.
-    @return: Whether it was made on this machine, to what a browser on it takes
-        for this machine too: so that no other site can have a name for it.
+    @return: Whether a browser on this machine sent it to a name that always means
+        this machine. A name that another site made point here does not count.
     """
     peer = addressOf(peerOf(request))
     if peer is None or not peer.is_loopback:
         return False
     hosts = request.requestHeaders.getRawHeaders(b"Host", [])
-    if len(hosts) != 1:
-        return False
-    return _isLocalName(hosts[0])
+    return len(hosts) == 1 and _isLocalName(hosts[0])
 
 
 def isForwarded(request: Request) -> bool:
     """
     @param request: A request.
-    @return: Whether a proxy seems to have passed it on, from wherever it was made.
+    @return: Whether it seems to come through a proxy.
     """
     headers = request.requestHeaders
     return any(headers.hasHeader(name) for name in _FORWARDED)
@@ -142,48 +123,50 @@ def _isLocalName(authority: bytes) -> bool:
 
 class Proxies:
     """
-    The proxies whose word is taken for what they were asked.
+    The proxies whose C{X-Forwarded-} headers are true.
     """
 
     def __init__(self, trusted: Sequence[str] = ()) -> None:
         """
-        @param trusted: Their addresses, or networks with nobody else in them, such
-            as C{192.0.2.7} or C{fd00::/8}; C{unix} for all that come over a UNIX
-            socket.
+        @param trusted: Their addresses or networks, such as C{192.0.2.7} or
+            C{fd00::/8}; C{unix} for everything that comes over a UNIX socket.
         @raise ValueError: One of them is something else.
         """
         if isinstance(trusted, str):
             raise ValueError("trusted proxies are a sequence, not one text")
-        self._overFiles = _UNIX in trusted
-        self._networks = [_networkOf(each) for each in trusted if each != _UNIX]
+        self._trustsUNIX = _UNIX in trusted
+        try:
+            self._networks = [ip_network(each) for each in trusted if each != _UNIX]
+        except ValueError as error:
+            raise ValueError(f"no trusted proxy: {error}") from None
 
     def isSecure(self, request: Request) -> bool:
         """
         @param request: A request.
-        @return: Whether its client has made it over TLS: to a trusted proxy if
-            that says so, otherwise to this server.
+        @return: Whether its client used TLS: to a trusted proxy that says so,
+            otherwise to this server.
         """
-        said = request.requestHeaders.getRawHeaders(b"X-Forwarded-Proto")
-        if said and self._isTrusted(request):
-            # Of several proxies, each has to have been asked over TLS.
-            hops = b",".join(said).split(b",")
+        forwarded = request.requestHeaders.getRawHeaders(b"X-Forwarded-Proto")
+        if forwarded and self._isTrusted(request):
+            # Behind several proxies, each hop must use TLS.
+            hops = b",".join(forwarded).split(b",")
             return all(hop.strip(b" \t").lower() == b"https" for hop in hops)
         return bool(request.isSecure())
 
     def peerOf(self, request: Request) -> str:
         """
         @param request: A request.
-        @return: The IP address from which it comes, as text: the last one that a
-            trusted proxy has named and that is none itself. Empty if there is none.
+        @return: The IP address of its client: the last one in C{X-Forwarded-For} that
+            is not itself a trusted proxy. Empty if there is none.
         """
         peer = peerOf(request)
-        said = request.requestHeaders.getRawHeaders(b"X-Forwarded-For")
-        if not said or not self._isTrusted(request):
+        forwarded = request.requestHeaders.getRawHeaders(b"X-Forwarded-For")
+        if not forwarded or not self._isTrusted(request):
             return peer
-        # Each proxy adds one behind what it was sent, which may be invented.
-        hops = b",".join(said).decode("latin-1").rsplit(",", _MOST_HOPS)
+        # Each proxy appends an address to what it received, which may be invented.
+        hops = b",".join(forwarded).decode("latin-1").rsplit(",", MAX_PROXIES)
         for hop in reversed(hops):
-            address = addressOf(_bare(hop.strip(" \t")))
+            address = addressOf(_withoutPort(hop.strip(" \t")))
             if address is None:
                 break
             peer = str(address)
@@ -194,7 +177,7 @@ class Proxies:
     def _isTrusted(self, request: Request) -> bool:
         peer = request.getClientAddress()
         if isinstance(peer, UNIXAddress):
-            return self._overFiles
+            return self._trustsUNIX
         address = addressOf(peerOf(request))
         return address is not None and self._includes(address)
 
@@ -204,18 +187,16 @@ class Proxies:
 
 def checkOrigin(request: Request, isSecure: bool, token: str | None = None) -> None:
     """
-    Refuse a request that another site may have had somebody's browser make.
+    Refuse a request that another site may have made in a visitor's browser (CSRF).
 
-    What cannot change anything passes. Otherwise the browser has to have said that
-    the request is the site's own, or its user's; one that says nothing is believed
-    if it has sent, as C{X-CSRF-Token}, what only the site's own pages know.
+    Safe methods pass. For others the browser must say, in C{Sec-Fetch-Site} or
+    C{Origin}, that the request comes from this site or from its user. A client that
+    says neither must send the token of its session as C{X-CSRF-Token}.
 
     @param request: The request.
-    @param isSecure: Whether its client has made it over TLS, see
-        L{Proxies.isSecure}.
-    @param token: What its session has given to the site's own pages; L{None} if
-        there is no such thing.
-    @raise CrossSite: It may have been made by another site.
+    @param isSecure: Whether its client used TLS, see L{Proxies.isSecure}.
+    @param token: The token of its session, if there is one.
+    @raise CrossSite: Another site may have made the request.
     """
     if request.method in _SAFE:
         return
@@ -243,9 +224,6 @@ _Origin = tuple[bytes, bytes, int]
 
 
 def _ownOrigin(hosts: Sequence[bytes], isSecure: bool) -> _Origin | None:
-    """
-    @return: The origin that was asked; L{None} if that is not clear.
-    """
     if len(hosts) != 1:
         return None
     scheme = b"https" if isSecure else b"http"
@@ -253,10 +231,6 @@ def _ownOrigin(hosts: Sequence[bytes], isSecure: bool) -> _Origin | None:
 
 
 def _originOf(text: bytes) -> _Origin | None:
-    """
-    @return: The scheme, host and port of an origin; L{None} if it is none of the
-        web, such as C{null}.
-    """
     scheme, _, authority = text.partition(b"://")
     port = _PORTS.get(scheme)
     match = _AUTHORITY.fullmatch(authority)
@@ -267,16 +241,6 @@ def _originOf(text: bytes) -> _Origin | None:
     return scheme, match[1].lower(), port
 
 
-def _bare(hop: str) -> str:
-    """
-    @return: An address without a port.
-    """
+def _withoutPort(hop: str) -> str:
     match = _HOP.fullmatch(hop)
     return hop if match is None else match[1] or match[2] or ""
-
-
-def _networkOf(text: str) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(text)
-    except ValueError as error:
-        raise ValueError(f"no trusted proxy: {error}") from None
