@@ -25,7 +25,7 @@ _SCRIPTS = (
     "held",
     "startup",
     "restarts",
-    "viewers",
+    "status",
     "users",
     "writing",
     "sessions",

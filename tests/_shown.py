@@ -1,7 +1,7 @@
 """
-A server with a status page, whose modules do as they are told by lines on its
-standard input: C{start}; or C{succeed}, C{fail} or C{lose}, and the name of a
-module. It ends when its standard input does.
+A server with a status page, whose modules do what lines on its standard input
+say: C{start}; or C{succeed}, C{fail} or C{lose}, and the name of a module. It ends
+when its standard input does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.protocol import connectionDone
 from twisted.internet.stdio import StandardIO
@@ -26,9 +26,7 @@ from .support import Module, Trouble
 
 __all__: list[str] = []
 
-EVIL = "<script>alert(1)</script>&\"'"
-
-_MODULES: dict[str, dict[str, Any]] = {
+MODULES: dict[str, dict[str, Any]] = {
     "configuration": {},
     "clock": {},
     "database": {"needs": ["configuration"]},
@@ -37,42 +35,42 @@ _MODULES: dict[str, dict[str, Any]] = {
 }
 
 
-class _Talking(Module):
+class _Speaker(Module):
     """
-    One that has something to say.
+    A module behind C{/say}.
     """
 
-    def tellMeSomething(self) -> Deferred[str]:
+    def tellMeSomething(self) -> Deferred[Any]:
         """
-        Say it at once.
+        Answer when the test says so.
         """
-        return succeed("all is well")
+        return self.read("something")
 
 
 class _Control(LineOnlyReceiver):
     """
-    What the server is told.
+    Carries out the commands on standard input.
     """
 
     delimiter = b"\n"
 
     def __init__(
-        self, reactor: Any, startup: Startup, modules: dict[str, _Talking]
+        self, reactor: Any, startup: Startup, modules: dict[str, _Speaker]
     ) -> None:
         self._reactor = reactor
         self._startup = startup
         self._modules = modules
 
     def lineReceived(self, line: bytes) -> None:
-        word, _, name = line.decode().partition(" ")
-        if word == "start":
+        command, _, name = line.decode().partition(" ")
+        if command == "start":
             self._startup.startService()
-        elif word == "succeed":
+        elif command == "succeed":
             self._modules[name].attempts[-1].callback(None)
-        elif word == "fail":
-            self._modules[name].attempts[-1].errback(Trouble("not for everybody"))
+        elif command == "fail":
+            self._modules[name].attempts[-1].errback(Trouble("a secret"))
         else:
-            self._modules[name].watches[-1].errback(Trouble("not for everybody"))
+            self._modules[name].watches[-1].errback(Trouble("a secret"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         with suppress(ReactorNotRunning):
@@ -82,29 +80,21 @@ class _Control(LineOnlyReceiver):
 def _main(port: int, names: list[str]) -> None:
     """
     @param port: Where to listen.
-    @param names: What further modules are called.
+    @param names: The names of further modules.
     """
     from twisted.internet import reactor as theReactor
 
     reactor: Any = theReactor
     startup = Startup(reactor)
-    modules: dict[str, _Talking] = {}
-    for name, options in {**_MODULES, **{name: {} for name in names}}.items():
-        modules[name] = _Talking()
+    modules: dict[str, _Speaker] = {}
+    for name, options in {**MODULES, **{name: {} for name in names}}.items():
+        modules[name] = _Speaker()
         startup.add(name, modules[name], retryPolicy=lambda attempts: 0.4, **options)
     root = makeRoot(startup.wrappers["clock"].proxy)
     addresses = ("/say", "/readyz", "/livez", "/startup", "/metrics")
-    page = putStatus(root, startup, reactor, links=[(each, each) for each in addresses])
-    page.start()
-    site = Site(root, reactor)
-    reactor.listenTCP(port, site, interface="127.0.0.1")
+    putStatus(root, startup, reactor, links=[(each, each) for each in addresses])
+    reactor.listenTCP(port, Site(root, reactor), interface="127.0.0.1")
     StandardIO(_Control(reactor, startup, modules))
-
-    def stop() -> Deferred[int]:
-        page.stop()
-        return site.stop(5)
-
-    reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.callWhenRunning(print, "listening", flush=True)
     reactor.run()
 

@@ -90,7 +90,7 @@ CONTRASTS = """() => {
     const own = [...element.childNodes].some(
       (node) => node.nodeType === Node.TEXT_NODE && node.data.trim(),
     );
-    if (!own || element.closest("noscript")) continue;
+    if (!own || element.closest("noscript, title")) continue;
     let under = element;
     let ground = [0, 0, 0, 0];
     while (under && ground[3] === 0) {

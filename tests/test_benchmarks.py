@@ -45,10 +45,10 @@ def test_all_scripts_are_found() -> None:
         "sessions",
         "stalls",
         "startup",
+        "status",
         "sweeping",
         "throughput",
         "users",
-        "viewers",
         "writing",
     ]
 
@@ -105,7 +105,7 @@ def test_all_in_one_table() -> None:
         "ready `/say`, counted and scraped",
         "start-up of 20 modules: each module or need",
         "failed requests of",
-        "viewers",
+        "status pages",
         "`GET /users/3`",
         "`POST /users`",
         "4 are writing users",

@@ -294,6 +294,13 @@ class QueuingWrapper(Generic[_Module]):
         return self._queue.pending
 
     @property
+    def limit(self) -> int:
+        """
+        Maximum number of queued calls.
+        """
+        return self._limit
+
+    @property
     def oldest(self) -> float | None:
         """
         How long the oldest queued call has been waiting, in seconds; L{None} if

@@ -185,11 +185,20 @@ class StartupPage(AsyncResource):
         """
         report = self._startup.report()
         if not self._showErrors:
-            for module in report["modules"]:
-                module["closeError"] = None
-                for attempt in module["attempts"]:
-                    attempt["error"] = None
-                for loss in module["losses"]:
-                    loss["error"] = None
+            hideMessages(report)
         body = json.dumps(report, indent=1, ensure_ascii=False)
         return Response(body.encode(), b"application/json", headers=_UNCACHED)
+
+
+def hideMessages(report: Report) -> None:
+    """
+    Remove the messages of errors from a report, so that only their types remain.
+
+    @param report: The report, which is changed.
+    """
+    for module in report["modules"]:
+        module["closeError"] = None
+        for attempt in module["attempts"]:
+            attempt["error"] = None
+        for loss in module["losses"]:
+            loss["error"] = None

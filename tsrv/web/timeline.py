@@ -1,313 +1,183 @@
 """
-What of a program is drawn over time.
+The timeline of the status page: which period it shows, and what each module did
+in it.
+
+It shows the start-up until all modules have settled. After a later loss it shows
+that loss instead: days after the start, the start-up is no longer interesting.
+All times are seconds after the start-up began; all positions are percentages of
+the period.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil, floor
 from typing import Final
 
-from ..starting.report import (
-    ModuleReport,
-    Report,
-)
-from .cells import (
-    Bar,
-    Piece,
-    Tick,
-    Window,
-)
+from ..starting.report import ModuleReport, Report
 
-__all__ = ["barOf", "duration", "storyOf", "ticksOf", "windowOf"]
+__all__ = ["Window", "duration", "piecesOf", "windowOf"]
 
-_FAR: Final = 1e7
-"""
-Where something ends that has not ended, in seconds: four months.
-"""
+SECONDS_BEFORE_LOSS: Final = 5.0
 
-_BEFORE: Final = 5.0
-"""
-How much is shown of the time before a loss, in seconds.
-"""
+MAX_TICKS: Final = 6
 
-_APART: Final = 10.0
-"""
-Losses with less than this between them are shown together, in seconds.
-"""
-
-_MOST_TICKS: Final = 6
-
-_STEPS: Final = (
-    *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30),
-    *(60, 120, 300, 600, 900, 1800),
-    *(3600, 7200, 10800, 21600, 43200, 86400),
+TICK_SECONDS: Final = (
+    *(0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30),
+    *(60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200),
+    *(86400, 604800, 2592000, 31536000),
 )
 """
-What may be between two ticks of the axis, in seconds.
+Possible intervals between two ticks, in seconds.
 """
 
-_ENDS: Final = (
-    *(1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50),
-    *(60, 75, 90, 120, 150, 180, 240, 300, 420, 600, 900, 1200, 1800, 2700, 3600),
-)
+ENDED: Final = frozenset({"skipped", "failed", "closing", "closed"})
 """
-Where a window may end while it is growing, in seconds. Those after the last
-one are twice as long as the one before.
+Statuses that a module does not leave for another attempt.
 """
 
-_UNSETTLED: Final = frozenset(
-    {"waiting", "initializing", "retrying", "draining", "lost"}
-)
-"""
-What the status of a module will not be for ever.
-"""
 
-_RESTING: Final = frozenset({"new", "stopped"})
-"""
-Statuses of a program in which nothing becomes of its modules.
-"""
+@dataclass(frozen=True, slots=True)
+class Window:
+    """
+    The period that the timeline shows.
 
-_ENDED: Final = frozenset({"skipped", "failed", "closing", "closed"})
-"""
-What a module that is one of these was before, it is not any more.
-"""
+    @ivar title: What the period is.
+    @ivar origin: The time that is labelled 0.
+    @ivar begin: When the period begins.
+    @ivar end: When the period ends; it may be in the future.
+    @ivar until: Where the bar of what has not ended ends.
+    @ivar tickSeconds: Seconds between two ticks of the axis.
+    """
+
+    title: str
+    origin: float
+    begin: float
+    end: float
+    until: float
+    tickSeconds: float
+
+    def percent(self, seconds: float) -> float:
+        """
+        @param seconds: A time.
+        @return: Its position.
+        """
+        return round(100 * (seconds - self.begin) / (self.end - self.begin), 3)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """
+        @return: The position and the label of each tick.
+        """
+        first = ceil((self.begin - self.origin) / self.tickSeconds)
+        last = floor((self.end - self.origin) / self.tickSeconds + 1e-6)
+        seconds = [number * self.tickSeconds for number in range(first, last + 1)]
+        units = ((60, 1, "s"), (3600, 60, "min"), (float("inf"), 3600, "h"))
+        unit, name = next(each[1:] for each in units if self.tickSeconds < each[0])
+        return [
+            (self.percent(self.origin + each), f"{each / unit:.6g} {name}")
+            for each in seconds
+        ]
 
 
 def windowOf(report: Report) -> Window:
     """
-    Show the start-up, from its beginning until all is settled; and after that
-    the last time at which something was lost.
+    @param report: The report of a start-up.
+    @return: The period to show.
     """
-    growing = report["status"] not in _RESTING and any(
-        module["status"] in _UNSETTLED for module in report["modules"]
-    )
-    episode = _lastEpisode(report)
-    if episode is None:
-        end = (
-            _endAfter(report["now"])
-            if growing
-            else max(0.1, round(1.08 * _lastEvent(report), 3))
-        )
-        return Window(0.0, 0.0, end, growing, "Timeline of the start-up")
-    lost, healed, names = episode
-    begin = -min(_BEFORE, round(lost, 3))
-    end = (
-        _endAfter(report["now"] - lost)
-        if growing
-        else round(1.25 * (healed - lost) + 1, 3)
-    )
-    return Window(
-        lost,
-        begin,
-        end,
-        growing,
-        f"Timeline since the loss of {', '.join(names)}, "
-        f"{duration(lost)} after the start",
-    )
-
-
-def _lastEpisode(report: Report) -> tuple[float, float, list[str]] | None:
-    """
-    @return: From when to when something was lost the last time after the
-        program had been ready, and what; L{None} if nothing has been.
-    """
-    if report["becameReady"] is None:
-        return None
+    modules, became = report["modules"], report["becameReady"]
     losses = [
-        (loss["lost"], loss["recovered"], module["name"])
-        for module in report["modules"]
+        (loss["lost"], loss["recovered"])
+        for module in modules
         for loss in module["losses"]
-        if loss["lost"] >= report["becameReady"]
+        if became is not None and loss["lost"] >= became
     ]
-    if not losses:
-        return None
-    losses.sort(key=lambda loss: loss[0])
-    begun = until = -_FAR
-    names: list[str] = []
-    for lost, healed, name in losses:
-        if lost - until >= _APART:
-            begun, names = lost, []
-        if name not in names:
-            names.append(name)
-        until = max(until, report["now"] if healed is None else healed)
-    return begun, until, names
-
-
-def _lastEvent(report: Report) -> float:
-    """
-    @return: When the last thing happened that belongs to a start-up.
-    """
-    times = [0.0]
-    for module in report["modules"]:
-        for attempt in module["attempts"]:
-            times += [attempt["begun"], attempt["ended"] or 0.0]
-        times += [loss["recovered"] or loss["lost"] for loss in module["losses"]]
-        times.append(module["becameReady"] or 0.0)
-    return max(times)
-
-
-def _endAfter(now: float) -> float:
-    """
-    @return: Where a window ends that grows, and has grown up to now.
-    """
-    for end in _ENDS:
-        if now < end:
-            return float(end)
-    last = float(_ENDS[-1])
-    while last <= now:
-        last *= 2
-    return last
-
-
-def ticksOf(window: Window) -> list[Tick]:
-    """
-    Return the labels of the axis.
-    """
-    length = window.end - window.begin
-    step = float(_STEPS[-1])
-    for each in _STEPS:
-        if length / each <= _MOST_TICKS:
-            step = float(each)
-            break
-    while length / step > _MOST_TICKS:
-        step *= 2
-    ticks = []
-    number = -int(-window.begin // step)
-    while number * step <= window.end:
-        seconds = number * step
-        at = round(100 * (seconds - window.begin) / length, 2)
-        ticks.append(Tick(at, _label(seconds, step)))
-        number += 1
-    return ticks
-
-
-def _label(seconds: float, step: float) -> str:
-    """
-    @return: What is written at a tick.
-    """
-    if step < 60:
-        return f"{seconds:.6g} s"
-    if step < 3600:
-        return f"{seconds / 60:.6g} min"
-    return f"{seconds / 3600:.6g} h"
-
-
-# The bars.
-
-
-def barOf(module: ModuleReport, window: Window, critical: bool) -> Bar:
-    """
-    Return the bar of a module.
-    """
-    pieces = []
-    for kind, start, end in _stretchesOf(module):
-        piece = _pieceOf(kind, start, end, window)
-        if piece is not None:
-            pieces.append(piece)
-    failures = tuple(
-        round(attempt["ended"] - window.origin, 3)
-        for attempt in module["attempts"]
-        if attempt["ended"] is not None
-        and attempt["kind"] is not None
-        and window.begin <= attempt["ended"] - window.origin <= window.end
+    title, origin, begin = "Start-up", 0.0, 0.0
+    if losses:
+        ongoing = [lost for lost, recovered in losses if recovered is None]
+        origin = min(ongoing) if ongoing else max(losses)[0]
+        title = f"Last loss, {duration(origin)} after the start"
+        begin = max(0.0, origin - SECONDS_BEFORE_LOSS)
+    growing = report["status"] not in ("new", "stopped") and not all(
+        module["ready"] or module["status"] in ENDED for module in modules
     )
-    held = None
+    settled = max((module["since"] or 0.0 for module in modules), default=0.0)
+    last = report["now"] if growing else settled
+    # Once all has settled, a margin shows what came of it.
+    length = max(last - begin, 0.1) * (1 if growing else 1.08)
+    step = next(each for each in TICK_SECONDS if length / each <= MAX_TICKS)
+    end = origin + step * ceil((begin + length - origin) / step)
+    return Window(title, origin, begin, end, last if growing else end, step)
+
+
+def piecesOf(
+    module: ModuleReport, window: Window, critical: bool
+) -> list[tuple[str, float, float, str]]:
+    """
+    @param module: The report of a module.
+    @param window: The period to show.
+    @param critical: Whether the module is on the critical path.
+    @return: The parts of its bar, in the order in which they are drawn: the kind of
+        each, where it starts and ends, and its description.
+    """
+    stretches = list(_stretches(module))
     if critical and module["begun"] is not None:
-        held = _pieceOf("critical", module["begun"], module["becameReady"], window)
-    return Bar(tuple(pieces), failures, held)
+        end = module["becameReady"]
+        stretches.append(("critical", module["begun"], end, " path"))
+    pieces = []
+    for kind, start, end, note in stretches:
+        visibleStart = max(start, window.begin)
+        visibleEnd = window.until if end is None else min(end, window.until)
+        if visibleStart <= visibleEnd:
+            took = f", {duration(end - start)}" if end is not None else ""
+            left, right = window.percent(visibleStart), window.percent(visibleEnd)
+            pieces.append((kind, left, right, f"{kind}{note}{took}"))
+    return pieces
 
 
-def _pieceOf(
-    kind: str, start: float, end: float | None, window: Window
-) -> Piece | None:
-    """
-    @return: A piece of a bar, as far as it can be seen.
-    """
-    first = max(start - window.origin, window.begin)
-    last = _FAR if end is None else end - window.origin
-    if not window.growing:
-        last = min(last, window.end)
-    if last < first or last < window.begin:
-        return None
-    return Piece(kind, round(first, 3), round(last - first, 3))
-
-
-def _stretchesOf(
+def _stretches(
     module: ModuleReport,
-) -> list[tuple[str, float, float | None]]:
+) -> Iterator[tuple[str, float, float | None, str]]:
     """
-    @return: What a module was, from when, and until when; what overlaps is to
-        be drawn in this order.
+    @return: What the module did, from when, until when (L{None} if it still
+        does), and a note.
     """
     status, since = module["status"], module["since"]
     if since is None:
-        return []
-    end = since if status in _ENDED else None
+        return
+    end = since if status in ENDED else None
     if module["closed"] is not None:
         end = module["closed"] if end is None else min(end, module["closed"])
-    stretches: list[tuple[str, float, float | None]] = []
     begun = module["begun"]
     if begun != 0:
-        # What was never begun has been waiting, for as long as it was not ended.
-        stretches.append(("waiting", 0.0, end if begun is None else begun))
+        # A module that was never begun has waited until it was skipped or closed.
+        waitedFor = f" for {module['waitedFor']}" if module["waitedFor"] else ""
+        yield "waiting", 0.0, end if begun is None else begun, waitedFor
     ready = module["becameReady"]
     for loss in module["losses"]:
         if ready is not None:
-            stretches.append(("ready", ready, loss["lost"]))
+            yield "ready", ready, loss["lost"], ""
         ready = loss["recovered"]
-        stretches.append(("lost", loss["lost"], end if ready is None else ready))
+        because = f" ({loss['kind']})" if loss["kind"] else ""
+        yield "lost", loss["lost"], end if ready is None else ready, because
     if ready is not None:
-        stretches.append(("ready", ready, end))
-    attempts = module["attempts"]
-    for attempt, following in pairwise(attempts):
-        if attempt["ended"] is not None and attempt["kind"] is not None:
-            stretches.append(("delay", attempt["ended"], following["begun"]))
-    for attempt in attempts:
-        ended = end if attempt["ended"] is None else attempt["ended"]
-        stretches.append(("attempt", attempt["begun"], ended))
-    last = attempts[-1] if attempts else None
-    if last is not None and last["kind"] is not None and last["ended"] is not None:
-        # Until the next one, of which nothing is known yet.
-        stretches.append(("delay", last["ended"], end))
+        yield "ready", ready, end, ""
+    for attempt, following in pairwise([*module["attempts"], None]):
+        assert attempt is not None
+        begun, ended = attempt["begun"], attempt["ended"]
+        yield "attempt", begun, end if ended is None else ended, ""
+        if ended is not None and attempt["kind"] is not None:
+            yield "delay", ended, end if following is None else following["begun"], ""
+            yield "failure", ended, ended, f": {attempt['kind']}"
     if end is not None and status in ("failed", "skipped"):
-        stretches.append(("ended", end, None))
-    return stretches
-
-
-def storyOf(module: ModuleReport) -> list[str]:
-    """
-    @return: What the bar of a module shows, in sentences.
-    """
-    begun, ready = module["begun"], module["becameReady"]
-    waitedFor = module["waitedFor"]
-    story = []
-    if begun is None:
-        story.append("Not begun." if module["since"] is None else "Has been waiting.")
-    elif waitedFor is not None:
-        story.append(f"Waited {duration(begun)} for {waitedFor}.")
-    else:
-        story.append(f"Begun {duration(begun)} after the start.")
-    kinds = [each["kind"] for each in module["attempts"] if each["kind"] is not None]
-    if kinds:
-        tried = module["attemptCount"]
-        attempts = "1 attempt" if tried == 1 else f"{tried} attempts"
-        story.append(f"{attempts}; the last failure was {kinds[-1]}.")
-    if ready is not None:
-        story.append(f"Became ready {duration(ready)} after the start.")
-    if module["losses"]:
-        last = module["losses"][-1]
-        times = "once" if module["lossCount"] == 1 else f"{module['lossCount']} times"
-        story.append(f"Lost {times}, at last {duration(last['lost'])} after the start")
-        if last["recovered"] is None:
-            story[-1] += "."
-        else:
-            story[-1] += f", and ready again {duration(last['recovered'])} after it."
-    return story
+        yield "ended", end, None, ""
 
 
 def duration(seconds: float) -> str:
     """
-    @return: How long something took, for people.
+    @param seconds: A duration.
+    @return: It in the units that fit.
     """
     if seconds < 60:
         return f"{seconds:.2f} s"

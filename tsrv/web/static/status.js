@@ -1,137 +1,77 @@
-// Puts in what the stream of events brings, and lets time go by in between.
+// Fetches the fragment of the page every second and puts in what has changed.
 "use strict";
 
 (() => {
-  const SILENCE = 40000; // The server tells something every 15 s.
-  const PATIENCE = 2000;
+  const INTERVAL_MS = 1000;
+  const TIMEOUT_MS = 5000;
 
-  const live = document.getElementById("live");
+  const status = document.getElementById("status");
   const connection = document.getElementById("connection");
-  const calm = matchMedia("(prefers-reduced-motion: reduce)");
+  let tag = "";
+  let timer = 0;
+  let lastSeen = "";
 
-  let source = null;
-  let time = null;
-  let received = 0;
-  let heard = 0;
-  let seen = null;
-  let growing = null;
-
-  // The window of the timeline: a bar is drawn without an end, and is seen up
-  // to now.
-  function show() {
-    const [begin, end] = time.window;
-    let until = end;
-    if (time.growing) {
-      const now = time.now + (performance.now() - received) / 1000;
-      until = Math.min(end, Math.max(begin + 0.001, now));
+  // Changes only what differs: focus, selection, scrolling and open details stay.
+  function update(element, fresh) {
+    const before = [...element.childNodes];
+    const after = [...fresh.childNodes];
+    const alike = (node, n) => node.nodeName === after[n].nodeName;
+    if (before.length !== after.length || !before.every(alike)) {
+      element.replaceChildren(...after);
+      return;
     }
-    const share = `${(100 * (until - begin)) / (end - begin)}%`;
-    for (const bar of live.querySelectorAll("svg.bar")) {
-      bar.setAttribute("viewBox", `${begin} 0 ${until - begin} 1`);
-      bar.setAttribute("width", share);
-    }
-  }
-
-  function stand() {
-    clearInterval(growing);
-    growing = null;
-  }
-
-  function take(event) {
-    const message = JSON.parse(event.data);
-    received = performance.now();
-    time = message;
-    hear();
-    stand();
-    if (message.growing) {
-      growing = setInterval(show, calm.matches ? 1000 : 100);
-    }
-    return message;
-  }
-
-  function put(cell, html) {
-    // To put in the same again would make a screen reader tell it again.
-    if (cell.innerHTML !== html) {
-      cell.innerHTML = html;
-    }
-  }
-
-  function cellsOf(root) {
-    const cells = root.querySelectorAll("[data-cell]");
-    return new Map(Array.from(cells, (cell) => [cell.dataset.cell, cell]));
-  }
-
-  function entitle() {
-    const headline = live.querySelector("[data-cell=headline]");
-    document.title = `${headline.textContent.trim()} – tsrv`;
-  }
-
-  function takeCells(event) {
-    const cells = cellsOf(live);
-    for (const [name, html] of Object.entries(take(event).cells)) {
-      put(cells.get(name), html);
-    }
-    show();
-    entitle();
-  }
-
-  function takePage(event) {
-    const page = document.createElement("template");
-    page.innerHTML = take(event).html;
-    const cells = cellsOf(live);
-    const others = cellsOf(page.content);
-    if ([...cells.keys()].join() === [...others.keys()].join()) {
-      for (const [name, other] of others) {
-        put(cells.get(name), other.innerHTML);
+    before.forEach((node, n) => {
+      if (node.isEqualNode(after[n])) {
+        return;
       }
-    } else {
-      live.replaceChildren(page.content);
-    }
-    show();
-    entitle();
-  }
-
-  function hear() {
-    heard = performance.now();
-    seen = new Date();
-    if (document.documentElement.dataset.connection !== "live") {
-      document.documentElement.dataset.connection = "live";
-      connection.textContent = "Live";
-    }
-  }
-
-  function lose() {
-    stand();
-    if (document.documentElement.dataset.connection !== "lost") {
-      document.documentElement.dataset.connection = "lost";
-      const last = seen ? `, last seen at ${seen.toLocaleTimeString()}` : "";
-      connection.textContent = `Not connected${last}; trying again`;
-    }
-  }
-
-  function connect() {
-    heard = performance.now();
-    source = new EventSource("status/events");
-    source.addEventListener("page", takePage);
-    source.addEventListener("cells", takeCells);
-    source.addEventListener("beat", hear);
-    source.addEventListener("error", () => {
-      lose();
-      if (source.readyState === EventSource.CLOSED) {
-        // It was refused, and the browser would not ask again.
-        setTimeout(connect, PATIENCE * (1 + Math.random()));
+      if (node.nodeType === Node.TEXT_NODE) {
+        node.data = after[n].data;
+        return;
       }
+      for (const { name, value } of after[n].attributes) {
+        node.setAttribute(name, value);
+      }
+      update(node, after[n]);
     });
   }
 
-  setInterval(() => {
-    const silent = performance.now() - heard > SILENCE;
-    if (silent && source.readyState === EventSource.OPEN) {
-      source.close();
-      lose();
-      connect();
+  function show(state, text) {
+    if (connection.textContent !== text) {
+      connection.textContent = text;
     }
-  }, SILENCE / 8);
+    document.documentElement.dataset.connection = state;
+  }
 
-  connect();
+  async function refresh() {
+    try {
+      const response = await fetch("status", {
+        headers: { "If-None-Match": tag },
+        signal: AbortSignal.timeout(TIMEOUT_MS),
+      });
+      if (response.status === 200) {
+        const template = document.createElement("template");
+        template.innerHTML = await response.text();
+        update(status, template.content);
+        tag = response.headers.get("ETag");
+        document.title = `${status.querySelector(".headline").textContent} – tsrv`;
+      } else if (response.status !== 304) {
+        throw new Error(`status ${response.status}`);
+      }
+      lastSeen = ` at ${new Date().toLocaleTimeString()}`;
+      show("live", "Live");
+    } catch {
+      show("lost", `Connection lost${lastSeen}; trying again`);
+    }
+    schedule(INTERVAL_MS);
+  }
+
+  function schedule(delay) {
+    clearTimeout(timer);
+    if (!document.hidden) {
+      timer = setTimeout(refresh, delay);
+    }
+  }
+
+  document.addEventListener("visibilitychange", () => schedule(0));
+  schedule(0);
 })();

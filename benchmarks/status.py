@@ -1,0 +1,150 @@
+"""
+What it costs the server that many browsers show the status page.
+
+Five hundred pages ask for the fragment once a second while modules change ten times
+a second: how much of one core does the server need?
+
+It is compared with a plain twisted.web resource that returns as many bytes, always
+the same.
+
+Each server is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from http.client import HTTPConnection
+from itertools import cycle
+from time import monotonic, process_time, sleep
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.stdio import StandardIO
+from twisted.internet.task import LoopingCall
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.web.resource import Resource
+from twisted.web.server import Site as TwistedSite
+from twisted.web.static import Data
+
+from benchmarks._measure import Figure, Size, Target, run
+from benchmarks._processes import LONGEST, Child, raiseFileLimit
+from tsrv.startup import Startup
+from tsrv.web.responses import AsyncResource
+from tsrv.web.site import Site
+from tsrv.web.status import putStatus
+
+_SIZES = {
+    "pages": Size(500, 5, "pages that ask once a second"),
+    "modules": Size(10, 2, "modules"),
+    "rate": Size(10, 10, "changes of a module per second"),
+    "seconds": Size(10, 1, "seconds for which the pages ask"),
+}
+
+_SERVE = "--serve"
+
+
+class _Losable:
+    def initialize(self) -> None:
+        self.lost: Deferred[None] = Deferred()
+
+    def whenLost(self) -> Deferred[None]:
+        return self.lost
+
+
+def measure(sizes: Mapping[str, int]) -> list[Figure]:
+    """
+    @param sizes: How much of everything.
+    @return: What was measured.
+    """
+    raiseFileLimit(sizes["pages"])
+    length, ours = _measureServer(sizes, 0)
+    _, theirs = _measureServer(sizes, length)
+    return [
+        Figure(
+            f"{sizes['pages']:,} status pages, {sizes['rate']:,} changes a second: "
+            "of one core",
+            "a fixed body",
+            ours,
+            theirs,
+            "%",
+            Target(20, "%"),
+        )
+    ]
+
+
+def _measureServer(sizes: Mapping[str, int], length: int) -> tuple[int, float]:
+    """
+    @param length: The length of the fixed body; 0 for the status page.
+    @return: The length of a response, and the share of a core in percent.
+    """
+    pages = sizes["pages"]
+    words = _SERVE, str(length), str(sizes["modules"]), str(sizes["rate"])
+    with ExitStack() as stack:
+        server = stack.enter_context(Child("benchmarks.status", *words))
+        port = server.tell("report")["port"]
+        tags = {HTTPConnection("127.0.0.1", port): "" for _ in range(pages)}
+        for each in tags:
+            stack.callback(each.close)
+            each.connect()
+        before, begun = server.tell("report")["cpu"], monotonic()
+        for number, each in enumerate(cycle(list(tags))):
+            sleep(max(0.0, begun + number / pages - monotonic()))
+            if monotonic() - begun > sizes["seconds"]:
+                break
+            each.request("GET", "/status", headers={"If-None-Match": tags[each]})
+            response = each.getresponse()
+            length = len(response.read()) or length
+            tags[each] = response.headers.get("ETag", "")
+        cpu = server.tell("report")["cpu"] - before
+        return length, max(0.01, 100 * cpu / (monotonic() - begun))
+
+
+class _Control(LineOnlyReceiver):
+    delimiter = b"\n"
+
+    def __init__(self, reactor: Any, port: int) -> None:
+        self._reactor = reactor
+        self._port = port
+
+    def lineReceived(self, line: bytes) -> None:
+        report = {"port": self._port, "cpu": process_time()}
+        self.sendLine(json.dumps(report).encode())
+
+    def connectionLost(self, reason: object = None) -> None:
+        self._reactor.stop()
+
+
+def _serve(length: int, count: int, rate: int) -> None:
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    site: TwistedSite
+    if length:
+        plain = Resource()
+        plain.putChild(b"status", Data(b"x" * length, "text/html"))
+        site = TwistedSite(plain)
+    else:
+        startup = Startup(reactor)
+        modules = [_Losable() for _ in range(count)]
+        for number, module in enumerate(modules):
+            startup.add(f"m{number}", module, retryPolicy=lambda attempts: 0.0)
+        root = AsyncResource()
+        putStatus(root, startup, reactor)
+        startup.startService()
+        losing = cycle(modules)
+        LoopingCall(lambda: next(losing).lost.callback(None)).start(1 / rate, now=False)
+        site = Site(root, reactor)
+    port = reactor.listenTCP(0, site, backlog=1024, interface="127.0.0.1")
+    StandardIO(_Control(reactor, port.getHost().port))
+    reactor.callLater(LONGEST, reactor.stop)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [_SERVE]:
+        _serve(*map(int, sys.argv[2:]))
+    else:
+        run(__doc__, _SIZES, measure)
