@@ -35,7 +35,7 @@ from tsrv import (
 )
 from tsrv.databases import ConstraintViolated, UniqueViolated
 from tsrv.resources import makeRoot
-from tsrv.web.problems import HTTPError, Problem
+from tsrv.web.problems import HTTPError
 from tsrv.web.responses import AsyncResource, Response
 from tsrv.web.site import Site
 from tsrv.web.traffic import Traffic
@@ -209,7 +209,7 @@ def test_no_accept_header_breaks_an_error(accept: bytes) -> None:
     """
     Whatever a client sends, it gets the sentence.
     """
-    assert b"Sorry" in Problem(HTTPError.status, "Sorry").respond([accept]).body
+    assert b"Sorry" in Known("Sorry").respond([accept], "mine").body
 
 
 # Unexpected errors.

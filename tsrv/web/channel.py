@@ -36,7 +36,7 @@ from twisted.web.http import HTTPChannel
 from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
-from .problems import Problem
+from .problems import HTTPError
 from .requestid import requestIdFor, withRequestId
 
 __all__ = ["Channel"]
@@ -229,20 +229,19 @@ class Channel(HTTPChannel):
             if request.content is not None:
                 request.content.close()
         requestId = requestIdFor(known)
-        problem = Problem(status, _REFUSALS[status], requestId=requestId)
-        response = problem.respond(known.getRawHeaders(b"Accept"))
-        headers = Headers(
-            {
-                b"Connection": [b"close"],
-                b"Content-Type": [response.contentType],
-                b"Content-Length": [b"%d" % len(response.body)],
-                b"X-Request-ID": [requestId.encode("ascii")],
-            }
-        )
-        for name, value in response.headers:
+        error = HTTPError(_REFUSALS[status], status)
+        response = error.respond(known.getRawHeaders(b"Accept"), requestId)
+        headers = Headers()
+        for name, value in (
+            (b"Connection", b"close"),
+            (b"Content-Type", response.contentType),
+            (b"Content-Length", b"%d" % len(response.body)),
+            (b"X-Request-ID", requestId.encode("ascii")),
+            *response.headers,
+        ):
             headers.addRawHeader(name, value)
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            headers.setRawHeaders(b"Retry-After", [b"1"])
+            headers.addRawHeader(b"Retry-After", b"1")
         reason = status.phrase.encode("ascii")
         self.writeHeaders(b"HTTP/1.1", b"%d" % status, reason, headers)
         if self._command != b"HEAD":
@@ -257,13 +256,8 @@ class Channel(HTTPChannel):
         Closing a connection on which data are arriving would reset it, and the client
         might never see the response.
         """
-        for method in (
-            "dataReceived",
-            "lineReceived",
-            "rawDataReceived",
-            "allContentReceived",
-        ):
-            setattr(self, method, _discard)
+        for received in ("data", "line", "rawData", "allContent"):
+            setattr(self, f"{received}Received", _discard)
         self.setTimeout(None)
         self._cancelCloseTimer()
         if self.isSecure():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from http import HTTPStatus
 from math import ceil, isfinite
@@ -37,14 +36,7 @@ from .accept import preferredType
 from .message import Response
 from .requestid import requestIdOf
 
-__all__ = [
-    "HTTPError",
-    "KnownErrors",
-    "MethodNotAllowed",
-    "NotFound",
-    "Problem",
-    "problemOf",
-]
+__all__ = ["HTTPError", "KnownErrors", "MethodNotAllowed", "NotFound", "respondTo"]
 
 _log = Logger()
 
@@ -58,15 +50,14 @@ between two clients is normal, while the request's validation should have found
 any other error.
 """
 
-_OFFERED: Final = [
-    "text/html",
-    "text/plain",
-    "application/json",
-    "application/problem+json",
-]
-"""
-Media types of errors; the last one is for clients that do not care.
-"""
+_HTML: Final = b"text/html; charset=utf-8"
+_TEXT: Final = b"text/plain; charset=utf-8"
+_JSON: Final = b"application/problem+json"
+
+# The last one is for clients that do not care.
+_OFFERED: Final = (
+    "text/html text/plain application/json application/problem+json".split()
+)
 
 _PAGE: Final = Template("""\
 <!DOCTYPE html>
@@ -106,13 +97,88 @@ class HTTPError(Exception):
     @ivar status: The status of the response.
     @ivar text: Replaces the message for clients that prefer text.
     @ivar headers: Headers of the response.
-    @ivar members: Further members of the problem, as JSON can express them.
+    @ivar members: Further members of the problem, as JSON can express them. Each
+        item of C{errors} has a C{detail}, and a C{pointer} or C{parameter}.
     """
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     text: str | None = None
     headers: Sequence[tuple[bytes, bytes]] = ()
-    members: Mapping[str, object] = MappingProxyType({})
+    members: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, detail: str = "", status: HTTPStatus | None = None) -> None:
+        """
+        @param detail: One sentence for people.
+        @param status: The status of the response, if it is not that of the class.
+        """
+        super().__init__(detail)
+        if status is not None:
+            self.status = status
+
+    def respond(
+        self, accept: Sequence[bytes] | None, requestId: str, traceback: str = ""
+    ) -> Response:
+        """
+        @param accept: The C{Accept} headers of the request.
+        @param requestId: The id of the request.
+        @param traceback: The traceback, in development mode.
+        @return: The response, in the form that the client prefers.
+        """
+        headers = [(b"Vary", b"Accept"), (b"X-Content-Type-Options", b"nosniff")]
+        preferred = preferredType(b",".join(accept or ()), _OFFERED)
+        if preferred == "text/plain":
+            body, contentType = self._asText(requestId, traceback), _TEXT
+        elif preferred == "text/html":
+            body, contentType = self._asPage(requestId, traceback), _HTML
+            headers.append(_PAGE_POLICY)
+        else:
+            body, contentType = self._asJSON(requestId, traceback), _JSON
+        encoded = body.encode("utf-8", "backslashreplace")
+        return Response(encoded, contentType, self.status, [*headers, *self.headers])
+
+    def _asJSON(self, requestId: str, traceback: str) -> str:
+        detail = str(self)
+        members: dict[str, object] = {
+            "type": "about:blank",
+            "title": self.status.phrase,
+            "status": self.status.value,
+            "detail": detail,
+            "requestId": requestId,
+            "error": detail,
+            **self.members,
+        }
+        if traceback:
+            members["traceback"] = traceback.splitlines()
+        return json.dumps(members)
+
+    def _asText(self, requestId: str, traceback: str) -> str:
+        lines = [self.text or str(self)]
+        if self.text is None:
+            lines += [*self._parts(), f"(request {requestId})"]
+        if traceback:
+            lines += ["", traceback]
+        return "\n".join(lines)
+
+    def _asPage(self, requestId: str, traceback: str) -> str:
+        more = ""
+        if parts := self._parts():
+            items = "".join(f"<li>{escape(part)}</li>\n" for part in parts)
+            more += f"<ul>\n{items}</ul>\n"
+        if traceback:
+            more += f"<pre>{escape(traceback)}</pre>\n"
+        return _PAGE.substitute(
+            title=escape(f"{self.status:d} {self.status.phrase}"),
+            detail=escape(str(self)),
+            more=more,
+            requestId=escape(requestId),
+        )
+
+    def _parts(self) -> list[str]:
+        lines = []
+        for each in self.members.get("errors", ()):
+            where = each.get("pointer") or each.get("parameter")
+            lines.append(f"{where}: {each['detail']}" if where else each["detail"])
+        return lines
 
 
 class NotFound(HTTPError):
@@ -143,117 +209,18 @@ class MethodNotAllowed(HTTPError):
         self.headers = [(b"Allow", names.encode("ascii"))]
 
 
-@dataclass(frozen=True)
-class Problem:
+def respondTo(failure: Failure, request: IRequest) -> Response:
     """
-    An error as clients see it.
-
-    @ivar status: The status of the response.
-    @ivar detail: One sentence for people.
-    @ivar text: Replaces the sentence for clients that prefer text.
-    @ivar headers: Headers of the response.
-    @ivar requestId: The id of the request.
-    @ivar members: Further members.
-    @ivar traceback: The traceback, in development mode.
-    """
-
-    status: HTTPStatus
-    detail: str
-    text: str | None = None
-    headers: Sequence[tuple[bytes, bytes]] = ()
-    requestId: str = ""
-    members: Mapping[str, object] = field(default_factory=dict)
-    traceback: str | None = None
-
-    def respond(self, accept: Sequence[bytes] | None) -> Response:
-        """
-        @param accept: The C{Accept} headers of the request.
-        @return: The response, in the form that the client prefers.
-        """
-        headers = [(b"Vary", b"Accept"), (b"X-Content-Type-Options", b"nosniff")]
-        preferred = preferredType(b",".join(accept or ()), _OFFERED)
-        if preferred == "text/plain":
-            body, contentType = self._asText(), "text/plain; charset=utf-8"
-        elif preferred == "text/html":
-            body, contentType = self._asPage(), "text/html; charset=utf-8"
-            headers.append(_PAGE_POLICY)
-        else:
-            body, contentType = self._asJSON(), "application/problem+json"
-        return Response(
-            body.encode("utf-8", "backslashreplace"),
-            contentType.encode("ascii"),
-            self.status,
-            [*headers, *self.headers],
-        )
-
-    def _asJSON(self) -> str:
-        members: dict[str, object] = {
-            "type": "about:blank",
-            "title": self.status.phrase,
-            "status": self.status.value,
-            "detail": self.detail,
-            "requestId": self.requestId,
-            "error": self.detail,
-            **self.members,
-        }
-        if self.traceback is not None:
-            members["traceback"] = self.traceback.splitlines()
-        return json.dumps(members)
-
-    def _asText(self) -> str:
-        lines = [self.text or self.detail]
-        if self.text is None:
-            lines += self._parts()
-            if self.requestId:
-                lines.append(f"(request {self.requestId})")
-        if self.traceback is not None:
-            lines += ["", self.traceback]
-        return "\n".join(lines)
-
-    def _asPage(self) -> str:
-        more = ""
-        if parts := self._parts():
-            items = "".join(f"<li>{escape(part)}</li>\n" for part in parts)
-            more += f"<ul>\n{items}</ul>\n"
-        if self.traceback is not None:
-            more += f"<pre>{escape(self.traceback)}</pre>\n"
-        return _PAGE.substitute(
-            title=escape(f"{self.status:d} {self.status.phrase}"),
-            detail=escape(self.detail),
-            more=more,
-            requestId=escape(self.requestId),
-        )
-
-    def _parts(self) -> list[str]:
-        """
-        @return: What is wrong with each part of the request.
-        """
-        lines = []
-        errors: Any = self.members.get("errors", ())
-        for each in errors:
-            where = each.get("pointer") or each.get("parameter")
-            lines.append(f"{where}: {each['detail']}" if where else each["detail"])
-        return lines
-
-
-def problemOf(failure: Failure, request: IRequest) -> Problem:
-    """
-    Find out what a client is told about an error; log the error if it is unexpected.
+    Make the response to an error; log the error if it is unexpected.
 
     @param failure: The error.
     @param request: The request that has failed.
-    @return: The problem.
+    @return: The response.
     """
     error, requestId = failure.value, requestIdOf(request)
+    accept = request.requestHeaders.getRawHeaders(b"Accept")
     if isinstance(error, HTTPError):
-        return Problem(
-            error.status,
-            str(error),
-            error.text,
-            error.headers,
-            requestId,
-            error.members,
-        )
+        return error.respond(accept, requestId)
     site = getattr(request, "site", None)
     knownErrors: KnownErrors = getattr(site, "knownErrors", {})
     for errorType in type(error).__mro__:
@@ -265,18 +232,18 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
                     requestId=requestId,
                     reason=error,
                 )
-            return Problem(status, detail, requestId=requestId)
-    status, text = HTTPStatus.SERVICE_UNAVAILABLE, None
-    headers: list[tuple[bytes, bytes]] = []
+            return HTTPError(detail, status).respond(accept, requestId)
     if isinstance(error, Unavailable):
         detail = _UNAVAILABLE.get(type(error), "The service is not available")
-        headers = [(b"Retry-After", b"%d" % _retryAfterSeconds(error))]
+        told = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE)
+        told.headers = [(b"Retry-After", b"%d" % _retryAfterSeconds(error))]
     elif isinstance(error, OutcomeUnknown):
         # No Retry-After: the work may have been done, and would be done twice.
         detail = "The request was interrupted: it may have been carried out, or not"
+        told = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE)
     else:
-        status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "Internal server error"
-        text = f"{detail} (request {requestId})"
+        told = HTTPError("Internal server error")
+        told.text = f"{told} (request {requestId})"
         _log.failure(
             "Request {requestId} failed: {method} {uri}",
             failure=failure,
@@ -284,8 +251,8 @@ def problemOf(failure: Failure, request: IRequest) -> Problem:
             method=_escaped(request.method),
             uri=_escaped(request.uri),
         )
-    traceback = _tracebackOf(failure) if getattr(site, "development", False) else None
-    return Problem(status, detail, text, headers, requestId, traceback=traceback)
+    traceback = _tracebackOf(failure) if getattr(site, "development", False) else ""
+    return told.respond(accept, requestId, traceback)
 
 
 def _retryAfterSeconds(error: Unavailable) -> int:

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from .requestid import assignRequestId, currentRequestId
+from .requestid import currentRequestId, requestIdOf
 from .responses import respond
 
 __all__ = ["Body", "SiteRequest"]
@@ -21,11 +21,9 @@ __all__ = ["Body", "SiteRequest"]
 
 class Body(BytesIO):
     """
-    The body of a request, which counts in its site's C{bodyBytes} until it is
+    The body of a request. Its length counts in the site's C{bodyBytes} until it is
     closed.
     """
-
-    _length = 0
 
     def __init__(self, site: Any) -> None:
         """
@@ -34,21 +32,12 @@ class Body(BytesIO):
         super().__init__()
         self._site = site
 
-    def write(self, data: Any) -> int:
-        """
-        Append a part of the body.
-        """
-        written = super().write(data)
-        self._length += written
-        self._site.bodyBytes += written
-        return written
-
     def close(self) -> None:
         """
         Release the memory.
         """
-        self._site.bodyBytes -= self._length
-        self._length = 0
+        if not self.closed:
+            self._site.bodyBytes -= self.getbuffer().nbytes
         super().close()
 
 
@@ -70,7 +59,7 @@ class SiteRequest(Request):
         """
         Find the resource, and let it answer.
         """
-        token = currentRequestId.set(assignRequestId(self))
+        token = currentRequestId.set(requestIdOf(self))
         try:
             super().process()
         finally:
@@ -103,4 +92,5 @@ class SiteRequest(Request):
         elif site.bodyBytes + len(data) > site.maxTotalBodyBytes:
             self.channel.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
         else:
+            site.bodyBytes += len(data)
             super().handleContentChunk(data)

@@ -22,7 +22,6 @@ from twisted.web.http_headers import Headers
 
 __all__ = [
     "addRequestId",
-    "assignRequestId",
     "currentRequestId",
     "requestIdFor",
     "requestIdOf",
@@ -61,22 +60,14 @@ def requestIdFor(headers: Headers) -> str:
 def requestIdOf(request: Any) -> str:
     """
     @param request: A request on any site.
-    @return: The id of the request; it gets one if it has none.
+    @return: The id of the request. If it has none it gets one, which is sent with
+        its response.
     """
     requestId: str | None = getattr(request, "requestId", None)
-    return assignRequestId(request) if requestId is None else requestId
-
-
-def assignRequestId(request: Any) -> str:
-    """
-    Give a request an id, and send the id with its response.
-
-    @param request: A request without an id.
-    @return: The id.
-    """
-    requestId = requestIdFor(request.requestHeaders)
-    request.requestId = requestId
-    request.responseHeaders.setRawHeaders(_HEADER, [requestId.encode("ascii")])
+    if requestId is None:
+        requestId = requestIdFor(request.requestHeaders)
+        request.requestId = requestId
+        request.responseHeaders.setRawHeaders(_HEADER, [requestId.encode("ascii")])
     return requestId
 
 

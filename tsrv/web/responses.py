@@ -20,7 +20,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from .message import Response, text
-from .problems import MethodNotAllowed, NotFound, problemOf
+from .problems import MethodNotAllowed, NotFound, respondTo
 from .requestid import requestIdOf, withRequestId
 
 __all__ = [
@@ -165,8 +165,7 @@ class _Exchange:
         elif request.startedWriting or getattr(request, "heldBytes", 0):
             self._abort(failure)
         else:
-            accept = request.requestHeaders.getRawHeaders(b"Accept")
-            self._write(problemOf(failure, request).respond(accept))
+            self._write(respondTo(failure, request))
 
     def _abort(self, failure: Failure) -> None:
         _log.failure("A response broke off", failure=failure)
