@@ -1,26 +1,24 @@
 """
 One connection: Twisted's HTTP/1.1 channel, hardened.
 
-What L{HTTPChannel} lacks is: one clear response to a request that is malformed or
-too long, sent so that the client receives it; limits for bodies and for pipelined
+What L{HTTPChannel} lacks is one clear response to a request that is malformed or too
+long, sent so that the client receives it; limits for bodies and for pipelined
 requests that do not hide that a client has left; and a graceful end.
 
-Twisted offers no public way to some of this. This module, and no other, relies on
+Twisted offers no public way to some of this, so this module, and no other, relies on
 private parts of L{HTTPChannel}:
 
-  - C{_respondToBadRequestAndDisconnect} is overridden, because it closes the
-    connection after a bare status line. If Twisted renames it, its own answer is
-    sent again.
-  - C{_finishRequestBody} is overridden, because the bytes that follow a body in the
-    same segment are pipelined data that nothing else reports.
-  - C{_handlingRequest} and C{_dataBuffer} say whether received data are pipelined,
-    and hold them. Twisted stops reading after 16 KiB of them, and then does not
-    notice that the client disconnects.
+  - C{_respondToBadRequestAndDisconnect} would close the connection after a bare
+    status line.
+  - C{_finishRequestBody} takes the data that follow a body in the same segment;
+    nothing else reports them.
+  - C{_handlingRequest} says whether received data are pipelined, and C{_dataBuffer}
+    holds these. Twisted stops reading after 16 KiB of them, and then does not notice
+    that the client disconnects.
   - C{_command}, C{_path}, C{_version}, C{_receivedHeaderSize} and
-    C{_receivedHeaderCount} are what is known of a request whose headers are being
-    read.
-  - C{_networkProducer} is unregistered before one direction is closed; otherwise a
-    paused producer keeps the transport from sending the rest.
+    C{_receivedHeaderCount} describe a request whose headers are being read.
+  - C{_networkProducer} is unregistered before one direction is closed; while it is
+    paused, the transport would not send the rest.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from .accept import preferredType
 from .message import Response
 from .requestid import requestIdOf
 
-__all__ = ["HTTPError", "KnownErrors", "MethodNotAllowed", "NotFound", "respondTo"]
+__all__ = ["HTTPError", "KnownErrors", "respondTo"]
 
 _log = Logger()
 
@@ -55,9 +55,12 @@ _TEXT: Final = b"text/plain; charset=utf-8"
 _JSON: Final = b"application/problem+json"
 
 # The last one is for clients that do not care.
-_OFFERED: Final = (
-    "text/html text/plain application/json application/problem+json".split()
-)
+_OFFERED: Final = [
+    "text/html",
+    "text/plain",
+    "application/json",
+    "application/problem+json",
+]
 
 _PAGE: Final = Template("""\
 <!DOCTYPE html>
@@ -106,14 +109,22 @@ class HTTPError(Exception):
     headers: Sequence[tuple[bytes, bytes]] = ()
     members: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, detail: str = "", status: HTTPStatus | None = None) -> None:
+    def __init__(
+        self,
+        detail: str = "",
+        status: HTTPStatus | None = None,
+        headers: Sequence[tuple[bytes, bytes]] | None = None,
+        text: str | None = None,
+    ) -> None:
         """
+        What is not given is that of the class.
+
         @param detail: One sentence for people.
-        @param status: The status of the response, if it is not that of the class.
         """
         super().__init__(detail)
-        if status is not None:
-            self.status = status
+        self.status = status or self.status
+        self.headers = headers or self.headers
+        self.text = text or self.text
 
     def respond(
         self, accept: Sequence[bytes] | None, requestId: str, traceback: str = ""
@@ -181,34 +192,6 @@ class HTTPError(Exception):
         return lines
 
 
-class NotFound(HTTPError):
-    """
-    The route does not exist.
-    """
-
-    status = HTTPStatus.NOT_FOUND
-    text = "Not found"
-
-    def __init__(self) -> None:
-        super().__init__("Route not found")
-
-
-class MethodNotAllowed(HTTPError):
-    """
-    The route does not support the method.
-    """
-
-    status = HTTPStatus.METHOD_NOT_ALLOWED
-
-    def __init__(self, allowed: Sequence[str]) -> None:
-        """
-        @param allowed: The methods that the route supports.
-        """
-        names = ", ".join(allowed)
-        super().__init__(f"Method not allowed, only {names}")
-        self.headers = [(b"Allow", names.encode("ascii"))]
-
-
 def respondTo(failure: Failure, request: IRequest) -> Response:
     """
     Make the response to an error; log the error if it is unexpected.
@@ -235,15 +218,15 @@ def respondTo(failure: Failure, request: IRequest) -> Response:
             return HTTPError(detail, status).respond(accept, requestId)
     if isinstance(error, Unavailable):
         detail = _UNAVAILABLE.get(type(error), "The service is not available")
-        told = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE)
-        told.headers = [(b"Retry-After", b"%d" % _retryAfterSeconds(error))]
+        headers = [(b"Retry-After", b"%d" % _retryAfterSeconds(error))]
+        told = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE, headers)
     elif isinstance(error, OutcomeUnknown):
         # No Retry-After: the work may have been done, and would be done twice.
         detail = "The request was interrupted: it may have been carried out, or not"
         told = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE)
     else:
-        told = HTTPError("Internal server error")
-        told.text = f"{told} (request {requestId})"
+        detail = "Internal server error"
+        told = HTTPError(detail, text=f"{detail} (request {requestId})")
         _log.failure(
             "Request {requestId} failed: {method} {uri}",
             failure=failure,

@@ -9,12 +9,14 @@ from http import HTTPStatus
 from io import BytesIO
 from typing import Any
 
+from twisted.internet.error import ConnectionAborted
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from .requestid import currentRequestId, requestIdOf
-from .responses import respond
+from .responses import NO_ROUTE, AsyncResource, respond
+from .traffic import Traffic
 
 __all__ = ["Body", "SiteRequest"]
 
@@ -45,7 +47,13 @@ class SiteRequest(Request):
     """
     A request.
 
+    It is in progress from the call of its resource until the site logs its response,
+    or its connection is lost.
+
     @ivar requestId: The id of the request.
+    @ivar route: The route of its resource.
+    @ivar startTime: When it began to be in progress, in seconds; L{None} before, and
+        if the site does not count.
     """
 
     _log = Logger()
@@ -54,6 +62,8 @@ class SiteRequest(Request):
     site: Any
 
     requestId: str | None = None
+    route = NO_ROUTE
+    startTime: float | None = None
 
     def process(self) -> None:
         """
@@ -64,6 +74,30 @@ class SiteRequest(Request):
             super().process()
         finally:
             currentRequestId.reset(token)
+
+    def render(self, resrc: object) -> None:
+        """
+        Begin to count, and let the resource answer.
+        """
+        if isinstance(resrc, AsyncResource):
+            self.route = resrc.route
+        traffic: Traffic | None = self.site.traffic
+        # A resource may delegate to another one, so this may be the second call; and
+        # the client may have left while the resource was looked up.
+        if traffic is not None and self.startTime is None and self.channel is not None:
+            traffic.inProgress += 1
+            self.startTime = traffic.seconds()
+        super().render(resrc)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        Count a request that was not answered.
+        """
+        if self.startTime is not None:
+            status = "aborted" if reason.check(ConnectionAborted) else "gone"
+            traffic: Traffic = self.site.traffic
+            traffic.requestEnded(self.route, self.method, status, self.startTime)
+        super().connectionLost(reason)
 
     def processingFailed(self, reason: Failure) -> Failure:
         """

@@ -9,6 +9,7 @@ reaches a client as it is, and nothing is written twice or to nobody.
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -20,7 +21,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from .message import Response, text
-from .problems import MethodNotAllowed, NotFound, respondTo
+from .problems import HTTPError, respondTo
 from .requestid import requestIdOf, withRequestId
 
 __all__ = [
@@ -238,7 +239,12 @@ class AsyncResource(Resource):
         return methods
 
     def _refuse(self, request: Request) -> Response:
-        raise MethodNotAllowed(self.supportedMethods())
+        names = ", ".join(self.supportedMethods())
+        raise HTTPError(
+            f"Method not allowed, only {names}",
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            [(b"Allow", names.encode("ascii"))],
+        )
 
 
 class NotFoundResource(AsyncResource):
@@ -261,4 +267,4 @@ class NotFoundResource(AsyncResource):
         return self
 
     def _refuse(self, request: Request) -> Response:
-        raise NotFound()
+        raise HTTPError("Route not found", HTTPStatus.NOT_FOUND, text="Not found")

@@ -22,26 +22,19 @@ from .problems import KnownErrors
 from .request import Body, SiteRequest
 from .requestid import requestIdOf
 from .responses import AsyncResource
-from .traffic import CountedRequest, Traffic
+from .traffic import Traffic
 
 __all__ = ["Site"]
 
 
 class Site(TwistedSite):
     """
-    A L{twisted.web.server.Site} with limits and a graceful stop.
+    A L{twisted.web.server.Site} with limits and a graceful stop. Bodies are kept in
+    memory, never on disk.
 
-    Bodies are kept in memory, never on disk. Their length, and that of all bodies
-    together, is limited.
-
-    @ivar maxBodyBytes: Maximum length of a request's body.
-    @ivar maxTotalBodyBytes: Maximum length of all bodies and pipelined data.
     @ivar bodyBytes: Current length of all bodies and pipelined data.
-    @ivar development: Whether clients see the tracebacks of errors.
-    @ivar knownErrors: The responses to the application's own errors.
     @ivar stopping: Whether the site is being stopped.
     @ivar connectionsAccepted: Number of connections since the start.
-    @ivar traffic: Counts the requests; may be L{None}.
     """
 
     _log = Logger()
@@ -76,8 +69,6 @@ class Site(TwistedSite):
         @param knownErrors: The responses to the application's own errors.
         """
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
-        if traffic is not None:
-            self.requestFactory = CountedRequest
         if isinstance(resource, AsyncResource):
             resource.setRoute("/")
         self.maxBodyBytes = maxBodyBytes
@@ -109,7 +100,7 @@ class Site(TwistedSite):
         Count a response that has been written, and log it.
         """
         if self.traffic is not None:
-            assert isinstance(request, CountedRequest)
+            assert isinstance(request, SiteRequest)
             self.traffic.requestEnded(
                 request.route, request.method, request.code, request.startTime
             )

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
 from ..queuing.histogram import Histogram
-from .request import SiteRequest
-from .responses import NO_ROUTE, AsyncResource
+from .responses import NO_ROUTE
 
-__all__ = ["CountedRequest", "Traffic"]
+__all__ = ["Traffic"]
 
 _METHODS: Final = frozenset(
     b"CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE".split()
@@ -98,42 +95,3 @@ class Traffic:
             # Some resource uses paths that clients send as its routes.
             key = (NO_ROUTE, method, status)
         return self._histograms.setdefault(key, Histogram())
-
-
-class CountedRequest(SiteRequest):
-    """
-    A request that its site's L{Traffic} counts.
-
-    It begins when its resource has been found. It ends when the site logs its
-    response, or when its connection is lost.
-
-    @ivar startTime: When it began, in seconds; L{None} before.
-    @ivar route: The route of its resource.
-    """
-
-    startTime: float | None = None
-    route = NO_ROUTE
-
-    def render(self, resrc: object) -> None:
-        """
-        Begin to count, and let the resource answer.
-        """
-        if isinstance(resrc, AsyncResource):
-            self.route = resrc.route
-        # A resource may delegate to another one, so this may be the second call; and
-        # the client may have left while the resource was looked up.
-        if self.startTime is None and self.channel is not None:
-            traffic: Traffic = self.site.traffic
-            traffic.inProgress += 1
-            self.startTime = traffic.seconds()
-        super().render(resrc)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """
-        Count a request that was not answered.
-        """
-        if self.startTime is not None:
-            status = "aborted" if reason.check(ConnectionAborted) else "gone"
-            traffic: Traffic = self.site.traffic
-            traffic.requestEnded(self.route, self.method, status, self.startTime)
-        super().connectionLost(reason)
