@@ -1,5 +1,5 @@
 """
-What is installed, and what it needs.
+The package: what a wheel contains, what it needs, and how its modules are layered.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from .processes import ROOT
 
 LAYERS = [
     ("tap",),
@@ -31,27 +31,58 @@ LAYERS = [
     ("asyncmodule",),
 ]
 """
-Each may import what is in its own layer and in those below.
+Each layer may import from itself and from those below.
+"""
+
+BIN = Path(sys.executable).parent
+
+LIBRARY = """
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+from tsrv import AsyncModule, QueuingWrapper, Startup
+
+async def main(reactor):
+    wrapper = QueuingWrapper(AsyncModule(reactor, delay=0.0), reactor)
+    queued = wrapper.proxy.tellMeSomething()
+    wrapper.initialize()
+    print(await queued)
+    await wrapper.close()
+    startup = Startup(reactor)
+    startup.add("clock", AsyncModule(reactor, delay=0.0))
+    startup.startService()
+    await startup.whenReady()
+    print(startup.status.value)
+    await startup.stopService()
+
+react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
 """
 
 
-def run(*command: str | Path, directory: Path, **environment: str) -> str:
+def run(*command: str | Path, status: int = 0, **environment: str) -> str:
     """
-    Run a program, with no Python path but the given one.
+    Run a program outside of the checkout, without a Python path but the given one.
 
-    @return: What it prints.
+    @return: Its output, and its errors.
     """
     inherited = {name: os.environ[name] for name in os.environ if "PYTHON" not in name}
-    done = subprocess.run(  # noqa: S603
+    ended = subprocess.run(  # noqa: S603
         [str(word) for word in command],
-        cwd=directory,
+        cwd=sys.prefix,
         env=inherited | environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def isListed(directory: Path, program: str = "twistd", **environment: str) -> bool:
+    """
+    @return: Whether a program of an environment lists C{tsrv}.
+    """
+    listed = run(directory / program, "--help", status=0, **environment)
+    return "\n    tsrv " in listed
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +92,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     directory = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip")
-    run(*pip, "wheel", "-q", "--no-deps", "-w", ".", ROOT, directory=directory)
+    run(*pip, "wheel", "-q", "--no-deps", "-w", directory, ROOT)
     (built,) = directory.glob("*.whl")
     return built
 
 
 def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
     """
-    No tests, no caches, and no __init__.py that would make C{twisted} ours.
+    The wheel has no tests, no caches, and no C{twisted/__init__.py}.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -79,62 +110,54 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
     }
     assert names == files | {"twisted/plugins/tsrv_plugin.py"}
     assert "tsrv/py.typed" in names
-    assert "tsrv/web/static/status.html" in names
 
 
-def test_twistd_finds_it_wherever_it_is(wheel: Path, tmp_path: Path) -> None:
+def test_without_extras_the_library_works(wheel: Path, tmp_path: Path) -> None:
     """
-    C{twistd} and C{twist} list C{tsrv} when the wheel is installed, in a
-    checkout that is not, and in one that is.
+    A wheel that is installed without an extra brings Twisted alone. It has the library,
+    and a command that names the extra it needs; a checkout has the command without
+    being installed.
     """
-    environment = tmp_path / "environment"
-    venv.create(environment, with_pip=True)
-    python = environment / "bin" / "python"
-    pip = (python, "-m", "pip", "-q", "--disable-pip-version-check")
+    venv.create(tmp_path, with_pip=False)
+    bin_ = tmp_path / "bin"
+    pip = ("-m", "pip", "--python", bin_ / "python", "--disable-pip-version-check")
+    run(sys.executable, *pip, "install", "-q", "--no-compile", "twisted")
+    before = {path.name for path in tmp_path.rglob("*.dist-info")}
+    assert isListed(bin_, PYTHONPATH=str(ROOT))
+    run(sys.executable, *pip, "install", "-q", wheel)
+    (added,) = {path.name for path in tmp_path.rglob("*.dist-info")} - before
+    assert added.startswith("tsrv-")
+    said, status = run(bin_ / "python", "-c", LIBRARY).splitlines()
+    assert said.startswith("Current time is: ")
+    assert status == "ready"
+    assert isListed(bin_)
+    assert isListed(bin_, "twist")
+    assert run(bin_ / "twistd", "-n", "tsrv", status=1) == (
+        "tsrv: cannot import jinja2, msgspec, prometheus_client, treq: "
+        "pip install 'tsrv[server]'\n"
+    )
 
-    def found(directory: Path, **variables: str) -> list[bool]:
-        return [
-            "\n    tsrv " in run(program, "--help", directory=directory, **variables)
-            for program in (
-                environment / "bin" / "twistd",
-                environment / "bin" / "twist",
-            )
-        ]
 
-    run(*pip, "install", wheel, directory=tmp_path)
-    assert found(tmp_path) == [True, True]
-    code = "import tsrv, sys; sys.exit('jinja2' in sys.modules)"
-    run(python, "-c", code, directory=tmp_path)
-
-    run(*pip, "uninstall", "-y", "tsrv", directory=tmp_path)
-    assert found(tmp_path) == [False, False]
-    assert found(ROOT, PYTHONPATH=".") == [True, True]
-
-    run(*pip, "install", "--editable", ROOT, directory=tmp_path)
-    assert found(tmp_path) == [True, True]
+@pytest.mark.parametrize("program", ["twistd", "twist"])
+def test_an_editable_install_has_the_command(program: str) -> None:
+    """
+    Both runners of Twisted list C{tsrv} in the environment of the checkout.
+    """
+    assert isListed(BIN, program)
 
 
 @pytest.mark.parametrize("module", ["tsrv", "tsrv.tap", "tsrv.resources"])
 def test_importing_installs_no_reactor(module: str) -> None:
     """
-    Whoever imports the library still chooses the reactor.
+    A program that imports tsrv still chooses its reactor.
     """
     code = f"import {module}, sys; sys.exit('twisted.internet.reactor' in sys.modules)"
-    run(sys.executable, "-c", code, directory=ROOT)
-
-
-def test_the_library_needs_twisted_alone() -> None:
-    """
-    What only the server needs is not imported by who uses the library.
-    """
-    others = {"jinja2", "markupsafe", "prometheus_client", "treq"}
-    code = f"import tsrv, sys; sys.exit(bool({others} & set(sys.modules)))"
-    run(sys.executable, "-c", code, directory=ROOT)
+    run(sys.executable, "-c", code)
 
 
 def test_imports_run_one_way() -> None:
     """
-    The wrapper knows nothing of the web, and a module nothing of the wrapper.
+    A module imports from its own layer and from those below.
     """
     level = {name: number for number, names in enumerate(LAYERS) for name in names}
     for path in (ROOT / "tsrv").rglob("*.py"):
@@ -147,13 +170,11 @@ def test_imports_run_one_way() -> None:
                 imported = [*base, *(node.module or "").split(".")][0]
                 if imported:
                     assert level[imported] >= level[inside[0]], (inside, imported)
-                if imported == "modules":
-                    assert level[inside[0]] <= level["web"] or inside[0] == "modules"
 
 
 def test_modules_are_short() -> None:
     """
-    A module that nobody can keep in mind hides something.
+    No module has more lines than a reader can keep in mind.
     """
     lengths = {
         path.name: len(path.read_text().splitlines())
