@@ -148,6 +148,8 @@ class Methods:
         def call(*arguments: object, **keywords: object) -> object:
             if not queue.passing:
                 return method.enqueue(*arguments, **keywords)
+            # The module may notice a loss, and report it, while it is called.
+            losses = running.losses
             try:
                 result = target(*arguments, **keywords)
             except BaseException:
@@ -157,7 +159,7 @@ class Methods:
             elif not isinstance(result, Deferred):
                 return succeed(result)
             return result.addErrback(
-                failed, arguments, keywords, copy_context(), running.losses
+                failed, arguments, keywords, copy_context(), losses
             )
 
         def failed(
