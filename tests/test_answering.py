@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
@@ -293,3 +293,33 @@ def test_each_call_keeps_its_context(watched: Watched) -> None:
     for each in watched.module.answers[2:]:
         each.callback("done")
     assert [answer.value for answer in answers] == ["done", "done"]
+
+
+def test_a_loss_that_is_reported_by_the_call_itself(clock: Clock) -> None:
+    """
+    A call that finds the module lost, reports the loss and fails is made again.
+    """
+
+    class Finding(Answering):
+        lost = True
+
+        def read(self, what: object) -> Deferred[Any]:
+            if not self.lost:
+                return succeed(what)
+            self.lost = False
+            self.watches[-1].callback(None)
+            return fail(Trouble())
+
+    module = Finding()
+    wrapper = QueuingWrapper(
+        module, clock, replay=["read"], retryPolicy=lambda attempts: 1.0
+    )
+    wrapper.initialize()
+    module.attempts[0].callback(None)
+    result = resultOf(wrapper.proxy.read("a"))
+    assert result.pending
+    clock.advance(1)
+    module.attempts[1].callback(None)
+    assert result.value == "a"
+    wrapper.close()
+    module.closings[0].callback(None)
