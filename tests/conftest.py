@@ -15,6 +15,15 @@ from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher
 from .support import Failures
 
 
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """
+    Mark the tests that need a browser.
+    """
+    for item in items:
+        if "browse" in item.fixturenames:
+            item.add_marker("browser")
+
+
 def pytest_collection_finish() -> None:
     """
     What is there by now stays: collecting garbage after each test need not
