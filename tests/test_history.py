@@ -152,7 +152,7 @@ def test_attempts_are_bounded(clock: Clock) -> None:
         *(f"Trouble: {number}" for number in range(81, 100)),
         None,
     ]
-    assert history.attemptCount == 101
+    assert history.attempts.count == 101
     assert sum(history.attemptSeconds.counts) == 100
     module.attempts[-1].callback(None)
     assert sum(history.attemptSeconds.counts) == 101
@@ -172,7 +172,7 @@ def test_losses_are_bounded(clock: Clock) -> None:
     assert [each.error for each in history.losses] == [
         f"Trouble: {number}" for number in (*range(5), *range(80, 100))
     ]
-    assert (history.lossCount, history.attemptCount) == (100, 101)
+    assert (history.losses.count, history.attempts.count) == (100, 101)
 
 
 # The history of a module.
@@ -217,7 +217,7 @@ def test_what_a_module_has_been_through(clock: Clock) -> None:
     assert history.becameReady == 106.0
     wrapper.close()
     module.closings[-1].callback(None)
-    assert (history.attemptCount, history.lossCount) == (4, 2)
+    assert (history.attempts.count, history.losses.count) == (4, 2)
     assert sum(history.attemptSeconds.counts) == 4
     assert history.attemptSeconds.total == 5.0
 
@@ -262,7 +262,7 @@ def test_what_is_given_up_between_attempts_is_no_attempt(clock: Clock) -> None:
     resultOf(wrapper.initialize())
     module.attempts[-1].errback(Trouble())
     wrapper.fail(Refused())
-    assert wrapper.history.attemptCount == 1
+    assert wrapper.history.attempts.count == 1
     assert [each.kind for each in wrapper.history.attempts] == ["Trouble"]
     assert sum(wrapper.history.attemptSeconds.counts) == 1
 

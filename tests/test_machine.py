@@ -868,8 +868,8 @@ class Machine(RuleBasedStateMachine):
     def theHistoryIsComplete(self) -> None:
         state, history = self.wrapper.state, self.wrapper.history
         attempts, losses = list(history.attempts), list(history.losses)
-        assert history.attemptCount == self.begun
-        assert history.lossCount == self.losses
+        assert history.attempts.count == self.begun
+        assert history.losses.count == self.losses
         assert len(attempts) == min(self.begun, 25)
         assert len(losses) == min(self.losses, 25)
         open_ = [attempt for attempt in attempts if attempt.ended is None]

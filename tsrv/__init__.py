@@ -11,8 +11,9 @@ from .errors import (
     QueueTimeout,
     Unavailable,
 )
+from .queuing.retry import jitteredBackoff
 from .startup import Startup, StartupFailed
-from .wrapper import IllegalTransition, QueuingWrapper, jitteredBackoff
+from .wrapper import IllegalTransition, QueuingWrapper
 
 __all__ = [
     "AsyncModule",

@@ -1,6 +1,6 @@
 """
-What an asynchronously initialised module is, and the smallest one: a clock that
-takes a while before it can tell the time.
+The interfaces of an asynchronously initialised module, and the smallest such module: a
+clock that takes a while before it can tell the time.
 
 A module knows nothing of queues or wrappers. It has an C{initialize()} that
 returns a Deferred, and methods that fail until this Deferred has fired.
@@ -36,7 +36,7 @@ class NotInitialized(Exception):
 
 class IAsyncModule(Interface):
     """
-    A module that has to be initialised before it can work.
+    A module that cannot work before it is initialised.
 
     Two more methods are optional. C{close()} releases what the module holds; it
     may return a Deferred, and it does no harm after an initialisation that failed
@@ -66,7 +66,7 @@ class IPredictable(Interface):
     def secondsUntilInitialized() -> float | None:
         """
         @return: The seconds that the initialisation in progress will still take;
-            L{None} if there is none, or nobody knows.
+            L{None} if it is not in progress, or nobody knows.
         """
 
 
@@ -118,7 +118,7 @@ class AsyncModule:
     def __init__(self, reactor: IReactorTime, delay: float = 10.0) -> None:
         """
         @param reactor: Provides the time.
-        @param delay: How long the initialisation takes, in seconds.
+        @param delay: The duration of the initialisation, in seconds.
         @raise ValueError: C{delay} is negative or not a finite number.
         """
         if not isfinite(delay) or delay < 0:
@@ -134,9 +134,9 @@ class AsyncModule:
         Start the clock.
 
         Several callers share one start: the second one joins the first, and after
-        the start there is nothing to wait for. Cancelling gives up one caller's
-        waiting; when the last caller has given up, the start is cancelled, and the
-        next call begins a new one.
+        the start nobody waits. Cancelling gives up one caller's waiting; the last
+        caller that gives up cancels the start, and the next call begins a new
+        one.
 
         @return: A Deferred that fires with L{None} when the clock is ready.
         """

@@ -1,5 +1,5 @@
 """
-What a call fails with when it cannot reach its module.
+The errors of calls that cannot reach their module.
 
 Whatever the module itself raises passes through untouched; these errors are about
 the waiting that tsrv adds.
@@ -45,9 +45,9 @@ class QueueTimeout(Unavailable):
     A call was queued for as long as the wrapper's C{timeout} allows. Its
     C{__cause__} is the last error of the initialisation, if there was one.
 
-    @ivar waited: How long the call waited, in seconds.
+    @ivar waited: The time that the call waited, in seconds.
     @ivar state: The wrapper's L{State} when the call was given up.
-    @ivar attempts: How many attempts to initialise the module there had been.
+    @ivar attempts: The number of attempts to initialise the module so far.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ from zope.interface import implementer
 
 from .asyncmodule import IAsyncModule, IHasNote, NotInitialized
 from .errors import Unavailable
-from .wrapper import jitteredBackoff
+from .queuing.retry import jitteredBackoff
 
 __all__ = ["RemoteSettings", "SettingsRefused", "SettingsUnavailable", "Source"]
 

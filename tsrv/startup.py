@@ -28,6 +28,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from .errors import Closed
 from .queuing.history import explain
 from .queuing.observers import Observers
 from .queuing.waiters import Waiters
@@ -38,7 +39,7 @@ from .starting.member import Member, ModuleOptions, WrapperOptions, wrapModule
 from .starting.program import Skipped, StartupFailed, Status
 from .starting.report import ModuleReport, Report, describe, isoTime, rounded
 from .starting.shutdown import Shutdown
-from .wrapper import Closed, QueuingWrapper, State
+from .wrapper import QueuingWrapper, State
 
 __all__ = ["GraphError", "Skipped", "Startup", "StartupFailed", "Status", "describe"]
 

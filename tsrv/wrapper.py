@@ -1,58 +1,46 @@
 """
 A queue in front of a module that takes its time to become ready.
 
-A database client has to connect before it can answer its first query. Until then
-a program can refuse the query, or write C{if db.connected} everywhere, or, and this
-is what L{QueuingWrapper} is for, take the query at once, queue it, and run it as
-soon as the client is ready.
+A database client has to connect before it can answer its first query. Until then a
+program can refuse the query, or write C{if db.connected} everywhere. L{QueuingWrapper}
+is another way: it takes the query at once, queues it, and runs it as soon as the
+client is ready.
 
-Who does what
-=============
+It connects four parts that do not know each other; only the initialisation reports
+every event to the lifecycle:
 
-The wrapper consists of four parts. None of them knows another one, except that the
-initialisation reports every event to the lifecycle; the wrapper connects them.
+  - L{Lifecycle<tsrv.queuing.states.Lifecycle>}: the state, and which events are
+    legal in it. Its module explains the states, and what each of them means for a
+    call; read it first.
 
-  - The L{Lifecycle<tsrv.queuing.states.Lifecycle>} knows the state, and which
-    events are legal in it. Its module explains the states, and what each of them
-    means for a call; read it first.
+  - L{Initialization<tsrv.queuing.initialization.Initialization>}: attempts until one
+    succeeds, and again when the module is lost.
 
-  - The L{Initialization<tsrv.queuing.initialization.Initialization>} makes
-    attempts until one succeeds, and begins again when the module is lost.
+  - L{CommandQueue<tsrv.queuing.queue.CommandQueue>}: the calls. They are queued,
+    started, passed to the module or refused, as the wrapper says on each change of
+    state.
 
-  - The L{CommandQueue<tsrv.queuing.queue.CommandQueue>} owns the calls. It queues
-    them, starts them, passes them to the module or refuses them, as the wrapper
-    tells it whenever the state changes.
+  - L{ProxySwitch<tsrv.queuing.proxy.ProxySwitch>}: the proxy that callers hold. While
+    the module is ready its methods are the module's own bound methods, and nothing of
+    tsrv is in the way. At other times they are callables that queue
+    (L{Methods<tsrv.queuing.methods.Methods>}).
 
-  - The L{ProxySwitch<tsrv.queuing.proxy.ProxySwitch>} owns the proxy, which callers
-    hold. While the module is ready the proxy's methods are the module's own bound
-    methods, and nothing of tsrv is in the way. At other times they are callables
-    that queue, which L{Methods<tsrv.queuing.methods.Methods>} makes.
+Every call ends exactly once. A call that is never handed to the module ends with the
+reason: C{QueueFull}, C{QueueTimeout}, C{InitializationFailed}, C{Closed}, or
+C{CancelledError} if its caller gave up. A call that is handed to the module ends with
+the module's own result. If the module is lost or closed while working on it, the call
+is made again if it is safe to run twice (C{replay}); otherwise it ends with
+C{OutcomeUnknown}, unless the module still answers.
 
-How a call ends
-===============
-
-Every call ends exactly once. A call that was never handed to the module ends with
-an L{Unavailable} that says why: L{QueueFull}, L{QueueTimeout},
-L{InitializationFailed} or L{Closed}; or with L{CancelledError
-<twisted.internet.defer.CancelledError>} if its caller gave up. Such a call is never
-started afterwards. A call that was handed to the module ends with the module's own
-result. If the module is lost or closed while working on it, the call is made again
-if it is safe to run twice (C{replay}); otherwise it ends with L{OutcomeUnknown},
-unless the module still answers.
-
-There is one compromise. While the module is ready, tsrv does not see the calls,
-because seeing them would cost something. So a call made then, of a method that is
-not named in C{replay}, is the module's to end.
-
-Foreign code
-============
+There is one compromise. While the module is ready, tsrv does not see the calls: seeing
+them would cost something. So a call made then, of a method that is not named in
+C{replay}, is the module's to end.
 
 The module, its cancellers, the retry policy, observers and callbacks may do anything
-while they are called, for example close the wrapper. So each method here changes the
-state and the queue first and calls foreign code last, or looks at the state again
-afterwards.
+while they are called, even close the wrapper. So each method here changes the state
+and the queue first and calls foreign code last, or looks at the state again afterwards.
 
-The pattern (State, Command and Proxy together) is that of Mario Casciaro, I{Node.js
+The pattern (State, Command and Proxy together) comes from Mario Casciaro, I{Node.js
 Design Patterns}, "Asynchronously initialized modules".
 """
 
@@ -67,70 +55,36 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from .asyncmodule import State
-from .errors import (
-    Closed,
-    InitializationFailed,
-    OutcomeUnknown,
-    QueueFull,
-    QueueTimeout,
-    Unavailable,
-)
+from .errors import Closed, InitializationFailed, QueueFull, QueueTimeout
 from .queuing.history import History, explain
 from .queuing.initialization import Initialization
 from .queuing.methods import Methods
-from .queuing.module import (
-    closeWithin,
-    hasDynamicAttributes,
-    lifecycleMethod,
-    secondsLeft,
-)
+from .queuing.module import closeWithin, lifecycleMethod, secondsLeft
 from .queuing.observers import Observers
-from .queuing.options import (
-    checkCallable,
-    checkCount,
-    checkSeconds,
-    errorTypes,
-)
+from .queuing.options import checkCallable, checkCount, checkSeconds, errorTypes
 from .queuing.proxy import ProxySwitch
 from .queuing.queue import CommandQueue, Stats
 from .queuing.retry import jitteredBackoff
 from .queuing.states import Event, IllegalTransition, Lifecycle
 from .queuing.waiters import Waiters
 
-__all__ = [
-    "Closed",
-    "IllegalTransition",
-    "InitializationFailed",
-    "OutcomeUnknown",
-    "QueueFull",
-    "QueueTimeout",
-    "QueuingWrapper",
-    "State",
-    "Stats",
-    "Unavailable",
-    "jitteredBackoff",
-]
+__all__ = ["IllegalTransition", "QueuingWrapper", "State", "Stats"]
 
 _Module = TypeVar("_Module", covariant=True)
 
+# Maximum number of waiters for the module, if C{limit} is lower.
 MIN_WAITER_LIMIT: Final = 10_000
-"""
-Maximum number of waiters for the module, or for its end, if C{limit} is lower.
-"""
 
 
 class QueuingWrapper(Generic[_Module]):
     """
-    A queue in front of an asynchronously initialised module. It takes every call at
+    A queue in front of any object that needs initialising. It takes every call at
     once, queues it until the module is ready, runs the queued calls in order, and
     gets out of the way.
 
-    The module may be any object. It is not changed, and need not know that it is
-    wrapped.
-
     @ivar module: The module.
-    @ivar proxy: What callers use in place of the module: it has the module's
-        public methods, and its type.
+    @ivar proxy: The object that callers use in place of the module: it has the
+        module's public methods, and its type.
     @ivar history: The attempts and losses so far, and how long they took and the
         calls waited.
     """
@@ -160,8 +114,8 @@ class QueuingWrapper(Generic[_Module]):
         @param reactor: Provides the time.
         @param limit: Maximum number of queued calls; one more fails at once with
             L{QueueFull}.
-        @param timeout: How long a call may be queued, in seconds, before it fails
-            with L{QueueTimeout}; L{None} for any time.
+        @param timeout: The seconds after which a queued call fails with
+            L{QueueTimeout}; L{None} for no limit.
         @param retryPolicy: Takes the number of attempts so far, and returns the
             seconds until the next; by default L{jitteredBackoff}. If it raises,
             there is no further attempt.
@@ -171,10 +125,10 @@ class QueuingWrapper(Generic[_Module]):
             one of them that is in progress at a loss is made again.
         @param concurrency: Maximum number of calls in progress while the queue is
             drained; L{None} for any number.
-        @param attemptTimeout: How long one attempt may take, in seconds, before it
-            counts as failed; L{None} for any time.
-        @param closeTimeout: How long closing the module may take, in seconds;
-            L{None} for any time.
+        @param attemptTimeout: The seconds after which an attempt counts as failed;
+            L{None} for no limit.
+        @param closeTimeout: The seconds that closing the module may take; L{None}
+            for no limit.
         @param initialize: Initialises the module; by default its
             C{initialize()}.
         @param close: Closes the module; by default its C{close()}, if it has one.
@@ -190,13 +144,15 @@ class QueuingWrapper(Generic[_Module]):
         checkCount("limit", limit, 0)
         if concurrency is not None:
             checkCount("concurrency", concurrency, 1)
-        checkSeconds("timeout", timeout)
-        checkSeconds("attemptTimeout", attemptTimeout)
-        checkSeconds("closeTimeout", closeTimeout)
-        checkCallable("retryPolicy", retryPolicy)
-        checkCallable("initialize", initialize)
-        checkCallable("close", close)
-        checkCallable("whenLost", whenLost)
+        checkSeconds(
+            timeout=timeout, attemptTimeout=attemptTimeout, closeTimeout=closeTimeout
+        )
+        checkCallable(
+            retryPolicy=retryPolicy,
+            initialize=initialize,
+            close=close,
+            whenLost=whenLost,
+        )
         if isinstance(replay, str):
             raise TypeError("replay must be a collection of names, not one name")
 
@@ -248,25 +204,19 @@ class QueuingWrapper(Generic[_Module]):
             drained=self._drained,
         )
         # A caller who initialises or closes the proxy means the wrapper.
-        lifecycle: dict[str, Callable[[], Deferred[None]]] = {
-            **dict.fromkeys(initializer.names, self.initialize),
-            **dict.fromkeys(closer.names, self.close),
-        }
+        lifecycle = dict.fromkeys(initializer.names, self.initialize)
+        lifecycle |= dict.fromkeys(closer.names, self.close)
         replayed = frozenset(replay)
-        self._methods = Methods(
-            module, self._queue, replay=replayed, lifecycle=lifecycle
-        )
+        self._methods = Methods(module, self._queue, replayed, lifecycle)
         self._proxySwitch = ProxySwitch(
             module,
             hidden=watcher.names,
             describe=self._describe,
-            whileWaiting=self._methods.whileWaiting,
-            whileReady=self._methods.whileReady,
+            replacementFor=self._methods.replacementFor,
         )
         self.proxy: _Module = cast(_Module, self._proxySwitch.proxy)
         for each in replayed:
-            isKnown = each in self._proxySwitch.names()
-            if each in lifecycle or not (isKnown or hasDynamicAttributes(type(module))):
+            if each in lifecycle or not self._proxySwitch.mayHave(each):
                 raise ValueError(f"replay: {self._name} has no method {each!r}")
 
     def __repr__(self) -> str:
@@ -282,7 +232,7 @@ class QueuingWrapper(Generic[_Module]):
     @property
     def since(self) -> float:
         """
-        When that state was entered, by the reactor's time, in seconds.
+        The time at which that state was entered, by the reactor, in seconds.
         """
         return self._lifecycle.since
 
@@ -303,15 +253,15 @@ class QueuingWrapper(Generic[_Module]):
     @property
     def oldest(self) -> float | None:
         """
-        How long the oldest queued call has been waiting, in seconds; L{None} if
-        none is waiting to be started.
+        The age of the oldest queued call, in seconds; L{None} if no call waits to
+        be started.
         """
         return self._queue.oldest
 
     @property
     def stats(self) -> Stats:
         """
-        What became of the calls that went through the queue.
+        Counters of the calls that went through the queue.
         """
         return self._queue.stats
 
@@ -325,16 +275,15 @@ class QueuingWrapper(Generic[_Module]):
     @property
     def lastError(self) -> BaseException | None:
         """
-        Why the module is not ready: the error of the last attempt, or of the
-        loss; L{None} if there was none, or the module is ready.
+        The reason why the module is not ready: the error of the last attempt, or
+        of the loss.
         """
         return self._initialization.lastError
 
     def retryAfter(self) -> float | None:
         """
-        @return: The seconds until it is worth asking again, if they are known: the
-            rest of the delay before the next attempt, or of the attempt in
-            progress.
+        @return: The seconds until it is worth asking again, if they are known: until
+            the next attempt begins, or the present one ends.
         """
         if self.state is State.INITIALIZING:
             return secondsLeft(self.module)
@@ -342,11 +291,8 @@ class QueuingWrapper(Generic[_Module]):
 
     def addObserver(self, observer: Callable[[], object]) -> None:
         """
-        Register an observer. Registering it twice has no effect.
-
-        @param observer: Called without arguments after each change of L{state},
-            when all that belongs to the change has been done. It may do anything
-            to the wrapper.
+        Register an observer, which is called without arguments after each change of
+        L{state}. It may do anything to the wrapper.
         """
         self._observers.add(observer)
 
@@ -379,13 +325,12 @@ class QueuingWrapper(Generic[_Module]):
         """
         Wait for the module, without starting anything.
 
-        @return: A Deferred as that of L{initialize}. After a loss it fires when the
-            module is ready again.
+        @return: A Deferred that fires as the one of L{initialize} does.
         """
         if self.state in (State.DRAINING, State.READY):
             return succeed(None)
         if self.state is State.FAILED:
-            return fail(self._makeInitializationFailed(self.lastError))
+            return fail(self._makeFailed(self.lastError))
         if self.state in (State.CLOSING, State.CLOSED):
             return fail(self._makeClosed())
         return self._waiters.wait()
@@ -394,8 +339,7 @@ class QueuingWrapper(Generic[_Module]):
         """
         Give the initialisation up, as if an attempt had failed for good: queued
         calls, waiters and later calls get L{InitializationFailed}. The wrapper may
-        be initialised again; if the module does so while its attempt is being
-        cancelled, the waiters wait for the new attempt.
+        be initialised again.
 
         @param reason: Why; it becomes the C{__cause__}.
         @raise IllegalTransition: The module is ready, or has failed already, or
@@ -407,13 +351,11 @@ class QueuingWrapper(Generic[_Module]):
         """
         End all queued calls with L{Closed}, close the module, and run nothing
         afterwards. Calls in progress end as the module ends them, or else with
-        L{OutcomeUnknown}. A module that was never initialised is not closed.
-
-        This is legal in every state, and any number of times.
+        C{OutcomeUnknown}. A module that was never initialised is not closed. This is
+        legal in every state, and any number of times.
 
         @return: A Deferred that fires when everything is closed; it fails with the
-            error of the module's own closing. Cancelling it gives up the waiting,
-            not the closing.
+            error of the module's own closing. Cancelling it only ends the waiting.
         """
         if self.state is State.CLOSED:
             return succeed(None)
@@ -433,9 +375,8 @@ class QueuingWrapper(Generic[_Module]):
         self._observers.notify()
         error = None
         if touched and self._closeModule is not None:
-            error = await closeWithin(
-                self._closeTimeout, self._reactor, self._closeModule
-            )
+            close = self._closeModule
+            error = await closeWithin(self._closeTimeout, self._reactor, close)
         await self._queue.running.abandon()
         await refused
         self._lifecycle.on(Event.CLOSED)
@@ -450,7 +391,7 @@ class QueuingWrapper(Generic[_Module]):
             self._closers.fail(lambda: error)
         self._observers.notify()
 
-    # What the initialisation and the queue report.
+    # Reports of the initialisation and the queue.
 
     def _becameReady(self) -> None:
         self._methods.update()
@@ -474,10 +415,10 @@ class QueuingWrapper(Generic[_Module]):
         self._queue.interrupt()
 
     def _failedForGood(self) -> None:
-        # A callback may initialise again: whoever waits from then on waits for
-        # another attempt, which may fail for another reason.
+        # A callback may initialise again: later waiters wait for another attempt,
+        # which may fail for another reason.
         waiters = self._waiters.takeAll()
-        makeError = partial(self._makeInitializationFailed, self.lastError)
+        makeError = partial(self._makeFailed, self.lastError)
         self._queue.refuse(makeError)
         waiters.fail(makeError)
         self._observers.notify()
@@ -506,9 +447,7 @@ class QueuingWrapper(Generic[_Module]):
         error.__cause__ = self.lastError
         return error
 
-    def _makeInitializationFailed(
-        self, cause: BaseException | None
-    ) -> InitializationFailed:
+    def _makeFailed(self, cause: BaseException | None) -> InitializationFailed:
         error = InitializationFailed(f"{self._name} failed to initialize, for good")
         error.__cause__ = cause
         return error

@@ -1,4 +1,4 @@
 """
-What L{tsrv.QueuingWrapper} is made of. Start with L{tsrv.wrapper}, which explains how
-the parts work together.
+The parts of L{tsrv.QueuingWrapper}. Start with L{tsrv.wrapper}, which explains how they
+work together.
 """

@@ -1,6 +1,5 @@
 """
-A command: one call that tsrv holds in its hands, from the moment it is made until
-it ends.
+A command: one call, from the moment when it is queued until it ends.
 
 A L{Command} I{is} the Deferred that its caller holds, and at the same time a
 link of the L{CommandList} that it is in. So a queued call costs one object, it
@@ -64,8 +63,8 @@ class Method:
     @ivar replay: Whether a call in progress at a loss is made again.
     @ivar cancel: Gives up one of its commands.
     @ivar target: The module's own method.
-    @ivar enqueue: What callers call while the module is not ready.
-    @ivar direct: What callers call while the module is ready.
+    @ivar enqueue: Queues, passes or refuses a call, as the moment demands.
+    @ivar direct: Makes a call while the module is ready.
     """
 
     name: str
@@ -80,17 +79,17 @@ class Command(Deferred[Any]):
     """
     One call, and its caller's Deferred.
 
-    @ivar since: When the call began to wait, by the reactor's time; L{None} if
-        it was handed to the module at once.
-    @ivar run: How many times it has been handed to the module, for methods that
-        are safe to run twice.
+    @ivar since: The time at which the call began to wait, by the reactor;
+        L{None} if it was handed to the module at once.
+    @ivar run: The number of times that it was handed to the module, if its method
+        is safe to run twice.
     @ivar answer: The module's Deferred while it works on the call; or the failure
         with which the command ends if the module does not answer.
     """
 
-    # There is no __init__, so that a command costs what a Deferred costs:
-    # whoever creates one sets the attributes. Those that most commands never set
-    # have a default here in place of a slot.
+    # A command has no __init__, so that it costs what a Deferred costs: its creator
+    # sets the attributes. Attributes that most commands never set have a default
+    # here in place of a slot.
     __slots__ = (
         "answer",
         "arguments",

@@ -1,6 +1,6 @@
 """
-What a module has been through: its attempts, its losses, and how long they took.
-The history is bounded, however long a program runs.
+The history of a module: its attempts, its losses, and their durations. The history
+is bounded, however long a program runs.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Attempt:
     """
     One attempt to initialise a module.
 
-    @ivar begun: When it began, by the reactor's time.
-    @ivar ended: When it ended; L{None} while it is in progress.
+    @ivar begun: Its beginning, by the reactor's time.
+    @ivar ended: Its end; L{None} while it is in progress.
     @ivar kind: The type of its error, if it failed.
     @ivar error: That error, in one line.
     """
@@ -54,8 +54,8 @@ class Loss:
     """
     One loss of a module.
 
-    @ivar lost: When the module was lost, by the reactor's time.
-    @ivar recovered: When it was ready again; L{None} until then.
+    @ivar lost: The time of the loss, by the reactor.
+    @ivar recovered: The time when it was ready again; L{None} until then.
     @ivar kind: The type of the error that was the reason, if there was one.
     @ivar error: That error, in one line.
     """
@@ -73,7 +73,7 @@ class Episodes(Generic[_Episode]):
     """
     Attempts or losses in order: the first few and the last few.
 
-    @ivar count: How many there were, those that are not kept included.
+    @ivar count: The number of all episodes, whether they are kept or not.
     """
 
     __slots__ = ("_first", "_last", "count")
@@ -100,19 +100,18 @@ class Episodes(Generic[_Episode]):
 
 class History:
     """
-    What one module has been through.
+    The history of one module.
 
     Errors are kept as text: an error itself would keep the frames alive in which
     it was raised, with everything in them.
 
     @ivar attempts: The attempts to initialise it.
     @ivar losses: Its losses.
-    @ivar becameReady: When it was ready for the first time, by the reactor's
-        time; L{None} until then.
-    @ivar attemptSeconds: How long attempts took, in seconds, whether they
-        succeeded or not.
-    @ivar queueSeconds: How long calls waited in the queue, in seconds, whether
-        they were started or not.
+    @ivar becameReady: The time when it was ready for the first time, by the
+        reactor; L{None} until then.
+    @ivar attemptSeconds: The durations of all attempts, in seconds.
+    @ivar queueSeconds: The time that calls waited in the queue, in seconds,
+        whether they were started or not.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -127,20 +126,6 @@ class History:
         self._reactor = reactor
         self._attempt: Attempt | None = None
         self._loss: Loss | None = None
-
-    @property
-    def attemptCount(self) -> int:
-        """
-        How many attempts there have been.
-        """
-        return self.attempts.count
-
-    @property
-    def lossCount(self) -> int:
-        """
-        How many losses there have been.
-        """
-        return self.losses.count
 
     def attemptBegan(self) -> None:
         """

@@ -7,12 +7,13 @@ changes nothing.
 
 The module, its cancellers and the retry policy are foreign code: each of them may
 close the wrapper, give up the initialisation or begin another one while it is
-called. So whoever calls them looks afterwards whether he is still right.
+called. So each caller looks afterwards whether something else has overtaken it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import isfinite
 from types import CoroutineType
 from typing import Any
@@ -28,6 +29,7 @@ from .states import Event, Lifecycle, State
 __all__ = ["Initialization"]
 
 
+@dataclass(eq=False)
 class _Attempt:
     """
     One attempt, and, if it succeeds, the time of being ready that follows.
@@ -36,19 +38,14 @@ class _Attempt:
     @ivar timer: Ends an attempt that hangs.
     """
 
-    def __init__(self) -> None:
-        self.answer: Deferred[Any] | None = None
-        self.timer: IDelayedCall | None = None
+    answer: Deferred[Any] | None = None
+    timer: IDelayedCall | None = None
 
-    def settle(self) -> None:
-        self.answer = None
+    def end(self) -> None:
+        answer, self.answer = self.answer, None
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-
-    def abandon(self) -> None:
-        answer = self.answer
-        self.settle()
         if answer is not None:
             answer.cancel()
 
@@ -60,8 +57,8 @@ class Initialization:
 
     @ivar attempts: The number of attempts since the module was last ready for
         longer than the last delay.
-    @ivar lastError: Why the module is not ready: the error of the last attempt,
-        or of the loss; L{None} if there is none.
+    @ivar lastError: The reason why the module is not ready: the error of the last
+        attempt, or of the loss.
     """
 
     _log = Logger()
@@ -84,7 +81,7 @@ class Initialization:
         changed: Callable[[], None],
     ) -> None:
         """
-        The options are those of L{QueuingWrapper<tsrv.QueuingWrapper>}.
+        L{QueuingWrapper<tsrv.QueuingWrapper>} explains the options.
 
         @param ready: Called when the module has become ready.
         @param lost: Called when the module is lost.
@@ -131,7 +128,7 @@ class Initialization:
             self._retryCall = None
         if attempt is not None:
             self._history.attemptEnded(CancelledError("given up"))
-            attempt.abandon()
+            attempt.end()
 
     def fail(self, reason: BaseException) -> None:
         """
@@ -184,7 +181,7 @@ class Initialization:
     def _succeeded(self, result: object, attempt: _Attempt) -> None:
         if attempt is not self._attempt:
             return
-        attempt.settle()
+        attempt.end()
         try:
             lost = self._watch()
         except BaseException:
@@ -217,7 +214,7 @@ class Initialization:
     def _endAttempt(self, attempt: _Attempt, error: BaseException) -> None:
         self._attempt = None
         self._history.attemptEnded(error)
-        attempt.abandon()
+        attempt.end()
         if self._isOvertaken():
             return
         self.lastError = error
@@ -263,8 +260,8 @@ class Initialization:
 
     def _nextDelay(self) -> float | BaseException:
         """
-        @return: What the retry policy says, in seconds; or the error because of
-            which there is no further attempt.
+        @return: The delay that the retry policy returns, in seconds; or the error
+            that ends the attempts.
         """
         try:
             delay = self._retryPolicy(self.attempts)

@@ -1,5 +1,5 @@
 """
-What callers call in place of a module's methods.
+The callables that replace a module's methods.
 
 Each L{Method} has two callables. C{enqueue} is right at any time: it queues,
 passes or refuses a call, as the moment demands. C{direct} is for the time when
@@ -17,18 +17,17 @@ between:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType
-from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from ..asyncmodule import ISettlesCalls
 from .command import Command, Method
-from .module import copySignature, isAsync
+from .module import ModuleMethod, copySignature, isAsync
 from .queue import CommandQueue
 
 __all__ = ["Methods"]
@@ -46,13 +45,10 @@ class Methods:
         self,
         module: object,
         queue: CommandQueue,
-        *,
         replay: frozenset[str],
-        lifecycle: Mapping[str, Callable[..., Any]],
+        lifecycle: Mapping[str, ModuleMethod],
     ) -> None:
         """
-        @param module: The module.
-        @param queue: Queues the calls.
         @param replay: The names of methods that are safe to run twice.
         @param lifecycle: By name, what is called in place of the methods that
             initialise and close the module.
@@ -64,22 +60,16 @@ class Methods:
         self._settlesCalls = ISettlesCalls.implementedBy(type(module))
         self._methods: dict[str, Method] = {}
 
-    def whileWaiting(self, name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+    def replacementFor(self, name: str, own: ModuleMethod) -> ModuleMethod:
         """
         @param name: The name of a public method.
-        @param own: The module's own.
-        @return: What to call while the module is not ready.
-        """
-        return self._lifecycle.get(name) or self._find(name, own).enqueue
-
-    def whileReady(self, name: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        @param name: The name of a public method.
-        @param own: The module's own.
-        @return: What to call while the module is ready.
+        @param own: The module's own method.
+        @return: The replacement that the proxy has until the state changes.
         """
         if name in self._lifecycle:
             return self._lifecycle[name]
+        if not self._queue.passing:
+            return self._find(name, own).enqueue
         if name in self._replay or isAsync(own):
             return self._find(name, own).direct
         return own
@@ -97,7 +87,7 @@ class Methods:
                 own = partial(fail, error)
             self._connect(method, own)
 
-    def _find(self, name: str, own: Callable[..., Any]) -> Method:
+    def _find(self, name: str, own: ModuleMethod) -> Method:
         method = self._methods.get(name)
         if method is None:
             method = Method(name, name in self._replay, self._queue.cancel, own)
@@ -107,7 +97,7 @@ class Methods:
             self._methods[name] = method
         return method
 
-    def _connect(self, method: Method, own: Callable[..., Any]) -> None:
+    def _connect(self, method: Method, own: ModuleMethod) -> None:
         method.target = own
         if method.replay and self._settlesCalls:
             method.direct = self._makeRetrying(method)
@@ -121,7 +111,7 @@ class Methods:
     # The callables that are not the module's own. A caller may keep one of them
     # beyond a loss; so each has to look whether the module is ready.
 
-    def _makeAsync(self, method: Method) -> Callable[..., Any]:
+    def _makeAsync(self, method: Method) -> ModuleMethod:
         def call(*arguments: object, **keywords: object) -> object:
             if not self._queue.passing:
                 return method.enqueue(*arguments, **keywords)
@@ -132,7 +122,7 @@ class Methods:
 
         return copySignature(call, method.target)
 
-    def _makeRemembering(self, method: Method) -> Callable[..., Any]:
+    def _makeRemembering(self, method: Method) -> ModuleMethod:
         def call(*arguments: object, **keywords: object) -> object:
             if not self._queue.passing:
                 return method.enqueue(*arguments, **keywords)
@@ -142,7 +132,7 @@ class Methods:
 
         return copySignature(call, method.target)
 
-    def _makeRetrying(self, method: Method) -> Callable[..., Any]:
+    def _makeRetrying(self, method: Method) -> ModuleMethod:
         queue, running, target = self._queue, self._queue.running, method.target
 
         def call(*arguments: object, **keywords: object) -> object:

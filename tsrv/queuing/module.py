@@ -1,5 +1,5 @@
 """
-What can be found out about a module, whatever object it is, and what it is asked.
+Questions to a module, whatever object it is.
 
 A module is foreign code: its attributes, properties and descriptors may do
 anything when they are read. Nothing here fails because of that.
@@ -76,7 +76,7 @@ def findMethod(module: object, name: str) -> ModuleMethod | None:
         if isinstance(static, MemberDescriptorType) or name in _annotated(type(module)):
             return None
         raise
-    # A class, such as that of an error, is not what callers mean by a method.
+    # Callers do not mean a class, such as an error, by a method.
     return value if callable(value) and not isinstance(value, type) else None
 
 
@@ -94,7 +94,7 @@ def publicMethods(module: object) -> Iterator[tuple[str, ModuleMethod | None]]:
             try:
                 yield name, findMethod(module, name)
             except Exception:
-                # Whoever reads the attribute gets this error.
+                # Reading the attribute raises this error again.
                 yield name, None
 
 
@@ -141,7 +141,7 @@ def copySignature(function: _Callable, method: ModuleMethod) -> _Callable:
 
 def secondsLeft(module: object) -> float | None:
     """
-    @return: How many seconds the initialisation in progress will still take, if
+    @return: The seconds that the initialisation in progress will still take, if
         the module can tell.
     """
     if not IPredictable.providedBy(module):
@@ -170,7 +170,7 @@ def noteOf(module: object) -> str | None:
 
 class LifecycleMethod(NamedTuple):
     """
-    What initialises, closes or watches a module.
+    The callable that initialises, closes or watches a module.
 
     @ivar call: The callable, if there is one.
     @ivar names: The names under which the module itself has it.
@@ -184,11 +184,11 @@ def lifecycleMethod(
     module: object, name: str, given: Callable[[], object] | None
 ) -> LifecycleMethod:
     """
-    Find what initialises, closes or watches a module.
+    Find the callable that initialises, closes or watches a module.
 
     @param module: The module.
-    @param name: The method that does so by default.
-    @param given: What does so instead.
+    @param name: The name of the module's own method.
+    @param given: The callable to use instead, if there is one.
     """
     if given is not None:
         same = (each for each, method in publicMethods(module) if method == given)
@@ -207,7 +207,7 @@ def closeWithin(
     """
     Close a module, and wait for it, but not for ever.
 
-    @param timeout: How long to wait, in seconds; L{None} for any time.
+    @param timeout: The seconds to wait; L{None} for no limit.
     @param reactor: Provides the time.
     @param close: Closes the module.
     @return: A Deferred that fires with the error if closing failed.

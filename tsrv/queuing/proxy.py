@@ -1,9 +1,9 @@
 """
-What callers hold in place of a module.
+The proxy: callers hold it in place of the module.
 
 A proxy changes its class. While calls have to wait it is a L{WaitingProxy}, whose
 C{__getattr__} looks up the module's methods on first use and returns callables
-that queue. When the module becomes ready the proxy gets a class without
+that queue. When the module becomes ready, the proxy gets a class without
 C{__getattr__}, made for this module, and the module's own bound methods as
 attributes: Python finds them like any other attributes, so that a call costs what
 a direct call costs. A loss makes it a L{WaitingProxy} again.
@@ -46,30 +46,31 @@ class ProxySwitch:
         *,
         hidden: frozenset[str],
         describe: Callable[[], str],
-        whileWaiting: Callable[[str, ModuleMethod], ModuleMethod],
-        whileReady: Callable[[str, ModuleMethod], ModuleMethod],
+        replacementFor: Callable[[str, ModuleMethod], ModuleMethod],
     ) -> None:
         """
-        @param module: The module.
         @param hidden: Public names that the proxy does not have.
-        @param describe: Describes the state of the module in a few words.
-        @param whileWaiting: Takes the name of a public method and the module's
-            own; returns what the proxy has while the module is not ready.
-        @param whileReady: The same, while the module is ready.
+        @param replacementFor: Takes the name of a public method and the module's
+            own method; returns what the proxy has until its next switch.
         """
         self.proxy = WaitingProxy(self)
         self.module = module
         self.describe = describe
         self._hidden = hidden
-        self._whileWaiting = whileWaiting
-        self._whileReady = whileReady
-        self._set: set[str] = set()
+        self._replacementFor = replacementFor
+        self._added: set[str] = set()
 
     def names(self) -> set[str]:
         """
         Return the public names that the module has now.
         """
         return {name for name, _ in publicMethods(self.module)} - self._hidden
+
+    def mayHave(self, name: str) -> bool:
+        """
+        Return whether the module has this name, or may make it up.
+        """
+        return name in self.names() or hasDynamicAttributes(type(self.module))
 
     def check(self, name: str) -> None:
         """
@@ -80,17 +81,15 @@ class ProxySwitch:
         if name in self._hidden:
             raise AttributeError(f"{name!r} belongs to the wrapper, and is not proxied")
 
-    def addWaitingMethod(self, name: str, method: ModuleMethod) -> ModuleMethod:
+    def addMethod(self, name: str, own: ModuleMethod) -> ModuleMethod:
         """
-        Give the proxy a method of a module that is not ready.
+        Give the proxy one of the module's methods, until its next switch.
         """
-        return self._add(name, self._whileWaiting(name, method))
-
-    def addReadyMethod(self, name: str, method: ModuleMethod) -> ModuleMethod:
-        """
-        Give the proxy a method of a module that is ready.
-        """
-        return self._add(name, self._whileReady(name, method))
+        method = self._replacementFor(name, own)
+        # An attribute of the object itself is found without __getattr__.
+        object.__setattr__(self.proxy, name, method)
+        self._added.add(name)
+        return method
 
     def toReady(self) -> None:
         """
@@ -106,7 +105,7 @@ class ProxySwitch:
             if method is None:
                 attributes[name] = _forwarded(name)
             else:
-                self.addReadyMethod(name, method)
+                self.addMethod(name, method)
         _setClass(self.proxy, type("ReadyProxy", (_Proxy,), attributes))
 
     def toWaiting(self) -> None:
@@ -116,16 +115,10 @@ class ProxySwitch:
         self._clear()
         _setClass(self.proxy, WaitingProxy)
 
-    def _add(self, name: str, method: ModuleMethod) -> ModuleMethod:
-        # An attribute of the object itself is found without __getattr__.
-        object.__setattr__(self.proxy, name, method)
-        self._set.add(name)
-        return method
-
     def _clear(self) -> None:
-        for name in self._set:
+        for name in self._added:
             object.__delattr__(self.proxy, name)
-        self._set.clear()
+        self._added.clear()
 
 
 class _Proxy:
@@ -168,8 +161,6 @@ class WaitingProxy(_Proxy):
         object.__setattr__(self, "_switch", switch)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"{name!r} is private, and so not proxied")
         switch = self._switch
         switch.check(name)
         try:
@@ -181,7 +172,7 @@ class WaitingProxy(_Proxy):
                 f"{type(switch.module).__name__}.{name} is not a method: it can be "
                 f"read only while the module is ready, and it is {switch.describe()}"
             )
-        return switch.addWaitingMethod(name, method)
+        return switch.addMethod(name, method)
 
     def __dir__(self) -> Iterable[str]:
         switch = self._switch
@@ -198,7 +189,7 @@ def _getReadyAttribute(proxy: _Proxy, name: str) -> Any:
     method = findMethod(switch.module, name)
     if method is None:
         return getattr(switch.module, name)
-    return switch.addReadyMethod(name, method)
+    return switch.addMethod(name, method)
 
 
 def _forwarded(name: str) -> property:

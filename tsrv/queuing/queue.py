@@ -5,8 +5,8 @@ The queue knows no states. The wrapper tells it what to do with calls: queue
 them, start them, pass them to the module, or refuse them. It keeps the promises
 about waiting:
 
-  - Order: calls start in the order in which they were made. Calls that are made
-    while the queue is drained go behind those that wait.
+  - Order: calls start in the order in which they were made. A call that is made
+    while the queue is drained goes to the end of the queue.
 
   - Bounds: at most C{limit} calls wait, each of them for C{timeout} seconds.
 
@@ -52,7 +52,7 @@ Two times this close are considered the same.
 @dataclass(frozen=True)
 class Stats:
     """
-    What became of the calls that went through the queue.
+    Counters of the calls that went through the queue.
 
     C{submitted = started + rejected + expired + cancelled + failed + pending}
     holds at every instant.
@@ -100,12 +100,8 @@ class CommandQueue:
         drained: Callable[[], None],
     ) -> None:
         """
-        @param reactor: Provides the time.
-        @param limit: Maximum number of queued calls.
-        @param timeout: How long a call may wait, in seconds; L{None} for any
-            time.
-        @param concurrency: Maximum number of commands in progress while the queue
-            is drained; L{None} for any number.
+        L{QueuingWrapper<tsrv.QueuingWrapper>} explains the options.
+
         @param losable: Whether the module can report a loss.
         @param waited: Records how long each command waited, in seconds.
         @param makeQueueFull: Makes the error of a call that finds no room.
@@ -171,8 +167,8 @@ class CommandQueue:
     @property
     def oldest(self) -> float | None:
         """
-        How long the oldest queued call has been waiting, in seconds; L{None} if
-        none is waiting to be started.
+        The age of the oldest queued call, in seconds; L{None} if no call waits to
+        be started.
         """
         since: list[Any] = []
         for command in self._waiting:
@@ -189,7 +185,7 @@ class CommandQueue:
         """
         return self._refusal is not None
 
-    # What the wrapper tells the queue to do with calls.
+    # Orders of the wrapper.
 
     def hold(self) -> None:
         """
@@ -242,7 +238,7 @@ class CommandQueue:
         self._lastPutBack = None
         self.running.interrupt()
 
-    # How calls enter and leave the queue.
+    # Calls enter and leave the queue.
 
     def makeEnqueue(self, method: Method) -> Callable[..., Any]:
         """

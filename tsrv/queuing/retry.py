@@ -1,5 +1,5 @@
 """
-How long to wait between two attempts.
+The delay between two attempts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def jitteredBackoff(
     @param initialDelay: The delay after a loss, before any attempt has failed, in
         seconds.
     @param maxDelay: The longest delay, in seconds.
-    @param factor: How many times longer each delay is than the one before.
+    @param factor: The ratio of each delay to the one before.
     @param jitter: The random share of each delay, from 0 to 1.
     @param random: Returns random numbers from 0 to 1.
     @return: A callable that takes the number of attempts so far and returns the

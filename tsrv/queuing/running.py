@@ -1,6 +1,5 @@
 """
-The commands that the module is working on, and what becomes of them when it is
-lost.
+The commands that the module is working on, and their fate when it is lost.
 
 While the module works there is not much to say: a command is L{started
 <RunningCommands.start>}, the module answers, the command ends. The rest of this
@@ -45,8 +44,8 @@ class RunningCommands:
     """
     The commands in progress.
 
-    @ivar count: How many there are.
-    @ivar losses: How many times the module was lost.
+    @ivar count: The number of commands in progress.
+    @ivar losses: The number of losses.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class RunningCommands:
         ended: Callable[[], object] | None,
     ) -> None:
         """
-        @param reactor: Provides the time.
         @param losable: Whether the module can report a loss.
         @param queueAgain: Puts a command back into the queue.
         @param endAll: Ends many commands, one after another, with the callable
@@ -139,8 +137,9 @@ class RunningCommands:
 
     def interrupt(self) -> None:
         """
-        The module is lost. What is safe to run twice is queued again, in order;
-        the module may answer the rest until the next turn of the reactor.
+        The module is lost. Queue the commands again that are safe to run twice, in
+        order; the others wait for the module's answer until the next turn of the
+        reactor.
         """
         for command in self._running:
             command.unlink()

@@ -13,14 +13,14 @@ __all__ = ["SlicedWork"]
 
 MAX_SLICE_SECONDS: Final = 0.005
 """
-How long one slice may block the reactor, in seconds.
+Maximum time for which one slice blocks the reactor, in seconds.
 """
 
 
 class SlicedWork:
     """
-    Work that consists of many small steps. When the time of a slice is up, the
-    next turn of the reactor goes on, so that a million steps do not block
+    Work that consists of many small steps. After the time of a slice the work goes
+    on in the next turn of the reactor, so that a million steps do not block
     everything else.
 
     A step may ask for more work, or make it unnecessary; the slice in progress

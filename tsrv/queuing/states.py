@@ -41,7 +41,7 @@ __all__ = ["TRANSITIONS", "Event", "IllegalTransition", "Lifecycle", "State"]
 
 class Event(Enum):
     """
-    What moves a wrapper from one state to another.
+    The events that move a wrapper from one state to another.
     """
 
     INITIALIZE = "initialize() is called"
@@ -121,7 +121,7 @@ class Lifecycle:
     The state of one wrapper. Nothing else changes it.
 
     @ivar state: The L{State} now.
-    @ivar since: When it was entered, by the reactor's time.
+    @ivar since: The time at which it was entered, by the reactor.
     """
 
     __slots__ = ("_reactor", "since", "state")
@@ -138,7 +138,7 @@ class Lifecycle:
         """
         Follow the table.
 
-        @param event: What has happened.
+        @param event: The event that has happened.
         @return: The new state.
         @raise IllegalTransition: The present state does not know C{event}.
         """

@@ -24,8 +24,8 @@ class Waiters:
     def __init__(self, limit: int, what: str) -> None:
         """
         @param limit: Maximum number of waiters.
-        @param what: What they wait for, for the error of one waiter too many:
-            C{"for the database to close"}.
+        @param what: The event, for the error of one waiter too many: C{"for the
+            database to close"}.
         """
         self._limit = limit
         self._what = what
@@ -49,8 +49,8 @@ class Waiters:
 
     def takeAll(self) -> Waiters:
         """
-        Move all waiters into a new object, to fire them later: those who begin to
-        wait in the meantime wait for the next event.
+        Move all waiters into a new object, to fire them later: a Deferred that
+        is handed out in the meantime waits for the next event.
         """
         taken = Waiters(self._limit, self._what)
         taken._waiting, self._waiting = self._waiting, {}

@@ -11,13 +11,14 @@ from typing import Any, Final
 from ..asyncmodule import AsyncModule
 from ..databases import Database, DatabaseRefused, Location, Settings
 from ..demo.users import SCHEMA, Users
+from ..queuing.retry import jitteredBackoff
 from ..resources import KNOWN_ERRORS, makeRoot, putOperations
 from ..sessions import Cookies, Limits, Quota, Sessions, SQLSessionStore, schemaOf
 from ..startup import Startup
 from ..web.metrics import Traffic
 from ..web.responses import AsyncResource
 from ..web.site import Site
-from ..wrapper import QueuingWrapper, jitteredBackoff
+from ..wrapper import QueuingWrapper
 from .options import Options
 from .server import Server
 from .systemd import Notifier, SystemdService

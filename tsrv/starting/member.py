@@ -159,7 +159,7 @@ class Member:
         """
         if isinstance(needs, str):
             raise TypeError("needs must be a collection of names, not one name")
-        checkSeconds("timeout", timeout)
+        checkSeconds(timeout=timeout)
         self.name = name
         self.wrapper = wrapper
         self.needs = tuple(dict.fromkeys(needs))
@@ -229,7 +229,7 @@ class Member:
                 }
                 for each in attempts
             ],
-            "attemptCount": history.attemptCount,
+            "attemptCount": history.attempts.count,
             "nextAttempt": None if following is None else after(now + following),
             "losses": [
                 {
@@ -240,7 +240,7 @@ class Member:
                 }
                 for each in history.losses
             ],
-            "lossCount": history.lossCount,
+            "lossCount": history.losses.count,
             "closed": after(wrapper.since) if wrapper.state is State.CLOSED else None,
             "closeError": None if self.closeError is None else explain(self.closeError),
         }

@@ -309,8 +309,8 @@ def _histories(wrappers: Mapping[str, QueuingWrapper[Any]]) -> Iterator[Metric]:
         labels=("module",),
     )
     for name, wrapper in wrappers.items():
-        attempts.add_metric((name,), wrapper.history.attemptCount)
-        losses.add_metric((name,), wrapper.history.lossCount)
+        attempts.add_metric((name,), wrapper.history.attempts.count)
+        losses.add_metric((name,), wrapper.history.losses.count)
     yield attempts
     yield losses
     waited = HistogramMetricFamily(
