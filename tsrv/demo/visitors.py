@@ -5,7 +5,6 @@ C{/me} shows it. Browsers get pages, programs get JSON.
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
@@ -14,6 +13,7 @@ from typing import Final
 from urllib.parse import parse_qs
 
 from msgspec import Struct
+from msgspec.json import encode
 from twisted.web.server import Request
 
 from ..sessions import Session, Sessions
@@ -106,7 +106,7 @@ class LoginBody(Struct):
 
 
 def _jsonResponse(members: object) -> Response:
-    return Response(json.dumps(members).encode(), _JSON.encode(), headers=[_VARY])
+    return Response(encode(members), _JSON.encode(), headers=[_VARY])
 
 
 def _page(title: str, body: str) -> Response:
@@ -128,9 +128,7 @@ def _isForm(request: Request) -> bool:
 
 def _nameFrom(request: Request) -> str:
     """
-    Read the name from a form or a JSON body.
-
-    @raise HTTPError: The body is invalid.
+    Read a name from a form or a JSON body.
     """
     if _isForm(request):
         assert request.content is not None
@@ -157,16 +155,12 @@ class _SessionResource(AsyncResource):
     """
 
     def __init__(self, sessions: Sessions) -> None:
-        """
-        @param sessions: The sessions of the site.
-        """
         super().__init__()
         self._sessions = sessions
 
     async def _checkedSession(self, request: Request) -> Session:
         """
-        @return: The session of a visitor who posts.
-        @raise CrossSite: Another site may have made the request.
+        Return the session of a visitor who posts from the site itself.
         """
         session = await self._sessions.get(request)
         isSecure = self._sessions.cookies.proxies.isSecure(request)

@@ -60,8 +60,7 @@ class Cookies:
         @param name: The name of the cookie, without a prefix.
         @param sameSite: Which requests of other sites carry it: C{Strict} for none,
             C{Lax} for links, C{None} for all.
-        @param trustedProxies: The proxies whose C{X-Forwarded-Proto} is true, see
-            L{Proxies<tsrv.web.origin.Proxies>}.
+        @param trustedProxies: See L{Proxies<tsrv.web.origin.Proxies>}.
         @raise ValueError: An option is invalid.
         """
         if _NAME.fullmatch(name) is None:
@@ -151,10 +150,7 @@ class Cookies:
         return True
 
     def _nameFor(self, request: Request) -> bytes | None:
-        """
-        @return: The name of the cookie for this request; L{None} if the browser
-            would drop it, or has disconnected.
-        """
+        # No name if the browser would drop the cookie, or has disconnected.
         if _isOver(request):
             return None
         if self.proxies.isSecure(request):
@@ -181,10 +177,7 @@ class Cookies:
 
 
 def _isOver(request: Request) -> bool:
-    """
-    @return: Whether the response has ended, or the client has disconnected. Then
-        the request does not know its transport any more.
-    """
+    # Without a channel, the client has disconnected.
     return bool(request.finished) or getattr(request, "channel", request) is None
 
 

@@ -47,11 +47,9 @@ class DeferredResponse:
     ) -> None:
         """
         @param request: The request. Its response has not begun.
-        @param save: Saves the session; returns L{None} if there is nothing to save.
-            It is called again for each later write.
+        @param save: Called before each write; returns L{None} if all is saved.
         @param addHeaders: Called before the headers are sent.
-        @param ended: Called when the response has been sent, or the client has
-            disconnected.
+        @param ended: Called when the response is sent, or the client disconnects.
         """
         self._request: Any = request
         self._save = save
@@ -59,9 +57,7 @@ class DeferredResponse:
         self._write, self._finish = request.write, request.finish
         self._pieces: list[bytes] = []
         self._length = 0
-        self._isSaving = False
-        self._hasBegun = False
-        self._isFinished = False
+        self._isSaving = self._hasBegun = self._isFinished = False
         # Nothing is passed on any more.
         self._isClosed = False
         request.notifyFinish().addBoth(self._end, ended)
@@ -126,9 +122,6 @@ class DeferredResponse:
             self._install()
 
     def _pass(self) -> None:
-        """
-        Pass on what was written.
-        """
         try:
             if not self._hasBegun:
                 self._hasBegun = True

@@ -9,10 +9,10 @@ them in any L{ISessionStore<tsrv.sessions.ISessionStore>}, wrapped or not::
     procurer = SessionProcurer(sessions)
 
 Klein distinguishes sessions by how they were created: over HTTPS or not, for a cookie
-or for a header. Here the first letter of an identifier says so, and the store keeps
-the session under the hash of the whole identifier: whoever changes the letter has the
-identifier of no session. The letter also shows, without asking the store, which of
-the identifiers that arrive over plain HTTP should have stayed secret.
+or for a header. The first letter of an identifier says so. The store keeps a session
+under the hash of the whole identifier, so changing the letter gives the identifier of
+no session. The letter also shows, without asking the store, which identifiers must
+not arrive over plain HTTP.
 
 Importing this module imports Klein, which installs the reactor.
 """
@@ -54,13 +54,12 @@ _IDENTIFIER: Final = re.compile("[CHch][A-Za-z0-9_-]{43}")
 
 MAX_DISCLOSED_PER_REQUEST: Final = 8
 """
-Maximum number of identifiers of one request that are looked at. A careless client
-sends at most four.
+Maximum number of sessions that one request over plain HTTP can end.
 """
 
 MAX_DISCLOSED: Final = 1_000
 """
-Maximum number of remembered sessions that could not be destroyed yet.
+Maximum number of sessions that are remembered until they are destroyed.
 """
 
 
@@ -69,7 +68,7 @@ def _keyOf(identifier: str) -> str:
     return urlsafe_b64encode(digest).decode("ascii").rstrip("=")
 
 
-def _found(stored: StoredSession | None) -> StoredSession:
+def _existing(stored: StoredSession | None) -> StoredSession:
     if stored is None:
         raise NoSuchSession("There is no such session")
     return stored
@@ -108,12 +107,8 @@ class KleinSession:
         self, interfaces: Iterable[type[Interface]]
     ) -> Deferred[dict[type[Interface], Any]]:
         """
-        Ask the authorizers what the visitor may use.
-
-        @param interfaces: What somebody wants to use.
-        @return: A Deferred of what the authorizers return. Interfaces that they
-            refuse, or do not know, are left out; all are if the session has ended.
-            It fails if an authorizer fails in another way.
+        Ask the authorizers. What they refuse, or do not know, is not in the result;
+        nothing is if the session has ended.
         """
         return Deferred.fromCoroutine(self._authorize(interfaces))
 
@@ -137,7 +132,7 @@ class KleinSession:
         """
         @return: A Deferred of a copy of the data. Use L{change} to change the session.
         """
-        found = self._store.get(_keyOf(self.identifier)).addCallback(_found)
+        found = self._store.get(_keyOf(self.identifier)).addCallback(_existing)
         return found.addCallback(lambda stored: stored.data)
 
     def change(self, changes: Changes) -> Deferred[StoredSession]:
@@ -149,7 +144,7 @@ class KleinSession:
             L{SessionError<tsrv.sessions.SessionError>} if the data would be too
             large, or cannot be JSON.
         """
-        return self._store.set(_keyOf(self.identifier), changes).addCallback(_found)
+        return self._store.set(_keyOf(self.identifier), changes).addCallback(_existing)
 
     def renew(self, changes: Changes | None = None) -> Deferred[None]:
         """
@@ -162,12 +157,12 @@ class KleinSession:
         """
         identifier = self.identifier[0] + makeIdentifier()
         old, new = _keyOf(self.identifier), _keyOf(identifier)
-        renewing = self._store.renew(old, new, changes or Changes())
 
-        def renewed(stored: StoredSession) -> None:
+        def renewed(stored: StoredSession | None) -> None:
+            _existing(stored)
             self.identifier = identifier
 
-        return renewing.addCallback(_found).addCallback(renewed)
+        return self._store.renew(old, new, changes or Changes()).addCallback(renewed)
 
     def destroy(self) -> Deferred[bool]:
         """
@@ -188,10 +183,8 @@ coroutine of that.
 @implementer(IKleinSessionStore)
 class KleinSessionStore:
     """
-    What Klein's C{SessionProcurer} asks for sessions.
-
-    Its Deferreds fail with an L{Unavailable<tsrv.errors.Unavailable>} if the store is
-    unavailable.
+    What Klein's C{SessionProcurer} asks for sessions. Its Deferreds fail with an
+    L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable.
     """
 
     _log = Logger()
@@ -211,7 +204,7 @@ class KleinSessionStore:
         self._store = store
         self._admit = admit or (lambda: None)
         self._authorizers = dict(authorizers or {})
-        # The keys of sessions to destroy, since their identifiers were disclosed.
+        # The keys of sessions that are being destroyed, or could not be.
         self._disclosed: dict[str, None] = {}
         self._hasComplained = False
 
@@ -219,53 +212,36 @@ class KleinSessionStore:
         self, isConfidential: bool, authenticatedBy: SessionMechanism
     ) -> Deferred[KleinSession]:
         """
-        Create an empty session.
-
-        @param isConfidential: Whether its identifier is sent over HTTPS only.
-        @param authenticatedBy: Whether it is sent in a cookie or in a header.
-        @return: A Deferred of the session. It fails if it is not admitted.
+        Create an empty session, if it is admitted.
         """
-        return Deferred.fromCoroutine(self._new(isConfidential, authenticatedBy))
-
-    async def _new(
-        self, isConfidential: bool, authenticatedBy: SessionMechanism
-    ) -> KleinSession:
-        self._admit()
         identifier = _LETTERS[isConfidential, authenticatedBy] + makeIdentifier()
-        await self._store.create(_keyOf(identifier), {})
-        return self._session(identifier, isConfidential, authenticatedBy)
+        session = self._session(identifier, isConfidential, authenticatedBy)
+        creating = maybeDeferred(self._admit)
+        creating.addCallback(lambda _: self._store.create(_keyOf(identifier), {}))
+        return creating.addCallback(lambda _: session)
 
     def loadSession(
         self, identifier: str, isConfidential: bool, authenticatedBy: SessionMechanism
     ) -> Deferred[KleinSession]:
         """
-        Find a session, and extend its life.
-
-        @param identifier: What the visitor has sent.
-        @param isConfidential: Whether it was sent over HTTPS.
-        @param authenticatedBy: Whether it was sent in a cookie or in a header.
-        @return: A Deferred of the session. It fails with
-            C{klein.interfaces.NoSuchSession} if there is none, or its identifier must
-            be sent in another way.
+        Find a session that was created for this mechanism, and extend its life.
         """
-        return Deferred.fromCoroutine(
-            self._load(identifier, isConfidential, authenticatedBy)
-        )
-
-    async def _load(
-        self, identifier: str, isConfidential: bool, authenticatedBy: SessionMechanism
-    ) -> KleinSession:
         letter = _LETTERS[isConfidential, authenticatedBy]
-        if _IDENTIFIER.fullmatch(identifier) is None or identifier[0] != letter:
-            _found(None)
+        session = self._session(identifier, isConfidential, authenticatedBy)
+        loading = Deferred.fromCoroutine(self._load(identifier, letter))
+        return loading.addCallback(_existing).addCallback(lambda _: session)
+
+    async def _load(self, identifier: str, letter: str) -> StoredSession | None:
+        if identifier[:1] != letter or _IDENTIFIER.fullmatch(identifier) is None:
+            return None
         key = _keyOf(identifier)
         if key in self._disclosed:
             self._destroy(key)
-            _found(None)
-        _found(await self._store.get(key))
-        if not await self._store.touch(key):
-            _found(None)
-        return self._session(identifier, isConfidential, authenticatedBy)
+            return None
+        stored = await self._store.get(key)
+        if stored is None or not await self._store.touch(key):
+            return None
+        return stored
 
     def _session(
         self, identifier: str, isConfidential: bool, authenticatedBy: SessionMechanism
@@ -276,30 +252,25 @@ class KleinSessionStore:
 
     def sentInsecurely(self, identifiers: Sequence[str | bytes]) -> None:
         """
-        Destroy sessions whose identifiers must be sent over HTTPS only. Klein calls
-        this with all identifiers of a request over plain HTTP. A session that cannot
-        be destroyed now is refused here from now on; each attempt to load it tries
-        again.
-
-        @param identifiers: What was sent; Klein passes bytes.
+        Destroy sessions whose identifiers must be sent over HTTPS only. One that
+        cannot be destroyed now is refused; each attempt to load it tries again.
         """
         texts = [
             each if isinstance(each, str) else each.decode("latin-1")
             for each in identifiers
         ]
-        secrets = {
+        secrets = [
             each for each in texts if _IDENTIFIER.fullmatch(each) and each[0].isupper()
-        }
-        for each in list(secrets)[:MAX_DISCLOSED_PER_REQUEST]:
+        ]
+        for each in secrets[:MAX_DISCLOSED_PER_REQUEST]:
             self._destroy(_keyOf(each))
 
     def _destroy(self, key: str) -> None:
         if key not in self._disclosed and len(self._disclosed) >= MAX_DISCLOSED:
             del self._disclosed[next(iter(self._disclosed))]
         self._disclosed[key] = None
-        self._store.destroy(key).addCallbacks(
-            self._destroyed, self._notDestroyed, callbackArgs=(key,)
-        )
+        destroying = self._store.destroy(key)
+        destroying.addCallbacks(self._destroyed, self._complain, callbackArgs=(key,))
 
     def _destroyed(self, existed: bool, key: str) -> None:
         self._disclosed.pop(key, None)
@@ -307,7 +278,7 @@ class KleinSessionStore:
         if existed:
             self._log.warn("Ended a session whose identifier was sent over plain HTTP")
 
-    def _notDestroyed(self, reason: Failure) -> None:
+    def _complain(self, reason: Failure) -> None:
         # Anybody can invent identifiers: log this once in an outage.
         if not self._hasComplained:
             self._hasComplained = True

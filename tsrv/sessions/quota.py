@@ -1,8 +1,7 @@
 """
 A limit on new sessions: for each client, and for all clients together.
 
-Sessions are counted in windows of a fixed length. The table of clients is cleared
-with each window, so it needs no timer and cannot outgrow one window.
+Sessions are counted in windows of a fixed length; each begins with an empty table.
 """
 
 from __future__ import annotations
@@ -34,9 +33,6 @@ class TooMany(HTTPError):
     status = HTTPStatus.TOO_MANY_REQUESTS
 
     def __init__(self, seconds: float) -> None:
-        """
-        @param seconds: Seconds until the next window.
-        """
         super().__init__("Too many requests, try again later")
         self.headers = [(b"Retry-After", b"%d" % max(1, ceil(seconds)))]
 
@@ -60,13 +56,10 @@ class Quota:
         @param perPeer: Maximum number in a window for one client.
         @param total: Maximum number in a window for all clients together.
         @param seconds: The length of a window.
-        @param peerOf: Returns the IP address of the client of a request, see
-            L{Proxies.peerOf<tsrv.web.origin.Proxies.peerOf>}.
+        @param peerOf: Returns the IP address of the client of a request.
         """
-        self._clock = clock
-        self._perPeer = perPeer
-        self._total = total
-        self._seconds = seconds
+        self._clock, self._seconds = clock, seconds
+        self._perPeer, self._total = perPeer, total
         self._peerOf = peerOf
         self._begin = clock.seconds()
         self._all = 0
@@ -74,17 +67,15 @@ class Quota:
 
     def count(self, request: Request) -> None:
         """
-        Count a new session.
+        Count a new session. An IPv6 network of 64 bits is one client.
 
-        @param request: The request that creates it. Addresses of one IPv6 network of
-            64 bits are one client, and so is everything without an address.
+        @param request: The request that creates it.
         @raise TooMany: There are too many; this one was not counted.
         """
         now = self._clock.seconds()
         # A clock may be set back.
         if not 0 <= now - self._begin < self._seconds:
-            self._begin = now
-            self._all = 0
+            self._begin, self._all = now, 0
             self._peers.clear()
         address = addressOf(self._peerOf(request))
         # All 4 bytes of an IPv4 address, the network of an IPv6 address.

@@ -1,20 +1,14 @@
 """
 The session of one request: a dictionary, and when it is saved.
 
-Nothing is written while a resource changes the dictionary. Before the response is
-sent, L{Session.saveBeforeResponse} compares the dictionary with what the store
-returned and sends the differences, as L{Changes}. So two requests of one session
-can change it at the same time: each sends only what it has changed itself.
+Before the response is sent, the dictionary is compared with what the store returned,
+and the differences are saved as L{Changes}. So two requests can change one session at
+the same time: each saves only what it has changed itself.
 
-The compromises:
-
-  - Comparing means encoding each member as JSON. Sessions are small (64 KiB at
-    most), and a request that only calls C{add} compares nothing.
-  - A session can be created or get another identifier only while a cookie can still
-    be sent, which is before the first byte of the response.
-  - If the session is destroyed by another request meanwhile, the changes of this
-    one are dropped. The browser's cookie is left alone, since the browser may have a
-    newer one.
+The compromises: comparing encodes each member as JSON, unless the request only calls
+C{add}. A session can be created or renewed only before the first byte of the response,
+while a cookie can be sent. The changes of a request whose session is destroyed
+meanwhile are dropped; its cookie is left alone, since the browser may have a newer one.
 """
 
 from __future__ import annotations
@@ -78,36 +72,27 @@ class Session(MutableMapping[str, Any]):
         identifier: str | None = None,
         known: StoredSession | None = None,
     ) -> None:
-        """
-        @param shared: What all sessions of the site have in common.
-        @param request: The request.
-        @param identifier: The identifier that the browser has sent.
-        @param known: The session that the store has found for it.
-        """
         self._shared = shared
         self._request = request
         self._sent = identifier
         # The identifier under which the store has this session.
         self._identifier = None if known is None else identifier
         self._known = known
-        # The identifier that this session will get, once somebody has seen it.
+        # The identifier that this session will get, if its token was read.
         self._next: str | None = None
-        # What the resource sees and changes; copied from known on first use.
+        # What the resource sees; copied from _known on first use.
         self._data: dict[str, Any] | None = None
         self._renews = False
-        self._tokenWasRead = False
         self._toDestroy: str | None = None
         self._wasTouched = False
-        # Set when no cookie can lead the browser to a new session.
+        # No cookie can lead the browser to a new session.
         self._cannotBeCreated = False
-        # Operations of one request on the store run in order.
+        # What one request asks of the store is done in order.
         self._lock = DeferredLock()
 
     def __repr__(self) -> str:
         # Neither the identifier nor the data may reach a log.
         return f"<Session of {len(self)} members>"
-
-    # The dictionary.
 
     def _current(self) -> dict[str, Any]:
         if self._data is None:
@@ -138,14 +123,11 @@ class Session(MutableMapping[str, Any]):
         """
         return self._identifier is None
 
-    # Operations on the whole session.
-
     def add(self, name: str, number: int | float = 1) -> Deferred[int | float]:
         """
         Add to a counter, and save that at once, with all earlier changes.
 
-        @param name: The name of the member. If it does not exist, or is not a
-            number, it counts as 0.
+        @param name: The name of the counter. What is not a number counts as 0.
         @param number: What to add.
         @return: A Deferred of the new value, which no other request gets. It fails
             as that of L{save}.
@@ -172,9 +154,8 @@ class Session(MutableMapping[str, Any]):
         working. Do so whenever somebody logs in or gets more rights: an attacker who
         made the browser use a session of his own is left with nothing.
 
-        Call this before the response begins. If the session is destroyed by another
-        request meanwhile, what was assigned since it was loaded becomes a new
-        session, and the rest is gone.
+        Call this before the response begins. If another request destroys the session
+        meanwhile, only what was assigned since it was loaded becomes a new session.
         """
         self._renews = True
         self._cannotBeCreated = False
@@ -188,27 +169,24 @@ class Session(MutableMapping[str, Any]):
         if self._identifier is not None:
             self._toDestroy = self._identifier
         self._forget()
-        self._renews = self._tokenWasRead = False
-        self._next = None
+        self._renews, self._next = False, None
 
     @property
     def token(self) -> str:
         """
         What a program has to send as C{X-CSRF-Token}, to show that it could read a
-        page of this session. It changes with the identifier. Reading the token of a
-        new session has the session stored, even if it is empty.
+        page of this session. It changes with the identifier. A session whose token
+        was read is stored, even if it is empty.
         """
         if self._identifier is not None and not self._renews:
             return _tokenOf(self._identifier)
-        self._tokenWasRead = True
         self._next = self._next or makeIdentifier()
         return _tokenOf(self._next)
 
     @property
     def knownToken(self) -> str | None:
         """
-        The token that the browser can have: that of the session as it was loaded.
-        L{None} if the session is new.
+        The token of the session as it was loaded; L{None} if it is new.
         """
         return None if self._identifier is None else _tokenOf(self._identifier)
 
@@ -231,25 +209,18 @@ class Session(MutableMapping[str, Any]):
 
         @return: As L{save}; L{None} if there is nothing to save.
         """
-        if self._lock.locked or self._needsSaving():
-            return self.save()
-        known = self._known
-        if known is None or self._wasTouched:
-            return None
-        return self.save() if self._shared.isWorthTouching(known) else None
-
-    # Saving. Each of these runs while the lock is held.
+        return self.save() if self._lock.locked or self._needsSaving() else None
 
     def _needsSaving(self) -> bool:
         if self._renews or self._toDestroy is not None:
             return True
         if self._known is None:
-            isWanted = bool(self._data) or self._tokenWasRead
+            isWanted = bool(self._data) or self._next is not None
             return isWanted and not self._cannotBeCreated
-        if self._data is None:
-            return False
+        if not self._wasTouched and self._shared.isWorthTouching(self._known):
+            return True
         try:
-            return bool(self._changes(self._encoded()))
+            return self._data is not None and bool(self._changes(self._encoded()))
         except SessionError:
             # Saving it reports the error.
             return True
@@ -310,7 +281,7 @@ class Session(MutableMapping[str, Any]):
     async def _create(self) -> None:
         # A login gets a new session whatever has become of the old one.
         isLogin, self._renews = self._renews, False
-        if not self._data and not self._tokenWasRead:
+        if not self._data and self._next is None:
             return
         encoded = self._encoded()
         sent = None if isLogin else self._sent
@@ -342,11 +313,6 @@ class Session(MutableMapping[str, Any]):
         await self._create()
 
     def _canSend(self, identifier: str) -> bool:
-        """
-        @return: Whether the browser can receive an identifier; without it nobody
-            could find the session again.
-        @raise SessionError: The response has begun.
-        """
         if self._cannotBeCreated:
             return False
         cookies = self._shared.cookies
@@ -389,14 +355,8 @@ class Session(MutableMapping[str, Any]):
         self._identifier = self._known = None
         self._data = {}
 
-    # Comparing.
-
     def _encoded(self) -> dict[str, str] | None:
-        """
-        @return: The members as they would be stored; L{None} if nobody has looked
-            at them.
-        @raise SessionError: A value cannot be JSON.
-        """
+        # None if nobody has looked at the members.
         return None if self._data is None else _encodeAll(self._data)
 
     def _changes(
@@ -418,9 +378,7 @@ class Session(MutableMapping[str, Any]):
     def _merge(self, stored: StoredSession, encoded: Mapping[str, str] | None) -> None:
         """
         Show what other requests have stored, but keep what was changed here since
-        the save began.
-
-        @param encoded: The members when the save began.
+        the save began with the members C{encoded}.
         """
         previous, self._known = self._known, stored
         self._wasTouched = True

@@ -40,7 +40,7 @@ class RetiredIdentifiers:
 
     def add(self, identifier: str) -> None:
         """
-        Remember an identifier.
+        Remember an identifier, and forget the oldest one if there are too many.
         """
         self._since[identifier] = self._clock.seconds()
         self._since.move_to_end(identifier)
@@ -59,13 +59,6 @@ class RetiredIdentifiers:
 class Shared:
     """
     What each session of a site needs beside its own state.
-
-    @ivar clock: Provides the time.
-    @ivar store: The store, possibly behind a wrapper.
-    @ivar cookies: Read and write the identifiers of browsers.
-    @ivar limits: How long sessions live.
-    @ivar quota: The limit on new sessions; L{None} for no limit.
-    @ivar retired: Identifiers that were replaced a moment ago.
     """
 
     clock: IReactorTime

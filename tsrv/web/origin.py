@@ -29,8 +29,6 @@ __all__ = [
     "peerOf",
 ]
 
-_UNIX: Final = "unix"
-
 MAX_PROXIES: Final = 32
 """
 Maximum number of proxies in front of the server.
@@ -64,24 +62,19 @@ class CrossSite(HTTPError):
 @lru_cache(1024)
 def addressOf(text: str) -> IPv4Address | IPv6Address | None:
     """
-    @param text: An IP address.
-    @return: The address; L{None} if the text is not an address. An IPv4-mapped IPv6
-        address becomes an IPv4 address.
+    Return the IP address that a text is; L{None} if it is none. An IPv4-mapped IPv6
+    address becomes an IPv4 address.
     """
     try:
         address = ip_address(text)
     except ValueError:
         return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def peerOf(request: Request) -> str:
     """
-    @param request: A request.
-    @return: The IP address at the other end of its connection; empty for a UNIX
-        socket.
+    Return the IP address at the other end of the connection; empty for a UNIX socket.
     """
     peer = request.getClientAddress()
     return peer.host if isinstance(peer, (IPv4Peer, IPv6Peer)) else ""
@@ -89,9 +82,8 @@ def peerOf(request: Request) -> str:
 
 def isLocal(request: Request) -> bool:
     """
-    @param request: A request.
-    @return: Whether a browser on this machine sent it to a name that always means
-        this machine. A name that another site made point here does not count.
+    Return whether a browser on this machine made the request to a name that always
+    means this machine. A name that another site made point here does not count.
     """
     peer = addressOf(peerOf(request))
     if peer is None or not peer.is_loopback:
@@ -102,8 +94,7 @@ def isLocal(request: Request) -> bool:
 
 def isForwarded(request: Request) -> bool:
     """
-    @param request: A request.
-    @return: Whether it seems to come through a proxy.
+    Return whether the request seems to come through a proxy.
     """
     headers = request.requestHeaders
     return any(headers.hasHeader(name) for name in _FORWARDED)
@@ -134,17 +125,16 @@ class Proxies:
         """
         if isinstance(trusted, str):
             raise ValueError("trusted proxies are a sequence, not one text")
-        self._trustsUNIX = _UNIX in trusted
+        self._trustsUNIX = "unix" in trusted
         try:
-            self._networks = [ip_network(each) for each in trusted if each != _UNIX]
+            self._networks = [ip_network(each) for each in trusted if each != "unix"]
         except ValueError as error:
             raise ValueError(f"no trusted proxy: {error}") from None
 
     def isSecure(self, request: Request) -> bool:
         """
-        @param request: A request.
-        @return: Whether its client used TLS: to a trusted proxy that says so,
-            otherwise to this server.
+        Return whether the client of a request used TLS: to a trusted proxy that says
+        so, otherwise to this server.
         """
         forwarded = request.requestHeaders.getRawHeaders(b"X-Forwarded-Proto")
         if forwarded and self._isTrusted(request):
@@ -155,9 +145,8 @@ class Proxies:
 
     def peerOf(self, request: Request) -> str:
         """
-        @param request: A request.
-        @return: The IP address of its client: the last one in C{X-Forwarded-For} that
-            is not itself a trusted proxy. Empty if there is none.
+        Return the IP address of the client of a request: the last one that a trusted
+        proxy has received and that is not itself a trusted proxy.
         """
         peer = peerOf(request)
         forwarded = request.requestHeaders.getRawHeaders(b"X-Forwarded-For")
@@ -202,43 +191,34 @@ def checkOrigin(request: Request, isSecure: bool, token: str | None = None) -> N
         return
     headers = request.requestHeaders
     sites = headers.getRawHeaders(b"Sec-Fetch-Site")
-    if sites is not None:
-        if sites not in ([b"same-origin"], [b"none"]):
-            raise CrossSite("The request was made by another site")
-        return
     origins = headers.getRawHeaders(b"Origin")
-    if origins is not None:
-        own = _ownOrigin(headers.getRawHeaders(b"Host", []), isSecure)
-        if own is None or len(origins) != 1 or _originOf(origins[0]) != own:
-            raise CrossSite("The request was made by another site")
-        return
-    tokens = headers.getRawHeaders(b"X-CSRF-Token", [])
-    if not token or len(tokens) != 1 or not compare_digest(tokens[0], token.encode()):
+    if sites is not None:
+        isOwn = sites in ([b"same-origin"], [b"none"])
+    elif origins is not None:
+        hosts = headers.getRawHeaders(b"Host", [])
+        scheme = b"https://" if isSecure else b"http://"
+        own = _originOf([scheme + host for host in hosts])
+        isOwn = own is not None and _originOf(origins) == own
+    else:
+        tokens = headers.getRawHeaders(b"X-CSRF-Token", [])
+        if token and len(tokens) == 1 and compare_digest(tokens[0], token.encode()):
+            return
         raise CrossSite(
             "The request does not say which site has made it: send Origin, or the "
             "token of the session as X-CSRF-Token"
         )
+    if not isOwn:
+        raise CrossSite("The request was made by another site")
 
 
-_Origin = tuple[bytes, bytes, int]
-
-
-def _ownOrigin(hosts: Sequence[bytes], isSecure: bool) -> _Origin | None:
-    if len(hosts) != 1:
+def _originOf(texts: Sequence[bytes]) -> tuple[bytes, bytes, int] | None:
+    if len(texts) != 1:
         return None
-    scheme = b"https" if isSecure else b"http"
-    return _originOf(scheme + b"://" + hosts[0])
-
-
-def _originOf(text: bytes) -> _Origin | None:
-    scheme, _, authority = text.partition(b"://")
-    port = _PORTS.get(scheme)
+    scheme, _, authority = texts[0].partition(b"://")
     match = _AUTHORITY.fullmatch(authority)
-    if port is None or match is None:
+    if scheme not in _PORTS or match is None:
         return None
-    if match[2] is not None:
-        port = int(match[2])
-    return scheme, match[1].lower(), port
+    return scheme, match[1].lower(), int(match[2] or _PORTS[scheme])
 
 
 def _withoutPort(hop: str) -> str:
