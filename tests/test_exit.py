@@ -1,6 +1,6 @@
 """
-A program whose required module has failed for good ends, in good order, with an
-exit status that says so, whatever runs it.
+A program whose required module has failed for good ends in good order, with exit status
+1, whatever runs it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ from tsrv import Startup
 
 class Bad(Exception):
     """
-    What no retry cures.
+    An error that no retry cures.
     """
 
 
 class Part:
-    def __init__(self, reactor, name):
-        self.reactor = reactor
+    def __init__(self, name):
         self.name = name
 
     def initialize(self):
@@ -49,8 +48,8 @@ class Part:
 
     def close(self):
         print(f"closed {self.name}")
-        # It takes a moment, so that the next one has something to wait for.
-        return deferLater(self.reactor, 0.01)
+        # The next module has to wait for a moment.
+        return deferLater(reactor, 0.01)
 
 
 class FailsAtOnce(Part):
@@ -60,7 +59,7 @@ class FailsAtOnce(Part):
 
 class FailsLater(Part):
     def initialize(self):
-        return deferLater(self.reactor, 0.01, super_fail)
+        return deferLater(reactor, 0.01, raiseBad)
 
 
 class Hangs(Part):
@@ -68,84 +67,70 @@ class Hangs(Part):
         return Deferred()
 
 
-def super_fail():
+def raiseBad():
     raise Bad("no way")
 
 
-def make(reactor, kind, **options):
+def make(kind, **options):
     startup = Startup(reactor, **options)
-    startup.add("first", Part(reactor, "first"))
-    startup.add("second", Part(reactor, "second"), needs=["first"])
-    startup.add(
-        "third",
-        kind(reactor, "third"),
-        needs=["second"],
-        fatal=Bad,
-        timeout=0.05 if kind is Hangs else None,
-    )
+    startup.add("first", Part("first"))
+    startup.add("second", Part("second"), needs=["first"])
+    timeout = 0.05 if kind is Hangs else None
+    startup.add("third", kind("third"), needs=["second"], fatal=Bad, timeout=timeout)
     return startup
 
 
-def last():
-    # What twistd has put in the place of the first writes nothing any more.
+def atEnd():
+    # twistd has replaced the first one, which writes nothing any more.
     sys.stdout.write("exited through stdout\\n")
     sys.__stdout__.write("exited through the real one\\n")
 
 
-atexit.register(last)
+atexit.register(atEnd)
 reactor.callWhenRunning(print, "It runs", flush=True)
 '''
+
+LOGGING = """
+from twisted.logger import globalLogBeginner, textFileLogObserver
+
+observers = [textFileLogObserver(sys.__stdout__)]
+globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False)
+"""
 
 RUNNERS = {
     "twistd": """
 from twisted.application.service import Application
 
 application = Application("program")
-make(reactor, {kind}{options}).setServiceParent(application)
+make({kind}{options}).setServiceParent(application)
 """,
-    "react": """
+    "react": f"""
 from twisted.internet.task import react
-from twisted.logger import globalLogBeginner, textFileLogObserver
 
 
 def main(reactor):
-    globalLogBeginner.beginLoggingTo(
-        [textFileLogObserver(sys.__stdout__)], redirectStandardIO=False
-    )
-    startup = make(reactor, {kind}{options})
+    startup = make({{kind}}{{options}})
     reactor.addSystemEventTrigger("before", "shutdown", startup.stopService)
     startup.startService()
     return Deferred()
 
-
+{LOGGING}
 react(main)
 """,
-    "run": """
-from twisted.logger import globalLogBeginner, textFileLogObserver
-
-globalLogBeginner.beginLoggingTo(
-    [textFileLogObserver(sys.__stdout__)], redirectStandardIO=False
-)
-startup = make(reactor, {kind}{options})
+    "run": f"""
+{LOGGING}
+startup = make({{kind}}{{options}})
 reactor.addSystemEventTrigger("before", "shutdown", startup.stopService)
 startup.startService()
 reactor.run()
 """,
 }
 
-KINDS = {
+ERRORS = {
     "FailsAtOnce": "Bad: no way",
     "FailsLater": "Bad: no way",
     "Hangs": "TimeoutError: not ready within 0.05 seconds",
 }
-
-
-@pytest.fixture
-def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Have the streams of processes keep what is written, as they do by default.
-    """
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
 def program(
@@ -161,51 +146,57 @@ def program(
     return spawned(directory, "program.py")
 
 
-@pytest.mark.usefixtures("buffered")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize(
+    ("runner", "kind"),
+    [
+        ("twistd", "FailsAtOnce"),
+        ("twistd", "Hangs"),
+        ("react", "FailsLater"),
+        ("run", "FailsAtOnce"),
+    ],
+)
 @asynchronous
 async def test_a_required_module_that_fails_for_good_ends_the_program(
-    tmp_path: Path, runner: str, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str, kind: str
 ) -> None:
     """
-    Who supervises the program learns that it failed by the status, and who reads
-    the log by one line, and not by what broke afterwards.
+    The exit status is 1, one line of the log names the module, all modules are closed
+    in the opposite order, and what is written at the end is not lost.
     """
+    # Processes buffer their output by default.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     async with program(tmp_path, runner, kind) as process:
         assert await process.ended == 1
     written = process.output
     line = "third is required, and failed; stopping"
     assert written.count(line) == 1
-    assert written.count(KINDS[kind]) == 1
+    assert written.count(ERRORS[kind]) == 1
     assert process.errors == ""
     assert "Traceback" not in written
-    # All were closed, each before those that it needs.
     closed = [line.partition("closed ")[2] for line in written.splitlines()]
     assert [name for name in closed if name] == ["third", "second", "first"]
     assert written.index(line) < written.index("closed third")
-    # What else there is to be done at the end has been, once, and is seen.
     assert written.count("exited through stdout") == (0 if runner == "twistd" else 1)
     assert written.count("exited through the real one") == 1
     assert not (tmp_path / "twistd.pid").exists()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("runner", ["twistd", "run"])
+@pytest.mark.parametrize(
+    ("runner", "kind", "status"), [("twistd", "FailsLater", -15), ("run", "Hangs", 0)]
+)
 @asynchronous
-async def test_a_program_that_stays_up_stops_well(
-    tmp_path: Path, runner: str, kind: str
+async def test_a_program_that_stays_up_is_stopped_by_a_signal(
+    tmp_path: Path, runner: str, kind: str, status: int
 ) -> None:
     """
-    Who asked for it wants to look at what has failed, and then to stop the
-    program like any other.
+    With C{stayUp} a program reports the failure until it is stopped like any other;
+    C{twistd} then ends as if by a signal.
     """
     async with program(tmp_path, runner, kind, ", stayUp=True") as process:
         await process.whenWritten("staying up to report it")
         await process.whenWritten("It runs")
         process.terminate()
-        # twistd says of itself that a signal ended it.
-        assert await process.ended == (-15 if runner == "twistd" else 0)
+        assert await process.ended == status
     assert "closed first" in process.output
     assert "; stopping" not in process.output
 
@@ -219,7 +210,7 @@ from tsrv.server.assembly import assemble
 from tsrv.server.options import Options
 
 
-class Module:
+class Clock:
     def initialize(self):
         if {early}:
             fail()
@@ -234,10 +225,7 @@ class Module:
         print("closed it")
 
 
-class Empty:
-    def initialize(self):
-        pass
-
+class Database:
     def read(self):
         pass
 
@@ -247,30 +235,29 @@ def fail():
 
 
 options = Options()
-options.parseOptions(["--listen=tcp:0:interface=127.0.0.1", *{words}])
-server = assemble(options, reactor, {{}}, {{"clock": Module(), "database": Empty()}})
+options.parseOptions(["--listen=tcp:0:interface=127.0.0.1"])
+server = assemble(options, reactor, {{}}, {{"clock": Clock(), "database": Database()}})
 application = Application("program")
 server.setServiceParent(application)
-reactor.callWhenRunning(print, "It runs")
 """
 
 
 @pytest.mark.parametrize("early", [True, False])
 @asynchronous
-async def test_the_server_ends_when_its_module_fails_for_good(
+async def test_a_server_whose_clock_fails_for_good_ends(
     tmp_path: Path, early: bool
 ) -> None:
     """
-    It stops as it does by a signal, but for the status.
+    The server stops as it does by a signal, but for the exit status.
     """
-    (tmp_path / "server.py").write_text(SERVER.format(early=early, words=[]))
+    (tmp_path / "server.py").write_text(SERVER.format(early=early))
     async with running(tmp_path, "-n", "-y", "server.py") as process:
         assert await process.ended == 1
     steps = [
         process.output.index(text)
         for text in (
             "Started",
-            "clock failed to initialize, and will not be tried again: ValueError",
+            "ValueError: no way",
             "clock is required, and failed; stopping",
             "Stopped listening",
             "closed it",
@@ -284,47 +271,18 @@ async def test_the_server_ends_when_its_module_fails_for_good(
     assert not (tmp_path / "twistd.pid").exists()
 
 
-@pytest.mark.parametrize("early", [True, False])
-@asynchronous
-async def test_the_server_stays_up_if_it_is_told_to(
-    tmp_path: Path, early: bool
-) -> None:
-    """
-    C{--stay-up} reaches what it is about.
-    """
-    source = SERVER.format(early=early, words=["--stay-up"])
-    (tmp_path / "server.py").write_text(source)
-    async with running(tmp_path, "-n", "-y", "server.py") as process:
-        await process.whenWritten("staying up to report it")
-        await process.whenWritten("It runs")
-        process.terminate()
-        # A signal ended it, which is what twistd says too.
-        assert await process.ended == -15
-    assert "Stopped\n" in process.output
-
-
-@asynchronous
-async def test_who_does_not_fail_keeps_the_status(tmp_path: Path) -> None:
-    """
-    Only who has failed says so: a program that ends by itself keeps its status.
-    """
-    (tmp_path / "program.py").write_text("import tsrv\nraise SystemExit(7)\n")
-    async with spawned(tmp_path, "program.py") as process:
-        assert await process.ended == 7
-
-
 class Reactor:
     """
-    What stands for the reactor: it runs when the test says so.
+    A reactor that runs when the test says so.
     """
 
     def __init__(self, error: Exception | None = None) -> None:
         self.stopped = 0
-        self.todo: list[Callable[[], object]] = []
+        self.scheduled: list[Callable[[], object]] = []
         self._error = error
 
-    def callWhenRunning(self, what: Any, *arguments: Any) -> None:
-        self.todo.append(lambda: what(*arguments))
+    def callWhenRunning(self, call: Any, *arguments: Any) -> None:
+        self.scheduled.append(lambda: call(*arguments))
 
     def stop(self) -> None:
         self.stopped += 1
@@ -334,7 +292,7 @@ class Reactor:
 
 class Broken(StringIO):
     """
-    A stream that nobody reads any more.
+    A stream whose reader is gone.
     """
 
     def flush(self) -> None:
@@ -342,51 +300,49 @@ class Broken(StringIO):
 
 
 @pytest.fixture
-def leaving(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+def atExit(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """
-    What was asked of Python's own way to end, in order.
+    What is asked of Python's own way to exit, in order.
     """
-    asked: list[tuple[Any, ...]] = []
+    calls: list[tuple[Any, ...]] = []
 
-    def note(name: str) -> Callable[..., None]:
-        return lambda *arguments: asked.append((name, *arguments))
+    def record(name: str) -> Callable[..., None]:
+        return lambda *arguments: calls.append((name, *arguments))
 
-    monkeypatch.setattr(atexit, "register", note("register"))
-    monkeypatch.setattr(atexit, "unregister", note("unregister"))
-    monkeypatch.setattr(atexit, "_run_exitfuncs", note("others"))
-    monkeypatch.setattr(os, "_exit", note("exit"))
-    return asked
+    monkeypatch.setattr(atexit, "register", record("register"))
+    monkeypatch.setattr(atexit, "unregister", record("unregister"))
+    monkeypatch.setattr(atexit, "_run_exitfuncs", record("others"))
+    monkeypatch.setattr(os, "_exit", record("exit"))
+    return calls
 
 
 @pytest.mark.parametrize("error", [None, ReactorNotRunning()])
 def test_the_reactor_is_stopped_when_it_runs(
-    leaving: list[tuple[Any, ...]], error: Exception | None
+    atExit: list[tuple[Any, ...]], error: Exception | None
 ) -> None:
     """
-    A module may fail before the reactor runs, which then cannot be stopped yet;
-    or after somebody else has stopped it.
+    A module may fail before the reactor runs, or after it was stopped.
     """
     reactor = Reactor(error)
     stopWithStatus(reactor, 3)
     assert reactor.stopped == 0
-    for each in reactor.todo:
-        each()
+    for call in reactor.scheduled:
+        call()
     assert reactor.stopped == 1
-    ((what, leave, status),) = leaving
+    ((what, leave, status),) = atExit
     assert (what, status) == ("register", 3)
     leave(status)
 
 
-def test_the_status_is_the_last_thing(
-    leaving: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+def test_the_status_is_set_after_everything_else(
+    atExit: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    What else is to be done at the end is done before, once; and what cannot be
-    written any more is no reason to stay.
+    Other exit functions run once before, and a broken stream does not matter.
     """
     stopWithStatus(Reactor(), 3)
-    _, leave, status = leaving.pop()
+    _, leave, status = atExit.pop()
     monkeypatch.setattr(sys, "stdout", Broken())
     monkeypatch.setattr(sys, "stderr", None)
     leave(status)
-    assert leaving == [("unregister", leave), ("others",), ("exit", 3)]
+    assert atExit == [("unregister", leave), ("others",), ("exit", 3)]
