@@ -1,18 +1,21 @@
 """
-What all stores of sessions have in common, beside a store that answers when the
-test says so.
+What all stores have in common: merging, damage, sweeping. The store keeps its
+sessions in a database that answers when the test says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sqlite3
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
+from zope.interface import implementer
 
 from tsrv.asyncmodule import NotInitialized
+from tsrv.databases import IDatabase, Statement, UniqueViolated
 from tsrv.errors import OutcomeUnknown
 from tsrv.sessions import (
     Changes,
@@ -21,15 +24,12 @@ from tsrv.sessions import (
     SessionError,
     SessionsUnavailable,
     SessionTooLarge,
+    SQLSessionStore,
     StoredSession,
     keyOf,
     makeIdentifier,
+    schemaOf,
 )
-from tsrv.sessions.basestore import (
-    BaseStore,
-    Row,
-)
-from tsrv.sessions.store import decode
 
 from .support import Result, Trouble, resultOf
 from .websupport import logged, textsOf
@@ -37,331 +37,339 @@ from .websupport import logged, textsOf
 MINUTE = 60.0
 
 
-class Held(MemorySessionStore):
+@implementer(IDatabase)
+class LateDatabase:
     """
-    A store in memory whose answers are there when the test says so.
+    A database in memory. While it is late, the test lets it answer.
 
-    @ivar asked: The names of what was asked for, in order.
-    @ivar held: What is asked for and not answered: what does it, and its Deferred.
-    @ivar holds: Whether anything is held.
+    @ivar asked: The names of all calls, in order.
+    @ivar late: Whether calls wait for the test.
     """
 
-    def __init__(self, clock: Clock, limits: Limits | None = None) -> None:
-        super().__init__(clock, limits, random=lambda: 0.5)
+    initialized = True
+
+    def __init__(self) -> None:
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        for step in schemaOf().sqlite[0]:
+            self.connection.execute(step)
         self.asked: list[str] = []
-        self.held: list[tuple[Any, Deferred[Any]]] = []
-        self.holds = True
+        self.late = False
+        self._waiting: list[tuple[Deferred[Any], Statement, tuple[Any, ...]]] = []
 
-    def _later(self, name: str, do: Any) -> Deferred[Any]:
+    def initialize(self) -> Deferred[None]:
+        return succeed(None)
+
+    def whenLost(self) -> Deferred[None]:
+        return Deferred()
+
+    def close(self) -> Deferred[None]:
+        self.connection.close()
+        return succeed(None)
+
+    def read(self, statement: Statement, *parameters: Any) -> Deferred[Any]:
+        return self._ask("read", statement, parameters)
+
+    def write(self, statement: Statement, *parameters: Any) -> Deferred[Any]:
+        return self._ask("write", statement, parameters)
+
+    def _ask(
+        self, name: str, statement: Statement, parameters: tuple[Any, ...]
+    ) -> Deferred[Any]:
         self.asked.append(name)
-        if not self.holds:
-            answer: Deferred[Any] = do()
-            return answer
-        later: Deferred[Any] = Deferred(
-            lambda _: self.held.remove(
-                next(each for each in self.held if each[1] is later)
-            )
-        )
-        self.held.append((do, later))
-        return later
+        answer: Deferred[Any] = Deferred(self._forget)
+        self._waiting.append((answer, statement, parameters))
+        if not self.late:
+            self.answer(last=True)
+        return answer
 
-    def _read(self, key: bytes) -> Deferred[Row | None]:
-        return self._later("read", lambda: super(Held, self)._read(key))
+    def _forget(self, answer: Deferred[Any]) -> None:
+        self._waiting = [each for each in self._waiting if each[0] is not answer]
 
-    def _update(
-        self, key: bytes, text: str, ends: float, version: int
-    ) -> Deferred[bool]:
-        def update() -> Deferred[bool]:
-            return super(Held, self)._update(key, text, ends, version)
-
-        return self._later("update", update)
-
-    def answer(self, error: Exception | None = None) -> None:
+    def answer(self, error: Exception | None = None, *, last: bool = False) -> None:
         """
-        Do the first thing that was asked for, and answer it; or fail.
+        Carry out the first call that waits, or the last, and answer it; or fail.
         """
-        do, later = self.held.pop(0)
-        if error is not None:
-            later.errback(error)
+        answer, statement, parameters = self._waiting.pop(-1 if last else 0)
+        try:
+            if error is not None:
+                raise error
+            rows = self.connection.execute(statement.sql, parameters).fetchall()
+        except sqlite3.IntegrityError:
+            answer.errback(UniqueViolated("the key exists"))
+        except Exception as error:
+            answer.errback(error)
         else:
-            do().chainDeferred(later)
+            answer.callback(rows)
 
     def answerAll(self) -> None:
         """
-        Do what was asked for, and what is asked for then.
+        Answer all calls, and those that follow from them.
         """
-        while self.held:
+        while self._waiting:
             self.answer()
+
+    def damage(self, sql: str, *parameters: Any) -> None:
+        """
+        Change rows behind the back of the store.
+        """
+        self.connection.execute(sql, parameters)
 
 
 @pytest.fixture
-def store(clock: Clock) -> Iterator[Held]:
+def database() -> Iterator[LateDatabase]:
+    """
+    The database of the store.
+    """
+    database = LateDatabase()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def limits() -> Limits:
+    """
+    The limits of the store.
+    """
+    return Limits(size=200)
+
+
+@pytest.fixture
+def store(
+    clock: Clock, database: LateDatabase, limits: Limits
+) -> Iterator[SQLSessionStore]:
     """
     A store that is initialised.
     """
-    store = Held(clock)
+    store = SQLSessionStore(
+        clock, database, limits=limits, owned=False, random=lambda: 0.5
+    )
     store.initialize()
     yield store
     store.close()
 
 
 @pytest.fixture
-def one(store: Held) -> str:
+def one(store: SQLSessionStore, database: LateDatabase) -> str:
     """
-    The identifier of a session in it.
+    The identifier of a session in it; from now on, the database is late.
     """
     identifier = makeIdentifier()
     store.create(identifier, {})
+    database.late = True
+    database.asked.clear()
     return identifier
 
 
-def dataOf(store: Held, identifier: str) -> dict[str, Any]:
-    """
-    @return: What is kept.
-    """
-    key = keyOf(identifier)
-    assert key is not None
-    data = decode(store._rows[key][0])
-    assert data is not None
-    return data
-
-
-def add(store: Held, identifier: str, name: str = "n") -> Result:
+def add(
+    store: SQLSessionStore, identifier: str, known: StoredSession | None = None
+) -> Result:
     """
     Add 1 to a counter.
     """
-    return resultOf(store.set(identifier, Changes(added={name: 1})))
+    return resultOf(store.set(identifier, Changes(added={"n": 1}), known))
 
 
-# Changes that come together.
+def current(store: SQLSessionStore, database: LateDatabase, identifier: str) -> Any:
+    """
+    @return: The session as it is now.
+    """
+    found = resultOf(store.get(identifier))
+    if found.pending:
+        database.answer(last=True)
+    database.asked.pop()
+    return found.value
 
 
-def test_what_comes_while_a_session_is_written_is_written_together(
-    store: Held, one: str
+# Changes that are merged.
+
+
+def test_changes_of_a_session_that_is_being_written_are_written_together(
+    store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    A page asks for many things at once: each of them would be a transaction, and
-    most of these would find that another was faster.
+    Twenty changes take two writes, and each gets its own number.
     """
     results = [add(store, one) for _ in range(20)]
-    assert store.asked == ["read"]
-    store.answerAll()
-    assert store.asked == ["read", "update"] * 2
+    assert database.asked == ["read"]
+    database.answerAll()
+    assert database.asked == ["read", "write"] * 2
     assert [result.value.counted["n"] for result in results] == list(range(1, 21))
     assert {result.value.version for result in results[1:]} == {3}
 
 
-def test_sessions_do_not_wait_for_each_other(store: Held, one: str) -> None:
+def test_sessions_do_not_wait_for_each_other(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    One that is slow must not hold up the visitors of all others.
+    A slow write of one session does not delay another session.
     """
     other = makeIdentifier()
-    store.create(other, {})
-    waiting, done = add(store, one), add(store, other)
-    store.held.append(store.held.pop(0))
-    store.answer()
-    store.held.append(store.held.pop(0))
-    store.answer()
+    waiting = add(store, one)
+    resultOf(store.create(other, {}))
+    database.answer(last=True)
+    done = add(store, other)
+    database.answer(last=True)
+    database.answer(last=True)
     assert done.value.data == {"n": 1}
     assert waiting.pending
-    store.answerAll()
+    database.answerAll()
     assert waiting.value.data == {"n": 1}
 
 
-def test_what_is_known_is_not_read_again(store: Held, one: str) -> None:
+def test_a_known_session_is_not_read_again(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    A request that has looked at its session saves it with one statement.
+    A request that has read its session saves it with one statement.
     """
-    known = resultOf(store.get(one))
-    store.answer()
-    changed = resultOf(store.set(one, Changes({"a": 1}), known.value))
-    store.answer()
+    known = current(store, database, one)
+    changed = resultOf(store.set(one, Changes({"a": 1}), known))
+    database.answerAll()
     assert changed.value.data == {"a": 1}
-    assert store.asked == ["read", "update"]
+    assert database.asked == ["write"]
 
 
-def test_of_what_several_know_the_latest_is_taken(store: Held, one: str) -> None:
+def test_the_latest_known_version_is_used(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    It is the one that may still be right.
+    Of several changes that are written together, the one that knows the most recent
+    version decides.
     """
-    store.holds = False
-    old: Any = resultOf(store.get(one)).value
-    new: Any = add(store, one).value
-    store.holds = True
-    failing = add(store, one)
-    for known in (old, new, None, old):
+    old = current(store, database, one)
+    new = add(store, one, old)
+    database.answerAll()
+    first = add(store, one, new.value)
+    for known in (old, new.value, None, old):
         store.set(one, Changes({"a": 1}), known)
-    store.answer(Trouble("passing"))
-    assert isinstance(failing.error, Trouble)
-    del store.asked[:-1]
-    store.answerAll()
-    assert store.asked == ["update"]
-    assert dataOf(store, one) == {"n": 1, "a": 1}
+    database.answer(Trouble("passing"))
+    assert isinstance(first.error, Trouble)
+    database.asked.clear()
+    database.answerAll()
+    assert database.asked == []
+    assert current(store, database, one).data == {"n": 1, "a": 1}
 
 
-def test_another_process_may_be_faster(store: Held, one: str) -> None:
+def test_changes_are_applied_again_when_another_process_was_faster(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    Then what was done to the session is done to what is there now.
+    An update finds another version, and the session is read again.
     """
     result = add(store, one)
-    store.answer()
-    store.holds = False
-    other: Any = MemorySessionStore._read(store, keyOf(one) or b"")
-    _, *times = resultOf(other).value
-    store._rows[keyOf(one) or b""] = ('{"n":5,"b":1}', *times[:2], 2)
-    store.holds = True
-    store.answerAll()
+    database.answer()
+    database.damage('UPDATE sessions SET version = 9, data = \'{"n":5,"b":1}\'')
+    database.answerAll()
     assert result.value.data == {"n": 6, "b": 1}
     assert result.value.counted == {"n": 6}
-    assert store.asked == ["read", "update", "read", "update"]
+    assert database.asked == ["read", "write", "read", "write"]
 
 
+@pytest.mark.parametrize("renewing", [False, True])
 def test_a_session_that_others_always_change_first_is_given_up(
-    clock: Clock,
+    store: SQLSessionStore, database: LateDatabase, one: str, renewing: bool
 ) -> None:
     """
-    A loop without an end would ask the database for ever.
+    After 100 attempts the change fails, and nothing has been written.
     """
-
-    class Behind(Held):
-        def _update(self, *ignored: Any) -> Deferred[bool]:
-            self.asked.append("update")
-            return succeed(False)
-
-    store = Behind(clock)
-    store.holds = False
-    store.initialize()
-    identifier = makeIdentifier()
-    store.create(identifier, {})
-    assert isinstance(add(store, identifier).error, SessionsUnavailable)
-    assert store.asked == ["read", "update"] * 100
-    assert store._writing == {}
-    store.close()
-
-
-def test_what_is_too_large_does_not_spoil_what_it_came_with(
-    clock: Clock,
-) -> None:
-    """
-    They come from different requests; only one of these asks for too much.
-    """
-    store = Held(clock, Limits(size=30))
-    store.initialize()
-    identifier = makeIdentifier()
-    store.create(identifier, {})
-    first = add(store, identifier)
-    before = add(store, identifier)
-    large = resultOf(
-        store.set(identifier, Changes({"large": "x" * 30}, added={"n": 1}))
+    changing = (
+        resultOf(store.renew(one, makeIdentifier(), Changes({"a": 1})))
+        if renewing
+        else add(store, one)
     )
-    behind = add(store, identifier)
-    store.answerAll()
+    while changing.pending:
+        database.answer()
+        if changing.pending and database.asked[-1] == "write":
+            database.damage("UPDATE sessions SET version = version + 1")
+    assert isinstance(changing.error, SessionsUnavailable)
+    assert database.asked == ["read", "write"] * 100
+    assert current(store, database, one).data == {}
+
+
+def test_a_change_that_is_too_large_does_not_spoil_the_others(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
+    """
+    The changes before and after it are written together.
+    """
+    first, before = add(store, one), add(store, one)
+    large = resultOf(store.set(one, Changes({"a": "x" * 200}, added={"n": 1})))
+    after = add(store, one)
+    database.answerAll()
     assert isinstance(large.error, SessionTooLarge)
-    counted = [each.value.counted["n"] for each in (first, before, behind)]
-    assert counted == [1, 2, 3]
-    assert dataOf(store, identifier) == {"n": 3}
-    assert store.asked == ["read", "update"] * 2
-    store.close()
+    assert [each.value.counted["n"] for each in (first, before, after)] == [1, 2, 3]
+    assert database.asked == ["read", "write"] * 2
 
 
-def test_what_is_too_large_is_not_written_at_all(clock: Clock) -> None:
+def test_a_change_that_is_too_large_writes_nothing(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    There is nothing to write.
+    The session is read, to see whether there is room by now.
     """
-    store = Held(clock, Limits(size=30))
-    store.initialize()
-    identifier = makeIdentifier()
-    store.create(identifier, {})
-    known = StoredSession({}, 0.0, MINUTE, 1)
-    store.holds = False
-    for each in (known, None):
-        large = resultOf(store.set(identifier, Changes({"large": "x" * 30}), each))
-        assert isinstance(large.error, SessionTooLarge)
-    assert "update" not in store.asked
-    store.close()
+    large = Changes({"a": "x" * 200})
+    for known in (current(store, database, one), None):
+        changing = resultOf(store.set(one, large, known))
+        database.answerAll()
+        assert isinstance(changing.error, SessionTooLarge)
+    assert database.asked == ["read", "read"]
 
 
-def test_whether_it_is_too_large_is_seen_from_what_is_there(clock: Clock) -> None:
+def test_the_size_is_that_of_the_session_as_it_is_now(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    Somebody else may have made room, or ended the session, since it was read.
+    A change that was too large for an old version may fit, and the other way round.
     """
-    store = Held(clock, Limits(size=30))
-    store.holds = False
-    store.initialize()
-    identifier = makeIdentifier()
-    known = resultOf(store.create(identifier, {"a": "x" * 20})).value
-    store.set(identifier, Changes({"a": ""}))
-    changes = Changes({"b": "x" * 10})
-    changed = resultOf(store.set(identifier, changes, known))
-    assert changed.value.data == {"a": "", "b": "x" * 10}
-    store.destroy(identifier)
-    assert resultOf(store.set(identifier, changes, known)).value is None
-    store.close()
+    database.damage("UPDATE sessions SET data = ?", f'{{"a":"{"x" * 100}"}}')
+    known = current(store, database, one)
+    first = add(store, one, known)
+    fitsNow = resultOf(store.set(one, Changes({"b": "y" * 100}), known))
+    fitted = resultOf(store.set(one, Changes({"c": "z" * 82}), known))
+    database.answer()
+    database.damage('UPDATE sessions SET data = \'{"a":""}\', version = 7')
+    database.answerAll()
+    assert first.value.counted == {"n": 1}
+    assert isinstance(fitsNow.value, StoredSession)
+    assert isinstance(fitted.error, SessionTooLarge)
 
 
-def test_what_was_too_large_once_need_not_be_so_for_ever(clock: Clock) -> None:
+def test_a_session_may_be_destroyed_between_two_attempts(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    What a change has come to the first time is forgotten when it is tried again.
+    Then every change finds no session, whatever was wrong with it before.
     """
-    store = Held(clock, Limits(size=30))
-    store.initialize()
-    identifier = makeIdentifier()
-    known = resultOf(store.create(identifier, {"a": "x" * 10})).value
-    first = add(store, identifier)
-    changes = Changes({"b": "x" * 15})
-    large = resultOf(store.set(identifier, changes, known))
-    fits = resultOf(store.set(identifier, Changes({"c": 1}), known))
-    store.answer()
-    store.answer()
-    assert first.value is not None
-    # The others are under way, with what was known before.
-    store._rows[keyOf(identifier) or b""] = ('{"a":""}', 0.0, MINUTE, 7)
-    store.answerAll()
-    assert isinstance(large.value, StoredSession)
-    assert isinstance(fits.error, SessionTooLarge)
-    store.close()
-
-
-def test_a_session_may_end_between_two_tries(store: Held, one: str) -> None:
-    """
-    Then there is none, whatever was wrong with the change before.
-    """
-    known = resultOf(store.get(one))
-    store.answer()
-    first = add(store, one)
-    large = resultOf(store.set(one, Changes({"a": "x" * 70_000}), known.value))
-    fits = resultOf(store.set(one, Changes({"a": 1}), known.value))
-    store.answer()
-    store.answer()
-    store.destroy(one)
-    store.answerAll()
+    known = current(store, database, one)
+    first = add(store, one, known)
+    large = resultOf(store.set(one, Changes({"a": "x" * 200}), known))
+    fits = resultOf(store.set(one, Changes({"a": 1}), known))
+    database.answer()
+    database.damage("DELETE FROM sessions")
+    database.answerAll()
     assert first.value.data == {"n": 1}
-    assert large.value is None
-    assert fits.value is None
+    assert (large.value, fits.value) == (None, None)
 
 
-def test_many_changes_do_not_hold_up_the_reactor(store: Held, one: str) -> None:
+def test_many_changes_are_written_in_parts(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    Each has to be seen to fit, and gets a copy: of what comes together only a
-    part is written at a time.
+    The reactor is not blocked while a thousand changes are applied.
     """
     results = [add(store, one) for _ in range(1001)]
-    store.answer()
-    store.answer()
-    assert not results[0].pending
-    store.answer()
-    store.answer()
-    done = sum(not result.pending for result in results)
-    assert 1 < done <= 101
-    store.answerAll()
-    counted = [result.value.counted["n"] for result in results]
-    assert counted == list(range(1, 1002))
-    assert store._writing == {}
+    for _ in range(4):
+        database.answer()
+    assert 1 < sum(not result.pending for result in results) <= 101
+    database.answerAll()
+    assert [each.value.counted["n"] for each in results] == list(range(1, 1002))
 
 
-def test_changes_made_by_who_was_answered_come_last(store: Held, one: str) -> None:
+def test_a_callback_may_change_the_session_again(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    Who calls back from an answer must find all in order, and nothing twice.
+    Its change comes after those that wait already.
     """
     seen: list[Any] = []
 
@@ -372,10 +380,9 @@ def test_changes_made_by_who_was_answered_come_last(store: Held, one: str) -> No
 
     store.set(one, Changes(added={"n": 1})).addCallback(again)
     add(store, one)
-    store.answerAll()
+    database.answerAll()
     assert seen == [1, 3, 4, 5]
-    assert dataOf(store, one) == {"n": 5}
-    assert store._writing == {}
+    assert current(store, database, one).data == {"n": 5}
 
 
 def test_changes_know_whether_there_are_any() -> None:
@@ -391,391 +398,347 @@ def test_changes_know_whether_there_are_any() -> None:
 # What goes wrong.
 
 
-def test_a_failure_ends_those_that_are_under_way_and_no_others(
-    store: Held, one: str
+def test_a_failure_concerns_only_the_changes_that_were_written(
+    store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    What was not asked for yet may well succeed.
+    Each change fails with the error of its own write.
     """
     first = add(store, one)
     others = [add(store, one) for _ in range(3)]
-    store.answer()
-    store.answer(OutcomeUnknown("gone"))
+    database.answer()
+    database.answer(OutcomeUnknown("set"))
     assert isinstance(first.error, OutcomeUnknown)
-    store.answer(Trouble("gone"))
+    database.answer(Trouble("gone"))
     assert all(isinstance(other.error, Trouble) for other in others)
-    assert store._writing == {}
     last = add(store, one)
-    store.answerAll()
+    database.answerAll()
     assert last.value.data == {"n": 1}
 
 
-def test_only_so_many_changes_wait_for_one_session(store: Held, one: str) -> None:
-    """
-    The database may be slow, and its visitors impatient.
-    """
-    results = [add(store, one) for _ in range(10_001)]
-    refused = add(store, one)
-    assert isinstance(refused.error, SessionsUnavailable)
-    assert results[-1].pending
-    other = makeIdentifier()
-    store.create(other, {})
-    waiting = add(store, other)
-    store.answerAll()
-    assert results[-1].value.counted == {"n": 10_001}
-    assert waiting.value.counted == {"n": 1}
-
-
-def test_all_that_wait_are_answered_when_each_attempt_fails_at_once(
-    store: Held, one: str
+def test_the_number_of_waiting_changes_is_limited(
+    store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    That is so when the database is gone: however many they are, none may be
-    forgotten, and the stack must not grow with them.
+    One change too many fails at once; and when every write fails, all that wait are
+    told, without recursion.
     """
     results = [add(store, one) for _ in range(10_001)]
-
-    def gone() -> Deferred[Any]:
-        return fail(Trouble("gone"))
-
-    store.holds = False
-    store._read = lambda key: gone()  # type: ignore[method-assign]
-    store.answer(Trouble("gone"))
+    assert isinstance(add(store, one).error, SessionsUnavailable)
+    assert results[-1].pending
+    while results[-1].pending:
+        database.answer(Trouble("gone"))
     assert all(isinstance(result.error, Trouble) for result in results)
-    assert store._writing == {}
 
 
-def test_a_store_that_is_not_ready_says_so(clock: Clock) -> None:
+def test_deep_nesting_is_refused(clock: Clock) -> None:
     """
-    A wrapper knows by that error that it has asked too early.
+    A process with less stack could not read it. Wide content is accepted.
     """
+    deep: list[Any] = []
+    for _ in range(150):
+        deep = [deep]
     store = MemorySessionStore(clock)
-    assert isinstance(resultOf(store.get("x")).error, NotInitialized)
+    store.initialize()
+    creating = resultOf(store.create(makeIdentifier(), {"a": deep}))
+    assert isinstance(creating.error, SessionError)
+    wide = resultOf(store.create(makeIdentifier(), {"a": [[{"b": 1}]] * 150}))
+    assert wide.value.version == 1
+    store.close()
 
 
-# What is given up.
+# What is cancelled.
 
 
-def test_a_change_that_waits_can_be_given_up(store: Held, one: str) -> None:
+def test_a_waiting_change_can_be_cancelled(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    It has not begun, so it is not done.
+    It is never written.
     """
     first = add(store, one)
-    given = store.set(one, Changes({"given": 1}))
-    result = resultOf(given)
+    cancelled = store.set(one, Changes({"cancelled": 1}))
+    result = resultOf(cancelled)
     last = add(store, one)
-    given.cancel()
+    cancelled.cancel()
     assert isinstance(result.error, CancelledError)
-    store.answerAll()
+    database.answerAll()
     assert first.value.data == {"n": 1}
     assert last.value.data == {"n": 2}
 
 
-def test_the_only_change_under_way_can_be_given_up(store: Held, one: str) -> None:
+@pytest.mark.parametrize("isKnown", [False, True])
+def test_the_only_change_in_progress_can_be_cancelled(
+    store: SQLSessionStore, database: LateDatabase, one: str, isKnown: bool
+) -> None:
     """
-    What it has asked for is given up too, and the next one begins.
+    The statement is cancelled too, and the next change begins.
     """
-    given = store.set(one, Changes({"given": 1}))
-    result = resultOf(given)
+    known = current(store, database, one) if isKnown else None
+    cancelled = store.set(one, Changes({"cancelled": 1}), known)
+    result = resultOf(cancelled)
     last = add(store, one)
-    given.cancel()
+    cancelled.cancel()
     assert isinstance(result.error, CancelledError)
-    assert len(store.held) == 1
-    store.answerAll()
+    database.answerAll()
     assert last.value.data == {"n": 1}
 
 
-def test_of_several_under_way_one_can_be_given_up(store: Held, one: str) -> None:
+def test_one_of_several_changes_in_progress_can_be_cancelled(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    Its caller hears no more of it; the others are written as they would be.
+    The others are written with it, and its caller gets no answer.
     """
     add(store, one)
-    given = store.set(one, Changes(added={"n": 1}))
-    result = resultOf(given)
+    cancelled = store.set(one, Changes(added={"n": 1}))
+    result = resultOf(cancelled)
     last = add(store, one)
-    store.answer()
-    store.answer()
-    given.cancel()
+    database.answer()
+    database.answer()
+    cancelled.cancel()
     assert isinstance(result.error, CancelledError)
-    store.answerAll()
+    database.answerAll()
     assert last.value.data == {"n": 3}
-    given.cancel()
+    cancelled.cancel()
 
 
-def test_all_that_wait_can_be_given_up(store: Held, one: str) -> None:
+def test_all_waiting_changes_can_be_cancelled(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    Nothing is asked for then.
+    Then nothing more is written.
     """
     first = store.set(one, Changes(added={"n": 1}))
     waiting = [store.set(one, Changes(added={"n": 1})) for _ in range(3)]
     results = [resultOf(each) for each in waiting]
 
-    def giveUp(session: object) -> None:
+    def cancelAll(session: object) -> None:
         for each in waiting:
             each.cancel()
 
-    first.addCallback(giveUp)
-    store.answerAll()
+    first.addCallback(cancelAll)
+    database.answerAll()
     assert all(isinstance(result.error, CancelledError) for result in results)
-    assert store.asked == ["read", "update"]
-    assert store._writing == {}
-    assert dataOf(store, one) == {"n": 1}
-
-
-def test_what_was_answered_can_be_given_up_without_harm(store: Held, one: str) -> None:
-    """
-    Timeouts come late.
-    """
-    first = store.set(one, Changes(added={"n": 1}))
-    store.answerAll()
-    waiting = store.set(one, Changes(added={"n": 1}))
-    first.cancel()
-    store.answerAll()
-    assert resultOf(waiting).value.data == {"n": 2}
+    assert database.asked == ["read", "write"]
 
 
 # What is damaged.
 
 
-def test_damage_is_logged_without_the_identifier(store: Held, one: str) -> None:
+@pytest.mark.parametrize("text", ["[]", '"\\ud800', "[" * 100_000, b"\xff", 7, ""])
+def test_damage_is_logged_without_the_identifier(
+    store: SQLSessionStore, database: LateDatabase, one: str, text: object
+) -> None:
     """
-    Somebody has to know; but who reads the log must not be able to log in.
+    The log has the beginning of the key; and the row is removed.
     """
-    key = keyOf(one) or b""
-    store._rows[key] = ('{"a":', *store._rows[key][1:])
+    database.damage("UPDATE sessions SET data = ?", text)
     with logged() as events:
-        result = resultOf(store.get(one))
-        store.answer()
-    assert result.value is None
-    (text,) = textsOf(events)
-    assert text == f"Removed a session that is damaged: {key.hex()[:12]}"
-    assert key not in store._rows
+        assert current(store, database, one) is None
+    key = keyOf(one)
+    assert key is not None
+    assert textsOf(events) == [f"Removed a damaged session: {key.hex()[:12]}"]
+    database.answerAll()
+    assert not database.connection.execute("SELECT * FROM sessions").fetchall()
 
 
-def test_damage_that_cannot_be_removed_is_logged(clock: Clock) -> None:
+def test_damage_that_cannot_be_removed_is_logged(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    Who has asked has his answer; but that something is wrong is to be seen.
+    The caller has its answer before.
     """
-
-    class Stuck(MemorySessionStore):
-        def _delete(self, key: bytes, version: int | None = None) -> Deferred[bool]:
-            return fail(Trouble("the disk is full"))
-
-    store = Stuck(clock)
-    store.initialize()
-    identifier = makeIdentifier()
-    store.create(identifier, {})
-    key = keyOf(identifier) or b""
-    for text in ("[]", '"\\ud800', "[" * 100_000, b"\xff"):
-        store._rows[key] = (text, *store._rows[key][1:])
-        with logged() as events:
-            assert resultOf(store.get(identifier)).value is None
-        assert "the disk is full" in textsOf(events)[-1]
-    store.close()
+    database.damage("UPDATE sessions SET data = ''")
+    with logged() as events:
+        found = resultOf(store.get(one))
+        database.answer()
+        assert found.value is None
+        database.answer(Trouble("the disk is full"))
+    assert textsOf(events)[1] == "Cannot remove a damaged session: the disk is full"
 
 
-def test_a_list_goes_on_behind_a_part_that_is_all_damaged(clock: Clock) -> None:
+def test_damage_that_was_repaired_is_not_removed(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
     """
-    An empty answer means that there are no more.
+    The row that is removed has the version that was read.
     """
-    store = MemorySessionStore(clock)
-    store.initialize()
-    for _ in range(5):
-        store.create(makeIdentifier(), {})
-    *damaged, last = sorted(store._rows)
-    for key in damaged:
-        store._rows[key] = ("", *store._rows[key][1:])
-    ((key, _),) = resultOf(store.all(limit=2)).value
-    assert key == last
-    assert resultOf(store.length()).value == 1
-    store.close()
+    database.damage("UPDATE sessions SET data = ''")
+    found = resultOf(store.get(one))
+    database.answer()
+    assert found.value is None
+    database.damage("UPDATE sessions SET data = '{}', version = version + 1")
+    database.answerAll()
+    assert current(store, database, one).data == {}
 
 
-# Removing.
+# Removing and sweeping.
 
 
-class Parts(MemorySessionStore):
+def fill(database: LateDatabase, count: int, expires: float = 0.0) -> None:
     """
-    A store whose removals are answered by the test.
-
-    @ivar asked: How many were to be removed at most, each time.
-    @ivar removals: The Deferreds of that.
+    Insert sessions.
     """
-
-    def __init__(self, clock: Clock, random: float = 0.5) -> None:
-        super().__init__(clock, random=lambda: random)
-        self.asked: list[int] = []
-        self.removals: list[Deferred[int]] = []
-
-    def _removeEnded(self, most: int) -> Deferred[int]:
-        self.asked.append(most)
-        self.removals.append(Deferred())
-        return self.removals[-1]
-
-    def _removeSome(self, most: int) -> Deferred[int]:
-        return self._removeEnded(most)
+    database.connection.executemany(
+        "INSERT INTO sessions VALUES (?, '{}', 1, 0, ?)",
+        [(number.to_bytes(32), expires) for number in range(count)],
+    )
 
 
-@pytest.fixture
-def parts(clock: Clock) -> Iterator[Parts]:
+def test_many_sessions_are_removed_in_parts(
+    clock: Clock, store: SQLSessionStore, database: LateDatabase
+) -> None:
     """
-    Such a store, which is initialised.
+    After each part others have as much time as it took, but at most a second.
     """
-    store = Parts(clock)
-    store.initialize()
-    yield store
-    store.close()
-
-
-def test_many_are_removed_part_by_part(clock: Clock, parts: Parts) -> None:
-    """
-    Others want to write too: after each part they have as much time as it took,
-    but not more than a second.
-    """
-    result = resultOf(parts.cleanup())
-    assert parts.asked == [1000]
+    fill(database, 2999)
+    database.late = True
+    result = resultOf(store.cleanup())
     clock.advance(0.25)
-    parts.removals[0].callback(1000)
+    database.answer()
     clock.advance(0.24)
-    assert len(parts.asked) == 1
+    assert database.asked == ["write"]
     clock.advance(0.02)
-    assert len(parts.asked) == 2
+    assert database.asked == ["write"] * 2
     clock.advance(30)
-    parts.removals[1].callback(1000)
+    database.answer()
     clock.advance(1)
-    assert len(parts.asked) == 3
-    parts.removals[2].callback(999)
+    assert database.asked == ["write"] * 3
+    database.answer()
     assert result.value == 2999
 
 
-def test_removing_can_be_given_up(clock: Clock, parts: Parts) -> None:
+def test_removing_can_be_cancelled(
+    clock: Clock, store: SQLSessionStore, database: LateDatabase
+) -> None:
     """
-    It may take long; who has asked for it may go.
+    No further part is removed.
     """
-    answers = [parts.cleanup(), parts.clear()]
-    results = [resultOf(answer) for answer in answers]
-    for removal, answer in zip(parts.removals, answers, strict=True):
-        removal.callback(1000)
-        answer.cancel()
-    assert all(isinstance(result.error, CancelledError) for result in results)
+    fill(database, 2000)
+    cleaning = store.cleanup()
+    result = resultOf(cleaning)
+    cleaning.cancel()
+    assert isinstance(result.error, CancelledError)
     clock.advance(2)
-    assert len(parts.asked) == 2
+    assert database.asked == ["write"]
 
 
-def test_removing_ends_with_the_store(clock: Clock, parts: Parts) -> None:
+def test_removing_ends_at_a_close(
+    store: SQLSessionStore, clock: Clock, database: LateDatabase
+) -> None:
     """
-    After the close nothing is asked for any more, no timer is left, and who has
-    asked hears why.
+    The caller is told that the store was closed, and no timer is left.
     """
-    results = [resultOf(parts.cleanup()), resultOf(parts.clear())]
-    for removal in parts.removals:
-        removal.callback(1000)
-    parts.close()
-    assert all(isinstance(result.error, SessionsUnavailable) for result in results)
+    fill(database, 2000, 10 * MINUTE)
+    result = resultOf(store.clear())
+    store.close()
+    assert isinstance(result.error, SessionsUnavailable)
     assert clock.getDelayedCalls() == []
 
 
-# Sweeping.
-
-
-@pytest.mark.parametrize(("random", "seconds"), [(0.0, 13.5), (0.5, 15.0), (1.0, 16.5)])
-def test_what_has_ended_is_removed_every_15_minutes(
-    clock: Clock, random: float, seconds: float
+@pytest.mark.parametrize(("random", "seconds"), [(0.0, 810), (0.5, 900), (1.0, 990)])
+def test_expired_sessions_are_removed_every_15_minutes(
+    clock: Clock, database: LateDatabase, random: float, seconds: float
 ) -> None:
     """
-    Nobody asks for it any more. Servers that were started together do not do so
-    at the same time.
+    Servers that were started together do not sweep at the same time.
     """
-    store = Parts(clock, random)
+    store = SQLSessionStore(clock, database, owned=False, random=lambda: random)
     store.initialize()
     for count in range(1, 4):
-        clock.advance(seconds * MINUTE - 1)
-        assert len(store.asked) == count - 1
+        clock.advance(seconds - 1)
+        assert len(database.asked) == count - 1
         clock.advance(1.001)
-        assert len(store.asked) == count
-        store.removals[-1].callback(0)
+        assert len(database.asked) == count
     store.close()
 
 
-def test_what_a_sweep_has_removed_is_logged(clock: Clock, parts: Parts) -> None:
-    """
-    Whoever wonders where the rows went, or why the disk was busy, finds it.
-    """
-    with logged() as events:
-        clock.advance(15 * MINUTE)
-        parts.removals[0].callback(1000)
-        clock.advance(1)
-        parts.removals[1].callback(7)
-        clock.advance(15 * MINUTE)
-        parts.removals[2].callback(0)
-    assert textsOf(events) == ["Removed 1007 sessions that had ended"]
-
-
-def test_a_sweep_that_fails_is_logged_and_not_the_last_one(
-    clock: Clock, parts: Parts
+def test_a_sweep_is_logged_if_it_has_removed_something(
+    clock: Clock, store: SQLSessionStore, database: LateDatabase
 ) -> None:
     """
-    A disk is full for an hour; the sessions have to be removed afterwards.
+    The log says how many sessions have expired.
     """
+    fill(database, 1007)
     with logged() as events:
         clock.advance(15 * MINUTE)
-        parts.removals[0].errback(Trouble("the disk is full"))
-    (text,) = textsOf(events)
-    assert text.endswith("could not be removed: the disk is full")
+        clock.advance(1)
+        clock.advance(15 * MINUTE)
+    assert textsOf(events) == ["Removed 1007 expired sessions"]
+
+
+def test_a_sweep_that_fails_is_logged_and_repeated(
+    clock: Clock, store: SQLSessionStore, database: LateDatabase
+) -> None:
+    """
+    The next sweep comes after the usual interval.
+    """
+    database.late = True
+    with logged() as events:
+        clock.advance(15 * MINUTE)
+        database.answer(Trouble("the disk is full"))
+    assert textsOf(events) == ["Cannot remove expired sessions: the disk is full"]
     clock.advance(15 * MINUTE)
-    assert len(parts.asked) == 2
+    assert len(database.asked) == 2
 
 
-def test_one_sweep_follows_the_other(clock: Clock, parts: Parts) -> None:
+def test_sweeps_do_not_overlap(
+    clock: Clock, store: SQLSessionStore, database: LateDatabase
+) -> None:
     """
-    One that takes long must not meet the next.
+    While one takes long, no other begins.
     """
+    database.late = True
     clock.advance(15 * MINUTE)
     clock.advance(60 * MINUTE)
-    assert len(parts.asked) == 1
+    assert database.asked == ["write"]
 
 
-@pytest.mark.parametrize("answered", [True, False])
-def test_a_sweep_ends_with_the_store(
-    clock: Clock, parts: Parts, answered: bool
+@pytest.mark.parametrize("isPausing", [True, False])
+def test_a_sweep_ends_at_a_close(
+    clock: Clock, store: SQLSessionStore, database: LateDatabase, isPausing: bool
 ) -> None:
     """
-    Neither is it done any more, nor does it look as if something had gone wrong.
+    That is not logged as a failure, and no timer is left.
     """
+    fill(database, 2000)
+    database.late = True
     clock.advance(15 * MINUTE)
-    if answered:
-        parts.removals[0].callback(1000)
+    if isPausing:
+        clock.advance(0.5)
+        database.answer()
     with logged() as events:
-        parts.close()
-        parts.close()
-        # What was asked for was given up, so it cannot begin another one.
-        assert parts.removals[0].called
+        store.close()
+        store.close()
         clock.advance(60 * MINUTE)
     assert textsOf(events) == []
-    assert len(parts.asked) == 1
+    assert database.asked == ["write"]
     assert clock.getDelayedCalls() == []
 
 
-def test_there_is_one_sweep_however_often_it_is_initialised(
-    clock: Clock, parts: Parts
+def test_there_is_one_sweep_however_often_the_store_is_initialised(
+    clock: Clock, store: SQLSessionStore
 ) -> None:
     """
-    A wrapper initialises it again after each loss.
+    A wrapper initialises the store again after each loss.
     """
-    parts.initialize()
-    parts.close()
-    parts.initialize()
+    store.initialize()
+    store.close()
+    store.initialize()
     assert len(clock.getDelayedCalls()) == 1
 
 
 # In memory.
 
 
-def test_a_store_in_memory_has_a_bound(clock: Clock) -> None:
+def test_the_size_of_a_store_in_memory_is_limited(clock: Clock) -> None:
     """
-    Everybody may make sessions, and the memory is shared with all else.
+    Expired sessions count until they are removed.
     """
-    store = MemorySessionStore(clock, most=3)
+    store = MemorySessionStore(clock, limit=3)
+    early = resultOf(store.get("x"))
+    assert isinstance(early.error, NotInitialized)
     store.initialize()
     for _ in range(3):
         store.create(makeIdentifier(), {})
@@ -788,113 +751,17 @@ def test_a_store_in_memory_has_a_bound(clock: Clock) -> None:
     store.close()
 
 
-def test_a_store_in_memory_remembers_when_it_is_initialised_again(
+def test_a_store_in_memory_keeps_its_sessions_while_it_is_closed(
     clock: Clock,
 ) -> None:
     """
-    Tests of what comes after an outage need what was there before.
+    Tests of an outage need what was there before.
     """
     store = MemorySessionStore(clock)
     store.initialize()
     identifier = makeIdentifier()
     store.create(identifier, {"a": 1})
-    watched: list[str] = []
-    first = store.whenLost()
-    second = store.whenLost()
-    first.addCallback(lambda _: second.cancel())
-    second.addBoth(lambda _: watched.append("second"))
     store.close()
-    assert watched == ["second"]
     store.initialize()
     assert resultOf(store.get(identifier)).value.data == {"a": 1}
-    store.close()
-
-
-def test_a_store_in_memory_removes_only_the_version_it_has_seen(clock: Clock) -> None:
-    """
-    What is found to be damaged may have been replaced since.
-    """
-    store = MemorySessionStore(clock)
-    store.initialize()
-    identifier = makeIdentifier()
-    store.create(identifier, {})
-    key = keyOf(identifier) or b""
-    assert resultOf(store._delete(key, 2)).value is False
-    assert resultOf(store._delete(key, 1)).value is True
-    store.close()
-
-
-def test_what_a_store_is_has_to_be_said(clock: Clock) -> None:
-    """
-    The author of another one is told what he has left out, and does not find out
-    when it matters.
-    """
-    store = BaseStore(clock)
-    calls: Sequence[tuple[Any, ...]] = (
-        (store._read, b""),
-        (store._insert, b"", "", 0.0, 0.0),
-        (store._update, b"", "", 0.0, 1),
-        (store._move, b"", b"", "", 0.0, 0.0, 1),
-        (store._prolong, b""),
-        (store._delete, b""),
-        (store._count,),
-        (store._removeEnded, 1),
-        (store._removeSome, 1),
-        (store._list, b"", 1),
-    )
-    for method, *arguments in calls:
-        with pytest.raises(NotImplementedError):
-            method(*arguments)
-
-
-def test_a_change_of_what_is_known_may_fail(store: Held, one: str) -> None:
-    """
-    What comes behind it is carried out all the same.
-    """
-    known = resultOf(store.get(one))
-    store.answerAll()
-    failing = resultOf(store.set(one, Changes({"a": 1}), known.value))
-    behind = add(store, one)
-    store.answer(SessionsUnavailable("not now"))
-    store.answerAll()
-    assert isinstance(failing.error, SessionsUnavailable)
-    assert behind.value.data == {"n": 1}
-    assert store._writing == {}
-
-
-def test_a_session_is_renewed_only_as_it_was_seen(clock: Clock) -> None:
-    """
-    Where others are always faster, it is said some day; and not before it can be.
-    """
-    store = MemorySessionStore(clock)
-    early = resultOf(store.renew("a", makeIdentifier(), Changes()))
-    assert isinstance(early.error, NotInitialized)
-    store.initialize()
-    identifier = makeIdentifier()
-    store.create(identifier, {})
-    key, newKey = keyOf(identifier), keyOf(makeIdentifier())
-    assert key is not None
-    assert newKey is not None
-    assert resultOf(store._move(key, newKey, "{}", 0.0, 1.0, 99)).value is False
-    store._move = lambda *_: succeed(False)  # type: ignore[method-assign]
-    late = resultOf(store.renew(identifier, makeIdentifier(), Changes()))
-    assert isinstance(late.error, SessionsUnavailable)
-    assert resultOf(store.get(identifier)).value is not None
-    store.close()
-
-
-def test_what_is_nested_too_deeply_is_not_taken(clock: Clock) -> None:
-    """
-    Whoever reads it may have less room than who has written it, and would take it
-    for damaged. That there is much in it does not matter.
-    """
-    deep: list[Any] = []
-    for _ in range(150):
-        deep = [deep]
-    store = MemorySessionStore(clock)
-    store.initialize()
-    refused = resultOf(store.create(makeIdentifier(), {"a": deep}))
-    assert isinstance(refused.error, SessionError)
-    wide = resultOf(store.create(makeIdentifier(), {"a": [[{"b": 1}]] * 150}))
-    assert wide.value.version == 1
     store.close()

@@ -22,13 +22,13 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 
-from ._redis import Redis
-from ._redis import ownRedis as ownRedis
-from ._redis import redis as redis
 from .census import Census
 from .databases import PostgreSQL
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
+from .redis_server import Redis
+from .redis_server import ownRedis as ownRedis
+from .redis_server import redis as redis
 from .services import Answer, Service, pause, serving, tried
 from .websupport import asynchronous, reservedPort
 

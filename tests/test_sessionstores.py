@@ -1,6 +1,6 @@
 """
-All stores of sessions do what a store has to do, and those in a database some
-more.
+All stores of sessions pass the tests in L{tsrv.testing}; and what is special to
+those in a database.
 """
 
 from __future__ import annotations
@@ -16,13 +16,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    fail,
-    gatherResults,
-    succeed,
-)
+from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults
 from twisted.internet.task import Clock, deferLater
 
 from tsrv.asyncmodule import NotInitialized
@@ -47,23 +41,22 @@ from tsrv.sessions import (
     makeIdentifier,
     schemaOf,
 )
-from tsrv.sessions.store import checkTable
-from tsrv.testing import (
-    SessionStoreTests,
-    SharedSessionStoreTests,
-)
+from tsrv.sessions.redis import RedisSessionStore
+from tsrv.testing import SessionStoreTests, SharedSessionStoreTests
 
 from .databases import Database as Server
 from .databases import PostgreSQL
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
 from .processes import ROOT
+from .redis_server import Redis
+from .redis_server import redis as redis
 from .support import resultOf
 from .websupport import asynchronous, logged, textsOf
 
-_LONG = 60.0
+MAX_SECONDS = 60.0
 """
-No test takes so long, in seconds.
+Maximum duration of a test, in seconds.
 """
 
 MINUTE = 60.0
@@ -78,7 +71,7 @@ FILL = Statement(
 
 def limited(test: Callable[..., Any]) -> Callable[..., Any]:
     """
-    Run a method on the real reactor, as L{asynchronous} does with a function.
+    Run a method on the real reactor, with a timeout.
     """
 
     @wraps(test)
@@ -87,7 +80,7 @@ def limited(test: Callable[..., Any]) -> Callable[..., Any]:
 
         running: Deferred[Any] = Deferred.fromCoroutine(test(self))
         clock: Any = reactor
-        await running.addTimeout(_LONG, clock)
+        await running.addTimeout(MAX_SECONDS, clock)
 
     marked: Callable[..., Any] = pytest_twisted.ensureDeferred(run)
     return marked
@@ -103,8 +96,7 @@ class TestMemory(SessionStoreTests, decorate=limited):
 
     async def damage(self, store: Any, identifier: str) -> None:
         key = keyOf(identifier)
-        _, *others = store._rows[key]
-        store._rows[key] = ("[]", *others)
+        store.rows[key] = ("[]", *store.rows[key][1:])
 
 
 class InDatabase(SharedSessionStoreTests):
@@ -115,11 +107,7 @@ class InDatabase(SharedSessionStoreTests):
     url = ""
 
     async def makeStore(self, limits: Limits, clock: Clock) -> ISessionStore:
-        from twisted.internet import reactor
-
-        self.database = Database(
-            reactor, self.url, [schemaOf()], Settings(statementTimeout=30.0)
-        )
+        self.database = makeDatabase(self.url)
         return SQLSessionStore(clock, self.database, limits=limits)
 
     async def damage(self, store: Any, identifier: str) -> None:
@@ -146,29 +134,66 @@ class TestPostgreSQL(InDatabase, decorate=limited):
         self.url = database.url
 
 
+class Timed:
+    """
+    The real reactor, except for the time, which the test decides.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        from twisted.internet import reactor
+
+        self._reactor = reactor
+        self.seconds = clock.seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
+class TestRedis(SharedSessionStoreTests, decorate=limited):
+    """
+    The store in Redis.
+    """
+
+    expiresByItself = True
+
+    @pytest.fixture(autouse=True)
+    def prepared(self, redis: Redis) -> None:
+        self.redis = redis
+
+    async def makeStore(self, limits: Limits, clock: Clock) -> Any:
+        return RedisSessionStore(Timed(clock), self.redis.url, limits=limits)
+
+    async def damage(self, store: Any, identifier: str) -> None:
+        key = keyOf(identifier)
+        assert key is not None
+        self.redis.ask("HSET", f"tsrv:session:{key.hex()}", "d", '{"cut')
+
+
 # What is special to databases.
 
 
-def makeStore(url: str, clock: Clock, **options: Any) -> SQLSessionStore:
+def makeDatabase(url: str, table: str = "sessions") -> Database:
     """
-    @return: A store, not initialised, in a database of its own.
+    @return: A database for sessions, which is not initialised.
     """
     from twisted.internet import reactor
 
-    table = options.get("table", "sessions")
-    made = Database(reactor, url, [schemaOf(table)], Settings(statementTimeout=30.0))
-    return SQLSessionStore(clock, made, random=lambda: 0.5, **options)
+    settings = Settings(statementTimeout=30.0)
+    return Database(reactor, url, [schemaOf(table)], settings)
 
 
 @asynccontextmanager
-async def using(url: str, clock: Clock, **options: Any) -> AsyncIterator[Any]:
+async def using(
+    url: str, clock: Clock, table: str = "sessions", limits: Limits | None = None
+) -> AsyncIterator[tuple[SQLSessionStore, Database]]:
     """
-    Use a store.
+    Use a store in a database.
     """
-    store = makeStore(url, clock, **options)
+    database = makeDatabase(url, table)
+    store = SQLSessionStore(clock, database, table, limits, random=lambda: 0.5)
     await store.initialize()
     try:
-        yield store
+        yield store, database
     finally:
         await store.close()
 
@@ -187,68 +212,89 @@ async def until(condition: Callable[[], bool], clock: Clock) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """
-    Where a file may be made.
+    The path of an SQLite file that does not exist.
     """
     return tmp_path / "sessions.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, path: Path) -> str:
+    """
+    The URL of a database, of each kind.
+    """
+    if request.param == "sqlite":
+        return f"sqlite:{path}"
+    server: Server = request.getfixturevalue("database")
+    return server.url
 
 
 @asynchronous
 async def test_no_identifier_is_in_the_file(path: Path, clock: Clock) -> None:
     """
-    Whoever gets hold of a copy must not be able to log in.
+    The file has the keys, but not the identifiers.
     """
     identifiers = [makeIdentifier() for _ in range(20)]
-    async with using(f"sqlite:{path}", clock) as store:
+    async with using(f"sqlite:{path}", clock) as (store, _):
         for identifier in identifiers:
             await store.create(identifier, {"name": "Ada"})
             await store.set(identifier, Changes({"page": 1}))
-            await store.touch(identifier)
-        files = {each: each.read_bytes() for each in path.parent.iterdir()}
-    files |= {each: each.read_bytes() for each in path.parent.iterdir()}
+        files = [each.read_bytes() for each in path.parent.iterdir()]
+    files += [each.read_bytes() for each in path.parent.iterdir()]
     for identifier in identifiers:
         key = keyOf(identifier) or b""
-        assert not any(identifier.encode() in data for data in files.values())
-        assert any(key in data for data in files.values())
+        assert not any(identifier.encode() in data for data in files)
+        assert any(key in data for data in files)
 
 
 @asynchronous
-async def test_sqlite_finds_what_has_ended_by_an_index(
-    path: Path, clock: Clock
+async def test_expired_sessions_are_found_by_an_index(
+    database: Server, path: Path, clock: Clock
 ) -> None:
     """
-    To look through a million sessions every 15 minutes holds up all that is
-    written meanwhile.
+    A sweep does not look at the sessions that have not expired.
     """
-    async with using(f"sqlite:{path}", clock, table="visits") as store:
-        statement = store._sql.removeEnded.sql
+    seen: list[str] = []
+    async with using(f"sqlite:{path}", clock) as (_, sqlite):
+        spy: Any = Spy(sqlite, seen)
+        sweeper = SQLSessionStore(clock, spy, owned=False)
+        await sweeper.initialize()
+        await sweeper.cleanup()
+        await sweeper.close()
+    (statement,) = seen
     with closing(sqlite3.connect(path)) as connection:
-        count = statement.count("?")
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * count)
+        parameters = [1] * statement.count("?")
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
         steps = [row[3] for row in plan]
-    assert any("visits_expires (expires<?)" in step for step in steps), steps
+    assert any("sessions_expires (expires<?)" in step for step in steps), steps
     assert any("PRIMARY KEY (key=?)" in step for step in steps), steps
     assert not any(step.startswith("SCAN") for step in steps), steps
-
-
-@asynchronous
-async def test_postgresql_finds_what_has_ended_by_an_index(
-    database: Server, clock: Clock
-) -> None:
-    """
-    The same, of a planner that knows how many sessions there are.
-    """
-    async with using(database.url, clock) as store:
-        statement = store._sql.removeEnded.sql
+    async with using(database.url, clock):
+        pass
     await database.ask(
         "insert into sessions select sha256(i::text::bytea), '{}', 1, 0, i "
         "from generate_series(1, 50000) as i"
     )
     await database.ask("analyze sessions")
-    for value in ("1000", "100", "1000")[: statement.count("?")]:
+    for value in ("1000", "100", "1000"):
         statement = statement.replace("?", value, 1)
-    plan = "\n".join(row[0] for row in await database.ask(f"explain {statement}"))
-    assert "Index Scan using sessions_expires" in plan, plan
-    assert "Seq Scan" not in plan, plan
+    rows = await database.ask(f"explain {statement}")
+    text = "\n".join(row[0] for row in rows)
+    assert "Index Scan using sessions_expires" in text, text
+    assert "Seq Scan" not in text, text
+
+
+class Spy:
+    """
+    A database that remembers the statements that change something.
+    """
+
+    def __init__(self, database: Database, seen: list[str]) -> None:
+        self._database = database
+        self._seen = seen
+
+    def write(self, statement: Statement, *parameters: Any) -> Deferred[Any]:
+        self._seen.append(statement.sql)
+        return self._database.write(statement, *parameters)
 
 
 @pytest.mark.parametrize(
@@ -265,86 +311,83 @@ async def test_postgresql_finds_what_has_ended_by_an_index(
         "\u00e4",
         "a" * 56,
         "a" * 100_000,
+        "sqlite_master",
+        "pg_class",
+        "tsrv_schema",
     ],
 )
-def test_a_table_name_that_is_no_identifier_is_refused(clock: Clock, name: str) -> None:
+def test_a_table_needs_a_plain_name(clock: Clock, name: str) -> None:
     """
-    It becomes part of statements, and may come from a URL. What is wrong with it
-    is to be found when the server starts.
+    Anything else, and a name that a database reserves, is refused at once.
     """
     for make in (
-        checkTable,
         schemaOf,
-        lambda name: makeStore("sqlite:x", clock, table=name),
+        lambda name: SQLSessionStore(clock, makeDatabase("sqlite:x"), name),
+        lambda name: SQLiteSessionStore(clock, "sessions.db", name),
+        lambda name: PostgreSQLSessionStore(clock, "postgresql://host/db", name),
     ):
         with pytest.raises(ValueError, match="name of a table") as caught:
             make(name)
-        assert name == "" or name not in str(caught.value)
+        assert len(name) < 3 or name not in str(caught.value) or name == "tsrv_schema"
 
 
 @asynchronous
-async def test_a_store_can_be_made_of_where_it_is(
+async def test_a_store_can_be_made_from_a_url(
     path: Path, database: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    Who has no other use for a database need not know how one is made.
+    The store makes its database itself.
     """
     from twisted.internet import reactor
 
     monkeypatch.chdir(path.parent)
-    for store, table in (
-        (SQLiteSessionStore(reactor), "sessions"),
-        (SQLiteSessionStore(reactor, str(path), "visits", Limits(60.0)), "visits"),
-        (PostgreSQLSessionStore(reactor, database.url), "sessions"),
-        (PostgreSQLSessionStore(reactor, database.url, "visits"), "visits"),
+    for store in (
+        SQLiteSessionStore(reactor),
+        SQLiteSessionStore(reactor, str(path), "visits", Limits(60.0)),
+        PostgreSQLSessionStore(reactor, database.url),
+        PostgreSQLSessionStore(reactor, database.url, "visits"),
     ):
         await store.initialize()
         identifier = makeIdentifier()
-        made = await store.create(identifier, {"table": table})
+        made = await store.create(identifier, {"a": 1})
         assert await store.get(identifier) == made
-        statement = Statement(f"SELECT data FROM {table}")  # noqa: S608
-        (row,) = await store._database.read(statement)
-        assert row == (f'{{"table":"{table}"}}'.encode(),)
         await store.close()
-    assert (path.parent / "sessions.db").exists()
+    for table in ("sessions", "visits"):
+        sql = f"SELECT count(*) FROM {table}"  # noqa: S608
+        assert await database.ask(sql) == [(1,)]
+        with closing(sqlite3.connect("sessions.db")) as connection:
+            assert connection.execute(sql).fetchall() == [(1,)]
 
 
-def test_a_place_where_no_store_can_be_is_refused(clock: Clock) -> None:
+def test_a_url_of_something_else_is_refused(clock: Clock) -> None:
     """
-    What is wrong with an option is to be found when the server starts, and must
-    not be repeated where it can be read: it may have a password in it.
+    The error does not repeat the URL, which may have a password.
     """
     makers: list[Callable[[], object]] = [
         lambda: SQLiteSessionStore(clock, ""),
         lambda: SQLiteSessionStore(clock, ":memory:"),
-        lambda: SQLiteSessionStore(clock, "sessions.db", "no table"),
         lambda: PostgreSQLSessionStore(clock, "sqlite:secret"),
         lambda: PostgreSQLSessionStore(clock, "secret"),
         lambda: PostgreSQLSessionStore(clock, "postgresql://a:secret#@host/db"),
-        lambda: PostgreSQLSessionStore(clock, "postgresql://host/db", "no table"),
     ]
     for make in makers:
-        with pytest.raises(ValueError, match=r"database|sessions|table") as caught:
+        with pytest.raises(ValueError, match=r"database|sessions") as caught:
             make()
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("table", ["order", "a" * 55])
 @asynchronous
-async def test_a_name_of_a_table_may_mean_something(
-    database: Server, path: Path, clock: Clock
+async def test_a_table_may_have_any_plain_name(
+    url: str, clock: Clock, table: str
 ) -> None:
     """
-    Whoever chooses it need not know all words of a language; those that a database
-    keeps for itself are refused at once.
+    That includes keywords and the longest names.
     """
-    for url in (database.url, f"sqlite:{path}"):
-        async with using(url, clock, table="order") as store:
-            await store.create(makeIdentifier(), {})
-            assert await store.cleanup() == 0
-            assert await store.length() == 1
-    for table in ("sqlite_master", "pg_class", "tsrv_schema"):
-        with pytest.raises(ValueError, match="name of a table"):
-            SQLiteSessionStore(clock, "sessions.db", table)
+    async with using(url, clock, table) as (store, _):
+        await store.create(makeIdentifier(), {})
+        assert await store.cleanup() == 0
+        assert await store.length() == 1
 
 
 @pytest.mark.parametrize(
@@ -360,22 +403,19 @@ async def test_a_name_of_a_table_may_mean_something(
     ],
 )
 @asynchronous
-async def test_what_sqlite_lets_be_written_is_damage(
+async def test_any_value_in_sqlite_may_be_damaged(
     path: Path, clock: Clock, damage: str
 ) -> None:
     """
-    It is absent for all who ask, whatever is wrong with it, and gone after that.
+    SQLite does not check the types of columns. The session is absent and removed.
     """
-    async with using(f"sqlite:{path}", clock) as store:
+    async with using(f"sqlite:{path}", clock) as (store, database):
         identifier = makeIdentifier()
         await store.create(identifier, {"a": 1})
-        connection = sqlite3.connect(path)
-        connection.execute(f"UPDATE sessions SET {damage}")  # noqa: S608
-        connection.commit()
-        connection.close()
+        await database.write(Statement(f"UPDATE sessions SET {damage}"))  # noqa: S608
         assert list(await store.all()) == []
         assert await store.get(identifier) is None
-        # What was written before has been written when this is.
+        # This write comes after that of the removal.
         await store.destroy(makeIdentifier())
         assert await store.length() == 0
 
@@ -391,53 +431,37 @@ class Ticking(Clock):
 
 
 @asynchronous
-async def test_uses_at_the_same_time_are_one_write(path: Path) -> None:
+async def test_simultaneous_uses_are_written_once(path: Path) -> None:
     """
-    A page has many parts, which are asked for together.
+    Of several processes that use a session, the first one extends it.
     """
     clock = Ticking()
-    async with using(f"sqlite:{path}", clock) as store:
+    async with using(f"sqlite:{path}", clock) as (store, database):
         identifier = makeIdentifier()
         await store.create(identifier, {})
-        connection = sqlite3.connect(path)
-        connection.executescript(
-            "CREATE TABLE written (x);"
-            "CREATE TRIGGER use AFTER UPDATE ON sessions "
-            "BEGIN INSERT INTO written VALUES (1); END;"
+        await database.write(Statement("CREATE TABLE written (x)"))
+        await database.write(
+            Statement(
+                "CREATE TRIGGER use AFTER UPDATE ON sessions "
+                "BEGIN INSERT INTO written VALUES (1); END"
+            )
         )
         clock.advance(600)
         uses = await gatherResults([store.touch(identifier) for _ in range(10)])
         assert uses == [True] * 10
-        ((count,),) = connection.execute("SELECT count(*) FROM written")
-        connection.close()
+        ((count,),) = await database.read(Statement("SELECT count(*) FROM written"))
         assert count == 1
 
 
 @asynchronous
-async def test_the_longest_name_of_a_table_is_possible(
-    database: Server, path: Path, clock: Clock
-) -> None:
+async def test_tables_of_one_file_are_independent(path: Path, clock: Clock) -> None:
     """
-    PostgreSQL cuts names off, and that of the index must not become another's.
-    """
-    for url in (database.url, f"sqlite:{path}"):
-        async with using(url, clock, table="a" * 55) as store:
-            identifier = makeIdentifier()
-            await store.create(identifier, {})
-            assert await store.length() == 1
-
-
-@asynchronous
-async def test_tables_of_one_file_have_nothing_to_do_with_each_other(
-    path: Path, clock: Clock
-) -> None:
-    """
-    Two sites may have their sessions in the same file.
+    Two sites may keep their sessions in the same file.
     """
     identifier = makeIdentifier()
     async with (
-        using(f"sqlite:{path}", clock, table="one") as one,
-        using(f"sqlite:{path}", clock, table="two") as two,
+        using(f"sqlite:{path}", clock, "one") as (one, _),
+        using(f"sqlite:{path}", clock, "two") as (two, _),
     ):
         await one.create(identifier, {})
         assert await two.get(identifier) is None
@@ -446,94 +470,55 @@ async def test_tables_of_one_file_have_nothing_to_do_with_each_other(
 
 
 @asynchronous
-async def test_sessions_are_there_when_the_server_starts_again(
-    path: Path, database: Server, clock: Clock
-) -> None:
+async def test_sessions_survive_a_restart(url: str, clock: Clock) -> None:
     """
-    This is what they are kept in a database for.
+    Another store, and the same one after a close, find them.
     """
-    for url in (f"sqlite:{path}", database.url):
-        identifier = makeIdentifier()
-        async with using(url, clock) as store:
-            made = await store.create(identifier, {"name": "Ada"})
-        async with using(url, clock) as store:
-            assert await store.get(identifier) == made
-            await store.close()
-            await store.initialize()
-            assert await store.get(identifier) == made
+    identifier = makeIdentifier()
+    async with using(url, clock) as (store, _):
+        made = await store.create(identifier, {"name": "Ada"})
+    async with using(url, clock) as (store, _):
+        assert await store.get(identifier) == made
+        await store.close()
+        await store.initialize()
+        assert await store.get(identifier) == made
 
 
 @asynchronous
-async def test_a_sweep_removes_all_that_have_ended_part_by_part(
-    path: Path, clock: Clock
-) -> None:
+async def test_a_sweep_removes_all_expired_sessions(path: Path, clock: Clock) -> None:
     """
-    One transaction for all would keep others from writing.
+    It takes several transactions, and a sweep that fails is followed by another.
     """
-    async with using(f"sqlite:{path}", clock) as store:
-        await store._database.write(FILL, 2500, 10 * MINUTE)
-        identifier = makeIdentifier()
-        await store.create(identifier, {})
+    rename = "ALTER TABLE {} RENAME TO {}"
+    async with using(f"sqlite:{path}", clock) as (store, database):
+        await database.write(FILL, 2500, MINUTE)
+        await database.write(Statement(rename.format("sessions", "away")))
         with logged() as events:
             clock.advance(15 * MINUTE)
-            await until(lambda: bool(events), clock)
-        assert textsOf(events) == ["Removed 2500 sessions that had ended"]
-        assert await store.length() == 1
-        with closing(sqlite3.connect(path)) as connection:
-            ((count,),) = connection.execute("SELECT count(*) FROM sessions")
-        assert count == 1
-
-
-@asynchronous
-async def test_a_sweep_that_fails_is_followed_by_another(
-    path: Path, clock: Clock
-) -> None:
-    """
-    What was wrong with the database may be right again in 15 minutes.
-    """
-    async with using(f"sqlite:{path}", clock) as store:
-        await store._database.write(FILL, 5, MINUTE)
-        rename = "ALTER TABLE {} RENAME TO {}"
-        await store._database.write(Statement(rename.format("sessions", "away")))
-        with logged() as events:
+            await until(lambda: len(events) == 1, clock)
+            assert textsOf(events)[0].startswith("Cannot remove expired sessions")
+            await database.write(Statement(rename.format("away", "sessions")))
+            await store.create(makeIdentifier(), {})
             clock.advance(15 * MINUTE)
-            await until(lambda: bool(events), clock)
-            assert "could not be removed" in textsOf(events)[0]
-            await store._database.write(Statement(rename.format("away", "sessions")))
-            clock.advance(15 * MINUTE)
-            await until(lambda: len(events) > 1, clock)
-        assert textsOf(events)[1] == "Removed 5 sessions that had ended"
+            await until(lambda: len(events) == 2, clock)
+        assert textsOf(events)[1] == "Removed 2500 expired sessions"
+        rows = await database.read(Statement("SELECT count(*) FROM sessions"))
+        assert rows == [(1,)]
 
 
 @asynchronous
-async def test_nothing_is_swept_after_the_close(path: Path, clock: Clock) -> None:
-    """
-    It would ask a database that is gone.
-    """
-    async with using(f"sqlite:{path}", clock) as store:
-        await store._database.write(FILL, 2500, 0.0)
-        clock.advance(15 * MINUTE)
-        with logged() as events:
-            await store.close()
-            clock.advance(60 * MINUTE)
-    assert textsOf(events) == []
-    assert clock.getDelayedCalls() == []
-
-
-@asynchronous
-async def test_a_session_that_is_used_while_it_is_swept_stays(
+async def test_a_session_that_is_used_during_a_sweep_stays(
     database: Server, clock: Clock
 ) -> None:
     """
-    Two servers have two clocks: what has ended for one was just used at the other,
-    which has not answered yet.
+    The sweep waits for a transaction that uses the session, and checks it again.
     """
     from psycopg import connect
 
     from ._postgresql import inThread
 
     identifier = makeIdentifier()
-    async with using(database.url, clock, limits=Limits(MINUTE, None)) as store:
+    async with using(database.url, clock, limits=Limits(MINUTE, None)) as (store, _):
         await store.create(identifier, {"name": "Ada"})
         clock.advance(2 * MINUTE)
         other = await inThread(lambda: connect(database.url))
@@ -553,15 +538,15 @@ async def test_a_session_that_is_used_while_it_is_swept_stays(
 
 
 @asynchronous
-async def test_an_outage_is_told_and_costs_no_session(
+async def test_a_loss_of_the_database_is_told(
     ownPostgresql: PostgreSQL, clock: Clock
 ) -> None:
     """
-    A wrapper queues what comes meanwhile, and initialises the store again.
+    The store can be initialised again, and has lost no session.
     """
     await ownPostgresql.start()
     identifier = makeIdentifier()
-    async with using(ownPostgresql.url, clock) as store:
+    async with using(ownPostgresql.url, clock) as (store, _):
         made = await store.create(identifier, {"name": "Ada"})
         lost = store.whenLost()
         await ownPostgresql.kill()
@@ -577,13 +562,13 @@ async def test_an_outage_is_told_and_costs_no_session(
 
 
 @asynchronous
-async def test_a_database_that_cannot_be_had_is_the_reason(
+async def test_a_database_that_cannot_be_opened_is_the_reason(
     tmp_path: Path, clock: Clock
 ) -> None:
     """
-    Who starts the server has to be told what is wrong.
+    The initialisation fails with the error of the database.
     """
-    store = makeStore(f"sqlite:{tmp_path}", clock)
+    store = SQLSessionStore(clock, makeDatabase(f"sqlite:{tmp_path}"))
     with pytest.raises(DatabaseRefused):
         await store.initialize()
     assert not store.initialized
@@ -592,14 +577,14 @@ async def test_a_database_that_cannot_be_had_is_the_reason(
 
 
 @asynchronous
-async def test_a_constraint_that_is_not_the_keys_is_no_session_that_is_there(
+async def test_only_an_existing_key_means_an_existing_session(
     path: Path, clock: Clock
 ) -> None:
     """
-    An administrator may have added one: what it says must not be hidden.
+    The error of another constraint is passed on.
     """
-    async with using(f"sqlite:{path}", clock) as store:
-        await store._database.write(
+    async with using(f"sqlite:{path}", clock) as (store, database):
+        await database.write(
             Statement(
                 "CREATE TRIGGER few BEFORE INSERT ON sessions BEGIN "
                 "SELECT RAISE(ABORT, 'too many'); END"
@@ -613,32 +598,32 @@ class Late:
     """
     A database that writes when the test says so.
 
-    @ivar asked: Fires when it is to write.
+    @ivar asked: Fires when it is asked to write.
     @ivar allowed: Fired by the test.
     """
 
     def __init__(self, database: Database) -> None:
+        self._database = database
         self.read = database.read
-        self._write = database.write
         self.asked: Deferred[None] = Deferred()
         self.allowed: Deferred[None] = Deferred()
 
     def write(self, *statement: Any) -> Deferred[Any]:
         self.asked.callback(None)
-        return self.allowed.addCallback(lambda _: self._write(*statement))
+        return self.allowed.addCallback(lambda _: self._database.write(*statement))
 
 
 @asynchronous
-async def test_a_use_that_is_written_late_ends_no_session_earlier(
+async def test_a_use_that_is_written_late_does_not_shorten_a_session(
     path: Path, clock: Clock
 ) -> None:
     """
-    Of two servers one may be slow: what it writes must not undo a later use.
+    A slow process does not undo a later use by another one.
     """
     slow = Clock()
     identifier = makeIdentifier()
-    async with using(f"sqlite:{path}", clock) as store:
-        late: Any = Late(store._database)
+    async with using(f"sqlite:{path}", clock) as (store, database):
+        late: Any = Late(database)
         behind = SQLSessionStore(slow, late, owned=False)
         await behind.initialize()
         await store.create(identifier, {})
@@ -649,39 +634,17 @@ async def test_a_use_that_is_written_late_ends_no_session_earlier(
         assert await store.touch(identifier) is True
         late.allowed.callback(None)
         assert await used is True
-        assert (await store.get(identifier)).expires == 40 * MINUTE
-        await behind.close()
-
-
-@asynchronous
-async def test_what_was_damaged_is_not_removed_when_it_is_something_else(
-    path: Path, clock: Clock
-) -> None:
-    """
-    An administrator may have put it right meanwhile.
-    """
-    identifier = makeIdentifier()
-    async with using(f"sqlite:{path}", clock) as store:
-        late: Any = Late(store._database)
-        behind = SQLSessionStore(clock, late, owned=False)
-        await behind.initialize()
-        await store.create(identifier, {"a": 1})
-        await store._database.write(DAMAGE, '{"cut', keyOf(identifier))
-        assert await behind.get(identifier) is None
-        await late.asked
-        right = Statement("UPDATE sessions SET data = '{}', version = version + 1")
-        await store._database.write(right)
-        late.allowed.callback(None)
-        await late.allowed
-        assert (await store.get(identifier)).data == {}
+        session = await store.get(identifier)
+        assert session is not None
+        assert session.expires == 40 * MINUTE
         await behind.close()
 
 
 class Shared:
     """
-    A database that others use too, and that does as the test says.
+    A database whose initialisation and loss the test decides.
 
-    @ivar asked: What was asked of it.
+    @ivar asked: The names of all calls.
     """
 
     def __init__(self) -> None:
@@ -699,35 +662,30 @@ class Shared:
         self.asked.append("whenLost")
         return self.lost
 
-    def close(self) -> Deferred[None]:
-        self.asked.append("close")
-        return succeed(None)
-
     def read(self, *statement: object) -> Deferred[Any]:
         return fail(Unavailable("it is gone"))
 
 
-def test_somebody_elses_database_is_left_alone(clock: Clock) -> None:
+def test_a_shared_database_is_neither_initialised_nor_closed(clock: Clock) -> None:
     """
-    The users are in it too: it is not up to the sessions when it is opened and
-    closed. That it is gone is seen with each call.
+    It does not belong to the store; its errors are those of each call.
     """
     shared: Any = Shared()
     store = SQLSessionStore(clock, shared, owned=False)
     assert resultOf(store.initialize()).value is None
+    assert resultOf(store.initialize()).value is None
     assert store.initialized
     lost = resultOf(store.whenLost())
     assert isinstance(resultOf(store.get(makeIdentifier())).error, Unavailable)
-    assert resultOf(store.close()).value is None
     assert resultOf(store.close()).value is None
     assert not store.initialized
     assert lost.pending
     assert shared.asked == []
 
 
-def test_two_who_initialise_it_at_a_time_have_one_sweep(clock: Clock) -> None:
+def test_simultaneous_initialisations_start_one_sweep(clock: Clock) -> None:
     """
-    A database may let the second join the first.
+    The database lets the second one join the first.
     """
     shared: Any = Shared()
     store = SQLSessionStore(clock, shared)
@@ -740,9 +698,9 @@ def test_two_who_initialise_it_at_a_time_have_one_sweep(clock: Clock) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_an_initialisation_can_be_given_up(clock: Clock) -> None:
+def test_an_initialisation_can_be_cancelled(clock: Clock) -> None:
     """
-    A wrapper does so when it is closed meanwhile.
+    The store is not initialised then.
     """
     shared: Any = Shared()
     store = SQLSessionStore(clock, shared)
@@ -753,7 +711,7 @@ def test_an_initialisation_can_be_given_up(clock: Clock) -> None:
     assert not store.initialized
 
 
-# The tests themselves.
+# The tests of tsrv.testing themselves.
 
 TRIAL = """
 from twisted.trial.unittest import TestCase
@@ -766,7 +724,7 @@ class MemoryTests(SessionStoreTests, TestCase):
 
     async def damage(self, store, identifier):
         key = keyOf(identifier)
-        store._rows[key] = ("[]", *store._rows[key][1:])
+        store.rows[key] = ("[]", *store.rows[key][1:])
 """
 
 ALONE = """
@@ -779,7 +737,7 @@ assert not found, found
 
 def run(*arguments: str, cwd: Path = ROOT) -> str:
     """
-    @return: What a Python says that ends well.
+    @return: The output of a Python that exits with 0.
     """
     ended = subprocess.run(  # noqa: S603
         [sys.executable, *arguments],
@@ -787,34 +745,34 @@ def run(*arguments: str, cwd: Path = ROOT) -> str:
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=_LONG,
+        timeout=MAX_SECONDS,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
 
-def test_the_tests_run_with_trial_too(tmp_path: Path) -> None:
+def test_the_tests_run_with_trial(tmp_path: Path) -> None:
     """
-    Not every author of a store uses pytest.
+    An author needs neither pytest nor a decorator.
     """
     (tmp_path / "test_memory_with_trial.py").write_text(TRIAL)
-    said = run("-m", "twisted.trial", "test_memory_with_trial", cwd=tmp_path)
+    output = run("-m", "twisted.trial", "test_memory_with_trial", cwd=tmp_path)
     names = [name for name in dir(SessionStoreTests) if name.startswith("test_")]
     assert len(names) > 25
-    assert f"PASSED (successes={len(names)})" in said
+    assert f"PASSED (successes={len(names)})" in output
 
 
-def test_the_tests_need_no_runner_of_tests() -> None:
+def test_the_tests_import_no_test_runner() -> None:
     """
-    A package that is imported in production may well import them.
+    Importing them in production does no harm.
     """
     run("-c", ALONE)
 
 
-def test_a_store_has_to_be_made_and_damaged_by_its_author(clock: Clock) -> None:
+def test_an_author_has_to_write_both_hooks(clock: Clock) -> None:
     """
-    Who forgets that is told so.
+    A missing one is named by an error.
     """
     tests: Any = SessionStoreTests()
     for hook in (tests.makeStore(Limits(), clock), tests.damage(None, "")):
@@ -824,18 +782,19 @@ def test_a_store_has_to_be_made_and_damaged_by_its_author(clock: Clock) -> None:
 
 class Resurrecting(MemorySessionStore):
     """
-    A fault that express-session has.
+    Writes a session that was destroyed, as express-session does.
     """
 
-    def _update(self, key: bytes, text: str, *others: Any) -> Deferred[bool]:
-        ends, version = others
-        self._rows[key] = (text, self._reactor.seconds(), ends, version + 1)
-        return succeed(True)
+    def set(self, identifier: str, changes: Changes, known: Any = None) -> Any:
+        if known is not None:
+            key = keyOf(identifier) or b""
+            self.rows[key] = (b"{}", known.created, known.expires, known.version)
+        return super().set(identifier, changes, known)
 
 
 class Adopting(MemorySessionStore):
     """
-    A store that makes what it is asked for.
+    Creates the session that it is asked for.
     """
 
     def get(self, identifier: str) -> Deferred[StoredSession | None]:
@@ -845,7 +804,7 @@ class Adopting(MemorySessionStore):
 
 class Plain(MemorySessionStore):
     """
-    A store whose keys are not hashes.
+    Lists identifiers instead of keys.
     """
 
     def all(self, *part: Any, **others: Any) -> Deferred[Any]:
@@ -853,65 +812,54 @@ class Plain(MemorySessionStore):
         return plain.addCallback(lambda found: [(b"x" * 43, each) for _, each in found])
 
 
-class Keeping(MemorySessionStore):
-    """
-    A store that never gets rid of what is damaged.
-    """
-
-    def _delete(self, key: bytes, version: int | None = None) -> Deferred[bool]:
-        return succeed(False)
-
-
 class Immortal(MemorySessionStore):
     """
-    A store that forgets when sessions end.
+    Forgets when sessions expire.
     """
 
-    def _alive(self, key: bytes) -> Any:
-        return self._rows.get(key)
+    def get(self, identifier: str) -> Deferred[StoredSession | None]:
+        key = keyOf(identifier) or b""
+        if key in self.rows:
+            data, created, _, version = self.rows[key]
+            self.rows[key] = (data, created, 1e12, version)
+        return super().get(identifier)
 
 
 class Eager(MemorySessionStore):
     """
-    A store that writes each use.
+    Writes each use.
     """
 
-    def _prolong(self, key: bytes) -> Deferred[bool]:
-        row = self._alive(key)
-        if row is not None:
-            ends = self.limits.expiry(row[1], self._reactor.seconds())
-            self._rows[key] = (*row[:2], ends, row[3])
-        return succeed(row is not None)
+    def touch(self, identifier: str) -> Any:
+        return self.set(identifier, Changes()).addCallback(bool)
 
 
 class Untidy(MemorySessionStore):
     """
-    A store that leaves a timer behind.
+    Leaves a timer behind.
     """
 
-    def close(self) -> Deferred[None]:
-        self._reactor.callLater(1, int)
-        return super().close()
+    def __init__(self, clock: Clock, limits: Limits) -> None:
+        super().__init__(clock, limits)
+        clock.callLater(1, int)
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (Resurrecting, "a_destroyed_session_stays_so"),
-        (Resurrecting, "what_is_known_may_be_out_of_date"),
-        (Adopting, "an_unknown_identifier_is_never_adopted"),
-        (Plain, "keys_are_kept_and_not_identifiers"),
-        (Keeping, "a_damaged_session_is_absent_and_removed"),
-        (Keeping, "a_destroyed_session_stays_so"),
-        (Immortal, "an_unused_session_ends"),
-        (Immortal, "every_session_ends"),
-        (Eager, "uses_that_follow_each_other_closely_are_written_once"),
-        (Untidy, "it_is_a_store"),
+        (Resurrecting, "a_destroyed_session_stays_destroyed"),
+        (Resurrecting, "a_change_may_be_based_on_an_old_version"),
+        (Adopting, "an_unknown_identifier_is_not_adopted"),
+        (Plain, "identifiers_are_not_stored"),
+        (Immortal, "an_unused_session_expires"),
+        (Immortal, "every_session_expires"),
+        (Eager, "uses_in_quick_succession_are_written_once"),
+        (Untidy, "it_provides_the_interface"),
     ],
 )
-def test_the_tests_find_what_is_wrong(kind: Any, name: str) -> None:
+def test_the_tests_find_faults(kind: Any, name: str) -> None:
     """
-    Tests that pass whatever the store does would be worse than none.
+    A store with a known fault fails.
     """
 
     class Tests(TestMemory):

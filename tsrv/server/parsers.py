@@ -161,7 +161,7 @@ def sessions(url: str) -> SessionLocation:
     """
     Parse the URL of a session store.
     """
-    if url.startswith("redis://"):
+    if url.startswith(("redis://", "rediss://", "unix:")):
         RedisLocation.parse(url)
         return SessionLocation("redis", url)
     base, _, query = url.partition("?")
@@ -196,7 +196,7 @@ def hasPassword(url: str) -> bool:
     split = urlsplit(url)
     if split.scheme in ("http", "https"):
         return split.username is not None
-    if split.scheme == "redis":
+    if split.scheme in ("redis", "rediss", "unix"):
         return split.password is not None
     return Location.parse(url).hasPassword
 

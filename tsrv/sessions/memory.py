@@ -4,32 +4,34 @@ Sessions in memory, for tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from random import random as _random
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from .basestore import (
-    BaseStore,
-    Row,
-)
-from .store import (
-    ISessionStore,
-    Limits,
-    SessionsUnavailable,
-)
+from ..queuing.waiters import Waiters
+from .basestore import BaseStore, Row
+from .store import ISessionStore, Limits, SessionsUnavailable
 
 __all__ = ["MemorySessionStore"]
+
+MAX_WATCHERS: Final = 10_000
+"""
+Maximum number of callers that wait for the store to close.
+"""
 
 
 @implementer(ISessionStore)
 class MemorySessionStore(BaseStore):
     """
-    A store that answers at once. What is in it is there as long as it is itself,
-    also when it was closed and is initialised again.
+    A store that answers at once. It keeps its sessions as long as it exists, also
+    while it is closed.
+
+    @ivar rows: What is kept under each key: JSON, the times of creation and expiry,
+        and a version. Tests may look at it, and damage it.
     """
 
     def __init__(
@@ -37,24 +39,24 @@ class MemorySessionStore(BaseStore):
         reactor: Any,
         limits: Limits | None = None,
         *,
-        most: int = 100_000,
+        limit: int = 100_000,
         random: Callable[[], float] = _random,
     ) -> None:
         """
         @param reactor: Provides the time.
         @param limits: How long sessions live, and how large they may be.
-        @param most: How many there may be, with those that have ended and were
-            not removed yet; to make one more fails with L{SessionsUnavailable}.
-        @param random: The source of chance: answers numbers from 0 to 1.
+        @param limit: Maximum number of sessions, including expired ones that were
+            not removed yet; creating one more fails with L{SessionsUnavailable}.
+        @param random: Returns random numbers from 0 to 1.
         """
         super().__init__(reactor, limits, random)
-        self._most = most
-        self._rows: dict[bytes, Row] = {}
-        self._watching: dict[Deferred[None], None] = {}
+        self._limit = limit
+        self.rows: dict[bytes, Row] = {}
+        self._watchers = Waiters(MAX_WATCHERS, "for the store to close")
 
     def initialize(self) -> Deferred[None]:
         """
-        @see: L{IAsyncModule.initialize}
+        Be ready at once.
         """
         if not self.initialized:
             self._begin()
@@ -62,107 +64,66 @@ class MemorySessionStore(BaseStore):
 
     def whenLost(self) -> Deferred[None]:
         """
-        @see: L{ISessionStore.whenLost}
+        Tell when the store is closed.
         """
-        if not self.initialized:
-            return succeed(None)
-        watching: Deferred[None] = Deferred(self._unwatch)
-        self._watching[watching] = None
-        return watching
-
-    def _unwatch(self, watching: Deferred[None]) -> None:
-        self._watching.pop(watching, None)
+        return self._watchers.wait() if self.initialized else succeed(None)
 
     def close(self) -> Deferred[None]:
         """
-        @see: L{ISessionStore.close}
+        Stop; the sessions stay.
         """
         self._end()
-        watching, self._watching = self._watching, {}
-        for each in watching:
-            # The callback of one may have cancelled another.
-            if not each.called:
-                each.callback(None)
+        self._watchers.succeed()
         return succeed(None)
 
-    def _alive(self, key: bytes) -> Row | None:
-        row = self._rows.get(key)
-        return None if row is None or row[2] <= self._reactor.seconds() else row
+    def _find(self, key: bytes, version: int | None = None) -> Row | None:
+        row = self.rows.get(key)
+        if row is None or row[2] <= self._reactor.seconds():
+            return None
+        return row if version in (None, row[3]) else None
 
     def _read(self, key: bytes) -> Deferred[Row | None]:
-        return succeed(self._alive(key))
+        return succeed(self._find(key))
 
-    def _insert(self, key: bytes, text: str, now: float, ends: float) -> Deferred[bool]:
-        if key in self._rows:
+    def _insert(self, key: bytes, row: Row) -> Deferred[bool]:
+        if key in self.rows:
             return succeed(False)
-        if len(self._rows) >= self._most:
-            return fail(SessionsUnavailable(f"there are {self._most} sessions already"))
-        self._rows[key] = (text, now, ends, 1)
+        if len(self.rows) >= self._limit:
+            sentence = f"there are {self._limit} sessions already"
+            return fail(SessionsUnavailable(sentence))
+        self.rows[key] = row
         return succeed(True)
 
-    def _update(
-        self, key: bytes, text: str, ends: float, version: int
+    def _replace(
+        self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
-        row = self._alive(key)
-        if row is None or row[3] != version:
+        if self._find(key, version) is None:
             return succeed(False)
-        self._rows[key] = (text, row[1], ends, version + 1)
+        del self.rows[key]
+        self.rows[newKey] = row
         return succeed(True)
 
-    def _move(
-        self,
-        key: bytes,
-        newKey: bytes,
-        text: str,
-        now: float,
-        ends: float,
-        version: int,
-    ) -> Deferred[bool]:
-        row = self._alive(key)
-        if row is None or row[3] != version:
-            return succeed(False)
-        del self._rows[key]
-        self._rows[newKey] = (text, now, ends, version + 1)
-        return succeed(True)
+    def _extend(self, key: bytes, before: float, expires: float) -> Deferred[Any]:
+        data, created, _, version = self.rows[key]
+        self.rows[key] = (data, created, expires, version)
+        return succeed(None)
 
-    def _prolong(self, key: bytes) -> Deferred[bool]:
-        row = self._alive(key)
-        if row is None:
-            return succeed(False)
-        text, created, expires, version = row
-        now = self._reactor.seconds()
-        if self.limits.isWorthAWrite(created, expires, now):
-            self._rows[key] = (text, created, self.limits.expiry(created, now), version)
-        return succeed(True)
-
-    def _delete(self, key: bytes, version: int | None = None) -> Deferred[bool]:
-        row = self._alive(key)
-        if row is None or version not in (None, row[3]):
-            return succeed(False)
-        del self._rows[key]
-        return succeed(True)
+    def _delete(self, key: bytes, version: Any = None) -> Deferred[bool]:
+        found = self._find(key, version) is not None
+        if found:
+            del self.rows[key]
+        return succeed(found)
 
     def _count(self) -> Deferred[int]:
-        now = self._reactor.seconds()
-        return succeed(sum(row[2] > now for row in self._rows.values()))
+        return succeed(sum(self._find(key) is not None for key in self.rows))
 
     def _list(self, after: bytes, limit: int) -> Deferred[Sequence[tuple[bytes, Row]]]:
-        now = self._reactor.seconds()
-        keys = sorted(
-            key for key, row in self._rows.items() if key > after and row[2] > now
-        )
-        return succeed([(key, self._rows[key]) for key in keys[: max(limit, 0)]])
+        keys = sorted(key for key in self.rows if key > after and self._find(key))
+        return succeed([(key, self.rows[key]) for key in keys[:limit]])
 
-    def _removeEnded(self, most: int) -> Deferred[int]:
-        now = self._reactor.seconds()
-        ended = (key for key, row in self._rows.items() if row[2] <= now)
-        return self._remove(ended, most)
-
-    def _removeSome(self, most: int) -> Deferred[int]:
-        return self._remove(self._rows, most)
-
-    def _remove(self, keys: Iterable[bytes], most: int) -> Deferred[int]:
-        removed = list(islice(keys, most))
+    def _removeExpired(self, time: float, limit: int) -> Deferred[int]:
+        expired = (key for key, row in self.rows.items() if row[2] <= time)
+        removed = list(islice(expired, limit))
         for key in removed:
-            del self._rows[key]
+            del self.rows[key]
         return succeed(len(removed))

@@ -5,109 +5,151 @@ Sessions in Redis.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from math import ceil, isfinite
-from random import random as _random
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Sequence
+from hashlib import sha1
+from math import ceil, inf, isfinite
+from typing import Any, Final
 
-from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..asyncmodule import ISettlesCalls
 from ..queuing.waiters import Waiters
-from .basestore import (
-    BaseStore,
-    Row,
-)
-from .redisanswers import (
-    LATER,
+from .basestore import BaseStore, Row
+from .redislocation import Location
+from .redisprotocol import (
+    Connection,
     NoScript,
     SessionsRefused,
     WrongType,
+    unavailable,
 )
-from .redislocation import Location
-from .redisscripts import (
-    COUNT,
-    DELETE,
-    DELETE_VERSION,
-    DISCARD,
-    INSERT,
-    MOVE,
-    PROLONG,
-    UPDATE,
-    Script,
-)
-from .store import (
-    ISessionStore,
-    Limits,
-    SessionsUnavailable,
-)
-
-if TYPE_CHECKING:
-    from .redisconnection import Connection
+from .store import ISessionStore, Limits
 
 __all__ = ["RedisSessionStore", "SessionsRefused"]
 
 PREFIX: Final = "tsrv:session:"
 
-_LIMIT: Final = 5.0
+SCAN_COUNT: Final = 500
 """
-How long Redis may take to answer a command, in seconds.
-"""
-
-_STEP: Final = 500
-"""
-How many keys Redis looks at in one step of a search: other commands come in
-between.
+Number of keys that Redis looks at in one step of a search; other commands run
+between the steps.
 """
 
-_PART: Final = 100
+MAX_WATCHERS: Final = 10_000
 """
-How many sessions are read at a time.
-"""
-
-_MOST: Final = 10_000
-"""
-How many may wait for one thing.
+Maximum number of callers that wait for the store to be lost.
 """
 
-_LONGEST: Final = 1e12
+MAX_EXPIRY: Final = 1e12
 """
-No session needs to last longer, in seconds.
+Latest expiry of a session, in seconds since the epoch.
 """
 
-_EXTRA: Final = "Redis needs a package that is not installed: pip install 'tsrv[redis]'"
+_VERSION: Final = re.compile(rb"[1-9][0-9]{0,17}")
 
-_NOT_CONNECTED: Final = "Redis is not connected"
+_PATTERN: Final = re.compile(rb"[\\*?\[\]]")
 
-_DIGITS: Final = re.compile(rb"[1-9][0-9]{0,17}")
 
-_SPECIAL: Final = re.compile(rb"[\\*?\[\]]")
+class _Script:
+    """
+    A Lua script, which Redis runs in one step.
+    """
+
+    def __init__(self, body: str) -> None:
+        self._text = (_FUNCTIONS + body).encode()
+        self._digest = sha1(self._text).hexdigest().encode()  # noqa: S324
+
+    async def run(
+        self,
+        connection: Connection | None,
+        method: str | None,
+        keys: Sequence[bytes],
+        *arguments: bytes,
+    ) -> Any:
+        """
+        Run the script by its digest; send its text if Redis does not know it.
+        """
+        if connection is None:
+            raise unavailable("Redis is not connected")
+        words = b"%d" % len(keys), *keys, *arguments
+        try:
+            return await connection.ask(b"EVALSHA", self._digest, *words, method=method)
+        except NoScript:
+            return await connection.ask(b"EVAL", self._text, *words, method=method)
+
+
+# A session is a hash: "d" is its JSON, "c" and "x" are when it was created and when
+# it expires, in seconds since the epoch, and "v" is its version.
+_FUNCTIONS: Final = """
+local function field(key, name)
+  if redis.call('TYPE', key).ok ~= 'hash' then return '' end
+  return redis.call('HGET', key, name) or ''
+end
+local function expiry(key) return tonumber(field(key, 'x')) or 0 end
+local function write(key, data, created, expires, version, milliseconds)
+  redis.call('HSET', key, 'd', data, 'c', created, 'x', expires, 'v', version)
+  redis.call('PEXPIRE', key, milliseconds)
+end
+"""
+
+_INSERT: Final = _Script("""
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+write(KEYS[1], unpack(ARGV))
+return 1
+""")
+
+_REPLACE: Final = _Script("""
+local key, newKey, version, now = KEYS[1], KEYS[#KEYS], ARGV[1], tonumber(ARGV[2])
+if field(key, 'v') ~= version or not (expiry(key) > now) then return 0 end
+if newKey ~= key then redis.call('RENAME', key, newKey) end
+write(newKey, unpack(ARGV, 3))
+return 1
+""")
+
+_EXTEND: Final = _Script("""
+if expiry(KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'x', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+""")
+
+# What is not a hash has the version "".
+_DELETE: Final = _Script("""
+if ARGV[2] and field(KEYS[1], 'v') ~= ARGV[2] then return 0 end
+local wasThere = expiry(KEYS[1]) > tonumber(ARGV[1])
+redis.call('DEL', KEYS[1])
+return wasThere and 1 or 0
+""")
+
+_COUNT: Final = _Script("""
+local count = 0
+for _, key in ipairs(KEYS) do
+  if expiry(key) > tonumber(ARGV[1]) then count = count + 1 end
+end
+return count
+""")
 
 
 @implementer(ISessionStore, ISettlesCalls)
 class RedisSessionStore(BaseStore):
     """
-    A store in Redis, version 5 or newer; no cluster.
+    A store in Redis 5 or newer, not a cluster. Redis removes expired sessions.
 
-    Each session is a hash under a key of its own: C{d} is its JSON, C{c} and
-    C{x} are when it was made and when it ends, in seconds of the epoch, and C{v}
-    is its version. Redis removes it when it has ended, so that there is nothing
-    to clean up.
+    Sessions survive a crash of Redis with C{appendonly yes}, and full memory with
+    C{maxmemory-policy noeviction}, which is the default.
 
-    Sessions last as long as Redis keeps them: with C{appendonly yes} also when it
-    is killed, and with C{maxmemory-policy noeviction}, which is the default, also
-    when its memory is full.
-
-    To list sessions, to count and to clear them is for administration: all keys
-    of the database are looked at, in small steps, for each part of a list anew. A
-    session may be counted twice if Redis makes its tables larger or smaller
-    meanwhile.
+    C{all}, C{length} and C{clear} are for administration: they look at all keys of
+    the database, in small steps. While Redis resizes its tables, a session may be
+    counted twice.
     """
 
     _log = Logger()
+
+    expiresByItself = True
 
     def __init__(
         self,
@@ -117,222 +159,166 @@ class RedisSessionStore(BaseStore):
         limits: Limits | None = None,
         *,
         connectTimeout: float = 5.0,
-        random: Callable[[], float] = _random,
     ) -> None:
         """
         @param reactor: Provides time, and connections.
         @param url: Where Redis is, see L{Location.parse}.
         @param prefix: What the keys begin with.
         @param limits: How long sessions live, and how large they may be.
-        @param connectTimeout: How long it may take to connect and to log in, in
-            seconds.
-        @param random: The source of chance: answers numbers from 0 to 1.
-        @raise ValueError: The URL cannot be understood.
+        @param connectTimeout: Maximum number of seconds to connect and log in.
+        @raise ValueError: This is not such a URL.
         """
-        super().__init__(reactor, limits, random)
+        super().__init__(reactor, limits)
         self._location = Location.parse(url)
         self._prefix = prefix.encode()
-        self._pattern = _SPECIAL.sub(rb"\\\g<0>", self._prefix) + b"*"
-        self._mine = re.compile(re.escape(self._prefix) + rb"([0-9a-f]{64})")
+        self._pattern = _PATTERN.sub(rb"\\\g<0>", self._prefix) + b"*"
+        self._ownKey = re.compile(re.escape(self._prefix) + rb"([0-9a-f]{64})")
         self._connectTimeout = connectTimeout
         self._opening: Deferred[None] | None = None
         self._connection: Connection | None = None
-        # Those that were lost, or given up, may not be gone yet.
-        self._connections: dict[Connection, None] = {}
-        self._watches = Waiters(_MOST, "for Redis to be lost")
+        # With those that are being closed.
+        self._connections: list[Connection] = []
+        self._watchers = Waiters(MAX_WATCHERS, "for Redis to be lost")
 
     def __repr__(self) -> str:
         return f"<RedisSessionStore at {self._location}>"
 
     def initialize(self) -> Deferred[None]:
         """
-        Connect, and find out whether sessions can be written.
+        Connect, log in, and check that sessions can be written.
 
-        @return: A Deferred that fires when that is done. It fails with
-            L{SessionsRefused} if no retry will help, and with
-            L{SessionsUnavailable} if one may; also if it is being done already.
+        @return: A Deferred that fires when the store can be used. It fails with
+            L{SessionsRefused} if a retry would fail too, and with
+            L{SessionsUnavailable} if it may succeed, or if the store is being
+            initialised already.
         """
         if self.initialized:
             return succeed(None)
         if self._opening is not None:
-            return fail(SessionsUnavailable("it is being initialised already"))
+            return fail(unavailable("the store is being initialised already"))
         opening = Deferred.fromCoroutine(self._open())
         if not opening.called:
             self._opening = opening
         return opening
 
     async def _open(self) -> None:
+        connection = Connection(self._reactor, self._lost)
+        self._connections = [each for each in self._connections if not each.isClosed]
+        self._connections.append(connection)
+        opening = Deferred.fromCoroutine(self._prepare(connection))
         try:
-            try:
-                from .redisconnection import Connection
-            except ImportError:
-                raise SessionsRefused(_EXTRA) from None
-            connection = Connection(self._reactor, _LIMIT, self._lost, self._ended)
-            self._connections[connection] = None
-            await connection.open(self._location, self._connectTimeout, self._probe)
+            await opening.addTimeout(self._connectTimeout, self._reactor)
+        except TimedOut:
+            seconds = f"{self._connectTimeout:.3g} s"
+            connection.abort(f"no answer in {seconds}")
+            raise unavailable(f"no answer from {self._location} in {seconds}") from None
+        except BaseException:
+            connection.abort("it could not be opened")
+            raise
         finally:
             self._opening = None
         self._connection = connection
         self._begin()
         self._log.info("Connected to {location}", location=self._location)
 
-    async def _probe(self, connection: Connection) -> None:
-        """
-        Write something that changes nothing: a copy, and a user who may not
-        write, can do all but that.
-        """
-        await self._runOn(connection, DISCARD, [self._prefix + b"probe"])
+    async def _prepare(self, connection: Connection) -> None:
+        await connection.open(self._location, self._connectTimeout + 1)
+        # A replica, and a user with too few permissions, cannot do this.
+        await _DELETE.run(connection, None, [self._prefix + b"probe"], b"0")
 
     def _lost(self, connection: Connection, reason: str) -> None:
-        if self._connection is not connection:
-            return
-        self._log.warn(
-            "Lost {location}: {reason}", location=self._location, reason=reason
-        )
-        self._leave()
+        if connection is self._connection:
+            self._log.warn(
+                "Lost {location}: {reason}", location=self._location, reason=reason
+            )
+            self._leave()
 
     def _leave(self) -> None:
-        """
-        It cannot be asked any more.
-        """
         self._connection = None
         self._end()
-        self._watches.succeed()
-
-    def _ended(self, connection: Connection) -> None:
-        del self._connections[connection]
+        self._watchers.succeed()
 
     def whenLost(self) -> Deferred[None]:
         """
-        @see: L{ISessionStore.whenLost}
+        Tell when the connection is lost.
         """
-        return self._watches.wait() if self.initialized else succeed(None)
+        return self._watchers.wait() if self.initialized else succeed(None)
 
     def close(self) -> Deferred[None]:
         """
-        Connections end when what was asked is answered, or the time for that is
-        up.
-
-        @see: L{ISessionStore.close}
+        Disconnect when all commands are answered, or the time for that is up.
         """
         if self._opening is not None:
-            # Whoever waits for it gave it up.
             self._opening.cancel()
         connection = self._connection
         if connection is not None:
             self._leave()
             connection.finish()
-        return Deferred.fromCoroutine(self._whenEnded())
+        return Deferred.fromCoroutine(self._whenClosed())
 
-    async def _whenEnded(self) -> None:
-        for each in list(self._connections):
-            await each.whenEnded()
+    async def _whenClosed(self) -> None:
+        for connection in self._connections:
+            await connection.whenClosed()
 
-    def _sweepLater(self) -> None:
-        """
-        Do nothing: Redis removes what has ended by itself.
-        """
-
-    # What is asked for one session.
+    # One session.
 
     def _read(self, key: bytes) -> Deferred[Row | None]:
-        name = self._nameOf(key)
-        asked = self._ask(b"HMGET", name, b"d", b"c", b"x", b"v")
-        return asked.addCallbacks(
-            self._rowOf, self._noRow, callbackArgs=(key,), errbackArgs=(key,)
-        )
+        reading = self._ask(b"HMGET", self._nameOf(key), b"d", b"c", b"x", b"v")
+        return reading.addCallbacks(self._rowOf, self._notAHash)
 
-    def _rowOf(self, fields: list[bytes | None], key: bytes) -> Row | None:
-        """
-        @return: What is kept; L{None} if there is nothing, or it has ended, or is
-            damaged.
-        """
+    def _notAHash(self, failure: Failure) -> Row:
+        failure.trap(WrongType)
+        return None, None, None, b""
+
+    def _rowOf(self, fields: Sequence[bytes | None]) -> Row | None:
         if fields == [None] * 4:
             return None
-        text, *others = fields
-        numbers = _numbersOf(others)
-        if text is None or numbers is None:
-            self._discard(key, *(each or b"" for each in others))
+        data, *numbers = fields
+        created, expires, version = (each or b"" for each in numbers)
+        try:
+            times = float(created), float(expires)
+        except ValueError:
+            times = inf, inf
+        if not all(map(isfinite, times)) or _VERSION.fullmatch(version) is None:
+            return None, None, None, version
+        if times[1] <= self._reactor.seconds():
             return None
-        created, expires, version = numbers
-        if expires <= self._reactor.seconds():
-            return None
-        return text, created, expires, version
+        return data, *times, int(version)
 
-    def _noRow(self, failure: Failure, key: bytes) -> None:
-        """
-        What is kept is no hash.
-        """
-        failure.trap(WrongType)
-        self._discard(key)
+    def _insert(self, key: bytes, row: Row) -> Deferred[bool]:
+        return self._run(_INSERT, "create", [key], *self._values(row))
 
-    def _discard(self, key: bytes, *fields: bytes) -> None:
-        name = key.hex()[:12]
-        self._log.warn("Removed a session that is damaged: {key}", key=name)
-        removed = self._run(DISCARD, "get", self._nameOf(key), *fields)
-        removed.addErrback(self._notRemoved)
-
-    def _insert(self, key: bytes, text: str, now: float, ends: float) -> Deferred[bool]:
-        words = _number(now), *self._ending(ends)
-        name = self._nameOf(key)
-        return self._whether(INSERT, "create", name, text.encode(), *words)
-
-    def _update(
-        self, key: bytes, text: str, ends: float, version: int
+    def _replace(
+        self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
-        known = b"%d" % version, _number(self._reactor.seconds())
-        words = *known, text.encode(), *self._ending(ends)
-        return self._whether(UPDATE, "set", self._nameOf(key), *words)
+        now = _number(self._reactor.seconds())
+        keys, method = ([key], "set") if newKey == key else ([key, newKey], "renew")
+        return self._run(
+            _REPLACE, method, keys, b"%d" % version, now, *self._values(row)
+        )
 
-    def _move(
-        self,
-        key: bytes,
-        newKey: bytes,
-        text: str,
-        now: float,
-        ends: float,
-        version: int,
-    ) -> Deferred[bool]:
-        names = [self._nameOf(key), self._nameOf(newKey)]
-        known = b"%d" % version, _number(now)
-        words = *known, text.encode(), *self._ending(ends)
-        moving = self._runOn(self._connection, MOVE, names, *words, method="renew")
-        return Deferred.fromCoroutine(moving).addCallback(bool)
+    def _extend(self, key: bytes, before: float, expires: float) -> Deferred[Any]:
+        ending = self._ending(expires)
+        return self._run(_EXTEND, "touch", [key], _number(before), *ending)
 
-    def _prolong(self, key: bytes) -> Deferred[bool]:
-        return Deferred.fromCoroutine(self._use(key))
+    def _delete(self, key: bytes, version: Any = None) -> Deferred[bool]:
+        arguments = [_number(self._reactor.seconds())]
+        if version is not None:
+            arguments.append(b"%d" % version if type(version) is int else version)
+        return self._run(_DELETE, "destroy", [key], *arguments).addCallback(bool)
 
-    async def _use(self, key: bytes) -> bool:
-        row = await self._read(key)
-        if row is None:
-            return False
-        _, created, expires, _ = row
-        now = self._reactor.seconds()
-        if not self.limits.isWorthAWrite(created, expires, now):
-            return True
-        words = _number(now), *self._ending(self.limits.expiry(created, now))
-        return await self._whether(PROLONG, "touch", self._nameOf(key), *words)
-
-    def _delete(self, key: bytes, version: int | None = None) -> Deferred[bool]:
-        name = self._nameOf(key)
-        if version is None:
-            now = _number(self._reactor.seconds())
-            return self._whether(DELETE, "destroy", name, now)
-        return self._whether(DELETE_VERSION, "destroy", name, b"%d" % version)
-
-    # What is asked for all.
+    # All sessions.
 
     async def _search(self) -> AsyncIterator[list[bytes]]:
         """
-        @return: The keys of all sessions, in no order, some at a time. What is
-            not there all the time may be missing, or come twice.
+        @return: The keys of all sessions, in no order, some at a time.
         """
         cursor = b"0"
         while True:
             cursor, names = await self._ask(
-                b"SCAN", cursor, b"MATCH", self._pattern, b"COUNT", b"%d" % _STEP
+                b"SCAN", cursor, b"MATCH", self._pattern, b"COUNT", b"%d" % SCAN_COUNT
             )
-            found = [self._mine.fullmatch(name) for name in names]
+            found = [self._ownKey.fullmatch(name) for name in names]
             yield [bytes.fromhex(each[1].decode()) for each in found if each]
             if cursor == b"0":
                 break
@@ -344,48 +330,29 @@ class RedisSessionStore(BaseStore):
         count = 0
         now = _number(self._reactor.seconds())
         async for keys in self._search():
-            names = [self._nameOf(key) for key in keys]
-            count += await self._runOn(self._connection, COUNT, names, now)
+            count += await self._run(_COUNT, None, keys, now)
         return count
 
     def _list(self, after: bytes, limit: int) -> Deferred[Sequence[tuple[bytes, Row]]]:
         return Deferred.fromCoroutine(self._listSome(after, limit))
 
     async def _listSome(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Row]]:
-        while True:
-            first: list[bytes] = []
-            async for keys in self._search():
-                later = {key for key in keys if key > after}
-                first = sorted(later.union(first))[:limit]
-            found: list[tuple[bytes, Row]] = []
-            for begin in range(0, len(first), _PART):
-                found += await self._readAll(first[begin : begin + _PART])
-            if found or not first:
-                return found
-            # All of these have ended meanwhile, or are damaged, but there may be
-            # more.
-            after = first[-1]
+        first: list[bytes] = []
+        async for keys in self._search():
+            first = sorted({*first, *(key for key in keys if key > after)})[:limit]
+        rows = [(key, await self._read(key)) for key in first]
+        found = [(key, row) for key, row in rows if row is not None]
+        if not found and first:
+            # All of these have expired in the meantime.
+            return await self._listSome(first[-1], limit)
+        return found
 
-    async def _readAll(self, keys: list[bytes]) -> list[tuple[bytes, Row]]:
-        answers: list[tuple[bool, Any]] = await DeferredList(
-            [self._read(key) for key in keys], consumeErrors=True
-        )
-        rows: list[tuple[bytes, Row]] = []
-        for key, (isThere, row) in zip(keys, answers, strict=True):
-            if not isThere:
-                row.raiseException()
-            if row is not None:
-                rows.append((key, row))
-        return rows
+    def _removeExpired(self, time: float, limit: int) -> Deferred[int]:
+        if time != inf:
+            return succeed(0)
+        return Deferred.fromCoroutine(self._removeAll())
 
-    def _removeEnded(self, most: int) -> Deferred[int]:
-        return succeed(0)
-
-    def _removeSome(self, most: int) -> Deferred[int]:
-        # Each search begins anew, so that one removes all.
-        return Deferred.fromCoroutine(self._removeThem())
-
-    async def _removeThem(self) -> int:
+    async def _removeAll(self) -> int:
         removed = 0
         async for keys in self._search():
             if keys:
@@ -393,71 +360,42 @@ class RedisSessionStore(BaseStore):
                 removed += await self._ask(b"DEL", *names, method="clear")
         return removed
 
-    # How it is asked.
+    # How Redis is asked.
 
     def _nameOf(self, key: bytes) -> bytes:
         return self._prefix + key.hex().encode()
 
-    def _ending(self, ends: float) -> tuple[bytes, bytes]:
+    def _values(self, row: Row) -> tuple[bytes, ...]:
+        data, created, expires, version = row
+        time, milliseconds = self._ending(expires)
+        return data, _number(created), time, b"%d" % version, milliseconds
+
+    def _ending(self, expires: float) -> tuple[bytes, bytes]:
         """
-        @return: When a session ends, and after how many milliseconds Redis
-            removes it: its clock may show another time than that of the program.
+        @return: When a session expires, and after how many milliseconds: the clock
+            of Redis may differ from that of this machine.
         """
-        ends = min(ends, _LONGEST)
-        left = ceil((ends - self._reactor.seconds()) * 1000)
-        return _number(ends), b"%d" % max(left, 1)
+        expires = min(expires, MAX_EXPIRY)
+        left = ceil((expires - self._reactor.seconds()) * 1000)
+        return _number(expires), b"%d" % max(left, 1)
 
     def _ask(self, *words: bytes, method: str | None = None) -> Deferred[Any]:
         if self._connection is None:
-            return fail(SessionsUnavailable(_NOT_CONNECTED, LATER))
+            return fail(unavailable("Redis is not connected"))
         return self._connection.ask(*words, method=method)
 
-    def _whether(
-        self, script: Script, method: str, name: bytes, *words: bytes
-    ) -> Deferred[bool]:
-        return self._run(script, method, name, *words).addCallback(bool)
-
     def _run(
-        self, script: Script, method: str, name: bytes, *words: bytes
-    ) -> Deferred[Any]:
-        running = self._runOn(self._connection, script, [name], *words, method=method)
-        return Deferred.fromCoroutine(running)
-
-    async def _runOn(
         self,
-        connection: Connection | None,
-        script: Script,
-        names: list[bytes],
-        *words: bytes,
-        method: str | None = None,
-    ) -> Any:
-        """
-        Run a script. One that Redis does not know is sent as a whole.
-        """
-        if connection is None:
-            raise SessionsUnavailable(_NOT_CONNECTED, LATER)
-        words = b"%d" % len(names), *names, *words
-        try:
-            return await connection.ask(b"EVALSHA", script.name, *words, method=method)
-        except NoScript:
-            return await connection.ask(b"EVAL", script.text, *words, method=method)
+        script: _Script,
+        method: str | None,
+        keys: Sequence[bytes],
+        *arguments: bytes,
+    ) -> Deferred[Any]:
+        names = [self._nameOf(key) for key in keys]
+        return Deferred.fromCoroutine(
+            script.run(self._connection, method, names, *arguments)
+        )
 
 
 def _number(value: float) -> bytes:
     return repr(float(value)).encode()
-
-
-def _numbersOf(fields: Sequence[bytes | None]) -> tuple[float, float, int] | None:
-    """
-    @param fields: When a session was made, when it ends, and its version, as they
-        are kept.
-    @return: These as numbers; L{None} if they are damaged.
-    """
-    created, expires, version = (each or b"" for each in fields)
-    try:
-        times = float(created), float(expires)
-    except ValueError:
-        return None
-    if not all(map(isfinite, times)) or _DIGITS.fullmatch(version) is None:
-        return None
-    return *times, int(version)

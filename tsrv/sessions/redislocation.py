@@ -1,36 +1,49 @@
 """
-Where Redis is.
+Where Redis is. This needs no client of Redis, so that options can be parsed without.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Final
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    UNIXClientEndpoint,
+    wrapClientTLS,
+)
 
 __all__ = ["Location"]
 
 _URL: Final = (
-    "the URL of Redis is redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], with "
-    "special characters of the password written as %XX"
+    "the URL of Redis is redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], the same with "
+    "rediss:// for TLS, or unix://[USER:PASSWORD@]/PATH[?db=NUMBER]; write special "
+    "characters of the password as %XX"
 )
 
 
 @dataclass(frozen=True)
 class Location:
     """
-    Where Redis is. What it looks like has no password in it.
+    Where Redis is. Its C{str} and C{repr} have no password.
 
-    @ivar host: The name or the address of the host.
+    @ivar host: The name or address of the host; empty for a UNIX socket.
     @ivar port: The TCP port.
-    @ivar number: Which of its databases.
-    @ivar user: The name of the user; empty for the one that has none.
+    @ivar path: The path of the UNIX socket.
+    @ivar tls: Whether the connection is encrypted. The server's certificate must be
+        valid for the host; C{SSL_CERT_FILE} names other authorities than those of
+        the system.
+    @ivar number: The number of the database.
+    @ivar user: The name of the user; empty for the default one.
     @ivar password: The password, if there is one.
     """
 
-    host: str
+    host: str = ""
     port: int = 6379
+    path: str = ""
+    tls: bool = False
     number: int = 0
     user: str = ""
     password: str | None = field(default=None, repr=False)
@@ -38,25 +51,31 @@ class Location:
     @classmethod
     def parse(cls, url: str) -> Location:
         """
-        @param url: C{redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER]}. The user may
+        @param url: C{redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER]}, the same with
+            C{rediss:}, or C{unix://[USER:PASSWORD@]/PATH[?db=NUMBER]}. The user may
             be empty.
         @return: The location.
-        @raise ValueError: It is none. The message does not repeat it.
+        @raise ValueError: The URL is something else. The message does not repeat it.
         """
         try:
             split = urlsplit(url.strip())
-            host, port = split.hostname, split.port
+            host, port = split.hostname or "", split.port
+            query = parse_qs(split.query, strict_parsing=bool(split.query))
             url.encode()
         except ValueError:
             raise ValueError(_URL) from None
         login, at, _ = split.netloc.rpartition("@")
         user, colon, password = login.partition(":")
-        number = split.path.removeprefix("/")
+        isUNIX = split.scheme == "unix"
+        path, number = "", split.path.removeprefix("/")
+        if isUNIX:
+            path, number = unquote(split.path), query.pop("db", ["0"])[-1]
         if (
-            split.scheme != "redis"
-            or not host
+            split.scheme not in ("redis", "rediss", "unix")
+            or bool(host) is isUNIX
+            or bool(len(path) > 1) is not isUNIX
             or port == 0
-            or split.query
+            or query
             or split.fragment
             or not re.fullmatch(r"[0-9]{0,9}", number)
             or (at and not (colon and password))
@@ -66,12 +85,33 @@ class Location:
         return cls(
             host,
             port or 6379,
+            path,
+            split.scheme == "rediss",
             int(number or 0),
             unquote(user),
             unquote(password) if at else None,
         )
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
         user = f"{self.user}@" if self.user else ""
-        return f"redis://{user}{host}:{self.port}/{self.number}"
+        if self.path:
+            return f"unix://{user}{self.path}?db={self.number}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        scheme = "rediss" if self.tls else "redis"
+        return f"{scheme}://{user}{host}:{self.port}/{self.number}"
+
+    def endpoint(self, reactor: Any, timeout: float) -> Any:
+        """
+        @param reactor: Provides connections.
+        @param timeout: Seconds that connecting may take.
+        @return: The client endpoint.
+        @raise ImportError: C{twisted[tls]}, which TLS needs, is not installed.
+        """
+        if self.path:
+            return UNIXClientEndpoint(reactor, self.path, timeout)
+        endpoint = HostnameEndpoint(reactor, self.host, self.port, timeout)
+        if not self.tls:
+            return endpoint
+        from twisted.internet.ssl import optionsForClientTLS
+
+        return wrapClientTLS(optionsForClientTLS(self.host), endpoint)

@@ -1,5 +1,5 @@
 """
-Sessions in a table of a database: SQLite's or PostgreSQL's.
+Sessions in a table of a database, SQLite or PostgreSQL.
 """
 
 from __future__ import annotations
@@ -22,15 +22,8 @@ from ..databases import (
     Statement,
     UniqueViolated,
 )
-from .basestore import (
-    BaseStore,
-    Row,
-)
-from .store import (
-    ISessionStore,
-    Limits,
-    checkTable,
-)
+from .basestore import BaseStore, Row
+from .store import ISessionStore, Limits, checkTable
 
 __all__ = [
     "PostgreSQLSessionStore",
@@ -45,8 +38,8 @@ TABLE: Final = "sessions"
 def schemaOf(table: str = TABLE) -> Schema:
     """
     @param table: The name of the table.
-    @return: What a database has to have for the sessions.
-    @raise ValueError: It is no name of a table.
+    @return: What a database needs to have for sessions.
+    @raise ValueError: This cannot be the name of the table.
     """
     checkTable(table)
     index = f'CREATE INDEX "{table}_expires" ON "{table}" (expires)'
@@ -74,7 +67,7 @@ def schemaOf(table: str = TABLE) -> Schema:
 @implementer(ISessionStore, ISettlesCalls)
 class SQLSessionStore(BaseStore):
     """
-    A store in a database whose schemas L{schemaOf} is one of.
+    A store in a database that was made with L{schemaOf} among its schemas.
     """
 
     def __init__(
@@ -92,21 +85,19 @@ class SQLSessionStore(BaseStore):
         @param database: The database.
         @param table: The name of the table.
         @param limits: How long sessions live, and how large they may be.
-        @param owned: Whether the database is there for the sessions alone, so
-            that it is initialised and closed with them. Otherwise it has to be
-            initialised before them.
-        @param random: The source of chance: answers numbers from 0 to 1.
-        @raise ValueError: That is no name of a table.
+        @param owned: Whether the store initialises and closes the database.
+            Otherwise the database must be initialised first.
+        @param random: Returns random numbers from 0 to 1.
+        @raise ValueError: This cannot be the name of the table.
         """
         super().__init__(reactor, limits, random)
         self._database = database
         self._owned = owned
-        name = checkTable(table)
-        self._sql = _Statements(name)
+        self._statements = _Statements(checkTable(table))
 
     def initialize(self) -> Deferred[None]:
         """
-        @see: L{IAsyncModule.initialize}
+        Initialise the database, if it belongs to the store.
         """
         if self.initialized:
             return succeed(None)
@@ -122,100 +113,68 @@ class SQLSessionStore(BaseStore):
 
     def whenLost(self) -> Deferred[None]:
         """
-        @see: L{ISessionStore.whenLost}
+        Tell when a database that belongs to the store is lost. The wrapper of a
+        shared database queues calls itself.
         """
-        # One that is somebody else's is waited for by its own queue.
         return self._database.whenLost() if self._owned else Deferred()
 
     def close(self) -> Deferred[None]:
         """
-        @see: L{ISessionStore.close}
+        Close the database, if it belongs to the store.
         """
         self._end()
         return self._database.close() if self._owned else succeed(None)
 
     def _read(self, key: bytes) -> Deferred[Row | None]:
         now = self._reactor.seconds()
-        rows: Deferred[Any] = self._database.read(self._sql.read, key, now)
+        rows = self._database.read(self._statements.read, key, now)
         return rows.addCallback(lambda found: found[0] if found else None)
 
-    def _insert(self, key: bytes, text: str, now: float, ends: float) -> Deferred[bool]:
-        insert = self._sql.insert
-        made: Deferred[Any] = self._database.write(
-            insert, key, text.encode(), now, ends
-        )
-        return made.addCallbacks(lambda _: True, _isThere)
+    def _write(self, statement: Statement, *parameters: object) -> Deferred[list[Any]]:
+        return self._database.write(statement, *parameters)
 
-    def _update(
-        self, key: bytes, text: str, ends: float, version: int
+    def _insert(self, key: bytes, row: Row) -> Deferred[bool]:
+        inserting = self._write(self._statements.insert, key, *row)
+        return inserting.addCallbacks(lambda _: True, _keyExists)
+
+    def _replace(
+        self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
+        values: tuple[Any, ...] = row
+        statement = self._statements.update
+        if newKey != key:
+            statement, values = self._statements.move, (newKey, *row)
         now = self._reactor.seconds()
-        update = self._sql.update
-        return _whether(
-            self._database.write(update, text.encode(), ends, key, version, now)
-        )
+        return self._write(statement, *values, key, version, now).addCallback(bool)
 
-    def _move(
-        self,
-        key: bytes,
-        newKey: bytes,
-        text: str,
-        now: float,
-        ends: float,
-        version: int,
-    ) -> Deferred[bool]:
-        words = newKey, text.encode(), now, ends, key, version, now
-        return _whether(self._database.write(self._sql.move, *words))
+    def _extend(self, key: bytes, before: float, expires: float) -> Deferred[Any]:
+        return self._write(self._statements.extend, expires, key, before)
 
-    def _prolong(self, key: bytes) -> Deferred[bool]:
-        return Deferred.fromCoroutine(self._use(key))
-
-    async def _use(self, key: bytes) -> bool:
-        rows: list[Any] = await self._database.read(
-            self._sql.times, key, self._reactor.seconds()
-        )
-        if not rows:
-            return False
-        created, expires = rows[0]
+    def _delete(self, key: bytes, version: Any = None) -> Deferred[bool]:
         now = self._reactor.seconds()
-        if self.limits.isWorthAWrite(created, expires, now):
-            ends = self.limits.expiry(created, now)
-            # Of many who find that at once, the first one writes.
-            await self._database.write(self._sql.touch, ends, key, expires, now)
-        return True
-
-    def _delete(self, key: bytes, version: int | None = None) -> Deferred[bool]:
         if version is None:
-            now = self._reactor.seconds()
-            ended: Deferred[Any] = self._database.write(self._sql.delete, key)
-            # One that has ended is removed too, but was none any more.
-            return ended.addCallback(lambda rows: any(row[0] > now for row in rows))
-        return _whether(self._database.write(self._sql.deleteVersion, key, version))
+            rows = self._write(self._statements.delete, key, now)
+        else:
+            rows = self._write(self._statements.deleteVersion, key, version, now)
+        return rows.addCallback(lambda deleted: any(row[0] for row in deleted))
 
     def _count(self) -> Deferred[int]:
-        now = self._reactor.seconds()
-        counted: Deferred[Any] = self._database.read(self._sql.count, now)
-        return counted.addCallback(lambda rows: rows[0][0])
+        rows = self._database.read(self._statements.count, self._reactor.seconds())
+        return rows.addCallback(lambda found: found[0][0])
 
     def _list(self, after: bytes, limit: int) -> Deferred[Sequence[tuple[bytes, Row]]]:
         now = self._reactor.seconds()
-        listed: Deferred[Any] = self._database.read(self._sql.list, after, now, limit)
-        return listed.addCallback(lambda rows: [(row[0], row[1:]) for row in rows])
+        rows = self._database.read(self._statements.list, after, now, limit)
+        return rows.addCallback(lambda found: [(row[0], row[1:]) for row in found])
 
-    def _removeEnded(self, most: int) -> Deferred[int]:
-        now = self._reactor.seconds()
-        remove = self._sql.removeEnded
-        removed: Deferred[Any] = self._database.write(remove, now, most, now)
-        return removed.addCallback(len)
-
-    def _removeSome(self, most: int) -> Deferred[int]:
-        removed: Deferred[Any] = self._database.write(self._sql.removeSome, most)
-        return removed.addCallback(len)
+    def _removeExpired(self, time: float, limit: int) -> Deferred[int]:
+        removing = self._write(self._statements.removeExpired, time, limit, time)
+        return removing.addCallback(len)
 
 
 class SQLiteSessionStore(SQLSessionStore):
     """
-    A store in a file of SQLite.
+    A store in an SQLite file of its own.
     """
 
     def __init__(
@@ -226,24 +185,20 @@ class SQLiteSessionStore(SQLSessionStore):
         limits: Limits | None = None,
         *,
         settings: Settings | None = None,
-        random: Callable[[], float] = _random,
     ) -> None:
         """
         @param reactor: Provides the time, and threads.
-        @param db: The path of the file; it is made if it is not there.
-        @param table: The name of the table.
-        @param limits: How long sessions live, and how large they may be.
+        @param db: The path of the file, which is created if it does not exist.
         @param settings: How the database is used.
-        @param random: The source of chance: answers numbers from 0 to 1.
-        @raise ValueError: That is no path, or no name of a table.
+        @raise ValueError: This cannot be a path, or the name of the table.
         """
         database = Database(reactor, f"sqlite:{db}", [schemaOf(table)], settings)
-        super().__init__(reactor, database, table, limits, random=random)
+        super().__init__(reactor, database, table, limits)
 
 
 class PostgreSQLSessionStore(SQLSessionStore):
     """
-    A store in a database of PostgreSQL, which several servers can share.
+    A store in a PostgreSQL database, which several servers can share.
     """
 
     def __init__(
@@ -254,86 +209,68 @@ class PostgreSQLSessionStore(SQLSessionStore):
         limits: Limits | None = None,
         *,
         settings: Settings | None = None,
-        random: Callable[[], float] = _random,
     ) -> None:
         """
-        @param reactor: Provides the time, and the watching of sockets.
-        @param url: Where it is: C{postgresql://USER:PASSWORD@HOST:PORT/NAME}.
-        @param table: The name of the table.
-        @param limits: How long sessions live, and how large they may be.
+        @param reactor: Provides the time, and watches sockets.
+        @param url: Its URL: C{postgresql://USER:PASSWORD@HOST:PORT/NAME}.
         @param settings: How the database is used.
-        @param random: The source of chance: answers numbers from 0 to 1.
-        @raise ValueError: That is no such URL, or no name of a table.
+        @raise ValueError: This cannot be the URL, or the name of the table.
         """
         if Location.parse(url).kind != "postgresql":
-            raise ValueError("the URL of the sessions has to be postgresql://…")
+            raise ValueError("the URL of the sessions must be postgresql://…")
         database = Database(reactor, url, [schemaOf(table)], settings)
-        super().__init__(reactor, database, table, limits, random=random)
+        super().__init__(reactor, database, table, limits)
 
 
 class _Statements:
     """
-    What is asked of a table. Its name has been checked.
+    The statements for a table.
     """
 
-    def __init__(self, name: str) -> None:
-        # It may be a word that means something.
-        table = f'"{name}"'
-        self.read = Statement(
-            f"SELECT data, created, expires, version FROM {table} "  # noqa: S608
+    def __init__(self, table: str) -> None:
+        def statement(sql: str) -> Statement:
+            # Quoted, because the name may be a keyword.
+            return Statement(sql.replace("TABLE", f'"{table}"'))
+
+        self.read = statement(
+            "SELECT data, created, expires, version FROM TABLE "
             "WHERE key = ? AND expires > ?"
         )
-        self.times = Statement(
-            f"SELECT created, expires FROM {table} "  # noqa: S608
-            "WHERE key = ? AND expires > ?"
+        self.insert = statement(
+            "INSERT INTO TABLE (key, data, created, expires, version) "
+            "VALUES (?, ?, ?, ?, ?)"
         )
-        self.insert = Statement(
-            f"INSERT INTO {table} (key, data, version, created, expires) "  # noqa: S608
-            "VALUES (?, ?, 1, ?, ?)"
-        )
-        self.update = Statement(
-            f"UPDATE {table} SET data = ?, version = version + 1, expires = ? "  # noqa: S608
+        self.update = statement(
+            "UPDATE TABLE SET data = ?, created = ?, expires = ?, version = ? "
             "WHERE key = ? AND version = ? AND expires > ? RETURNING version"
         )
-        self.move = Statement(
-            f"UPDATE {table} SET key = ?, data = ?, version = version + 1, "  # noqa: S608
-            "created = ?, expires = ? "
-            "WHERE key = ? AND version = ? AND expires > ? RETURNING version"
-        )
-        self.touch = Statement(
-            f"UPDATE {table} SET expires = ? "  # noqa: S608
-            "WHERE key = ? AND expires = ? AND expires > ?"
-        )
-        self.delete = Statement(
-            f"DELETE FROM {table} WHERE key = ? RETURNING expires"  # noqa: S608
-        )
-        self.deleteVersion = Statement(
-            f"DELETE FROM {table} WHERE key = ? AND version = ? "  # noqa: S608
+        self.move = statement(
+            "UPDATE TABLE SET key = ?, data = ?, created = ?, expires = ?, "
+            "version = ? WHERE key = ? AND version = ? AND expires > ? "
             "RETURNING version"
         )
-        self.count = Statement(
-            f"SELECT count(*) FROM {table} WHERE expires > ?"  # noqa: S608
+        self.extend = statement(
+            "UPDATE TABLE SET expires = ? WHERE key = ? AND expires = ?"
         )
-        self.list = Statement(
-            f"SELECT key, data, created, expires, version FROM {table} "  # noqa: S608
+        # An expired row is deleted too, but it was not a session any more.
+        self.delete = statement("DELETE FROM TABLE WHERE key = ? RETURNING expires > ?")
+        self.deleteVersion = statement(
+            "DELETE FROM TABLE WHERE key = ? AND version = ? RETURNING expires > ?"
+        )
+        self.count = statement("SELECT count(*) FROM TABLE WHERE expires > ?")
+        self.list = statement(
+            "SELECT key, data, created, expires, version FROM TABLE "
             "WHERE key > ? AND expires > ? ORDER BY key LIMIT ?"
         )
-        self.removeEnded = Statement(
-            f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} "  # noqa: S608
+        # The outer condition is checked again, when a row that is being used was
+        # waited for.
+        self.removeExpired = statement(
+            "DELETE FROM TABLE WHERE key IN (SELECT key FROM TABLE "
             "WHERE expires <= ? ORDER BY expires LIMIT ?) "
-            # It may have been used since it was found.
             "AND expires <= ? RETURNING version"
         )
-        self.removeSome = Statement(
-            f"DELETE FROM {table} WHERE key IN "  # noqa: S608
-            f"(SELECT key FROM {table} LIMIT ?) RETURNING version"
-        )
 
 
-def _isThere(failure: Failure) -> bool:
+def _keyExists(failure: Failure) -> bool:
     failure.trap(UniqueViolated)
     return False
-
-
-def _whether(rows: Deferred[Any]) -> Deferred[bool]:
-    return rows.addCallback(bool)

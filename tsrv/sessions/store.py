@@ -1,14 +1,14 @@
 """
-Web sessions that outlive the process.
+What a session is to a store, and what a store does.
 
 A session is a JSON object behind an identifier that only its visitor knows. A
-store keeps it under the SHA-256 of that identifier: whoever reads the store can
-log in as nobody.
+store keeps the session under the SHA-256 of its identifier, so that a copy of the
+database lets nobody log in.
 
-What a request has done to a session reaches the store as L{Changes}, not as a
-whole new session: so of two requests at a time, neither undoes what the other
-did. A session is made once, by an insertion; every later change is an update,
-and finds nothing if the session has been destroyed meanwhile.
+A request hands the store its L{Changes}, not a whole new session. Two requests
+that run at the same time therefore do not undo each other's work. L{ISessionStore
+.create<ISessionStore>} inserts a session once; every later change is an update,
+and an update does nothing if the session was destroyed in the meantime.
 """
 
 from __future__ import annotations
@@ -43,61 +43,57 @@ __all__ = [
     "makeIdentifier",
 ]
 
-_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,54}")
+DEFAULT_LIFETIME_SECONDS: Final = 24 * 3600.0
 """
-PostgreSQL cuts names off behind 63 characters, and that of the index is longer.
-"""
-
-_RESERVED: Final = ("sqlite_", "pg_", "tsrv_schema")
-
-_ENCODER: Final = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":")
-)
-"""
-What C{json.dumps} would make anew each time.
+Lifetime, in seconds, of a session that has no other limit.
 """
 
-_DEEPEST: Final = 100
+MAX_DEPTH: Final = 100
 """
-How often there may be something in something.
+Maximum number of levels of lists and objects inside each other.
 """
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+
+# PostgreSQL cuts names after 63 characters, and "_expires" is added for the index.
+_TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,54}")
+
+_RESERVED_PREFIXES: Final = ("sqlite_", "pg_", "tsrv_schema")
 
 
 class SessionError(Exception):
     """
-    Something is wrong with a session, and no retry will help.
+    A session cannot be stored, and a retry would fail too.
     """
 
 
 class SessionTooLarge(SessionError):
     """
-    A session has more in it than a store takes.
+    A session is larger than L{Limits.size}.
     """
 
 
 class SessionsUnavailable(Unavailable):
     """
-    The sessions cannot be had now.
+    The store cannot be used now. Nothing was changed.
     """
 
 
 def makeIdentifier() -> str:
     """
-    @return: An identifier that nobody can guess: 256 bits, in 43 characters that
-        a cookie may have.
+    @return: A new identifier: 256 random bits in 43 characters that are valid in
+        a cookie.
     """
     return token_urlsafe(32)
 
 
 def keyOf(identifier: str) -> bytes | None:
     """
-    @param identifier: What a visitor has sent.
-    @return: Under what its session is kept; L{None} if no session can have such
-        an identifier.
+    @param identifier: What a client has sent.
+    @return: The key of its session, 32 bytes; L{None} if no session can have this
+        identifier.
     """
-    if _NAME.fullmatch(identifier) is None:
+    if _IDENTIFIER.fullmatch(identifier) is None:
         return None
     return sha256(identifier.encode("ascii")).digest()
 
@@ -106,12 +102,12 @@ def checkTable(name: str) -> str:
     """
     @param name: The name of a table.
     @return: The name.
-    @raise ValueError: It is no plain identifier.
+    @raise ValueError: It is not a plain identifier.
     """
-    if _IDENTIFIER.fullmatch(name) is None or name.lower().startswith(_RESERVED):
+    if _TABLE.fullmatch(name) is None or name.lower().startswith(_RESERVED_PREFIXES):
         raise ValueError(
-            "the name of a table has to be up to 55 letters, digits and _, and must "
-            "not begin with a digit, or as those of the database itself do"
+            "the name of a table must be up to 55 letters, digits and _; it must not "
+            "begin with a digit or with a prefix that the database reserves"
         )
     return name
 
@@ -119,13 +115,14 @@ def checkTable(name: str) -> str:
 @dataclass(frozen=True)
 class Limits:
     """
-    How long a session lives, and how large it may be.
+    How long sessions live, and how large they may be. With neither an idle nor an
+    absolute limit, a session lives for a day.
 
-    @ivar idle: The seconds after which one that nobody uses ends; L{None} for
-        never.
-    @ivar absolute: The seconds after which each ends; L{None} for never. Where
-        neither is given, a day.
-    @ivar size: How many bytes its JSON may have.
+    @ivar idle: Seconds after its last use at which a session expires; L{None} for
+        no such limit.
+    @ivar absolute: Seconds after its creation at which a session expires; L{None}
+        for no such limit.
+    @ivar size: Maximum size of a session's JSON, in bytes.
     """
 
     idle: float | None = 30 * 60.0
@@ -134,12 +131,12 @@ class Limits:
 
     def expiry(self, created: float, now: float) -> float:
         """
-        @param created: When a session was made, in seconds of the epoch.
-        @param now: When it was used.
-        @return: When it ends, unless it is used again.
+        @param created: When the session was created, in seconds since the epoch.
+        @param now: When it was last used.
+        @return: When it expires if it is not used again.
         """
         if self.idle is None and self.absolute is None:
-            return created + 24 * 3600.0
+            return created + DEFAULT_LIFETIME_SECONDS
         ends = [now + self.idle] if self.idle is not None else []
         if self.absolute is not None:
             ends.append(created + self.absolute)
@@ -147,11 +144,11 @@ class Limits:
 
     def isWorthAWrite(self, created: float, expires: float, now: float) -> bool:
         """
-        @param created: When a session was made.
-        @param expires: When it ends, if it is not used again.
+        @param created: When the session was created, in seconds since the epoch.
+        @param expires: When it expires if it is not used again.
         @param now: When it is used.
-        @return: Whether that moves its end by so much that it is worth to be
-            written: by a twentieth of the idle limit.
+        @return: Whether this use moves its expiry by at least a twentieth of the
+            idle limit. Smaller moves are not written.
         """
         if self.idle is None:
             return False
@@ -161,14 +158,14 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class StoredSession:
     """
-    A session as a store has it.
+    A session as the store has it.
 
-    @ivar data: What is in it; the caller's own.
-    @ivar created: When it was made, in seconds of the epoch.
-    @ivar expires: When it ends, unless it is used again.
-    @ivar version: How often it has been changed.
-    @ivar counted: What the counters to which a caller has added were at then,
-        before others came.
+    @ivar data: Its content, a copy that belongs to the caller.
+    @ivar created: When it was created, in seconds since the epoch.
+    @ivar expires: When it expires if it is not used again.
+    @ivar version: How often it was changed.
+    @ivar counted: The counters that this change added to, right after it; later
+        changes may already be in C{data}.
     """
 
     data: dict[str, Any] = field(repr=False)
@@ -181,16 +178,13 @@ class StoredSession:
 @dataclass(frozen=True)
 class Changes:
     """
-    What was done to a session.
+    What a request does to a session. If two requests assign the same member, the
+    later one wins; changes of different members are all kept; additions are summed.
 
-    Where two requests assign to the same member, the later one wins; what they
-    do to different members is all there; and what they add to a counter is
-    summed up.
-
-    @ivar assigned: Members with their new values.
-    @ivar removed: The names of members that are to go.
-    @ivar added: What is to be added to members that are numbers; one that is
-        not there, or is none, counts as 0.
+    @ivar assigned: Members and their new values.
+    @ivar removed: Names of members to remove.
+    @ivar added: Numbers to add to members. A member that does not exist, or is not
+        a number, counts as 0.
     """
 
     assigned: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -202,8 +196,8 @@ class Changes:
 
     def applyTo(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """
-        @param data: What is in a session.
-        @return: What is in it afterwards.
+        @param data: The content of a session.
+        @return: The content after these changes.
         @raise SessionError: A number becomes too large.
         """
         changed = {
@@ -216,134 +210,78 @@ class Changes:
                 changed[name] = number + (before if type(before) in (int, float) else 0)
             except (TypeError, OverflowError) as error:
                 raise SessionError(
-                    f"a counter cannot be added to ({type(error).__name__})"
+                    f"cannot add to a counter ({type(error).__name__})"
                 ) from None
         return changed
 
 
-def encode(data: Mapping[str, Any], limits: Limits) -> str:
-    """
-    @param data: What is in a session.
-    @param limits: How large it may be.
-    @return: It in JSON.
-    @raise SessionTooLarge: It has more in it.
-    @raise SessionError: JSON has no way to say it.
-    """
-    try:
-        text = _ENCODER.encode(dict(data))
-        if text.count("[") + text.count("{") > _DEEPEST:
-            _checkDepth(data, _DEEPEST)
-        size = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SessionError(
-            f"what is in the session cannot be JSON ({type(error).__name__})"
-        ) from None
-    if size > limits.size:
-        raise SessionTooLarge(f"the session has more than {limits.size} bytes")
-    return text
-
-
-def _checkDepth(value: Any, left: int) -> None:
-    """
-    @raise ValueError: There is something in something, and so on, too often: who
-        reads it has less room than who has written it.
-    """
-    if isinstance(value, Mapping | list | tuple):
-        if not left:
-            raise ValueError("nested too deeply")
-        for each in value.values() if isinstance(value, Mapping) else value:
-            _checkDepth(each, left - 1)
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not isfinite(number):
-        raise ValueError("too large")
-    return number
-
-
-def _noNumber(name: str) -> NoReturn:
-    raise ValueError("not a number")
-
-
-_DECODER: Final = json.JSONDecoder(parse_float=_finite, parse_constant=_noNumber)
-
-
-def decode(text: str | bytes) -> dict[str, Any] | None:
-    """
-    @param text: What a store has.
-    @return: What is in the session; L{None} if it is damaged.
-    """
-    try:
-        data = _DECODER.decode(text if isinstance(text, str) else text.decode())
-    except (ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
+Entry = tuple[bytes, StoredSession]
+"""
+A key and the session under it.
+"""
 
 
 class ISessionStore(IAsyncModule):
     """
-    A place for sessions, which answers later.
+    A store of sessions. It keeps each session under L{keyOf} its identifier. An
+    identifier that is unknown, malformed, or whose session has expired means "no
+    session"; no method creates one for it, except L{create}.
 
-    Identifiers are what visitors have; a store keeps a session under L{keyOf} of
-    its identifier, and answers to one that it does not know, that is no
-    identifier, or whose session has ended, that there is none: never by making
-    one.
-
-    Each Deferred may be cancelled: what has not begun is not done then. Each
-    fails with an L{Unavailable<tsrv.errors.Unavailable>} if the store
-    cannot be asked now, in which case nothing was done; and, if it changes
-    something, with L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} if nobody
-    knows whether that was done. Before it was initialised, and after it was
-    closed, each fails with L{NotInitialized<tsrv.asyncmodule.NotInitialized>}.
+    Every Deferred can be cancelled; an operation that has not started then never
+    starts. A Deferred fails with L{Unavailable<tsrv.errors.Unavailable>} if the
+    store cannot be used now and nothing was changed, with L{OutcomeUnknown
+    <tsrv.errors.OutcomeUnknown>} if the store was lost during a change, and with
+    L{NotInitialized<tsrv.asyncmodule.NotInitialized>} before C{initialize()} and
+    after L{close}.
     """
 
     def get(identifier: str) -> Deferred[StoredSession | None]:
         """
-        @return: A Deferred of the session, or of L{None}. One that is damaged is
-            removed, which is logged, and counts as absent.
+        Find a session.
+
+        @return: A Deferred of the session or L{None}. A damaged session is logged
+            and removed, and counts as absent.
         """
 
     def set(
         identifier: str, changes: Changes, known: StoredSession | None = None
     ) -> Deferred[StoredSession | None]:
         """
-        Change a session, and count that as a use of it.
+        Change a session, and count this as a use of it.
 
-        @param changes: What is to be done to it.
-        @param known: The session as it was found; if it still is so, it need not
-            be looked up again.
-        @return: A Deferred of the session as it is then; or of L{None}, if there
-            is none any more: it is not made again. It fails with
-            L{SessionError} if what would be in it is too large, or no JSON.
+        @param changes: What to do to it.
+        @param known: The session as it was found. If it still has this version, it
+            is not read again.
+        @return: A Deferred of the session after the change, or of L{None} if there
+            is no such session; it is never created again. It fails with
+            L{SessionError} if the session would be too large or is not JSON.
         """
 
     def create(identifier: str, data: Mapping[str, Any]) -> Deferred[StoredSession]:
         """
-        Make a session.
+        Create a session.
 
         @param identifier: A new one, see L{makeIdentifier}.
-        @return: A Deferred of the session. It fails with L{SessionError} if there
-            is one of that identifier, or as that of L{set}.
+        @return: A Deferred of the session. It fails with L{SessionError} if the
+            identifier is in use, or for the reasons of L{set}.
         """
 
     def renew(
         identifier: str, replacement: str, changes: Changes
     ) -> Deferred[StoredSession | None]:
         """
-        Change a session, and give it another identifier, at once: there is no
-        moment in which it has both, or none. Its life begins anew.
+        Change a session and its identifier in one step. Its lifetime starts anew.
 
-        @param identifier: The one that it has; it is of no use afterwards.
+        @param identifier: The present identifier, which becomes invalid.
         @param replacement: A new one, see L{makeIdentifier}.
-        @param changes: What is to be done to it.
-        @return: A Deferred of the session as it is then; or of L{None}, if there
-            was none any more. It fails as that of L{set}.
+        @param changes: What to do to the session.
+        @return: A Deferred of the session, or of L{None} if there is none. It fails
+            like that of L{set}.
         """
 
     def touch(identifier: str) -> Deferred[bool]:
         """
-        Count a use of a session: its idle time begins anew. Uses that follow each
+        Count a use of a session: its idle time starts anew. Uses that follow each
         other closely are written once.
 
         @return: A Deferred of whether there is such a session.
@@ -351,37 +289,35 @@ class ISessionStore(IAsyncModule):
 
     def destroy(identifier: str) -> Deferred[bool]:
         """
-        End a session.
+        Remove a session.
 
         @return: A Deferred of whether there was one.
         """
 
     def all(after: bytes = b"", limit: int = 1000) -> Deferred[Sequence[Entry]]:
         """
-        List sessions, in the order of their keys; a part at a time.
+        List sessions in the order of their keys, in parts.
 
-        @param after: The key behind which to begin.
-        @param limit: How many there may be.
-        @return: A Deferred of keys and sessions. There are no more when it is
-            empty.
+        @param after: The key after which the part begins.
+        @param limit: Maximum number of sessions in the part.
+        @return: A Deferred of keys and sessions; empty when there are no more.
         """
 
     def length() -> Deferred[int]:
         """
-        @return: A Deferred of how many sessions there are.
+        @return: A Deferred of the number of sessions.
         """
 
     def clear() -> Deferred[int]:
         """
-        End all sessions.
+        Remove all sessions.
 
         @return: A Deferred of how many there were.
         """
 
     def cleanup() -> Deferred[int]:
         """
-        Remove what is left of sessions that have ended. A store also does so by
-        itself, from time to time.
+        Remove what is left of expired sessions. A store also does so by itself.
 
         @return: A Deferred of how many were removed.
         """
@@ -389,18 +325,78 @@ class ISessionStore(IAsyncModule):
     def whenLost() -> Deferred[None]:
         """
         @return: A Deferred that fires when the store, once initialised, no longer
-            is; before that makes any call fail.
+            is. It fires before that makes a call fail.
         """
 
     def close() -> Deferred[None]:
         """
-        End. It may be called again, and at any time.
+        Release everything. Can be called repeatedly, and at any time.
 
         @return: A Deferred that fires when nothing is left open.
         """
 
 
-Entry = tuple[bytes, StoredSession]
-"""
-A key, and what is kept under it.
-"""
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+)
+
+
+def encode(data: Mapping[str, Any], limits: Limits) -> bytes:
+    """
+    @param data: The content of a session.
+    @param limits: How large it may be.
+    @return: The content as JSON in UTF-8.
+    @raise SessionTooLarge: It is too large.
+    @raise SessionError: It is not JSON, or nested too deeply.
+    """
+    try:
+        text = _ENCODER.encode(dict(data))
+        if text.count("[") + text.count("{") > MAX_DEPTH:
+            _checkDepth(data, MAX_DEPTH)
+        encoded = text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SessionError(
+            f"the session cannot be written as JSON ({type(error).__name__})"
+        ) from None
+    if len(encoded) > limits.size:
+        raise SessionTooLarge(f"the session is larger than {limits.size} bytes")
+    return encoded
+
+
+def _checkDepth(value: Any, left: int) -> None:
+    # A process that reads the session may have less stack than this one.
+    if isinstance(value, Mapping | list | tuple):
+        if not left:
+            raise ValueError("nested too deeply")
+        for each in value.values() if isinstance(value, Mapping) else value:
+            _checkDepth(each, left - 1)
+
+
+def _parseFinite(digits: str) -> float:
+    number = float(digits)
+    if not isfinite(number):
+        raise ValueError("too large")
+    return number
+
+
+def _rejectConstant(name: str) -> NoReturn:
+    raise ValueError("not a number")
+
+
+_DECODER: Final = json.JSONDecoder(
+    parse_float=_parseFinite, parse_constant=_rejectConstant
+)
+
+
+def decode(text: object) -> dict[str, Any] | None:
+    """
+    @param text: The content of a session as a store keeps it.
+    @return: The content; L{None} if it is damaged.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        data = _DECODER.decode(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None

@@ -1,5 +1,6 @@
 """
-Sessions that have ended are removed from time to time, a part at a time.
+Removing many sessions without blocking everybody else: a part at a time, with
+pauses; and the timer that does so for expired sessions.
 """
 
 from __future__ import annotations
@@ -7,102 +8,108 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..asyncmodule import NotInitialized
 from .store import SessionsUnavailable
 
 __all__ = ["Sweeper"]
 
-_PART: Final = 1_000
+MAX_REMOVED_TOGETHER: Final = 1_000
 """
-How many sessions are removed at a time.
-"""
-
-_LONGEST: Final = 1.0
-"""
-The most seconds between two parts.
+Maximum number of sessions that are removed in one transaction.
 """
 
-_SWEEP: Final = 15 * 60.0
-_JITTER: Final = 0.1
+MAX_PAUSE_SECONDS: Final = 1.0
 """
-After how many seconds what has ended is removed, and by what share of that it may
-be more or less: several servers need not do it at the same time.
+Maximum number of seconds between two parts.
+"""
+
+INTERVAL_SECONDS: Final = 15 * 60.0
+"""
+Average number of seconds between two sweeps.
+"""
+
+JITTER: Final = 0.1
+"""
+Share of the interval by which it varies, so that several servers do not sweep at
+the same time.
 """
 
 
 class Sweeper:
     """
-    What removes sessions. How that is done is left to two methods.
-
-    @ivar initialized: Whether it can be asked.
+    Removes sessions in parts, and expired ones every quarter of an hour.
     """
 
     _log = Logger()
 
-    initialized = False
-
-    def __init__(self, reactor: Any, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        removeExpired: Callable[[float, int], Deferred[int]],
+        random: Callable[[], float],
+        *,
+        sweeps: bool,
+    ) -> None:
         """
         @param reactor: Provides the time.
-        @param random: The source of chance: answers numbers from 0 to 1.
+        @param removeExpired: Removes some of the sessions that will have expired at
+            a time, at most so many; a Deferred of how many.
+        @param random: Returns random numbers from 0 to 1.
+        @param sweeps: Whether to remove expired sessions at intervals.
         """
         self._reactor = reactor
+        self._removeExpired = removeExpired
         self._random = random
-        self._sweep: IDelayedCall | None = None
-        self._sweeping: Deferred[int] | None = None
+        self._sweeps = sweeps
+        self._running = False
+        self._timer: IDelayedCall | None = None
+        self._sweep: Deferred[int] | None = None
         self._pauses: set[Deferred[None]] = set()
 
-    def _removeEnded(self, most: int) -> Deferred[int]:
+    def start(self) -> None:
         """
-        Remove some that have ended.
+        Be ready to remove sessions, and sweep from now on.
+        """
+        self._running = True
+        if not self._sweeps:
+            return
+        seconds = INTERVAL_SECONDS * (1 - JITTER + 2 * JITTER * self._random())
+        self._timer = self._reactor.callLater(seconds, self._sweepNow)
 
-        @return: A Deferred of how many; fewer than C{most} if there are no more.
+    def stop(self) -> None:
         """
-        raise NotImplementedError
+        Stop sweeping; what L{removeAll} has not removed yet stays.
+        """
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for pause in list(self._pauses):
+            pause.cancel()
 
-    def _removeSome(self, most: int) -> Deferred[int]:
+    async def removeAll(self, time: float) -> int:
         """
-        Remove some, whatever they are.
+        Remove sessions in parts, with pauses as long as each part took.
 
-        @return: As that of L{_removeEnded}.
-        """
-        raise NotImplementedError
-
-    def clear(self) -> Deferred[int]:
-        """
-        @see: L{ISessionStore.clear<tsrv.sessions.ISessionStore.clear>}
-        """
-        if not self.initialized:
-            return self._notYet()
-        return Deferred.fromCoroutine(self._removeAll(self._removeSome))
-
-    def cleanup(self) -> Deferred[int]:
-        """
-        @see: L{ISessionStore.cleanup<tsrv.sessions.ISessionStore.cleanup>}
-        """
-        if not self.initialized:
-            return self._notYet()
-        return Deferred.fromCoroutine(self._removeAll(self._removeEnded))
-
-    async def _removeAll(self, remove: Callable[[int], Deferred[int]]) -> int:
-        """
-        Remove a part at a time, and leave others as much time in between.
+        @param time: Those that will have expired at this time.
+        @return: How many were removed.
         """
         total = 0
         while True:
             begun = self._reactor.seconds()
-            removed = await remove(_PART)
+            removed = await self._removeExpired(time, MAX_REMOVED_TOGETHER)
             total += removed
-            if removed < _PART:
+            if removed < MAX_REMOVED_TOGETHER:
                 return total
             taken = self._reactor.seconds() - begun
-            await self._pause(min(max(taken, 0.0), _LONGEST))
+            await self._pause(min(max(taken, 0.0), MAX_PAUSE_SECONDS))
 
     async def _pause(self, seconds: float) -> None:
         pause: Deferred[None] = deferLater(self._reactor, seconds)
@@ -110,55 +117,26 @@ class Sweeper:
         try:
             await pause
         except CancelledError:
-            if self.initialized:
+            if self._running:
                 raise
-            raise SessionsUnavailable("the sessions have been closed") from None
+            raise SessionsUnavailable("the store was closed") from None
         finally:
             self._pauses.remove(pause)
 
-    def _notYet(self) -> Deferred[Any]:
-        return fail(NotInitialized("The sessions cannot be asked yet"))
-
-    # Sweeping.
-
-    def _begin(self) -> None:
-        """
-        It can be asked from now on.
-        """
-        self.initialized = True
-        self._sweepLater()
-
-    def _end(self) -> None:
-        """
-        It cannot be asked any more.
-        """
-        self.initialized = False
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-        for pause in list(self._pauses):
-            pause.cancel()
-
-    def _sweepLater(self) -> None:
-        seconds = _SWEEP * (1 - _JITTER + 2 * _JITTER * self._random())
-        self._sweep = self._reactor.callLater(seconds, self._sweepNow)
-
     def _sweepNow(self) -> None:
-        self._sweep = None
-        self._sweeping = self.cleanup()
-        self._sweeping.addBoth(self._swept)
+        self._timer = None
+        now = self._reactor.seconds()
+        self._sweep = Deferred.fromCoroutine(self.removeAll(now))
+        self._sweep.addBoth(self._sweepEnded)
 
-    def _swept(self, result: int | Failure) -> None:
-        self._sweeping = None
+    def _sweepEnded(self, result: int | Failure) -> None:
+        self._sweep = None
+        if not self._running:
+            return
         if isinstance(result, Failure):
-            if self.initialized:
-                self._log.warn(
-                    "Sessions that have ended could not be removed: {reason}",
-                    reason=result.value,
-                )
+            self._log.warn(
+                "Cannot remove expired sessions: {reason}", reason=result.value
+            )
         elif result:
-            self._log.info("Removed {count} sessions that had ended", count=result)
-        if self.initialized:
-            self._sweepLater()
+            self._log.info("Removed {count} expired sessions", count=result)
+        self.start()

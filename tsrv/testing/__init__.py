@@ -1,8 +1,8 @@
 """
-What a store of sessions has to do, as tests that the author of another one can
-run.
+Tests that every store of sessions has to pass, for authors of further stores.
 
-With L{twisted.trial}::
+Subclass L{SessionStoreTests}, say how the store is made and how one of its sessions
+is damaged, and run the class. With L{twisted.trial}::
 
     class MyStoreTests(SessionStoreTests, twisted.trial.unittest.TestCase):
         async def makeStore(self, limits, clock):
@@ -11,38 +11,37 @@ With L{twisted.trial}::
         async def damage(self, store, identifier):
             ...
 
-With pytest, whose plugins have to be told which functions are coroutines, here
-pytest-twisted::
+All tests are C{async def}. Trial runs such methods; pytest needs a plugin for that,
+and plugins want to be told which functions they shall run. C{decorate} names the
+decorator of the plugin, which is applied to each test. With pytest-twisted::
 
     class TestMyStore(SessionStoreTests, decorate=pytest_twisted.ensureDeferred):
         ...
 
-C{pytest.register_assert_rewrite("tsrv.testing")} in a C{conftest.py} makes pytest
-show what was compared.
+C{pytest.register_assert_rewrite("tsrv.testing")} in C{conftest.py} makes pytest show
+the values that were compared.
 
-A store that goes by real time sets C{tick} to something like 0.1, and lets that
-pass in C{letPass}. That nothing is left on the clock is looked at here; what is
-left on the reactor trial finds by itself.
+A store that uses the real time instead of C{clock} sets C{tick} to something like
+0.1, and waits in C{letPass}.
 """
 
 from __future__ import annotations
 
-from .changing import Changing
-from .ending import Ending
-from .making import Making
-from .sharing import Sharing
+from .content import ContentTests
+from .lifetime import LifetimeTests
+from .sharing import SharingTests
 
 __all__ = ["SessionStoreTests", "SharedSessionStoreTests"]
 
 
-class SessionStoreTests(Making, Changing, Ending):
+class SessionStoreTests(ContentTests, LifetimeTests):
     """
     What every L{ISessionStore<tsrv.sessions.ISessionStore>} does.
     """
 
 
-class SharedSessionStoreTests(SessionStoreTests, Sharing):
+class SharedSessionStoreTests(SessionStoreTests, SharingTests):
     """
-    What one does that several processes can use. All stores that C{makeStore} has
-    made in one test have the same sessions.
+    What a store does that several processes can use. All stores that C{makeStore}
+    makes in one test have the same sessions.
     """

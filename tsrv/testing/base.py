@@ -1,5 +1,5 @@
 """
-What the tests of a store of sessions need.
+What the tests of a store need.
 """
 
 from __future__ import annotations
@@ -22,78 +22,67 @@ from ..sessions import (
 
 __all__ = [
     "BEGIN",
-    "DAY",
-    "Base",
+    "BaseTests",
+    "create",
     "dataOf",
-    "isLeft",
-    "make",
-    "outcomeOf",
+    "errorOf",
     "outcomesOf",
-    "refused",
     "sessionOf",
+    "waitForLength",
 ]
 
 BEGIN: Final = 1_700_000_000.0
 """
-When tests begin, in seconds of the epoch.
+Time at which each test begins, in seconds since the epoch.
 """
 
-_POLLS: Final = 1_000
+MAX_POLLS: Final = 1_000
 """
-How often something is looked at that a store does after its answer.
+Maximum number of looks at something that a store does after its answer.
 """
 
-DAY: Final = 24 * 3600.0
 
-
-async def outcomeOf(answer: Deferred[Any]) -> Any:
+async def outcomesOf(deferreds: Sequence[Deferred[Any]]) -> list[Any]:
     """
-    @return: What a Deferred fires with; its error, if it fails.
+    @return: The result of each Deferred, or its error.
     """
-    try:
-        return await answer
-    except Exception as error:
-        return error
-
-
-async def outcomesOf(answers: Sequence[Deferred[Any]]) -> list[Any]:
-    """
-    @return: What each of several Deferreds fires with, or its error.
-    """
-    fired = await DeferredList(answers, consumeErrors=True)
+    outcomes = await DeferredList(deferreds, consumeErrors=True)
     return [
-        result.value if isinstance(result, Failure) else result for _, result in fired
+        result.value if isinstance(result, Failure) else result
+        for _, result in outcomes
     ]
 
 
-async def refused(answer: Deferred[Any]) -> Any:
+async def errorOf(
+    deferred: Deferred[Any], expected: type[Exception] = SessionError
+) -> Exception:
     """
-    @return: The L{SessionError} that a Deferred has to fail with.
+    @return: The error that a Deferred has to fail with.
     """
-    error = await outcomeOf(answer)
-    assert isinstance(error, SessionError), f"{error!r} is no SessionError"
+    (error,) = await outcomesOf([deferred])
+    assert isinstance(error, expected), f"{error!r} is not a {expected.__name__}"
     return error
-
-
-async def dataOf(store: ISessionStore, identifier: str) -> dict[str, Any]:
-    """
-    @return: What is in a session that has to be there.
-    """
-    return (await sessionOf(store, identifier)).data
 
 
 async def sessionOf(store: ISessionStore, identifier: str) -> StoredSession:
     """
-    Return a session that exists.
+    @return: A session that has to exist.
     """
     session = await store.get(identifier)
-    assert session is not None, "the session is not there"
+    assert session is not None, "the session does not exist"
     return session
 
 
-async def make(store: ISessionStore, **data: Any) -> str:
+async def dataOf(store: ISessionStore, identifier: str) -> dict[str, Any]:
     """
-    Make a session.
+    @return: The content of a session that has to exist.
+    """
+    return (await sessionOf(store, identifier)).data
+
+
+async def create(store: ISessionStore, **data: Any) -> str:
+    """
+    Create a session.
 
     @return: Its identifier.
     """
@@ -102,32 +91,31 @@ async def make(store: ISessionStore, **data: Any) -> str:
     return identifier
 
 
-async def isLeft(store: ISessionStore, count: int) -> None:
+async def waitForLength(store: ISessionStore, length: int) -> None:
     """
-    Wait until only so many sessions are there.
+    Wait until there are so many sessions.
     """
-    for _ in range(_POLLS):
-        if await store.length() == count:
+    for _ in range(MAX_POLLS):
+        if await store.length() == length:
             return
-        # This takes as long as what is waited for.
+        # A removal that was asked for before is done before this one.
         await store.destroy(makeIdentifier())
-    raise AssertionError(f"there are not {count} sessions")
+    raise AssertionError(f"there are not {length} sessions")
 
 
-class Base:
+class BaseTests:
     """
-    What every L{ISessionStore} does.
+    What the author of a store has to say about it.
 
-    @cvar tick: The seconds by which tests count: sessions last some 10 to 30 of
-        these, and the tests wait for about 100. A store that goes by real time
-        makes it small.
-    @cvar removesByItself: Whether sessions that end are gone at once, so that a
-        cleanup finds none.
+    @cvar tick: The seconds that the tests count in. Sessions live for 10 to 30 of
+        them, and all tests together wait for about 100.
+    @cvar expiresByItself: Whether the database removes expired sessions, so that
+        C{cleanup()} finds none.
     """
 
     tick: ClassVar[float] = 10.0
 
-    removesByItself: ClassVar[bool] = False
+    expiresByItself: ClassVar[bool] = False
 
     def __init_subclass__(
         cls,
@@ -135,8 +123,7 @@ class Base:
         **others: Any,
     ) -> None:
         """
-        @param decorate: What makes of a coroutine function what is run as a
-            test.
+        @param decorate: Applied to each test, see L{tsrv.testing}.
         """
         super().__init_subclass__(**others)
         if decorate is not None:
@@ -146,40 +133,55 @@ class Base:
 
     async def makeStore(self, limits: Limits, clock: Clock) -> ISessionStore:
         """
-        Make a store that is not initialised yet. Each test closes what it has
-        initialised.
+        Make a store without sessions, which is not initialised yet. Each test
+        closes the stores that it has initialised.
 
         @param limits: How long its sessions live, and how large they may be.
-        @param clock: What the time is, for a store that can be told.
-        @return: The store, with no sessions in it.
+        @param clock: Tells the time.
         """
         raise NotImplementedError
 
     async def damage(self, store: ISessionStore, identifier: str) -> None:
         """
-        Make what a store keeps of a session such that it cannot be read.
+        Change what a store keeps of a session so that it cannot be read.
         """
         raise NotImplementedError
 
     async def letPass(self, clock: Clock, seconds: float) -> None:
         """
-        Let time pass. A store that goes by real time waits that long.
+        Let time pass.
         """
         clock.advance(seconds)
 
     @asynccontextmanager
-    async def _using(
+    async def using(
         self,
         idle: float | None = 10,
         absolute: float | None = 30,
         size: int = 4096,
     ) -> AsyncIterator[tuple[ISessionStore, Callable[[float], Any]]]:
         """
-        Use a store, and look what it leaves behind.
+        Use a store, and check that it leaves no timer.
 
         @param idle: The idle limit, in ticks.
         @param absolute: The absolute limit, in ticks.
-        @return: The store, and what lets so many ticks pass.
+        @return: The store, and a function that lets so many ticks pass.
+        """
+        async with self.usingSeveral(1, idle, absolute, size) as (clock, (store,)):
+            yield store, lambda ticks: self.letPass(clock, ticks * self.tick)
+        left = clock.getDelayedCalls()
+        assert not left, f"the store has left {left}"
+
+    @asynccontextmanager
+    async def usingSeveral(
+        self,
+        count: int,
+        idle: float | None = 10,
+        absolute: float | None = 30,
+        size: int = 4096,
+    ) -> AsyncIterator[tuple[Clock, list[ISessionStore]]]:
+        """
+        Use several stores with the same clock.
         """
         clock = Clock()
         clock.advance(BEGIN)
@@ -188,11 +190,13 @@ class Base:
             None if absolute is None else absolute * self.tick,
             size,
         )
-        store = await self.makeStore(limits, clock)
-        await store.initialize()
+        stores: list[ISessionStore] = []
         try:
-            yield store, lambda ticks: self.letPass(clock, ticks * self.tick)
+            for _ in range(count):
+                store = await self.makeStore(limits, clock)
+                stores.append(store)
+                await store.initialize()
+            yield clock, stores
         finally:
-            await store.close()
-        left = clock.getDelayedCalls()
-        assert not left, f"the store has left {left} behind"
+            for store in stores:
+                await store.close()

@@ -1,115 +1,76 @@
 """
-What stores of several processes do with the sessions that they share.
+Tests of stores that share their sessions.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from ..sessions import Changes, SessionError, StoredSession, makeIdentifier
+from .base import BaseTests, create, dataOf, errorOf, outcomesOf, sessionOf
 
-from twisted.internet.task import Clock
-
-from ..sessions import (
-    Changes,
-    ISessionStore,
-    Limits,
-    SessionError,
-    StoredSession,
-    makeIdentifier,
-)
-from .base import (
-    BEGIN,
-    Base,
-    dataOf,
-    make,
-    outcomesOf,
-    refused,
-    sessionOf,
-)
-
-__all__ = ["Sharing"]
+__all__ = ["SharingTests"]
 
 
-class Sharing(Base):
+class SharingTests(BaseTests):
     """
     What several stores do that have the same sessions.
     """
 
-    @asynccontextmanager
-    async def _usingSeveral(self, count: int) -> AsyncIterator[list[ISessionStore]]:
-        clock = Clock()
-        clock.advance(BEGIN)
-        limits = Limits(10 * self.tick, 30 * self.tick)
-        stores: list[ISessionStore] = []
-        try:
-            for _ in range(count):
-                store = await self.makeStore(limits, clock)
-                stores.append(store)
-                await store.initialize()
-            yield stores
-        finally:
-            for store in stores:
-                await store.close()
-
-    async def test_what_one_has_stored_the_others_find(self) -> None:
+    async def test_a_session_of_one_store_is_found_by_the_others(self) -> None:
         """
-        The next request of a visitor goes to another process.
+        Several processes see the same sessions.
         """
-        async with self._usingSeveral(2) as (one, two):
-            identifier = await make(one, a=1)
+        async with self.usingSeveral(2) as (_, (one, two)):
+            identifier = await create(one, a=1)
             known = await sessionOf(two, identifier)
             await two.set(identifier, Changes({"b": 2}), known)
             assert await dataOf(one, identifier) == {"a": 1, "b": 2}
-            await refused(two.create(identifier, {}))
+            await errorOf(two.create(identifier, {}))
             assert await one.destroy(identifier) is True
             assert await two.get(identifier) is None
             assert await two.set(identifier, Changes({"c": 3}), known) is None
             assert await one.length() == 0
 
-    async def test_changes_by_several_come_together(self) -> None:
+    async def test_changes_by_several_stores_are_merged(self) -> None:
         """
-        What one process has read may be out of date when it writes.
+        A store that has read an old version does not undo the changes of others.
         """
-        async with self._usingSeveral(2) as (one, two):
-            identifier = await make(one, a=1, b=2)
+        async with self.usingSeveral(2) as (_, (one, two)):
+            identifier = await create(one, a=1, b=2)
             known = await sessionOf(one, identifier)
             for number in range(10):
-                changes = Changes({f"one{number}": 1}), Changes({f"two{number}": 2})
                 await outcomesOf(
                     [
-                        one.set(identifier, changes[0], known),
-                        two.set(identifier, changes[1], known),
+                        one.set(identifier, Changes({f"one{number}": 1}), known),
+                        two.set(identifier, Changes({f"two{number}": 1}), known),
                         two.set(identifier, Changes(removed=frozenset({"a"}))),
                     ]
                 )
-            data = await dataOf(one, identifier)
-            assert data.pop("b") == 2
             names = [f"{name}{n}" for name in ("one", "two") for n in range(10)]
-            assert sorted(data) == sorted(names)
+            expected = {"b": 2, **dict.fromkeys(names, 1)}
+            assert await dataOf(one, identifier) == expected
 
-    async def test_no_count_is_lost_between_several(self) -> None:
+    async def test_each_addition_is_counted_once_between_stores(self) -> None:
         """
-        Requests of one visitor at a time go to different processes, and each gets
-        a number of its own.
+        Simultaneous additions in several processes each get a number of their own.
         """
-        async with self._usingSeveral(5) as stores:
-            identifier = await make(stores[0])
-            answers = await outcomesOf(
+        async with self.usingSeveral(5) as (_, stores):
+            identifier = await create(stores[0])
+            added = await outcomesOf(
                 [
                     store.set(identifier, Changes(added={"n": 1}))
                     for _ in range(8)
                     for store in stores
                 ]
             )
-            counted = [answer.counted["n"] for answer in answers]
+            counted = [session.counted["n"] for session in added]
             assert sorted(counted) == list(range(1, 41))
             assert await dataOf(stores[-1], identifier) == {"n": 40}
 
-    async def test_only_one_of_several_makes_a_session(self) -> None:
+    async def test_only_one_of_several_stores_creates_a_session(self) -> None:
         """
-        Two who made the same one would each have a visitor of their own in it.
+        Of simultaneous creations with one identifier, all but one fail.
         """
-        async with self._usingSeveral(4) as stores:
+        async with self.usingSeveral(4) as (_, stores):
             identifier = makeIdentifier()
             outcomes = await outcomesOf(
                 [store.create(identifier, {"n": n}) for n, store in enumerate(stores)]

@@ -1,0 +1,234 @@
+"""
+Merging the changes that several requests make to one session.
+
+Changes of one session never run at the same time. While one is written, the next
+ones wait, and are then written together. Between processes the version of the row
+decides: an update names the version that it has read, and if another process was
+faster, the changes are applied again to what is there now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
+
+from .store import (
+    Changes,
+    Limits,
+    SessionError,
+    SessionsUnavailable,
+    StoredSession,
+    encode,
+)
+
+__all__ = ["MAX_ATTEMPTS", "Merger", "contended", "copyOf"]
+
+MAX_WAITING_CHANGES: Final = 10_000
+"""
+Maximum number of changes that wait for one session.
+"""
+
+MAX_WRITTEN_TOGETHER: Final = 32
+"""
+Maximum number of changes in one write. Each is checked for its size, and answered
+with a copy, which keeps the reactor busy.
+"""
+
+MAX_ATTEMPTS: Final = 100
+"""
+Maximum number of attempts to change a session that other processes change too.
+"""
+
+_IMMUTABLE: Final = frozenset({str, int, float, bool, type(None)})
+
+
+class _Change:
+    """
+    A change that has not been answered.
+
+    @ivar withdraw: Called when the caller cancels it.
+    @ivar result: The session after the change, or why there is none.
+    """
+
+    __slots__ = ("changes", "deferred", "known", "result", "withdraw")
+
+    def __init__(self, changes: Changes, known: StoredSession | None) -> None:
+        self.changes = changes
+        self.known = known
+        self.result: StoredSession | SessionError | None = None
+        self.withdraw: Callable[[], object] = _nothing
+        self.deferred: Deferred[StoredSession | None] = Deferred(self._cancelled)
+
+    def _cancelled(self, deferred: Deferred[StoredSession | None]) -> None:
+        self.withdraw()
+
+    def settle(self, failure: Failure | None) -> None:
+        if self.deferred.called:
+            return
+        if failure is not None:
+            self.deferred.errback(failure.value)
+        elif isinstance(self.result, SessionError):
+            self.deferred.errback(self.result)
+        else:
+            self.deferred.callback(self.result)
+
+
+class Merger:
+    """
+    The changes of all sessions of a store that are being written.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        limits: Limits,
+        get: Callable[[bytes], Deferred[StoredSession | None]],
+        replace: Callable[[bytes, int, bytes, Any], Deferred[bool]],
+    ) -> None:
+        """
+        @param reactor: Provides the time.
+        @param limits: How long sessions live, and how large they may be.
+        @param get: Reads a session.
+        @param replace: Replaces the row of a session, if it has the version that
+            was read.
+        """
+        self._reactor = reactor
+        self._limits = limits
+        self._get = get
+        self._replace = replace
+        # The changes that wait, for each session that is being written.
+        self._waiting: dict[bytes, dict[_Change, None]] = {}
+
+    def change(
+        self, key: bytes, changes: Changes, known: StoredSession | None
+    ) -> Deferred[StoredSession | None]:
+        """
+        Change a session, see L{ISessionStore.set<tsrv.sessions.ISessionStore.set>}.
+        """
+        change = _Change(changes, known)
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            self._waiting[key] = {}
+            Deferred.fromCoroutine(self._writeAll(key, change))
+        elif len(waiting) < MAX_WAITING_CHANGES:
+            waiting[change] = None
+            change.withdraw = lambda: waiting.pop(change, None)
+        else:
+            sentence = f"{MAX_WAITING_CHANGES} changes wait for this session already"
+            return fail(SessionsUnavailable(sentence))
+        return change.deferred
+
+    async def _writeAll(self, key: bytes, change: _Change) -> None:
+        """
+        Write a change, and then those that arrive in the meantime.
+        """
+        waiting, batch = self._waiting[key], [change]
+        while batch:
+            failure: Failure | None = None
+            try:
+                await self._write(key, batch)
+            except Exception:
+                failure = Failure()
+            for each in batch:
+                each.settle(failure)
+            batch = list(islice(waiting, MAX_WRITTEN_TOGETHER))
+            for each in batch:
+                del waiting[each]
+                each.withdraw = _nothing
+        del self._waiting[key]
+
+    async def _write(self, key: bytes, batch: list[_Change]) -> None:
+        known = batch[0].known
+        for each in batch[1:]:
+            if known is None or (each.known and each.known.version > known.version):
+                known = each.known
+        for _ in range(MAX_ATTEMPTS):
+            isCurrent = known is None
+            if known is None:
+                known = await _cancellable(batch, self._get(key))
+            if known is None:
+                for each in batch:
+                    each.result = None
+                return
+            data, text, counters = self._applyAll(batch, known)
+            if text is None and isCurrent:
+                return
+            created, version = known.created, known.version + 1
+            expires = self._limits.expiry(created, self._reactor.seconds())
+            row = text, created, expires, version
+            if text is not None and await _cancellable(
+                batch, self._replace(key, known.version, key, row)
+            ):
+                for each, counted in zip(batch, counters, strict=True):
+                    if each.result is None:
+                        each.result = StoredSession(
+                            copyOf(data, text), created, expires, version, counted
+                        )
+                return
+            # The session has changed since it was read, or may have.
+            known = None
+        raise contended()
+
+    def _applyAll(
+        self, batch: list[_Change], known: StoredSession
+    ) -> tuple[Mapping[str, Any], bytes | None, list[Mapping[str, Any]]]:
+        """
+        Apply changes that come from different requests: one that does not fit fails
+        alone.
+
+        @return: The content after the changes; the same as JSON, or L{None} if no
+            change can be applied; and for each change its counters.
+        """
+        data: Mapping[str, Any] = known.data
+        text: bytes | None = None
+        counters: list[Mapping[str, Any]] = []
+        for each in batch:
+            try:
+                changed = each.changes.applyTo(data)
+                text = encode(changed, self._limits)
+            except SessionError as error:
+                each.result = error
+                counters.append({})
+            else:
+                each.result = None
+                data = changed
+                counters.append({name: data[name] for name in each.changes.added})
+        return data, text, counters
+
+
+async def _cancellable(batch: list[_Change], waited: Deferred[Any]) -> Any:
+    """
+    Wait for a Deferred. Cancelling a change that is written alone cancels it too;
+    cancelling one of several does not affect the others.
+    """
+    if len(batch) == 1:
+        batch[0].withdraw = waited.cancel
+    return await waited
+
+
+def copyOf(data: Mapping[str, Any], text: bytes) -> dict[str, Any]:
+    """
+    @param data: The content of a session.
+    @param text: The same as JSON.
+    @return: A copy in which nobody else can change anything.
+    """
+    if all(type(name) is str and type(data[name]) in _IMMUTABLE for name in data):
+        return dict(data)
+    copy: dict[str, Any] = json.loads(text)
+    return copy
+
+
+def contended() -> SessionsUnavailable:
+    """
+    @return: The error of a session that other processes change all the time.
+    """
+    return SessionsUnavailable("too many processes change this session at a time")
+
+
+def _nothing() -> None:
+    pass
