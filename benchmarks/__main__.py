@@ -1,5 +1,6 @@
 """
-All that is measured, in one table. Each script runs in a process of its own.
+All benchmarks, or some of them, in one table. Each script runs in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -13,33 +14,20 @@ import sys
 from pathlib import Path
 
 import twisted
-from benchmarks._measure import Figure, Target, table
+from benchmarks.support.measure import Figure, Target, table
 
-_SCRIPTS = (
-    "calls",
-    "queuing",
-    "memory",
-    "stalls",
-    "throughput",
-    "metrics",
-    "held",
-    "startup",
-    "restarts",
-    "status",
-    "users",
-    "writing",
-    "sessions",
-    "sweeping",
-)
+_FOLDER = Path(__file__).parent
+
+_SCRIPTS = sorted(path.stem for path in _FOLDER.glob("[!_]*.py"))
 
 
 def _figures(script: str, options: list[str]) -> list[Figure]:
     """
-    Run one script.
+    Run a script, and return its figures.
     """
     printed = subprocess.run(  # noqa: S603
         [sys.executable, "-m", f"benchmarks.{script}", "--json", *options],
-        cwd=Path(__file__).parent.parent,
+        cwd=_FOLDER.parent,
         stdout=subprocess.PIPE,
         check=True,
     ).stdout
@@ -53,9 +41,16 @@ def _figures(script: str, options: list[str]) -> list[Figure]:
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="only show that it works")
-    options = ["--tiny"] if parser.parse_args().tiny else []
+    parser.add_argument(
+        "scripts",
+        nargs="*",
+        metavar="SCRIPT",
+        help=f"scripts to run: {', '.join(_SCRIPTS)} [default: all]",
+    )
+    chosen = parser.parse_args()
+    options = ["--tiny"] if chosen.tiny else []
     figures: list[Figure] = []
-    for script in _SCRIPTS:
+    for script in chosen.scripts or _SCRIPTS:
         print(f"{script} ...", file=sys.stderr, flush=True)
         figures += _figures(script, options)
     print(

@@ -16,7 +16,7 @@ from timeit import Timer
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks._measure import Figure, Module, Size, Target, leastOf, run
+from benchmarks.support.measure import Figure, Module, Size, Target, leastOf, run
 from tsrv import (
     AsyncModule,
     QueuingWrapper,
@@ -31,8 +31,7 @@ _SIZES = {
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     from twisted.internet import reactor as theReactor
 

@@ -18,8 +18,8 @@ from statistics import median
 from time import monotonic, sleep
 from typing import Any
 
-from benchmarks._measure import Figure, Size, Target, run
-from benchmarks._processes import LONGEST, Child, raiseFileLimit
+from benchmarks.support.measure import Figure, Size, Target, run
+from benchmarks.support.processes import MAX_PROCESS_SECONDS, Child, raiseFileLimit
 
 _SIZES = {
     "requests": Size(10_000, 20, "requests that are held"),
@@ -55,8 +55,8 @@ class _Side:
         @param requests: How many it is to hold.
         """
         with (
-            Child("benchmarks._load") as load,
-            Child("benchmarks._server", self._name) as server,
+            Child("benchmarks.support.load") as load,
+            Child("benchmarks.support.sayserver", self._name) as server,
         ):
             # What the server needs for the first one it needs for all.
             before = _hold(load, server, 1)
@@ -67,11 +67,11 @@ class _Side:
             self.memory.append(taken / (after["held"] - before["held"]))
 
             begun = monotonic()
-            server.begin("ready")
-            last = load.tell("collect")["last"]
+            server.send("ready")
+            last = load.request("collect")["last"]
             self.times.append((last - begun) * 1e3)
-            server.answer()
-            end = server.tell("report")
+            server.receive()
+            end = server.request("report")
             self.costs.append((end["cpu"] - after["cpu"]) * 1e3)
 
 
@@ -81,21 +81,20 @@ def _hold(load: Child, server: Child, more: int) -> dict[str, Any]:
 
     @return: The server's report when it has them.
     """
-    report = server.tell("report")
-    held = load.tell("hold", report["port"], more)["held"]
-    end = monotonic() + LONGEST
+    report = server.request("report")
+    held = load.request("hold", report["port"], more)["held"]
+    end = monotonic() + MAX_PROCESS_SECONDS
     while report["held"] < held:
         if monotonic() > end:
             raise TimeoutError(f"the server does not hold {held} requests")
         sleep(0.005)
-        report = server.tell("report")
+        report = server.request("report")
     return report
 
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     wanted = sizes["requests"]
     requests = max(2, raiseFileLimit(wanted))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 
 from twisted.internet.defer import Deferred
 
-from benchmarks._measure import Figure, Module, Size, Target, run
+from benchmarks.support.measure import Figure, Module, Size, Target, run
 from tsrv import QueuingWrapper
 
 _SIZES = {"commands": Size(100_000, 100, "queued commands")}
@@ -44,8 +44,7 @@ def _bytesOf(queueOne: Callable[[], object], number: int) -> float:
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     from twisted.internet import reactor
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from statistics import median
 
-from benchmarks._measure import Figure, Size, Target, run
-from benchmarks._processes import Child
+from benchmarks.support.measure import Figure, Size, Target, run
+from benchmarks.support.processes import Child
 
 _SIZES = {
     "requests": Size(15_000, 20, "requests in one round"),
@@ -32,32 +32,31 @@ _SIDES = ("counted", "tsrv")
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     connections, requests = sizes["connections"], sizes["requests"]
     rates: dict[str, list[float]] = {side: [] for side in _SIDES}
     costs: dict[str, list[float]] = {side: [] for side in _SIDES}
     for _ in range(sizes["servers"]):
         with ExitStack() as stack:
-            load = stack.enter_context(Child("benchmarks._load"))
-            scraper = stack.enter_context(Child("benchmarks._load"))
+            load = stack.enter_context(Child("benchmarks.support.load"))
+            scraper = stack.enter_context(Child("benchmarks.support.load"))
             servers = {
-                side: stack.enter_context(Child("benchmarks._server", side))
+                side: stack.enter_context(Child("benchmarks.support.sayserver", side))
                 for side in _SIDES
             }
             for server in servers.values():
-                port = server.tell("ready")["port"]
-                load.tell("ask", port, connections, requests)
+                port = server.request("ready")["port"]
+                load.request("say", port, connections, requests)
             order = list(_SIDES)
             for _ in range(sizes["rounds"]):
                 for side in order:
-                    before = servers[side].tell("report")
-                    load.begin("ask", before["port"], connections, requests)
+                    before = servers[side].request("report")
+                    load.send("say", before["port"], connections, requests)
                     if side == "counted":
-                        scraper.tell("scrape", before["port"])
-                    seconds = load.answer()["seconds"]
-                    after = servers[side].tell("report")
+                        scraper.request("scrape", before["port"])
+                    seconds = load.receive()["seconds"]
+                    after = servers[side].request("report")
                     rates[side].append(requests / seconds)
                     costs[side].append((after["cpu"] - before["cpu"]) / requests * 1e6)
                 order.reverse()

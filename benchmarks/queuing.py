@@ -22,7 +22,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from benchmarks._measure import Figure, Module, Size, Target, leastOf, run
+from benchmarks.support.measure import Figure, Module, Size, Target, leastOf, run
 from tsrv import (
     QueuingWrapper,
     State,
@@ -102,8 +102,7 @@ class _Fixture:
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     from twisted.internet import reactor
 

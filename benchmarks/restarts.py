@@ -22,8 +22,8 @@ from socket import SO_REUSEADDR, SOL_SOCKET, socket
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from benchmarks._measure import Figure, Size, Target, run
-from benchmarks._processes import Child
+from benchmarks.support.measure import Figure, Size, Target, run
+from benchmarks.support.processes import Child
 
 _SIZES = {
     "restarts": Size(5, 1, "restarts"),
@@ -133,18 +133,17 @@ def _restart(sizes: Mapping[str, int], held: bool) -> dict[str, Any]:
             _Server(listening, held, sizes["delay"]) as server,
             Child("tests._load", *words) as load,
         ):
-            load.tell("answered", sizes["requests"])
+            load.request("answered", sizes["requests"])
             for _ in range(sizes["restarts"]):
                 server.stop()
                 server.start()
-                load.tell("answered", sizes["requests"])
-            return load.tell("stop")
+                load.request("answered", sizes["requests"])
+            return load.request("stop")
 
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     ours = _restart(sizes, held=True)
     theirs = _restart(sizes, held=False)

@@ -28,9 +28,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks._measure import Figure, Size, Target, run
-from benchmarks._processes import Child
-from benchmarks._users import Server, hasExpress
+from benchmarks.support.measure import Figure, Size, Target, run
+from benchmarks.support.processes import Child
+from benchmarks.support.servers import Server, hasExpress
 
 _SIZES = {
     "requests": Size(3_000, 20, "requests in one round"),
@@ -60,17 +60,17 @@ class _Server(Server):
     peer = _EXPRESS
 
     # All visitors have one address.
-    words = ("--new-sessions-per-peer=6000",)
+    options = ("--new-sessions-per-peer=6000",)
 
     def restart(self) -> None:
         """
-        End it, with a signal of which it does not learn, and start it again.
+        Kill the server, and start it again.
         """
         self.kill()
-        self._start()
+        self.start()
 
 
-class _Side:
+class _Rates:
     """
     One kind of server.
 
@@ -89,33 +89,33 @@ class _Side:
         One round.
         """
         before = server.cpu
-        answer = load.tell("visit", server.port, connections, requests)
+        answer = load.request("visit", server.port, connections, requests)
         self.costs.append((server.cpu - before) / requests * 1e6)
         self.rates.append(requests / answer["seconds"])
 
 
 def _measureSet(
-    sides: Mapping[str, _Side], connections: int, requests: int, rounds: int
+    rates: Mapping[str, _Rates], connections: int, requests: int, rounds: int
 ) -> None:
     """
     Measure one set of servers.
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory()))
-        load = stack.enter_context(Child("benchmarks._visits"))
+        load = stack.enter_context(Child("benchmarks.support.load"))
         servers = {
-            name: stack.enter_context(_Server(name, directory)) for name in sides
+            name: stack.enter_context(_Server(name, directory)) for name in rates
         }
         for server in servers.values():
-            load.tell("visit", server.port, connections, requests)
-        order = list(sides)
+            load.request("visit", server.port, connections, requests)
+        order = list(rates)
         for _ in range(rounds):
             for name in order:
-                sides[name].visit(load, servers[name], connections, requests)
+                rates[name].visit(load, servers[name], connections, requests)
             order.reverse()
         for name, server in servers.items():
             server.restart()
-            answer = load.tell("visit", server.port, connections, connections)
+            answer = load.request("visit", server.port, connections, connections)
             made = requests * (rounds + 1) + connections
             if sum(answer["visits"]) != made:
                 raise RuntimeError(f"{name} was not visited {made} times")
@@ -123,8 +123,7 @@ def _measureSet(
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     names = [_OURS, *_AGAINST]
     if "express" in names and not hasExpress(_EXPRESS):
@@ -133,13 +132,13 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             print(f"Without Express: (cd {_EXPRESS} && npm install)", file=sys.stderr)
     connections = sizes["connections"]
     requests = max(sizes["requests"], connections)
-    sides = {name: _Side() for name in names}
+    rates = {name: _Rates() for name in names}
     for _ in range(sizes["servers"]):
-        _measureSet(sides, connections, requests, sizes["rounds"])
-    ours = sides[_OURS]
+        _measureSet(rates, connections, requests, sizes["rounds"])
+    ours = rates[_OURS]
     figures = []
     for name in names[1:]:
-        theirs = sides[name]
+        theirs = rates[name]
         against, bound = _AGAINST[name]
         figures += [
             Figure(

@@ -28,7 +28,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater, react
 from twisted.python.failure import Failure
 
-from benchmarks._measure import Figure, Module, Size, Target, run
+from benchmarks.support.measure import Figure, Module, Size, Target, run
 from tsrv import (
     AsyncModule,
     QueuingWrapper,
@@ -247,8 +247,7 @@ async def _measure(
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     from twisted.internet import reactor
 

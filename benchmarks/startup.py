@@ -22,7 +22,7 @@ from time import process_time
 from twisted.internet.task import Clock
 from twisted.logger import globalLogBeginner
 
-from benchmarks._measure import Figure, Module, Size, Target, run
+from benchmarks.support.measure import Figure, Module, Size, Target, run
 from tsrv import (
     QueuingWrapper,
     Startup,
@@ -110,8 +110,7 @@ def _cost(act: Callable[[_Graph], None], graph: _Graph, rounds: int) -> float:
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
     figures = []

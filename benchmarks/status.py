@@ -12,7 +12,6 @@ Each server is a process of its own.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,15 +21,14 @@ from time import monotonic, process_time, sleep
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.stdio import StandardIO
 from twisted.internet.task import LoopingCall
-from twisted.protocols.basic import LineOnlyReceiver
 from twisted.web.resource import Resource
 from twisted.web.server import Site as TwistedSite
 from twisted.web.static import Data
 
-from benchmarks._measure import Figure, Size, Target, run
-from benchmarks._processes import LONGEST, Child, raiseFileLimit
+from benchmarks.support.control import serve
+from benchmarks.support.measure import Figure, Size, Target, run
+from benchmarks.support.processes import Child, raiseFileLimit
 from tsrv.startup import Startup
 from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
@@ -56,8 +54,7 @@ class _Losable:
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     raiseFileLimit(sizes["pages"])
     length, ours = _measureServer(sizes, 0)
@@ -84,12 +81,12 @@ def _measureServer(sizes: Mapping[str, int], length: int) -> tuple[int, float]:
     words = _SERVE, str(length), str(sizes["modules"]), str(sizes["rate"])
     with ExitStack() as stack:
         server = stack.enter_context(Child("benchmarks.status", *words))
-        port = server.tell("report")["port"]
+        port = server.request("report")["port"]
         tags = {HTTPConnection("127.0.0.1", port): "" for _ in range(pages)}
         for each in tags:
             stack.callback(each.close)
             each.connect()
-        before, begun = server.tell("report")["cpu"], monotonic()
+        before, begun = server.request("report")["cpu"], monotonic()
         for number, each in enumerate(cycle(list(tags))):
             sleep(max(0.0, begun + number / pages - monotonic()))
             if monotonic() - begun > sizes["seconds"]:
@@ -98,23 +95,8 @@ def _measureServer(sizes: Mapping[str, int], length: int) -> tuple[int, float]:
             response = each.getresponse()
             length = len(response.read()) or length
             tags[each] = response.headers.get("ETag", "")
-        cpu = server.tell("report")["cpu"] - before
+        cpu = server.request("report")["cpu"] - before
         return length, max(0.01, 100 * cpu / (monotonic() - begun))
-
-
-class _Control(LineOnlyReceiver):
-    delimiter = b"\n"
-
-    def __init__(self, reactor: Any, port: int) -> None:
-        self._reactor = reactor
-        self._port = port
-
-    def lineReceived(self, line: bytes) -> None:
-        report = {"port": self._port, "cpu": process_time()}
-        self.sendLine(json.dumps(report).encode())
-
-    def connectionLost(self, reason: object = None) -> None:
-        self._reactor.stop()
 
 
 def _serve(length: int, count: int, rate: int) -> None:
@@ -137,10 +119,7 @@ def _serve(length: int, count: int, rate: int) -> None:
         losing = cycle(modules)
         LoopingCall(lambda: next(losing).lost.callback(None)).start(1 / rate, now=False)
         site = Site(root, reactor)
-    port = reactor.listenTCP(0, site, backlog=1024, interface="127.0.0.1")
-    StandardIO(_Control(reactor, port.getHost().port))
-    reactor.callLater(LONGEST, reactor.stop)
-    reactor.run()
+    serve(reactor, site, lambda: {"cpu": process_time()})
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """
-What many sessions in SQLite cost, and what it costs others to be rid of them.
+The cost of many sessions in SQLite, and of removing expired ones.
 
-A table of a million sessions, of which half have ended, is compared with one of
-ten thousand, and with one of a hundred thousand: how much room each session takes
-on the disk, and how much memory the process of the server takes once some of them
-have been visited.
+A table of a million sessions, half of them expired, is compared with one of ten
+thousand and one of a hundred thousand: the size of a session on the disk, and the
+memory of the server after some sessions were visited.
 
-Then those that have ended are removed, while somebody asks C{/say} now and then of
-the same process: that is compared, by what 99 of 100 answers take at most, with
-C{/say} before and after that. Server and who asks are processes of their own.
+Then the expired sessions are removed, while one connection sends requests for
+C{/say} at random times. The 99th percentile is compared with that without the
+removal. Server and prober are processes of their own.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from tempfile import TemporaryDirectory
 from time import time
 from typing import Final
 
-from benchmarks._measure import Figure, Size, Target, run
-from benchmarks._processes import Child
-from benchmarks._swept import identifierOf
-from benchmarks.writing import _share
+from benchmarks.support.measure import Figure, Size, Target, percentile, run
+from benchmarks.support.processes import Child
+from benchmarks.support.sessionserver import identifierOf
 
 _SIZES = {
-    "sessions": Size(1_000_000, 400, "sessions in the end"),
-    "visits": Size(2_000, 20, "of them that are visited"),
+    "sessions": Size(1_000_000, 400, "sessions"),
+    "visits": Size(2_000, 20, "visited sessions"),
     "requests": Size(1_000, 20, "requests to /say in one round"),
-    "rate": Size(200, 200, "of them in a second"),
+    "rate": Size(200, 200, "requests per second"),
 }
+
+_SERVER: Final = "benchmarks.support.sessionserver"
 
 _STEPS: Final = (100, 10, 1)
 """
-What parts of the sessions there are at first, later, and in the end: one in so
-many.
+Divisors of the number of sessions: at first, later, and in the end.
 """
 
 _DATA: Final = (
@@ -53,7 +52,7 @@ _INSERT: Final = (
 
 def _rows(first: int, following: int) -> Iterator[tuple[object, ...]]:
     """
-    @return: Sessions with these numbers. Those with an even one have ended.
+    Return rows of sessions. Those with even numbers have expired.
     """
     random = Random(first)  # noqa: S311
     now = time()
@@ -65,12 +64,12 @@ def _rows(first: int, following: int) -> Iterator[tuple[object, ...]]:
 
 def _fill(path: Path, first: int, following: int) -> int:
     """
-    Write sessions into the table, past the server, which does not run.
+    Write sessions into the table while the server does not run.
 
-    @return: The bytes that the file has then.
+    @return: The size of the file, in bytes.
     """
     with closing(sqlite3.connect(path)) as database:
-        # It may be lost with the machine, and what is changed fits into memory.
+        # Durability is not needed, and all changes fit into memory.
         database.execute("PRAGMA synchronous = OFF")
         database.execute(f"PRAGMA cache_size = -{400 * 1024}")
         with database:
@@ -81,29 +80,29 @@ def _fill(path: Path, first: int, following: int) -> int:
 
 def _visit(server: Child, sessions: int, visits: int) -> int:
     """
-    Visit some sessions that have not ended.
+    Visit some sessions that have not expired.
 
-    @return: The bytes of memory that the server has then.
+    @return: The memory of the server, in bytes.
     """
     random = Random(sessions)  # noqa: S311
     numbers = random.sample(range(1, sessions, 2), min(visits, sessions // 2))
-    memory: int = server.tell("visit", *numbers)["memory"]
+    memory: int = server.request("visit", *numbers)["memory"]
     return memory
 
 
-class _Answers:
+class _Latencies:
     """
-    How long C{/say} took.
+    The latencies of C{/say}, in seconds.
 
-    @ivar alone: With nothing else to do, in seconds.
+    @ivar alone: Without other work.
     @ivar meanwhile: While sessions were removed.
     """
 
     def __init__(self, prober: Child, port: int, sizes: Mapping[str, int]) -> None:
         """
-        @param prober: Who asks.
-        @param port: Of whom.
-        @param sizes: How much of everything.
+        @param prober: The process that sends the requests.
+        @param port: The port of the server.
+        @param sizes: The sizes.
         """
         self.alone: list[float] = []
         self.meanwhile: list[float] = []
@@ -112,65 +111,64 @@ class _Answers:
         self._requests = sizes["requests"]
         self._rate = sizes["rate"]
 
-    def ask(self) -> None:
+    def probe(self) -> None:
         """
-        Ask for one round, when there is nothing else to do.
+        Measure one round without other work.
         """
-        self.alone += self._taken(self._requests)
+        self.alone += self._secondsOf(self._requests)
 
-    def askWhileCleaning(self, server: Child) -> dict[str, float]:
+    def probeWhileCleaning(self, server: Child) -> dict[str, float]:
         """
-        Ask until all sessions that have ended are removed. What was asked for
-        partly afterwards does not count, unless there is nothing else.
+        Measure until all expired sessions are removed. A round that ends
+        afterwards does not count, unless it is the only one.
 
-        @return: What the server reports then.
+        @return: The last report of the server.
         """
-        report = server.tell("clean")
+        report = server.request("clean")
         while report["removed"] is None or not self.meanwhile:
             # About a second.
-            taken = self._taken(min(self._rate, self._requests))
-            report = server.tell("report")
+            seconds = self._secondsOf(min(self._rate, self._requests))
+            report = server.request("report")
             if report["removed"] is None or not self.meanwhile:
-                self.meanwhile += taken
+                self.meanwhile += seconds
         return report
 
-    def _taken(self, requests: int) -> list[float]:
+    def _secondsOf(self, requests: int) -> list[float]:
         arguments = ("probe", self._port, requests, self._rate)
-        taken: list[float] = self._prober.tell(*arguments)["taken"]
-        return taken
+        seconds: list[float] = self._prober.request(*arguments)["seconds"]
+        return seconds
 
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     counts = [max(sizes["sessions"] // part, 2) for part in _STEPS]
-    rooms: list[float] = []
+    fileSizes: list[float] = []
     memories: list[int] = []
     with ExitStack() as stack:
         path = Path(stack.enter_context(TemporaryDirectory())) / "sessions.db"
-        with Child("benchmarks._swept", str(path)) as server:
-            # It makes the table.
-            server.tell("wait")
+        with Child(_SERVER, str(path)) as server:
+            # The server creates the table.
+            server.request("wait")
         for before, count in zip([0, *counts], counts, strict=False):
-            rooms.append(_fill(path, before, count) / count)
-            with Child("benchmarks._swept", str(path)) as server:
-                server.tell("wait")
+            fileSizes.append(_fill(path, before, count) / count)
+            with Child(_SERVER, str(path)) as server:
+                server.request("wait")
                 memories.append(_visit(server, count, sizes["visits"]))
-        prober = stack.enter_context(Child("benchmarks._clients"))
-        server = stack.enter_context(Child("benchmarks._swept", str(path)))
-        idle = server.tell("wait")
-        answers = _Answers(prober, idle["port"], sizes)
-        answers.ask()
-        report = answers.askWhileCleaning(server)
-        answers.ask()
+        prober = stack.enter_context(Child("benchmarks.support.load"))
+        server = stack.enter_context(Child(_SERVER, str(path)))
+        idle = server.request("wait")
+        latencies = _Latencies(prober, idle["port"], sizes)
+        latencies.probe()
+        report = latencies.probeWhileCleaning(server)
+        latencies.probe()
     ended = (counts[-1] + 1) // 2
     if report["removed"] != ended:
         raise RuntimeError(f"{report['removed']} of {ended} sessions were removed")
     figures = []
     for what, unit, values in (
-        ("one of {:,} sessions on the disk", "bytes", rooms),
+        ("one of {:,} sessions on the disk", "bytes", fileSizes),
         ("memory of a process with {:,} sessions", "kB", [m / 1e3 for m in memories]),
     ):
         for count, value in zip(counts[1:], values[1:], strict=True):
@@ -184,8 +182,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             Figure(
                 f"{removing}: {name}",
                 "alone",
-                _share(answers.meanwhile, share),
-                _share(answers.alone, share),
+                percentile(latencies.meanwhile, share),
+                percentile(latencies.alone, share),
                 "ms",
                 Target(2.0) if share == 0.99 else None,
             )

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from statistics import median
 
-from benchmarks._measure import Figure, Size, Target, run
-from benchmarks._processes import Child
+from benchmarks.support.measure import Figure, Size, Target, run
+from benchmarks.support.processes import Child
 
 _SIZES = {
     "requests": Size(3_000, 20, "requests in one round"),
@@ -47,30 +47,29 @@ class _Side:
         """
         One round.
         """
-        before = server.tell("report")
-        seconds = load.tell("ask", before["port"], connections, requests)["seconds"]
-        after = server.tell("report")
+        before = server.request("report")
+        seconds = load.request("say", before["port"], connections, requests)["seconds"]
+        after = server.request("report")
         self.rates.append(requests / seconds)
         self.costs.append((after["cpu"] - before["cpu"]) / requests * 1e6)
 
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     connections, requests = sizes["connections"], sizes["requests"]
     sides = {name: _Side() for name in _SIDES}
     for _ in range(sizes["servers"]):
         with ExitStack() as stack:
-            load = stack.enter_context(Child("benchmarks._load"))
+            load = stack.enter_context(Child("benchmarks.support.load"))
             servers = {
-                name: stack.enter_context(Child("benchmarks._server", name))
+                name: stack.enter_context(Child("benchmarks.support.sayserver", name))
                 for name in _SIDES
             }
             for server in servers.values():
-                port = server.tell("ready")["port"]
-                load.tell("ask", port, connections, requests)
+                port = server.request("ready")["port"]
+                load.request("say", port, connections, requests)
             order = list(_SIDES)
             for _ in range(sizes["rounds"]):
                 for name in order:

@@ -25,9 +25,9 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from benchmarks._measure import Figure, Size, Target, run
-from benchmarks._processes import Child
-from benchmarks._users import EXPRESS, Server, hasExpress
+from benchmarks.support.measure import Figure, Size, Target, run
+from benchmarks.support.processes import Child
+from benchmarks.support.servers import EXPRESS, Server, hasExpress
 
 _SIZES = {
     "requests": Size(6_000, 20, "requests in one round"),
@@ -56,16 +56,15 @@ class _Side:
         One round.
         """
         before = server.cpu
-        answer = load.tell(kind, server.port, connections, requests)
+        answer = load.request(kind, server.port, connections, requests)
         self.costs[kind].append((server.cpu - before) / requests * 1e6)
         self.rates[kind].append(requests / answer["seconds"])
-        server.made += requests * (kind == "post")
+        server.acknowledged += requests * (kind == "post")
 
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
-    @param sizes: How much of everything.
-    @return: What was measured.
+    Measure, and return the figures.
     """
     names = ["tsrv", "direct"]
     if hasExpress():
@@ -77,14 +76,14 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     for _ in range(sizes["servers"]):
         with ExitStack() as stack:
             directory = Path(stack.enter_context(TemporaryDirectory()))
-            load = stack.enter_context(Child("benchmarks._clients"))
+            load = stack.enter_context(Child("benchmarks.support.load"))
             servers = {
                 name: stack.enter_context(Server(name, directory)) for name in names
             }
             for server in servers.values():
-                load.tell("post", server.port, connections, requests)
-                server.made += requests
-                load.tell("get", server.port, connections, requests)
+                load.request("post", server.port, connections, requests)
+                server.acknowledged += requests
+                load.request("get", server.port, connections, requests)
             order = list(names)
             for _ in range(sizes["rounds"]):
                 for kind in ("get", "post"):

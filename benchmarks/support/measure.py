@@ -1,5 +1,5 @@
 """
-What the scripts have in common: their options, their clockwork, their table.
+Common parts of the scripts: options, timing, figures and their table.
 """
 
 from __future__ import annotations
@@ -13,18 +13,27 @@ from typing import NamedTuple
 
 from twisted.internet.defer import Deferred, succeed
 
-__all__ = ["Figure", "Module", "Size", "Target", "leastOf", "run", "table"]
+__all__ = [
+    "Figure",
+    "Module",
+    "Size",
+    "Target",
+    "leastOf",
+    "percentile",
+    "run",
+    "table",
+]
 
 
 @dataclass(frozen=True)
 class Target:
     """
-    What a figure is to reach.
+    The target of a figure.
 
-    @ivar bound: At most, or at least, this.
-    @ivar unit: The unit of C{bound}; with C{x} the ratio is meant, otherwise
-        the figure itself.
-    @ivar atLeast: Whether more is better.
+    @ivar bound: The maximum or the minimum.
+    @ivar unit: The unit of C{bound}: C{x} for the ratio, otherwise that of the
+        figure.
+    @ivar atLeast: Whether C{bound} is a minimum.
     """
 
     bound: float
@@ -40,14 +49,14 @@ class Figure:
     """
     One line of the table.
 
-    @ivar what: What was measured.
-    @ivar against: What it is compared with.
-    @ivar ours: The figure.
-    @ivar theirs: The figure of what it is compared with.
+    @ivar what: The measured quantity.
+    @ivar against: The other side of the comparison.
+    @ivar ours: Our figure.
+    @ivar theirs: The figure of the other side.
     @ivar unit: The unit of both.
-    @ivar target: What is to be reached; L{None} for what is only good to know.
-    @ivar pairs: The ratio of each pair of rounds, where those say more than
-        the ratio of the two figures.
+    @ivar target: The target, if the figure has one.
+    @ivar pairs: The ratios of pairs of rounds, where they say more than the
+        ratio of the two figures.
     """
 
     what: str
@@ -61,7 +70,7 @@ class Figure:
     @property
     def ratio(self) -> float:
         """
-        The ratio, or the median of those of the pairs.
+        The ratio, or the median of the ratios of the pairs.
         """
         if self.pairs:
             return sorted(self.pairs)[len(self.pairs) // 2]
@@ -70,7 +79,7 @@ class Figure:
     @property
     def reached(self) -> str:
         """
-        Whether the target is reached, in a word.
+        Whether the target is reached: C{yes}, C{no} or nothing.
         """
         target = self.target
         if target is None:
@@ -81,7 +90,7 @@ class Figure:
 
     def cells(self) -> list[str]:
         """
-        @return: The line of the table.
+        Return the row of the table.
         """
         return [
             self.what,
@@ -103,8 +112,7 @@ def _number(value: float) -> str:
 
 def table(figures: Sequence[Figure]) -> str:
     """
-    @param figures: What was measured.
-    @return: A table, for people and for Markdown.
+    Format figures as a Markdown table.
     """
     rows = [_HEAD, *(figure.cells() for figure in figures)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -116,11 +124,11 @@ def table(figures: Sequence[Figure]) -> str:
 
 class Size(NamedTuple):
     """
-    How much of something is measured.
+    A size of a measurement.
 
-    @ivar full: The usual number.
-    @ivar tiny: The number with which the script only shows that it works.
-    @ivar meaning: What it is a number of.
+    @ivar full: The default number.
+    @ivar tiny: The number of a run that only shows that the script works.
+    @ivar meaning: The meaning of the number, for the help.
     """
 
     full: int
@@ -141,11 +149,11 @@ def run(
     measure: Callable[[Mapping[str, int]], Sequence[Figure]],
 ) -> None:
     """
-    Be a script.
+    Run a script: parse its options, measure, and print the table.
 
-    @param doc: Its docstring.
-    @param sizes: Its options.
-    @param measure: Measures, with so many of each.
+    @param doc: The docstring of the script.
+    @param sizes: The options of the script.
+    @param measure: Measures, given the chosen sizes.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -169,17 +177,16 @@ def run(
 
 def leastOf(timers: Sequence[Timer], number: int, rounds: int) -> list[float]:
     """
-    Run several pieces of code in turns. What disturbs a machine only ever
-    makes code slower, so the best round of each is what the code costs.
+    Time several pieces of code in turns, and return the best round of each.
+    Disturbances only make code slower, so the best round is its cost.
 
-    C{timeit} keeps the garbage collector off, and compiles a loop of its own
-    for each piece, so that none spoils what the interpreter has learnt about
-    another.
+    C{timeit} disables the garbage collector, and compiles a separate loop for
+    each piece, so the specialising interpreter treats them independently.
 
     @param timers: The pieces of code.
-    @param number: How often each is run in one round.
-    @param rounds: How many rounds there are.
-    @return: For each the nanoseconds of one run in its best round.
+    @param number: Runs in one round.
+    @param rounds: Number of rounds.
+    @return: The nanoseconds of one run, for each piece.
     """
     best = [float("inf")] * len(timers)
     places = list(range(len(timers)))
@@ -190,25 +197,34 @@ def leastOf(timers: Sequence[Timer], number: int, rounds: int) -> list[float]:
     return [seconds / number * 1e9 for seconds in best]
 
 
+def percentile(seconds: Sequence[float], share: float) -> float:
+    """
+    Return a percentile of times, in milliseconds.
+
+    @param share: The percentile, as a number from 0 to 1.
+    """
+    return sorted(seconds)[int(share * (len(seconds) - 1))] * 1e3
+
+
 class Module:
     """
-    A module whose methods cost nothing, so that all cost is that of the call.
+    A module whose methods cost almost nothing.
     """
 
     def initialize(self) -> Deferred[None]:
         """
-        Be ready at once.
+        Become ready at once.
         """
         return succeed(None)
 
     def echo(self, what: object) -> Deferred[object]:
         """
-        Answer at once.
+        Return a Deferred that has fired, with the argument.
         """
         return succeed(what)
 
     def ping(self) -> Deferred[None]:
         """
-        Answer at once, without having been told anything.
+        Return a Deferred that has fired.
         """
         return succeed(None)

@@ -1,5 +1,5 @@
 """
-Processes that are told what to do, line by line.
+Child processes that carry out commands, one line each.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-__all__ = ["LONGEST", "Child", "raiseFileLimit"]
+__all__ = ["MAX_PROCESS_SECONDS", "Child", "raiseFileLimit"]
 
-LONGEST: Final = 600
+MAX_PROCESS_SECONDS: Final = 600
 """
-How long any of the processes lives at most, in seconds.
+Maximum lifetime of a process, in seconds.
 """
 
 _ROOT = Path(__file__).parent.parent
 
-_PATIENCE = 5
+_EXIT_SECONDS: Final = 5
 
 
 class Child:
     """
-    One process. It is a context manager, at the end of which it has ended.
+    One process, as a context manager that ends it.
     """
 
     def __init__(self, module: str, *words: str) -> None:
@@ -54,48 +54,46 @@ class Child:
         if kind is not None:
             self._process.kill()
         try:
-            # It ends when nobody can tell it anything any more.
-            self._process.communicate(timeout=_PATIENCE)
+            # The process exits when its standard input is closed.
+            self._process.communicate(timeout=_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
 
-    def tell(self, *words: object) -> dict[str, Any]:
+    def request(self, *words: object) -> dict[str, Any]:
         """
-        @param words: What it is to do.
-        @return: Its answer.
+        Send a command, and return the response.
         """
-        self.begin(*words)
-        return self.answer()
+        self.send(*words)
+        return self.receive()
 
-    def begin(self, *words: object) -> None:
+    def send(self, *words: object) -> None:
         """
-        Tell it what to do, and don't wait for the answer.
-
-        @param words: What it is to do.
+        Send a command, without waiting for the response.
         """
         assert self._process.stdin is not None
         print(*words, file=self._process.stdin, flush=True)
 
-    def answer(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         """
-        @return: The answer to what it was told.
-        @raise RuntimeError: It has ended.
+        Receive the response to a command.
+
+        @raise RuntimeError: The process has exited.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args!r} ended before it answered")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+            raise RuntimeError(f"{self._process.args!r} exited without a response")
+        response: dict[str, Any] = json.loads(line)
+        return response
 
 
 def raiseFileLimit(wanted: int) -> int:
     """
-    Allow this process, and those that it will start, more open files.
+    Raise the limit of open files, for this process and its children.
 
-    @param wanted: How many connections there are to be.
-    @return: How many there can be.
+    @param wanted: The wanted number of connections.
+    @return: The possible number of connections.
     """
     spare = 100
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,5 +1,5 @@
 """
-Servers of users: that of tsrv, and one with Express.
+Servers with a database of their own: that of tsrv, and one with Express.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from benchmarks._processes import LONGEST
+from benchmarks.support.processes import MAX_PROCESS_SECONDS
 
 __all__ = ["EXPRESS", "Server", "hasExpress"]
 
@@ -24,13 +24,14 @@ EXPRESS: Final = Path(__file__).parent / "peers" / "express"
 
 def hasExpress(peer: Path = EXPRESS) -> bool:
     """
-    @param peer: Where it is.
-    @return: Whether the server with Express can be run.
+    Return whether a server with Express is installed.
+
+    @param peer: Its folder.
     """
     return bool(shutil.which("node")) and (peer / "node_modules").is_dir()
 
 
-def freePort() -> int:
+def _freePort() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
@@ -39,40 +40,42 @@ def freePort() -> int:
 
 class Server:
     """
-    A server, with a database of its own. It is a context manager, at the end of
-    which it has ended.
+    A server, as a context manager that kills it.
 
-    @ivar port: Its port.
-    @ivar made: How many users it has acknowledged.
-    @cvar peer: Where the one with Express is.
-    @cvar words: Further options of tsrv.
+    @ivar port: The port.
+    @ivar acknowledged: Number of acknowledged users.
+    @cvar peer: The folder of the server with Express.
+    @cvar options: Further options of tsrv.
     """
 
     peer = EXPRESS
-    words: Sequence[str] = ()
+    options: Sequence[str] = ()
 
-    def __init__(self, side: str, directory: Path) -> None:
+    def __init__(self, kind: str, directory: Path) -> None:
         """
-        @param side: C{"tsrv"}, C{"direct"} for tsrv without a wrapper, or
+        @param kind: C{"tsrv"}, C{"direct"} for tsrv without wrappers, or
             C{"express"}.
-        @param directory: Where its database is.
+        @param directory: The folder of the database.
         """
-        self.port = freePort()
-        self.made = 0
-        self._side = side
-        self._path = directory / f"{side}.db"
-        self._start()
+        self.port = _freePort()
+        self.acknowledged = 0
+        self._kind = kind
+        self._path = directory / f"{kind}.db"
+        self.start()
 
-    def _start(self) -> None:
-        if self._side == "express":
+    def start(self) -> None:
+        """
+        Start the server, and wait until it is ready.
+        """
+        if self._kind == "express":
             command = ["node", "server.js", str(self._path), str(self.port)]
             directory, ready = self.peer, "Started"
         else:
             twistd = os.path.join(os.path.dirname(sys.executable), "twistd")
             command = [sys.executable, twistd, "-n", "--pidfile=", "tsrv"]
             command += [f"--listen=tcp:{self.port}:interface=127.0.0.1:backlog=1024"]
-            command += ["--delay=0", f"--database=sqlite:{self._path}", *self.words]
-            if self._side == "direct":
+            command += ["--delay=0", f"--database=sqlite:{self._path}", *self.options]
+            if self._kind == "direct":
                 command.append("--direct")
             directory, ready = self._path.parent, "Async module initialized"
         self._process = subprocess.Popen(  # noqa: S603
@@ -87,7 +90,7 @@ class Server:
             if ready in line:
                 break
         else:
-            raise RuntimeError(f"{self._side} has not started")
+            raise RuntimeError(f"{self._kind} did not start")
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +106,7 @@ class Server:
     @property
     def cpu(self) -> float:
         """
-        The processor time that it has taken, in seconds.
+        The processor time of the server, in seconds.
         """
         text = Path(f"/proc/{self._process.pid}/stat").read_text()
         fields = text.rpartition(") ")[2].split()
@@ -112,20 +115,22 @@ class Server:
 
     def kill(self) -> None:
         """
-        End it, with a signal of which it does not learn.
+        Kill the server with SIGKILL.
         """
         self._process.kill()
-        self._process.communicate(timeout=LONGEST)
+        self._process.communicate(timeout=MAX_PROCESS_SECONDS)
 
     def check(self) -> None:
         """
-        Look into its database, after it was killed.
+        Check the database after the server was killed.
 
-        @raise RuntimeError: What it has acknowledged is not there.
+        @raise RuntimeError: An acknowledged user is missing.
         """
         with sqlite3.connect(self._path) as database:
             query = "SELECT count(*), count(DISTINCT email) FROM users"
             found, different = database.execute(query).fetchone()
         database.close()
-        if not found == different == self.made:
-            raise RuntimeError(f"{found} of {self.made} users are in {self._path}")
+        if not found == different == self.acknowledged:
+            raise RuntimeError(
+                f"{found} of {self.acknowledged} users are in {self._path}"
+            )

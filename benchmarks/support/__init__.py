@@ -1,0 +1,3 @@
+"""
+Parts of the benchmarks: figures and tables, processes, servers and load.
+"""

@@ -1,0 +1,87 @@
+"""
+How a measured server is controlled: by lines on its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import ReactorNotRunning
+from twisted.internet.protocol import connectionDone
+from twisted.internet.stdio import StandardIO
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+from twisted.web.server import Site
+
+from benchmarks.support.processes import MAX_PROCESS_SECONDS
+
+__all__ = ["residentBytes", "serve"]
+
+Command = Callable[[str, list[str]], Deferred[Any] | None]
+
+_PAGE_BYTES: Final = 4096
+
+
+class _Control(LineOnlyReceiver):
+    delimiter = b"\n"
+
+    def __init__(
+        self, reactor: Any, command: Command, report: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._reactor = reactor
+        self._command = command
+        self._report = report
+
+    def lineReceived(self, line: bytes) -> None:
+        word, *arguments = line.decode().split()
+        done = maybeDeferred(self._command, word, arguments)
+        done.addCallback(self._send).addErrback(self._failed)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        with suppress(ReactorNotRunning):
+            self._reactor.stop()
+
+    def _send(self, result: object) -> None:
+        self.sendLine(json.dumps(self._report()).encode())
+
+    def _failed(self, failure: Failure) -> None:
+        failure.printTraceback()
+        self._reactor.stop()
+
+
+def serve(
+    reactor: Any,
+    site: Site,
+    report: Callable[[], dict[str, Any]],
+    command: Command = lambda word, arguments: None,
+) -> None:
+    """
+    Serve a site on a free port of the loopback interface, until the standard
+    input is closed or the time limit is reached.
+
+    @param reactor: The reactor.
+    @param site: The site.
+    @param report: Returns what is sent after each command, beside the port.
+    @param command: Carries out a command, given its name and its arguments.
+    """
+    port = reactor.listenTCP(0, site, backlog=1024, interface="127.0.0.1")
+    number = port.getHost().port
+    StandardIO(_Control(reactor, command, lambda: {"port": number, **report()}))
+    reactor.callLater(MAX_PROCESS_SECONDS, reactor.stop)
+    reactor.run()
+
+
+def residentBytes() -> int:
+    """
+    Return the memory that this process occupies; 0 where the system does not
+    tell.
+    """
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return 0
