@@ -20,15 +20,13 @@ from twisted.internet.task import Clock
 
 from tsrv.queuing.histogram import SECONDS
 from tsrv.startup import Startup
-from tsrv.web.metrics import (
-    Metrics,
-    Traffic,
-)
+from tsrv.web.metrics import Metrics
 from tsrv.web.responses import (
     AsyncResource,
     text,
 )
 from tsrv.web.site import Site
+from tsrv.web.traffic import Traffic
 
 from .support import Module, Refused, Trouble, resultOf
 from .websupport import Peer, ask

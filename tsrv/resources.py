@@ -23,10 +23,11 @@ from .demo.visitors import Login, Logout, Me, Visits
 from .sessions import Sessions
 from .startup import Startup
 from .web.health import Live, Ready, StartupPage
-from .web.metrics import Metrics, Traffic
+from .web.metrics import Metrics
 from .web.problems import KnownErrors
 from .web.responses import AsyncResource, Response, text
 from .web.status import putStatus
+from .web.traffic import Traffic
 
 __all__ = ["KNOWN_ERRORS", "Clock", "Say", "makeRoot", "putOperations"]
 

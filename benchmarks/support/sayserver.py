@@ -21,8 +21,9 @@ from benchmarks.support.control import residentBytes, serve
 from benchmarks.support.processes import MAX_PROCESS_SECONDS
 from tsrv import AsyncModule, Startup
 from tsrv.resources import makeRoot
-from tsrv.web.metrics import Metrics, Traffic
+from tsrv.web.metrics import Metrics
 from tsrv.web.site import Site
+from tsrv.web.traffic import Traffic
 
 __all__: list[str] = []
 

@@ -15,9 +15,10 @@ from ..queuing.retry import jitteredBackoff
 from ..resources import KNOWN_ERRORS, makeRoot, putOperations
 from ..sessions import Cookies, Limits, Quota, Sessions, SQLSessionStore, schemaOf
 from ..startup import Startup
-from ..web.metrics import Traffic
+
 from ..web.responses import AsyncResource
 from ..web.site import Site
+from ..web.traffic import Traffic
 from ..wrapper import QueuingWrapper
 from .options import Options
 from .server import Server

@@ -1,118 +1,61 @@
 """
-What is to be known of a program by who runs it: whether it is alive, whether it
-is ready, and how its start-up went.
+The health of a program, for operators and their tools: whether it is alive, whether
+it is ready, and the report of its start-up.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from http import HTTPStatus
 from math import ceil
-from typing import Any, Final, Protocol
+from typing import Final
 
 from twisted.web.server import Request
 
-from ..starting.program import Status
-from ..starting.report import (
-    ModuleReport,
-    Report,
-)
-from ..wrapper import QueuingWrapper
+from ..starting.report import ModuleReport, Report
+from ..startup import Startup
 from .problems import HTTPError
-from .responses import (
-    AsyncResource,
-    Response,
-)
+from .responses import AsyncResource, Response
 
-__all__ = ["Live", "Ready", "Reported", "StartupPage"]
+__all__ = ["Live", "Ready", "StartupPage", "hideMessages"]
 
-_UNCACHED: Final = [(b"Cache-Control", b"no-store")]
+NOT_CACHED: Final = [(b"Cache-Control", b"no-store")]
 
-_MOST: Final = 100
+MAX_LISTED_MODULES: Final = 100
 """
-How many of the modules that are missing are listed.
+Maximum number of missing modules that are listed.
 """
 
-
-class Reported(Protocol):
-    """
-    What the pages need of a L{Startup<tsrv.startup.Startup>}.
-    """
-
-    @property
-    def status(self) -> Status:
-        """
-        What is to be said of the program.
-        """
-
-    @property
-    def ready(self) -> bool:
-        """
-        Whether every required module is ready.
-        """
-
-    @property
-    def elapsed(self) -> float:
-        """
-        The seconds since the start-up began.
-        """
-
-    @property
-    def wrappers(self) -> Mapping[str, QueuingWrapper[Any]]:
-        """
-        The wrappers of the modules, by their names.
-        """
-
-    def missing(self) -> list[str]:
-        """
-        The names of the required modules that are not ready.
-        """
-
-    def report(self) -> Report:
-        """
-        What has been, and what is.
-        """
-
-    def reportModule(self, name: str) -> ModuleReport:
-        """
-        The same, of one module.
-        """
+MAX_NAMED_MODULES: Final = 3
+"""
+Maximum number of missing modules in the message of the error.
+"""
 
 
 class _NotReady(HTTPError):
-    """
-    A module is missing, or the program is stopping.
-    """
-
     status = HTTPStatus.SERVICE_UNAVAILABLE
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
-        # What probes show is this, and nothing beside it.
-        self.text = sentence
 
 
 class Live(AsyncResource):
     """
-    C{/livez}: whether the reactor turns. It asks no module: one that hangs is
-    not cured by killing the process.
+    C{/livez}: whether the reactor runs. It asks no module, because restarting the
+    process does not cure a module that hangs.
     """
 
     def render_GET(self, request: Request) -> Response:
         """
-        Say so.
+        Say that the process is alive.
         """
         return _line("alive")
 
 
 class Ready(AsyncResource):
     """
-    C{/readyz}: whether every required module is ready, and if not, which one
-    is not, why, and for how long.
+    C{/readyz}: whether every required module is ready; if not, which modules are
+    missing, why, and for how long.
     """
 
-    def __init__(self, startup: Reported) -> None:
+    def __init__(self, startup: Startup) -> None:
         """
         @param startup: The modules.
         """
@@ -121,36 +64,37 @@ class Ready(AsyncResource):
 
     def render_GET(self, request: Request) -> Response:
         """
-        Say so, or what is missing.
+        Say that the program is ready, or fail with what is missing.
         """
-        if self._startup.ready:
-            return _line(self._startup.status.value)
-        state, now = self._startup.status.value, self._startup.elapsed
-        names = self._startup.missing()
-        missing = [
-            _missing(self._startup.reportModule(name), now) for name in names[:_MOST]
+        startup, status = self._startup, self._startup.status.value
+        if startup.ready:
+            return _line(status)
+        names = startup.missing()
+        listed = names[:MAX_LISTED_MODULES]
+        now = startup.elapsed
+        missing = [_missing(startup.reportModule(each), now) for each in listed]
+        reasons = [
+            f"{each['module']} ({each['reason']})"
+            for each in missing[:MAX_NAMED_MODULES]
         ]
-        reasons = [f"{each['module']} ({each['reason']})" for each in missing[:3]]
         if len(names) > len(reasons):
             reasons.append(f"{len(names) - len(reasons)} more")
-        error = _NotReady(f"{state}: {', '.join(reasons)}" if reasons else state)
-        error.members = {"state": state, "missing": missing}
-        waits = (self._startup.wrappers[name].retryAfter() for name in names[:_MOST])
-        longest = max((seconds for seconds in waits if seconds is not None), default=0)
-        error.headers = [*_UNCACHED, (b"Retry-After", b"%d" % max(1, ceil(longest)))]
+        message = f"{status}: {', '.join(reasons)}" if reasons else status
+        waits = [startup.wrappers[each].retryAfter() or 0.0 for each in listed]
+        retryAfter = max(1, ceil(max(waits, default=0.0)))
+        error = _NotReady(message)
+        error.text = message
+        error.members = {"state": status, "missing": missing}
+        error.headers = [*NOT_CACHED, (b"Retry-After", b"%d" % retryAfter)]
         raise error
 
 
-def _line(words: str) -> Response:
-    return Response(
-        f"{words}\n".encode(), b"text/plain; charset=utf-8", headers=_UNCACHED
-    )
+def _line(text: str) -> Response:
+    body = f"{text}\n".encode()
+    return Response(body, b"text/plain; charset=utf-8", headers=NOT_CACHED)
 
 
 def _missing(module: ModuleReport, now: float) -> dict[str, object]:
-    """
-    @return: What to say of a module that is not ready.
-    """
     since: float | None = 0.0
     if module["becameReady"] is not None:
         losses = module["losses"]
@@ -166,14 +110,14 @@ def _missing(module: ModuleReport, now: float) -> dict[str, object]:
 
 class StartupPage(AsyncResource):
     """
-    C{/startup}: the report, as JSON.
+    C{/startup}: the report of the start-up, as JSON.
     """
 
-    def __init__(self, startup: Reported, showErrors: bool = False) -> None:
+    def __init__(self, startup: Startup, showErrors: bool = False) -> None:
         """
         @param startup: The modules.
-        @param showErrors: Whether the messages of errors are shown, and not
-            only their types.
+        @param showErrors: Whether to show the messages of errors, and not only
+            their types. Messages are not for the public.
         """
         super().__init__()
         self._startup = startup
@@ -181,13 +125,13 @@ class StartupPage(AsyncResource):
 
     def render_GET(self, request: Request) -> Response:
         """
-        Report.
+        Return the report.
         """
         report = self._startup.report()
         if not self._showErrors:
             hideMessages(report)
         body = json.dumps(report, indent=1, ensure_ascii=False)
-        return Response(body.encode(), b"application/json", headers=_UNCACHED)
+        return Response(body.encode(), b"application/json", headers=NOT_CACHED)
 
 
 def hideMessages(report: Report) -> None:

@@ -1,17 +1,15 @@
 """
-C{/metrics}: the numbers of a program, for Prometheus and what speaks its
-language.
+C{/metrics}: the metrics of a program, for Prometheus.
 
-They are taken from where they are when somebody asks; nothing is done for it
-meanwhile. The names follow the rules of C{promtool check metrics}.
+They are collected when somebody asks for them; nothing is done meanwhile. The names
+follow the rules of C{promtool check metrics}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import copy
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from operator import attrgetter
 from platform import python_version
 from typing import Any, Final
 
@@ -34,7 +32,6 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import (
     generate_latest as generateOpenMetrics,
 )
-from prometheus_client.registry import Collector
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.web.server import Request
@@ -43,46 +40,73 @@ from twisted import __version__ as twistedVersion
 
 from .. import __version__
 from ..queuing.histogram import Histogram
-from ..starting.report import Report
 from ..startup import Startup
-from ..wrapper import (
-    QueuingWrapper,
-    State,
-)
+from ..wrapper import State
 from .accept import preferredType
-from .responses import (
-    AsyncResource,
-    Response,
-)
+from .responses import AsyncResource, Response
 from .traffic import Traffic
 
-__all__ = ["Metrics", "Traffic"]
+__all__ = ["Metrics"]
 
-_PIECE: Final = 500
+MAX_TURN_SECONDS: Final = 0.02
 """
-How many samples are written in one turn of the reactor: that takes some
-milliseconds.
-"""
-
-_STATES: Final = (*(state.value for state in State), "waiting", "skipped")
-"""
-What the status of a module can be.
+Time after which a scrape lets the reactor serve other clients, in seconds.
 """
 
-_OUTCOMES: Final = ("started", "rejected", "expired", "cancelled", "failed")
+OFFERED_TYPES: Final = (
+    "application/openmetrics-text;version=1.0.0",
+    "text/plain;version=0.0.4",
+)
 """
-What becomes of commands.
+The formats; text is the default because most clients can read it.
 """
 
-_HTTP: Final = ("route", "method", "status")
+STATUSES: Final = (*(state.value for state in State), "waiting", "skipped")
+
+OUTCOMES: Final = ("started", "rejected", "expired", "cancelled", "failed")
+
+
+METRICS_OF_WRAPPERS: Final[Sequence[tuple[Any, str, str, str]]] = (
+    (GaugeMetricFamily, "tsrv_module_queue_length", "Queued calls.", "pending"),
+    (
+        GaugeMetricFamily,
+        "tsrv_module_oldest_command_age_seconds",
+        "Age of the oldest queued call; 0 if no call is queued.",
+        "oldest",
+    ),
+    (
+        CounterMetricFamily,
+        "tsrv_module_attempts",
+        "Attempts to initialise the module, including the one in progress.",
+        "history.attempts.count",
+    ),
+    (
+        CounterMetricFamily,
+        "tsrv_module_losses",
+        "Losses of the module.",
+        "history.losses.count",
+    ),
+    (
+        HistogramMetricFamily,
+        "tsrv_module_queue_duration_seconds",
+        "Time that calls were queued, whatever their outcome.",
+        "history.queueSeconds",
+    ),
+    (
+        HistogramMetricFamily,
+        "tsrv_module_attempt_duration_seconds",
+        "Duration of the attempts to initialise the module, failed ones included.",
+        "history.attemptSeconds",
+    ),
+)
+"""
+The type, name, help text and attribute of each metric of a wrapper.
+"""
 
 
 class Metrics(AsyncResource):
     """
-    C{/metrics}.
-
-    Of many modules there is much to be written: no other request has to wait
-    until all of it is.
+    C{/metrics}, as text or as OpenMetrics.
     """
 
     isLeaf = True
@@ -92,8 +116,8 @@ class Metrics(AsyncResource):
     ) -> None:
         """
         @param startup: The modules.
-        @param reactor: Lets others have their turn while much is written.
-        @param traffic: The requests to be shown, if they are counted.
+        @param reactor: Provides the time.
+        @param traffic: The counts of requests, if there are any.
         """
         super().__init__()
         self._reactor = reactor
@@ -107,279 +131,151 @@ class Metrics(AsyncResource):
 
     async def render_GET(self, request: Request) -> Response:
         """
-        Take the numbers, and write them in the format that is asked for.
+        Collect and write the metrics in the format that the client prefers.
         """
         accept = request.requestHeaders.getRawHeaders(b"Accept")
-        chosen = _TEXT
-        if accept is not None and _prefersOpenMetrics(b",".join(accept)):
-            chosen = _OPEN_METRICS
-        pieces = []
-        written = 0
-        for piece in _pieces(self._registry):
-            if written >= _PIECE:
-                written = 0
-                await deferLater(self._reactor, 0)
-            pieces.append(chosen.write(piece))
-            written += len(piece.samples)
-        pieces.append(chosen.end)
+        header = b",".join(accept) if accept else None
+        if preferredType(header, OFFERED_TYPES) == OFFERED_TYPES[0]:
+            contentType, end = CONTENT_TYPE_LATEST, b"# EOF\n"
+            generate: Callable[[_Single], bytes] = generateOpenMetrics
+        else:
+            contentType, end = CONTENT_TYPE_PLAIN_0_0_4, b""
+            generate = generateText
+        written = []
+        # A thousand modules have 56,000 numbers.
+        begun = self._reactor.seconds()
+        for family in self._registry.collect():
+            begun = await self._takeTurns(begun)
+            written.append(generate(_Single(family)).removesuffix(end))
+            begun = await self._takeTurns(begun)
         headers = [(b"Vary", b"Accept"), (b"Cache-Control", b"no-store")]
-        return Response(b"".join(pieces), chosen.contentType, headers=headers)
+        body = b"".join([*written, end])
+        return Response(body, contentType.encode("ascii"), headers=headers)
 
-
-@dataclass(frozen=True)
-class _Format:
-    """
-    A format of metrics.
-
-    @ivar contentType: Its C{Content-Type}.
-    @ivar encode: Writes all that a collector has.
-    @ivar end: What has to be written last.
-    """
-
-    contentType: bytes
-    encode: Callable[[Collector], bytes]
-    end: bytes = b""
-
-    def write(self, piece: _Piece) -> bytes:
+    async def _takeTurns(self, begun: float) -> float:
         """
-        @return: A piece, without the end that each would have on its own.
+        @param begun: The time at which this turn of the reactor began.
+        @return: The time at which the current one began.
         """
-        text = self.encode(piece).removesuffix(self.end)
-        while not piece.first and text.startswith(b"#"):
-            # What a family is, is said once.
-            text = text.partition(b"\n")[2]
-        return text
+        if self._reactor.seconds() - begun > MAX_TURN_SECONDS:
+            await deferLater(self._reactor, 0)
+            return self._reactor.seconds()
+        return begun
 
 
-_TEXT: Final = _Format(CONTENT_TYPE_PLAIN_0_0_4.encode("ascii"), generateText)
-
-_OPEN_METRICS: Final = _Format(
-    CONTENT_TYPE_LATEST.encode("ascii"), generateOpenMetrics, b"# EOF\n"
-)
-
-
-class _Piece(Collector):
-    """
-    Some samples of a family.
-
-    @ivar first: Whether they are the first ones.
-    @ivar samples: The samples.
-    """
-
-    def __init__(self, family: Metric, start: int) -> None:
-        self.first = start == 0
-        self.samples = family.samples[start : start + _PIECE]
+class _Single:
+    def __init__(self, family: Metric) -> None:
         self._family = family
 
-    def collect(self) -> Iterable[Metric]:
-        """
-        @see: L{Collector.collect}
-        """
-        part = copy(self._family)
-        part.samples = self.samples
-        return (part,)
+    def collect(self) -> tuple[Metric]:
+        return (self._family,)
 
 
-def _pieces(collector: Collector) -> Iterator[_Piece]:
-    """
-    Cut what a collector has into pieces that don't take long to be written.
-    """
-    for family in collector.collect():
-        for start in range(0, len(family.samples) or 1, _PIECE):
-            yield _Piece(family, start)
-
-
-def _prefersOpenMetrics(accept: bytes) -> bool:
-    """
-    @param accept: An C{Accept} header.
-    @return: Whether the client prefers OpenMetrics 1.0 to text.
-    """
-    # Clients that do not care get the plain text, which more of them can read.
-    offered = ["application/openmetrics-text;version=1.0.0", "text/plain;version=0.0.4"]
-    return preferredType(accept, offered) == offered[0]
-
-
-class _Modules(Collector):
-    """
-    The program, and each of its modules.
-    """
-
+class _Modules:
     def __init__(self, startup: Startup) -> None:
         self._startup = startup
 
-    def collect(self) -> Iterable[Metric]:
-        """
-        @see: L{Collector.collect}
-        """
-        report = self._startup.report()
-        yield InfoMetricFamily(
-            "tsrv_build",
-            "What is running.",
-            {
-                "version": __version__,
-                "twisted": twistedVersion,
-                "python": python_version(),
-            },
-        )
+    def collect(self) -> Iterator[Metric]:
+        versions = {
+            "version": __version__,
+            "twisted": twistedVersion,
+            "python": python_version(),
+        }
+        yield InfoMetricFamily("tsrv_build", "Versions of the program.", versions)
         yield GaugeMetricFamily(
             "tsrv_ready",
-            "Whether every required module is ready, and the program does not stop.",
+            "Whether every required module is ready and the program is not stopping.",
             float(self._startup.ready),
         )
-        took = GaugeMetricFamily(
+        report = self._startup.report()
+        duration = GaugeMetricFamily(
             "tsrv_startup_duration_seconds",
-            "How long it took until every required module was ready.",
+            "Time until every required module was ready for the first time.",
             labels=(),
             unit="seconds",
         )
         if report["becameReady"] is not None:
-            took.add_metric((), report["becameReady"])
-        yield took
-        yield from _states(report)
-        yield from _queues(self._startup.wrappers)
-        yield from _histories(self._startup.wrappers)
+            duration.add_metric((), report["becameReady"])
+        yield duration
+        state = GaugeMetricFamily(
+            "tsrv_module_state",
+            "Whether the module is in this state; it is in exactly one.",
+            labels=("module", "state"),
+        )
+        required = GaugeMetricFamily(
+            "tsrv_module_required",
+            "Whether the program needs the module to be ready.",
+            labels=("module",),
+        )
+        ready = GaugeMetricFamily(
+            "tsrv_module_ready", "Whether the module is ready.", labels=("module",)
+        )
+        for module in report["modules"]:
+            name = module["name"]
+            for status in STATUSES:
+                state.add_metric((name, status), float(module["status"] == status))
+            required.add_metric((name,), float(module["required"]))
+            ready.add_metric((name,), float(module["ready"]))
+        yield from (state, required, ready)
+        wrappers = self._startup.wrappers
+        for factory, metric, text, attribute in METRICS_OF_WRAPPERS:
+            valueOf = attrgetter(attribute)
+            unit = "seconds" if metric.endswith("_seconds") else ""
+            family = factory(metric, text, labels=("module",), unit=unit)
+            for name, wrapper in wrappers.items():
+                _add(family, (name,), valueOf(wrapper))
+            yield family
+        calls = CounterMetricFamily(
+            "tsrv_module_commands",
+            "Calls that were queued or rejected, by outcome. Calls made while the "
+            "module was ready are not counted.",
+            labels=("module", "outcome"),
+        )
+        for name, wrapper in wrappers.items():
+            stats = wrapper.stats
+            for outcome in OUTCOMES:
+                calls.add_metric((name, outcome), getattr(stats, outcome))
+        yield calls
 
 
-def _states(report: Report) -> Iterator[Metric]:
-    """
-    What the modules are.
-    """
-    state = GaugeMetricFamily(
-        "tsrv_module_state",
-        "Whether the module is in this state; it is in one of them.",
-        labels=("module", "state"),
-    )
-    ready = GaugeMetricFamily(
-        "tsrv_module_ready", "Whether the module is ready.", labels=("module",)
-    )
-    required = GaugeMetricFamily(
-        "tsrv_module_required",
-        "Whether the program is not ready without the module.",
-        labels=("module",),
-    )
-    for module in report["modules"]:
-        name = module["name"]
-        for each in _STATES:
-            state.add_metric((name, each), float(module["status"] == each))
-        ready.add_metric((name,), float(module["ready"]))
-        required.add_metric((name,), float(module["required"]))
-    return iter((state, ready, required))
-
-
-def _queues(wrappers: Mapping[str, QueuingWrapper[Any]]) -> Iterator[Metric]:
-    """
-    What waits for the modules, and what became of it.
-    """
-    length = GaugeMetricFamily(
-        "tsrv_module_queue_length", "Commands that wait.", labels=("module",)
-    )
-    age = GaugeMetricFamily(
-        "tsrv_module_oldest_command_age_seconds",
-        "For how long the oldest command has been waiting; 0 if there is none.",
-        labels=("module",),
-        unit="seconds",
-    )
-    commands = CounterMetricFamily(
-        "tsrv_module_commands",
-        "Commands that wait no longer, by what became of them: calls that were "
-        "made while the module was ready are not among them.",
-        labels=("module", "outcome"),
-    )
-    for name, wrapper in wrappers.items():
-        stats = wrapper.stats
-        length.add_metric((name,), stats.pending)
-        age.add_metric((name,), wrapper.oldest or 0.0)
-        for outcome in _OUTCOMES:
-            commands.add_metric((name, outcome), getattr(stats, outcome))
-    return iter((length, age, commands))
-
-
-def _histories(wrappers: Mapping[str, QueuingWrapper[Any]]) -> Iterator[Metric]:
-    """
-    What the modules have been through.
-    """
-    attempts = CounterMetricFamily(
-        "tsrv_module_attempts",
-        "Attempts to initialise the module, with the one in progress.",
-        labels=("module",),
-    )
-    losses = CounterMetricFamily(
-        "tsrv_module_losses",
-        "How many times the module was ready no longer.",
-        labels=("module",),
-    )
-    for name, wrapper in wrappers.items():
-        attempts.add_metric((name,), wrapper.history.attempts.count)
-        losses.add_metric((name,), wrapper.history.losses.count)
-    yield attempts
-    yield losses
-    waited = HistogramMetricFamily(
-        "tsrv_module_queue_duration_seconds",
-        "How long commands waited, until they were started or ended otherwise.",
-        labels=("module",),
-        unit="seconds",
-    )
-    for name, wrapper in wrappers.items():
-        _addHistogram(waited, (name,), wrapper.history.queueSeconds)
-    yield waited
-    attempted = HistogramMetricFamily(
-        "tsrv_module_attempt_duration_seconds",
-        "How long attempts to initialise the module took, good or bad.",
-        labels=("module",),
-        unit="seconds",
-    )
-    for name, wrapper in wrappers.items():
-        _addHistogram(attempted, (name,), wrapper.history.attemptSeconds)
-    yield attempted
-
-
-class _Requests(Collector):
-    """
-    The requests over HTTP.
-    """
-
+class _Requests:
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
 
-    def collect(self) -> Iterable[Metric]:
-        """
-        @see: L{Collector.collect}
-        """
+    def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "tsrv_http_requests_in_progress",
-            "Requests that have been received, but not answered.",
+            "Requests that are not answered yet.",
             self._traffic.inProgress,
         )
+        labels = ("route", "method", "status")
         requests = CounterMetricFamily(
             "tsrv_http_requests",
-            "Requests that ended; the status is gone if the client left before "
-            "the end of the response, aborted if the response was broken off.",
-            labels=_HTTP,
+            'Finished requests. The status is "gone" if the client disconnected '
+            'before the end of the response, "aborted" if the server did.',
+            labels=labels,
         )
         durations = HistogramMetricFamily(
             "tsrv_http_request_duration_seconds",
-            "How long it took from the end of a request to that of its response; "
-            "of those that are refused unread it is not known.",
-            labels=_HTTP,
+            "Time from the end of a request to the end of its response. Requests "
+            "that were refused before they were read are not included.",
+            labels=labels,
             unit="seconds",
         )
         for route, method, status, histogram in self._traffic.durations():
-            labels = (route, method, status)
-            requests.add_metric(labels, sum(histogram.counts))
-            _addHistogram(durations, labels, histogram)
+            requests.add_metric((route, method, status), sum(histogram.counts))
+            _add(durations, (route, method, status), histogram)
         for refusal, count in self._traffic.refusals.items():
             requests.add_metric(("(refused)", "(unknown)", str(refusal)), count)
         yield requests
         yield durations
 
 
-def _addHistogram(
-    family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram
-) -> None:
-    """
-    Add a histogram as Prometheus has it, whose counts are those of all values
-    up to a bound.
-    """
-    bounds = (*map(str, histogram.bounds), "+Inf")
-    buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
-    family.add_metric(labels, buckets, histogram.total)
+def _add(family: Any, labels: tuple[str, ...], value: Any) -> None:
+    if isinstance(value, Histogram):
+        # Prometheus counts all values up to each bound.
+        bounds = (*map(str, value.bounds), "+Inf")
+        buckets = list(zip(bounds, accumulate(value.counts), strict=True))
+        family.add_metric(labels, buckets, value.total)
+    else:
+        family.add_metric(labels, value or 0.0)
