@@ -1,12 +1,10 @@
 """
-C{/metrics} tells the truth, in the words that Prometheus expects.
+C{/metrics} is true, and in the formats that Prometheus reads.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,10 +19,7 @@ from twisted.internet.task import Clock
 from tsrv.queuing.histogram import SECONDS
 from tsrv.startup import Startup
 from tsrv.web.metrics import Metrics
-from tsrv.web.responses import (
-    AsyncResource,
-    text,
-)
+from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
 from tsrv.web.traffic import Traffic
 
@@ -46,18 +41,13 @@ PROMETHEUS = (
     "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 )
 """
-What a Prometheus 3 sends.
+The Accept header of Prometheus 3.
 """
 
 
 class Program:
     """
-    A program of which there are metrics.
-
-    @ivar clock: The clock of the program.
-    @ivar startup: Its modules.
-    @ivar traffic: Its requests.
-    @ivar metrics: The resource.
+    A program with metrics.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -99,14 +89,13 @@ class Program:
 
     def families(self, accept: str = "text/plain") -> dict[str, Metric]:
         """
-        @return: What is shown, by the names of the families.
+        @return: The metrics by name.
         """
         return familiesIn(ask(self.metrics, headers={"Accept": accept}).body, accept)
 
     def values(self, name: str, **labels: str) -> dict[str, float]:
         """
-        @return: What the samples of a name with these labels are, by their one
-            other label.
+        @return: The values of the samples with these labels, by their other label.
         """
         found = {}
         for family in self.families().values():
@@ -120,14 +109,14 @@ class Program:
 
     def value(self, name: str, **labels: str) -> float:
         """
-        @return: What the sample with just these labels is.
+        @return: The value of the sample with exactly these labels.
         """
         return self.values(name, **labels)[""]
 
 
 def familiesIn(body: bytes, accept: str) -> dict[str, Metric]:
     """
-    Read what was written, by the strictest reader there is.
+    Parse metrics with the parsers of prometheus-client.
     """
     parse: Any = parseText if accept == "text/plain" else parseOpenMetrics
     families: list[Metric] = list(parse(body.decode()))
@@ -138,7 +127,7 @@ def familiesIn(body: bytes, accept: str) -> dict[str, Metric]:
 
 def busy(clock: Clock) -> Program:
     """
-    @return: A program of which there is something of everything.
+    @return: A program that has samples of every metric.
     """
     program = Program(clock)
     database, wrapper = program.add("database", limit=2)
@@ -164,64 +153,38 @@ def busy(clock: Clock) -> Program:
     ("accept", "contentType"),
     [
         (None, TEXT),
-        ("", TEXT),
         ("*/*", TEXT),
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", TEXT),
-        ("text/plain", TEXT),
-        ("text/plain;version=0.0.4", TEXT),
         ("image/png", TEXT),
-        ("application/openmetrics-text", OPEN_METRICS),
         ("Application/OpenMetrics-Text; version=1.0.0", OPEN_METRICS),
         ("application/openmetrics-text;version=1.0.0,text/plain;q=0.5", OPEN_METRICS),
+        (["text/plain;q=0.5", "application/openmetrics-text"], OPEN_METRICS),
         ("application/openmetrics-text;q=0.5,text/plain", TEXT),
         ("application/openmetrics-text;q=0,*/*", TEXT),
-        ("application/openmetrics-text;q=0", TEXT),
-        ("application/openmetrics-text; Q=0.000 ;x=y", TEXT),
         (PROMETHEUS, OPEN_METRICS),
-        # Another version cannot be promised.
-        ("application/openmetrics-text;version=0.0.1,text/plain;q=0.5", TEXT),
         ("application/openmetrics-text;version=2.0.0,*/*;q=0.1", TEXT),
-        # These break the negotiation that comes with prometheus-client.
+        # These break the negotiation of prometheus-client.
         ("application/openmetrics-text;version=x", TEXT),
-        ("text/plain;version=x", TEXT),
         ("nonsense", TEXT),
-        ("application/openmetrics-text," + "a/b," * 400, TEXT),
     ],
 )
-def test_the_format_is_the_one_that_is_asked_for(
-    accept: str | None, contentType: str, clock: Clock
+def test_the_client_chooses_the_format(
+    accept: str | list[str] | None, contentType: str, clock: Clock
 ) -> None:
     """
-    A scraper reads what the content type says, and gives up otherwise; and a
-    strange header is no reason for an error.
+    The format is the one that the client prefers, and text in doubt.
     """
     headers = None if accept is None else {"Accept": accept}
     answer = ask(Program(clock).metrics, headers=headers)
     assert (answer.status, answer.headers["content-type"]) == (200, contentType)
     assert answer.headers["vary"] == "Accept"
+    assert answer.headers["cache-control"] == "no-store"
     assert answer.body.endswith(b"# EOF\n") == (contentType == OPEN_METRICS)
 
 
-def test_several_accept_headers_are_one(clock: Clock) -> None:
+def test_both_formats_are_equal(clock: Clock) -> None:
     """
-    A proxy may put each format into a line of its own.
-    """
-    lines = ["text/plain;q=0.5", "application/openmetrics-text"]
-    answer = ask(Program(clock).metrics, headers={"Accept": lines})
-    assert answer.headers["content-type"] == OPEN_METRICS
-
-
-def test_head_has_no_body(clock: Clock) -> None:
-    """
-    Who probes the page may do so like any other.
-    """
-    answer = ask(Program(clock).metrics, method="HEAD")
-    assert (answer.status, answer.body) == (200, b"")
-
-
-def test_both_formats_say_the_same(clock: Clock) -> None:
-    """
-    Which one is read must not matter.
+    Both formats have the same samples, whatever the name of a module.
     """
     program = busy(clock)
 
@@ -234,6 +197,7 @@ def test_both_formats_say_the_same(clock: Clock) -> None:
         }
 
     assert samples("text/plain") == samples("application/openmetrics-text")
+    assert set(program.values("tsrv_module_ready")) == {"database", 'odd "näme"\\n\\'}
     program.stop()
 
 
@@ -250,27 +214,14 @@ UNITS = {
     "seconds": ["milliseconds", "microseconds", "minutes", "hours", "days", "weeks"],
 }
 
-ABBREVIATIONS = (
-    "s",
-    "ms",
-    "us",
-    "ns",
-    "sec",
-    "b",
-    "kb",
-    "mb",
-    "gb",
-    "tb",
-    "pb",
-    "m",
-    "h",
+ABBREVIATIONS = frozenset(
+    ["s", "ms", "us", "ns", "sec", "b", "kb", "mb", "gb", "tb", "pb", "m", "h"]
 )
 
 
 def problemsOf(families: Iterable[Metric]) -> list[str]:
     """
-    @return: What C{promtool check metrics} would say, by the rules of its
-        C{promlint}.
+    @return: The complaints of C{promtool check metrics}, by its rules.
     """
     problems = []
     for family in families:
@@ -285,7 +236,7 @@ def problemsOf(families: Iterable[Metric]) -> list[str]:
             "no type": kind in ("unknown", "untyped"),
             "_total": kind != "counter" and words[-1] == "total",
             "unit": any(set(words) & set(others) for others in UNITS.values()),
-            "abbreviated": set(words) & set(ABBREVIATIONS),
+            "abbreviated": set(words) & ABBREVIATIONS,
             "reserved": kind not in ("histogram", "summary")
             and words[-1] in ("count", "sum", "bucket"),
             "label": labels & {"le", "quantile"},
@@ -300,9 +251,9 @@ def problemsOf(families: Iterable[Metric]) -> list[str]:
 
 
 @FORMATS
-def test_promtool_has_nothing_to_say(accept: str, clock: Clock) -> None:
+def test_names_follow_the_rules(accept: str, clock: Clock) -> None:
     """
-    Names that break the rules break dashboards that rely on these.
+    Names, types, units and help texts follow the rules of Prometheus.
     """
     program = busy(clock)
     families = program.families(accept)
@@ -333,21 +284,9 @@ def test_promtool_has_nothing_to_say(accept: str, clock: Clock) -> None:
 )
 def test_a_wrong_name_would_be_found(name: str, kind: str) -> None:
     """
-    A check that finds nothing is worth nothing unless it can.
+    The check of the names finds every mistake.
     """
     assert len(problemsOf([Metric(name, "A help.", kind)])) == 1
-
-
-@FORMATS
-def test_a_name_of_a_module_may_have_any_letters(accept: str, clock: Clock) -> None:
-    """
-    A quote or the end of a line in a label would cut it, and all after it.
-    """
-    program = busy(clock)
-    family = program.families(accept)["tsrv_module_ready"]
-    names = {sample.labels["module"] for sample in family.samples}
-    assert names == {"database", 'odd "näme"\\n\\'}
-    program.stop()
 
 
 # The numbers.
@@ -355,7 +294,7 @@ def test_a_name_of_a_module_may_have_any_letters(accept: str, clock: Clock) -> N
 
 def stateOf(program: Program, name: str) -> str:
     """
-    @return: The one state that a module is in.
+    @return: The state of a module; it has exactly one.
     """
     states = program.values("tsrv_module_state", module=name)
     (state,) = [state for state, value in states.items() if value]
@@ -365,7 +304,7 @@ def stateOf(program: Program, name: str) -> str:
 
 def test_the_states_of_the_modules_are_shown(clock: Clock) -> None:
     """
-    Whether an alarm rings is decided by these.
+    Each module is in one state, and the program is ready if the required ones are.
     """
     program = Program(clock)
     database, _ = program.add("database")
@@ -407,10 +346,9 @@ def test_the_states_of_the_modules_are_shown(clock: Clock) -> None:
     assert now()[0::2] == ("closed", 0, 0)
 
 
-def test_what_becomes_of_commands_is_shown(clock: Clock) -> None:
+def test_the_outcomes_of_queued_calls_are_shown(clock: Clock) -> None:
     """
-    Every call that was queued is in one of the numbers, and all together are
-    those that were made.
+    Every queued call is counted once, with its outcome and its time in the queue.
     """
     program = Program(clock)
     module, wrapper = program.add("database", limit=4, queueTimeout=10)
@@ -465,7 +403,7 @@ def test_what_becomes_of_commands_is_shown(clock: Clock) -> None:
 
 def test_attempts_are_shown(clock: Clock) -> None:
     """
-    How often, and for how long, a module is tried is what is wrong with it.
+    Attempts are counted, with their durations.
     """
     program = Program(clock)
     module, _ = program.add("database")
@@ -487,8 +425,8 @@ def test_attempts_are_shown(clock: Clock) -> None:
 
 def test_requests_are_shown(clock: Clock) -> None:
     """
-    By route, method and status, with how long they took; the one that asks is
-    in progress itself.
+    Requests are counted by route, method and status, with their durations; the
+    scrape itself is in progress.
     """
     program = Program(clock)
     root = AsyncResource()
@@ -514,9 +452,9 @@ def test_requests_are_shown(clock: Clock) -> None:
     refused.leave()
 
 
-def test_where_requests_are_not_counted_none_are_shown(clock: Clock) -> None:
+def test_requests_that_are_not_counted_are_not_shown(clock: Clock) -> None:
     """
-    Zeros would say that there were none.
+    Without counts of requests there are no metrics of requests.
     """
     metrics = Metrics(Startup(clock), clock)
     families = familiesIn(ask(metrics).body, "text/plain")
@@ -524,9 +462,9 @@ def test_where_requests_are_not_counted_none_are_shown(clock: Clock) -> None:
     assert not [name for name in families if name.startswith("tsrv_http_")]
 
 
-def test_what_is_running_is_shown(clock: Clock) -> None:
+def test_versions_are_shown(clock: Clock) -> None:
     """
-    After an upgrade one looks whether it has reached every machine.
+    The versions are shown, so that an upgrade can be followed.
     """
     import tsrv
     import twisted
@@ -537,10 +475,9 @@ def test_what_is_running_is_shown(clock: Clock) -> None:
     assert sample.labels["twisted"] == twisted.__version__
 
 
-def test_two_programs_have_nothing_in_common(clock: Clock) -> None:
+def test_programs_have_separate_metrics(clock: Clock) -> None:
     """
-    The registry that prometheus-client has for everybody would mix them up, and
-    refuse the second.
+    Two programs in one process have separate metrics.
     """
     one, other = Program(clock), Program(clock)
     one.add("one")
@@ -549,87 +486,41 @@ def test_two_programs_have_nothing_in_common(clock: Clock) -> None:
     assert set(other.values("tsrv_module_ready")) == {"other"}
 
 
-# What it costs others.
-
-
 @FORMATS
-def test_much_is_written_in_several_turns(accept: str, clock: Clock) -> None:
+def test_a_long_scrape_takes_turns_with_others(accept: str, clock: Clock) -> None:
     """
-    A thousand modules have more than fifty thousand numbers, which take the
-    better part of a second to write: nobody else would be served meanwhile.
+    While many metrics are written, other requests are served; a client that
+    disconnects meanwhile ends it.
     """
+
+    class SlowClock(Clock):
+        def seconds(self) -> float:
+            self.advance(0.011)
+            return super().seconds()
+
+        def advance(self, amount: float) -> None:
+            self.rightNow += amount
+
     program = Program(clock)
     for n in range(100):
         program.add(f"m{n}")
-
-    class Pages(AsyncResource):
-        async def render_GET(self, request: object) -> Any:
-            return text("fine")
-
+    slow = SlowClock()
     root = AsyncResource()
-    root.putChild(b"metrics", program.metrics)
-    root.putChild(b"page", Pages())
+    root.putChild(b"metrics", Metrics(program.startup, slow))
     site = Site(root, clock)
-    peer, other = Peer(site, clock), Peer(site, clock)
     request = f"GET /metrics HTTP/1.1\r\nHost: test\r\nAccept: {accept}\r\n\r\n"
+    peer, leaving = Peer(site, clock), Peer(site, clock)
     peer.send(request.encode())
-    assert peer.received == b""
-    other.send(b"GET /page HTTP/1.1\r\nHost: test\r\n\r\n")
-    assert [answer.body for answer in other.answers] == [b"fine"]
-    clock.advance(0)
+    leaving.send(request.encode())
+    assert (peer.received, len(slow.getDelayedCalls())) == (b"", 2)
+    leaving.leave()
+    assert len(slow.getDelayedCalls()) == 1
+    Clock.advance(slow, 0)
+    assert slow.getDelayedCalls() == []
     (answer,) = peer.answers
     families = familiesIn(answer.body, accept)
-    assert len(families["tsrv_module_ready"].samples) == 100
     assert len(families["tsrv_module_state"].samples) == 1100
     buckets = families["tsrv_module_queue_duration_seconds"].samples
     assert len(buckets) == 100 * (len(SECONDS) + 3)
-    assert answer.body.count(b"# HELP tsrv_module_state ") == 1
     assert answer.body.count(b"# EOF\n") == (accept != "text/plain")
     peer.leave()
-    other.leave()
-
-
-def test_who_leaves_while_it_is_written_is_not_written_for(clock: Clock) -> None:
-    """
-    A scraper that gave up must not cost anything more.
-    """
-    program = Program(clock)
-    for n in range(100):
-        program.add(f"m{n}")
-    peer = Peer(Site(program.metrics, clock), clock)
-    peer.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-    assert len(clock.getDelayedCalls()) == 1
-    peer.leave()
-    assert clock.getDelayedCalls() == []
-    assert peer.received == b""
-
-
-def run(program: str) -> str:
-    """
-    Run a few lines in an interpreter of their own.
-    """
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    return done.stdout
-
-
-def test_no_reactor_is_installed_by_the_import() -> None:
-    """
-    A program that chooses its reactor has to be the first to do so; what
-    prometheus-client has for Twisted does not wait.
-    """
-    program = "import sys, tsrv.web.metrics; print(*sys.modules)"
-    modules = run(program).split()
-    assert "prometheus_client" in modules
-    assert "twisted.internet.reactor" not in modules
-    assert "prometheus_client.twisted" not in modules
-
-
-def test_a_site_needs_no_prometheus() -> None:
-    """
-    To serve is one thing, and to be measured another.
-    """
-    modules = run("import sys, tsrv.web.site; print(*sys.modules)").split()
-    assert "tsrv.web.traffic" in modules
-    assert "prometheus_client" not in modules
