@@ -15,7 +15,6 @@ from ..queuing.retry import jitteredBackoff
 from ..resources import KNOWN_ERRORS, makeRoot, putOperations
 from ..sessions import Cookies, Limits, Quota, Sessions, SQLSessionStore, schemaOf
 from ..startup import Startup
-
 from ..web.responses import AsyncResource
 from ..web.site import Site
 from ..web.traffic import Traffic
