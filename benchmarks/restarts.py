@@ -131,7 +131,7 @@ def _restart(sizes: Mapping[str, int], held: bool) -> dict[str, Any]:
         words = [f"--port={port}", f"--rate={sizes['rate']}", "--kept=4"]
         with (
             _Server(listening, held, sizes["delay"]) as server,
-            Child("tests._load", *words) as load,
+            Child("tests.load", *words) as load,
         ):
             load.request("answered", sizes["requests"])
             for _ in range(sizes["restarts"]):

@@ -1,630 +1,370 @@
 """
-The servers, networks and disks of the other tests: what those rely on.
+What every database has to do, whatever its kind.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
-from select import select
-from socket import create_connection, socket
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.endpoints import (
-    TCP4ClientEndpoint,
-    TCP4ServerEndpoint,
-    connectProtocol,
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
+from zope.interface.verify import verifyObject
+
+from tsrv.asyncmodule import NotInitialized
+from tsrv.databases import (
+    ConstraintViolated,
+    Database,
+    DatabaseError,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    IDatabase,
+    Schema,
+    Statement,
+    UniqueViolated,
 )
-from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.protocol import Factory, connectionDone
-from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
-from . import databases
-from ._postgresql import Missing, family, inThread
-from .census import Census, SmallDisk
-from .census import smallDisk as smallDisk
-from .databases import Database, PostgreSQL
 from .databases import database as database
-from .databases import ownPostgresql as ownPostgresql
+from .databases import errorOf, opened
 from .databases import postgresql as postgresql
-from .networks import Relay, blackHole, relaying, unanswered
-from .processes import ROOT
-from .websupport import Wire, asynchronous, reservedPort
+from .support import resultOf
+from .websupport import asynchronous
 
-WRONG = "wrong: /@"
+MAKE = "CREATE TABLE things (name VARCHAR(9) UNIQUE NOT NULL, size INTEGER)"
+SCHEMA = Schema("things", sqlite=[[MAKE]], postgresql=[[MAKE]])
 
-RUN = """
-import sys
-from tests._postgresql import Installation
-from tests.databases import PostgreSQL
-from tests.websupport import reservedPort
-installation = Installation()
-with reservedPort() as port:
-    server = PostgreSQL(installation, port)
-    server.startNow()
-    pids = server._process.pid, installation._watcher.pid
-    print(installation.directory, *pids, flush=True)
-    sys.stdin.read()
-"""
-"""
-A run of tests.
-"""
+ADD = Statement("INSERT INTO things (name, size) VALUES (?, ?)")
+RETURNING = Statement("INSERT INTO things (name) VALUES (?) RETURNING name, size")
+NAMES = Statement("SELECT name FROM things ORDER BY name")
+COUNT = Statement("SELECT count(*) FROM things")
+ONE = Statement("SELECT 1")
 
 
-def pause(seconds: float) -> Deferred[None]:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """
-    Give something that must not happen the time to happen.
+    The URL of an empty database of each kind.
     """
-    from twisted.internet import reactor
-
-    return deferLater(cast(Any, reactor), seconds, lambda: None)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """
-    Wait for what nobody tells of.
-    """
-    while not condition():
-        await pause(0.01)
-
-
-class End(Wire):
-    """
-    An end of a connection.
-
-    @ivar ending: How it was closed.
-    """
-
-    ending: Failure | None = None
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.ending = reason
-        super().connectionLost(reason)
-
-
-async def connect(port: int) -> End:
-    """
-    Make a connection.
-    """
-    from twisted.internet import reactor
-
-    endpoint = TCP4ClientEndpoint(cast(Any, reactor), "127.0.0.1", port)
-    return cast(End, await connectProtocol(endpoint, End()))
-
-
-def _lives(pid: int) -> bool:
-    """
-    @return: Whether there is a process, and whether it is more than a name.
-    """
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def _shares(pid: int) -> bool:
-    """
-    @return: Whether there is shared memory that a process has made.
-    """
-    lines = Path("/proc/sysvipc/shm").read_text().splitlines()
-    return str(pid) in (line.split()[4] for line in lines)
-
-
-async def keptBusy(server: PostgreSQL) -> list[Deferred[Any]]:
-    """
-    Ask a server for something that takes longer than any test, and wait until it
-    is at it: before that, what a server that stops says may not arrive.
-
-    @return: What fires with the answer.
-    """
-    asked = server.ask("select pg_sleep(50)")
-    while not await server.ask(
-        "select from pg_stat_activity"
-        " where state = 'active' and query = 'select pg_sleep(50)'"
-    ):
-        pass
-    return [asked]
-
-
-def _one(url: str) -> object:
-    """
-    Ask a database for the number one.
-    """
-    from psycopg import connect
-
-    with connect(url, connect_timeout=10) as connection:
-        return connection.execute("select 1").fetchone()
-
-
-class Served:
-    """
-    A server whose ends of the connections a test holds.
-    """
-
-    def __init__(self) -> None:
-        self.wires: list[End] = []
-        self.port = 0
-        self._listening: Any = None
-
-    def build(self) -> End:
-        end = End()
-        self.wires.append(end)
-        return end
-
-    async def through(self, relay: Relay) -> tuple[End, End]:
-        """
-        Connect to it.
-
-        @return: The two ends.
-        """
-        before = len(self.wires)
-        client = await connect(relay.port)
-        await until(lambda: len(self.wires) > before)
-        return client, self.wires[-1]
-
-    async def __aenter__(self) -> Served:
-        from twisted.internet import reactor
-
-        factory: Any = Factory.forProtocol(cast(Any, self.build))
-        factory.noisy = False
-        endpoint = TCP4ServerEndpoint(cast(Any, reactor), 0, interface="127.0.0.1")
-        self._listening = await endpoint.listen(factory)
-        self.port = self._listening.getHost().port
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._listening.stopListening()
-        for wire in self.wires:
-            wire.leave()
-        await gatherResults([wire.whenClosed() for wire in self.wires])
-
-
-def refusal(port: int) -> type[BaseException] | None:
-    """
-    @return: What a connection to a port fails with at once.
-    """
-    try:
-        create_connection(("127.0.0.1", port), timeout=0.2).close()
-    except OSError as error:
-        return type(error)
-    return None
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path}/things.db"
+    found: str = request.getfixturevalue("database").url
+    return found
 
 
 @asynchronous
-async def test_what_is_committed_survives_being_killed(
-    ownPostgresql: PostgreSQL,
-) -> None:
+async def test_it_is_a_database(url: str) -> None:
     """
-    The tests of outages count rows after it; were some lost here, nothing that
-    they say would be worth anything.
+    Every kind provides the same interface.
     """
-    await ownPostgresql.start()
-    await ownPostgresql.ask("create table t (n int)")
-    await ownPostgresql.ask("insert into t select generate_series(1, %s)", 5000)
-    await ownPostgresql.kill()
-    assert refusal(ownPostgresql.port) is ConnectionRefusedError
-    await ownPostgresql.start()
-    assert await ownPostgresql.ask("select count(*) from t") == [(5000,)]
+    async with opened(url) as database:
+        assert verifyObject(IDatabase, database)
 
 
 @asynchronous
-async def test_kill_ends_every_process_of_it_even_a_busy_one(
-    ownPostgresql: PostgreSQL,
-) -> None:
+async def test_a_write_is_read(url: str) -> None:
     """
-    A backend that runs a statement does not notice that the postmaster is gone,
-    and would commit, after the kill, what the test takes for lost.
+    A write returns the rows of RETURNING, and no rows without it.
     """
-    await ownPostgresql.start()
-    assert ownPostgresql._process is not None
-    pid = ownPostgresql._process.pid
-    busy = await keptBusy(ownPostgresql)
-    processes = list(family(pid))
-    assert len(processes) > 4
-    await ownPostgresql.kill()
-    assert not any(_lives(each) for each in processes)
-    with pytest.raises(Exception, match="server closed the connection"):
-        await busy[0]
+    async with opened(url, [SCHEMA]) as database:
+        assert await database.write(ADD, "a", 1) == []
+        assert await database.write(RETURNING, "b") == [("b", None)]
+        assert await database.read(NAMES) == [("a",), ("b",)]
 
 
 @asynchronous
-async def test_stop_tells_the_clients_and_restart_keeps_the_port(
-    ownPostgresql: PostgreSQL,
+async def test_each_type_is_read_as_it_was_written(url: str) -> None:
+    """
+    Also at its limits.
+    """
+    sent = (2**63 - 1, -(2**63), -1.5e300, b"\0\xff", "\u20ac'\"", None)
+    types = ("BIGINT", "BIGINT", "REAL", "BLOB", "TEXT", "TEXT")
+    if url.startswith("postgresql"):
+        types = ("BIGINT", "BIGINT", "DOUBLE PRECISION", "BYTEA", "TEXT", "TEXT")
+    columns = ", ".join(f"c{number} {kind}" for number, kind in enumerate(types))
+    steps = [[f"CREATE TABLE typed ({columns})"]]
+    async with opened(url, [Schema("typed", steps, steps)]) as database:
+        await database.write(
+            Statement("INSERT INTO typed VALUES (?, ?, ?, ?, ?, ?)"), *sent
+        )
+        assert await database.read(Statement("SELECT * FROM typed")) == [sent]
+
+
+@pytest.mark.parametrize("parameters", [("\ud800",), (object(),), (2**63,), ()])
+@asynchronous
+async def test_parameters_that_cannot_be_sent_are_an_error(
+    url: str, parameters: tuple[Any, ...]
 ) -> None:
     """
-    An orderly restart is another event for a client than a crash.
+    Nothing is written, and the database remains usable.
     """
-    await ownPostgresql.start()
-    port = ownPostgresql.port
-    busy = await keptBusy(ownPostgresql)
-    await ownPostgresql.restart()
-    with pytest.raises(Exception, match="due to administrator command"):
-        await busy[0]
-    assert ownPostgresql.port == port
-    assert await ownPostgresql.ask("select 1") == [(1,)]
-    await ownPostgresql.stop()
-    assert not ownPostgresql.running
-    assert ownPostgresql.log.count("database system is shut down") == 2
+    sized = Statement("INSERT INTO things (name, size) VALUES ('a', ?)")
+    async with opened(url, [SCHEMA], connections=1) as database:
+        assert type(await errorOf(database.write(sized, *parameters))) is DatabaseError
+        assert not database.whenLost().called
+        assert await database.read(COUNT) == [(0,)]
 
 
 @asynchronous
-async def test_a_paused_server_accepts_and_goes_on_where_it_was(
-    ownPostgresql: PostgreSQL,
-) -> None:
+async def test_a_violated_constraint_is_told_by_its_type(url: str) -> None:
     """
-    It is how a machine looks that is there, but does not answer any more.
+    The value is not repeated in the message.
     """
-    await ownPostgresql.start()
-    ownPostgresql.pause()
-    asked = ownPostgresql.ask("select 1")
-    assert refusal(ownPostgresql.port) is None
-    assert not asked.called
-    ownPostgresql.resume()
-    assert await asked == [(1,)]
+    async with opened(url, [SCHEMA]) as database:
+        await database.write(ADD, "secret", 1)
+        error = await errorOf(database.write(ADD, "secret", 2))
+        assert isinstance(error, UniqueViolated)
+        assert error.code
+        assert "secret" not in str(error)
+        error = await errorOf(database.write(ADD, None, 3))
+        assert type(error) is ConstraintViolated
+        error = await errorOf(database.read(Statement("SELECT nonsense")))
+        assert type(error) is DatabaseError
+        assert await database.read(COUNT) == [(1,)]
 
 
 @asynchronous
-async def test_a_paused_server_can_be_killed_and_stopped(
-    ownPostgresql: PostgreSQL,
-) -> None:
+async def test_many_calls_share_a_few_connections(url: str) -> None:
     """
-    A test that fails while it is paused must not hang at its end.
+    Each call gets its own answer.
     """
-    for end in (ownPostgresql.kill, ownPostgresql.stop):
-        await ownPostgresql.start()
-        ownPostgresql.pause()
-        await end()
-        assert refusal(ownPostgresql.port) is ConnectionRefusedError
+    async with opened(url, [SCHEMA], connections=3) as database:
+        names = [f"{number:03}" for number in range(64)]
+        rows = await gatherResults([database.write(RETURNING, each) for each in names])
+        assert rows == [[(each, None)] for each in names]
+        same = Statement("SELECT name FROM things WHERE name = ?")
+        rows = await gatherResults([database.read(same, each) for each in names])
+        assert rows == [[(each,)] for each in names]
 
 
 @asynchronous
-async def test_a_server_that_is_held_says_that_it_starts_up(
-    ownPostgresql: PostgreSQL,
-) -> None:
+async def test_one_call_too_many_fails_at_once(url: str) -> None:
     """
-    That passes by itself, unlike most of what a server refuses a client for.
+    The queue is bounded; the calls in it are carried out.
     """
-    await ownPostgresql.startHeld()
+    async with opened(url, [SCHEMA], connections=1, limit=2) as database:
+        calls = [database.read(COUNT) for _ in range(8)]
+        errors = [await errorOf(each) for each in calls[3:]]
+        assert {type(each) for each in errors} == {DatabaseUnavailable}
+        assert await calls[0] == await calls[1] == [(0,)]
+        await DeferredList([calls[2]], consumeErrors=True)
+
+
+@asynchronous
+async def test_a_cancelled_call_is_never_started(url: str) -> None:
+    """
+    Nor is it when the callback of another call cancels it.
+    """
+    async with opened(url, [SCHEMA], connections=1) as database:
+        first = database.write(ADD, "first", 1)
+        waits = database.write(ADD, "waits", 2)
+        later = database.write(ADD, "later", 3)
+        first.addCallback(lambda _: later.cancel())
+        waits.cancel()
+        assert isinstance(await errorOf(waits), CancelledError)
+        assert isinstance(await errorOf(later), CancelledError)
+        await first
+        assert ("waits",) not in await database.read(NAMES)
+
+
+@asynchronous
+async def test_an_answer_may_use_the_database(url: str) -> None:
+    """
+    A callback may start a call, close the database, and raise.
+    """
+    async with opened(url, [SCHEMA], connections=1) as database:
+        rows = database.write(ADD, "a", 1).addCallback(lambda _: database.read(NAMES))
+        assert await rows == [("a",)]
+        raising = database.read(ONE).addCallback(lambda _: 1 / 0)
+        behind = database.read(ONE)
+        assert isinstance(await errorOf(raising), ZeroDivisionError)
+        assert await behind == [(1,)]
+        await database.read(ONE).addCallback(lambda _: database.close())
+
+
+@asynchronous
+async def test_a_statement_that_takes_too_long_fails(url: str) -> None:
+    """
+    It is not carried out, and the database remains usable.
+    """
+    endless = (
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
+        "INSERT INTO things (name, size) SELECT 'a', count(*) FROM n"
+    )
+    async with opened(url, [SCHEMA], statementTimeout=0.05) as database:
+        error = await errorOf(database.write(Statement(endless)))
+        assert isinstance(error, DatabaseUnavailable)
+        assert error.retryAfter is not None
+        assert await database.read(COUNT) == [(0,)]
+
+
+# The schema.
+
+
+@asynchronous
+async def test_only_missing_steps_are_made(url: str) -> None:
+    """
+    A newer program adds its steps; an older one refuses the newer tables.
+    """
+    more = "ALTER TABLE things ADD COLUMN colour VARCHAR(9)"
+    newer = Schema("things", [[MAKE], [more]], [[MAKE], [more]])
+    async with opened(url, [SCHEMA]) as database:
+        await database.write(ADD, "a", 1)
     for _ in range(2):
-        with pytest.raises(Exception, match="the database system is starting up"):
-            await ownPostgresql.ask("select 1")
-    await ownPostgresql.letIn()
-    assert await ownPostgresql.ask("select 1") == [(1,)]
+        async with opened(url, [newer]) as database:
+            colours = await database.read(Statement("SELECT colour FROM things"))
+            assert colours == [(None,)]
+    with pytest.raises(DatabaseRefused, match="version 2, made by a newer tsrv"):
+        async with opened(url, [SCHEMA]):
+            pass
 
 
 @asynchronous
-async def test_a_server_that_was_held_can_be_ended_and_started(
-    ownPostgresql: PostgreSQL,
-) -> None:
+async def test_several_that_start_at_once_make_the_tables_once(url: str) -> None:
     """
-    What holds it is a process of its own, and a file that must not hold the next
-    start too.
+    The others wait for the first one.
     """
-    for end in (ownPostgresql.kill, ownPostgresql.stop):
-        await ownPostgresql.startHeld()
-        await end()
-        await ownPostgresql.start()
-        assert await ownPostgresql.ask("select 1") == [(1,)]
-        await ownPostgresql.kill()
-    await ownPostgresql.startHeld()
+    from twisted.internet import reactor
+
+    several = [Database(reactor, url, [SCHEMA]) for _ in range(6)]
+    await gatherResults([each.initialize() for each in several])
+    versions = Statement("SELECT part, version FROM tsrv_schema")
+    assert await several[0].read(versions) == [("things", 1)]
+    await gatherResults([each.close() for each in several])
 
 
 @asynchronous
-async def test_a_server_that_cannot_start_says_why(ownPostgresql: PostgreSQL) -> None:
+async def test_a_step_that_fails_changes_nothing(url: str) -> None:
     """
-    Otherwise a mistake in a test ends as a time-out.
+    Trying again would not help, and the message says what is wrong.
     """
-    with pytest.raises(AssertionError, match="unrecognized configuration parameter"):
-        await ownPostgresql.start(nonsense="1")
-    assert not ownPostgresql.running
-    with pytest.raises(AssertionError, match="it does not run"):
-        ownPostgresql.letInNow()
-
-
-def test_a_wrong_password_and_an_unknown_database_are_refused(
-    database: Database,
-) -> None:
-    """
-    With the authentication that initdb sets up by itself every password would
-    do.
-    """
-    psycopg = pytest.importorskip("psycopg")
-    server = database.server
-    for url, why in (
-        (server.urlFor(password=WRONG), "password authentication failed"),
-        (server.urlFor(password=None), "no password supplied"),
-        (server.urlFor(user="nobody else"), "password authentication failed"),
-        (server.urlFor(database="nowhere?"), 'database "nowhere\\?" does not exist'),
-    ):
-        with pytest.raises(psycopg.OperationalError, match=why):
-            psycopg.connect(url)
-
-
-def test_tests_get_databases_that_are_their_own(
-    database: Database, postgresql: PostgreSQL
-) -> None:
-    """
-    What one test writes another must not read.
-    """
-    assert database.askNow("select current_database()") == [(database.name,)]
-    assert database.askNow("create table users (id int)") == []
-    assert database.server is postgresql
-    with pytest.raises(Exception, match='relation "users" does not exist'):
-        postgresql.askNow("select from users")
-    psycopg = pytest.importorskip("psycopg")
-    with psycopg.connect(database.url):
-        assert postgresql.clientsNow() == {database.name: 1}
+    bad = Schema("bad", [[MAKE, "nonsense"]], [[MAKE, "nonsense"]])
+    with pytest.raises(DatabaseRefused, match="nonsense"):
+        async with opened(url, [bad]):
+            pass
+    async with opened(url, [SCHEMA]) as database:
+        assert await database.read(COUNT) == [(0,)]
 
 
 @asynchronous
-async def test_no_thread_is_left_when_an_answer_is_there(database: Database) -> None:
+async def test_a_table_that_changes_is_read_in_its_new_form(url: str) -> None:
     """
-    A process that has threads cannot fork safely, and newer Pythons warn of it.
+    A prepared statement is not taken for what it was prepared for.
     """
-    before = threading.active_count()
-    assert await database.ask("select %s + 1", 1) == [(2,)]
-    assert threading.active_count() == before
+    everything = Statement("SELECT * FROM things WHERE name = ?")
+    async with opened(url, [SCHEMA], connections=1) as database:
+        await database.write(ADD, "a", 1)
+        assert await database.read(everything, "a") == [("a", 1)]
+        await database.write(Statement("ALTER TABLE things ADD COLUMN more INTEGER"))
+        assert await database.read(everything, "a") == [("a", 1, None)]
+        assert await database.read(everything, "a") == [("a", 1, None)]
 
 
-@pytest.mark.usefixtures("postgresql")
-def test_a_run_that_is_killed_leaves_no_server_behind() -> None:
-    """
-    Whoever kills a test that hangs would be left with servers that nobody knows
-    of, and with the memory they share.
-    """
-    words = [sys.executable, "-c", RUN]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe) as run:  # noqa: S603
-        assert run.stdout is not None
-        directory, *pids = run.stdout.readline().decode().split()
-        server, watcher = map(int, pids)
-        assert (_lives(server), _shares(server)) == (True, True)
-        ending = os.pidfd_open(watcher)
-        run.kill()
-    assert select([ending], [], [], 30)[0]
-    os.close(ending)
-    assert (_lives(server), _shares(server)) == (False, False)
-    assert not Path(directory).exists()
-
-
-def test_without_postgresql_its_tests_are_skipped_unless_they_are_required(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """
-    A run that is to prove something must not skip the proof.
-    """
-    missing = Missing("it rained")
-    monkeypatch.setattr(databases, "_installed", lambda: missing)
-    monkeypatch.delenv("TSRV_DATABASES", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="no PostgreSQL: it rained"):
-        databases._installation()
-    monkeypatch.setenv("TSRV_DATABASES", "required")
-    with pytest.raises(Missing):
-        databases._installation()
+# Opening and closing.
 
 
 @asynchronous
-async def test_a_relay_forwards_both_ways_and_closes_both_ends() -> None:
+async def test_it_is_used_between_initialising_and_closing(url: str) -> None:
     """
-    All that a test sees through it has to be what it would see without it.
+    It can be initialised and closed repeatedly, and keeps its rows.
     """
-    async with Served() as served, relaying(served.port) as relay:
-        client, server = await served.through(relay)
-        client.send(b"a" * 10_000_000)
-        server.send(b"b" * 10_000_000)
-        await client.whenReceived(b"b", 10_000_000)
-        await server.whenReceived(b"a", 10_000_000)
-        assert (relay.accepted, relay.connections) == (1, 1)
-        client.send(b"last words")
-        client.finish()
-        assert (await server.whenClosed()).endswith(b"last words")
-        assert server.ending is not None
-        assert server.ending.check(ConnectionDone)
-        await client.whenClosed()
-        assert relay.connections == 0
+    from twisted.internet import reactor
+
+    database = Database(reactor, url, [SCHEMA])
+    for early in (database.read(COUNT), database.write(ADD, "a", 1)):
+        assert isinstance(resultOf(early).error, NotInitialized)
+    assert database.whenLost().called
+    await database.close()
+    for number in range(2):
+        first = database.initialize()
+        second = database.initialize()
+        assert isinstance(await errorOf(second), DatabaseUnavailable)
+        await first
+        await database.initialize()
+        assert database.initialized
+        await database.write(ADD, str(number), 1)
+        lost, given = database.whenLost(), database.whenLost()
+        given.cancel()
+        assert isinstance(await errorOf(given), CancelledError)
+        await database.close()
+        await lost
+        await database.close()
+        assert not database.initialized
+    async with opened(url) as again:
+        assert await again.read(COUNT) == [(2,)]
 
 
 @asynchronous
-async def test_nothing_passes_a_silent_relay_not_even_an_end() -> None:
+async def test_closing_ends_every_call(url: str) -> None:
     """
-    If the end of a connection were told, the client would learn at once what it
-    has to find out by itself.
+    A call in progress finishes. A queued call fails: it has not been started.
     """
-    async with Served() as served, relaying(served.port) as relay:
-        client, server = await served.through(relay)
-        relay.silence()
-        client.send(b"question")
-        server.send(b"answer")
-        server.finish()
-        late = await connect(relay.port)
-        late.send(b"too late?")
-        await relay.whenAccepted(2)
-        await pause(0.1)
-        assert (client.received, server.received) == (b"", b"")
-        assert not client.closed
-        assert len(served.wires) == 1
-        relay.resume()
-        assert await client.whenClosed() == b"answer"
-        await until(lambda: len(served.wires) == 2)
-        await served.wires[1].whenReceived(b"too late?")
-        late.leave()
-        await late.whenClosed()
+    async with opened(url, [SCHEMA], connections=1) as database:
+        calls = [database.write(ADD, str(number), 1) for number in range(9)]
+        outcomes = DeferredList(calls, consumeErrors=True)
+        await database.close()
+        assert outcomes.called
+        results = await outcomes
+        written = [name for name, (success, _) in enumerate(results) if success]
+        errors = [value for success, value in results if not success]
+        assert all(each.check(DatabaseUnavailable) for each in errors)
+        assert errors
+    async with opened(url) as database:
+        assert await database.read(NAMES) == [(str(name),) for name in written]
+
+
+@pytest.mark.parametrize("how", ["close", "cancel"])
+@asynchronous
+async def test_initialising_can_be_given_up(url: str, how: str) -> None:
+    """
+    Nothing is left of it, and it can be initialised afterwards.
+    """
+    from twisted.internet import reactor
+
+    database = Database(reactor, url, [SCHEMA])
+    opening = database.initialize()
+    if how == "close":
+        await database.close()
+    else:
+        opening.cancel()
+    assert isinstance(await errorOf(opening), CancelledError | DatabaseUnavailable)
+    assert not database.initialized
+    await database.initialize()
+    await database.close()
 
 
 @asynchronous
-async def test_a_relay_cuts_connections_by_rst_or_by_fin() -> None:
+async def test_its_url_may_change(url: str) -> None:
     """
-    One is an error to the client, the other the end of the stream: drivers
-    treat them in different ways.
+    Each attempt takes the URL of its time: a password that was replaced is not tried
+    again.
     """
-    async with Served() as served, relaying(served.port) as relay:
-        for reset, expected in ((True, ConnectionLost), (False, ConnectionDone)):
-            wires = await served.through(relay)
-            await relay.cut(reset=reset)
-            for wire in wires:
-                await wire.whenClosed()
-                assert wire.ending is not None
-                assert wire.ending.check(ConnectionDone, ConnectionLost) is expected
+    from twisted.internet import reactor
+
+    urls: list[str | Deferred[str]] = ["mysql://u:hush@h/n", Deferred(), url]
+    database = Database(reactor, lambda: urls.pop(0), [SCHEMA])
+    error = await errorOf(database.initialize())
+    assert isinstance(error, DatabaseRefused)
+    assert "hush" not in str(error)
+    late = urls[0]
+    opening = database.initialize()
+    assert not opening.called
+    assert isinstance(late, Deferred)
+    late.callback(url)
+    await opening
+    await database.close()
+    await database.initialize()
+    await database.close()
 
 
-@asynchronous
-async def test_a_silent_relay_can_be_cut() -> None:
+def test_closing_gives_up_waiting_for_the_url() -> None:
     """
-    It is how a broken line is noticed at last.
+    Nothing is connected to after the database was closed.
     """
-    async with Served() as served, relaying(served.port) as relay:
-        client, server = await served.through(relay)
-        relay.silence()
-        client.send(b"lost")
-        late = await connect(relay.port)
-        await relay.whenAccepted(2)
-        await relay.cut()
-        for wire in (client, server, late):
-            await wire.whenClosed()
-        assert server.received == b""
-        relay.resume()
-        assert relay.connections == 0
-
-
-@asynchronous
-async def test_a_relay_refuses_and_accepts_again_on_its_port() -> None:
-    """
-    A client goes on with the address that it was given.
-    """
-    async with Served() as served, relaying(served.port) as relay:
-        client, _ = await served.through(relay)
-        for _ in range(2):
-            await relay.refuse()
-        assert refusal(relay.port) is ConnectionRefusedError
-        assert not client.closed
-        for _ in range(2):
-            await relay.accept()
-        await served.through(relay)
-        client.leave()
-        await client.whenClosed()
-
-
-@asynchronous
-async def test_a_relay_to_nowhere_resets_its_clients() -> None:
-    """
-    A server that is down must not look like one that does not answer.
-    """
-    with reservedPort() as port:
-        async with relaying(port) as relay:
-            client = await connect(relay.port)
-            await client.whenClosed()
-            assert relay.connections == 0
-
-
-@asynchronous
-async def test_a_database_is_reached_through_a_relay(database: Database) -> None:
-    """
-    It is what the relay is for; the target can be changed as well.
-    """
-    server = database.server
-    with reservedPort() as port:
-        async with relaying(port) as relay:
-            relay.target = server.port
-            url = server.urlFor(database=database.name, port=relay.port)
-            assert await inThread(_one, url) == (1,)
-            assert relay.accepted == 1
-
-
-@asynchronous
-async def test_a_black_hole_accepts_and_stays_silent() -> None:
-    """
-    A limit of time is the only thing that ends a wait for such a server.
-    """
-    async with blackHole() as hole:
-        accepted = hole.whenAccepted(2)
-        given = hole.whenAccepted(3)
-        clients = [await connect(hole.port) for _ in range(2)]
-        await accepted
-        given.addErrback(lambda failure: failure.trap(CancelledError)).cancel()
-        for client in clients:
-            client.send(b"anybody there?")
-        await pause(0.1)
-        assert [client.closed for client in clients] == [False, False]
-        assert hole.accepted == 2
-    for client in clients:
-        assert await client.whenClosed() == b""
-
-
-def test_a_connection_to_a_port_can_stay_unanswered() -> None:
-    """
-    That is another limit than the one for what is said on a connection.
-    """
-    with unanswered() as port:
-        assert refusal(port) is TimeoutError
-
-
-def test_a_census_counts_what_a_process_holds() -> None:
-    """
-    A count that misses something finds no leak.
-    """
-    before = Census.of()
-    assert before.grownFrom(before, memory=0) == {}
-    stop = threading.Event()
-    thread = threading.Thread(target=stop.wait)
-    thread.start()
-    with socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        with create_connection(listening.getsockname()) as client:
-            server, _ = listening.accept()
-            memory = bytes(2**25).replace(b"\0", b"1")
-            client.close()
-            grown = Census.of().grownFrom(before, memory=2**24)
-            server.close()
-    stop.set()
-    thread.join()
-    assert len(memory) == 2**25
-    assert grown.pop("memory") > 2**24
-    assert grown == {"threads": 1, "files": 2, "connections": 1}
-    assert Census.of().grownFrom(before, memory=2**26) == {}
-
-
-@asynchronous
-async def test_a_census_is_taken_of_other_processes_too(
-    ownPostgresql: PostgreSQL,
-) -> None:
-    """
-    What is measured in the process of the tests is also theirs.
-    """
-    await ownPostgresql.start()
-    assert ownPostgresql._process is not None
-    census = Census.of(ownPostgresql._process.pid)
-    assert census.threads == 1
-    assert census.connections == 0
-    assert census.files > 3
-    assert census.memory > 2**20
-
-
-def test_a_full_disk_is_full_for_sqlite_and_has_room_again(
-    smallDisk: SmallDisk,
-) -> None:
-    """
-    The real error of a full disk comes from the system alone; an artificial
-    limit has others.
-    """
-    path = smallDisk.directory / "users.db"
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("pragma journal_mode=wal")
-        connection.execute("create table t (b blob)")
-        smallDisk.fill()
-        with pytest.raises(sqlite3.OperationalError) as raised:
-            connection.execute("insert into t values (zeroblob(100000))")
-        assert raised.value.sqlite_errorname == "SQLITE_FULL"
-        smallDisk.free()
-        connection.execute("insert into t values (zeroblob(100000))")
-        assert connection.execute("select count(*) from t").fetchone() == (1,)
+    waiting: Deferred[str] = Deferred()
+    database = Database(object(), lambda: waiting, [SCHEMA])
+    opening = resultOf(database.initialize())
+    closing: Callable[[], object] = database.close
+    closing()
+    assert isinstance(opening.error, CancelledError)
+    assert not database.initialized

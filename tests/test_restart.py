@@ -102,7 +102,7 @@ async def loading(listening: socket) -> AsyncIterator[Load]:
     Make requests at a steady rate.
     """
     port = f"--port={listening.getsockname()[1]}"
-    words = ["-m", "tests._load", port, "--rate=250", "--kept=4"]
+    words = ["-m", "tests.load", port, "--rate=250", "--kept=4"]
     async with spawned(ROOT, *words) as process:
         yield Load(process)
 

@@ -515,7 +515,7 @@ async def test_a_session_that_is_used_during_a_sweep_stays(
     """
     from psycopg import connect
 
-    from ._postgresql import inThread
+    from .postgresql_server import inThread
 
     identifier = makeIdentifier()
     async with using(database.url, clock, limits=Limits(MINUTE, None)) as (store, _):

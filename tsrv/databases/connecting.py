@@ -1,9 +1,10 @@
 """
-How a connection to PostgreSQL is opened, without a thread that waits for it.
+How a connection to PostgreSQL is opened on the reactor.
 
-psycopg hides the connection while it is being opened, so the loop is written out
-here: it makes libpq report the SQLSTATE of a refused connection. Names are
-resolved before, because libpq would block the reactor for that.
+psycopg's own loop shows the connection only once it is open. The loop is written
+out here because libpq has to be told before to report the SQLSTATE of a refused
+connection: it says whether to try again. Names are resolved before, in the
+reactor's threads, because libpq would block the reactor.
 """
 
 from __future__ import annotations
@@ -29,17 +30,10 @@ from .twistedpsycopg import READ, WRITE, Connection, drive
 
 __all__ = ["connect"]
 
-DEFAULT_VERBOSITY: Final = 1
-VERBOSE: Final = 2
-"""
-The value for C{PQsetErrorVerbosity} that puts the SQLSTATE into messages.
-"""
-
-_FILES: Final = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
+VERBOSITY_DEFAULT: Final = 1
+VERBOSITY_VERBOSE: Final = 2
 
 _CODE: Final = re.compile(r":\s+(?=[A-Z]*[0-9])([0-9A-Z]{5}):\s+(.*)")
-
-_QUOTED: Final = re.compile(r'"[^"]*"')
 
 
 async def connect(
@@ -54,79 +48,62 @@ async def connect(
     Connect to PostgreSQL.
 
     Each host, and each address of its name, is tried in turn. The connection
-    begins like any psycopg connection: in particular, autocommit is off.
+    begins like any psycopg connection: autocommit is off.
 
     @param reactor: Provides time and threads, and watches the socket.
     @param conninfo: The URL, or the connection string of libpq.
     @param timeout: Maximum time for all addresses together, in seconds.
-    @param defaults: Parameters of libpq that apply unless C{conninfo} or the
-        environment sets them.
-    @param parameters: Parameters of libpq; they replace those of C{conninfo}.
+    @param defaults: Parameters of libpq that apply unless C{conninfo} sets them.
+    @param parameters: Parameters of libpq that replace those of C{conninfo}.
     @return: The connection.
     @raise psycopg.Error: The class for the SQLSTATE with which the server refused
-        the connection; C{ProgrammingError} without an SQLSTATE if the
-        parameters are wrong; otherwise C{OperationalError}.
+        the connection; without one, C{ProgrammingError} if the parameters are
+        wrong, and C{OperationalError} otherwise.
     """
     until = reactor.seconds() + timeout
     failures: list[psycopg.Error] = []
+    found = {**(defaults or {}), **_parse(conninfo, parameters)}
     try:
-        resolving = _resolve(reactor, _parse(conninfo, defaults or {}, parameters))
-        attempts = await resolving.addTimeout(timeout, reactor)
+        attempts = await _resolve(reactor, found).addTimeout(timeout, reactor)
     except TimedOut:
-        raise errors.ConnectionTimeout(
-            f"the name of the database host was not resolved in {timeout:.3g} s"
-        ) from None
+        raise errors.ConnectionTimeout("the host name is not resolved") from None
     for number, attempt in enumerate(attempts):
         # An address that does not answer leaves time for the others.
         share = max(until - reactor.seconds(), 0.0) / (len(attempts) - number)
-        opening = Deferred.fromCoroutine(_open(reactor, attempt))
+        opening = Deferred.fromCoroutine(drive(reactor, _connect(attempt)))
         try:
-            return await opening.addTimeout(share, reactor)
+            return Connection(reactor, await opening.addTimeout(share, reactor))
         except TimedOut:
             place = f"{attempt.get('host', '')}:{attempt.get('port') or 5432}"
-            failures.append(
-                errors.ConnectionTimeout(f"no answer from {place} in {share:.3g} s")
-            )
+            failures.append(errors.ConnectionTimeout(f"{place} does not answer"))
         except OSError as error:
             failures.append(psycopg.OperationalError(str(error.strerror)))
         except psycopg.Error as error:
             failures.append(error)
-    # What a server said is more useful than that another one did not answer.
+    # What a server said tells more than that another one did not answer.
     raise next((each for each in failures if each.sqlstate), failures[-1])
 
 
-def _parse(
-    conninfo: str, defaults: Mapping[str, str], parameters: dict[str, Any]
-) -> ConnDict:
-    environment = {
-        option.keyword.decode()
-        for option in pq.Conninfo.get_defaults()
-        if option.val and option.val != option.compiled
-    }
-    missing = {key: defaults[key] for key in defaults if key not in environment}
+def _parse(conninfo: str, parameters: dict[str, Any]) -> ConnDict:
     try:
         found = conninfo_to_dict(conninfo, **parameters)
     except (psycopg.Error, UnicodeError):
-        # The message of libpq repeats what it does not understand: a secret?
+        # libpq repeats what it does not understand, which may be a secret.
         raise psycopg.ProgrammingError(
             "the URL of the database is not understood: check its options, and that "
             "special characters are written as %XX"
         ) from None
     if found.get("service") and not found.get("host"):
         raise psycopg.ProgrammingError("the URL of the database must name the host")
-    for name in _FILES:
+    for name in ("sslcert", "sslkey", "sslrootcert", "sslcrl"):
         path = found.get(name)
         if path and path != "system" and not os.access(str(path), os.R_OK):
             raise psycopg.ProgrammingError(f"{name} in the URL is not a readable file")
-    # Kerberos blocks.
-    return {**missing, **found, "gssencmode": "disable"}
+    # Kerberos would block the reactor.
+    return {**found, "gssencmode": "disable"}
 
 
 def _resolve(reactor: Any, parameters: ConnDict) -> Deferred[list[ConnDict]]:
-    """
-    @return: The parameters for each address.
-    """
-
     def resolve() -> list[ConnDict]:
         try:
             return conninfo_attempts(parameters)
@@ -137,41 +114,32 @@ def _resolve(reactor: Any, parameters: ConnDict) -> Deferred[list[ConnDict]]:
             raise psycopg.ProgrammingError(str(error)) from None
 
     hosts = str(parameters.get("host") or os.environ.get("PGHOST", "")).split(",")
-    if "hostaddr" in parameters or all(map(_isAddress, hosts)):
+    if "hostaddr" in parameters or not any(map(_isName, hosts)):
         return maybeDeferred(resolve)
     return deferToThreadPool(reactor, reactor.getThreadPool(), resolve)
 
 
-def _isAddress(host: str) -> bool:
-    return not host or host.startswith("/") or isIPAddress(host) or isIPv6Address(host)
+def _isName(host: str) -> bool:
+    isPath = host.startswith("/")
+    return bool(host) and not (isPath or isIPAddress(host) or isIPv6Address(host))
 
 
-async def _open(reactor: Any, parameters: ConnDict) -> Connection[TupleRow]:
-    pgconn = await drive(reactor, _connecting(parameters))
-    try:
-        return Connection(reactor, pgconn)
-    except OSError:
-        pgconn.finish()
-        raise
-
-
-def _connecting(parameters: ConnDict) -> PQGenConn[pq.abc.PGconn]:
-    """
-    Connect to one address; the generator yields like those of psycopg.
-    """
+def _connect(parameters: ConnDict) -> PQGenConn[pq.abc.PGconn]:
     pgconn = pq.PGconn.connect_start(make_conninfo("", **parameters).encode())
     try:
-        _setVerbosity(pgconn, VERBOSE)
+        _setVerbosity(pgconn, VERBOSITY_VERBOSE)
         status: int = pq.PollingStatus.WRITING
         if pgconn.status == pq.ConnStatus.BAD:
             status = pq.PollingStatus.FAILED
         while status != pq.PollingStatus.OK:
             if status == pq.PollingStatus.FAILED:
-                raise _refusal(pgconn, str(parameters.get("hostaddr", "")))
+                raise _refusal(
+                    pgconn, parameters.get("hostaddr") or parameters.get("host")
+                )
             isReading = status == pq.PollingStatus.READING
             yield pgconn.socket, READ if isReading else WRITE  # type: ignore[misc]
             status = pgconn.connect_poll()
-        _setVerbosity(pgconn, DEFAULT_VERBOSITY)
+        _setVerbosity(pgconn, VERBOSITY_DEFAULT)
         pgconn.nonblocking = 1
     except BaseException:
         pgconn.finish()
@@ -181,23 +149,19 @@ def _connecting(parameters: ConnDict) -> PQGenConn[pq.abc.PGconn]:
 
 def _setVerbosity(pgconn: pq.abc.PGconn, verbosity: int) -> None:
     """
-    Say what libpq puts into its messages. psycopg does not offer this function,
-    but the library that it is linked with has it.
+    Set what libpq puts into its messages; psycopg does not offer this function.
     """
     try:
         library = ctypes.CDLL(sys.modules[type(pgconn).__module__].__file__)
         setVerbosity = library.PQsetErrorVerbosity
     except (OSError, AttributeError):
-        # Then every refused connection counts as one that passes.
+        # Without SQLSTATEs every refused connection is tried again.
         return
     setVerbosity.argtypes = [ctypes.c_void_p, ctypes.c_int]
     setVerbosity(pgconn.pgconn_ptr, verbosity)  # type: ignore[attr-defined]
 
 
-def _refusal(pgconn: pq.abc.PGconn, address: str) -> psycopg.Error:
-    """
-    @return: The error for a connection that failed.
-    """
+def _refusal(pgconn: pq.abc.PGconn, address: object) -> psycopg.Error:
     text = pgconn.error_message.decode("utf-8", "replace").strip().partition("\n")[0]
     if pgconn.needs_password:
         return errors.InvalidPassword(
@@ -210,7 +174,7 @@ def _refusal(pgconn: pq.abc.PGconn, address: str) -> psycopg.Error:
             kind = psycopg.OperationalError
         return kind(f"{text[: found.start()]}: {found[2]} ({found[1]})")
     if text and f'"{address}"' not in text and ".s.PGSQL." not in text:
-        # What has to do with a server names it.
-        return psycopg.ProgrammingError(_QUOTED.sub("it", text))
-    # libpq gives no reason when there is no file descriptor left.
+        # Only what has to do with a server names it. What is quoted may be secret.
+        return psycopg.ProgrammingError(re.sub(r'"[^"]*"', "it", text))
+    # libpq gives no reason when too many files are open.
     return psycopg.OperationalError(text or "the connection failed without a reason")

@@ -1,11 +1,10 @@
 """
 Statements on one connection of the pool.
 
-This does what a cursor of psycopg does, for one statement at a time, with two
-differences. It knows whether a statement may have reached the server when the
-connection breaks. And the name of a prepared statement depends on its text: a
-pooler such as PgBouncer, which gives one connection to several clients, cannot
-confuse two statements.
+This does what a cursor of psycopg does, with two differences. It knows whether a
+statement may have reached the server when the connection breaks. And the name of a
+prepared statement is made from its text, so that a pooler such as PgBouncer, which
+lends one connection to several clients, cannot confuse two statements.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.types.numeric import Int8Dumper
 from twisted.internet.defer import Deferred
 
-from .interface import DatabaseError, DatabaseUnavailable, OutcomeUnknown, Row
-from .sqlstate import RETRY_AFTER_SECONDS, UNKNOWN, errorOf
+from .interface import DatabaseError, OutcomeUnknown, Row
+from .sqlstate import READ_ONLY, UNKNOWN_OUTCOME, errorOf, unavailable
 from .twistedpsycopg import Connection
 
 __all__ = ["Call", "PooledConnection"]
@@ -44,14 +43,10 @@ The SQLSTATEs for a prepared statement that is gone, no longer fits the tables, 
 was prepared by another client of a pooler. The statement was not carried out.
 """
 
-_IDLE: Final = pq.TransactionStatus.IDLE
 _TUPLES: Final = pq.ExecStatus.TUPLES_OK
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
-_COPIES: Final = (
-    pq.ExecStatus.COPY_IN,
-    pq.ExecStatus.COPY_OUT,
-    pq.ExecStatus.COPY_BOTH,
-)
+
+Results = list[pq.abc.PGresult]
 
 
 class Call:
@@ -60,8 +55,7 @@ class Call:
 
     @ivar answer: The Deferred of the caller; L{None} once it has fired.
     @ivar isSent: Whether the statement may have reached the server.
-    @ivar onCancel: Called with the call when the caller gives up while the call is
-        queued.
+    @ivar onCancel: Called with the call if the caller gives up while it is queued.
     """
 
     __slots__ = ("answer", "isSent", "isWrite", "onCancel", "parameters", "sql")
@@ -100,7 +94,7 @@ class Call:
         """
         if self.isSent and self.isWrite:
             return OutcomeUnknown("write")
-        return DatabaseUnavailable(reason, RETRY_AFTER_SECONDS)
+        return unavailable(reason)
 
 
 class PooledConnection:
@@ -108,10 +102,8 @@ class PooledConnection:
     A connection that carries out one call at a time.
 
     @ivar call: The call in progress.
-    @ivar deadline: The time, in seconds, when that has taken too long.
-    @ivar lastAnswer: The time, in seconds, of the server's last answer.
-    @ivar isSpoiled: Whether a call has left the connection in a state in which no
-        other call may use it.
+    @ivar deadline: When the call in progress has taken too long, in seconds.
+    @ivar lastAnswer: When the server answered last, in seconds.
     """
 
     def __init__(self, connection: Connection[Any]) -> None:
@@ -122,7 +114,6 @@ class PooledConnection:
         self.call: Call | None = None
         self.deadline = 0.0
         self.lastAnswer = 0.0
-        self.isSpoiled = False
         # psycopg takes the smallest type that a number fits into, and a statement
         # would be prepared for each of them.
         connection.adapters.register_dumper(int, Int8Dumper)
@@ -132,7 +123,7 @@ class PooledConnection:
 
     async def carryOut(self, call: Call) -> list[Row] | Exception:
         """
-        Carry out a call.
+        Carry out a call. Afterwards the connection is closed, or free.
 
         @return: The rows, or the error for the caller.
         """
@@ -140,94 +131,82 @@ class PooledConnection:
         try:
             results = await connection.wait(self._execute(call))
             if connection.closed:
-                # The server said why before it closed the connection.
                 connection.abort(connection.pgconn.get_error_message())
             return self._outcome(call, results)
         except Exception as error:
             if connection.closed:
                 return call.interrupted(f"the connection was lost: {error}")
             if call.isSent and call.isWrite:
+                # psycopg cannot convert a column of an answer.
                 return OutcomeUnknown("write")
-            # psycopg cannot convert a parameter, or a column.
-            kind = error.sqlstate if isinstance(error, psycopg.Error) else None
-            return DatabaseError(
-                f"cannot carry out: {call.sql}: {type(error).__name__}", kind or "22000"
-            )
+            # psycopg cannot convert a parameter; its message may repeat it.
+            code = getattr(error, "sqlstate", None) or "22000"
+            reason = type(error).__name__
+            return DatabaseError(f"cannot carry out: {call.sql}: {reason}", code)
 
-    def _execute(self, call: Call) -> PQGen[list[pq.abc.PGresult]]:
-        results: list[pq.abc.PGresult] = yield from self._send(call)
+    def _execute(self, call: Call) -> PQGen[Results]:
+        results: Results = yield from self._send(call)
         if self._canPrepare and _codeOf(results) in _NOT_PREPARED:
             self._canPrepare = False
             self._prepared.clear()
             results = yield from self._send(call)
         return results
 
-    def _send(self, call: Call) -> PQGen[list[pq.abc.PGresult]]:
-        pgconn = self.connection.pgconn
-        transformer = self._transformer
-        results: list[pq.abc.PGresult]
-        parameters = call.parameters
-        if len(parameters) > MAX_PARAMETERS:
+    def _send(self, call: Call) -> PQGen[Results]:
+        pgconn, transformer = self.connection.pgconn, self._transformer
+        results: Results
+        count = len(call.parameters)
+        if count > MAX_PARAMETERS:
             raise psycopg.DataError("too many parameters")
-        values = transformer.dump_sequence(
-            parameters, [PyFormat.AUTO] * len(parameters)
-        )
+        values = transformer.dump_sequence(call.parameters, [PyFormat.AUTO] * count)
         types, formats = transformer.types, transformer.formats
-        # If the connection has ended by now, nothing has been sent.
+        # If the server has closed the connection, nothing has been sent.
         pgconn.consume_input()
         name = _nameOf(call.sql, types)
-        isPrepared = name in self._prepared
-        if (
-            not isPrepared
-            and self._canPrepare
-            and len(self._prepared) < MAX_PREPARED_STATEMENTS
-        ):
+        hasRoom = self._canPrepare and len(self._prepared) < MAX_PREPARED_STATEMENTS
+        if hasRoom and name not in self._prepared:
             pgconn.send_prepare(name, call.sql.encode(), types)
             results = yield from generators.execute(pgconn)
             if _codeOf(results) is not None:
                 return results
             self._prepared.add(name)
-            isPrepared = True
         if call.answer is None:
-            # Given up in the meantime.
+            # The caller gave up.
             return []
         call.isSent = True
-        if isPrepared:
+        if name in self._prepared:
             pgconn.send_query_prepared(name, values, formats)
         else:
             pgconn.send_query_params(call.sql.encode(), values, types, formats)
         results = yield from generators.execute(pgconn)
         return results
 
-    def _outcome(
-        self, call: Call, results: list[pq.abc.PGresult]
-    ) -> list[Row] | Exception:
+    def _outcome(self, call: Call, results: Results) -> list[Row] | Exception:
         connection = self.connection
         rows: list[Row] = []
-        for number, result in enumerate(results):
+        for result in results:
             if result.status == _TUPLES:
                 self._transformer.set_pgresult(result)
                 rows = self._transformer.load_rows(0, result.ntuples, tuple)
             elif result.status == _FATAL:
                 error = errorOf(result)
-                isUnknown = error.code in UNKNOWN or not error.code
+                isUnknown = error.code in UNKNOWN_OUTCOME
                 if connection.closed:
-                    # A pooler may have lost its server; or the server had
+                    # A pooler may have lost its server, or the statement had been
                     # committed before.
-                    isUnknown = isUnknown or error.code.startswith("08") or number > 0
+                    isPooler = not error.code or error.code.startswith("08")
+                    isUnknown = isUnknown or isPooler or result is not results[0]
+                if error.code == READ_ONLY:
+                    connection.abort("the server accepts no writes")
                 return call.interrupted(str(error)) if isUnknown else error
-            elif result.status in _COPIES:
-                return self._spoiled(call, "COPY has no answer")
-        if connection.pgconn.transaction_status != _IDLE and not connection.closed:
-            return self._spoiled(call, "transactions are begun for each statement")
+        if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+            # COPY, or a transaction that is left open: the server rolls it back.
+            connection.abort(f"not a statement of its own: {call.sql}")
+            return DatabaseError(connection.lossReason, "0A000")
         return rows
 
-    def _spoiled(self, call: Call, reason: str) -> DatabaseError:
-        self.isSpoiled = True
-        return DatabaseError(f"cannot carry out: {call.sql}: {reason}", "0A000")
 
-
-def _codeOf(results: list[pq.abc.PGresult]) -> bytes | None:
+def _codeOf(results: Results) -> bytes | None:
     """
     @return: The SQLSTATE, if there was an error.
     """

@@ -1,22 +1,22 @@
 """
 PostgreSQL, over a few connections that the reactor watches.
 
-L{connect} is for programs that want psycopg itself: it returns a psycopg
-connection that waits on the reactor. L{PostgreSQL} is the database behind
+L{connect} is for programs that want psycopg itself: it returns a psycopg connection
+that waits on the reactor. L{PostgreSQL} is the database behind
 L{IDatabase<tsrv.databases.IDatabase>}: a small pool of such connections.
 
-The pool treats its connections as one. When one of them is lost, or the server
-does not answer in time, the database is lost: queued calls fail, no more are
-accepted, and calls in progress on the other connections may finish in their time.
+The pool treats its connections as one. When one of them is lost, or the server does
+not answer in time, the database is lost: queued calls fail, no more are accepted,
+and calls in progress on other connections may finish in their time.
 L{Database<tsrv.databases.Database>} then opens a new pool.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncRawCursor, errors
@@ -32,7 +32,6 @@ from .connecting import connect
 from .interface import (
     DatabaseError,
     DatabaseRefused,
-    DatabaseUnavailable,
     Row,
     Schema,
     Settings,
@@ -40,12 +39,10 @@ from .interface import (
 )
 from .pooledconnection import Call, PooledConnection
 from .schema import CREATE, VERSIONS, stepsTo
-from .sqlstate import READ_ONLY, RETRY_AFTER_SECONDS, errorOf, refusalOf
+from .sqlstate import errorOf, refusalOf, unavailable
 from .twistedpsycopg import Connection
 
 __all__ = ["Connection", "PostgreSQL", "connect"]
-
-T = TypeVar("T")
 
 SCHEMA_LOCK: Final = 0x74737276
 """
@@ -73,9 +70,6 @@ DEFAULTS: Final = {
     # After a failover the server that accepts writes is the right one.
     "target_session_attrs": "read-write",
 }
-"""
-Parameters of libpq that apply unless the URL or the environment sets them.
-"""
 
 _SESSION: Final = (
     "SELECT set_config('statement_timeout', $1, false), "
@@ -107,7 +101,7 @@ class PostgreSQL:
         self._settings = settings
         self._limit = settings.statementTimeout + GRACE_SECONDS
         # Why no calls are accepted; empty while they are.
-        self._unavailable = "the database is not connected"
+        self._refusal = "the database is not connected"
         self._ended = False
         self._opening: Deferred[None] | None = None
         self._connections: set[PooledConnection] = set()
@@ -128,7 +122,7 @@ class PostgreSQL:
         Connect, and bring the schema up to date.
         """
         if self._ended:
-            return fail(DatabaseUnavailable(self._unavailable, RETRY_AFTER_SECONDS))
+            return fail(unavailable(self._refusal))
         opening = Deferred.fromCoroutine(self._open())
         if not opening.called:
             self._opening = opening
@@ -136,26 +130,21 @@ class PostgreSQL:
 
     async def _open(self) -> None:
         try:
-            pooled = await self._connect()
-            try:
-                await self._updateSchema(pooled.connection)
-            except BaseException:
-                pooled.connection.abort("the schema is not up to date")
-                raise
+            pooled = await self._connect(self._updateSchema)
         except BaseException as error:
-            self._opening = None
             if self._ended and isinstance(error, CancelledError):
-                raise DatabaseUnavailable(
-                    self._unavailable, RETRY_AFTER_SECONDS
-                ) from None
+                raise unavailable(self._refusal) from None
             self._end("the database could not be opened")
             raise
-        self._opening = None
-        self._unavailable = ""
+        finally:
+            self._opening = None
+        self._refusal = ""
         self._adopt(pooled)
         self._watch()
 
-    async def _connect(self) -> PooledConnection:
+    async def _connect(
+        self, prepare: Callable[[Connection[TupleRow]], Awaitable[None]] | None = None
+    ) -> PooledConnection:
         timeout = self._settings.connectTimeout
         until = self._reactor.seconds() + timeout
         try:
@@ -168,14 +157,16 @@ class PostgreSQL:
             )
         except psycopg.Error as error:
             raise refusalOf(error) from None
+        connection.cancelTimeout = 0.0
         connection.cursor_factory = AsyncRawCursor
-        connection.prepare_threshold = None
         limit = int(self._settings.statementTimeout * 1000)
         milliseconds = str(min(limit, MAX_TIMEOUT_MILLISECONDS))
         try:
             await connection.set_autocommit(True)
             left = until - self._reactor.seconds()
             await self._ask(connection, left, _SESSION, milliseconds)
+            if prepare is not None:
+                await prepare(connection)
         except BaseException:
             connection.abort("the connection could not be set up")
             raise
@@ -187,40 +178,16 @@ class PostgreSQL:
         """
         Carry out a statement on a connection that is not in the pool yet.
         """
-        executing = connection.execute(sql, parameters or None)
+        executing = Deferred.fromCoroutine(connection.execute(sql, parameters or None))
         try:
-            cursor = await self._limited(connection, limit, executing)
+            cursor = await executing.addTimeout(max(limit, 0.0), self._reactor)
             return [] if cursor.description is None else await cursor.fetchall()
         except TimedOut:
-            raise DatabaseUnavailable(
-                "PostgreSQL does not answer in time", RETRY_AFTER_SECONDS
-            ) from None
+            raise unavailable("PostgreSQL does not answer in time") from None
         except psycopg.Error as error:
             if error.pgresult is None or not error.sqlstate:
-                raise DatabaseUnavailable(str(error), RETRY_AFTER_SECONDS) from None
+                raise unavailable(str(error)) from None
             raise errorOf(error.pgresult) from None
-
-    def _limited(
-        self,
-        connection: Connection[TupleRow],
-        limit: float,
-        work: Coroutine[Any, Any, T],
-    ) -> Deferred[T]:
-        """
-        Close the connection if work takes too long, or is cancelled.
-        """
-
-        def giveUp(result: Deferred[T]) -> None:
-            result.errback(CancelledError())
-            connection.abort("given up")
-
-        def finished(outcome: T | Failure) -> None:
-            if not result.called:
-                result.callback(outcome)
-
-        result: Deferred[T] = Deferred(giveUp)
-        Deferred.fromCoroutine(work).addBoth(finished)
-        return result.addTimeout(max(limit, 0.0), self._reactor)
 
     async def _updateSchema(self, connection: Connection[TupleRow]) -> None:
         async def ask(sql: str, *parameters: object) -> list[Row]:
@@ -245,14 +212,10 @@ class PostgreSQL:
         except DatabaseRefused:
             raise
         except DatabaseError as error:
-            advice = (
-                ": let the user make tables: GRANT CREATE ON SCHEMA"
-                if error.code in ("42501", "3F000")
-                else ""
-            )
-            raise DatabaseRefused(
-                f"the tables cannot be brought up to date: {error}{advice}", error.code
-            ) from None
+            reason = f"the tables cannot be brought up to date: {error}"
+            if error.code in ("42501", "3F000"):
+                reason += ": let the user make tables: GRANT CREATE ON SCHEMA"
+            raise DatabaseRefused(reason, error.code) from None
 
     # Calls.
 
@@ -271,18 +234,23 @@ class PostgreSQL:
     def _submit(self, call: Call) -> Deferred[list[Row]]:
         answer = call.answer
         assert answer is not None
-        if self._unavailable:
-            call.settle(DatabaseUnavailable(self._unavailable, RETRY_AFTER_SECONDS))
+        if self._refusal:
+            call.settle(unavailable(self._refusal))
         elif self._idle:
             self._start(self._idle.pop(), call, self._limit)
         elif len(self._queue) >= self._settings.limit:
             reason = f"{self._settings.limit} statements wait already"
-            call.settle(DatabaseUnavailable(reason, RETRY_AFTER_SECONDS))
+            call.settle(unavailable(reason))
         else:
             self._queue[call] = self._reactor.seconds() + self._limit
             call.onCancel = self._queue.pop
             self._openAdditional()
         return answer
+
+    def _takeQueued(self) -> Call:
+        call, _ = self._queue.popitem(last=False)
+        call.onCancel = None
+        return call
 
     def _start(self, pooled: PooledConnection, call: Call, limit: float) -> None:
         self._serving += 1
@@ -297,51 +265,37 @@ class PostgreSQL:
         call: Call | None = first
         while call is not None:
             outcome = await pooled.carryOut(call)
-            finished, call = call, self._next(pooled, outcome)
-            # The callbacks may do anything: the connection is in use, or free.
+            finished, call = call, self._next(pooled)
+            # Its callbacks find the connection in use, or free.
             finished.settle(outcome)
         self._serving -= 1
         self._checkClosed()
 
-    def _next(
-        self, pooled: PooledConnection, outcome: list[Row] | Exception
-    ) -> Call | None:
+    def _next(self, pooled: PooledConnection) -> Call | None:
         """
-        Find out what a connection does after a call.
+        @return: What a connection carries out after a call.
         """
         now = pooled.lastAnswer = self._reactor.seconds()
         pooled.call = None
         if pooled not in self._connections:
             return None
-        if pooled.isSpoiled:
-            # Nothing is wrong with the others.
+        if self._ended:
             self._discard(pooled)
-            if self._queue:
-                self._openAdditional()
             return None
-        if isinstance(outcome, DatabaseUnavailable) and outcome.code == READ_ONLY:
-            self._discard(pooled)
-            self._lose("the server accepts no writes")
-        elif self._ended:
-            self._discard(pooled)
-        elif self._queue:
-            call, _ = self._queue.popitem(last=False)
-            call.onCancel = None
-            pooled.call = call
+        if self._queue:
+            pooled.call = self._takeQueued()
             pooled.deadline = now + self._limit
-            return call
         else:
             self._idle.append(pooled)
-        return None
+        return pooled.call
 
     # Connections.
 
     def _adopt(self, pooled: PooledConnection) -> None:
         self._connections.add(pooled)
         pooled.connection.whenLost().addCallback(lambda _: self._connectionLost(pooled))
-        if (call := self._next(pooled, [])) is not None:
+        if (call := self._next(pooled)) is not None:
             self._start(pooled, call, self._limit)
-        self._checkClosed()
 
     def _openAdditional(self) -> None:
         """
@@ -351,7 +305,7 @@ class PostgreSQL:
         if (
             len(self._connections) + opening >= self._settings.connections
             or opening >= len(self._queue)
-            or (self._connections and self._reactor.seconds() < self._noAdditionalUntil)
+            or self._reactor.seconds() < self._noAdditionalUntil
         ):
             return
         additional = Deferred.fromCoroutine(self._connect())
@@ -364,33 +318,33 @@ class PostgreSQL:
         additional.addBoth(opened).addCallbacks(self._adopt, self._noAdditional)
 
     def _noAdditional(self, failure: Failure) -> None:
-        reason = str(failure.value)
-        if not self._connections:
-            self._lose(reason)
-        elif not self._ended:
+        if not self._ended:
             # Those that are open have to do for a while. If something is wrong with
             # them too, they notice.
             timeout = self._settings.connectTimeout
             self._noAdditionalUntil = self._reactor.seconds() + timeout
-            self._log.warn("Cannot open one more connection: {reason}", reason=reason)
+            self._log.warn(
+                "Cannot open one more connection: {reason}", reason=str(failure.value)
+            )
 
     def _discard(self, pooled: PooledConnection) -> None:
         self._connections.discard(pooled)
         pooled.connection.abort("the pool closed the connection")
 
     def _connectionLost(self, pooled: PooledConnection) -> None:
-        if pooled in self._connections:
-            self._connections.discard(pooled)
-            if pooled in self._idle:
-                self._idle.remove(pooled)
-            self._lose(pooled.connection.lossReason)
+        if pooled not in self._connections:
+            # The pool closed it.
+            return
+        self._connections.discard(pooled)
+        if pooled in self._idle:
+            self._idle.remove(pooled)
+        if not self._ended:
+            self._log.warn(
+                "Lost the database: {reason}", reason=pooled.connection.lossReason
+            )
+            self._end("the database was lost")
 
     # The end.
-
-    def _lose(self, reason: str) -> None:
-        if not self._ended:
-            self._log.warn("Lost the database: {reason}", reason=reason)
-            self._end("the database was lost")
 
     def _end(self, reason: str) -> None:
         """
@@ -399,13 +353,13 @@ class PostgreSQL:
         if self._ended:
             return
         self._ended = True
-        self._unavailable = reason
+        self._refusal = reason
         queue, self._queue = self._queue, OrderedDict()
         self._losses.succeed()
         # Their callbacks may cancel others.
         for call in list(queue):
             call.onCancel = None
-            call.settle(DatabaseUnavailable(reason, RETRY_AFTER_SECONDS))
+            call.settle(unavailable(reason))
         for additional in list(self._additional):
             additional.cancel()
         self._idle.clear()
@@ -451,10 +405,8 @@ class PostgreSQL:
                 pooled.connection.abort("PostgreSQL did not answer in time")
         # Otherwise the last in a long queue would wait for all the others.
         while self._queue and now >= next(iter(self._queue.values())):
-            call, _ = self._queue.popitem(last=False)
-            call.onCancel = None
             reason = f"no connection to PostgreSQL was free for {self._limit:.3g} s"
-            call.settle(DatabaseUnavailable(reason, RETRY_AFTER_SECONDS))
+            self._takeQueued().settle(unavailable(reason))
         if self._ended and not self._connections:
             return
         quiet = self._settings.connectTimeout

@@ -1,8 +1,6 @@
 """
-What the errors of PostgreSQL mean: whether a statement, or connecting, may
-succeed later.
-
-See U{https://www.postgresql.org/docs/current/errcodes-appendix.html}.
+What the errors of PostgreSQL mean: whether a statement, or connecting, may succeed
+later. See U{https://www.postgresql.org/docs/current/errcodes-appendix.html}.
 """
 
 from __future__ import annotations
@@ -20,45 +18,32 @@ from .interface import (
     UniqueViolated,
 )
 
-__all__ = ["READ_ONLY", "RETRY_AFTER_SECONDS", "UNKNOWN", "errorOf", "refusalOf"]
+__all__ = ["READ_ONLY", "UNKNOWN_OUTCOME", "errorOf", "refusalOf", "unavailable"]
 
 RETRY_AFTER_SECONDS: Final = 1.0
 
 READ_ONLY: Final = "25006"
 """
-The SQLSTATE of a server that accepts no writes: after a failover another server
-accepts them.
+The SQLSTATE of a server that accepts no writes; after a failover another one does.
 """
 
-UNKNOWN: Final = ("08007", "40003")
+UNKNOWN_OUTCOME: Final = ("08007", "40003")
 """
 The SQLSTATEs after which nobody knows whether a transaction was committed.
 """
 
-PROTOCOL_VIOLATION: Final = "08P01"
-"""
-The SQLSTATE for parameters that do not fit the statement.
-"""
+# The connection; conflicting transactions; missing resources; the system; and
+# single codes for locks, time limits, and a server that shuts down or starts up.
+_TRANSIENT: Final = ("08", "40", "53", "58", "55006", "55P03", "57014", "57P", "25006")
 
-_TRANSIENT: Final = ("08", "40", "53", "58")
-"""
-Classes of errors that pass: of the connection, of conflicting transactions, of
-missing resources, and of the system.
-"""
+# Parameters that do not fit the statement, and a database that was dropped.
+_NOT_TRANSIENT: Final = ("08P01", "57P04")
 
-_TRANSIENT_CODES: Final = frozenset(
-    ["55006", "55P03", "57014", "57P01", "57P02", "57P03", "57P05", READ_ONLY]
-)
-
+# Classes of errors whose messages may repeat the values of the statement.
 _REPEATING_VALUES: Final = ("21", "22", "23", "44", "P0")
-"""
-Classes of errors whose messages may repeat the values of the statement.
-"""
 
-_NEVER_CONNECTED: Final = ("0A", "22", "28", "3D", "3F", "42", "55")
-"""
-Classes of errors after which connecting in the same way never succeeds.
-"""
+# Classes of errors after which connecting in the same way never succeeds.
+_REFUSED: Final = ("0A", "22", "28", "3D", "3F", "42", "55")
 
 _OPTIONS: Final = "check the options in the URL of the database"
 
@@ -71,14 +56,16 @@ _ADVICE: Final = {
 }
 
 
-def isTransient(code: str) -> bool:
+def unavailable(reason: str, code: str = "") -> DatabaseUnavailable:
     """
-    @param code: An SQLSTATE.
-    @return: Whether the same statement may succeed later.
+    @return: The error for a statement that was not carried out, but may succeed
+        later.
     """
-    return code in _TRANSIENT_CODES or (
-        code.startswith(_TRANSIENT) and code != PROTOCOL_VIOLATION
-    )
+    return DatabaseUnavailable(reason, RETRY_AFTER_SECONDS, code)
+
+
+def _isTransient(code: str) -> bool:
+    return code.startswith(_TRANSIENT) and code not in _NOT_TRANSIENT
 
 
 def errorOf(result: pq.abc.PGresult) -> DatabaseError | DatabaseUnavailable:
@@ -97,30 +84,29 @@ def errorOf(result: pq.abc.PGresult) -> DatabaseError | DatabaseUnavailable:
     try:
         name = errors.lookup(code).__name__
     except KeyError:
-        # A function of the database may raise any code.
+        # Functions of the database may raise any code.
         name = "error"
     text = f"PostgreSQL answered with {name} ({code})"
     if constraint:
         text += f": {constraint}"
     elif not code.startswith(_REPEATING_VALUES):
         text += f": {message}"
-    if isTransient(code):
-        return DatabaseUnavailable(text, RETRY_AFTER_SECONDS, code)
+    if _isTransient(code):
+        return unavailable(text, code)
     if code.startswith("23"):
-        kind = UniqueViolated if code == "23505" else ConstraintViolated
-        return kind(text, code)
+        return (UniqueViolated if code == "23505" else ConstraintViolated)(text, code)
     return DatabaseError(text, code)
 
 
 def refusalOf(error: psycopg.Error) -> DatabaseRefused | DatabaseUnavailable:
     """
     @param error: The reason why a connection could not be opened.
-    @return: The error for whoever initialises the database.
+    @return: The error for the caller that opens the database.
     """
     code = error.sqlstate or ""
-    text = str(error).partition("\n")[0]
-    if code.startswith(_NEVER_CONNECTED) and not isTransient(code):
+    text = str(error)
+    if code.startswith(_REFUSED) and not _isTransient(code):
         return DatabaseRefused(f"{text}: {_ADVICE.get(code, _OPTIONS)}", code)
     if not code and isinstance(error, psycopg.ProgrammingError):
         return DatabaseRefused(f"{text}: {_OPTIONS}")
-    return DatabaseUnavailable(text, RETRY_AFTER_SECONDS, code)
+    return unavailable(text, code)

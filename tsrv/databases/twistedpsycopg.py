@@ -1,22 +1,19 @@
 """
 psycopg 3 on any Twisted reactor, without threads.
 
-psycopg writes each operation as a generator that yields when libpq would block:
-for its socket to become readable (1), writable (2) or either (3). The public
-method C{AsyncConnection.wait} drives that generator. L{Connection} overrides it
-to wait for the reactor instead of an asyncio event loop, so everything that
-psycopg documents works: cursors, transactions, pipelines, COPY, notifications.
+psycopg writes each operation as a generator that yields when libpq would block,
+and drives it in the public method C{AsyncConnection.wait}. L{Connection} overrides
+that method to wait for the reactor instead of an asyncio event loop, so everything
+that psycopg documents works: cursors, transactions, pipelines, COPY, notifications.
 
-The reactor watches the socket all the time, so that a lost connection is
-noticed even while nobody uses it, and a query costs no change to the set of
-watched sockets. What arrives between two operations is read at once, unless an
-operation is under way, or too much arrives: then it waits in the socket.
+The reactor watches the socket all the time: a lost connection is noticed while
+nobody uses it, and a query costs no change to the set of watched sockets.
 """
 
 from __future__ import annotations
 
 import os
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -31,25 +28,21 @@ from zope.interface import implementer
 
 from ..queuing.waiters import Waiters
 
-__all__ = ["Connection", "drive"]
+__all__ = ["READ", "WRITE", "Connection", "drive"]
 
 T = TypeVar("T")
 
 READ: Final = 1
-"""
-What a generator of psycopg yields to wait for the socket to become readable, and
-is sent when it is.
-"""
-
 WRITE: Final = 2
 """
-The same for a socket that is writable; the sum of both is either.
+What a generator of psycopg yields to wait until the socket is readable or writable
+(the sum: until it is either), and is sent when it is.
 """
 
 MAX_IDLE_NOTIFICATIONS: Final = 10_000
 """
-Maximum number of notifications read while nobody waits for them; later ones stay
-in the socket.
+Maximum number of notifications read while nobody waits for them; more stay in the
+socket.
 """
 
 MAX_WAITERS: Final = 1_000
@@ -57,92 +50,66 @@ MAX_WAITERS: Final = 1_000
 Maximum number of callers that wait for one connection to be lost.
 """
 
-CANCEL_TIMEOUT_SECONDS: Final = 5.0
-"""
-Maximum time for the server to end a cancelled query; then the connection is
-closed.
-"""
-
 
 @implementer(IReadWriteDescriptor)
 class _Socket:
-    """
-    A socket of libpq, as the reactor sees it.
-    """
-
-    def __init__(self, reactor: Any, descriptor: int) -> None:
-        """
-        @raise OSError: Too many files are open.
-        """
+    def __init__(
+        self, reactor: Any, descriptor: int, readIdle: Callable[[], bool]
+    ) -> None:
         self._reactor = reactor
-        # libpq closes its descriptor as soon as a connection breaks, and the
+        # libpq closes its own descriptor as soon as a connection breaks, and the
         # system may reuse the number before the reactor forgets it.
         self._descriptor = os.dup(descriptor)
-        self._isReading = True
+        self._readIdle = readIdle
         self._wanted = 0
         self._waiting: Deferred[int] | None = None
         reactor.addReader(self)
 
     def wait(self, wanted: int) -> Deferred[int]:
-        """
-        Wait until the socket is readable or writable.
-        """
         if self._descriptor < 0:
             raise psycopg.OperationalError("the connection is closed")
-        self._wanted = wanted
         if wanted & WRITE:
             self._reactor.addWriter(self)
-        if wanted & READ and not self._isReading:
-            self._isReading = True
+        if wanted & READ:
             self._reactor.addReader(self)
+        self._wanted = wanted
         waiting = self._waiting = Deferred(self._stopWaiting)
         return waiting
 
+    def _stopWaiting(self, waiting: Deferred[int]) -> None:
+        if self._wanted & WRITE:
+            self._reactor.removeWriter(self)
+        self._wanted = 0
+        self._waiting = None
+
+    def _ready(self, ready: int) -> None:
+        waiting = self._waiting
+        assert waiting is not None
+        self._stopWaiting(waiting)
+        waiting.callback(ready)
+
     def fileno(self) -> int:
-        """
-        Return the number of the descriptor.
-        """
         return self._descriptor
 
     def logPrefix(self) -> str:
-        """
-        Return the name used in the reactor's log.
-        """
         return "PostgreSQL"
 
     def doRead(self) -> None:
-        """
-        Continue the operation that waits to read.
-        """
         if self._wanted & READ:
             self._ready(READ)
-        elif self._wanted or not self.readIdle():
-            self._isReading = False
+        elif self._wanted or not self._readIdle():
+            # Until an operation wants to read.
             self._reactor.removeReader(self)
 
     def doWrite(self) -> None:
-        """
-        Continue the operation that waits to write.
-        """
         if self._wanted & WRITE:
             self._ready(WRITE)
 
     def connectionLost(self, reason: Failure) -> None:
-        """
-        Let the operation find out what happened.
-        """
         if self._wanted:
-            self._ready(READ | WRITE)
+            self._ready(self._wanted)
         else:
-            self.readIdle()
-
-    def readIdle(self) -> bool:
-        """
-        Read what arrived while no operation waits.
-
-        @return: Whether to continue to read.
-        """
-        return False
+            self._readIdle()
 
     def close(self) -> Deferred[int] | None:
         """
@@ -160,83 +127,16 @@ class _Socket:
             self._waiting = None
         return waiting
 
-    def _ready(self, ready: int) -> None:
-        waiting = self._waiting
-        assert waiting is not None
-        self._stopWaiting(waiting)
-        waiting.callback(ready)
-
-    def _stopWaiting(self, waiting: Deferred[int]) -> None:
-        if self._wanted & WRITE:
-            self._reactor.removeWriter(self)
-        self._wanted = 0
-        self._waiting = None
-
-
-class _ConnectionSocket(_Socket):
-    """
-    The socket of an open connection, which is read between operations too.
-    """
-
-    def __init__(self, reactor: Any, connection: Connection[Any]) -> None:
-        super().__init__(reactor, connection.pgconn.socket)
-        self._connection = connection
-        self._notifications = 0
-
-    def wait(self, wanted: int) -> Deferred[int]:
-        """
-        Wait until the socket is readable or writable.
-        """
-        self._notifications = 0
-        return super().wait(wanted)
-
-    def readIdle(self) -> bool:
-        """
-        Read what arrived while no operation waits.
-        """
-        pgconn = self._connection.pgconn
-        try:
-            if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-                # Rows that the program has not asked for yet.
-                return False
-            pgconn.consume_input()
-            while notification := pgconn.notifies():
-                self._notifications += 1
-                if pgconn.notify_handler is not None:
-                    pgconn.notify_handler(notification)
-        except psycopg.Error as error:
-            self._connection.abort(str(error))
-        return self._notifications < MAX_IDLE_NOTIFICATIONS
-
-
-class _Lock:
-    """
-    The part of C{asyncio.Lock} that psycopg uses.
-    """
-
-    def __init__(self) -> None:
-        self._lock = DeferredLock()
-
-    async def __aenter__(self) -> None:
-        await self._lock.acquire()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._lock.release()
-
 
 class Connection(AsyncConnection[Row]):
     """
-    A psycopg connection that a Twisted program can use.
+    A psycopg connection for a Twisted program.
 
-    Cancelling a Deferred or coroutine that waits for a query cancels the query
-    on the server; the connection can then be used again. If the server does not
-    confirm that within L{CANCEL_TIMEOUT_SECONDS} the connection is closed.
+    Cancelling a Deferred or coroutine that waits for a query cancels the query on
+    the server too; then the connection can be used again.
 
+    @ivar cancelTimeout: Maximum time for the server to end a cancelled query, in
+        seconds; then the connection is closed. 0 closes it at once.
     @ivar lossReason: Why the connection was closed or lost.
     """
 
@@ -247,38 +147,40 @@ class Connection(AsyncConnection[Row]):
         @raise OSError: Too many files are open.
         """
         super().__init__(pgconn)
+        self.cancelTimeout = 5.0
         self.lossReason = ""
-        self.lock = _Lock()  # type: ignore[assignment]
+        self.lock = DeferredLock()  # type: ignore[assignment]
         self._reactor = reactor
         self._losses = Waiters(MAX_WAITERS, "for a connection to be lost")
-        self._socket = _ConnectionSocket(reactor, self)
+        self._idleNotifications = 0
+        self._socket = _Socket(reactor, pgconn.socket, self._readIdle)
 
     def whenLost(self) -> Deferred[None]:
         """
         @return: A Deferred that fires when the connection is closed or lost,
-            before the operation that waits fails.
+            before the operation in progress fails.
         """
-        waiting = self._losses.wait()
+        lost = self._losses.wait()
         if self.closed:
             self._losses.succeed()
-        return waiting
+        return lost
 
     def abort(self, reason: str) -> None:
         """
         Close the connection at once.
 
-        @param reason: Why, for the error of the operation that waits.
+        @param reason: Why, for the error of the operation in progress.
         """
         self.pgconn.finish()
         self.lossReason = self.lossReason or reason.partition("\n")[0]
         waiting = self._socket.close()
         self._losses.succeed()
         if waiting is not None and not waiting.called:
-            waiting.errback(psycopg.OperationalError(reason))
+            waiting.errback(psycopg.OperationalError(self.lossReason))
 
     async def close(self) -> None:
         """
-        Close the connection. The operation that waits fails.
+        Close the connection. The operation in progress fails.
         """
         await super().close()
         self.abort("the connection was closed")
@@ -290,10 +192,11 @@ class Connection(AsyncConnection[Row]):
         Drive a generator of psycopg.
 
         @param gen: The generator.
-        @param interval: Ignored: the reactor needs no polling.
+        @param interval: Ignored; the reactor needs no polling.
         @param timeout: Maximum time, in seconds.
         @return: What the generator returns.
         """
+        self._idleNotifications = 0
         try:
             return await self._drive(gen, timeout)
         except CancelledError:
@@ -306,74 +209,93 @@ class Connection(AsyncConnection[Row]):
             raise
 
     async def _drive(self, gen: PQGen[T], timeout: float | None) -> T:
-        socket = self._socket
+        until = self._reactor.seconds() + (timeout or 0.0)
         try:
-            if timeout is None:
-                ready = await socket.wait(next(gen))
-                while True:
-                    ready = await socket.wait(gen.send(ready))
-            until = self._reactor.seconds() + timeout
             wanted = next(gen)
             while True:
-                # Not less than a millisecond: the reactor looks at the clock
-                # before it looks at the socket, and zero means to look once.
-                left = max(until - self._reactor.seconds(), 0.001)
-                waiting = socket.wait(wanted).addTimeout(left, self._reactor)
+                waiting = self._socket.wait(wanted)
+                if timeout is not None:
+                    # At least a millisecond: 0 means to look at the socket once,
+                    # and the reactor looks at the clock first.
+                    left = max(until - self._reactor.seconds(), 0.001)
+                    waiting.addTimeout(left, self._reactor)
                 wanted = gen.send(await waiting)
         except StopIteration as finished:
             result: T = finished.value
             return result
         except TimedOut:
-            # Not public, but what the documentation of wait() says it raises.
+            # The documentation of wait() promises this error.
             raise errors._WaitTimeout("wait timeout expired") from None
 
     async def _cancel(self, gen: PQGen[Any]) -> None:
         """
-        Cancel the query of a generator, and drive the generator to its end: the
-        answer must not be taken for that to the next query.
+        Cancel the query of a generator, and drive the generator to its end: its
+        answer must not be taken for the answer to the next query.
         """
+        if self.cancelTimeout <= 0:
+            self.abort("a query was cancelled")
+            return
         try:
-            await self.cancel_safe(timeout=CANCEL_TIMEOUT_SECONDS)
-            await self._drive(gen, CANCEL_TIMEOUT_SECONDS)
+            await self.cancel_safe(timeout=self.cancelTimeout)
+            await self._drive(gen, self.cancelTimeout)
         except errors.QueryCanceled:
             pass
         except BaseException:
+            # Cancelled again, or the server does not answer.
             self.abort("a cancelled query did not end")
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """
-        Ask the server to cancel the query that runs.
+        Ask the server to cancel the query in progress.
 
         @param timeout: Maximum time, in seconds.
         """
         if self.closed:
             return
-        cancelling = self.pgconn.cancel_conn()
+        request = self.pgconn.cancel_conn()
         try:
-            cancelling.start()
-            asking = Deferred.fromCoroutine(
-                drive(self._reactor, generators.cancel(cancelling))
-            )
-            await asking.addTimeout(timeout, self._reactor)
+            request.start()
+            asking = drive(self._reactor, generators.cancel(request))
+            await Deferred.fromCoroutine(asking).addTimeout(timeout, self._reactor)
         except TimedOut:
             raise errors.CancellationTimeout("cancellation timeout expired") from None
         finally:
-            cancelling.finish()
+            request.finish()
+
+    def _readIdle(self) -> bool:
+        """
+        Read what arrives between two operations.
+
+        @return: Whether to continue to read.
+        """
+        pgconn = self.pgconn
+        if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            # Rows that the program has not asked for yet.
+            return False
+        try:
+            pgconn.consume_input()
+            while notification := pgconn.notifies():
+                self._idleNotifications += 1
+                if pgconn.notify_handler is not None:
+                    pgconn.notify_handler(notification)
+        except psycopg.Error as error:
+            self.abort(str(error))
+        return self._idleNotifications < MAX_IDLE_NOTIFICATIONS
 
 
 async def drive(reactor: Any, gen: PQGenConn[T]) -> T:
     """
-    Drive a generator of psycopg that yields its socket each time: libpq uses
-    several while it connects.
+    Drive a generator of psycopg that yields its socket each time, because libpq may
+    use several while it connects.
 
     @param reactor: Watches the sockets.
-    @param gen: The generator; it is closed when this is cancelled.
+    @param gen: The generator; it is closed in the end.
     @return: What the generator returns.
     """
     try:
         descriptor, wanted = next(gen)
         while True:
-            socket = _Socket(reactor, descriptor)
+            socket = _Socket(reactor, descriptor, lambda: False)
             try:
                 ready = await socket.wait(wanted)
             finally:

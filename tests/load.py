@@ -1,7 +1,7 @@
 """
 A steady load on one server, as a process of its own.
 
-    python -m tests._load --port=8000 --rate=250
+    python -m tests.load --port=8000 --rate=250
 
 Requests to C{/say} are begun as a clock says, and not when the last one has
 been answered, each on a new connection: that is how strangers behave, and what

@@ -1,0 +1,527 @@
+"""
+psycopg's documented operations on Twisted's reactor, against a real server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors, sql
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow, dict_row
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+
+from tsrv.databases.postgresql import Connection, connect
+
+from .databases import Database, PostgreSQL, errorOf, watchedSockets
+from .databases import database as database
+from .databases import postgresql as postgresql
+from .networks import blackHole, relaying, unanswered
+from .websupport import asynchronous, reservedPort
+
+SLEEP = "SELECT pg_sleep(60)"
+
+
+@asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[Connection[TupleRow]]:
+    """
+    A connection that leaves nothing behind when it is closed.
+    """
+    from twisted.internet import reactor
+
+    connection = await connect(reactor, url, **options)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+    assert watchedSockets() == []
+
+
+def started(work: Awaitable[Any]) -> Deferred[Any]:
+    """
+    Start a coroutine.
+    """
+    return Deferred.fromCoroutine(work)  # type: ignore[arg-type]
+
+
+async def untilBusy(database: Database) -> None:
+    """
+    Wait until the server carries out the long query.
+    """
+    busy = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = %s"
+    while not await database.ask(busy, SLEEP):
+        pass
+
+
+@asynchronous
+async def test_a_cursor_reads_what_a_transaction_wrote(database: Database) -> None:
+    """
+    A failed transaction is rolled back, a successful one is committed.
+    """
+    async with connected(database.url) as connection:
+        await connection.execute("CREATE TABLE t (n int, s text)")
+        await connection.commit()
+
+        async def fail() -> None:
+            async with connection.transaction():
+                await connection.execute("INSERT INTO t VALUES (1, 'lost')")
+                await connection.execute("SELECT 1 / 0")
+
+        with pytest.raises(errors.DivisionByZero):
+            await fail()
+        async with connection.transaction(), connection.cursor() as cursor:
+            await cursor.executemany(
+                "INSERT INTO t VALUES (%s, %s)", [(2, "a"), (3, "b")]
+            )
+        async with connection.cursor(row_factory=dict_row) as rows:
+            await rows.execute("SELECT * FROM t ORDER BY n")
+            assert await rows.fetchall() == [{"n": 2, "s": "a"}, {"n": 3, "s": "b"}]
+    assert await database.ask("SELECT count(*) FROM t") == [(2,)]
+
+
+@asynchronous
+async def test_operations_of_one_connection_take_turns(database: Database) -> None:
+    """
+    Coroutines may share a connection: each gets its own answer.
+    """
+    async with connected(database.url, application_name="turns") as connection:
+        work = [started(connection.execute("SELECT %s", (n,))) for n in range(20)]
+        cursors = await gatherResults(work)
+        assert [await each.fetchone() for each in cursors] == [(n,) for n in range(20)]
+
+
+@asynchronous
+async def test_a_pipeline_sends_many_queries_at_once(database: Database) -> None:
+    """
+    The answers arrive in order, also when they do not fit into the socket.
+    """
+    async with connected(database.url) as connection:
+        text = "x" * 100_000
+        async with connection.pipeline():
+            cursors = [
+                await connection.execute("SELECT %s, %s", (n, text)) for n in range(50)
+            ]
+        assert [await each.fetchone() for each in cursors] == [
+            (n, text) for n in range(50)
+        ]
+
+
+@asynchronous
+async def test_a_server_cursor_and_a_stream_read_in_parts(database: Database) -> None:
+    """
+    Rows that nobody has asked for yet stay in the socket.
+    """
+    series = "SELECT n, repeat('x', 1000) FROM generate_series(1, 20000) n"
+    async with connected(database.url) as connection:
+        async with connection.cursor("parts") as cursor:
+            await cursor.execute("SELECT * FROM generate_series(1, 10)")
+            assert len(await cursor.fetchmany(4)) == 4
+            assert len(await cursor.fetchall()) == 6
+        async with connection.cursor() as streaming:
+            seen = 0
+            async for number, _ in streaming.stream(series):
+                seen += 1
+                assert number == seen
+                if seen % 5000 == 0:
+                    await database.ask("SELECT 1")
+        assert seen == 20_000
+
+
+@asynchronous
+async def test_copy_writes_and_reads(database: Database) -> None:
+    """
+    More is copied, in both directions, than fits into a socket.
+    """
+    async with connected(database.url) as connection:
+        await connection.execute("CREATE TABLE t (s text)")
+        async with connection.cursor() as cursor:
+            async with cursor.copy("COPY t FROM STDIN") as copy:
+                for _ in range(100):
+                    await copy.write_row(("x" * 100_000,))
+            size = 0
+            async with cursor.copy("COPY t TO STDOUT") as copy:
+                async for data in copy:
+                    size += len(data)
+        assert size == 100 * 100_001
+
+        async def fail() -> None:
+            async with connection.cursor() as cursor:
+                await cursor.execute("CREATE TABLE n (n int)")
+                async with cursor.copy("COPY n FROM STDIN") as copy:
+                    for _ in range(1000):
+                        await copy.write("not a number\n" * 1000)
+
+        with pytest.raises(errors.InvalidTextRepresentation):
+            await fail()
+
+
+@asynchronous
+async def test_notifications_arrive(database: Database) -> None:
+    """
+    Notifications are reported while they are waited for; those that arrive between
+    two operations are reported first.
+    """
+    async with connected(database.url) as connection:
+        await connection.set_autocommit(True)
+        await connection.execute("LISTEN news")
+        await database.ask(
+            "SELECT pg_notify('news', n::text) FROM generate_series(1,3) n"
+        )
+        found = [each.payload async for each in connection.notifies(stop_after=3)]
+        assert found == ["1", "2", "3"]
+        later = started(anext(connection.notifies()))
+        await database.ask("NOTIFY news, 'late'")
+        assert (await later).payload == "late"
+        for timeout in (0, 0.01):
+            assert [each async for each in connection.notifies(timeout=timeout)] == []
+
+
+@asynchronous
+async def test_many_idle_notifications_stay_in_the_socket(database: Database) -> None:
+    """
+    Memory for notifications that nobody waits for is bounded, and none is lost.
+    """
+    async with connected(database.url) as connection:
+        await connection.set_autocommit(True)
+        await connection.execute("LISTEN news")
+        count = 30_000
+        await database.ask(
+            "SELECT pg_notify('news', n::text) FROM generate_series(1, %s) n", count
+        )
+        news = connection.notifies(stop_after=count)
+        assert [int(each.payload) async for each in news] == list(range(1, count + 1))
+
+
+@pytest.mark.parametrize("late", [False, True])
+@asynchronous
+async def test_a_cancelled_query_leaves_the_connection_usable(
+    database: Database, late: bool
+) -> None:
+    """
+    The query is cancelled on the server; the next query gets its own answer, even if
+    the cancelled one had just finished.
+    """
+    async with connected(database.url) as connection:
+        await connection.set_autocommit(True)
+        if late:
+            query = started(connection.execute("SELECT 'late'"))
+        else:
+            query = started(connection.execute(SLEEP))
+            await untilBusy(database)
+        query.cancel()
+        assert isinstance(await errorOf(query), CancelledError)
+        assert not connection.closed
+        assert await (await connection.execute("SELECT 'next'")).fetchone() == ("next",)
+        active = "SELECT 1 FROM pg_stat_activity WHERE query = %s AND state = 'active'"
+        assert await database.ask(active, SLEEP) == []
+
+
+@asynchronous
+async def test_a_cancelled_transaction_is_rolled_back(database: Database) -> None:
+    """
+    Cancelling a coroutine ends its transaction.
+    """
+    await database.ask("CREATE TABLE t (n int)")
+    async with connected(database.url) as connection:
+
+        async def work() -> None:
+            async with connection.transaction():
+                await connection.execute("INSERT INTO t VALUES (1)")
+                await connection.execute(SLEEP)
+
+        working = started(work())
+        await untilBusy(database)
+        working.cancel()
+        assert isinstance(await errorOf(working), CancelledError)
+        assert connection.info.transaction_status == TransactionStatus.IDLE
+    assert await database.ask("SELECT * FROM t") == []
+
+
+@pytest.mark.parametrize("how", ["silent", "twice", "at once"])
+@asynchronous
+async def test_a_query_that_cannot_be_cancelled_closes_the_connection(
+    database: Database, how: str
+) -> None:
+    """
+    An answer that arrives later is not taken for the answer to another query.
+    """
+    async with relaying(database.server.port) as relay:
+        url = database.server.urlFor(database=database.name, port=relay.port)
+        async with connected(url) as connection:
+            connection.cancelTimeout = {"silent": 0.05, "twice": 60, "at once": 0}[how]
+            lost = connection.whenLost()
+            query = started(connection.execute(SLEEP))
+            await untilBusy(database)
+            if how != "at once":
+                relay.silence()
+            query.cancel()
+            if how == "twice":
+                query.cancel()
+            assert isinstance(await errorOf(query), CancelledError)
+            await lost
+            await connection.whenLost()
+            assert connection.closed
+            with pytest.raises(psycopg.OperationalError):
+                await connection.execute("SELECT 1")
+            # Without an effect, like that of any psycopg connection.
+            await connection.cancel_safe()
+            relay.resume()
+
+
+@asynchronous
+async def test_a_cancel_request_has_a_time_limit(database: Database) -> None:
+    """
+    A silent network does not keep the caller of C{cancel_safe} waiting.
+    """
+    async with relaying(database.server.port) as relay:
+        url = database.server.urlFor(database=database.name, port=relay.port)
+        async with connected(url) as connection:
+            relay.silence()
+            with pytest.raises(errors.CancellationTimeout):
+                await connection.cancel_safe(timeout=0.05)
+            relay.resume()
+
+
+@asynchronous
+async def test_a_lost_connection_fails_the_query(database: Database) -> None:
+    """
+    The loss is told first; afterwards the connection is closed.
+    """
+    async with connected(database.url) as connection:
+        order: list[str] = []
+        query = started(connection.execute(SLEEP))
+        connection.whenLost().addCallback(lambda _: order.append("lost"))
+        query.addErrback(lambda failure: order.append(type(failure.value).__name__))
+        await untilBusy(database)
+        await database.endConnections()
+        await query
+        assert order in (["lost", "AdminShutdown"], ["lost", "OperationalError"])
+        assert connection.broken
+
+
+@asynchronous
+async def test_an_idle_connection_notices_its_loss(database: Database) -> None:
+    """
+    Nobody has to use a connection to learn that it is lost.
+    """
+    async with connected(database.url) as connection:
+        lost = connection.whenLost()
+        await database.endConnections()
+        await lost
+        assert connection.closed
+        assert connection.lossReason
+
+
+@asynchronous
+async def test_a_reset_connection_is_noticed_in_any_state(database: Database) -> None:
+    """
+    Whether a connection reads, writes or is idle.
+    """
+    work: list[Callable[[Connection[Any]], Awaitable[object]]] = [
+        lambda connection: connection.execute(SLEEP),
+        lambda connection: connection.execute("SELECT %s", ("x" * 50_000_000,)),
+        lambda connection: connection.whenLost(),
+    ]
+    for each in work:
+        async with relaying(database.server.port) as relay:
+            url = database.server.urlFor(database=database.name, port=relay.port)
+            async with connected(url) as connection:
+                lost = connection.whenLost()
+                working = started(_awaited(each(connection)))
+                relay.silence()
+                await relay.cut()
+                await lost
+                working.addErrback(lambda failure: failure.trap(psycopg.Error))
+                await working
+
+
+async def _awaited(work: Awaitable[object]) -> None:
+    await work
+
+
+@asynchronous
+async def test_closing_fails_the_query(database: Database) -> None:
+    """
+    A closed connection answers nothing, and may be closed again.
+    """
+    async with connected(database.url) as connection:
+        query = started(connection.execute(SLEEP))
+        await untilBusy(database)
+        await connection.close()
+        assert isinstance(await errorOf(query), psycopg.OperationalError)
+        await connection.close()
+        with pytest.raises(psycopg.OperationalError):
+            await connection.execute("SELECT 1")
+
+
+# Connecting.
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"password": "hidden"}, errors.InvalidPassword),
+        ({"password": None}, errors.InvalidPassword),
+        ({"user": "nobody", "password": "hidden"}, errors.InvalidPassword),
+        ({"database": "nowhere"}, errors.InvalidCatalogName),
+    ],
+)
+@asynchronous
+async def test_a_refused_connection_raises_the_error_of_its_sqlstate(
+    postgresql: PostgreSQL, change: dict[str, Any], kind: type[psycopg.Error]
+) -> None:
+    """
+    psycopg's own C{connect} has no SQLSTATE for this.
+    """
+    from twisted.internet import reactor
+
+    with pytest.raises(kind) as raised:
+        await connect(reactor, postgresql.urlFor(**change))
+    assert raised.value.sqlstate == kind.sqlstate
+    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u@127.0.0.1/n?sslmode=hidden",
+        "postgresql://u@127.0.0.1/n?hidden=1",
+        "postgresql://u@127.0.0.1/n?port=1,2",
+        "postgresql://u@127.0.0.1/n?sslrootcert=/hidden",
+        "postgresql://u@/n?service=hidden",
+        "postgresql://u@127.0.0.1/n?application_name=\ud800hidden",
+    ],
+)
+@asynchronous
+async def test_wrong_parameters_are_not_repeated(url: str) -> None:
+    """
+    A misplaced password does not end up in a log.
+    """
+    from twisted.internet import reactor
+
+    with pytest.raises(psycopg.ProgrammingError) as raised:
+        await connect(reactor, url)
+    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hidden@127.0.0.1:1/n",
+        "postgresql://u:hidden@[::1]:1/n",
+        "postgresql://u:hidden@localhost:1/n",
+        "postgresql://u:hidden@127.0.0.1:1,127.0.0.1:2/n?load_balance_hosts=random",
+        "postgresql://u:hidden@/n?host=/nowhere",
+        "postgresql://u:hidden@nowhere.invalid/n",
+    ],
+)
+@asynchronous
+async def test_a_server_that_is_down_raises_an_operational_error(url: str) -> None:
+    """
+    Also where a name has no address.
+    """
+    from twisted.internet import reactor
+
+    with pytest.raises(psycopg.OperationalError) as raised:
+        await connect(reactor, url)
+    assert raised.value.sqlstate is None
+    assert "hidden" not in str(raised.value)
+
+
+@asynchronous
+async def test_a_server_that_does_not_answer_leaves_time_for_the_others(
+    database: Database,
+) -> None:
+    """
+    Each address gets its share of the time.
+    """
+    from twisted.internet import reactor
+
+    with reservedPort() as down, unanswered() as silent:
+        async with blackHole() as hole:
+            ports = f"127.0.0.1:{down},127.0.0.1:{silent},127.0.0.1:{hole.port}"
+            url = database.url.replace("127.0.0.1", f"{ports},127.0.0.1")
+            async with connected(url, timeout=0.6) as connection:
+                assert connection.info.port == database.server.port
+            with pytest.raises(errors.ConnectionTimeout, match="does not answer"):
+                await connect(
+                    reactor, f"postgresql://u@127.0.0.1:{hole.port}/n", timeout=0.05
+                )
+
+
+@asynchronous
+async def test_what_a_server_said_is_reported_rather_than_that_another_is_down(
+    database: Database,
+) -> None:
+    """
+    A wrong password is not hidden by a server that is down.
+    """
+    from twisted.internet import reactor
+
+    with reservedPort() as down:
+        ports = f"127.0.0.1:{database.server.port},127.0.0.1:{down}"
+        url = f"postgresql://postgres:wrong@{ports}/n"
+        with pytest.raises(errors.InvalidPassword):
+            await connect(reactor, url)
+
+
+@asynchronous
+async def test_connecting_can_be_cancelled() -> None:
+    """
+    Nothing is left of a cancelled attempt.
+    """
+    from twisted.internet import reactor
+
+    async with blackHole() as hole:
+        url = f"postgresql://u@127.0.0.1:{hole.port}/n"
+        connecting = started(connect(reactor, url))
+        await hole.whenAccepted(1)
+        connecting.cancel()
+        assert isinstance(await errorOf(connecting), CancelledError)
+        assert watchedSockets() == []
+
+
+class NoThreads:
+    """
+    A thread pool whose threads are all busy.
+    """
+
+    def callInThreadWithCallback(self, *call: object) -> None:
+        """
+        Do nothing.
+        """
+
+
+@asynchronous
+async def test_resolving_a_name_has_a_time_limit() -> None:
+    """
+    It does not block the reactor, and counts as a part of connecting.
+    """
+    from twisted.internet import reactor as theReactor
+
+    real: Any = theReactor
+
+    class Reactor:
+        callLater = real.callLater
+        seconds = real.seconds
+
+        def getThreadPool(self) -> NoThreads:
+            return NoThreads()
+
+    with pytest.raises(errors.ConnectionTimeout, match="name is not resolved"):
+        await connect(Reactor(), "postgresql://u@db.invalid/n", timeout=0.01)
+
+
+@asynchronous
+async def test_messages_are_as_short_as_those_of_psycopg(database: Database) -> None:
+    """
+    What shows the SQLSTATE of a refused connection is undone afterwards.
+    """
+    async with connected(database.url) as connection:
+        with pytest.raises(errors.UndefinedTable) as raised:
+            await connection.execute(sql.SQL("TABLE {}").format(sql.Identifier("no")))
+        assert "LOCATION" not in str(raised.value)
