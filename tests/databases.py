@@ -156,18 +156,19 @@ def postgresql(request: pytest.FixtureRequest) -> PostgreSQL:
 
 
 @pytest.fixture
-def database(postgresql: PostgreSQL) -> Iterator[Database]:
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
     """
     An empty database on the server that the tests share.
     """
-    yield Database(postgresql, NAME)
-    # To make a new database takes longer. Each connection is waited for.
-    postgresql.askNow(
+    server = _shared(_prepared(request.config))
+    yield Database(server, NAME)
+    # Making a new database would take longer. Each connection is waited for.
+    server.askNow(
         "select pg_terminate_backend(pid, 30000) from pg_stat_activity "
         "where datname = %s",
         NAME,
     )
-    postgresql.askNow(
+    server.askNow(
         "drop schema public cascade; create schema public; "
         "grant usage on schema public to public",
         database=NAME,

@@ -27,7 +27,6 @@ from tsrv.databases import (
 
 from .databases import database as database
 from .databases import errorOf, opened
-from .databases import postgresql as postgresql
 from .support import resultOf
 from .websupport import asynchronous
 
@@ -304,11 +303,10 @@ async def test_closing_ends_every_call(url: str) -> None:
         outcomes = DeferredList(calls, consumeErrors=True)
         await database.close()
         assert outcomes.called
-        results = await outcomes
+        results: list[tuple[bool, Any]] = await outcomes
         written = [name for name, (success, _) in enumerate(results) if success]
-        errors = [value for success, value in results if not success]
-        assert all(each.check(DatabaseUnavailable) for each in errors)
-        assert errors
+        failures = [value for success, value in results if not success]
+        assert {failure.type for failure in failures} == {DatabaseUnavailable}
     async with opened(url) as database:
         assert await database.read(NAMES) == [(str(name),) for name in written]
 
