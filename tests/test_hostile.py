@@ -35,12 +35,12 @@ from tsrv.asyncmodule import IPredictable
 
 from .support import Module, Refused, Trouble, ready, resultOf, wrap
 
-# What is called in the middle of a change of state may close the wrapper.
+# Code that is called in the middle of a change of state may close the wrapper.
 
 
-def closedAndQuiet(clock: Clock, module: Module, wrapper: Any) -> None:
+def assertClosed(clock: Clock, module: Module, wrapper: Any) -> None:
     """
-    The wrapper is closed, refuses, and has left nothing behind.
+    The wrapper is closed, refuses calls, and has left no timer behind.
     """
     for closing in module.closings:
         if not closing.called:
@@ -52,10 +52,9 @@ def closedAndQuiet(clock: Clock, module: Module, wrapper: Any) -> None:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_policy_that_closes(clock: Clock, lost: bool) -> None:
+def test_a_policy_may_close(clock: Clock, lost: bool) -> None:
     """
-    "Enough attempts, shut down" is a policy; the wrapper must not come back to
-    life behind it.
+    A policy that gives up by closing the wrapper is not followed by a retry.
     """
 
     def policy(attempts: int) -> float:
@@ -71,96 +70,116 @@ def test_a_policy_that_closes(clock: Clock, lost: bool) -> None:
         module.attempts[0].errback(Trouble())
         assert isinstance(result.error, Closed)
     assert resultOf(proxy.write(1)).error
-    closedAndQuiet(clock, module, wrapper)
+    assertClosed(clock, module, wrapper)
 
 
-def test_watching_that_closes(clock: Clock) -> None:
+def test_watching_may_close(clock: Clock) -> None:
     """
-    So must it not when the module finds that it is not wanted.
+    A module that is closed by C{whenLost()} does not become ready.
     """
-    module = Module()
 
     def whenLost() -> Deferred[None]:
         wrapper.close()
-        return module.whenLost()
+        return Deferred()
 
-    wrapper = QueuingWrapper(module, clock, whenLost=whenLost)
+    module, wrapper, _ = wrap(clock, whenLost=whenLost)
     result = resultOf(wrapper.initialize())
     module.attempts[0].callback(None)
     assert isinstance(result.error, Closed)
-    closedAndQuiet(clock, module, wrapper)
+    assertClosed(clock, module, wrapper)
 
 
-def test_an_attempt_that_closes_when_it_is_given_up(clock: Clock) -> None:
+def test_a_canceller_may_close(clock: Clock) -> None:
     """
-    The same of what runs when an attempt is cancelled.
+    The canceller of an attempt that times out may close the wrapper.
     """
-    module = Module()
 
-    def giveUp(attempt: object) -> None:
+    def cancel(attempt: object) -> None:
         wrapper.close()
 
-    attempt: Deferred[None] = Deferred(giveUp)
-    wrapper = QueuingWrapper(
-        module, clock, initialize=lambda: attempt, attemptTimeout=1.0
-    )
+    attempt: Deferred[None] = Deferred(cancel)
+    module, wrapper, _ = wrap(clock, initialize=lambda: attempt, attemptTimeout=1.0)
     resultOf(wrapper.initialize())
     clock.advance(1)
-    closedAndQuiet(clock, module, wrapper)
+    assertClosed(clock, module, wrapper)
 
 
-def test_lost_when_its_methods_are_looked_up(clock: Clock) -> None:
+def test_an_errback_may_close(clock: Clock) -> None:
     """
-    A descriptor that touches the connection may find that it is gone: nobody
-    is told that the module is ready, and the proxy goes on queuing.
+    After a fatal failure nothing is failed twice.
     """
-
-    class Touchy(Module):
-        touched = 0
-
-        @property
-        def _gone(self) -> bool:
-            return len(self.watches) == 1
-
-        def __getattribute__(self, name: str) -> Any:
-            if name == "write" and self._gone and not self.watches[0].called:
-                self.watches[0].callback(None)
-            return super().__getattribute__(name)
-
-    for early in (True, False):
-        module = Touchy()
-        wrapper = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
-        if early:
-            resultOf(wrapper.proxy.write(1))
-        result = resultOf(wrapper.initialize())
-        module.attempts[0].callback(None)
-        assert wrapper.state is State.LOST
-        assert result.pending is early
-        resultOf(wrapper.proxy.write(2))
-        clock.advance(1)
-        module.attempts[1].callback(None)
-        assert wrapper.state is State.READY
-        assert [what for _, what in module.calls] == ([1, 2] if early else [2])
+    module, wrapper, proxy = wrap(clock, fatal=[Refused])
+    call = proxy.write(1)
+    call.addErrback(lambda _: wrapper.close())
+    result = resultOf(wrapper.initialize())
+    module.attempts[0].errback(Refused())
+    assert isinstance(result.error, InitializationFailed)
+    assertClosed(clock, module, wrapper)
 
 
-def test_methods_that_are_found_while_others_are_looked_up(clock: Clock) -> None:
+def test_an_errback_of_a_held_failure_may_close(clock: Clock) -> None:
     """
-    A module that uses its own proxy when it is asked for a method.
+    Failures that wait for news of a loss keep their own reasons.
+    """
+    module, wrapper, proxy = wrap(clock, replay=["read"], close=lambda: None)
+    ready(module, wrapper)
+    first, second = proxy.read(1), proxy.read(2)
+    first.addErrback(lambda _: wrapper.close())
+    result = resultOf(second)
+    for answer in module.answers:
+        answer.errback(Trouble("its own"))
+    clock.advance(0)
+    assert wrapper.state is State.CLOSED
+    assert isinstance(result.error, Trouble)
+
+
+class Looked(Module):
+    """
+    A module that calls a function when its method is looked up.
     """
 
-    class Curious(Module):
-        def __getattribute__(self, name: str) -> Any:
-            if name == "write":
-                proxy = super().__getattribute__("proxy")
-                if proxy is not None:
-                    _ = proxy.read
-            return super().__getattribute__(name)
+    look: Callable[[], object] = lambda: None
 
-    module = Curious()
-    module.proxy = None  # type: ignore[attr-defined]
+    def __getattribute__(self, name: str) -> Any:
+        if name == "write":
+            vars(self).get("look", bool)()
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_loss_while_methods_are_looked_up(clock: Clock, early: bool) -> None:
+    """
+    Callers do not learn that the module is ready, and the proxy goes on queuing.
+    """
+    module = Looked()
+
+    def look() -> None:
+        if len(module.watches) == 1 and not module.watches[0].called:
+            module.watches[0].callback(None)
+
+    module.look = look
+    wrapper = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
+    if early:
+        resultOf(wrapper.proxy.write(1))
+    result = resultOf(wrapper.initialize())
+    module.attempts[0].callback(None)
+    assert wrapper.state is State.LOST
+    assert result.pending is early
+    resultOf(wrapper.proxy.write(2))
+    clock.advance(1)
+    module.attempts[1].callback(None)
+    assert wrapper.state is State.READY
+    assert [what for _, what in module.calls] == ([1, 2] if early else [2])
+
+
+def test_a_module_may_use_its_own_proxy_in_a_lookup(clock: Clock) -> None:
+    """
+    A method that is found while others are looked up does no harm.
+    """
+    module = Looked()
     wrapper = QueuingWrapper(module, clock)
     result = resultOf(wrapper.proxy.write(1))
-    module.proxy = wrapper.proxy  # type: ignore[attr-defined]
+    module.look = lambda: wrapper.proxy.read
     ready(module, wrapper)
     module.answers[0].callback("done")
     assert (result.value, wrapper.state) == ("done", State.READY)
@@ -180,7 +199,7 @@ class Unspeakable(Exception):
 
 def test_an_error_that_cannot_be_printed(clock: Clock) -> None:
     """
-    The log is not worth a module that is never tried again.
+    A log line that fails does not stop the retries.
     """
     module, wrapper, _ = wrap(clock)
     resultOf(wrapper.initialize())
@@ -199,8 +218,7 @@ def test_an_error_that_cannot_be_printed(clock: Clock) -> None:
 )
 def test_errors_of_any_kind(clock: Clock, error: BaseException) -> None:
     """
-    Under the reactor of asyncio its own kind of being cancelled is no
-    C{Exception}; nobody is left waiting for that.
+    An error that is no C{Exception} leaves nobody waiting.
     """
 
     async def closing() -> None:
@@ -214,11 +232,8 @@ def test_errors_of_any_kind(clock: Clock, error: BaseException) -> None:
             raise watch
         return watch
 
-    module = Module()
-    wrapper = QueuingWrapper(
-        module, clock, close=closing, whenLost=whenLost, retryPolicy=lambda _: 1.0
-    )
-    running = resultOf(wrapper.proxy.write(1))
+    module, wrapper, proxy = wrap(clock, close=closing, whenLost=whenLost)
+    running = resultOf(proxy.write(1))
     resultOf(wrapper.initialize())
     module.attempts[0].callback(None)
     assert (wrapper.state, wrapper.lastError) == (State.RETRYING, error)
@@ -231,16 +246,14 @@ def test_errors_of_any_kind(clock: Clock, error: BaseException) -> None:
     assert "failed to close" in logged[-1]["log_format"]
 
 
-def test_close_that_does_not_let_itself_be_cancelled(clock: Clock) -> None:
+def test_a_close_that_ignores_its_cancellation(clock: Clock) -> None:
     """
-    A time limit that only asks is none.
+    The time limit of C{close()} holds all the same.
     """
     module = Module()
 
     def closing() -> Deferred[None]:
-        end = module.close()
-        end.addErrback(lambda _: Deferred())
-        return end
+        return module.close().addErrback(lambda _: Deferred())
 
     wrapper = QueuingWrapper(module, clock, close=closing, closeTimeout=3.0)
     running = resultOf(wrapper.proxy.write(1))
@@ -252,9 +265,29 @@ def test_close_that_does_not_let_itself_be_cancelled(clock: Clock) -> None:
     assert wrapper.state is State.CLOSED
 
 
-def test_close_that_answers_at_once(clock: Clock) -> None:
+def test_a_call_that_ignores_its_cancellation(clock: Clock) -> None:
     """
-    A module that is closed at once needs no time limit.
+    A caller that has cancelled is told so when the wrapper closes.
+    """
+
+    class Stubborn(Module):
+        def write(self, what: object) -> Deferred[Any]:
+            return super().write(what).addErrback(lambda _: Deferred())
+
+    module = Stubborn()
+    wrapper = QueuingWrapper(module, clock)
+    call = wrapper.proxy.write(1)
+    result = resultOf(call)
+    ready(module, wrapper)
+    call.cancel()
+    wrapper.close()
+    module.closings[0].callback(None)
+    assert isinstance(result.error, CancelledError)
+
+
+def test_a_close_that_answers_at_once(clock: Clock) -> None:
+    """
+    It leaves no timer.
     """
     module, wrapper, _ = wrap(clock, close=lambda: None)
     ready(module, wrapper)
@@ -263,9 +296,9 @@ def test_close_that_answers_at_once(clock: Clock) -> None:
     assert module.closings == []
 
 
-def test_a_time_limit_may_be_fatal(clock: Clock) -> None:
+def test_a_timeout_may_be_fatal(clock: Clock) -> None:
     """
-    Whoever says that it is no use to try again after a time-out is believed.
+    C{fatal=TimeoutError} means the timeout of an attempt, too.
     """
     _, wrapper, _ = wrap(clock, attemptTimeout=1.0, fatal=TimeoutError)
     result = resultOf(wrapper.initialize())
@@ -274,10 +307,9 @@ def test_a_time_limit_may_be_fatal(clock: Clock) -> None:
     assert isinstance(result.error.__cause__, TimeoutError)
 
 
-def test_the_last_word_of_a_policy_is_a_reason(clock: Clock) -> None:
+def test_the_error_of_a_policy_is_the_reason(clock: Clock) -> None:
     """
-    A module that was lost without a reason, and is not tried again because the
-    policy says so: then that is the reason.
+    A module that was lost without a reason fails with the policy's.
     """
     error = Trouble("that was it")
 
@@ -290,46 +322,10 @@ def test_the_last_word_of_a_policy_is_a_reason(clock: Clock) -> None:
     assert resultOf(proxy.write(1)).error.__cause__ is error
 
 
-def test_close_in_the_errback_of_a_failure_that_was_held_back(clock: Clock) -> None:
-    """
-    The failures of the others are known as well, and are told.
-    """
-    module, wrapper, proxy = wrap(clock, replay=["read"], close=lambda: None)
-    ready(module, wrapper)
-    first, second = proxy.read(1), proxy.read(2)
-    first.addErrback(lambda _: wrapper.close())
-    result = resultOf(second)
-    for answer in module.answers:
-        answer.errback(Trouble("its own"))
-    clock.advance(0)
-    assert wrapper.state is State.CLOSED
-    assert isinstance(result.error, Trouble)
-
-
-def test_given_up_in_progress_then_closed(clock: Clock) -> None:
-    """
-    Who gave up is told so, also if the module never confirms it.
-    """
-
-    class Slow(Module):
-        def write(self, what: object) -> Deferred[Any]:
-            return super().write(what).addErrback(lambda _: Deferred())
-
-    module = Slow()
-    wrapper = QueuingWrapper(module, clock)
-    call = wrapper.proxy.write(1)
-    result = resultOf(call)
-    ready(module, wrapper)
-    call.cancel()
-    wrapper.close()
-    module.closings[0].callback(None)
-    assert isinstance(result.error, CancelledError)
-
-
 @implementer(IPredictable)
 class Oracle(Module):
     """
-    A module that says how long it will take.
+    A module that says how long its initialisation takes.
     """
 
     says: Any = None
@@ -347,7 +343,7 @@ def test_predictions_that_make_no_sense(
     clock: Clock, says: object, seconds: float | None
 ) -> None:
     """
-    An error does not get lost because nobody knows when to come back.
+    They do not replace the error that they were made for.
     """
     module = Oracle()
     module.says = says
@@ -365,99 +361,124 @@ def test_predictions_that_make_no_sense(
 # Methods.
 
 
-def test_a_client_that_makes_up_everything(clock: Clock) -> None:
+class Nameless:
     """
-    The standard library has one whose methods answer any question about
-    themselves with another method.
-    """
-    client = ServerProxy("http://localhost")
-    wrapper = QueuingWrapper(client, clock, initialize=lambda: None)
-    call: Any = wrapper.proxy.add(1, 2)
-    result = resultOf(call)
-    assert result.pending
-    call.cancel()
-    client("close")()
-
-
-def test_a_method_without_a_name(clock: Clock) -> None:
-    """
-    A callable object that cannot be asked for its name can be called.
+    A callable object that has no name.
     """
 
-    class Nameless:
-        @property
-        def __name__(self) -> str:
-            raise Trouble("none")
+    @property
+    def __name__(self) -> str:
+        raise Trouble("none")
 
-        def __call__(self) -> str:
-            return "called"
+    def __call__(self) -> str:
+        return "called"
 
-    class Client:
-        find = Nameless()
 
-        def initialize(self) -> None:
-            pass
+class Awaitable:
+    """
+    An object that is called like a coroutine function.
+    """
 
+    async def __call__(self) -> str:
+        return "called"
+
+
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    An ordinary decorator.
+    """
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return call
+
+
+class Client:
+    """
+    A module with methods of many kinds.
+    """
+
+    nameless = Nameless()
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.awaitable = Awaitable()
+        self.start = partial(self.initialize)
+
+    def initialize(self) -> None:
+        self.begun += 1
+
+    @classmethod
+    def close(cls) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
+    quit = leave
+
+    @decorated
+    async def slow(self) -> str:
+        return "called"
+
+    @wraps(slow)
+    def fast(self) -> Deferred[str]:
+        return succeed("called")
+
+    @staticmethod
+    def static() -> str:
+        return "called"
+
+    def recursive(self) -> str:
+        return "called"
+
+    recursive.__wrapped__ = recursive  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["slow", "awaitable", "fast"])
+def test_coroutines_in_disguise(clock: Clock, name: str) -> None:
+    """
+    Below a decorator, or as an object, a coroutine function returns a Deferred, also
+    when the module is ready.
+    """
     wrapper: Any = QueuingWrapper(Client(), clock)
-    result = resultOf(wrapper.proxy.find())
+    early = resultOf(getattr(wrapper.proxy, name)())
     wrapper.initialize()
-    assert result.value == "called"
+    assert early.value == "called"
+    assert resultOf(getattr(wrapper.proxy, name)()).value == "called"
 
 
-def test_names_of_what_initializes(clock: Clock) -> None:
+@pytest.mark.parametrize("name", ["nameless", "static", "recursive"])
+def test_methods_of_any_kind(clock: Clock, name: str) -> None:
     """
-    Who initialises or closes by the proxy means the wrapper, however these
-    methods are made.
+    A callable without a name, or one that claims to wrap itself, can be called.
     """
-
-    class Client:
-        begun = 0
-
-        @staticmethod
-        def initialize() -> None:
-            Client.begun += 1
-
-        @classmethod
-        def close(cls) -> None:
-            pass
-
-        def inner(self) -> str:
-            return "another"
-
     wrapper: Any = QueuingWrapper(Client(), clock)
+    early = resultOf(getattr(wrapper.proxy, name)())
+    wrapper.initialize()
+    assert (early.value, getattr(wrapper.proxy, name)()) == ("called", "called")
+
+
+def test_initializing_by_the_proxy_means_the_wrapper(clock: Clock) -> None:
+    """
+    So do closing, methods with other names, and methods with several.
+    """
+    client: Any = Client()
+    wrapper: Any = QueuingWrapper(client, clock)
     assert wrapper.proxy.initialize == wrapper.initialize
     assert wrapper.proxy.close == wrapper.close
-    result = resultOf(wrapper.proxy.inner())
     wrapper.proxy.initialize()
-    assert (result.value, Client.begun) == ("another", 1)
-
-
-def test_names_of_what_was_given(clock: Clock) -> None:
-    """
-    The same for methods with other names, and with several.
-    """
-
-    class Client:
-        def __init__(self) -> None:
-            self.start = partial(self._begin, 1)
-
-        def _begin(self, times: int) -> None:
-            pass
-
-        def leave(self) -> None:
-            pass
-
-        quit = leave
-
-    client = Client()
-    wrapper: Any = QueuingWrapper(
+    assert client.begun == 1
+    other: Any = QueuingWrapper(
         client, clock, initialize=client.start, close=client.quit
     )
-    assert wrapper.proxy.start == wrapper.initialize
-    assert wrapper.proxy.leave == wrapper.proxy.quit == wrapper.close
+    assert other.proxy.start == other.initialize
+    assert other.proxy.leave == other.proxy.quit == other.close
 
 
-def test_attributes_that_only_have_such_a_name(clock: Clock) -> None:
+def test_an_attribute_may_be_called_close(clock: Clock) -> None:
     """
     The price at which the market closed closes no module.
     """
@@ -474,171 +495,96 @@ def test_attributes_that_only_have_such_a_name(clock: Clock) -> None:
     assert resultOf(wrapper.close()).value is None
 
 
-def test_a_listing_that_fails(clock: Clock) -> None:
+def test_a_client_that_invents_everything(clock: Clock) -> None:
     """
-    A module that cannot be listed, or has names that are none, is ready all
-    the same.
+    The methods of C{ServerProxy} answer any question about themselves with another
+    method.
+    """
+    client = ServerProxy("http://localhost")
+    wrapper = QueuingWrapper(client, clock, initialize=lambda: None)
+    call: Any = wrapper.proxy.add(1, 2)
+    result = resultOf(call)
+    assert result.pending
+    call.cancel()
+    client("close")()
+
+
+def test_replay_of_an_invented_method(clock: Clock) -> None:
+    """
+    C{replay} may name a method that C{__getattr__} invents.
     """
 
-    class Unlisted(Module):
-        def __dir__(self) -> list[str]:
-            raise Trouble("no list")
+    class Inventive:
+        def __getattr__(self, name: str) -> Callable[[], str]:
+            return lambda: name
 
-    module = Unlisted()
+    options: Any = {"initialize": lambda: None, "replay": ["find"]}
+    wrapper: Any = QueuingWrapper(Inventive(), clock, **options)
+    wrapper.initialize()
+    assert resultOf(wrapper.proxy.find()).value == "find"
+
+
+class Unlisted(Module):
+    """
+    A module that cannot be listed.
+    """
+
+    def __dir__(self) -> list[str]:
+        raise Trouble("no list")
+
+
+@pytest.mark.parametrize("kind", [Module, Unlisted])
+def test_a_listing_that_fails(clock: Clock, kind: type[Module]) -> None:
+    """
+    A module that cannot be listed, or has odd names, becomes ready.
+    """
+    module = kind()
     vars(module)[3] = "three"  # type: ignore[index]
     wrapper = QueuingWrapper(module, clock)
     ready(module, wrapper)
     assert wrapper.proxy.write == module.write
-    odd = Module()
-    vars(odd)[3] = "three"  # type: ignore[index]
-    oddly = QueuingWrapper(odd, clock)
-    ready(odd, oddly)
-    assert oddly.proxy.write == odd.write
 
 
-def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+def test_a_stored_method_is_the_latest(clock: Clock) -> None:
     """
-    A decorator as there are many.
+    A coroutine method that a caller has stored before a loss is the new one after.
     """
 
-    @wraps(function)
-    def call(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    return call
-
-
-class Awaitable:
-    """
-    An object that is called like a coroutine function.
-    """
-
-    async def __call__(self) -> str:
-        return "called"
-
-
-def test_coroutines_in_disguise(clock: Clock) -> None:
-    """
-    Below a decorator, or as an object: also when the module is ready the
-    answer is a Deferred.
-    """
-
-    class Client:
-        def __init__(self) -> None:
-            self.awaitable = Awaitable()
-
-        def initialize(self) -> None:
-            pass
-
-        @decorated
-        async def find(self) -> str:
-            return "found"
-
-        async def sometimes(self) -> str:
-            return "was a coroutine"
-
-    client = Client()
-    wrapper: Any = QueuingWrapper(client, clock)
-    early = [resultOf(wrapper.proxy.find()), resultOf(wrapper.proxy.awaitable())]
-    wrapper.initialize()
-    late = [resultOf(wrapper.proxy.find()), resultOf(wrapper.proxy.awaitable())]
-    assert [each.value for each in early] == ["found", "called"]
-    assert [each.value for each in late] == ["found", "called"]
-
-
-def test_a_decorator_that_makes_a_coroutine_function_answer_at_once(
-    clock: Clock,
-) -> None:
-    """
-    What is no coroutine is passed on as it is.
-    """
-
-    class Client:
-        def initialize(self) -> None:
-            pass
-
-    async def slow() -> str:
-        return "slow"
-
-    @wraps(slow)
-    def fast() -> Deferred[str]:
-        return succeed("fast")
-
-    client: Any = Client()
-    client.find = fast
-    wrapper = QueuingWrapper(client, clock)
-    wrapper.initialize()
-    assert resultOf(wrapper.proxy.find()).value == "fast"
-
-
-def test_what_cannot_be_unwrapped(clock: Clock) -> None:
-    """
-    A callable that claims to wrap itself is called all the same.
-    """
-
-    class Client:
-        def initialize(self) -> None:
-            pass
-
-        def find(self) -> str:
-            return "found"
-
-    Client.find.__wrapped__ = Client.find  # type: ignore[attr-defined]
-    wrapper: Any = QueuingWrapper(Client(), clock)
-    result = resultOf(wrapper.proxy.find())
-    wrapper.initialize()
-    assert (result.value, wrapper.proxy.find()) == ("found", "found")
-
-
-def test_a_coroutine_method_that_was_taken_is_the_latest(clock: Clock) -> None:
-    """
-    After a loss the module may have a new method in the place of the old one;
-    who took the old one gets the new one.
-    """
-
-    class Client:
-        def __init__(self) -> None:
-            self.generation = 0
-            self.lost: Deferred[None] = Deferred()
-
-        def initialize(self) -> None:
-            self.generation += 1
-            self.lost = Deferred()
-            generation = self.generation
+    class Replaced(Module):
+        def initialize(self) -> Deferred[None]:
+            generation = len(self.attempts) + 1
 
             async def find() -> int:
                 return generation
 
-            self.find = find
+            vars(self)["find"] = find
+            return super().initialize()
 
-        def whenLost(self) -> Deferred[None]:
-            return self.lost
-
-    client: Any = Client()
-    wrapper = QueuingWrapper(client, clock, retryPolicy=lambda _: 1.0)
-    wrapper.initialize()
-    taken = wrapper.proxy.find
-    client.lost.callback(None)
+    module: Any = Replaced()
+    wrapper: Any = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
+    ready(module, wrapper)
+    stored = wrapper.proxy.find
+    module.watches[0].callback(None)
     clock.advance(1)
-    assert resultOf(taken()).value == 2
+    module.attempts[1].callback(None)
+    assert resultOf(stored()).value == 2
 
 
-def test_proxies_stay_where_they_are(clock: Clock) -> None:
+@pytest.mark.parametrize("use", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_proxy_cannot_be_copied(clock: Clock, use: Callable[[object], Any]) -> None:
     """
-    A copy of a proxy would not follow its module.
+    A copy would not follow its module.
     """
     module, wrapper, proxy = wrap(clock)
     for _ in range(2):
-        for use in (copy.copy, copy.deepcopy, pickle.dumps):
-            with pytest.raises(TypeError, match="neither copied nor pickled"):
-                use(proxy)
+        with pytest.raises(TypeError, match="neither copied nor pickled"):
+            use(proxy)
         ready(module, wrapper)
 
 
-def test_attributes_that_are_asked_for_carefully(clock: Clock) -> None:
+def test_attributes_that_are_not_set_yet(clock: Clock) -> None:
     """
-    C{hasattr()} and its like do not fail on what cannot be read yet; slots
-    that are still empty can be read when they are filled.
+    C{hasattr()} does not fail; empty slots can be read when they are filled.
     """
 
     class Slotted:
@@ -657,9 +603,9 @@ def test_attributes_that_are_asked_for_carefully(clock: Clock) -> None:
     assert wrapper.proxy.pool == "open"
 
 
-def test_an_ended_command_keeps_no_module(clock: Clock) -> None:
+def test_an_ended_call_keeps_no_module(clock: Clock) -> None:
     """
-    Who keeps a Deferred keeps neither the module nor what it was called with.
+    A stored Deferred keeps neither the module nor the arguments.
     """
 
     class Big:
@@ -699,8 +645,7 @@ def test_options_of_the_wrong_kind(
     clock: Clock, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     """
-    A slip in an option is found where it is written: a misspelt name in
-    C{replay} would show only in the next outage.
+    A mistake in an option is reported where the wrapper is made.
     """
     with pytest.raises(error, match=re.escape(message)):
         wrap(clock, **options)
@@ -708,7 +653,7 @@ def test_options_of_the_wrong_kind(
 
 def test_falsy_callables_are_callables(clock: Clock) -> None:
     """
-    What is empty can be called.
+    An empty list that can be called initialises.
     """
 
     class Steps(list[str]):
@@ -716,34 +661,5 @@ def test_falsy_callables_are_callables(clock: Clock) -> None:
             self.append("initialized")
 
     steps = Steps()
-    wrapper = QueuingWrapper(object(), clock, initialize=steps)
-    wrapper.initialize()
+    QueuingWrapper(object(), clock, initialize=steps).initialize()
     assert steps == ["initialized"]
-
-
-def test_replay_of_a_made_up_method(clock: Clock) -> None:
-    """
-    A module that makes up its methods may make up these.
-    """
-
-    class Client:
-        def __getattr__(self, name: str) -> Callable[[], str]:
-            return lambda: name
-
-    wrapper = QueuingWrapper(Client(), clock, initialize=lambda: None, replay=["find"])
-    wrapper.initialize()
-    assert resultOf(wrapper.proxy.find()).value == "find"  # type: ignore[arg-type]
-
-
-def test_a_fatal_failure_is_told_once(clock: Clock) -> None:
-    """
-    An errback that closes the wrapper after everything has failed for good
-    finds nothing more to fail.
-    """
-    module, wrapper, proxy = wrap(clock, fatal=[Refused])
-    call = proxy.write(1)
-    call.addErrback(lambda _: wrapper.close())
-    result = resultOf(wrapper.initialize())
-    module.attempts[0].errback(Refused())
-    assert isinstance(result.error, InitializationFailed)
-    closedAndQuiet(clock, module, wrapper)
