@@ -149,7 +149,8 @@ def test_a_bad_duration_is_refused(name: str) -> None:
     """
     for text in ("", "ten", "-1", "nan", "inf", "1,5", "0x10", "31536001"):
         message = refuse(f"--{name}={text}")
-        assert message == f"--{name}: {text!r} is not a number from 0 to 31536000"
+        about = f"{text!r} is not a number from 0 to 31536000"
+        assert message == f"--{name}: {about if text else 'must not be empty'}"
     if name in POSITIVE:
         assert refuse(f"--{name}=0") == f"--{name}: must be more than 0 seconds"
 
@@ -160,7 +161,6 @@ def test_a_bad_endpoint_is_refused(name: str) -> None:
     What is not an endpoint of Twisted is refused before anything starts.
     """
     for text in (
-        "",
         "8000",
         "tcp:",
         "tcp:http",
@@ -186,7 +186,7 @@ def test_a_bad_endpoint_is_refused(name: str) -> None:
         ("--queue-limit=1.5", "'1.5' is not a whole number from 0 on"),
         ("--access-log=yes", "'yes' is neither on nor off"),
         ("--trusted-proxy=proxy", "'proxy' is neither address nor network"),
-        ("--config-copy=", "must be the path of a file"),
+        ("--config-copy=", "must not be empty"),
         ("--config-url=ftp://h/c", ""),
         ("--database=", ""),
         ("--database=mysql://u:hush@h/n", ""),
@@ -320,7 +320,11 @@ def test_a_bad_variable_is_refused(name: str) -> None:
             ("--sessions=redis://h/",),
             "cannot import hiredis: pip install 'tsrv[redis]'",
         ),
-        ("_sqlite3", (), "this Python was built without SQLite (_sqlite3)"),
+        (
+            "_sqlite3",
+            (),
+            "cannot import _sqlite3: this Python was built without SQLite",
+        ),
     ],
 )
 def test_a_missing_extra_is_reported(

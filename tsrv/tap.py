@@ -1,7 +1,7 @@
 """
 The entry of C{twistd} and C{twist}: options to service.
 
-Importing it needs no extra: what is missing is reported by the options.
+Importing it needs no extra: the options report a package that is not installed.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any, cast
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
 
 from .server.options import Options
-from .server.process import handleSignals, takeVariables, tuneProcess
+from .server.process import handleSignals, tuneProcess
 from .server.server import Server
+from .server.systemd import VARIABLES
 
 __all__ = ["Options", "makeService"]
 
@@ -38,6 +39,9 @@ def makeService(options: Options) -> Server:
     globalLogPublisher.addObserver(cast(ILogObserver, addRequestId))
     if options["development"]:
         _log.warn("DEVELOPMENT: clients are shown tracebacks (--development)")
-    server = assemble(options, reactor, takeVariables(os.environ))
+    # A child process must not speak to systemd in the name of this one.
+    names = [name for name in VARIABLES if name in os.environ]
+    environment = {name: os.environ.pop(name) for name in names}
+    server = assemble(options, reactor, environment)
     reactor.callWhenRunning(handleSignals, reactor, server)
     return server

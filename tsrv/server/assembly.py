@@ -185,9 +185,7 @@ def assemble(
         operations=makeSite(operationsRoot) if isSeparate else None,
         systemd=SystemdService(startup, reactor, Notifier(environment)),
     )
-    server.listen(options["listen"])
-    if isSeparate:
-        server.listenForOperations(options["operations-listen"])
+    server.listen(options["listen"], options["operations-listen"])
     return server
 
 

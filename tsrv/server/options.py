@@ -18,7 +18,19 @@ from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from ..databases import Location
-from . import parsers
+from .parsers import (
+    count,
+    database,
+    databaseFile,
+    endpoint,
+    hasPassword,
+    network,
+    positiveSeconds,
+    seconds,
+    sessions,
+    settings,
+    switch,
+)
 
 __all__ = ["OPTIONS", "Option", "Options", "markdownTable"]
 
@@ -53,8 +65,7 @@ class Option:
         """
         The help, with the environment variable.
         """
-        variable = f" Environment variable: `{self.variable}`." if self.variable else ""
-        return self.help + variable
+        return self.help + (self.variable and f" Environment: `{self.variable}`.")
 
 
 OPTIONS: Final = (
@@ -62,153 +73,144 @@ OPTIONS: Final = (
         "listen",
         "[Twisted endpoint](https://docs.twisted.org/en/stable/core/howto/endpoints"
         ".html#servers) to serve on. Repeatable.",
-        parsers.endpoint,
+        endpoint,
         "tcp:8000:interface=127.0.0.1:backlog=1024",
         repeatable=True,
     ),
     Option(
         "operations-listen",
         "Endpoint for the operator pages (health, metrics, status). Repeatable.",
-        parsers.endpoint,
+        endpoint,
         shownDefault="same as --listen",
         repeatable=True,
     ),
-    Option("delay", "Seconds that the clock takes to start.", parsers.seconds, "10"),
+    Option("delay", "Seconds that the clock takes to start.", seconds, "10"),
     Option("direct", "Call the modules without queues, to see the difference."),
-    Option("queue-limit", "Queued calls per module.", parsers.count(0), "10000"),
-    Option(
-        "queue-timeout",
-        "Seconds that a call may wait in a queue.",
-        parsers.seconds,
-        "30",
-    ),
+    Option("queue-limit", "Queued calls per module.", count(0), "10000"),
+    Option("queue-timeout", "Seconds that a call may wait in a queue.", seconds, "30"),
     Option(
         "database",
         "Database of the users: `sqlite:PATH` or `postgresql://USER@HOST:PORT/NAME` "
         "([libpq URL](https://www.postgresql.org/docs/current/libpq-connect.html"
         "#LIBPQ-CONNSTRING-URIS)). With `--config-url`, the default is the setting "
         "`database`.",
-        parsers.database,
+        database,
         "sqlite:tsrv.db",
         variable="TSRV_DATABASE",
     ),
     Option(
         "database-file",
         "File whose first line is the URL of the database.",
-        parsers.databaseFile,
+        databaseFile,
         key="database",
     ),
     Option(
         "database-connections",
         "Maximum number of connections to the database.",
-        parsers.count(1),
+        count(1),
         "4",
     ),
     Option(
         "statement-timeout",
         "Seconds that one statement may take.",
-        parsers.positiveSeconds,
+        positiveSeconds,
         "10",
     ),
     Option(
         "connect-timeout",
         "Seconds to connect, to notice that an idle connection is lost, or to wait for "
         "another process that has locked the SQLite file.",
-        parsers.positiveSeconds,
+        positiveSeconds,
         "5",
     ),
     Option(
         "config-url",
         "URL of the settings: a JSON object that is fetched before the modules that "
         "need it start.",
-        parsers.settings,
+        settings,
         variable="TSRV_CONFIG_URL",
     ),
-    Option(
-        "config-timeout",
-        "Seconds to fetch the settings.",
-        parsers.positiveSeconds,
-        "10",
-    ),
+    Option("config-timeout", "Seconds to fetch the settings.", positiveSeconds, "10"),
     Option(
         "config-refresh",
         "Seconds after which the settings are fetched again.",
-        parsers.positiveSeconds,
+        positiveSeconds,
         shownDefault="never",
     ),
     Option(
         "config-copy",
         "File for the last good copy of the settings, for when they cannot be fetched.",
-        parsers.path,
+        str,
         shownDefault="no copy",
     ),
     Option(
         "sessions",
         "Session store: `sqlite:PATH`, `postgresql://…` (both with `?table=NAME`) or "
-        "`redis://HOST:PORT/DB`.",
-        parsers.sessions,
+        "`redis://HOST:PORT/DB` (also `rediss://` and `unix://PATH`).",
+        sessions,
         shownDefault="same as --database",
         variable="TSRV_SESSIONS",
     ),
     Option(
         "session-idle",
         "Seconds after which an unused session expires.",
-        parsers.positiveSeconds,
+        positiveSeconds,
         "1800",
     ),
     Option(
         "session-lifetime",
         "Seconds after which every session expires.",
-        parsers.positiveSeconds,
+        positiveSeconds,
         "28800",
     ),
     Option(
         "trusted-proxy",
         "Address or network of a proxy whose `X-Forwarded-Proto` and `X-Forwarded-For` "
         "are trusted, or `unix`. Repeatable.",
-        parsers.network,
+        network,
         repeatable=True,
     ),
     Option(
         "new-sessions",
         "New sessions per minute, for all clients together; further clients get 429.",
-        parsers.count(1),
+        count(1),
         "6000",
     ),
     Option(
         "new-sessions-per-peer",
         "New sessions per minute and client address.",
-        parsers.count(1),
+        count(1),
         "60",
     ),
     Option("stay-up", "Keep running when a required module has failed for good."),
     Option(
         "drain-timeout",
         "Seconds for requests in progress to finish during a graceful shutdown.",
-        parsers.seconds,
+        seconds,
         "30",
     ),
-    Option("access-log", "Log every request: `on` or `off`.", parsers.switch, "off"),
+    Option("access-log", "Log every request: `on` or `off`.", switch, "off"),
     Option("development", "Show tracebacks to clients."),
 )
 """
 All options, in the order of the README.
 """
 
-_EXTRAS: Final = {
+_PACKAGES: Final = {
     "server": ("jinja2", "msgspec", "prometheus_client", "treq"),
+    "sqlite": ("_sqlite3",),
     "postgresql": ("psycopg",),
     "redis": ("hiredis",),
 }
 """
-Modules that each extra installs.
+Packages that the server, and each kind of store, imports.
 """
 
 
 class Options(UsageOptions):
     """
-    The values of the options, by name. What the command line does not say is read
-    from the environment; what is said in neither has its default.
+    The values of the options, by name: from the command line, from the environment, or
+    by default.
     """
 
     synopsis = "[options]"
@@ -224,7 +226,10 @@ class Options(UsageOptions):
         """
         super().__init__()
         self._environment = environment
-        self.update((each.name, None) for each in OPTIONS if not each.key)
+        for option in OPTIONS:
+            if not option.key:
+                unset = False if option.parse is None else None
+                self[option.name] = [] if option.repeatable else unset
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
@@ -235,7 +240,7 @@ class Options(UsageOptions):
             message is one line.
         """
         if "--help" not in (options or ()):
-            _requireExtra("server")
+            _require("server")
         try:
             super().parseOptions(options)
         except UsageError as error:
@@ -245,26 +250,21 @@ class Options(UsageOptions):
 
     def postOptions(self) -> None:
         """
-        Read the environment, set the defaults, and require the drivers of the chosen
-        databases.
+        Read the environment, set the defaults, and require the drivers of the stores.
         """
         for option in OPTIONS:
-            # A template may set a variable for which it has no value.
+            # A template may set a variable without having a value for it.
             text = self._environment.pop(option.variable, "")
             if text and self[option.name] is None:
                 self.setOption(option, text, option.variable)
         for option in OPTIONS:
-            isSetting = option.name == "database" and self["config-url"] is not None
-            if option.key or isSetting or self[option.name] is not None:
-                continue
-            if option.default:
+            isSetting = option.name == "database" and self["config-url"]
+            if option.default and not isSetting and self[option.name] in (None, []):
                 self.setOption(option, option.default, option.name)
-            elif option.repeatable or option.parse is None:
-                self[option.name] = [] if option.repeatable else False
         if self["database"] is not None:
-            _requireDriver(Location.parse(self["database"]).kind)
+            _require(Location.parse(self["database"]).kind)
         if self["sessions"] is not None:
-            _requireDriver(self["sessions"].kind)
+            _require(self["sessions"].kind)
 
     def setOption(self, option: Option, text: str, source: str) -> None:
         """
@@ -272,16 +272,18 @@ class Options(UsageOptions):
 
         @param option: The option.
         @param text: The value, as the operator typed it.
-        @param source: Where the value comes from, for the message.
+        @param source: Name of the option or the variable, for the message.
         @raise UsageError: The value is invalid.
         """
         assert option.parse is not None
         try:
+            if not text:
+                raise ValueError("must not be empty")
             value = option.parse(text)
         except ValueError as error:
             raise UsageError(f"{source}: {error}") from None
         if option.repeatable:
-            value = [*(self[option.name] or ()), value]
+            value = [*self[option.name], value]
         self[option.key or option.name] = value
 
 
@@ -295,7 +297,7 @@ def _makeHandler(option: Option) -> Callable[..., None]:
 
     def setValue(self: Options, text: str) -> None:
         self.setOption(option, text, f"--{option.name}")
-        if option.variable and parsers.hasPassword(text):
+        if option.variable and hasPassword(text):
             raise UsageError(
                 f"--{option.name}: other users of this machine can see the password in "
                 f"the list of processes (set the variable {option.variable} instead)"
@@ -312,18 +314,14 @@ for _option in OPTIONS:
     setattr(Options, f"opt_{_option.name.replace('-', '_')}", _makeHandler(_option))
 
 
-def _requireDriver(kind: str) -> None:
-    if kind != "sqlite":
-        _requireExtra(kind)
-    elif find_spec("_sqlite3") is None:
-        raise SystemExit("tsrv: this Python was built without SQLite (_sqlite3)")
-
-
-def _requireExtra(extra: str) -> None:
-    missing = [name for name in _EXTRAS[extra] if find_spec(name) is None]
+def _require(kind: str) -> None:
+    missing = [name for name in _PACKAGES[kind] if find_spec(name) is None]
     if missing:
         names = ", ".join(missing)
-        raise SystemExit(f"tsrv: cannot import {names}: pip install 'tsrv[{extra}]'")
+        cure = f"pip install 'tsrv[{kind}]'"
+        if kind == "sqlite":
+            cure = "this Python was built without SQLite"
+        raise SystemExit(f"tsrv: cannot import {names}: {cure}")
 
 
 def markdownTable() -> str:

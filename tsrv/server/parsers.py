@@ -20,7 +20,20 @@ from ..databases import Location
 from ..sessions.redislocation import Location as RedisLocation
 from ..sessions.store import checkTable
 
-__all__ = ["SessionLocation"]
+__all__ = [
+    "SessionLocation",
+    "count",
+    "database",
+    "databaseFile",
+    "endpoint",
+    "hasPassword",
+    "network",
+    "positiveSeconds",
+    "seconds",
+    "sessions",
+    "settings",
+    "switch",
+]
 
 MAX_SECONDS: Final = 365 * 24 * 60 * 60
 """
@@ -31,7 +44,7 @@ MAX_URL_CHARACTERS: Final = 64 * 1024
 
 MAX_QUOTED_CHARACTERS: Final = 50
 """
-Maximum number of characters that a message repeats of a value.
+Maximum number of characters of a value that a message repeats.
 """
 
 
@@ -43,7 +56,7 @@ def endpoint(text: str) -> str:
         # Parsing needs no reactor.
         port = getattr(serverFromString(None, text), "_port", 0)
     except Exception as error:
-        reason = _shorten(str(error))
+        reason = str(error)[:MAX_QUOTED_CHARACTERS]
         raise ValueError(
             f"{_quote(text)} is not a Twisted endpoint: {reason}"
         ) from None
@@ -99,15 +112,6 @@ def switch(text: str) -> bool:
     if text not in ("on", "off"):
         raise ValueError(f"{_quote(text)} is neither on nor off")
     return text == "on"
-
-
-def path(text: str) -> str:
-    """
-    Check the path of a file.
-    """
-    if not text:
-        raise ValueError("must be the path of a file")
-    return text
 
 
 def network(text: str) -> str:
@@ -202,10 +206,6 @@ def hasPassword(url: str) -> bool:
 
 
 def _quote(text: str) -> str:
-    return repr(_shorten(text))
-
-
-def _shorten(text: str) -> str:
-    if len(text) <= MAX_QUOTED_CHARACTERS:
-        return text
-    return f"{text[: MAX_QUOTED_CHARACTERS - 3]}..."
+    if len(text) > MAX_QUOTED_CHARACTERS:
+        text = f"{text[: MAX_QUOTED_CHARACTERS - 3]}..."
+    return repr(text)

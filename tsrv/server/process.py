@@ -1,6 +1,5 @@
 """
-What belongs to the process rather than to the server in it: signals, the limit of open
-files, garbage collection, and secrets in the environment.
+The process of a server: its signals, open files and garbage collection.
 """
 
 from __future__ import annotations
@@ -8,15 +7,14 @@ from __future__ import annotations
 import gc
 import resource
 import signal
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from .server import Server
-from .systemd import VARIABLES
 
-__all__ = ["handleSignals", "takeVariables", "tuneProcess"]
+__all__ = ["handleSignals", "tuneProcess"]
 
 GARBAGE_THRESHOLD: Final = 50_000
 """
@@ -34,17 +32,6 @@ def tuneProcess() -> None:
     # Some systems have a lower limit that they do not report.
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def takeVariables(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """
-    Take the variables of systemd out of the environment, so that no child process
-    speaks in the name of this one.
-
-    @param environment: The environment of the process.
-    @return: The variables.
-    """
-    return {name: environment.pop(name) for name in VARIABLES if name in environment}
 
 
 def handleSignals(reactor: Any, server: Server) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from twisted.application.service import MultiService, Service
-from twisted.application.strports import service as listeningService
+from twisted.application.strports import service as makePort
 from twisted.internet.defer import (
     Deferred,
     DeferredList,
@@ -40,7 +40,7 @@ Each turn accepts more than the one before, so that twenty make thousands.
 
 class Server(MultiService):
     """
-    Listens first and initialises the modules then; stops in the opposite order. A
+    Listens first and initialises the modules second; stops in the opposite order. A
     separate site for operators is served until the end.
 
     @ivar startup: The modules.
@@ -68,8 +68,8 @@ class Server(MultiService):
         @param systemd: Notifies systemd.
         """
         super().__init__()
-        self._reactor = reactor
         self.startup = startup
+        self._reactor = reactor
         self._drainTimeout = drainTimeout
         self._site = site
         self._operations = operations
@@ -82,26 +82,20 @@ class Server(MultiService):
         self._operationsPorts = MultiService()
         self._operationsPorts.setServiceParent(self)
 
-    def listen(self, endpoints: Iterable[str]) -> None:
+    def listen(self, endpoints: Iterable[str], operations: Iterable[str] = ()) -> None:
         """
-        Serve the site on endpoints once the service starts.
+        Add endpoints on which to listen when the service starts.
 
-        @param endpoints: Descriptions of endpoints, see
-            L{twisted.internet.endpoints.serverFromString}.
+        @param endpoints: Endpoints of the site, as
+            L{serverFromString<twisted.internet.endpoints.serverFromString>} takes them.
+        @param operations: Endpoints of the site for operators.
         """
         for endpoint in endpoints:
-            port = listeningService(endpoint, self._site, self._reactor)
+            port = makePort(endpoint, self._site, self._reactor)
             port.setServiceParent(self._ports)
-
-    def listenForOperations(self, endpoints: Iterable[str]) -> None:
-        """
-        Serve the operators' site on endpoints once the service starts.
-
-        @param endpoints: Descriptions of endpoints.
-        """
-        assert self._operations is not None
-        for endpoint in endpoints:
-            port = listeningService(endpoint, self._operations, self._reactor)
+        for endpoint in operations:
+            assert self._operations is not None
+            port = makePort(endpoint, self._operations, self._reactor)
             port.setServiceParent(self._operationsPorts)
 
     def privilegedStartService(self) -> None:
@@ -115,14 +109,13 @@ class Server(MultiService):
 
     def startService(self) -> None:
         """
-        Listen, unless L{privilegedStartService} has done so (C{twist} does not call
-        it), and initialise the modules when the reactor runs.
+        Listen, unless L{privilegedStartService} has (C{twist} does not call it), and
+        initialise the modules when the reactor runs.
 
         @raise SystemExit: An endpoint cannot be used.
         """
         _orExit(super().startService)
-        # The reactor handles no signals before it runs, and the log says "Started"
-        # when the server can be stopped.
+        # Before it runs, the reactor does not handle the signal that stops the server.
         self._reactor.callWhenRunning(self._initialize)
 
     def announceStop(self) -> None:
@@ -135,7 +128,7 @@ class Server(MultiService):
 
     def skipDrain(self) -> None:
         """
-        End the wait for requests in progress of a server that is stopping.
+        End the wait for requests in progress, if the server is stopping.
         """
         if self._stopAnnounced:
             self._drainTimeout = 0.0
@@ -144,10 +137,9 @@ class Server(MultiService):
     def stopService(self) -> Deferred[None]:
         """
         Stop accepting connections, finish requests in progress, close the modules.
-        Repeated calls wait for the same shutdown.
 
-        @return: A Deferred that fires when the server has stopped. Cancelling it does
-            not affect the shutdown.
+        @return: A Deferred that fires when the server has stopped. Repeated calls wait
+            for the same shutdown; cancelling a wait does not affect it.
         """
         if self._stopped is None:
             self._stopped = Deferred.fromCoroutine(self._stop())
@@ -157,17 +149,13 @@ class Server(MultiService):
 
     def _initialize(self) -> None:
         self._log.info("Started")
-        # Even a server that is asked to stop finishes the initialisation if requests
-        # wait for it, so that this does not ask for the status of the program.
+        # A server that is asked to stop while requests wait still becomes initialised.
         waiting = [each.whenInitialized() for each in self.startup.wrappers.values()]
         gatherResults(waiting, consumeErrors=True).addCallbacks(
-            self._initialized, _ignoreResult
+            lambda _: self._log.info("Async module initialized"), _ignoreResult
         )
         self._systemd.startService()
         self.startup.startService()
-
-    def _initialized(self, result: object) -> None:
-        self._log.info("Async module initialized")
 
     async def _stop(self) -> None:
         Service.stopService(self)
@@ -175,11 +163,10 @@ class Server(MultiService):
         await self._acceptPending()
         await _close(self._ports)
         self._log.info("Stopped listening, finishing requests in progress")
-        aborted = await self._drain(self._site, self._drainTimeout)
-        if aborted:
+        if count := await self._drain(self._site, self._drainTimeout):
             self._log.warn(
                 "Drain timeout reached: aborting {count} requests in progress.",
-                count=aborted,
+                count=count,
             )
         # Each wrapper has logged the errors of its module.
         await self.startup.stopService().addErrback(_ignoreResult)
@@ -193,10 +180,7 @@ class Server(MultiService):
         self._log.info("Stopped")
 
     async def _acceptPending(self) -> None:
-        """
-        Accept the connections that the kernel has accepted: closing the port would
-        reset them.
-        """
+        # Closing the port would reset connections that only the kernel has accepted.
         for _ in range(MAX_ACCEPT_TURNS):
             before = self._site.connectionsAccepted
             await deferLater(self._reactor, 0)
@@ -204,17 +188,12 @@ class Server(MultiService):
                 break
 
     async def _drain(self, site: Site, timeout: float) -> int:
-        """
-        Wait until a site has no connections.
-
-        @return: The number of connections that are left.
-        """
         self._draining = site.stop(timeout)
         return await self._draining
 
 
 async def _close(ports: MultiService) -> None:
-    # A port that was never opened cannot be closed, which is no reason to stop.
+    # A port that was never opened cannot be closed.
     closing = [maybeDeferred(port.stopService) for port in ports]
     await DeferredList(closing, consumeErrors=True)
 
@@ -224,15 +203,12 @@ def _ignoreResult(result: object) -> None: ...
 
 class _CannotListen(SystemExit, Exception):
     """
-    Ends the process. C{twistd} cleans up after an L{Exception} only: it removes its
-    pid file, and reports to the parent of a daemon.
+    Ends the process. Only after an L{Exception} does C{twistd} remove its pid file and
+    report to the parent of a daemon.
     """
 
 
 def _orExit(start: Callable[[], None]) -> None:
-    """
-    Start to listen, or end the process with one line.
-    """
     try:
         start()
     except (CannotListenError, OSError, OverflowError, TypeError, ValueError) as error:
