@@ -13,9 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -161,28 +159,10 @@ class Server:
         asking.sendall(SAY)
         return asking
 
-    @contextmanager
-    def silent(self) -> Iterator[None]:
-        """
-        Let it do nothing for a while.
-        """
-        self._process.send_signal(SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(SIGCONT)
-
     def end(self) -> None:
         """
         End it as it is meant to.
         """
-        self._process.communicate(timeout=30)
-
-    def terminate(self) -> None:
-        """
-        Ask it to stop, and wait until it has.
-        """
-        self._process.terminate()
         self._process.communicate(timeout=30)
 
     def kill(self) -> None:
