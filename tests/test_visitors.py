@@ -10,14 +10,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from twisted.internet.task import Clock
 
 from tsrv.resources import KNOWN_ERRORS, makeRoot
-from tsrv.sessions import MemorySessionStore, Sessions, makeIdentifier
-from tsrv.web.site import Site
 
-from .support import resultOf
-from .visitors import Visitor, cookiesFor
+from .visitors import Place, Visitor
 from .websupport import Answer, Teller
 
 JSON = {"Content-Type": "application/json", "Origin": "https://test"}
@@ -29,45 +25,16 @@ FORM = {
 }
 
 
-class Place:
-    """
-    The demo site, in memory.
-    """
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.clock.advance(1_700_000_000)
-        self.store = MemorySessionStore(self.clock)
-        self.store.initialize()
-        sessions = Sessions(self.clock, self.store, cookiesFor(self.clock))
-        root = makeRoot(Teller(), sessions=sessions)
-        self.site = Site(root, self.clock, knownErrors=KNOWN_ERRORS)
-
-    def visitor(self, cookie: str | None = None) -> Visitor:
-        """
-        @return: A browser.
-        """
-        visitor = Visitor(self.site, self.clock)
-        visitor.cookie = cookie
-        return visitor
-
-    def count(self) -> Any:
-        """
-        @return: The number of stored sessions.
-        """
-        return resultOf(self.store.length()).value
-
-
 @pytest.fixture
 def place() -> Iterator[Place]:
     """
-    A site that leaves nothing behind.
+    The demo site, in memory.
     """
-    place = Place()
+    place = Place(
+        lambda sessions: makeRoot(Teller(), sessions=sessions), knownErrors=KNOWN_ERRORS
+    )
     yield place
-    place.store.close()
-    place.clock.advance(0)
-    assert place.clock.getDelayedCalls() == []
+    place.close()
 
 
 def membersOf(answer: Answer) -> Any:
@@ -273,24 +240,3 @@ def test_a_body_of_another_type_is_refused(place: Place) -> None:
     sent = {"Content-Type": "text/plain", "Origin": "https://test"}
     answer = place.visitor().ask("/login", method="POST", headers=sent, data=b"Ada")
     assert (answer.status, answer.headers["accept-post"]) == (415, "application/json")
-
-
-@pytest.mark.parametrize(
-    "cookie", ["x" * 15_000, "", "a b", 'a"b', "../../etc", "é" * 43, "A" * 42]
-)
-def test_an_invalid_cookie_is_that_of_nobody(place: Place, cookie: str) -> None:
-    """
-    Whatever a client sends as a cookie, it gets a response.
-    """
-    assert nameOf(place.visitor(cookie)) is None
-    assert place.count() == 0
-
-
-def test_guessed_identifiers_find_nothing(place: Place) -> None:
-    """
-    1,000 guesses find no session, and create none.
-    """
-    login(place.visitor())
-    for _ in range(1_000):
-        assert nameOf(place.visitor(makeIdentifier())) is None
-    assert place.count() == 1

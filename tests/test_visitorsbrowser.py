@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .browsing import EVIL, PHONE, TWISTD, WIDE, Server, Visit, faintTextsOf
+from .browsing import EVIL, TWISTD, Server, Visit
 from .browsing import browse as browse
 from .websupport import reservedPort
 
@@ -319,46 +319,5 @@ def test_the_back_button_shows_nobody_after_the_logout(
             goBack(page, steps)
         # Whether a page is kept is up to the browser.
         assert set(visit.complaints) <= ({"kept: "} if isKept else set())
-
-    browse(visit)
-
-
-def test_the_pages_are_accessible_on_every_screen(site: Server, browse: Any) -> None:
-    """
-    In light and dark, wide and narrow, nothing is cut off, all text has contrast, and
-    everything has a name and a size that a thumb can hit (WCAG 2.5.5).
-    """
-
-    def look(page: Page, width: int, title: str, *names: str) -> None:
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate("innerWidth") == width
-        assert page.title() == title
-        assert page.locator("html").get_attribute("lang") == "en"
-        main = page.get_by_role("main")
-        assert main.get_by_role("heading", level=1, name=title).count() == 1
-        controls = page.locator("input, button").all()
-        assert len(controls) == len(names)
-        for control, name in zip(controls, names, strict=True):
-            role = "button" if name.startswith("Log") else "textbox"
-            assert page.get_by_role(role, name=name, exact=True).count() == 1  # type: ignore[arg-type]
-            box = control.bounding_box()
-            assert box is not None
-            assert 0 <= box["x"] <= width - box["width"]
-            assert box["height"] >= 44
-        assert faintTextsOf(page) == []
-
-    def visit(visit: Visit) -> None:
-        grounds = set()
-        name = "W" * 100
-        for scheme in ("light", "dark"):
-            for size in (WIDE, PHONE):
-                options: Any = {"color_scheme": scheme, "is_mobile": size is PHONE}
-                page = visit.open(f"{site.url}login", size, **options)
-                look(page, size["width"], "Log in", "Name", "Log in")
-                login(page, site, name)
-                look(page, size["width"], f"Hello, {name}", "Log out")
-            grounds.add(page.screenshot(clip={"x": 0, "y": 0, "width": 9, "height": 9}))
-        assert len(grounds) == 2
-        assert visit.complaints == []
 
     browse(visit)

@@ -9,29 +9,31 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
-from tsrv.sessions import Cookies, Session
+from tsrv.sessions import (
+    Cookies,
+    Limits,
+    MemorySessionStore,
+    Quota,
+    Session,
+    Sessions,
+)
+from tsrv.web.site import Site
 
+from .support import resultOf
 from .websupport import Answer, Peer
 
-__all__ = ["Do", "LaterStore", "Visitor", "cookiesFor"]
+__all__ = ["Do", "LaterStore", "Place", "Shopper", "Visitor"]
 
 Do = Callable[[Session], Any]
 
 PROXY = "192.0.2.1"
 
 COOKIE = re.compile(r"__Host-session=([^;]*)(.*)")
-
-
-def cookiesFor(clock: Clock) -> Cookies:
-    """
-    @return: Cookies of a site whose visitors come through a proxy with TLS.
-    """
-    return Cookies(clock, trustedProxies=[PROXY])
 
 
 class LaterStore:
@@ -71,15 +73,15 @@ class LaterStore:
 
 class Visitor:
     """
-    A browser.
+    A browser, whose requests come through a proxy with TLS.
 
     @ivar cookie: The identifier in its cookie.
     @ivar attributes: The attributes of its cookie.
     """
 
-    def __init__(self, site: Any, clock: Clock) -> None:
+    def __init__(self, site: Any, clock: Clock, cookie: str | None = None) -> None:
         self.site = site
-        self.cookie: str | None = None
+        self.cookie = cookie
         self.attributes = ""
         self._clock = clock
 
@@ -145,3 +147,48 @@ class Shopper(Visitor):
         answer = self.do(do)
         assert answer.status == 200, answer
         return json.loads(answer.body)
+
+
+class Place:
+    """
+    A site in memory with sessions, which leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        makeRoot: Callable[[Sessions], Any],
+        quota: Quota | None = None,
+        store: Any = None,
+        knownErrors: Any = None,
+    ) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_700_000_000)
+        self.memory = MemorySessionStore(self.clock, Limits(idle=100, absolute=1000))
+        self.memory.initialize()
+        self.store = LaterStore(store or self.memory)
+        cookies = Cookies(self.clock, trustedProxies=[PROXY])
+        self.sessions = Sessions(
+            self.clock, cast(Any, self.store), cookies, quota=quota
+        )
+        root = makeRoot(self.sessions)
+        self.site: Any = Site(root, self.clock, knownErrors=knownErrors or {})
+
+    def visitor(self, cookie: str | None = None) -> Visitor:
+        """
+        @return: A browser, with a cookie.
+        """
+        return Visitor(self.site, self.clock, cookie)
+
+    def count(self) -> Any:
+        """
+        @return: The number of stored sessions.
+        """
+        return resultOf(self.memory.length()).value
+
+    def close(self) -> None:
+        """
+        Close the store.
+        """
+        self.memory.close()
+        self.clock.advance(0)
+        assert self.clock.getDelayedCalls() == []

@@ -159,7 +159,6 @@ class Session(MutableMapping[str, Any]):
         """
         self._renews = True
         self._cannotBeCreated = False
-        self._next = None
 
     def destroy(self) -> None:
         """
