@@ -73,11 +73,8 @@ def _rank(offered: _MediaRange, ranges: Sequence[_MediaRange]) -> tuple[float, o
             and each.subtype in ("*", offered.subtype)
             and all(each.parameters[p] == offered.parameters[p] for p in shared)
         ):
-            named = (each.type != "*", each.subtype != "*", len(shared))
-            best = max(best, (named, _qualityOf(each)))
+            specificity = (each.type != "*", each.subtype != "*", len(shared))
+            text = each.parameters.get("q", "")
+            quality = float(text) if _QUALITY.fullmatch(text) else 1.0
+            best = max(best, (specificity, quality))
     return best[1], best[0]
-
-
-def _qualityOf(each: _MediaRange) -> float:
-    text = each.parameters.get("q", "")
-    return float(text) if _QUALITY.fullmatch(text) else 1.0

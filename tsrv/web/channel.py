@@ -1,9 +1,9 @@
 """
 One connection: Twisted's HTTP/1.1 channel, hardened.
 
-What L{HTTPChannel} lacks is one clear response to a request that is malformed or too
-long, sent so that the client receives it; limits for bodies and for pipelined
-requests that do not hide that a client has left; and a graceful end.
+L{HTTPChannel} lacks three things: one clear response to a request that is malformed or
+too long, sent so that the client receives it; limits for bodies and pipelined requests
+that do not hide that a client has left; a graceful end.
 
 Twisted offers no public way to some of this, so this module, and no other, relies on
 private parts of L{HTTPChannel}:
@@ -57,7 +57,7 @@ memory, and are handled in one turn of the reactor once the response is sent.
 
 _SCHEME_AND_HOST: Final = re.compile(rb"\Ahttps?://[^/?]+/?", re.IGNORECASE)
 """
-What precedes the path in a request that is addressed like one to a proxy.
+Scheme and host of a request that is addressed as to a proxy.
 """
 
 _REFUSALS: Final = {
@@ -212,7 +212,7 @@ class Channel(HTTPChannel):
 
     def refuse(self, status: HTTPStatus) -> None:
         """
-        Answer a request that will not be read to its end, and close the connection.
+        Respond to a request that will not be read to its end; close the connection.
 
         @param status: The status of the response.
         """

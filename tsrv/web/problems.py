@@ -117,7 +117,7 @@ class HTTPError(Exception):
         text: str | None = None,
     ) -> None:
         """
-        What is not given is that of the class.
+        Override the class's values.
 
         @param detail: One sentence for people.
         """
@@ -260,6 +260,6 @@ def _tracebackOf(failure: Failure) -> str:
 
 def _escaped(value: bytes) -> str:
     """
-    @return: What a client sent, without characters that could forge a log line.
+    @return: The value, without characters that could forge a log line.
     """
     return repr(value)[2:-1]

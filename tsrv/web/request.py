@@ -52,8 +52,8 @@ class SiteRequest(Request):
 
     @ivar requestId: The id of the request.
     @ivar route: The route of its resource.
-    @ivar startTime: When it began to be in progress, in seconds; L{None} before, and
-        if the site does not count.
+    @ivar startTime: Start of its progress, in seconds; L{None} before, and if the site
+        does not count.
     """
 
     _log = Logger()

@@ -3,8 +3,7 @@ The id by which a request is found again: in its response and in the log.
 
 A client may choose the id of its request; otherwise the site does. While a
 request is handled its id is in the context. Twisted's coroutines and tsrv's
-queues keep the context, so what is done for the request later is logged with
-its id, too.
+queues keep the context, so later work for the request is logged with its id, too.
 """
 
 from __future__ import annotations
@@ -86,8 +85,7 @@ def withRequestId(requestId: str) -> Iterator[None]:
 def addRequestId(event: LogEvent) -> None:
     """
     Add the current request's id to a log event: as the member C{requestId}, and
-    to the C{log_system} that log lines show. Register this observer before those
-    that write.
+    to the C{log_system} that log lines show. This observer comes before the writers.
 
     @param event: The event; an id that it already has is kept.
     """

@@ -41,27 +41,19 @@ NO_ROUTE: Final = "(other)"
 The route of resources that have none.
 """
 
-_ENTITY_HEADERS: Final = (
-    b"Cache-Control",
-    b"Content-Disposition",
-    b"Content-Encoding",
-    b"Content-Language",
-    b"Content-Length",
-    b"Content-Type",
-    b"ETag",
-    b"Last-Modified",
-    b"Link",
-    b"Location",
-    b"Set-Cookie",
-)
+_RESPONSE_HEADERS: Final = (
+    b"Cache-Control Content-Disposition Content-Encoding Content-Language"
+    b" Content-Length Content-Type ETag Last-Modified Link Location Set-Cookie"
+).split()
 """
-Headers that describe one response, and not the error that replaces it.
+Headers of a prepared response that an error does not inherit.
 """
 
 
 def respond(request: Request, render: Callable[[Request], Any]) -> int:
     """
-    Answer a request later. If the client leaves first, the work is cancelled.
+    Send the response to a request when it is available. If the client leaves first, the
+    work is cancelled.
 
     @param request: The request.
     @param render: Returns the L{Response}, or a coroutine or Deferred of one. An
@@ -84,7 +76,7 @@ def writeProblem(request: Request, failure: Failure) -> None:
     @param request: The request.
     @param failure: The error.
     """
-    for name in _ENTITY_HEADERS:
+    for name in _RESPONSE_HEADERS:
         request.responseHeaders.removeHeader(name)
     request.cookies.clear()
     _Exchange(request).fail(failure)
@@ -130,7 +122,7 @@ class _Exchange:
         self.fail(result)
 
     def fail(self, failure: Failure) -> None:
-        # The current context is that of whoever has fired the Deferred.
+        # The context is that of the code that has fired the Deferred.
         with withRequestId(requestIdOf(self._request)):
             try:
                 self._writeProblem(failure)
@@ -205,8 +197,8 @@ class AsyncResource(Resource):
 
     def setRoute(self, route: str) -> None:
         """
-        Set the route of this resource and of its children. A resource that has a
-        route keeps it, so one that is put in several places has that of the first.
+        Set the route of this resource and of its children, unless they have one. So a
+        resource that is put in several places has the route of the first.
 
         @param route: The route.
         """

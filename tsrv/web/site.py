@@ -86,7 +86,7 @@ class Site(TwistedSite):
     def getContentFile(self, length: int | None) -> BytesIO:
         """
         @param length: The length of a body; L{None} if it is unknown.
-        @return: Where the body is kept.
+        @return: A file in memory for the body.
         """
         return BytesIO() if length == 0 else Body(self)
 
@@ -151,12 +151,12 @@ class Site(TwistedSite):
 
     def stop(self, timeout: float) -> Deferred[int]:
         """
-        Answer the requests in progress, but no others, and close the connections as
+        Finish the requests in progress, begin no others, and close the connections as
         they become idle. Close the port before, or new connections keep arriving.
 
         @param timeout: Time limit in seconds.
-        @return: A Deferred that fires with the number of open connections: when there
-            are none, when the time is up, or when it is cancelled.
+        @return: A Deferred that fires with the number of open connections: when all are
+            closed, after the time limit, or when it is cancelled.
         """
         self.stopping = True
         for channel in list(self._channels):

@@ -1,5 +1,5 @@
 """
-Counts requests: how many, how they ended, how long they took.
+Counts requests, by route, method and outcome, with their durations.
 
 The counts are plain numbers in a bounded number of histograms, whatever clients
 send. Nothing is computed until somebody reads them.
@@ -21,7 +21,7 @@ _METHODS: Final = frozenset(
     b"CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE".split()
 )
 """
-Methods that are counted by name: those of RFC 9110, and PATCH.
+Methods that are counted by name: RFC 9110, and PATCH.
 """
 
 _MAX_HISTOGRAMS: Final = 2000
@@ -59,7 +59,7 @@ class Traffic:
         @param method: Its method, as the client sent it.
         @param status: The status of the response; C{"gone"} if the client left
             before the end, C{"aborted"} if the server broke it off.
-        @param startTime: When it began, in seconds; L{None} if it never was in
+        @param startTime: Start of its progress, in seconds; L{None} if it was never in
             progress.
         """
         taken = 0.0
