@@ -1,463 +1,476 @@
 """
-SQLite, behind threads.
+SQLite behind the interface of an engine.
 
-The reactor's thread never touches the file. One thread writes, and as many as
-are allowed read; a second one only when the first has been busy for a while,
-because to hand many statements to one thread at once is faster than to hand
-them one by one to several. What is asked for while a thread is busy waits, and
-is handed over together when it is back.
+B{Threads.} SQLite blocks, so the reactor's thread never touches the file. One
+thread writes, and C{Settings.connections} threads read, each with its own
+connection. A second reader gets work only after the first was busy for 20 ms: to
+hand many statements to one thread is faster than to wake several.
 
-A thread that runs beside the reactor costs both of them: they take the
-interpreter from each other with each statement and each packet, and have to be
-woken up for it. So what is handed over are statements that came together, as
-long as each turn of the reactor brings more of them.
+B{Batches.} A thread that runs beside the reactor slows down both: they take the
+interpreter from each other. So calls are gathered while each turn of the reactor
+brings more of them, for 10 ms at most, and are handed over as one L{Batch}. The
+thread wakes the reactor once for each batch. Then a few calls are settled in each
+turn, so that the clients that waited for one transaction do not occupy the reactor
+all together.
+
+B{What ends a statement.} Its result or its error, the end of its transaction (see
+L{sqlitethread<tsrv.databases.sqlitethread>}), or the time:
+
+  - After 20 ms the calls of the batch that have not begun return to the queue.
+    Another reader can take them, and the time limit is for the running statement.
+  - After C{Settings.statementTimeout} SQLite is interrupted, and the transaction
+    is not committed.
+  - If the thread does not return C{Settings.connectTimeout} later, the disk is
+    stalled. The thread is given up and the database is lost: nobody knows what
+    became of a write that has begun. The thread is a daemon; when it returns, it
+    closes its connection.
+
+A cancelled call that has not begun never begins. An error that only a new
+connection can cure makes the database lost, for example that the file was moved;
+whoever waits for the loss learns of it before any call fails. To close the database
+fails the calls that wait, and lets the batches that have begun finish.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from .interface import (
-    DatabaseUnavailable,
-    Row,
-    Schema,
-    Settings,
-    Statement,
-)
-from .sqlitebatch import (
-    LATER,
-    Batch,
-    Call,
-    Reads,
-    Writes,
-    unavailable,
-)
-from .sqlitefile import (
-    File,
-    Link,
-)
-from .sqlitethread import (
-    Line,
-    ThreadWorker,
-    Worker,
-)
+from ..queuing.waiters import Waiters
+from .interface import DatabaseUnavailable, Row, Schema, Settings, Statement
+from .sqlitefile import RETRY_AFTER_SECONDS, Connection, File
+from .sqlitethread import Batch, Call, Reads, Writes, unavailable
 
 __all__ = ["SQLite"]
 
-_MOST: Final = 256
-"""
-How many statements a batch may have.
-"""
-
-_READ_TOGETHER: Final = 16
-_WRITTEN_TOGETHER: Final = 3
-"""
-How many statements are answered in one turn of the reactor. Those who have
-waited for one transaction are not to come back all together, while nobody else
-has a turn.
-"""
-
-_LONGEST: Final = 0.01
-"""
-How long statements may be gathered, in seconds.
-"""
-
-_QUIET: Final = 60.0
-"""
-For how many seconds the same trouble is not told again.
-"""
-
-_NO_ANSWER: Final = "the disk does not answer"
+_MAX_BATCH_SIZE: Final = 256
+_MAX_GATHERING_SECONDS: Final = 0.01
+_READS_SETTLED_PER_TURN: Final = 16
+_WRITES_SETTLED_PER_TURN: Final = 3
+_SLOW_AFTER_SECONDS: Final = 0.02
+_WATCH_SECONDS: Final = 0.1
+_REPEAT_WARNING_SECONDS: Final = 60.0
+_MAX_WAITERS: Final = 10_000
+_STALLED: Final = "the disk does not answer"
 
 
-class _Waiters:
+def _failure(message: str) -> DatabaseUnavailable:
+    return DatabaseUnavailable(message, RETRY_AFTER_SECONDS)
+
+
+class _ConnectionThread:
     """
-    Deferreds that fire together. To cancel one takes constant time.
+    A thread with a connection, as the reactor sees it. It runs one task at a time,
+    within a time limit: it opens the connection, carries out batches, and closes
+    the connection.
     """
 
-    def __init__(self) -> None:
-        self._waiting: dict[Deferred[None], None] = {}
+    def __init__(self, role: _Role) -> None:
+        self.isIdle = self.isSlow = self.isStuck = self._isClosing = False
+        self._role = role
+        self._reactor = role.engine.reactor
+        self._settings = role.engine.settings
+        self._file = role.engine.file
+        self._connection = Connection()
+        self._batch: Batch | None = None
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._opening: Deferred[None] | None = None
+        self._timer: IDelayedCall | None = None
+        self._elapsed = self._limit = 0.0
+        name = f"tsrv-sqlite-{role.name}"
+        self._thread = Thread(target=self._runTasks, name=name, daemon=True)
+        self._thread.start()
 
-    def wait(self) -> Deferred[None]:
-        waiter: Deferred[None] = Deferred(self._leave)
-        self._waiting[waiter] = None
-        return waiter
+    def _runTasks(self) -> None:
+        for task in iter(self._tasks.get, None):
+            error: Exception | None = None
+            try:
+                task()
+            except Exception as raised:
+                error = raised
+            self._reactor.callFromThread(self._returned, error)
+        self._reactor.callFromThread(self._ended)
 
-    def fire(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for each in waiting:
-            # The callback of one may have cancelled another.
-            if not each.called:
-                each.callback(None)
+    def open(self) -> Deferred[None]:
+        def task() -> None:
+            try:
+                self._role.openConnection(self._connection)
+            except Exception as error:
+                raise self._file.openingError(error) from error
 
-    def _leave(self, waiter: Deferred[None]) -> None:
-        self._waiting.pop(waiter, None)
+        self._opening = opening = Deferred[None]()
+        self._watch(self._settings.connectTimeout + self._settings.statementTimeout)
+        self._tasks.put(task)
+        return opening
+
+    def carryOut(self, batch: Reads | Writes) -> None:
+        def task() -> None:
+            assert self._connection.sqlite is not None
+            batch.carryOut(self._connection.sqlite, self._file)
+
+        self._batch = batch
+        self._watch(self._settings.statementTimeout)
+        self._tasks.put(task)
+
+    def close(self) -> None:
+        if not self._isClosing:
+            self._isClosing = True
+            self._tasks.put(self._connection.close)
+            self._tasks.put(None)
+            if self.isIdle:
+                self._watch(self._settings.statementTimeout)
+            elif self._opening is not None:
+                self._connection.interrupt()
+
+    def _returned(self, error: Exception | None) -> None:
+        if not self.isStuck:
+            self._stopWatching()
+            if self._isClosing:
+                self._watch(self._settings.statementTimeout)
+            else:
+                self.isIdle = True
+            self._finish(error)
+
+    def _ended(self) -> None:
+        # It has nothing left to do.
+        self._thread.join()
+        if self.isStuck:
+            self._role.engine.stuck -= 1
+        else:
+            self._stopWatching()
+            self._role.engine.forget(self)
+
+    def _finish(self, error: Exception | None) -> None:
+        batch, self._batch = self._batch, None
+        opening, self._opening = self._opening, None
+        if batch is not None:
+            self._role.finish(batch, error)
+        elif opening is not None and not opening.called:
+            if error is None:
+                opening.callback(None)
+            else:
+                opening.errback(error)
+
+    def _watch(self, limit: float) -> None:
+        self.isIdle = self.isSlow = False
+        self._limit = limit
+        self._elapsed = 0.0
+        self._lookAfter(min(_SLOW_AFTER_SECONDS, limit))
+
+    def _lookAfter(self, seconds: float) -> None:
+        # A sum of delays does not jump when the system's clock is set.
+        self._elapsed += seconds
+        self._timer = self._reactor.callLater(seconds, self._look)
+
+    def _stopWatching(self) -> None:
+        assert self._timer is not None
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        overtime = self._elapsed - self._limit
+        overtimeLeft = self._settings.connectTimeout - overtime
+        if overtime < 0:
+            self._lookAfter(min(_WATCH_SECONDS, -overtime))
+            if self._batch is not None and self._batch.begun and not self.isSlow:
+                self.isSlow = True
+                self._role.takeBack(self._batch)
+        elif overtimeLeft > 0:
+            self._lookAfter(min(_WATCH_SECONDS, overtimeLeft))
+            if self._batch is not None:
+                self._batch.stopped = True
+            self._connection.interrupt()
+        else:
+            self.isStuck = True
+            self._role.engine.stuck += 1
+            self.close()
+            self._finish(_failure(_STALLED))
+            self._role.engine.forget(self)
 
 
-class _Side:
+class _Role:
     """
-    What is to be read, or to be written.
-
-    @ivar waiting: What no thread has taken yet, in order.
-    @ivar lines: The threads.
-    @ivar most: How many there may be.
-    @ivar rest: Until when there will not be one more.
-    @ivar done: What has been carried out, and is to be answered, in order.
-    @ivar together: How many are answered in one turn of the reactor.
-    @ivar settling: When the next are.
-    @ivar gathering: When it is seen whether there are more to hand over.
-    @ivar gathered: How many there were before.
-    @ivar since: Since when they are gathered.
+    Writing or reading: the calls that wait, in order, and the threads for them.
     """
 
     def __init__(
         self,
+        engine: SQLite,
         name: str,
-        makeBatch: Callable[[Sequence[Call]], Batch],
-        open: Callable[[Link], None],  # noqa: A002
-        most: int,
-        together: int,
+        openConnection: Callable[[Connection], None],
+        makeBatch: Callable[[Sequence[Call], Sequence[Call]], Reads | Writes],
+        settledPerTurn: int,
     ) -> None:
+        self.engine = engine
         self.name = name
-        self.open = open
+        self.openConnection = openConnection
         self.waiting: OrderedDict[Call, None] = OrderedDict()
-        self.lines: list[Line] = []
+        self.threads: list[_ConnectionThread] = []
+        self._reactor = engine.reactor
         self._makeBatch = makeBatch
-        self.most = most
-        self.rest = 0.0
-        self.done: deque[Call] = deque()
-        self.together = together
-        self.settling: IDelayedCall | None = None
-        self.gathering: IDelayedCall | None = None
-        self.gathered = 0
-        self.since = 0.0
+        self._gathering: IDelayedCall | None = None
+        self._gatheringSince = 0.0
+        self._gathered = 0
+        self._finished: deque[Call] = deque()
+        self._settledPerTurn = settledPerTurn
+        self._settling: IDelayedCall | None = None
+        self._lastWarning = ""
+        self._warnedAt = 0.0
 
-    def takeBatch(self) -> Batch:
-        waiting = self.waiting
-        count = min(len(waiting), _MOST)
-        return self._makeBatch([waiting.popitem(last=False)[0] for _ in range(count)])
+    def startThread(self) -> Deferred[None]:
+        try:
+            thread = _ConnectionThread(self)
+        except RuntimeError as error:
+            return fail(_failure(f"cannot start a thread: {error}"))
+        self.threads.append(thread)
+        return thread.open()
 
-    def takeAll(self) -> list[Call]:
-        taken = list(self.waiting)
-        self.waiting.clear()
-        return taken
+    def ask(self, call: Call) -> None:
+        self.waiting[call] = None
+        self._beginToGather()
 
-    def putBack(self, calls: Sequence[Call]) -> None:
-        for call in reversed(calls):
-            if not call.over:
+    def _beginToGather(self) -> None:
+        if self.waiting and self._gathering is None:
+            self._gatheringSince = self._reactor.seconds()
+            self._gather()
+
+    def _gather(self) -> None:
+        self._gathered = len(self.waiting)
+        self._gathering = self._reactor.callLater(0, self._gatherMore)
+
+    def _gatherMore(self) -> None:
+        self._gathering = None
+        waiting = len(self.waiting)
+        # Clients whose calls are about to be settled may come back with more.
+        isMoreExpected = bool(self._finished) or waiting > self._gathered
+        seconds = self._reactor.seconds() - self._gatheringSince
+        isTimeLeft = 0 <= seconds < _MAX_GATHERING_SECONDS
+        if isMoreExpected and isTimeLeft and waiting < _MAX_BATCH_SIZE:
+            self._gather()
+        else:
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        idle = None
+        for thread in self.threads:
+            if thread.isIdle:
+                idle = thread
+            elif not thread.isSlow:
+                # That thread is soon idle.
+                return
+        if idle is not None and self.waiting:
+            count = min(len(self.waiting), _MAX_BATCH_SIZE)
+            calls = [self.waiting.popitem(last=False)[0] for _ in range(count)]
+            idle.carryOut(self._makeBatch(calls, list(self.waiting)))
+
+    def takeBack(self, batch: Batch) -> None:
+        finished = batch.takeFinished()
+        self._putBack(batch)
+        self._dispatch()
+        self._settle(finished)
+
+    def _putBack(self, batch: Batch) -> None:
+        for call in reversed(batch.takeBack()):
+            if not call.answer.called:
                 self.waiting[call] = None
                 self.waiting.move_to_end(call, last=False)
+        if self.engine.isOver:
+            self.failWaiting()
 
-    def leave(self, call: Call) -> None:
-        self.waiting.pop(call, None)
+    def finish(self, batch: Batch, error: Exception | None) -> None:
+        calls = batch.takeFinished() if error is None else batch.giveUp(str(error))
+        if batch.refused:
+            # The calls behind the batch have waited as long for the lock.
+            behind = [call for call in batch.behind if call in self.waiting]
+            for call in (*batch.takeBack(), *behind):
+                self.waiting.pop(call, None)
+                call.error = unavailable(batch.refused)
+                calls.append(call)
+        self._putBack(batch)
+        if batch.lost:
+            # Everybody learns of the loss before any call fails.
+            self._settle([call for call in calls if call.error is None])
+            self.engine.lose(batch.lost)
+        else:
+            self._warnAbout(calls)
+            self._beginToGather()
+        self._settle(calls)
+
+    def _warnAbout(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            if isinstance(call.error, DatabaseUnavailable):
+                now, code = self._reactor.seconds(), call.error.code
+                isRecent = 0 <= now - self._warnedAt < _REPEAT_WARNING_SECONDS
+                if code != self._lastWarning or not isRecent:
+                    self._lastWarning, self._warnedAt = code, now
+                    self.engine.log.warn("{reason}", reason=call.error)
+                return
+
+    def _settle(self, calls: Sequence[Call]) -> None:
+        self._finished.extend(calls)
+        if self._settling is None:
+            self._settleSome()
+
+    def _settleSome(self) -> None:
+        self._settling = None
+        left = self._settledPerTurn
+        # A callback may close the database.
+        while self._finished and (left > 0 or self.engine.isOver):
+            left -= 1
+            self._finished.popleft().settle()
+        if self._finished:
+            self._settling = self._reactor.callLater(0, self._settleSome)
+
+    def end(self) -> None:
+        for timer in (self._gathering, self._settling):
+            if timer is not None:
+                timer.cancel()
+        self._settleSome()
+        for thread in self.threads:
+            thread.close()
+
+    def failWaiting(self) -> None:
+        while self.waiting:
+            call, _ = self.waiting.popitem(last=False)
+            call.error = self.engine.unusableError()
+            call.settle()
 
 
 class SQLite:
     """
-    SQLite's connections to one file, opened once and closed once.
+    The connections to one file of SQLite, opened once and closed once.
     """
 
-    _log = Logger()
+    log = Logger()
 
     def __init__(
         self,
         reactor: Any,
         path: str,
-        schemas: Sequence[Schema] = (),
+        schemas: Iterable[Schema] = (),
         settings: Settings | None = None,
-        createWorker: Callable[[Any, str], Worker] = ThreadWorker,
     ) -> None:
         """
         @param reactor: Provides time, and the thread to come back to.
-        @param path: Where the file is; it is made if it is not there.
-        @param schemas: The tables that have to be there.
-        @param settings: How it is used.
-        @param createWorker: Makes a thread of a name.
+        @param path: The path of the file, which is created if it does not exist.
+        @param schemas: The tables to create or upgrade.
+        @param settings: How the database is used.
         """
-        self._reactor = reactor
-        self._settings = settings = settings or Settings()
-        self._createWorker = createWorker
-        self._file = file = File(path, tuple(schemas), settings)
-        readers = max(1, settings.connections)
-        self._reads = _Side("reader", Reads, file.openReader, readers, _READ_TOGETHER)
-        self._writes = _Side("writer", Writes, file.openWriter, 1, _WRITTEN_TOGETHER)
-        self._sides = (self._writes, self._reads)
-        self._why: str | None = "has not been opened"
-        self._count = 0
-        self._begun = False
-        self._over = False
+        self.reactor = reactor
+        self.settings = settings = settings or Settings()
+        self.file = file = File(path, tuple(schemas), settings)
         self.stuck = 0
-        self._wrong = ""
-        self._told = 0.0
-        self._lost = _Waiters()
-        self._ended = _Waiters()
+        self.isOver = False
+        self._writes = _Role(
+            self, "writer", file.openWriter, Writes, _WRITES_SETTLED_PER_TURN
+        )
+        self._reads = _Role(
+            self, "reader", file.openReader, Reads, _READS_SETTLED_PER_TURN
+        )
+
+        self._hasBegun = False
+        self._whyUnusable: str | None = "has not been opened"
+        self._lost = Waiters(_MAX_WAITERS, "for the loss of the database")
+        self._closed = Waiters(_MAX_WAITERS, "for the database to close")
 
     def open(self) -> Deferred[None]:
         """
-        @see: L{Engine.open<tsrv.databases.Engine.open>}
+        Open the file, and bring its schema up to date.
         """
-        if self._begun or self._over:
+        if self._hasBegun or self.isOver:
             return fail(DatabaseUnavailable("the database was opened before"))
-        self._begun = True
+        self._hasBegun = True
         return Deferred.fromCoroutine(self._open())
 
     async def _open(self) -> None:
         try:
-            for side in self._sides:
-                await self._start(side)
+            await self._writes.startThread()
+            for _ in range(max(1, self.settings.connections)):
+                await self._reads.startThread()
         except CancelledError:
             self._end("is closed")
             raise
         except Exception:
-            self._end("is closed")
-            await self._whenEnded()
+            await self.close()
             raise
-        self._why = None
-
-    def _start(self, side: _Side) -> Deferred[None]:
-        try:
-            worker = self._createWorker(self._reactor, f"tsrv-sqlite-{side.name}")
-        except RuntimeError as error:
-            return fail(DatabaseUnavailable(f"cannot start a thread: {error}", LATER))
-        line = Line(self._reactor, worker, self._settings, self, self._file.check)
-        side.lines.append(line)
-        return line.open(side.open).addErrback(self._notStarted, line)
-
-    def _notStarted(self, reason: Failure, line: Line) -> Failure:
-        line.end()
-        return reason
+        self._whyUnusable = None
 
     def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
-        @see: L{IDatabase.read<tsrv.databases.IDatabase.read>}
+        Carry out a statement that changes nothing.
         """
         return self._ask(self._reads, statement, parameters)
 
     def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
-        @see: L{IDatabase.write<tsrv.databases.IDatabase.write>}
+        Carry out a statement that changes something.
         """
         return self._ask(self._writes, statement, parameters)
 
+    def _ask(
+        self, role: _Role, statement: Statement, parameters: tuple[object, ...]
+    ) -> Deferred[list[Row]]:
+        if self._whyUnusable is not None:
+            return fail(self.unusableError())
+        limit = self.settings.limit
+        if len(self._reads.waiting) + len(self._writes.waiting) >= limit:
+            return fail(_failure(f"{limit} statements are waiting already"))
+        call = Call(statement, parameters, role.waiting)
+        role.ask(call)
+        return call.answer
+
+    def unusableError(self) -> DatabaseUnavailable:
+        """
+        Return the error of a call that comes too early or too late.
+        """
+        return _failure(f"the database {self._whyUnusable}")
+
     def whenLost(self) -> Deferred[None]:
         """
-        @see: L{IDatabase.whenLost<tsrv.databases.IDatabase.whenLost>}
+        Return a Deferred that fires when the database is lost or closed.
         """
-        return self._lost.wait() if not self._over else succeed(None)
+        return succeed(None) if self.isOver else self._lost.wait()
 
     def close(self) -> Deferred[None]:
         """
-        @see: L{IDatabase.close<tsrv.databases.IDatabase.close>}
+        End everything. The Deferred fires when all threads have ended, except
+        those that are stuck.
         """
         self._end("is closed")
-        return self._whenEnded()
+        if self._writes.threads or self._reads.threads:
+            return self._closed.wait()
+        return succeed(None)
 
-    def _ask(
-        self, side: _Side, statement: Statement, parameters: tuple[object, ...]
-    ) -> Deferred[list[Row]]:
-        if self._why is not None:
-            return fail(DatabaseUnavailable(f"the database {self._why}", LATER))
-        if len(self._reads.waiting) + len(self._writes.waiting) >= self._settings.limit:
-            return fail(
-                DatabaseUnavailable(
-                    f"{self._settings.limit} statements wait already", LATER
-                )
-            )
-        self._count += 1
-        call = Call(statement, parameters, self._count, side.leave)
-        side.waiting[call] = None
-        if side.gathering is None:
-            side.since = self._reactor.seconds()
-            self._gather(side)
-        return call.answer
-
-    def _gather(self, side: _Side) -> None:
-        side.gathered = len(side.waiting)
-        side.gathering = self._reactor.callLater(0, self._gathered, side)
-
-    def _gathered(self, side: _Side) -> None:
-        side.gathering = None
-        waiting = len(side.waiting)
-        # Those who are still to be answered may come back with another one.
-        more = side.done or waiting > side.gathered
-        if (
-            more
-            and waiting < _MOST
-            and 0 <= self._reactor.seconds() - side.since < _LONGEST
-        ):
-            self._gather(side)
-        else:
-            self._dispatch(side)
-
-    def _dispatch(self, side: _Side) -> None:
-        if not side.waiting:
-            return
-        free = None
-        for line in side.lines:
-            if line.idle:
-                free = line
-            elif not line.isSlow:
-                # It will soon be back.
-                return
-        if free is not None:
-            batch = side.takeBatch()
-            batch.latest = self._count
-            free.carryOut(batch)
-        elif len(side.lines) < side.most and self._reactor.seconds() >= side.rest:
-            self._start(side).addCallbacks(
-                lambda _: self._dispatch(side), self._notMore, errbackArgs=(side,)
-            )
-
-    def _notMore(self, reason: Failure, side: _Side) -> None:
-        if not self._over:
-            # Those that are there have to do.
-            side.rest = self._reactor.seconds() + self._settings.connectTimeout
-            self._log.warn(
-                "Cannot use one more connection for reading: {reason}",
-                reason=reason.value,
-            )
-
-    def _sideOf(self, line: Line) -> _Side:
-        return self._writes if line in self._writes.lines else self._reads
-
-    def _putBack(self, side: _Side, calls: Sequence[Call]) -> None:
-        if self._over:
-            self._failAll(calls)
-        else:
-            side.putBack(calls)
-
-    def _failAll(self, calls: Sequence[Call]) -> None:
-        for call in calls:
-            call.fail(DatabaseUnavailable(f"the database {self._why}", LATER))
-
-    def slow(self, line: Line) -> None:
+    def forget(self, thread: _ConnectionThread) -> None:
         """
-        Let what has not begun go another way.
+        Take note that a thread has ended or was given up.
         """
-        side, batch = self._sideOf(line), line.batch
-        done: list[Call] = []
-        if batch is not None:
-            done = batch.takeDone()
-            self._putBack(side, batch.takeBack())
-        self._dispatch(side)
-        for call in done:
-            call.settle()
+        for role in (self._writes, self._reads):
+            if thread in role.threads:
+                role.threads.remove(thread)
+        if not self._writes.threads and not self._reads.threads:
+            self._closed.succeed()
 
-    def finished(self, line: Line, batch: Batch) -> None:
+    def lose(self, reason: str) -> None:
         """
-        Answer what has been carried out.
+        End everything, because only new connections can help.
         """
-        side = self._sideOf(line)
-        done = batch.takeDone()
-        self._putBack(side, batch.takeBack())
-        if batch.refused:
-            # Those that came before it began have waited as long.
-            for call in list(side.waiting):
-                if call.number <= batch.latest:
-                    side.leave(call)
-                    call.error = unavailable(batch.refused)
-                    done.append(call)
-        for call in done:
-            if isinstance(call.error, DatabaseUnavailable):
-                self._complain(call.error)
-                break
-        if batch.lost:
-            self._lose(batch.lost, done)
-        elif side.waiting and side.gathering is None:
-            side.since = self._reactor.seconds()
-            self._gather(side)
-        side.done.extend(done)
-        if side.settling is None:
-            self._settle(side)
-
-    def _complain(self, error: DatabaseUnavailable) -> None:
-        """
-        Say that something is wrong, though not with each statement again.
-        """
-        now = self._reactor.seconds()
-        if error.code != self._wrong or not 0 <= now - self._told < _QUIET:
-            self._wrong, self._told = error.code, now
-            self._log.warn("{reason}", reason=error)
-
-    def _settle(self, side: _Side) -> None:
-        """
-        Answer some, and the others in the turns that follow.
-        """
-        side.settling = None
-        done, left = side.done, side.together
-        # The callback of one may close the database.
-        while done and (left or self._over):
-            left -= 1
-            done.popleft().settle()
-        if done:
-            side.settling = self._reactor.callLater(0, self._settle, side)
-
-    def hung(self, line: Line) -> None:
-        """
-        Answer what nobody knows the end of.
-        """
-        self.stuck += 1
-        batch = line.batch
-        done: list[Call] = []
-        if batch is not None:
-            done = batch.takeDone()
-            for call in batch.takeBack():
-                call.error = unavailable(_NO_ANSWER)
-                done.append(call)
-            for call in batch.calls:
-                call.error = batch.unknown()
-                done.append(call)
-        self._lose(_NO_ANSWER, done)
-        for call in done:
-            call.settle()
-
-    def cameBack(self) -> None:
-        """
-        Count one thread less.
-        """
-        self.stuck -= 1
-
-    def ended(self, line: Line) -> None:
-        """
-        Forget a thread.
-        """
-        self._sideOf(line).lines.remove(line)
-        if self._over and not self._reads.lines and not self._writes.lines:
-            self._ended.fire()
-
-    def _lose(self, reason: str, done: Sequence[Call]) -> None:
-        for call in done:
-            if call.error is None:
-                call.settle()
-        if not self._over:
-            self._log.warn("Lost the database: {reason}", reason=reason)
+        if not self.isOver:
+            self.log.warn("Lost the database: {reason}", reason=reason)
             self._end("was lost")
 
     def _end(self, why: str) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._why = why
-        for side in self._sides:
-            if side.gathering is not None:
-                side.gathering.cancel()
-            if side.settling is not None:
-                side.settling.cancel()
-                self._settle(side)
-        waiting = [*self._reads.takeAll(), *self._writes.takeAll()]
-        for line in [*self._reads.lines, *self._writes.lines]:
-            line.end()
-        self._lost.fire()
-        self._failAll(waiting)
-
-    def _whenEnded(self) -> Deferred[None]:
-        if self._over and not self._reads.lines and not self._writes.lines:
-            return succeed(None)
-        return self._ended.wait()
+        if not self.isOver:
+            self.isOver = True
+            self._whyUnusable = why
+            self._writes.end()
+            self._reads.end()
+            self._lost.succeed()
+            self._writes.failWaiting()
+            self._reads.failWaiting()

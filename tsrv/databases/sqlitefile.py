@@ -1,86 +1,72 @@
 """
-SQLite's file: how it is opened, and whether it is still there.
+The file of SQLite: how a thread opens it, and whether it is still in its place.
 
-All of this is for the threads: it waits for the disk.
+An error of SQLite is known by the name of its extended result code, which begins
+with the name of the primary code.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from stat import S_ISREG
+from collections.abc import Sequence
+from contextlib import suppress
 from threading import Event
+from time import monotonic
 from typing import Final
 
-from .interface import (
-    DatabaseError,
-    DatabaseRefused,
-    DatabaseUnavailable,
-    Row,
-    Schema,
-    Settings,
-)
-from .schema import (
-    CREATE,
-    VERSIONS,
-    stepsTo,
-)
-from .sqlitebatch import (
-    LATER,
-    Moved,
-    codeOf,
-    primaryOf,
-)
+from .interface import DatabaseRefused, DatabaseUnavailable, Schema, Settings
+from .schema import CREATE, VERSIONS, stepsTo
 
-__all__ = ["File", "Link"]
+__all__ = [
+    "RETRY_AFTER_SECONDS",
+    "TEMPORARY",
+    "Connection",
+    "File",
+    "FileMoved",
+    "nameOf",
+]
 
-_TRANSIENT: Final = {
-    sqlite3.SQLITE_ABORT,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_INTERRUPT,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_SCHEMA,
-}
+RETRY_AFTER_SECONDS: Final = 1.0
+
+TEMPORARY: Final = re.compile(
+    "SQLITE_(ABORT|BUSY|FULL|INTERRUPT|IOERR|LOCKED|NOMEM|PROTOCOL|SCHEMA)|FileMoved|"
+    "E(AGAIN|DQUOT|IO|MFILE|NFILE|NOMEM|NOSPC|STALE|TIMEDOUT)$"
+)
 """
-What may be better in a while.
+Errors for which neither the statement nor the path is to blame.
 """
-
-_TRANSIENT_ERRNO: Final = {
-    errno.EAGAIN,
-    errno.EDQUOT,
-    errno.EINTR,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOSPC,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
 
 _ADVICE: Final = {
-    sqlite3.SQLITE_AUTH: "look at who may use it",
-    sqlite3.SQLITE_CANTOPEN: "look at its directory, and at who may write there",
-    sqlite3.SQLITE_CORRUPT: "it is damaged: restore it from a backup",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite database: give another path, or move it",
-    sqlite3.SQLITE_PERM: "look at who may use it",
-    sqlite3.SQLITE_READONLY: "look at who may write to it, and to its directory",
+    "ENOENT": "create the directory, or give another path",
+    "SQLITE_CORRUPT": "the file is damaged: restore it from a backup",
+    "SQLITE_ERROR": "its tables are not those of this program",
+    "SQLITE_NOTADB": "the file is not a database: give another path",
 }
-"""
-What to do about what stays.
-"""
 
-_AGAIN: Final = 0.01
-"""
-How long to wait for a lock for which SQLite itself does not wait, in seconds.
-"""
+_LOCK_POLL_SECONDS: Final = 0.01
+_MAX_IDLE_LOG_BYTES: Final = 64 * 1024 * 1024
+
+
+class FileMoved(Exception):
+    """
+    The file is no longer at its path: nobody would find what is written to it.
+    """
+
+
+def nameOf(error: BaseException) -> str:
+    """
+    Return the name of the result code of SQLite or of the system, or that of the
+    error's type.
+    """
+    if isinstance(error, MemoryError):
+        return "SQLITE_NOMEM"
+    if isinstance(error, OSError):
+        return errno.errorcode.get(error.errno or 0, "OSError")
+    name: str = getattr(error, "sqlite_errorname", type(error).__name__)
+    return name
 
 
 def _identityOf(path: str) -> tuple[int, int]:
@@ -88,200 +74,168 @@ def _identityOf(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-class Link:
+class Connection:
     """
-    A connection, from the moment in which it is there.
+    A connection to the file. One thread uses it; any thread may interrupt it.
 
-    @ivar connection: The connection; only its thread uses it. Others may
-        interrupt it.
-    @ivar late: Set when whoever waits for a lock has to give up.
+    @ivar sqlite: The connection, while it is open.
+    @ivar interrupted: Set when nobody waits any more for the connection to open.
     """
 
     def __init__(self) -> None:
-        self.connection: sqlite3.Connection | None = None
-        self.late = Event()
+        self.sqlite: sqlite3.Connection | None = None
+        self.interrupted = Event()
 
     def interrupt(self) -> None:
         """
-        End what is being carried out; from any thread.
+        End the statement that is running, if there is one.
         """
-        self.late.set()
-        connection = self.connection
-        if connection is not None:
-            # It may be being closed.
+        self.interrupted.set()
+        if (opened := self.sqlite) is not None:
+            # Its thread may be closing it.
             with suppress(sqlite3.ProgrammingError):
-                connection.interrupt()
+                opened.interrupt()
 
     def close(self) -> None:
         """
-        Close the connection.
+        Close the connection if it is open.
         """
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.close()
+        opened, self.sqlite = self.sqlite, None
+        if opened is not None:
+            opened.close()
 
 
 class File:
     """
-    The file at a path, which has to stay the same from when it is first opened.
+    The file at a path. It has to stay the same file while there are connections.
     """
 
     def __init__(
         self, path: str, schemas: Sequence[Schema], settings: Settings
     ) -> None:
         """
-        @param path: Where it is.
-        @param schemas: The tables that have to be there.
-        @param settings: How it is used.
+        @param path: The path; the file is created if it does not exist.
+        @param schemas: The tables to create or upgrade.
+        @param settings: The time limits.
         """
         self._given = self._path = path
         self._schemas = schemas
-        self._patience = min(settings.connectTimeout, settings.statementTimeout)
-        self._identity: tuple[int, int] | None = None
-        self._log: str | None = None
-        self._logIdentity: tuple[int, int] | None = None
+        self._lockTimeout = min(settings.connectTimeout, settings.statementTimeout)
+        self._identities: dict[str, tuple[int, int]] = {}
 
     def check(self) -> None:
         """
-        @raise Moved: Another file is at the path, or none; or so with its log,
-            in which is what was written last.
+        @raise FileMoved: The file, or its write-ahead log with what was written
+            last, was moved, replaced or deleted.
         """
-        try:
-            if _identityOf(self._path) != self._identity:
-                raise Moved
-            if self._log is not None and _identityOf(self._log) != self._logIdentity:
-                raise Moved
-        except OSError as error:
-            raise Moved from error
+        for path, identity in self._identities.items():
+            try:
+                isSame = _identityOf(path) == identity
+            except OSError:
+                isSame = False
+            if not isSame:
+                raise FileMoved(f"{path} was moved")
 
-    def openWriter(self, link: Link) -> None:
+    def openWriter(self, connection: Connection) -> None:
         """
-        Open the file for writing, and bring its schema up to date. If there is
-        none, it is made, for the eyes of its owner.
-
-        @raise DatabaseRefused: That is not possible.
-        @raise DatabaseUnavailable: It may be possible later.
+        Open the file for writing, and bring its schema up to date. A new file is
+        readable by its owner only.
         """
-        with self._explained():
-            self._make()
-            self._open(link)
-            self._upgrade(link)
-            # It is there as long as a connection is.
-            log = f"{self._path}-wal"
-            self._logIdentity = _identityOf(log)
-            self._log = log
+        self._create()
+        self._upgrade(self._open(connection))
+        # SQLite keeps the log as long as a connection is open.
+        log = f"{self._path}-wal"
+        self._identities[log] = _identityOf(log)
 
-    def openReader(self, link: Link) -> None:
+    def openReader(self, connection: Connection) -> None:
         """
-        Open the file, once it has been opened for writing, for reading.
-
-        @raise DatabaseRefused: That is not possible.
-        @raise DatabaseUnavailable: It may be possible later.
+        Open the file for reading, after it was opened for writing.
         """
-        with self._explained():
-            self._open(link).execute("PRAGMA query_only = ON")
+        self._open(connection).execute("PRAGMA query_only = ON")
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (DatabaseError, DatabaseUnavailable):
-            raise
-        except Exception as error:
-            raise self._refusal(error) from error
+    def openingError(self, error: Exception) -> Exception:
+        """
+        Return the error to report when opening raised C{error}:
+        L{DatabaseUnavailable} if a retry may help, otherwise L{DatabaseRefused}.
+        """
+        if isinstance(error, DatabaseRefused):
+            return error
+        name = nameOf(error)
+        reason = error.strerror if isinstance(error, OSError) else error
+        text = f"cannot open {self._given}: {reason} ({name})"
+        if TEMPORARY.match(name):
+            return DatabaseUnavailable(text, RETRY_AFTER_SECONDS, name)
+        advice = _ADVICE.get(name, "check the permissions of file and directory")
+        return DatabaseRefused(f"{text}: {advice}", name)
 
-    def _make(self) -> None:
-        # What begins with a slash is nothing else than a path to SQLite.
-        self._path = os.path.realpath(self._given)
-        if os.path.exists(f"{self._path}-wal") and not os.path.exists(self._path):
+    def _create(self) -> None:
+        # SQLite does not mistake an absolute path for a URI or for ":memory:".
+        path = self._path = os.path.realpath(self._given)
+        if os.path.exists(f"{path}-wal") and not os.path.exists(path):
             raise DatabaseRefused(
-                f"{self._given} is missing, but its log is there, with what was "
-                f"written last: put the file back, or move {self._given}-wal away"
+                f"{self._given} is missing, but not its write-ahead log with what was "
+                f"written last: put the file back, or move {path}-wal away"
             )
-        # One that is there must not be opened here: to close it would give up
-        # the locks that this process has by its other connections.
+        # An existing file is not opened here: closing it would release the locks
+        # that this process holds by other connections.
         with suppress(FileExistsError):
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, mode=0o600))
-        status = os.stat(self._path)
-        if not S_ISREG(status.st_mode):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, mode=0o600))
+        self._identities[path] = _identityOf(path)
+        if not os.path.isfile(path):
             raise DatabaseRefused(f"{self._given} is not a file: give another path")
-        if not os.access(self._path, os.W_OK):
-            raise DatabaseRefused(
-                f"{self._given} may not be written to: "
-                f"{_ADVICE[sqlite3.SQLITE_READONLY]}"
-            )
-        self._identity = status.st_dev, status.st_ino
-        self._log = None
+        if not os.access(path, os.W_OK):
+            raise DatabaseRefused(f"{self._given} is not writable: change its owner")
 
-    def _open(self, link: Link) -> sqlite3.Connection:
-        connection = link.connection = sqlite3.connect(
+    def _open(self, connection: Connection) -> sqlite3.Connection:
+        opened = connection.sqlite = sqlite3.connect(
             self._path,
-            timeout=self._patience,
+            timeout=self._lockTimeout,
             isolation_level=None,
             check_same_thread=False,
         )
         self.check()
-        execute = connection.execute
+        execute = opened.execute
         execute("PRAGMA trusted_schema = OFF")
         execute("PRAGMA foreign_keys = ON")
         execute("PRAGMA temp_store = MEMORY")
-        mode = self._useLog(link, connection)
+        mode = self._useLog(opened, connection.interrupted)
         if mode != "wal":
             raise DatabaseRefused(
-                f"{self._given} is where SQLite cannot share memory between "
-                f"processes (journal mode {mode}): put it on a local disk"
+                f"{self._given}: journal mode is {mode}, because SQLite cannot use a "
+                "write-ahead log there: move the file to a local disk"
             )
         execute("PRAGMA synchronous = FULL")
-        # A log that has once grown large need not stay so.
-        execute(f"PRAGMA journal_size_limit = {64 * 1024 * 1024}")
-        return connection
+        execute(f"PRAGMA journal_size_limit = {_MAX_IDLE_LOG_BYTES}")
+        return opened
 
-    def _useLog(self, link: Link, connection: sqlite3.Connection) -> object:
+    def _useLog(self, opened: sqlite3.Connection, interrupted: Event) -> object:
+        deadline = monotonic() + self._lockTimeout
         while True:
             try:
-                return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+                return opened.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             except sqlite3.Error as error:
-                # When several begin to use a new file, SQLite does not wait.
-                if primaryOf(error) != sqlite3.SQLITE_BUSY or link.late.wait(_AGAIN):
+                # SQLite itself does not wait when several open a new file.
+                if not nameOf(error).startswith("SQLITE_BUSY"):
+                    raise
+                if monotonic() >= deadline or interrupted.wait(_LOCK_POLL_SECONDS):
                     raise
 
-    def _versions(self, connection: sqlite3.Connection) -> list[Row] | None:
+    def _upgrade(self, opened: sqlite3.Connection) -> None:
+        execute = opened.execute
         try:
-            return connection.execute(VERSIONS.sql).fetchall()
+            versions = execute(VERSIONS.sql).fetchall()
         except sqlite3.OperationalError as error:
-            if codeOf(error) != sqlite3.SQLITE_ERROR:
+            if nameOf(error) != "SQLITE_ERROR":
                 raise
-            # There is no such table.
-            return None
-
-    def _upgrade(self, link: Link) -> None:
-        connection = link.connection
-        assert connection is not None
-        # Who has nothing to do need not wait for who writes.
-        versions = self._versions(connection)
-        if versions is not None and not stepsTo(self._schemas, "sqlite", versions):
-            return
-        execute = connection.execute
-        # What fails in between is rolled back when the connection is closed.
+            # The table of versions does not exist.
+        else:
+            if not stepsTo(self._schemas, "sqlite", versions):
+                # No need to wait for the lock.
+                return
+        # Closing the connection rolls back what an error leaves behind.
         execute("BEGIN IMMEDIATE")
         execute(CREATE.sql)
         versions = execute(VERSIONS.sql).fetchall()
         for statement, parameters in stepsTo(self._schemas, "sqlite", versions):
             execute(statement.sql, tuple(parameters))
         execute("COMMIT")
-
-    def _refusal(self, error: Exception) -> Exception:
-        if isinstance(error, Moved):
-            return DatabaseUnavailable(f"{self._given} has been moved", LATER)
-        if isinstance(error, OSError):
-            text = f"cannot open {self._given}: {error.strerror}"
-            if error.errno in _TRANSIENT_ERRNO:
-                return DatabaseUnavailable(text, LATER)
-            return DatabaseRefused(f"{text}: give another path, or make way for it")
-        name = getattr(error, "sqlite_errorname", type(error).__name__)
-        text = f"cannot open {self._given}: {error} ({name})"
-        primary = primaryOf(error)
-        if primary in _TRANSIENT:
-            return DatabaseUnavailable(text, LATER, name)
-        advice = _ADVICE.get(primary, "its tables are not what they have to be")
-        return DatabaseRefused(f"{text}: {advice}", name)

@@ -1,305 +1,330 @@
 """
-A thread with a connection to SQLite's file, as the reactor's thread sees it.
+What a thread of SQLite carries out: batches of calls.
 
-It does one thing at a time: opens its connection, carries out batches, closes
-the connection. The reactor's clock says when that takes too long: then it is
-interrupted; and if that is of no use, because the disk does not answer, nobody
-waits for it any more. It closes its connection when it comes back.
+A batch is shared by one thread and the reactor. The thread takes one call after
+the other from it; the reactor may take back those that have not begun. Taking is
+atomic, so each call is taken by one of them.
+
+A batch of reads is one statement after the other. A batch of writes is one
+transaction, and no call has finished before it is committed. SQLite undoes a
+statement that fails, so it does not affect the others. There are two exceptions: a
+statement that fails half way and leaves changes behind, and a constraint that
+SQLite checks at the commit. Then the transaction is rolled back, and each of its
+statements is carried out again in a transaction of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, Final, Protocol
+import re
+import sqlite3
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 
 from .interface import (
+    ConstraintViolated,
+    DatabaseError,
     DatabaseUnavailable,
-    Settings,
+    OutcomeUnknown,
+    Row,
+    Statement,
+    UniqueViolated,
 )
-from .sqlitebatch import (
-    LATER,
-    Batch,
+from .sqlitefile import RETRY_AFTER_SECONDS, TEMPORARY, File, FileMoved, nameOf
+
+__all__ = ["Batch", "Call", "Reads", "Writes", "unavailable"]
+
+_NEEDS_NEW_CONNECTION: Final = re.compile(
+    # Plain READONLY is a statement of read() that tried to write.
+    "FileMoved|SQLITE_(CANTOPEN|IOERR|NOTADB|READONLY_)"
 )
-from .sqlitefile import Link
 
-__all__ = ["Line", "Owner", "ThreadWorker", "Worker"]
-
-PATIENCE: Final = 0.02
+_NOT_COMMITTED: Final = re.compile("SQLITE_(BUSY|CONSTRAINT|FULL|INTERRUPT)")
 """
-How long a batch may take before it is worth more than to wait for it, in
-seconds.
+Errors of COMMIT that leave nothing behind. After any other, the last page of the
+transaction may be on the disk, and count after a crash.
 """
 
-_AGAIN: Final = 0.1
-"""
-How long to wait for what was interrupted, in seconds: it may have been between
-two statements, which nobody can interrupt.
-"""
+_CONSTRAINT: Final = re.compile("SQLITE_CONSTRAINT")
+_UNIQUE: Final = re.compile("SQLITE_CONSTRAINT_(PRIMARYKEY|ROWID|UNIQUE)")
 
 
-class Worker(Protocol):
+class _RolledBack(Exception):
     """
-    Does one thing after the other, in a thread of its own.
+    The transaction was ended, by SQLite or because its time was up.
     """
 
-    def do(self, task: Callable[[], None]) -> None:
-        """
-        Do one thing more.
-        """
-
-    def quit(self, ended: Callable[[], None]) -> None:
-        """
-        End when all is done.
-
-        @param ended: Called in the reactor's thread, afterwards.
-        """
+    sqlite_errorname = "SQLITE_ABORT_ROLLBACK"
 
 
-class ThreadWorker:
+class _HalfDone(_RolledBack):
     """
-    A worker that is a thread. The process need not wait for it to end.
+    A statement failed and left changes behind.
     """
 
-    def __init__(self, reactor: Any, name: str) -> None:
-        """
-        @param reactor: Provides the thread in which C{ended} is called.
-        @param name: The thread's name.
-        """
-        self._reactor = reactor
-        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
 
-    def do(self, task: Callable[[], None]) -> None:
-        """
-        @see: L{Worker.do}
-        """
-        self._tasks.put(task)
-
-    def quit(self, ended: Callable[[], None]) -> None:
-        """
-        @see: L{Worker.quit}
-        """
-        self._tasks.put(lambda: self._reactor.callFromThread(self._join, ended))
-        self._tasks.put(None)
-
-    def _run(self) -> None:
-        for task in iter(self._tasks.get, None):
-            task()
-
-    def _join(self, ended: Callable[[], None]) -> None:
-        # It has nothing left to do.
-        self._thread.join()
-        ended()
-
-
-class Owner(Protocol):
+def unavailable(code: str) -> DatabaseUnavailable:
     """
-    Who has a thread.
+    Return the error of a statement that cannot be carried out now.
+    """
+    text = f"the database cannot carry out a statement now ({code})"
+    return DatabaseUnavailable(text, RETRY_AFTER_SECONDS, code)
+
+
+def _errorOf(error: BaseException, statement: Statement) -> Exception:
+    # The text of the error may contain parameters, and is not repeated.
+    name = nameOf(error)
+    if _CONSTRAINT.match(name):
+        kind = UniqueViolated if _UNIQUE.match(name) else ConstraintViolated
+        return kind(f"a constraint does not hold ({name})", name)
+    if TEMPORARY.match(name) or _NEEDS_NEW_CONNECTION.match(name):
+        return unavailable(name)
+    # But the name of a missing table or column comes from the statement.
+    detail = f": {error}" if str(error).startswith("no such ") else ""
+    return DatabaseError(f"cannot carry out ({name}{detail}): {statement.sql}", name)
+
+
+class Call:
+    """
+    One statement, and its outcome.
+
+    @ivar answer: The Deferred that the caller has.
+    @ivar rows: The result.
+    @ivar error: The error, instead of a result.
     """
 
-    def slow(self, line: Line) -> None:
-        """
-        What the thread does takes a while.
-        """
-
-    def finished(self, line: Line, batch: Batch) -> None:
-        """
-        The thread has carried out a batch, and can have another.
-        """
-
-    def hung(self, line: Line) -> None:
-        """
-        The thread does not come back.
-        """
-
-    def ended(self, line: Line) -> None:
-        """
-        There is no such thread any more, or nobody waits for it.
-        """
-
-    def cameBack(self) -> None:
-        """
-        One for which nobody waits any more has ended.
-        """
-
-
-class Line:
-    """
-    A thread with a connection.
-
-    @ivar idle: Whether it can have a batch.
-    @ivar isSlow: Whether what it does takes a while.
-    @ivar batch: What it carries out.
-    """
+    __slots__ = ("_waiting", "answer", "error", "parameters", "rows", "statement")
 
     def __init__(
         self,
-        reactor: Any,
-        worker: Worker,
-        settings: Settings,
-        owner: Owner,
-        check: Callable[[], None],
+        statement: Statement,
+        parameters: tuple[object, ...],
+        waiting: OrderedDict[Call, None],
     ) -> None:
         """
-        @param reactor: Provides the time, and the reactor's thread.
-        @param worker: The thread.
-        @param settings: How long things may take.
-        @param owner: Who is told.
-        @param check: See L{Batch.carryOut}.
+        @param waiting: The queue that it leaves when the caller cancels it.
         """
-        self.idle = False
-        self.isSlow = False
-        self.batch: Batch | None = None
-        self._reactor = reactor
-        self._worker = worker
-        self._settings = settings
-        self._owner = owner
-        self._check = check
-        self._link = Link()
-        self._opening: Deferred[None] | None = None
-        self._busy = False
-        self._ending = False
-        self._gone = False
-        self._elapsed = 0.0
-        self._limit = 0.0
-        self._timer: IDelayedCall | None = None
+        self.statement = statement
+        self.parameters = parameters
+        self.rows: list[Row] = []
+        self.error: Exception | None = None
+        self.answer: Deferred[list[Row]] = Deferred(self._leave)
+        self._waiting = waiting
 
-    def open(self, open: Callable[[Link], None]) -> Deferred[None]:  # noqa: A002
+    def _leave(self, answer: Deferred[list[Row]]) -> None:
+        self._waiting.pop(self, None)
+
+    def settle(self) -> None:
         """
-        Open the connection.
-
-        @param open: Opens it, in the thread.
-        @return: A Deferred that fails with what C{open} raises, and with
-            L{DatabaseUnavailable} if it takes too long or is ended.
+        Tell the outcome to the caller, unless the caller knows it or cancelled.
         """
+        if not self.answer.called:
+            if self.error is None:
+                self.answer.callback(self.rows)
+            else:
+                self.answer.errback(self.error)
 
-        def task() -> None:
+
+class Batch:
+    """
+    Calls that one thread carries out together.
+
+    @ivar behind: The calls that were waiting when the thread got the batch.
+    @ivar begun: Whether the thread has begun with the first call.
+    @ivar stopped: Set by the reactor when the time is up.
+    @ivar refused: The error that kept the batch from beginning, or C{""}.
+    @ivar lost: The error that made the connection useless, or C{""}.
+    """
+
+    begun = False
+    stopped = False
+    refused = ""
+    lost = ""
+
+    def __init__(self, calls: Iterable[Call], behind: Sequence[Call]) -> None:
+        self.behind = behind
+        self._todo = deque(calls)
+        self._finished: deque[Call] = deque()
+        # Only the reactor's thread uses this.
+        self._unfinished = dict.fromkeys(self._todo)
+
+    def takeBack(self) -> list[Call]:
+        """
+        Return the calls that have not begun, in order. Now they never begin.
+        """
+        taken: list[Call] = []
+        try:
+            while True:
+                taken.append(self._todo.pop())
+                del self._unfinished[taken[-1]]
+        except IndexError:
+            taken.reverse()
+            return taken
+
+    def takeFinished(self) -> list[Call]:
+        """
+        Return the calls that have finished, in order, each of them once.
+        """
+        taken = [self._finished.popleft() for _ in range(len(self._finished))]
+        for call in taken:
+            del self._unfinished[call]
+        return taken
+
+    def giveUp(self, reason: str) -> list[Call]:
+        """
+        Return all calls, because the thread does not return. Those that have begun
+        have an unknown outcome.
+        """
+        self.lost = reason
+        calls = self.takeFinished()
+        for call in self.takeBack():
+            call.error = unavailable(reason)
+            calls.append(call)
+        for call in self._unfinished:
+            call.error = self._unknownOutcome(reason)
+            calls.append(call)
+        return calls
+
+    def _unknownOutcome(self, reason: str) -> Exception:
+        return OutcomeUnknown("write")
+
+    def _next(self) -> Iterator[Call]:
+        try:
+            while True:
+                call = self._todo.popleft()
+                if not call.answer.called:
+                    yield call
+        except IndexError:
+            # The reactor may have taken the last one.
+            return
+
+    def _noteLoss(self, error: Exception) -> None:
+        if _NEEDS_NEW_CONNECTION.match(nameOf(error)):
+            self.lost = nameOf(error)
+
+
+class Reads(Batch):
+    """
+    Statements that change nothing: one after the other.
+    """
+
+    def carryOut(self, connection: sqlite3.Connection, file: File) -> None:
+        """
+        Carry out the calls.
+        """
+        self.begun = True
+        try:
+            file.check()
+        except FileMoved as error:
+            self.refused = self.lost = nameOf(error)
+            return
+        execute = connection.execute
+        for call in self._next():
             try:
-                open(self._link)
+                call.rows = execute(call.statement.sql, call.parameters).fetchall()
             except Exception as error:
-                result: Exception | None = error
-            else:
-                result = None
-            self._reactor.callFromThread(self._opened, result)
+                call.error = _errorOf(error, call.statement)
+                self._noteLoss(error)
+            self._finished.append(call)
+            if connection.in_transaction:
+                # All later reads would see the tables as they are now.
+                connection.rollback()
+            if self.lost:
+                break
 
-        opening = self._opening = Deferred()
-        settings = self._settings
-        self._begin(settings.connectTimeout + settings.statementTimeout)
-        self._worker.do(task)
-        return opening
+    def _unknownOutcome(self, reason: str) -> Exception:
+        # It has changed nothing.
+        return unavailable(reason)
 
-    def carryOut(self, batch: Batch) -> None:
+
+class Writes(Batch):
+    """
+    Statements that change something: one transaction, or if that is not possible
+    one transaction each.
+    """
+
+    def carryOut(self, connection: sqlite3.Connection, file: File) -> None:
         """
-        Carry out a batch.
+        Carry out the calls.
         """
+        together = self._transaction(connection, file, None)
+        while not together and self._todo:
+            if self.stopped or self.refused or self.lost:
+                break
+            self._transaction(connection, file, 1)
 
-        def task() -> None:
-            connection = self._link.connection
-            assert connection is not None
-            batch.carryOut(connection, self._check)
-            self._reactor.callFromThread(self._finished, batch)
-
-        self.batch = batch
-        self._begin(self._settings.statementTimeout)
-        self._worker.do(task)
-
-    def end(self) -> None:
+    def _transaction(
+        self, connection: sqlite3.Connection, file: File, count: int | None
+    ) -> bool:
         """
-        Close the connection, and end the thread, when it has finished what it
-        does.
+        Carry out C{count} calls, or all.
+
+        @return: Whether they have finished; otherwise they have to be carried out
+            again, each of them alone.
         """
-        if not self._ending:
-            self._ending = True
-            if self._opening is not None:
-                self._link.interrupt()
-            self._worker.do(self._link.close)
-            self._worker.quit(self._ended)
-            if not self._busy:
-                self._close()
-            self._answer(DatabaseUnavailable("the database is closed", LATER))
+        calls: list[Call] = []
+        begun = committing = False
+        error: Exception | None = None
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            if self.stopped:
+                raise _RolledBack
+            begun = self.begun = True
+            for call in islice(self._next(), count):
+                calls.append(call)
+                self._execute(connection, call)
+            file.check()
+            if self.stopped:
+                raise _RolledBack
+            committing = True
+            connection.execute("COMMIT")
+        except Exception as raised:
+            error = raised
+            self._noteLoss(error)
+            self._rollBack(connection)
+        if error is not None and not begun:
+            self.refused = nameOf(error)
+        elif error is not None:
+            constraint = committing and _CONSTRAINT.match(nameOf(error))
+            isOfOneCall = constraint or isinstance(error, _HalfDone)
+            if isOfOneCall and len(calls) > 1 and not self.lost:
+                for call in calls:
+                    call.error = None
+                self._todo.extendleft(reversed(calls))
+                return False
+            self._fail(calls, error, committing)
+        self._finished.extend(calls)
+        return True
 
-    def _begin(self, limit: float) -> None:
-        self.idle = self.isSlow = False
-        self._busy = True
-        self._limit = limit
-        self._elapsed = 0.0
-        self._wait(min(PATIENCE, limit))
+    def _execute(self, connection: sqlite3.Connection, call: Call) -> None:
+        execute, changes = connection.execute, connection.total_changes
+        try:
+            # No variable keeps the cursor: the changes count when it is gone.
+            call.rows = execute(call.statement.sql, call.parameters).fetchall()
+        except Exception as error:
+            call.error = _errorOf(error, call.statement)
+            self._noteLoss(error)
+            if self.lost or not connection.in_transaction:
+                raise _RolledBack from None
+            if connection.total_changes != changes:
+                raise _HalfDone from None
 
-    def _wait(self, seconds: float) -> None:
-        # What is added up does not jump when somebody sets the system's clock.
-        self._elapsed += seconds
-        self._timer = self._reactor.callLater(seconds, self._look)
+    def _rollBack(self, connection: sqlite3.Connection) -> None:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            self.lost = nameOf(error)
 
-    def _done(self) -> None:
-        self._busy = False
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-
-    def _close(self) -> None:
-        self._begin(self._settings.statementTimeout)
-
-    def _answer(self, error: Exception | None) -> None:
-        opening, self._opening = self._opening, None
-        if opening is not None and not opening.called:
-            if error is None:
-                opening.callback(None)
-            else:
-                opening.errback(error)
-
-    def _look(self) -> None:
-        self._timer = None
-        settings = self._settings
-        left = self._limit - self._elapsed
-        if left > 0:
-            if self._elapsed >= settings.connectTimeout:
-                self._link.late.set()
-            if not self.isSlow and (self.batch is None or self.batch.begun):
-                self.isSlow = True
-                self._owner.slow(self)
-            self._wait(min(_AGAIN, left))
-        elif left + settings.connectTimeout > 0:
-            if self.batch is not None:
-                self.batch.stopped = True
-            self._link.interrupt()
-            self._wait(min(_AGAIN, left + settings.connectTimeout))
-        else:
-            self._answer(DatabaseUnavailable("the disk does not answer", LATER))
-            self.end()
-            self._owner.hung(self)
-            self._ended()
-
-    def _opened(self, error: Exception | None) -> None:
-        if self._gone:
-            return
-        self._done()
-        if self._ending:
-            self._close()
-        else:
-            self.idle = error is None
-            self._answer(error)
-
-    def _finished(self, batch: Batch) -> None:
-        if self._gone:
-            return
-        self._done()
-        self.batch = None
-        if self._ending:
-            self._close()
-        else:
-            self.idle = True
-        self._owner.finished(self, batch)
-
-    def _ended(self) -> None:
-        if self._gone:
-            self._owner.cameBack()
-        else:
-            self._gone = True
-            self._done()
-            self._owner.ended(self)
+    def _fail(self, calls: Sequence[Call], error: Exception, committing: bool) -> None:
+        name = nameOf(error)
+        unknown = committing and not _NOT_COMMITTED.match(name)
+        if unknown:
+            self.lost = name
+        for call in calls:
+            if call.error is None:
+                known = _errorOf(error, call.statement)
+                call.error = self._unknownOutcome(name) if unknown else known
