@@ -70,7 +70,7 @@ ADD_ENDLESS = Statement(
     "INSERT INTO things (name) SELECT 'n' || i FROM n"
 )
 
-LONG = 3.0
+LONG = 30.0
 """
 No thread takes so long, in seconds.
 """

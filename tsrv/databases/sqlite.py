@@ -22,8 +22,7 @@ L{sqlitethread<tsrv.databases.sqlitethread>}), or the time:
     is not committed.
   - If the thread does not return C{Settings.connectTimeout} later, the disk is
     stalled. The thread is given up and the database is lost: nobody knows what
-    became of a write that has begun. The thread is a daemon; when it returns, it
-    closes its connection.
+    became of a write that has begun. A daemon thread does not keep the process.
 
 A cancelled call that has not begun never begins. An error that only a new
 connection can cure makes the database lost, for example that the file was moved;
@@ -45,15 +44,13 @@ from twisted.logger import Logger
 
 from ..queuing.waiters import Waiters
 from .interface import DatabaseUnavailable, Row, Schema, Settings, Statement
-from .sqlitefile import RETRY_AFTER_SECONDS, Connection, File
-from .sqlitethread import Batch, Call, Reads, Writes, unavailable
+from .sqlitefile import Connection, File, unavailable
+from .sqlitethread import Batch, Call, Reads, Writes, refusedError
 
 __all__ = ["SQLite"]
 
 _MAX_BATCH_SIZE: Final = 256
 _MAX_GATHERING_SECONDS: Final = 0.01
-_READS_SETTLED_PER_TURN: Final = 16
-_WRITES_SETTLED_PER_TURN: Final = 3
 _SLOW_AFTER_SECONDS: Final = 0.02
 _WATCH_SECONDS: Final = 0.1
 _REPEAT_WARNING_SECONDS: Final = 60.0
@@ -61,15 +58,10 @@ _MAX_WAITERS: Final = 10_000
 _STALLED: Final = "the disk does not answer"
 
 
-def _failure(message: str) -> DatabaseUnavailable:
-    return DatabaseUnavailable(message, RETRY_AFTER_SECONDS)
-
-
 class _ConnectionThread:
     """
-    A thread with a connection, as the reactor sees it. It runs one task at a time,
-    within a time limit: it opens the connection, carries out batches, and closes
-    the connection.
+    A thread with a connection, as the reactor sees it. It does one thing at a time,
+    within a time limit.
     """
 
     def __init__(self, role: _Role) -> None:
@@ -82,7 +74,7 @@ class _ConnectionThread:
         self._batch: Batch | None = None
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._opening: Deferred[None] | None = None
-        self._timer: IDelayedCall | None = None
+        self._timer: IDelayedCall
         self._elapsed = self._limit = 0.0
         name = f"tsrv-sqlite-{role.name}"
         self._thread = Thread(target=self._runTasks, name=name, daemon=True)
@@ -131,7 +123,7 @@ class _ConnectionThread:
 
     def _returned(self, error: Exception | None) -> None:
         if not self.isStuck:
-            self._stopWatching()
+            self._timer.cancel()
             if self._isClosing:
                 self._watch(self._settings.statementTimeout)
             else:
@@ -144,7 +136,7 @@ class _ConnectionThread:
         if self.isStuck:
             self._role.engine.stuck -= 1
         else:
-            self._stopWatching()
+            self._timer.cancel()
             self._role.engine.forget(self)
 
     def _finish(self, error: Exception | None) -> None:
@@ -169,10 +161,6 @@ class _ConnectionThread:
         self._elapsed += seconds
         self._timer = self._reactor.callLater(seconds, self._look)
 
-    def _stopWatching(self) -> None:
-        assert self._timer is not None
-        self._timer.cancel()
-
     def _look(self) -> None:
         overtime = self._elapsed - self._limit
         overtimeLeft = self._settings.connectTimeout - overtime
@@ -190,13 +178,13 @@ class _ConnectionThread:
             self.isStuck = True
             self._role.engine.stuck += 1
             self.close()
-            self._finish(_failure(_STALLED))
+            self._finish(unavailable(_STALLED))
             self._role.engine.forget(self)
 
 
 class _Role:
     """
-    Writing or reading: the calls that wait, in order, and the threads for them.
+    Writing, or reading: the calls that wait, in order, and the threads for them.
     """
 
     def __init__(
@@ -227,20 +215,16 @@ class _Role:
         try:
             thread = _ConnectionThread(self)
         except RuntimeError as error:
-            return fail(_failure(f"cannot start a thread: {error}"))
+            return fail(unavailable(f"cannot start a thread: {error}"))
         self.threads.append(thread)
         return thread.open()
 
-    def ask(self, call: Call) -> None:
-        self.waiting[call] = None
-        self._beginToGather()
-
-    def _beginToGather(self) -> None:
+    def gather(self) -> None:
         if self.waiting and self._gathering is None:
             self._gatheringSince = self._reactor.seconds()
-            self._gather()
+            self._gatherForOneTurn()
 
-    def _gather(self) -> None:
+    def _gatherForOneTurn(self) -> None:
         self._gathered = len(self.waiting)
         self._gathering = self._reactor.callLater(0, self._gatherMore)
 
@@ -252,7 +236,7 @@ class _Role:
         seconds = self._reactor.seconds() - self._gatheringSince
         isTimeLeft = 0 <= seconds < _MAX_GATHERING_SECONDS
         if isMoreExpected and isTimeLeft and waiting < _MAX_BATCH_SIZE:
-            self._gather()
+            self._gatherForOneTurn()
         else:
             self._dispatch()
 
@@ -290,7 +274,7 @@ class _Role:
             behind = [call for call in batch.behind if call in self.waiting]
             for call in (*batch.takeBack(), *behind):
                 self.waiting.pop(call, None)
-                call.error = unavailable(batch.refused)
+                call.error = refusedError(batch.refused)
                 calls.append(call)
         self._putBack(batch)
         if batch.lost:
@@ -299,7 +283,7 @@ class _Role:
             self.engine.lose(batch.lost)
         else:
             self._warnAbout(calls)
-            self._beginToGather()
+            self.gather()
         self._settle(calls)
 
     def _warnAbout(self, calls: Sequence[Call]) -> None:
@@ -338,7 +322,7 @@ class _Role:
     def failWaiting(self) -> None:
         while self.waiting:
             call, _ = self.waiting.popitem(last=False)
-            call.error = self.engine.unusableError()
+            call.error = unavailable(self.engine.whyUnusable)
             call.settle()
 
 
@@ -367,15 +351,9 @@ class SQLite:
         self.file = file = File(path, tuple(schemas), settings)
         self.stuck = 0
         self.isOver = False
-        self._writes = _Role(
-            self, "writer", file.openWriter, Writes, _WRITES_SETTLED_PER_TURN
-        )
-        self._reads = _Role(
-            self, "reader", file.openReader, Reads, _READS_SETTLED_PER_TURN
-        )
-
-        self._hasBegun = False
-        self._whyUnusable: str | None = "has not been opened"
+        self._writes = _Role(self, "writer", file.openWriter, Writes, settledPerTurn=3)
+        self._reads = _Role(self, "reader", file.openReader, Reads, settledPerTurn=16)
+        self.whyUnusable = "the database is not open"
         self._lost = Waiters(_MAX_WAITERS, "for the loss of the database")
         self._closed = Waiters(_MAX_WAITERS, "for the database to close")
 
@@ -383,23 +361,22 @@ class SQLite:
         """
         Open the file, and bring its schema up to date.
         """
-        if self._hasBegun or self.isOver:
-            return fail(DatabaseUnavailable("the database was opened before"))
-        self._hasBegun = True
         return Deferred.fromCoroutine(self._open())
 
     async def _open(self) -> None:
         try:
-            await self._writes.startThread()
-            for _ in range(max(1, self.settings.connections)):
-                await self._reads.startThread()
+            readers = max(1, self.settings.connections)
+            for role in (self._writes, *readers * (self._reads,)):
+                await role.startThread()
+                if self.isOver:
+                    raise unavailable(self.whyUnusable)
         except CancelledError:
-            self._end("is closed")
+            self._end("the database is closed")
             raise
         except Exception:
             await self.close()
             raise
-        self._whyUnusable = None
+        self.whyUnusable = ""
 
     def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
@@ -416,20 +393,15 @@ class SQLite:
     def _ask(
         self, role: _Role, statement: Statement, parameters: tuple[object, ...]
     ) -> Deferred[list[Row]]:
-        if self._whyUnusable is not None:
-            return fail(self.unusableError())
+        if self.whyUnusable:
+            return fail(unavailable(self.whyUnusable))
         limit = self.settings.limit
         if len(self._reads.waiting) + len(self._writes.waiting) >= limit:
-            return fail(_failure(f"{limit} statements are waiting already"))
+            return fail(unavailable(f"{limit} statements are waiting already"))
         call = Call(statement, parameters, role.waiting)
-        role.ask(call)
+        role.waiting[call] = None
+        role.gather()
         return call.answer
-
-    def unusableError(self) -> DatabaseUnavailable:
-        """
-        Return the error of a call that comes too early or too late.
-        """
-        return _failure(f"the database {self._whyUnusable}")
 
     def whenLost(self) -> Deferred[None]:
         """
@@ -442,7 +414,7 @@ class SQLite:
         End everything. The Deferred fires when all threads have ended, except
         those that are stuck.
         """
-        self._end("is closed")
+        self._end("the database is closed")
         if self._writes.threads or self._reads.threads:
             return self._closed.wait()
         return succeed(None)
@@ -463,12 +435,12 @@ class SQLite:
         """
         if not self.isOver:
             self.log.warn("Lost the database: {reason}", reason=reason)
-            self._end("was lost")
+            self._end("the database was lost")
 
     def _end(self, why: str) -> None:
         if not self.isOver:
             self.isOver = True
-            self._whyUnusable = why
+            self.whyUnusable = why
             self._writes.end()
             self._reads.end()
             self._lost.succeed()

@@ -21,15 +21,15 @@ from .interface import DatabaseRefused, DatabaseUnavailable, Schema, Settings
 from .schema import CREATE, VERSIONS, stepsTo
 
 __all__ = [
-    "RETRY_AFTER_SECONDS",
     "TEMPORARY",
     "Connection",
     "File",
     "FileMoved",
     "nameOf",
+    "unavailable",
 ]
 
-RETRY_AFTER_SECONDS: Final = 1.0
+_RETRY_AFTER_SECONDS: Final = 1.0
 
 TEMPORARY: Final = re.compile(
     "SQLITE_(ABORT|BUSY|FULL|INTERRUPT|IOERR|LOCKED|NOMEM|PROTOCOL|SCHEMA)|FileMoved|"
@@ -67,6 +67,13 @@ def nameOf(error: BaseException) -> str:
         return errno.errorcode.get(error.errno or 0, "OSError")
     name: str = getattr(error, "sqlite_errorname", type(error).__name__)
     return name
+
+
+def unavailable(message: str, code: str = "") -> DatabaseUnavailable:
+    """
+    Return an error that passes.
+    """
+    return DatabaseUnavailable(message, _RETRY_AFTER_SECONDS, code)
 
 
 def _identityOf(path: str) -> tuple[int, int]:
@@ -164,7 +171,7 @@ class File:
         reason = error.strerror if isinstance(error, OSError) else error
         text = f"cannot open {self._given}: {reason} ({name})"
         if TEMPORARY.match(name):
-            return DatabaseUnavailable(text, RETRY_AFTER_SECONDS, name)
+            return unavailable(text, name)
         advice = _ADVICE.get(name, "check the permissions of file and directory")
         return DatabaseRefused(f"{text}: {advice}", name)
 

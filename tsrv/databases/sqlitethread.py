@@ -33,9 +33,9 @@ from .interface import (
     Statement,
     UniqueViolated,
 )
-from .sqlitefile import RETRY_AFTER_SECONDS, TEMPORARY, File, FileMoved, nameOf
+from .sqlitefile import TEMPORARY, File, FileMoved, nameOf, unavailable
 
-__all__ = ["Batch", "Call", "Reads", "Writes", "unavailable"]
+__all__ = ["Batch", "Call", "Reads", "Writes", "refusedError"]
 
 _NEEDS_NEW_CONNECTION: Final = re.compile(
     # Plain READONLY is a statement of read() that tried to write.
@@ -66,12 +66,12 @@ class _HalfDone(_RolledBack):
     """
 
 
-def unavailable(code: str) -> DatabaseUnavailable:
+def refusedError(code: str) -> DatabaseUnavailable:
     """
     Return the error of a statement that cannot be carried out now.
     """
     text = f"the database cannot carry out a statement now ({code})"
-    return DatabaseUnavailable(text, RETRY_AFTER_SECONDS, code)
+    return unavailable(text, code)
 
 
 def _errorOf(error: BaseException, statement: Statement) -> Exception:
@@ -81,7 +81,7 @@ def _errorOf(error: BaseException, statement: Statement) -> Exception:
         kind = UniqueViolated if _UNIQUE.match(name) else ConstraintViolated
         return kind(f"a constraint does not hold ({name})", name)
     if TEMPORARY.match(name) or _NEEDS_NEW_CONNECTION.match(name):
-        return unavailable(name)
+        return refusedError(name)
     # But the name of a missing table or column comes from the statement.
     detail = f": {error}" if str(error).startswith("no such ") else ""
     return DatabaseError(f"cannot carry out ({name}{detail}): {statement.sql}", name)
@@ -181,7 +181,7 @@ class Batch:
         self.lost = reason
         calls = self.takeFinished()
         for call in self.takeBack():
-            call.error = unavailable(reason)
+            call.error = refusedError(reason)
             calls.append(call)
         for call in self._unfinished:
             call.error = self._unknownOutcome(reason)
@@ -237,7 +237,7 @@ class Reads(Batch):
 
     def _unknownOutcome(self, reason: str) -> Exception:
         # It has changed nothing.
-        return unavailable(reason)
+        return refusedError(reason)
 
 
 class Writes(Batch):
