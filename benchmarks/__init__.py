@@ -1,3 +1,3 @@
 """
-What tsrv costs, measured beside what it is compared with.
+Measurements of tsrv, each beside something that it is compared with.
 """

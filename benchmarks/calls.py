@@ -1,12 +1,11 @@
 """
-What a call costs once the module is ready.
+The cost of a call when the module is ready.
 
-The proxy's methods are then the module's own bound methods, so a call through
-it should cost what a direct call costs. It is made on the clock of the server,
-whose method has something to do, and on a method that does nothing but answer,
-on which the call itself is all that is measured. For comparison there is an
-object with the bound method as an attribute: without changing the module there
-is no cheaper way to stand in front of it.
+The proxy's methods are then the module's own bound methods, so a call through the
+proxy should cost what a direct call costs. One method is that of the server's
+clock; the other returns at once, so that the call itself is all of the cost. An
+object with the bound method as an attribute is compared too: without changing the
+module there is no cheaper way to stand in front of it.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         "module": module,
         "proxy": wrapper.proxy,
         "plain": SimpleNamespace(echo=module.echo),
-        # The clock answers in the next turn of the reactor.
+        # The Deferred of the clock fires in the next turn of the reactor.
         "turn": lambda: reactor.iterate(0),
     }
     say, directSay = leastOf(

@@ -1,13 +1,12 @@
 """
-What it costs to hold requests until the clock is ready.
+The cost of holding requests until the clock is ready.
 
-Ten thousand requests, each on a connection of its own, are sent to a server
-that is not ready. How much memory does it take for each, and how long does it
-take to answer them all once it is ready? It is compared with a bare resource
-that keeps a Deferred for each in a list, fires them all when the clock is
-ready, and asks it then.
+Ten thousand requests, each on a connection of its own, are sent to a server that is
+not ready. The memory of one request is measured, and the time to respond to all once
+the server is ready. Both are compared with a bare resource that keeps a Deferred for
+each request in a list, and fires them all when the clock is ready.
 
-Each server is a process of its own, new in each round, and so is the load.
+Each server is a new process in each round, and so is the load.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _SIZES = {
     "rounds": Size(5, 1, "rounds"),
 }
 
-# So many fit into the backlog of a server that is busy.
+# This many fit into the backlog of a busy server.
 _BURST = 500
 
 
@@ -34,14 +33,14 @@ class _Side:
     """
     One kind of server.
 
-    @ivar memory: What each request takes, in bytes, for each round.
-    @ivar times: How long it takes to answer all, in milliseconds.
-    @ivar costs: The server's processor time for that, in milliseconds.
+    @ivar memory: The memory of one request, in bytes, for each round.
+    @ivar times: The time to respond to all, in milliseconds.
+    @ivar costs: The processor time of the server for that, in milliseconds.
     """
 
     def __init__(self, name: str) -> None:
         """
-        @param name: What the server calls it.
+        @param name: The argument of the server.
         """
         self._name = name
         self.memory: list[float] = []
@@ -50,15 +49,15 @@ class _Side:
 
     def measure(self, requests: int) -> None:
         """
-        One round.
+        Measure one round.
 
-        @param requests: How many it is to hold.
+        @param requests: Number of held requests.
         """
         with (
             Child("benchmarks.support.load") as load,
             Child("benchmarks.support.sayserver", self._name) as server,
         ):
-            # What the server needs for the first one it needs for all.
+            # The first request pays for what all requests share.
             before = _hold(load, server, 1)
             after = before
             while after["held"] < requests:
@@ -77,9 +76,9 @@ class _Side:
 
 def _hold(load: Child, server: Child, more: int) -> dict[str, Any]:
     """
-    Send so many more requests.
+    Send further requests.
 
-    @return: The server's report when it has them.
+    @return: The report of the server when it holds them.
     """
     report = server.request("report")
     held = load.request("hold", report["port"], more)["held"]
@@ -100,7 +99,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     requests = max(2, raiseFileLimit(wanted))
     if requests < wanted:
         print(
-            f"Only {requests:,} of {wanted:,} requests: no more files may be open",
+            f"Only {requests:,} of {wanted:,} requests: the limit of open files is reached",
             file=sys.stderr,
         )
     tsrv, bare = sides = [_Side("tsrv"), _Side("quiet")]

@@ -1,10 +1,8 @@
 """
-What one queued command takes in memory: its Deferred, context and deadline
-included.
+The memory of a queued call, with its Deferred, context and deadline.
 
-It is compared with what Mongoose and ioredis take for the same (measured with
-Node 20; these two numbers are quoted), and, in the same run, with a Deferred
-and a tuple in a deque. C{tracemalloc} counts the bytes.
+It is compared with Mongoose and ioredis (quoted; measured with Node 20) and, in the
+same run, with a Deferred and a tuple in a deque. C{tracemalloc} counts the bytes.
 """
 
 from __future__ import annotations
@@ -27,11 +25,12 @@ _IOREDIS = 1019
 
 def _bytesOf(queueOne: Callable[[], object], number: int) -> float:
     """
-    @param queueOne: Queues one command.
-    @param number: How many to queue.
-    @return: The bytes that each takes.
+    Return the bytes of one queued call.
+
+    @param queueOne: Queues one call.
+    @param number: Number of calls.
     """
-    # What is created once is not counted.
+    # The first call creates what all calls share.
     queueOne()
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()

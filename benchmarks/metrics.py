@@ -1,14 +1,13 @@
 """
-What the metrics cost: how many requests to C{/say} the server answers once its
-clock is ready, while it counts them and is asked for C{/metrics} once in each
-round, which is about once a second.
+The cost of the metrics.
 
-It is compared with the same server that counts nothing and is not asked.
+Requests for C{/say} are counted by the server, and C{/metrics} is scraped once in
+each round, about once a second. The rate is compared with that of the same server
+without metrics.
 
-Each server is a process of its own, and so are the load and the scraper. The
-servers are asked in turns; what counts is the ratio of two rounds that follow
-each other, in the median. The processor time that a server takes for each
-request, with its share of the scrape, tells the same with less noise.
+Each server is a process of its own, and so are the load and the scraper. The servers
+take turns; the median of the ratios of consecutive rounds counts. The processor time
+of one request, with its share of the scrape, says the same with less noise.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 """
-What it costs to queue a command, and to drain it.
+The cost of queuing a call, and of draining it.
 
-Queuing is compared with the least that can be done to run a call later:
-creating a Deferred and appending it, with what is to be called, to a deque.
-Draining is compared with taking that from the deque, calling the module and
-chaining its Deferred to the one created before. The garbage collector is off
-for all of it: when it runs depends on the rest of the program.
+Queuing is compared with the least that runs a call later: a Deferred, and a tuple
+with the call, in a deque. Draining is compared with taking that tuple from the deque,
+calling the module, and chaining its Deferred. The garbage collector is off, because
+its cost depends on the rest of the program.
 
-The least knows no contexts, no deadlines, no limit and no cancelling, and does
-not give the reactor its turn. Nor is it a function; the same in a function that
-takes any arguments, as what stands in for a method has to, is measured too.
+The least has no contexts, deadlines, limit or cancellation, and lets no other work
+run. It is not a function either; the same in a function that takes any arguments, as
+a proxied method must, is measured too.
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ while queue:
 
 class _Fixture:
     """
-    What the measured code works with; everything is new in each round.
+    The objects of the measured code, new in each round.
     """
 
     def __init__(self, reactor: Any, commands: int) -> None:
         """
         @param reactor: The reactor; it is not running.
-        @param commands: How many there are to be drained.
+        @param commands: Number of calls to drain.
         """
         self._reactor = reactor
         self._commands = commands

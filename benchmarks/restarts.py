@@ -1,14 +1,13 @@
 """
-What a restart costs those who ask meanwhile.
+Failed requests during restarts.
 
-A server is restarted five times under a steady load from another process: it
-gets SIGTERM, and once it has ended the next one is started, which takes a while
-until it is ready. Its listening socket is held by somebody else, as systemd
-holds it. It is compared with the same server that opens its port itself. How
-many requests fail, of how many, and how long did the one wait that waited
-longest?
+A server is restarted five times under a steady load from another process: it gets
+SIGTERM, and after its exit the next one starts and needs a while until it is ready.
+Another process holds the listening socket, as systemd does. It is compared with the
+same server opening its port itself. The failed requests are counted, and the longest
+wait is measured.
 
-The load begins its requests on schedule, each on a new connection.
+The load sends its requests on schedule, each on a new connection.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ _BACKLOG = 4096
 
 _READY = "Async module initialized"
 
-# What systemd does between fork and exec: the socket becomes the descriptor 3,
-# and the process is told that it is meant.
+# Like systemd between fork and exec: the socket becomes descriptor 3, and the
+# environment names the process.
 _ACTIVATE = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -48,15 +47,15 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 class _Server:
     """
-    A server that can be restarted. It is a context manager, at the end of which
-    it has stopped.
+    A server that can be restarted, as a context manager that stops it.
     """
 
     def __init__(self, listening: socket, held: bool, delay: int) -> None:
         """
-        @param listening: The socket that it is given, or whose port it opens.
-        @param held: Whether it is given the socket.
-        @param delay: How long it takes to start, in milliseconds.
+        @param listening: The socket.
+        @param held: Whether the server inherits the socket; otherwise it opens its
+            port.
+        @param delay: Milliseconds that the clock takes to start.
         """
         twistd = os.fspath(Path(sys.executable).with_name("twistd"))
         port = listening.getsockname()[1]
@@ -117,12 +116,11 @@ def _restart(sizes: Mapping[str, int], held: bool) -> dict[str, Any]:
     """
     Measure one side.
 
-    @param sizes: How much of everything.
-    @param held: Whether somebody else holds the listening socket.
+    @param held: Whether another process holds the listening socket.
     @return: The report of the load.
     """
     with socket() as listening:
-        # Who means to listen on this port may still bind to it.
+        # A bound socket reserves the port, and others may still listen on it.
         listening.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", 0))
         if held:
@@ -159,7 +157,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             theirs["failed"],
             "requests",
             Target(0, "requests"),
-            # Where none fails on either side there is nothing to divide by.
+            # Avoid a division by zero.
             [ours["failed"] / max(theirs["failed"], 1)],
         ),
         Figure(

@@ -1,21 +1,20 @@
 """
-How many requests to C{/visits} the server answers: each looks up the session of a
-visitor, adds one to the visits in it, and is answered when that is kept.
+Requests for C{/visits}: each looks up the session of a visitor, counts a visit in it,
+and gets its response when that is stored.
 
-It is compared with a server in Express and express-session whose sessions are in
-SQLite by means of better-sqlite3 (C{benchmarks/peers/}), and with itself without
-wrappers. Each server is a process of its own, and so are the visitors: each has a
-connection and a session, and makes sure that it is told the right number each
-time. The servers are asked in turns, and what counts is the ratio of two rounds
-that follow each other, in the median.
+The rate is compared with that of Express with express-session and better-sqlite3
+(C{benchmarks/peers/}), and with tsrv without wrappers. Each visitor has a connection
+and a session, and checks the number of visits in each response.
 
-Both write to a file of SQLite that writes ahead. tsrv has the disk confirm each
-transaction (synchronous=FULL); better-sqlite3 leaves that to the system (NORMAL),
-so that what it has acknowledged survives its own end, but not that of the machine.
-In the end the servers are killed and started again, and each visitor comes once
-more, to see that nothing was lost.
+Each server is a process of its own, and so is the load. The servers take turns; the
+median of the ratios of consecutive rounds counts.
 
-Express has to be installed: (cd benchmarks/peers/express-session && npm install)
+Both sides use a write-ahead log in SQLite. tsrv has the disk confirm each transaction
+(synchronous=FULL); better-sqlite3 leaves that to the system (NORMAL), so that its
+acknowledged writes survive the process, but not the machine. In the end the servers
+are killed, and every acknowledged write must be there.
+
+Express must be installed: (cd benchmarks/peers/express-session && npm install)
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _AGAINST: Final = {
     "direct": ("the bare modules", 0.97),
 }
 """
-What it is compared with, and what ratio is to be reached.
+The other sides, and the target of the ratio.
 """
 
 

@@ -1,19 +1,18 @@
 """
-For how long a very long queue keeps the reactor from other work.
+The longest time for which a very long queue blocks the reactor.
 
-A call that always asks for the next turn of the reactor (C{callLater(0)})
-measures the longest time between two of its turns, while a million commands
-are drained, fail because the module failed for good or was closed, or expire.
-Each has a caller who waits for it. It is compared with a loop that fires a
-million Deferreds in one go, which is what most such queues do.
+A call that is always scheduled for the next turn of the reactor (C{callLater(0)})
+measures the longest time between two turns, while a million queued calls are drained,
+fail because the module failed for good or was closed, or expire. Each call has a
+callback. It is compared with a loop that fires a million Deferreds at once, as most
+such queues do.
 
-What is measured is the processor time of the reactor's thread, which is busy
-all the while: when the machine runs something else, that is no stall of ours.
+The processor time of the reactor's thread counts, so other processes do not disturb
+the measurement.
 
-The garbage collector is on, as it is in a program. Where it had anything to do,
-the line below has the longest of its pauses meanwhile. With a million commands
-alive each full collection takes long, whoever causes it; C{gc.freeze()} keeps
-what is queued out of it.
+The garbage collector is on, as in a program. If it was active, a second line has its
+longest pause. With a million live commands a full collection takes long, whatever
+triggers it; C{gc.freeze()} exempts queued commands.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ _TARGET = Target(20, "ms")
 
 class _Ticker:
     """
-    Other work, which wants every turn of the reactor.
+    Measures the turns of the reactor.
 
     @ivar longest: The longest time between two turns, in milliseconds.
-    @ivar collecting: The longest pause of the garbage collector, likewise.
+    @ivar collecting: The longest pause of the garbage collector, in milliseconds.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -56,7 +55,7 @@ class _Ticker:
 
     def start(self) -> None:
         """
-        Begin to measure.
+        Start measuring.
         """
         gc.callbacks.append(self._collected)
         self._last = thread_time()
@@ -64,9 +63,9 @@ class _Ticker:
 
     def stop(self) -> None:
         """
-        Measure no longer.
+        Stop measuring.
         """
-        # The turn in which the last command ended has to be counted too.
+        # The turn in which the last command ended counts too.
         self._call.cancel()
         self._tick()
         self._call.cancel()
@@ -88,21 +87,21 @@ class _Ticker:
 
 class _Callers:
     """
-    Those who made the calls.
+    The callbacks of all calls.
 
-    @ivar done: Fires when all have been answered.
+    @ivar done: Fires when all calls have ended.
     """
 
     def __init__(self, number: int) -> None:
         """
-        @param number: How many there are.
+        @param number: Number of calls.
         """
         self.done: Deferred[None] = Deferred()
         self._left = number
 
     def wait(self, deferred: Deferred[Any]) -> None:
         """
-        Wait for one answer.
+        Wait for one call.
         """
         deferred.addCallbacks(self._answered, self._refused)
 
@@ -125,12 +124,12 @@ async def _watched(
     freeze: bool = False,
 ) -> tuple[float, float]:
     """
-    Queue, and watch the end.
+    Queue calls, and measure how they end.
 
-    @param number: How many to queue.
-    @param queueOne: Queues one.
-    @param end: Begins what ends them all.
-    @param freeze: Whether to keep what is queued from the garbage collector.
+    @param number: Number of calls.
+    @param queueOne: Queues one call.
+    @param end: Begins to end all calls.
+    @param freeze: Whether queued calls are exempt from garbage collection.
     @return: The longest time between two turns of the reactor, and the longest
         pause of the garbage collector, in milliseconds.
     """
@@ -147,7 +146,7 @@ async def _watched(
     await callers.done
     ticker.stop()
     gc.unfreeze()
-    # What ended them is still at work.
+    # Let the last slice finish.
     await deferLater(reactor, 0)
     return ticker.longest, ticker.collecting
 

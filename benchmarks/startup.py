@@ -1,15 +1,13 @@
 """
-What a start-up costs beside its modules: adding them, starting them as their
-needs allow, and closing them.
+The cost of a start-up beside its modules: adding, starting and closing them.
 
-The modules are ready at once, and need up to three others by chance; they are
-added in any order. The cost of one module or need is that of the whole, divided
-by the number of modules and needs. If it does not grow with their number, the
-cost is linear. It is compared with what the same wrappers cost when they are
-initialised and closed in a loop, in an order that happens to be right.
+The modules are ready at once, have up to three random needs, and are added in random
+order. The cost of all is divided by the number of modules and needs; if the quotient
+does not grow with the number of modules, the cost is linear. It is compared with
+initialising and closing the same wrappers in a loop, in a suitable order.
 
-The time is that of the processor, in the best of several rounds, and without
-the garbage collector, whose cost depends on all else that a program keeps.
+The processor time of the best of several rounds counts, without the garbage collector,
+whose cost depends on the rest of the program.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from tsrv import (
 _SIZES = {
     "few": Size(100, 5, "modules of a small program"),
     "some": Size(1_000, 10, "modules of a large one"),
-    "many": Size(10_000, 20, "modules of one that nobody has"),
+    "many": Size(10_000, 20, "modules of a huge one"),
     "rounds": Size(5, 1, "rounds for each"),
 }
 
@@ -42,9 +40,8 @@ class _Graph:
     """
     A random graph without a cycle.
 
-    @ivar needs: The modules in an order in which they can be started, each
-        with those that it needs.
-    @ivar shuffled: Their names in another order.
+    @ivar needs: The needs of each module; a module precedes its dependents.
+    @ivar shuffled: The names of the modules in random order.
     @ivar size: The number of modules and needs.
     """
 
@@ -61,7 +58,7 @@ class _Graph:
 
 def _turn(clock: Clock) -> None:
     """
-    Let all happen that is put off to the next turn of the reactor.
+    Run everything that is scheduled for the next turn of the reactor.
     """
     while clock.getDelayedCalls():
         clock.advance(0)
@@ -93,7 +90,7 @@ def _loop(graph: _Graph) -> None:
 
 def _cost(act: Callable[[_Graph], None], graph: _Graph, rounds: int) -> float:
     """
-    @return: The microseconds for each module and need.
+    Return the microseconds for one module or need.
     """
     best = float("inf")
     for _ in range(rounds):

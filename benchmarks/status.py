@@ -1,11 +1,9 @@
 """
-What it costs the server that many browsers show the status page.
+The cost of many browsers that show the status page.
 
-Five hundred pages ask for the fragment once a second while modules change ten times
-a second: how much of one core does the server need?
-
-It is compared with a plain twisted.web resource that returns as many bytes, always
-the same.
+Five hundred pages request the fragment once a second, while modules change ten times a
+second. The share of a core that the server needs is compared with that of a plain
+twisted.web resource that returns as many fixed bytes.
 
 Each server is a process of its own.
 """

@@ -1,15 +1,14 @@
 """
-How many requests to C{/say} the server answers once its clock is ready.
+Requests for C{/say} when the clock is ready.
 
-It is compared with a bare resource on a site of twisted.web that asks the same
-clock and sends the same response from a callback: once on a
-L{twisted.web.server.Site} as it comes, which makes up a line for its log for
-each request, and once on one that does not, as that of tsrv does not either.
+The rate is compared with that of a bare twisted.web resource that asks the same clock
+and sends the same response from a callback: once on a plain
+L{twisted.web.server.Site}, which formats a line of its access log for each request,
+and once on a site without that log, like that of tsrv.
 
-Each server is a process of its own, and so is the load. The servers are asked
-in turns; what counts is the ratio of two rounds that follow each other, in the
-median. The processor time that a server takes for each request tells the same
-with less noise.
+Each server is a process of its own, and so is the load. The servers take turns; the
+median of the ratios of consecutive rounds counts. The processor time of one request
+says the same with less noise.
 """
 
 from __future__ import annotations

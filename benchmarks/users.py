@@ -1,19 +1,18 @@
 """
-How many requests to C{/users} the server answers once its database is ready.
+Requests for C{/users}.
 
-It is compared with a server in Express and better-sqlite3 (C{benchmarks/peers/})
-that has the same table, and with itself without a wrapper in front of the
-database. Each server is a process of its own, and so is the load; they are asked
-in turns, and what counts is the ratio of two rounds that follow each other, in the
-median.
+The rate is compared with that of Express with better-sqlite3 (C{benchmarks/peers/}),
+on the same table, and with tsrv without a wrapper in front of the database.
 
-Both write to a file of SQLite that writes ahead. tsrv has the disk confirm each
-transaction (synchronous=FULL); better-sqlite3 leaves that to the system (NORMAL),
-so that what it has acknowledged survives its own end, but not that of the machine.
-In the end the servers are killed, and it is checked that all users who were
-acknowledged are there.
+Each server is a process of its own, and so is the load. The servers take turns; the
+median of the ratios of consecutive rounds counts.
 
-Express has to be installed: (cd benchmarks/peers/express && npm install)
+Both sides use a write-ahead log in SQLite. tsrv has the disk confirm each transaction
+(synchronous=FULL); better-sqlite3 leaves that to the system (NORMAL), so that its
+acknowledged writes survive the process, but not the machine. In the end the servers
+are killed, and every acknowledged write must be there.
+
+Express must be installed: (cd benchmarks/peers/express && npm install)
 """
 
 from __future__ import annotations

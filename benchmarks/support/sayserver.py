@@ -1,5 +1,5 @@
 """
-A server with C{/say}: that of tsrv, with or without metrics, or the least that
+A server with C{/say}: the one of tsrv, with or without metrics, or the least that
 twisted.web needs for the same response.
 
 Usage: sayserver tsrv|counted|bare|quiet

@@ -1,5 +1,5 @@
 """
-Servers with a database of their own: that of tsrv, and one with Express.
+Servers with a database of their own: tsrv, and Express.
 """
 
 from __future__ import annotations
