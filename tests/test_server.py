@@ -240,47 +240,30 @@ def test_wrong_modules_are_found_before_it_listens(machine: Machine) -> None:
     assert machine.steps == []
 
 
+URL = "--config-url=http://127.0.0.1:9/"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "needs"),
+    ("arguments", "database", "sessions"),
     [
-        ([], {"clock": [], "database": [], "sessions": ["database"]}),
-        (
-            ["--config-url=http://127.0.0.1:9/"],
-            {
-                "clock": [],
-                "configuration": [],
-                "database": ["configuration"],
-                "sessions": ["database"],
-            },
-        ),
-        (
-            ["--config-url=http://127.0.0.1:9/", "--database=sqlite:d"],
-            {
-                "clock": [],
-                "configuration": [],
-                "database": [],
-                "sessions": ["database"],
-            },
-        ),
-        (
-            ["--sessions=sqlite:s?table=visitors"],
-            {"clock": [], "database": [], "sessions": []},
-        ),
-        (
-            ["--sessions=redis://127.0.0.1:1/"],
-            {"clock": [], "database": [], "sessions": []},
-        ),
+        ([], [], ["database"]),
+        ([URL], ["configuration"], ["database"]),
+        ([URL, "--database=sqlite:d"], [], ["database"]),
+        (["--sessions=sqlite:s?table=visitors"], [], []),
+        (["--sessions=redis://127.0.0.1:1/"], [], []),
     ],
 )
 def test_modules_need_what_the_options_say(
-    machine: Machine, arguments: list[str], needs: dict[str, list[str]]
+    machine: Machine, arguments: list[str], database: list[str], sessions: list[str]
 ) -> None:
     """
     The database waits for the settings only if they name it; the sessions wait for the
     database only if they are in it.
     """
     modules = Parts(machine, *arguments).server.startup.report()["modules"]
-    assert {module["name"]: module["needs"] for module in modules} == needs
+    needs = {module["name"]: module["needs"] for module in modules}
+    assert needs.pop("configuration", []) == []
+    assert needs == {"clock": [], "database": database, "sessions": sessions}
 
 
 @pytest.mark.parametrize(
@@ -557,13 +540,16 @@ def test_systemd_is_notified(machine: Machine, tmp_path: Path) -> None:
 # The pages for operators.
 
 
-@pytest.mark.parametrize("path", ["/say", *OPERATIONS])
-def test_by_default_all_pages_are_on_one_site(path: str, parts: Parts) -> None:
+def test_by_default_all_pages_are_on_one_site(parts: Parts) -> None:
     """
-    Without C{--operations-listen} all pages are on the same port.
+    Without C{--operations-listen} all pages are on the same port, and the status page
+    links to the others.
     """
     parts.startReady()
-    assert parts.status(path, 80) == 200
+    page = parts.ask("/").body.decode()
+    for path in ("/say", *OPERATIONS):
+        assert parts.status(path, 80) == 200, path
+        assert path == "/" or f'href="{path}"' in page
     parts.stopAtOnce()
 
 
@@ -586,17 +572,6 @@ def test_a_separate_site_has_the_pages_for_operators(separate: Parts) -> None:
     separate.stopAtOnce()
 
 
-def test_the_status_page_links_to_all_others(parts: Parts) -> None:
-    """
-    The addresses of the other pages are on the status page.
-    """
-    parts.startReady()
-    page = parts.ask("/").body.decode()
-    for path in ("/say", "/livez", "/readyz", "/startup", "/metrics"):
-        assert f'href="{path}"' in page
-    parts.stopAtOnce()
-
-
 def test_a_separate_site_is_served_until_the_end(separate: Parts) -> None:
     """
     While the server stops its operators can see how far it is; a connection of theirs
@@ -604,7 +579,8 @@ def test_a_separate_site_is_served_until_the_end(separate: Parts) -> None:
     """
     separate.startReady()
     peer = separate.connect()
-    incomplete = separate.connect(b"GET /livez HTTP/1.1\r\n", 81)
+    head = b"GET /livez HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n"
+    incomplete = separate.connect(head, 81)
     stopped = separate.stop()
     separate.machine.ports[80].closed.callback(None)
     assert [separate.status(path, 81) for path in ("/livez", "/readyz")] == [200, 503]
@@ -617,6 +593,7 @@ def test_a_separate_site_is_served_until_the_end(separate: Parts) -> None:
     assert stopped.pending
     assert not incomplete.closed
     separate.machine.advance(2)
+    assert incomplete.transport.aborted
     assert incomplete.closed
     assert stopped.value is None
 
@@ -723,26 +700,25 @@ def test_a_second_signal_skips_the_drain(
 
 
 @pytest.mark.usefixtures("signals")
-@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
-def test_a_reactor_without_signal_handlers_gets_none(
-    parts: Parts, handler: signal.Handlers
+@pytest.mark.parametrize(
+    ("terminate", "interrupt"),
+    [
+        # The reactor was started without signal handlers.
+        (signal.SIG_DFL, signal.default_int_handler),
+        (signal.SIG_IGN, signal.default_int_handler),
+        # A shell lets its background programs ignore SIGINT.
+        (lambda *_: None, signal.SIG_IGN),
+    ],
+)
+def test_signals_that_are_not_the_reactors_keep_their_handlers(
+    parts: Parts, terminate: Any, interrupt: Any
 ) -> None:
     """
-    A program that runs the reactor without signal handlers keeps its own.
+    A program that does not handle a signal has its reasons.
     """
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, interrupt)
     handleSignals(Loop(), parts.server)
-    assert signal.getsignal(signal.SIGTERM) is handler
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.usefixtures("signals")
-def test_an_ignored_interrupt_stays_ignored(parts: Parts) -> None:
-    """
-    A shell lets its background programs ignore SIGINT.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    handleSignals(Loop(), parts.server)
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is interrupt
+    replaced = signal.getsignal(signal.SIGTERM) is not terminate
+    assert replaced is (interrupt is signal.SIG_IGN)
