@@ -1,595 +1,645 @@
 """
-What PostgreSQL is asked, and what becomes of it when the server is not there,
-refuses, dies, or does not answer.
+What PostgreSQL does when its server is away, refuses, dies, or does not answer.
 """
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from struct import pack
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
 
+from tsrv import databases
 from tsrv.databases import (
     ConstraintViolated,
-    Database,
     DatabaseError,
     DatabaseRefused,
     DatabaseUnavailable,
     Schema,
     Settings,
     Statement,
-    UniqueViolated,
-)
-from tsrv.databases.postgresql import PostgreSQL
-from tsrv.demo.users import (
-    SCHEMA,
-    NewUser,
-    UserPatch,
-    Users,
 )
 from tsrv.errors import OutcomeUnknown
 
-from .databases import PostgreSQL as Server
+from .databases import Database, PostgreSQL, errorOf, opened, watchedSockets
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
-from .databases import postgresql as postgresql
-from .networks import blackHole, relaying
-from .support import resultOf
-from .websupport import asynchronous
+from .networks import Relay, blackHole, relaying
+from .websupport import asynchronous, errorsIn, logged, textsOf
 
+MAKE = "CREATE TABLE things (name TEXT)"
+SCHEMA = Schema("things", sqlite=[[MAKE]], postgresql=[[MAKE]])
+
+ONE = Statement("SELECT 1")
 SLEEP = Statement("SELECT 1 FROM pg_sleep(?)")
-ADD = Statement("INSERT INTO users (name, email) VALUES ('x', ?)")
-COUNT = Statement("SELECT count(*) FROM users")
+ADD = Statement("INSERT INTO things VALUES (?)")
+ADD_SLOWLY = Statement("INSERT INTO things SELECT pg_sleep(?)::text")
+COUNT = Statement("SELECT count(*) FROM things")
+ASLEEP = "query LIKE 'SELECT 1 FROM pg_sleep%%'"
+ADDING = "query LIKE 'INSERT%%'"
+
+
+def module(url: str, **settings: Any) -> databases.Database:
+    """
+    A database that is not initialised.
+    """
+    from twisted.internet import reactor
+
+    return databases.Database(reactor, url, [SCHEMA], Settings(**settings))
 
 
 @asynccontextmanager
-async def opened(url: str, **settings: Any) -> AsyncIterator[PostgreSQL]:
+async def relayed(
+    database: Database, **settings: Any
+) -> AsyncIterator[tuple[databases.Database, Relay]]:
     """
-    A database that is open, and leaves nothing when it is closed.
+    An initialised database behind a network that may fail.
     """
-    from twisted.internet import reactor as theReactor
-
-    reactor: Any = theReactor
-    before = set(reactor.getReaders())
-    engine = PostgreSQL(reactor, url, [SCHEMA], Settings(**settings))
-    try:
-        await engine.open()
-        yield engine
-    finally:
-        await engine.close()
-    assert set(reactor.getReaders()) - before == set()
-    assert reactor.getWriters() == []
+    server = database.server
+    async with relaying(server.port) as relay:
+        url = server.urlFor(database=database.name, port=relay.port)
+        async with opened(url, [SCHEMA], **settings) as module:
+            yield module, relay
 
 
-async def errorOf(deferred: Deferred[Any]) -> BaseException:
+async def inProgress(
+    module: databases.Database,
+) -> tuple[Deferred[Any], Deferred[Any]]:
     """
-    @return: What a Deferred fails with.
+    @return: A read and a write that the server carries out.
     """
-    ((success, result),) = await DeferredList([deferred], consumeErrors=True)
-    assert not success, result
-    error: BaseException = result.value
-    return error
+    # Once they are prepared both are sent at once.
+    await gatherResults([module.read(SLEEP, 0.05), module.write(ADD_SLOWLY, 0.05)])
+    return module.read(SLEEP, 60.0), module.write(ADD_SLOWLY, 60.0)
 
 
-# What is asked.
+# Statements.
 
 
 @asynchronous
-async def test_users_are_written_and_read(database: Any) -> None:
+async def test_the_number_of_connections_is_bounded(database: Database) -> None:
     """
-    Numbers, texts and what is left out reach the columns that they are for.
+    Each connection is opened when it is needed; calls one after the other need one.
     """
-    async with opened(database.url) as engine:
-        users = Users(engine)  # type: ignore[arg-type]
-        made = await users.create(NewUser("a", "e"))
-        assert await users.get(made.user.id) == made
-        changed = await users.change(made.user.id, UserPatch(name="b"))
-        assert changed is not None
-        assert (changed.user.name, changed.user.email, changed.version) == ("b", "e", 2)
-        assert await users.change(made.user.id, UserPatch(name="c"), 1) is None
-        assert await users.page(0, 10) == [changed.user]
-        assert await users.delete(made.user.id, 2)
-        assert await users.get(made.user.id) is None
-
-
-@asynchronous
-async def test_each_type_comes_back_as_it_was_sent(database: Any) -> None:
-    """
-    What is written is what is read, at the limits too.
-    """
-    statement = Statement("SELECT ?, ?, ?, ?, CAST(? AS text)")
-    sent = (2**63 - 1, -1.5e300, b"\0\xff", "\u20ac'\"", None)
-    async with opened(database.url) as engine:
-        assert await engine.read(statement, *sent) == [sent]
-
-
-@pytest.mark.parametrize("parameter", ["a\0b", "\ud800", object(), 2**63])
-@asynchronous
-async def test_what_cannot_be_sent_is_an_error(database: Any, parameter: Any) -> None:
-    """
-    A text that would be cut short, or a number too large, is not written.
-    """
-    async with opened(database.url) as engine:
-        error = await errorOf(engine.read(Statement("SELECT ?"), parameter))
-        assert type(error) is DatabaseError
-
-
-@asynchronous
-async def test_errors_are_told_by_their_code(database: Any) -> None:
-    """
-    Who writes what is there already must know that from the SQLSTATE; what was
-    to be written is not repeated.
-    """
-    async with opened(database.url) as engine:
-        await engine.write(ADD, "secret")
-        error = await errorOf(engine.write(ADD, "secret"))
-        assert isinstance(error, UniqueViolated)
-        assert error.code == "23505"
-        assert "secret" not in str(error)
-        error = await errorOf(engine.write(ADD, None))
-        assert isinstance(error, ConstraintViolated)
-        assert not isinstance(error, UniqueViolated)
-        assert error.code == "23502"
-        error = await errorOf(engine.read(Statement("SELECT nonsense")))
-        assert isinstance(error, DatabaseError)
-        assert error.code == "42703"
-        assert await engine.read(COUNT) == [(1,)]
-
-
-@asynchronous
-async def test_many_at_once_share_a_few_connections(database: Any) -> None:
-    """
-    No more connections than allowed, and every call is answered.
-    """
-    async with opened(database.url, connections=3) as engine:
-        await gatherResults([engine.write(ADD, str(n)) for n in range(64)])
-        assert await engine.read(COUNT) == [(64,)]
+    async with opened(database.url, [SCHEMA], connections=3) as module:
+        for _ in range(5):
+            await module.read(ONE)
+        assert (await database.server.clients())[database.name] == 1
+        await gatherResults([module.write(ADD, str(number)) for number in range(64)])
+        assert await module.read(COUNT) == [(64,)]
         assert (await database.server.clients())[database.name] == 3
 
 
 @asynchronous
-async def test_one_too_many_is_refused_at_once(database: Any) -> None:
+async def test_a_call_does_not_wait_for_a_connection_for_ever(
+    database: Database,
+) -> None:
     """
-    What waits is bounded.
+    The last call in a long queue does not wait for all the others.
     """
-    async with opened(database.url, connections=1, limit=1) as engine:
-        first, second = engine.read(COUNT), engine.read(COUNT)
-        error = await errorOf(engine.read(COUNT))
-        assert isinstance(error, DatabaseUnavailable)
-        assert await first == await second == [(0,)]
-
-
-@asynchronous
-async def test_what_was_given_up_while_it_waited_is_not_run(database: Any) -> None:
-    """
-    Nothing runs after its caller gave up, and nothing is answered twice.
-    """
-    async with opened(database.url, connections=1) as engine:
-        sent = engine.write(ADD, "sent")
-        waits = engine.write(ADD, "waits")
-        waits.cancel()
-        assert isinstance(await errorOf(waits), CancelledError)
-        await sent
-        given = engine.write(ADD, "given up")
-        given.cancel()
-        assert isinstance(await errorOf(given), CancelledError)
-        assert await engine.read(COUNT) == [(2,)]
-
-
-@asynchronous
-async def test_nobody_waits_for_a_connection_for_ever(database: Any) -> None:
-    """
-    Where all are kept busy, who comes last would wait for all the others.
-    """
-    settings = {"connections": 1, "statementTimeout": 0.2}
-    async with opened(database.url, **settings) as engine:
-        busy = [engine.read(SLEEP, 30.0) for _ in range(8)]
-        errors = [await errorOf(busy.pop(0))]
-        # Who comes later waits longer.
-        busy.append(engine.read(SLEEP, 30.0))
-        errors += [await errorOf(each) for each in busy]
+    settings = {"connections": 1, "statementTimeout": 0.1}
+    async with opened(database.url, [SCHEMA], **settings) as module:
+        busy = [module.read(SLEEP, 30.0) for _ in range(15)]
+        errors = [await errorOf(each) for each in busy]
         assert {type(error) for error in errors} == {DatabaseUnavailable}
-        assert "no connection to PostgreSQL was free for 1.2 s" in str(errors[-2])
-        assert await engine.read(COUNT) == [(0,)]
+        assert getattr(errors[0], "code", "") == "57014"
+        assert "no connection to PostgreSQL was free for 1.1 s" in str(errors[-1])
+        assert await module.read(COUNT) == [(0,)]
 
 
 @asynchronous
-async def test_the_server_ends_a_statement_that_takes_too_long(database: Any) -> None:
+async def test_a_long_time_limit_is_accepted(database: Database) -> None:
     """
-    The server's own limit acts first: the connection stays, and the statement
-    was not carried out.
+    PostgreSQL's own maximum is 25 days.
     """
-    async with opened(database.url, statementTimeout=0.05) as engine:
-        error = await errorOf(engine.write(SLEEP, 10.0))
-        assert isinstance(error, DatabaseUnavailable)
-        assert error.code == "57014"
-        assert await engine.read(COUNT) == [(0,)]
+    async with opened(database.url, statementTimeout=31_536_000.0) as module:
+        assert await module.read(ONE) == [(1,)]
 
 
 @asynchronous
-async def test_a_table_that_was_changed_is_read_all_the_same(database: Any) -> None:
+async def test_a_call_cancelled_in_progress_keeps_its_place(database: Database) -> None:
     """
-    A statement that was prepared for the table as it was is sent anew.
+    A statement that was sent is carried out, and its answer dropped. One that is
+    cancelled while it is prepared is not sent.
     """
-    statement = Statement("SELECT * FROM users WHERE id > ?")
-    async with opened(database.url, connections=1) as engine:
-        await engine.write(ADD, "a")
-        assert len((await engine.read(statement, 0))[0]) == 4
-        await database.ask("ALTER TABLE users ADD COLUMN more TEXT")
-        assert len((await engine.read(statement, 0))[0]) == 5
-
-
-# Tables.
+    async with opened(database.url, [SCHEMA], connections=1) as module:
+        for name in ("not sent", "sent"):
+            given = module.write(ADD, name)
+            given.cancel()
+            assert isinstance(await errorOf(given), CancelledError)
+            await module.read(ONE)
+        names = Statement("SELECT name FROM things")
+        assert await module.read(names) == [("sent",)]
 
 
 @asynchronous
-async def test_ten_that_start_at_once_make_the_tables_once(database: Any) -> None:
+async def test_statements_are_prepared_as_long_as_that_helps(
+    database: Database,
+) -> None:
     """
-    Several processes start on an empty database at the same time.
+    Not more than 100, and not again when a pooler has lost them.
     """
-    from twisted.internet import reactor
+    prepared = Statement("SELECT count(*) FROM pg_prepared_statements")
+    async with opened(database.url, [SCHEMA], connections=1) as module:
+        for number in range(120):
+            assert await module.read(Statement(f"SELECT {number}")) == [(number,)]
+        assert await module.read(prepared) == [(100,)]
+        await module.read(Statement("DEALLOCATE ALL"))
+        assert await module.read(Statement("SELECT 7")) == [(7,)]
+        assert await module.read(prepared) == [(0,)]
 
-    engines = [
-        PostgreSQL(reactor, database.url, [SCHEMA], Settings()) for _ in "0" * 10
-    ]
-    await gatherResults([engine.open() for engine in engines])
-    await gatherResults([engine.close() for engine in engines])
-    assert await database.ask("SELECT part, version FROM tsrv_schema") == [("users", 1)]
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("40001", DatabaseUnavailable),
+        ("08P01", DatabaseError),
+        ("ZZ999", DatabaseError),
+        ("08007", OutcomeUnknown),
+        ("40003", OutcomeUnknown),
+    ],
+)
+@asynchronous
+async def test_the_sqlstate_says_whether_to_try_again(
+    database: Database, code: str, kind: type[Exception]
+) -> None:
+    """
+    After some nobody knows whether the statement was carried out.
+    """
+    await database.ask(
+        "CREATE FUNCTION fail(code text) RETURNS int LANGUAGE plpgsql AS "
+        "'BEGIN RAISE EXCEPTION USING ERRCODE = code, MESSAGE = ''why''; END'"
+    )
+    async with opened(database.url) as module:
+        error = await errorOf(module.write(Statement("SELECT fail(?)"), code))
+        assert type(error) is kind
+        assert kind is OutcomeUnknown or f"({code}): why" in str(error)
+        assert await module.read(ONE) == [(1,)]
 
 
 @asynchronous
-async def test_tables_that_cannot_be_made_are_refused(database: Any) -> None:
+async def test_a_constraint_checked_at_the_end_is_an_error(database: Database) -> None:
     """
-    No retry makes a step right that is wrong.
+    A write has succeeded when its transaction is committed.
     """
-    from twisted.internet import reactor
+    await database.ask("CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    async with opened(database.url) as module:
+        error = await errorOf(
+            module.write(Statement("INSERT INTO late VALUES (1), (1)"))
+        )
+        assert isinstance(error, ConstraintViolated)
 
-    schema = Schema("bad", sqlite=[["x"]], postgresql=[["nonsense"]])
-    engine = PostgreSQL(reactor, database.url, [schema], Settings())
-    assert isinstance(await errorOf(engine.open()), DatabaseRefused)
-    assert await database.ask("SELECT to_regclass('tsrv_schema')") == [(None,)]
-    await engine.close()
+
+@pytest.mark.parametrize("sql", ["COPY (SELECT 1) TO STDOUT", "BEGIN"])
+@asynchronous
+async def test_a_statement_that_is_not_a_whole_one_loses_the_database(
+    database: Database, sql: str
+) -> None:
+    """
+    It must not leave a transaction open for the next call.
+    """
+    async with opened(database.url, connections=1) as module:
+        error = await errorOf(module.write(Statement(sql)))
+        assert type(error) is DatabaseError
+        assert not module.initialized
+        await module.initialize()
+        assert await module.read(ONE) == [(1,)]
 
 
 @asynchronous
-async def test_a_user_who_may_make_no_tables_is_told_what_to_do(database: Any) -> None:
+async def test_too_many_parameters_are_an_error(database: Database) -> None:
     """
-    Since version 15 of PostgreSQL this is what most meet first.
+    The protocol counts them in 16 bits.
     """
-    from twisted.internet import reactor
+    async with opened(database.url) as module:
+        assert type(await errorOf(module.read(ONE, *[1] * 70_000))) is DatabaseError
+        assert await module.read(ONE) == [(1,)]
 
+
+@asynchronous
+async def test_an_answer_that_cannot_be_read_is_an_error(database: Database) -> None:
+    """
+    A write was carried out, although its rows cannot be converted.
+    """
+    async with opened(database.url, [SCHEMA]) as module:
+        sql = "INSERT INTO things VALUES ('a') RETURNING date '20000-01-01'"
+        assert isinstance(await errorOf(module.write(Statement(sql))), OutcomeUnknown)
+        error = await errorOf(module.read(Statement("SELECT date '20000-01-01'")))
+        assert type(error) is DatabaseError
+        assert await module.read(COUNT) == [(1,)]
+
+
+# The schema.
+
+
+@asynchronous
+async def test_a_user_who_may_not_make_tables_is_told_what_to_do(
+    database: Database,
+) -> None:
+    """
+    Since version 15 of PostgreSQL users may not by default.
+    """
     await database.ask("CREATE ROLE nomaker LOGIN PASSWORD 'p'")
     try:
         url = database.server.urlFor("nomaker", "p", database.name)
-        error = await errorOf(PostgreSQL(reactor, url, [SCHEMA], Settings()).open())
+        error = await errorOf(module(url).initialize())
     finally:
         await database.ask("DROP ROLE nomaker")
     assert isinstance(error, DatabaseRefused)
-    assert "GRANT" in str(error)
+    assert "GRANT CREATE ON SCHEMA" in str(error)
 
 
-# Servers that cannot be had.
+@asynchronous
+async def test_a_version_table_of_another_program_is_refused(
+    database: Database,
+) -> None:
+    """
+    It is left as it is.
+    """
+    await database.ask("CREATE TABLE tsrv_schema (x INT)")
+    error = await errorOf(module(database.url).initialize())
+    assert isinstance(error, DatabaseRefused)
+    assert "cannot be brought up to date: PostgreSQL answered with Undefined" in str(
+        error
+    )
+
+
+@pytest.mark.parametrize("how", ["cancel", "close", "silence", "cut"])
+@asynchronous
+async def test_updating_the_schema_may_be_interrupted(
+    database: Database, how: str
+) -> None:
+    """
+    By the caller, or by the network; nothing is left of it.
+    """
+    server = database.server
+    async with (
+        relaying(server.port) as relay,
+        opened(database.url, [SCHEMA], statementTimeout=30.0) as holder,
+    ):
+        await holder.read(
+            Statement("WITH a AS (SELECT pg_advisory_lock(7)) SELECT 1 FROM a")
+        )
+        await database.ask("ALTER TABLE tsrv_schema RENAME TO hidden")
+        await database.ask(
+            "CREATE VIEW tsrv_schema AS SELECT part, version FROM hidden "
+            "WHERE pg_advisory_lock(7) IS NOT NULL"
+        )
+        url = server.urlFor(database=database.name, port=relay.port)
+        late = module(url, statementTimeout=0.3)
+        opening = late.initialize()
+        waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        while not await database.ask(waiting) and not opening.called:
+            pass
+        if how == "cancel":
+            opening.cancel()
+        elif how == "close":
+            await late.close()
+        elif how == "cut":
+            await relay.cut()
+        else:
+            relay.silence()
+        assert isinstance(await errorOf(opening), CancelledError | DatabaseUnavailable)
+        await late.close()
+        relay.resume()
+
+
+# Connecting.
 
 
 @pytest.mark.parametrize(
-    ("change", "code"),
+    ("change", "code", "advice"),
     [
-        ({"password": "hidden"}, "28P01"),
-        ({"password": None}, "28P01"),
-        ({"user": "nobody", "password": "hidden"}, "28P01"),
-        ({"database": "nowhere"}, "3D000"),
+        ({"password": "hidden"}, "28P01", "check the password"),
+        ({"password": None}, "28P01", "the URL of the database has none"),
+        ({"database": "nowhere"}, "3D000", "create the database"),
     ],
 )
 @asynchronous
-async def test_a_refusal_is_told_with_what_to_do(
-    postgresql: Server, change: dict[str, Any], code: str
+async def test_a_refusal_says_what_to_do(
+    database: Database, change: dict[str, Any], code: str, advice: str
 ) -> None:
     """
-    No retry cures these, and none of them shows the password.
+    Trying again would not help; the message does not show the password.
     """
-    from twisted.internet import reactor
-
-    engine = PostgreSQL(reactor, postgresql.urlFor(**change), [], Settings())
-    error = await errorOf(engine.open())
+    error = await errorOf(module(database.server.urlFor(**change)).initialize())
     assert isinstance(error, DatabaseRefused)
     assert error.code == code
+    assert advice in str(error)
     assert "hidden" not in str(error)
-    assert "URL" in str(error)
 
 
-@pytest.mark.parametrize(
-    "options",
-    ["sslmode=hidden", "hidden=1", "port=1,2", "sslrootcert=/hidden", "service=hidden"],
-)
 @asynchronous
-async def test_an_option_that_is_none_is_refused_and_not_repeated(options: str) -> None:
+async def test_an_option_that_is_wrong_is_refused() -> None:
     """
-    A password in the wrong place must not end up in a log.
+    Trying again would not help; the message does not repeat the option.
     """
-    from twisted.internet import reactor
-
-    host = "" if options.startswith("service") else "127.0.0.1"
-    url = f"postgresql://u@{host}/n?{options}"
-    error = await errorOf(PostgreSQL(reactor, url, [], Settings()).open())
+    wrong = module("postgresql://u@127.0.0.1/n?sslmode=hidden")
+    error = await errorOf(wrong.initialize())
     assert isinstance(error, DatabaseRefused)
-    assert "hidden" not in str(error)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql://u:hidden@127.0.0.1:1/n",
-        "postgresql://u:hidden@localhost:1/n",
-        "postgresql://u:hidden@127.0.0.1:1,127.0.0.1:2/n?load_balance_hosts=random",
-        "postgresql://u:hidden@/n?host=/nowhere",
-        "postgresql://u:hidden@nowhere.invalid/n",
-    ],
-)
-@asynchronous
-async def test_a_server_that_is_not_there_may_come(url: str) -> None:
-    """
-    A refused connection passes, wherever it was refused.
-    """
-    from twisted.internet import reactor
-
-    error = await errorOf(PostgreSQL(reactor, url, [], Settings()).open())
-    assert isinstance(error, DatabaseUnavailable)
+    assert "check the options" in str(error)
     assert "hidden" not in str(error)
 
 
 @asynchronous
-async def test_a_server_that_never_answers_is_given_up() -> None:
-    """
-    The limit for connecting acts, and the socket is closed.
-    """
-    from twisted.internet import reactor
-
-    async with blackHole() as hole:
-        url = f"postgresql://u@127.0.0.1:{hole.port}/n"
-        settings = Settings(connectTimeout=0.1)
-        error = await errorOf(PostgreSQL(reactor, url, [], settings).open())
-        assert isinstance(error, DatabaseUnavailable)
-
-
-@asynchronous
-async def test_a_server_that_is_starting_up_is_waited_for(
-    ownPostgresql: Server,
+async def test_a_server_that_is_starting_up_is_unavailable(
+    ownPostgresql: PostgreSQL,
 ) -> None:
     """
-    It is told by its SQLSTATE, which libpq shows only on request.
+    As is one that is down, and one that does not answer.
     """
-    from twisted.internet import reactor
-
+    error = await errorOf(module(ownPostgresql.url).initialize())
+    assert isinstance(error, DatabaseUnavailable)
     await ownPostgresql.startHeld()
-    engine = PostgreSQL(reactor, ownPostgresql.url, [], Settings())
-    error = await errorOf(engine.open())
+    error = await errorOf(module(ownPostgresql.url).initialize())
     assert isinstance(error, DatabaseUnavailable)
     assert error.code == "57P03"
-    assert isinstance(await errorOf(engine.open()), DatabaseUnavailable)
+    async with blackHole() as hole:
+        silent = module(f"postgresql://u@127.0.0.1:{hole.port}/n", connectTimeout=0.05)
+        assert isinstance(await errorOf(silent.initialize()), DatabaseUnavailable)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+@asynchronous
+async def test_too_many_open_files_are_unavailable(
+    database: Database, left: int
+) -> None:
+    """
+    Clients may have opened them, and will close them.
+    """
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opening = module(database.url)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, old[1]))
+    try:
+        error = await errorOf(opening.initialize())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+    assert isinstance(error, DatabaseUnavailable)
+
+
+@asynccontextmanager
+async def few(database: Database) -> AsyncIterator[str]:
+    """
+    @return: The URL of a user who may have one connection.
+    """
+    await database.ask("CREATE ROLE few LOGIN PASSWORD 'few' CONNECTION LIMIT 1")
+    try:
+        yield database.server.urlFor("few", "few", database.name)
+    finally:
+        await database.ask("DROP ROLE few")
+
+
+@asynchronous
+async def test_the_server_may_allow_fewer_connections(database: Database) -> None:
+    """
+    Those that are open have to do; the database is not lost.
+    """
+    async with few(database) as url, opened(url, connections=3) as module:
+        with logged() as events:
+            several = [module.read(SLEEP, 0.05) for _ in range(3)]
+            assert await gatherResults(several) == [[(1,)]] * 3
+        for text in textsOf(errorsIn(events)):
+            assert text.startswith("Cannot open one more connection: connection to ")
+        assert not module.whenLost().called
+
+
+@asynchronous
+async def test_a_connection_that_cannot_be_set_up_is_closed(
+    database: Database,
+) -> None:
+    """
+    It was opened, but its first statement is refused.
+    """
+    function = "FUNCTION pg_catalog.set_config(text, text, boolean)"
+    await database.ask(f"REVOKE EXECUTE ON {function} FROM PUBLIC")
+    try:
+        async with few(database) as url:
+            error = await errorOf(module(url).initialize())
+    finally:
+        await database.ask(f"GRANT EXECUTE ON {function} TO PUBLIC")
+    assert isinstance(error, DatabaseError)
+    assert error.code == "42501"
+    assert watchedSockets() == []
 
 
 # Losses.
 
 
-async def inFlight(
-    engine: PostgreSQL | Database,
-) -> tuple[Deferred[Any], Deferred[Any]]:
-    """
-    @return: A read and a write, each of which the server is busy with.
-    """
-    write = Statement("INSERT INTO users (name, email) SELECT '', pg_sleep(?)::text")
-    # Prepared before, both are sent at once.
-    await gatherResults([engine.read(SLEEP, 0.05), engine.write(write, 0.05)])
-    return engine.read(SLEEP, 60.0), engine.write(write, 60.0)
-
-
 @asynchronous
-async def test_a_server_that_is_killed_is_noticed_before_calls_fail(
-    ownPostgresql: Server,
+async def test_a_killed_server_is_noticed_before_calls_fail(
+    ownPostgresql: PostgreSQL,
 ) -> None:
     """
-    Of a read that was in flight it is known that it changed nothing; of a write
-    nobody knows; and what waited has not begun.
+    A read has changed nothing; the outcome of a write is unknown; a queued call was
+    not started. Calls that are made on the way are refused.
     """
     await ownPostgresql.start()
-    async with opened(ownPostgresql.url, connections=2) as engine:
-        events: list[object] = []
-        read, write = await inFlight(engine)
-        waits = engine.write(ADD, "waits")
-        for deferred in (engine.whenLost(), read, write, waits):
-            deferred.addBoth(lambda result: events.append(getattr(result, "value", 0)))
+    async with opened(ownPostgresql.url, [SCHEMA], connections=2) as module:
+        events: list[str] = []
+        read, write = await inProgress(module)
+        queued = module.write(ADD, "queued")
+        early = module.whenLost().addCallback(lambda _: module.read(ONE))
+        calls: list[Deferred[Any]] = [early, read, write, queued]
+        for deferred in calls:
+            deferred.addBoth(lambda result: events.append(result.type.__name__))
         await ownPostgresql.kill()
-        await engine.close()
-        assert events[0] == 0
-        kinds = sorted(type(event).__name__ for event in events[1:])
-        assert kinds == ["DatabaseUnavailable", "DatabaseUnavailable", "OutcomeUnknown"]
-        assert isinstance(await errorOf(engine.read(COUNT)), DatabaseUnavailable)
+        await gatherResults(calls)
+        assert events[0] in ("NotInitialized", "DatabaseUnavailable")
+        assert sorted(events[1:]) == [
+            "DatabaseUnavailable",
+            "DatabaseUnavailable",
+            "OutcomeUnknown",
+        ]
 
 
 @asynchronous
-async def test_an_idle_connection_that_ends_is_noticed_at_once(database: Any) -> None:
+async def test_an_idle_connection_that_ends_is_a_loss(database: Database) -> None:
     """
-    A loss is a loss although nothing was asked.
+    Again and again, and no file is left open.
     """
-    async with opened(database.url) as engine:
-        lost = engine.whenLost()
-        await database.ask(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        await lost
-        await engine.whenLost()
+
+    async def once() -> int:
+        async with opened(database.url) as module:
+            lost = module.whenLost()
+            await database.endConnections()
+            await lost
+            assert not module.initialized
+        return len(os.listdir("/proc/self/fd"))
+
+    await once()
+    assert len({await once() for _ in range(10)}) == 1
 
 
 @asynchronous
-async def test_what_the_server_ended_by_itself_was_not_carried_out(
-    database: Any,
+async def test_calls_on_other_connections_may_finish_after_a_loss(
+    database: Database,
 ) -> None:
     """
-    With a word of the server the outcome is known; the others may finish.
+    The server has said that it ended the write: it was not carried out. Closing waits
+    for the read, also when the database was initialised again.
     """
-    async with opened(database.url, connections=2) as engine:
-        _, write = await inFlight(engine)
-        await database.server.ask(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE query LIKE 'INSERT%%' AND pid <> pg_backend_pid()"
-        )
+    async with opened(database.url, [SCHEMA], connections=2) as module:
+        lost = module.whenLost()
+        read, write = await inProgress(module)
+        await database.endConnections(ADDING)
         error = await errorOf(write)
         assert isinstance(error, DatabaseUnavailable)
         assert error.code == "57P01"
+        await lost
+        await module.initialize()
+        closing = module.close()
+        assert not closing.called
+        assert not read.called
         await database.server.ask(
-            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
-            "WHERE query LIKE 'SELECT 1 FROM pg_sleep%%' AND pid <> pg_backend_pid()"
+            f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {ASLEEP}"  # noqa: S608
+            " AND pid <> pg_backend_pid()"
         )
-        assert isinstance(await errorOf(_), DatabaseUnavailable)
+        assert isinstance(await errorOf(read), DatabaseUnavailable)
+        await closing
 
 
 @asynchronous
-async def test_closing_waits_for_what_was_before_a_loss(database: Any) -> None:
+async def test_a_silent_network_is_noticed_while_idle(database: Database) -> None:
     """
-    A statement that has still its time to finish is not left behind.
+    Without packets no end of a connection is seen. A busy connection is not asked.
+    """
+    async with relayed(database, connectTimeout=0.2, connections=1) as (module, relay):
+        lost = module.whenLost()
+        assert await module.read(SLEEP, 0.7) == [(1,)]
+        assert not lost.called
+        relay.silence()
+        await lost
+
+
+@asynchronous
+async def test_a_silent_network_is_noticed_by_its_calls(database: Database) -> None:
+    """
+    The outcome of a write is unknown; one that waits to be prepared was not sent.
+    """
+    settings = {"statementTimeout": 0.1, "connections": 2}
+    async with relayed(database, **settings) as (module, relay):
+        await gatherResults([module.write(ADD, "prepared") for _ in range(2)])
+        relay.silence()
+        sent, read = module.write(ADD, "a"), module.write(ADD_SLOWLY, 0.0)
+        assert isinstance(await errorOf(sent), OutcomeUnknown)
+        assert isinstance(await errorOf(read), DatabaseUnavailable)
+
+
+@asynchronous
+async def test_closing_gives_up_opening_one_more_connection(
+    database: Database,
+) -> None:
+    """
+    Calls in progress finish.
+    """
+    async with relayed(database, connections=2) as (module, relay):
+        relay.silence()
+        both = [module.read(ONE) for _ in range(2)]
+        await relay.whenAccepted(2)
+        closing = module.close()
+        assert isinstance(await errorOf(both[1]), DatabaseUnavailable)
+        relay.resume()
+        assert await both[0] == [(1,)]
+        await closing
+
+
+@asynchronous
+async def test_a_server_that_accepts_no_writes_is_lost(database: Database) -> None:
+    """
+    After a failover another server has to be found.
+    """
+    async with opened(database.url, [SCHEMA], connections=1) as module:
+        lost = module.whenLost()
+        await module.read(Statement("SET default_transaction_read_only = on"))
+        error = await errorOf(module.write(ADD, "a"))
+        assert isinstance(error, DatabaseUnavailable)
+        assert error.code == "25006"
+        await lost
+
+
+def message(kind: bytes, body: bytes = b"") -> bytes:
+    """
+    @return: A message of PostgreSQL's protocol.
+    """
+    return kind + pack("!I", len(body) + 4) + body
+
+
+def error(code: bytes) -> bytes:
+    """
+    @return: An error with which a server ends a connection.
+    """
+    return message(b"E", b"SFATAL\0VFATAL\0C" + code + b"\0Mthe end\0\0")
+
+
+READY = message(b"Z", b"I")
+PREPARED = message(b"1") + READY
+COMPLETE = message(b"1") + message(b"2") + message(b"n") + message(b"C", b"SELECT 0\0")
+
+
+class Scripted(Protocol):
+    """
+    A server that answers what a test says, and then ends the connection.
+    """
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self._answers = [
+            message(b"R", pack("!I", 0)) + READY,
+            COMPLETE + READY,
+            message(b"C", b"SELECT 0\0") + READY,
+            *answers,
+        ]
+        self._received = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self._received += data
+        # What libpq sends ends with a Sync, or is a text.
+        if self._received.endswith((message(b"S"), b"\0")):
+            self._received = b""
+            self.transport.write(self._answers.pop(0))
+            if not self._answers:
+                self.transport.loseConnection()
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        ([b""], DatabaseUnavailable),
+        ([PREPARED, b""], OutcomeUnknown),
+        ([PREPARED, error(b"57P01")], DatabaseUnavailable),
+        # The statement was carried out, and perhaps committed.
+        ([PREPARED, COMPLETE + error(b"57P01")], OutcomeUnknown),
+        # A pooler has lost the server.
+        ([PREPARED, error(b"08006")], OutcomeUnknown),
+        ([PREPARED, error(b"08P01")], OutcomeUnknown),
+    ],
+)
+@asynchronous
+async def test_the_end_of_a_connection_says_what_is_known(
+    answers: list[bytes], kind: type[Exception]
+) -> None:
+    """
+    A write is not said to have failed if it may have been carried out.
     """
     from twisted.internet import reactor
 
-    module = Database(reactor, database.url, [SCHEMA], Settings(connections=2))
-    await module.initialize()
-    lost = module.whenLost()
-    read, write = await inFlight(module)
-    await database.server.ask(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE query LIKE 'INSERT%%' AND pid <> pg_backend_pid()"
-    )
-    await errorOf(write)
-    await lost
-    await module.initialize()
-    closing = module.close()
-    assert not closing.called
-    assert not read.called
-    await database.server.ask(
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
-        "WHERE query LIKE 'SELECT 1 FROM pg_sleep%%' AND pid <> pg_backend_pid()"
-    )
-    assert isinstance(await errorOf(read), DatabaseUnavailable)
-    await closing
-
-
-@asynchronous
-async def test_a_silent_network_is_noticed_while_nothing_is_asked(
-    database: Any,
-) -> None:
-    """
-    Without packets there is no end of a connection to notice.
-    """
-    async with relaying(database.server.port) as relay:
-        url = database.server.urlFor(database=database.name, port=relay.port)
-        async with opened(url, connectTimeout=0.2) as engine:
-            relay.silence()
-            await engine.whenLost()
-
-
-@asynchronous
-async def test_a_silent_network_is_noticed_by_who_waits_for_an_answer(
-    database: Any,
-) -> None:
-    """
-    The client's own limit ends what the server cannot end any more.
-    """
-    async with relaying(database.server.port) as relay:
-        url = database.server.urlFor(database=database.name, port=relay.port)
-        async with opened(url, statementTimeout=0.1) as engine:
-            relay.silence()
-            read, write = engine.read(COUNT), engine.write(ADD, "a")
-            unavailable = await errorOf(read)
-            assert isinstance(unavailable, DatabaseUnavailable)
-            assert isinstance(await errorOf(write), DatabaseUnavailable)
-
-
-@asynchronous
-async def test_a_write_without_an_answer_has_an_unknown_outcome(database: Any) -> None:
-    """
-    It was sent; whether it arrived nobody knows.
-    """
-    async with relaying(database.server.port) as relay:
-        url = database.server.urlFor(database=database.name, port=relay.port)
-        async with opened(url, statementTimeout=0.1, connections=1) as engine:
-            await engine.write(ADD, "prepared")
-            relay.silence()
-            assert isinstance(await errorOf(engine.write(ADD, "a")), OutcomeUnknown)
-
-
-@asynchronous
-async def test_a_server_that_cannot_be_written_to_is_lost(database: Any) -> None:
-    """
-    After a failover the other server is to be looked for.
-    """
-    async with opened(database.url, connections=1) as engine:
-        await engine.read(Statement("SET default_transaction_read_only = on"))
-        error = await errorOf(engine.write(ADD, "a"))
-        assert isinstance(error, DatabaseUnavailable)
-        assert error.code == "25006"
-        await engine.whenLost()
-
-
-@asynchronous
-async def test_losses_leave_no_file_behind(database: Any) -> None:
-    """
-    A server that restarts again and again must not use up what the process has.
-    """
-    from os import listdir
-
-    async def once() -> int:
-        async with opened(database.url) as engine:
-            await database.ask(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-            await engine.whenLost()
-        return len(listdir("/proc/self/fd"))
-
-    await once()
-    assert len({await once() for _ in range(20)}) == 1
-
-
-# Closing.
-
-
-@asynchronous
-async def test_closing_lets_what_was_sent_finish(database: Any) -> None:
-    """
-    What waits ends at once, what was sent by its answer; twice is once.
-    """
-    async with opened(database.url, connections=1) as engine:
-        sent = engine.read(SLEEP, 0.05)
-        waits = resultOf(engine.write(ADD, "a"))
-        closed = engine.close()
-        assert isinstance(waits.error, DatabaseUnavailable)
-        assert not closed.called
-        assert await sent == [(1,)]
-        await closed
-        await engine.close()
-
-
-@asynchronous
-async def test_closing_ends_an_attempt_to_connect() -> None:
-    """
-    It may be closed at any time; whoever opens it is told.
-    """
-    from twisted.internet import reactor as theReactor
-
-    reactor: Any = theReactor
-    async with blackHole() as hole:
-        url = f"postgresql://u@127.0.0.1:{hole.port}/n"
-        for isClosed in (True, False):
-            engine = PostgreSQL(reactor, url, [], Settings())
-            opening = engine.open()
-            await hole.whenAccepted(1)
-            if isClosed:
-                await engine.close()
-            else:
-                opening.cancel()
-            await errorOf(opening)
-            await engine.close()
-        assert reactor.getWriters() == []
+    factory = Factory.forProtocol(lambda: Scripted(list(answers)))
+    factory.noisy = False
+    endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+    port = await endpoint.listen(factory)
+    options = "sslmode=disable&target_session_attrs=any"
+    url = f"postgresql://u@127.0.0.1:{port.getHost().port}/n?{options}"
+    async with opened(url) as module:
+        lost = module.whenLost()
+        assert type(await errorOf(module.write(ONE))) is kind
+        await lost
+    await port.stopListening()
