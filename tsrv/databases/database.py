@@ -26,26 +26,21 @@ from .interface import (
 
 __all__ = ["Database"]
 
+MAX_STUCK_THREADS: Final = 8
+"""
+Maximum number of threads that may be blocked on a stalled disk.
+"""
+
 _EXTRA: Final = (
     "PostgreSQL needs a package that is not installed: pip install 'tsrv[postgresql]'"
 )
 
 
-_MOST_STUCK: Final = 8
-"""
-How many threads may be left to a disk that does not answer.
-"""
-
-
-async def _answerOf(url: Callable[[], str | Deferred[str]]) -> str:
-    answer = url()
-    return answer if isinstance(answer, str) else await answer
-
-
 @implementer(IDatabase, ISettlesCalls)
 class Database:
     """
-    The database at a URL, which may be known only when it is initialised.
+    The database at a URL. Each initialisation makes a new engine, and may find a new
+    URL.
     """
 
     _log = Logger()
@@ -58,12 +53,12 @@ class Database:
         settings: Settings | None = None,
     ) -> None:
         """
-        @param reactor: Provides time, threads, and the watching of sockets.
-        @param url: Where the database is, see L{Location.parse}; or what
-            answers that, or a Deferred of it, for each initialisation anew.
-        @param schemas: The tables that have to be there.
-        @param settings: How it is used.
-        @raise ValueError: The URL cannot be understood.
+        @param reactor: Provides time and threads, and watches sockets.
+        @param url: The URL, see L{Location.parse}; or a function that returns it, or
+            a Deferred of it, and is called for each initialisation.
+        @param schemas: The tables that have to exist.
+        @param settings: How the database is used.
+        @raise ValueError: The URL is not understood.
         """
         if isinstance(url, str):
             Location.parse(url)
@@ -71,9 +66,8 @@ class Database:
         self._url = url
         self._schemas = tuple(schemas)
         self._settings = settings or Settings()
-        self._location: Location | None = None
         self._engine: Engine | None = None
-        # Those that were lost, or given up, may still have something to end.
+        # Engines that were lost may still have calls in progress, or stuck threads.
         self._engines: list[Engine] = []
         self._stuck: list[Engine] = []
         self._opening: Deferred[None] | None = None
@@ -86,7 +80,7 @@ class Database:
     @property
     def initialized(self) -> bool:
         """
-        @see: L{IAsyncModule.initialized}
+        Whether the database can be used.
         """
         return self._engine is not None
 
@@ -96,12 +90,12 @@ class Database:
 
         @return: A Deferred that fires when that is done. It fails with
             L{DatabaseRefused} if no retry will help, and with
-            L{DatabaseUnavailable} if one may; also if it is being done already.
+            L{DatabaseUnavailable} if one may, or an initialisation is in progress.
         """
         if self._engine is not None:
             return succeed(None)
         if self._opening is not None:
-            return fail(DatabaseUnavailable("it is being initialised already"))
+            return fail(DatabaseUnavailable("the database is being initialised"))
         opening = Deferred.fromCoroutine(self._open())
         if not opening.called:
             self._opening = opening
@@ -109,7 +103,8 @@ class Database:
 
     async def _open(self) -> None:
         try:
-            engine = await self._makeEngine()
+            location = await self._locate()
+            engine = self._makeEngine(location)
             self._engines.append(engine)
             try:
                 await engine.open()
@@ -119,23 +114,20 @@ class Database:
         finally:
             self._opening = None
         self._engine = engine
-        engine.whenLost().addCallback(self._lost, engine)
-        self._log.info("Connected to {location}", location=self._location)
+        engine.whenLost().addCallback(lambda _: self._lost(engine))
+        self._log.info("Connected to {location}", location=location)
 
-    async def _makeEngine(self) -> Engine:
-        self._stuck = [engine for engine in self._stuck if engine.stuck]
-        if (stuck := sum(engine.stuck for engine in self._stuck)) >= _MOST_STUCK:
-            raise DatabaseUnavailable(
-                f"{stuck} threads wait for a disk that does not answer"
-            )
-        url = self._url
+    async def _locate(self) -> Location:
+        url = self._url if isinstance(self._url, str) else self._url()
         try:
-            location = Location.parse(
-                url if isinstance(url, str) else await _answerOf(url)
-            )
+            return Location.parse(url if isinstance(url, str) else await url)
         except ValueError as error:
             raise DatabaseRefused(str(error)) from None
-        self._location = location
+
+    def _makeEngine(self, location: Location) -> Engine:
+        self._stuck = [engine for engine in self._stuck if engine.stuck]
+        if (stuck := sum(engine.stuck for engine in self._stuck)) >= MAX_STUCK_THREADS:
+            raise DatabaseUnavailable(f"{stuck} threads wait for a stalled disk")
         if location.kind == "sqlite":
             from .sqlite import SQLite
 
@@ -146,22 +138,22 @@ class Database:
             raise DatabaseRefused(_EXTRA) from None
         return PostgreSQL(self._reactor, location.target, self._schemas, self._settings)
 
-    def _lost(self, result: None, engine: Engine) -> None:
+    def _lost(self, engine: Engine) -> None:
         if self._engine is engine:
             self._engine = None
         self._forget(engine)
 
     def _forget(self, engine: Engine) -> None:
-        def ended(result: None) -> None:
+        def closed(_: None) -> None:
             self._engines.remove(engine)
             if engine.stuck:
                 self._stuck.append(engine)
 
-        engine.close().addCallback(ended)
+        engine.close().addCallback(closed)
 
     def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
-        @see: L{IDatabase.read}
+        Carry out a statement that changes nothing.
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
@@ -169,7 +161,7 @@ class Database:
 
     def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
-        @see: L{IDatabase.write}
+        Carry out a statement that changes something, as a transaction.
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
@@ -177,7 +169,7 @@ class Database:
 
     def whenLost(self) -> Deferred[None]:
         """
-        @see: L{IDatabase.whenLost}
+        Wait until the database can no longer be used.
         """
         if self._engine is None:
             return succeed(None)
@@ -185,11 +177,10 @@ class Database:
 
     def close(self) -> Deferred[None]:
         """
-        @see: L{IDatabase.close}
+        Close all connections, and give up an initialisation in progress.
         """
         if self._opening is not None:
-            # Whoever waits for it gave it up.
             self._opening.cancel()
         self._engine = None
-        ended = DeferredList([engine.close() for engine in self._engines])
-        return ended.addCallback(lambda _: None)
+        closing = DeferredList([engine.close() for engine in self._engines])
+        return closing.addCallback(lambda _: None)

@@ -1,17 +1,15 @@
 """
-Two real databases behind one interface.
+The interface of all databases.
 
-A database is an asynchronously initialised module: C{initialize()} connects
-and brings the schema up to date, C{whenLost()} tells that the connections are
-gone, C{close()} ends them. In between there are only two things to ask of it:
-L{IDatabase.read} and L{IDatabase.write}, each of one statement. A read is safe
-to make twice, and so may be named in a wrapper's C{replay}. A write is a
-transaction of its own: when it is answered, it is on the disk.
+A database is an asynchronously initialised module that carries out single
+statements: L{IDatabase.read} and L{IDatabase.write}. A read is safe to repeat, so a
+wrapper may name it in C{replay}. A write is a transaction of its own, which is on
+the disk when its Deferred fires.
 
-What goes wrong says whether the statement may have been carried out. A
-L{DatabaseUnavailable} says that it was not; an
-L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} that nobody knows; any other
-error, that it was not, and that to try again would not help.
+An error says whether the statement may have been carried out. After
+L{DatabaseUnavailable} it was not, and trying again may help; after
+L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} nobody knows; after any other error it
+was not, and trying again would not help.
 """
 
 from __future__ import annotations
@@ -45,13 +43,13 @@ __all__ = [
 
 Row: TypeAlias = tuple[Any, ...]
 """
-What one row of a result is: integers, floats, texts, bytes and L{None}.
+One row of a result: integers, floats, strings, bytes and L{None}.
 """
 
 
 class DatabaseError(Exception):
     """
-    A statement could not be carried out, and trying again would not help.
+    A statement was not carried out, and trying again would not help.
 
     @ivar code: The SQLSTATE, or the name of SQLite's extended result code.
     """
@@ -63,28 +61,26 @@ class DatabaseError(Exception):
 
 class ConstraintViolated(DatabaseError):
     """
-    What was to be written contradicts a constraint.
+    The values violate a constraint.
     """
 
 
 class UniqueViolated(ConstraintViolated):
     """
-    What was to be written already exists: a UNIQUE or PRIMARY KEY constraint.
+    The values exist already: a UNIQUE or PRIMARY KEY constraint.
     """
 
 
 class DatabaseRefused(DatabaseError):
     """
-    The database cannot be had, and no retry will cure that: the password is
-    wrong, there is no such database, the file is none. The message says what
-    to do.
+    The database cannot be used, and no retry will help: the password is wrong, the
+    database does not exist, the file is not a database. The message says what to do.
     """
 
 
 class DatabaseUnavailable(Unavailable):
     """
-    The database cannot carry out a statement, or be connected to, now. The
-    statement has not been carried out, and never will be.
+    The database cannot be used now. The statement was not carried out.
 
     @ivar code: The SQLSTATE, or the name of SQLite's extended result code.
     """
@@ -99,7 +95,7 @@ class DatabaseUnavailable(Unavailable):
 @dataclass(frozen=True)
 class Statement:
     """
-    One statement, for either database.
+    One statement, for every kind of database.
 
     @ivar sql: SQL with a C{?} for each parameter, and no other question mark.
     """
@@ -109,7 +105,7 @@ class Statement:
     @cached_property
     def numbered(self) -> str:
         """
-        The same with C{$1}, C{$2} and so on, as PostgreSQL has it.
+        The statement with C{$1}, C{$2} and so on, as PostgreSQL wants it.
         """
         first, *others = self.sql.split("?")
         return first + "".join(
@@ -120,12 +116,12 @@ class Statement:
 @dataclass(frozen=True)
 class Schema:
     """
-    The tables of one part of the program, and how they have come to be.
+    The tables of one part of the program, and how they are made.
 
-    @ivar part: The name under which the database remembers their version.
-    @ivar sqlite: For each version, beginning with 1, the statements that make
-        it from the version before.
-    @ivar postgresql: The same, in PostgreSQL's words; there are as many.
+    @ivar part: The name under which the database remembers the version.
+    @ivar sqlite: For each version, beginning with 1, the statements that make it
+        from the version before.
+    @ivar postgresql: The same for PostgreSQL, with as many versions.
     """
 
     part: str
@@ -138,14 +134,13 @@ class Settings:
     """
     How a database is used.
 
-    @ivar connections: How many connections there are at most for reading;
-        PostgreSQL's are for all.
-    @ivar statementTimeout: How long one statement may take, in seconds.
-    @ivar connectTimeout: How long it may take to connect, in seconds; also how
-        long an idle connection may take to show that it is still there, and how
-        long SQLite waits for another process to unlock the file.
-    @ivar limit: How many statements may wait for a connection; one more fails
-        at once with L{DatabaseUnavailable}.
+    @ivar connections: Maximum number of connections; SQLite has one more, to write.
+    @ivar statementTimeout: Maximum time for one statement, in seconds.
+    @ivar connectTimeout: Maximum time to connect, in seconds; also for an idle
+        connection to show that the server is still there, and for SQLite to wait
+        until another process unlocks the file.
+    @ivar limit: Maximum number of calls that wait for a connection. One more fails
+        with L{DatabaseUnavailable}.
     """
 
     connections: int = 4
@@ -158,22 +153,20 @@ class IDatabase(IAsyncModule):
     """
     A database.
 
-    Each statement is one that is prepared in the program; nothing that came
-    from outside is ever in it. To cancel an answer gives the statement up: it
-    is not carried out if it has not begun; if it has, its answer is dropped.
+    Statements are constants of the program; values from outside are parameters.
+    Cancelling a call gives it up: it is not started any more, or its answer is
+    dropped.
     """
 
     def read(statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
         Carry out a statement that changes nothing.
 
-        @param statement: The statement. It is carried out again if the
-            connection breaks, so it really must not change anything.
-        @param parameters: As many as it has question marks: integers of 64
-            bits, floats, texts, bytes or L{None}.
+        @param statement: The statement. It may be carried out again after a loss.
+        @param parameters: One for each question mark: integers of 64 bits, floats,
+            strings, bytes or L{None}.
         @return: A Deferred that fires with the rows. It fails with
-            L{DatabaseUnavailable} if that is not possible now, and
-            L{DatabaseError} if it never is.
+            L{DatabaseUnavailable} or L{DatabaseError}.
         """
 
     def write(statement: Statement, *parameters: object) -> Deferred[list[Row]]:
@@ -182,34 +175,34 @@ class IDatabase(IAsyncModule):
 
         @param statement: The statement; C{RETURNING} makes it have rows.
         @param parameters: As for C{read}.
-        @return: A Deferred that fires with the rows when the transaction is on
-            the disk. It fails as that of C{read}; also with
-            L{ConstraintViolated}, and with
-            L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} if the connection
-            broke, or the time was up, before the answer was there.
+        @return: A Deferred that fires with the rows when the transaction is on the
+            disk. It fails like that of C{read}; also with L{ConstraintViolated}, and
+            with L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} if the connection
+            broke, or the time was up, before the answer arrived.
         """
 
     def whenLost() -> Deferred[None]:
         """
-        @return: A Deferred that fires when the database, once initialised, no
-            longer is; before that makes any call fail.
+        @return: A Deferred that fires when the database can no longer be used,
+            before any call fails for that reason.
         """
 
     def close() -> Deferred[None]:
         """
-        End what waits with L{DatabaseUnavailable}, what has begun by its time
-        limit, and all connections. It may be called again, and at any time.
+        Fail queued calls with L{DatabaseUnavailable}, let calls in progress finish
+        within their time limit, and close all connections. It may be called at any
+        time, and repeatedly.
         """
 
 
 @dataclass(frozen=True)
 class Location:
     """
-    Where a database is. What it looks like has no password in it.
+    Where a database is. Its representations do not show a password.
 
-    @ivar kind: Which database.
-    @ivar target: The path of SQLite's file, or the URL for PostgreSQL, which
-        may have a password in it.
+    @ivar kind: The kind of the database.
+    @ivar target: The path of SQLite's file, or the URL for PostgreSQL, which may
+        contain a password.
     """
 
     kind: Literal["sqlite", "postgresql"]
@@ -218,10 +211,10 @@ class Location:
     @classmethod
     def parse(cls, url: str) -> Location:
         """
-        @param url: C{sqlite:PATH}, or C{postgresql://USER:PASSWORD@HOST/NAME}
-            as libpq has it.
+        @param url: C{sqlite:PATH}, or C{postgresql://USER:PASSWORD@HOST/NAME} as
+            libpq understands it.
         @return: The location.
-        @raise ValueError: It is neither. The message does not repeat it.
+        @raise ValueError: The URL is neither. The message does not repeat it.
         """
         scheme, _, rest = url.strip().partition(":")
         if scheme == "sqlite" and rest.removeprefix("//"):
@@ -230,8 +223,8 @@ class Location:
                 return cls("sqlite", path)
         elif scheme in ("postgresql", "postgres") and rest.startswith("//"):
             user, _, _ = rest[2:].rpartition("@")
-            # libpq and others do not agree where such a password ends, and what
-            # is behind that would be shown.
+            # libpq and urllib disagree about the end of such a password, and would
+            # show what is behind it.
             if "#" in rest or set(user) & set("/?@[]"):
                 raise ValueError(
                     "special characters in the URL of a database have to be written "
@@ -270,10 +263,10 @@ class Location:
 
 class Engine(Protocol):
     """
-    What a kind of database is made of: connections that are opened once, and
-    closed once.
+    One kind of database: L{IDatabase}'s methods on connections that are opened once
+    and closed once.
 
-    @ivar stuck: How many threads have not come back, and nobody waits for them.
+    @ivar stuck: Number of threads that do not return, and that nobody waits for.
     """
 
     stuck: int
@@ -283,26 +276,25 @@ class Engine(Protocol):
         Connect, and bring the schema up to date.
 
         @return: A Deferred that fails with L{DatabaseRefused} or
-            L{DatabaseUnavailable}; then, and when it is cancelled, nothing is
-            left open.
+            L{DatabaseUnavailable}. If it fails or is cancelled, nothing stays open.
         """
 
     def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
-        @see: L{IDatabase.read}
+        Carry out a statement that changes nothing.
         """
 
     def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
-        @see: L{IDatabase.write}
+        Carry out a statement that changes something, as a transaction.
         """
 
     def whenLost(self) -> Deferred[None]:
         """
-        @see: L{IDatabase.whenLost}
+        Wait until the database can no longer be used.
         """
 
     def close(self) -> Deferred[None]:
         """
-        @see: L{IDatabase.close}
+        Close all connections, those in use when their calls have finished.
         """

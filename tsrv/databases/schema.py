@@ -1,9 +1,9 @@
 """
-How tables come to be: numbered steps, each of which is made once.
+How tables are made and changed: in numbered steps, each of which runs once.
 
-A database remembers the version of each part of the program. What is missing
-is made in one transaction, under a lock that others who start at the same time
-wait for; so it is made by one of them.
+A database remembers the version of each part of the program. Missing steps run in
+one transaction, under a lock that other processes wait for that start at the same
+time.
 """
 
 from __future__ import annotations
@@ -11,12 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
-from .interface import (
-    DatabaseRefused,
-    Row,
-    Schema,
-    Statement,
-)
+from .interface import DatabaseRefused, Row, Schema, Statement
 
 __all__ = ["CREATE", "VERSIONS", "Step", "stepsTo"]
 
@@ -44,26 +39,24 @@ def stepsTo(
     versions: Iterable[Row],
 ) -> list[Step]:
     """
-    Say what is still to be done.
-
-    @param schemas: The tables that have to be there.
-    @param kind: Which database it is.
-    @param versions: What L{VERSIONS} has found.
-    @return: What has to be carried out, in order.
-    @raise DatabaseRefused: The database has been used by a newer program.
+    @param schemas: The tables that have to exist.
+    @param kind: The kind of the database.
+    @param versions: The rows of L{VERSIONS}.
+    @return: The missing steps, in order.
+    @raise DatabaseRefused: A newer program has changed the database.
     """
     steps: list[Step] = []
     current: dict[str, int] = {row[0]: row[1] for row in versions}
     for schema in schemas:
-        made = schema.sqlite if kind == "sqlite" else schema.postgresql
-        done = current.get(schema.part, 0)
-        if done > len(made):
+        known = schema.sqlite if kind == "sqlite" else schema.postgresql
+        version = current.get(schema.part, 0)
+        if version > len(known):
             raise DatabaseRefused(
-                f"the tables of {schema.part!r} have version {done}, made by a "
-                f"newer tsrv; this one knows {len(made)}: upgrade tsrv"
+                f"the tables of {schema.part!r} have version {version}, made by a "
+                f"newer tsrv; this one knows {len(known)}: upgrade tsrv"
             )
-        for statements in made[done:]:
+        for statements in known[version:]:
             steps.extend((Statement(sql), ()) for sql in statements)
-        if done < len(made):
-            steps.append((_RECORD, (schema.part, len(made))))
+        if version < len(known):
+            steps.append((_RECORD, (schema.part, len(known))))
     return steps
