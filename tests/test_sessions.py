@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -418,7 +419,11 @@ def test_operations_of_one_request_run_in_order(place: Shop) -> None:
     visitor = place.visitor()
     assert visitor.says(allAtOnce) == [1, 1, None]
     assert place.count() == 1
-    assert visitor.says(allAtOnce) == [2, 2, None]
+    place.store.late.add("set")
+    begun = visitor.start(allAtOnce)
+    assert len(place.store.waiting) == 1
+    place.fire()
+    assert json.loads(visitor.end(begun).body) == [2, 2, None]
 
 
 @pytest.mark.parametrize("isCounted", [False, True])
@@ -603,8 +608,13 @@ def test_a_late_request_does_not_replace_the_new_cookie(place: Shop) -> None:
     for do in (dict, put(b=1), count):
         assert "set-cookie" not in late.do(do).headers
     assert place.count() == 1
-    retried = place.visitor(late.cookie)
-    assert "set-cookie" in retried.do(both(regenerate, put(b=1))).headers
+
+    def login(session: Session) -> Any:
+        session["b"] = 1
+        return session.save().addCallback(lambda _: session.regenerate())
+
+    for do in (login, both(regenerate, put(b=1))):
+        assert "set-cookie" in place.visitor(late.cookie).do(do).headers
     place.clock.advance(60)
     assert "set-cookie" in late.do(put(b=1)).headers
 
@@ -645,6 +655,27 @@ def test_what_failed_is_tried_again(place: Shop, method: str) -> None:
     assert visitor.do(change).status == 200
     assert place.visitor(old).says(dict) == {}
     assert visitor.says(dict) == ({"a": 1, "role": "root"} if method == "renew" else {})
+
+
+def test_new_rights_are_not_stored_under_the_old_identifier(place: Shop) -> None:
+    """
+    A counter that is added to after regenerate() is stored in the renewed session.
+    """
+    visitor = place.returning(a=1)
+    place.store.errors["renew"] = UNAVAILABLE
+    more = both(put(role="root"), count)
+    assert visitor.do(both(regenerate, more)).status == 503
+    assert visitor.says(dict) == {"a": 1}
+
+
+def test_a_finished_request_leaves_no_garbage(place: Shop) -> None:
+    """
+    A request and its session do not refer to each other after the response.
+    """
+    visitor = place.returning(a=1)
+    sessions: list[ref[Session]] = []
+    visitor.do(lambda session: sessions.append(ref(session)))
+    assert sessions[0]() is None
 
 
 @pytest.mark.parametrize("method", ["get", "set", "create", "destroy", "add"])
@@ -964,6 +995,7 @@ def test_a_client_that_leaves_is_sent_nothing(place: Shop) -> None:
     request, session = requests[1]
     session["c"] = 1
     write(request, b"ended")
+    place.store.late.clear()
     with logged() as events:
         place.store.waiting[0].errback(Trouble("the disk is full"))
         place.store.waiting[1].callback(None)

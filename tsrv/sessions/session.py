@@ -227,7 +227,7 @@ class Session(MutableMapping[str, Any]):
     async def _save(self) -> None:
         if self._toDestroy is not None:
             await self._shared.store.destroy(self._toDestroy)
-            self._toDestroy = self._sent = None
+            self._toDestroy = None
             self._shared.cookies.expire(self._request)
         if self._identifier is None:
             await self._create()
