@@ -99,7 +99,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     requests = max(2, raiseFileLimit(wanted))
     if requests < wanted:
         print(
-            f"Only {requests:,} of {wanted:,} requests: the limit of open files is reached",
+            f"Only {requests:,} of {wanted:,} requests: limit of open files reached",
             file=sys.stderr,
         )
     tsrv, bare = sides = [_Side("tsrv"), _Side("quiet")]
