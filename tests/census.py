@@ -1,5 +1,5 @@
 """
-A count of what a process holds, and a disk that is soon full.
+A count of the resources of a process, and a file system that is soon full.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SmallDisk:
     """
     A file system that is soon full.
 
-    @ivar directory: Where it is.
+    @ivar directory: Its mount point.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -29,7 +29,7 @@ class SmallDisk:
 
     def fill(self) -> None:
         """
-        Take all the room that is left.
+        Use up the space that is left.
         """
         with suppress(OSError), self._ballast.open("ab", buffering=0) as ballast:
             while True:
@@ -37,7 +37,7 @@ class SmallDisk:
 
     def free(self) -> None:
         """
-        Give back what L{fill} took.
+        Free the space that L{fill} used.
         """
         self._ballast.unlink()
 
@@ -50,11 +50,11 @@ def _mounted(directory: Path, size: int) -> Iterator[SmallDisk]:
     try:
         subprocess.run([*prefix, *mount], check=True, capture_output=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("it is not allowed to mount a file system")
+        pytest.skip("mounting a file system is not permitted")
     try:
         yield SmallDisk(directory)
     finally:
-        # Whatever is still open there is no reason to keep it.
+        # Files that are still open do not keep it mounted.
         subprocess.run([*prefix, "umount", "--lazy", directory], check=True)  # noqa: S603
 
 
@@ -72,13 +72,13 @@ def smallDisk(tmp_path: Path) -> Iterator[SmallDisk]:
 @dataclass(frozen=True)
 class Census:
     """
-    What a process holds.
+    The resources of a process.
 
-    @ivar threads: Its threads.
-    @ivar files: Its file descriptors.
-    @ivar connections: The TCP connections among them, those too that the other
-        side has closed, but not the ports that it listens on.
-    @ivar memory: Its resident memory, in bytes.
+    @ivar threads: Number of threads.
+    @ivar files: Number of file descriptors.
+    @ivar connections: Number of TCP connections, with those that the other side has
+        closed, and without listening sockets.
+    @ivar memory: Resident memory, in bytes.
     """
 
     threads: int
@@ -89,7 +89,7 @@ class Census:
     @classmethod
     def of(cls, pid: int | None = None) -> Census:
         """
-        @param pid: The process, if it is not this one.
+        @param pid: The process; by default this one.
         """
         process = Path("/proc") / str(os.getpid() if pid is None else pid)
         sockets = set()
@@ -97,11 +97,12 @@ class Census:
             with suppress(FileNotFoundError):
                 lines = (process / "net" / name).read_text().splitlines()[1:]
                 for words in map(str.split, lines):
-                    if words[3] != _LISTENING:
+                    # 0A is the state of a listening socket.
+                    if words[3] != "0A":
                         sockets.add(f"socket:[{words[9]}]")
         files = []
         for path in (process / "fd").iterdir():
-            # That by which they are counted is gone by now.
+            # The descriptor of the directory itself is closed by now.
             with suppress(FileNotFoundError):
                 files.append(os.readlink(path))
         return cls(
@@ -114,9 +115,8 @@ class Census:
 
     def grownFrom(self, earlier: Census, memory: int) -> dict[str, int]:
         """
-        @param memory: How many bytes of memory more are no growth.
-        @return: What there is more of than there was, and how much more; empty
-            if there is nothing.
+        @param memory: Bytes of memory that do not count as growth.
+        @return: How much each resource has grown, for those that have.
         """
         grown = {
             name: getattr(self, name) - getattr(earlier, name)
@@ -127,9 +127,3 @@ class Census:
             for name, more in grown.items()
             if more > (memory if name == "memory" else 0)
         }
-
-
-_LISTENING = "0A"
-"""
-The state of such a socket in C{/proc/net/tcp}.
-"""

@@ -1,6 +1,5 @@
 """
-What the tests of real processes need: to start them, and to follow what they
-write.
+Real processes: start them, and follow their output.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ The checkout.
 
 class Process(ProcessProtocol):
     """
-    A process, and what it has written.
+    A process and its output.
 
-    @ivar ended: Fires with its exit status (that of a shell, if a signal
-        killed it), when all that it has left behind has ended too.
-    @ivar exited: Fires when it has ended itself.
+    @ivar ended: Fires with the exit status (negative for a signal) when the process and
+        all that it has left behind have ended.
+    @ivar exited: Fires when the process itself has ended.
+    @ivar status: The exit status, once C{ended} has fired.
     """
 
     def __init__(self) -> None:
@@ -46,21 +46,21 @@ class Process(ProcessProtocol):
     @property
     def output(self) -> str:
         """
-        What it has written to its standard output.
+        The standard output.
         """
         return self._written[1]
 
     @property
     def errors(self) -> str:
         """
-        What it has written to its standard error.
+        The standard error.
         """
         return self._written[2]
 
     def whenWritten(self, text: str) -> Deferred[None]:
         """
-        @return: A Deferred that fires when the process has written something.
-            It fails when the process ends before.
+        @return: A Deferred that fires when the process has written a text, and fails if
+            the process ends before.
         """
         deferred: Deferred[None] = Deferred()
         self._waiting.append((text, deferred))
@@ -69,13 +69,13 @@ class Process(ProcessProtocol):
 
     def write(self, text: str) -> None:
         """
-        Write something to its standard input.
+        Write to the standard input.
         """
         cast(Any, self.transport).write(text.encode())
 
     def terminate(self) -> None:
         """
-        Send it SIGTERM.
+        Send SIGTERM.
         """
         cast(Any, self.transport).signalProcess("TERM")
 
@@ -113,27 +113,23 @@ async def spawned(
     directory: Path, *words: str, listening: socket | None = None
 ) -> AsyncIterator[Process]:
     """
-    Run Python in a directory; the process is gone afterwards.
+    Run Python in a directory, and kill it at the end if it still runs.
 
-    @param directory: Where.
-    @param words: Its command line.
-    @param listening: A listening socket that it is given, in the way of systemd.
+    @param listening: A listening socket to pass on, in the way of systemd.
     """
     from twisted.internet import reactor as theReactor
 
     reactor: Any = theReactor
     process = Process()
-    # A daemon lets go of the first three; it has not ended before the last one
-    # is closed.
+    # A daemon closes the first three; it has ended when the last one is closed.
     files: dict[int, str | int] = {0: "w", 1: "r", 2: "r", 3: "r"}
     environment = dict(os.environ)
     command = [sys.executable, *words]
     if listening is not None:
         files[3] = listening.fileno()
         environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
-        # Its number is known only once there is the process.
+        # Only the process itself knows its number.
         command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *command]
-        # exec needs it to be exported.
         environment["LISTEN_PID"] = ""
     transport = reactor.spawnProcess(
         process,
@@ -161,8 +157,7 @@ def running(
     listening: socket | None = None,
 ) -> AbstractAsyncContextManager[Process]:
     """
-    Run a program that is installed beside Python in a directory of its own; it
-    is gone afterwards.
+    Run a program of this environment in a directory.
     """
     path = os.path.join(os.path.dirname(sys.executable), program)
     return spawned(directory, path, *words, listening=listening)

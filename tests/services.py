@@ -1,6 +1,5 @@
 """
-What the tests of outages need: a real server in a process of its own, and who asks
-it.
+A real server in its own process, with an HTTP client, for the tests of outages.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _COOKIE = re.compile("session=([^;]*);")
 
 def pause(seconds: float) -> Deferred[None]:
     """
-    Let others have their turn, before something is looked at again.
+    Wait before something is looked at again.
     """
     from twisted.internet import reactor as theReactor
 
@@ -47,12 +46,12 @@ def pause(seconds: float) -> Deferred[None]:
 @dataclass
 class Answer:
     """
-    What was answered.
+    A response.
 
-    @ivar status: The status, or 0 if the connection broke.
-    @ivar retry: Whether it says that it may be tried again.
-    @ivar cookie: The session cookie that it sets; empty if that is to be
-        forgotten, and L{None} if it sets none.
+    @ivar status: Status, or 0 if the connection was lost.
+    @ivar retry: Whether the response has C{Retry-After}.
+    @ivar cookie: Value of the session cookie that the response sets; empty if it
+        deletes the cookie, L{None} if it sets none.
     """
 
     status: int
@@ -63,7 +62,7 @@ class Answer:
     @property
     def kind(self) -> str:
         """
-        What it means.
+        C{"not now"} or C{"unknown"} for 503, otherwise the status.
         """
         if self.status != 503:
             return str(self.status)
@@ -76,7 +75,7 @@ class Answer:
 @dataclass
 class Service:
     """
-    A server that runs.
+    A running server.
     """
 
     process: Any
@@ -86,7 +85,7 @@ class Service:
     @property
     def client(self) -> HTTPClient:
         """
-        Who asks.
+        A client with the connections of the pool.
         """
         from twisted.internet import reactor
 
@@ -95,7 +94,7 @@ class Service:
     @property
     def origin(self) -> str:
         """
-        What it is for browsers.
+        The origin of the site, as browsers send it.
         """
         return f"http://127.0.0.1:{self.port}"
 
@@ -136,7 +135,7 @@ class Service:
 
     async def until(self, path: str, met: Callable[[Answer], bool]) -> Answer:
         """
-        Ask until the answer is as it should be.
+        Make a request until a response meets a condition.
         """
         begun = self.now()
         while self.now() - begun < 30:
@@ -156,13 +155,13 @@ class Service:
 
     async def ready(self, is_: bool = True) -> None:
         """
-        Wait until it says that it is ready, or is not.
+        Wait until the server is ready, or is not.
         """
         await self.until("/readyz", lambda answer: (answer.status == 200) is is_)
 
     def kill(self) -> Awaitable[int]:
         """
-        End it, so that it learns nothing of it.
+        Kill the server.
         """
         self.process.transport.signalProcess("KILL")
         ended: Awaitable[int] = self.process.ended
@@ -176,7 +175,7 @@ async def serving(
     """
     Run a server.
 
-    @param url: Where its database is.
+    @param url: The URL of its database.
     """
     from twisted.internet import reactor as theReactor
 
@@ -205,8 +204,7 @@ async def serving(
 
 def tried(name: str, times: int) -> Callable[[Answer], bool]:
     """
-    @return: Whether it was tried so often in vain to have a module again, as
-        C{/startup} says.
+    @return: A condition for C{/startup}: the last attempts of a module have failed.
     """
 
     def met(answer: Answer) -> bool:

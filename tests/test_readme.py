@@ -1,5 +1,5 @@
 """
-What the README says is so.
+The statements of the README are true: its examples run, its tables are complete.
 """
 
 from __future__ import annotations
@@ -9,29 +9,25 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 
-from tsrv import (
-    QueuingWrapper,
-    Startup,
-)
-from tsrv.queuing.states import (
-    TRANSITIONS,
-    State,
-)
+from tsrv import QueuingWrapper, Startup
+from tsrv.queuing.states import TRANSITIONS, State
 from tsrv.starting.member import WrapperOptions
 
-ROOT = Path(__file__).parent.parent
+from .processes import ROOT
 
 README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
     """
-    @return: The blocks of code in that language.
+    @return: The blocks of code in a language.
     """
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
@@ -51,35 +47,35 @@ def table(heading: str) -> list[list[str]]:
 
 def run(*command: str) -> str:
     """
-    @return: What a program prints.
+    @return: The output of a Python program.
     """
-    done = subprocess.run(  # noqa: S603
+    ended = subprocess.run(  # noqa: S603
         [sys.executable, *command], capture_output=True, text=True, check=True
     )
-    assert done.stderr == ""
-    return done.stdout
+    assert ended.stderr == ""
+    return ended.stdout
 
 
 @pytest.mark.parametrize(
     ("example", "printed"), list(zip(blocks("python"), blocks("text"), strict=True))
 )
-def test_an_example_prints_what_it_is_said_to_print(example: str, printed: str) -> None:
+def test_an_example_prints_what_the_readme_shows(example: str, printed: str) -> None:
     """
-    The first thing that anyone tries has to work as shown, but for the time.
+    An example is short, and prints what is shown, but for the time of day and fractions
+    of a tenth of a second.
     """
     assert len(example.splitlines()) <= 18
     pattern = re.sub(
         r"\d{4}.*", r"\\d{4}-\\d\\d-\\d\\d \\d\\d:\\d\\d:\\d\\d[+-]\\d\\d:\\d\\d",
         re.escape(printed),
     )  # fmt: skip
-    # Of what took some tenths of a second, the tenths are right.
     pattern = re.sub(r"(?<=\d\\\.)\d{3}", r"\\d{3}", pattern)
     assert re.fullmatch(pattern, run("-c", example))
 
 
-def test_the_longer_example() -> None:
+def test_the_example_of_a_client() -> None:
     """
-    The example of a client that knows nothing of tsrv runs as well.
+    A client that knows nothing of tsrv works behind a queue.
     """
     assert run(str(ROOT / "examples" / "late_echo.py")).splitlines() == [
         "asked, and nobody listens: "
@@ -92,19 +88,20 @@ def test_the_longer_example() -> None:
 
 def test_the_example_of_sessions(tmp_path: Path) -> None:
     """
-    What is shown of it is in it, and it counts.
+    The README shows lines of an example that counts visits.
     """
     source = (ROOT / "examples" / "basket.py").read_text()
     shown = README.split("examples/basket.py) is", 1)[1].split("\n- ", 1)[0]
     lines = [line.strip() for line in shown.splitlines() if line.startswith("    ")]
     assert len(lines) > 6
-    for line in lines:
-        assert line in source
+    assert [line for line in lines if line not in source] == []
     changed = tmp_path / "basket.py"
     changed.write_text(source.replace("listenTCP(8001", "listenTCP(0"))
-    command = [sys.executable, str(changed)]
     process = subprocess.Popen(  # noqa: S603
-        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(changed)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -118,9 +115,9 @@ def test_the_example_of_sessions(tmp_path: Path) -> None:
         process.communicate(timeout=30)
 
 
-def test_the_diagram_is_the_table() -> None:
+def test_the_diagram_shows_all_transitions() -> None:
     """
-    A picture that differs from the code is worse than none.
+    The diagram and the table of transitions are the same.
     """
     (diagram,) = blocks("mermaid")
     drawn = re.findall(r"^    (\w+) --> (\w+):", diagram, re.M)
@@ -130,22 +127,34 @@ def test_the_diagram_is_the_table() -> None:
     }
 
 
-def test_the_options_of_the_wrapper() -> None:
+@pytest.mark.parametrize(
+    ("function", "heading"),
+    [(QueuingWrapper, "### Options of"), (Startup.add, "## Many modules")],
+)
+def test_a_table_has_every_option(function: Callable[..., Any], heading: str) -> None:
     """
-    Every option is listed, in order, with its default.
+    The tables of options list every option with its default.
     """
-    parameters = inspect.signature(QueuingWrapper).parameters.values()
-    options = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
-    rows = table("### Options of")
-    assert [row[0] for row in rows] == [each.name for each in options]
-    assert [eval(row[1]) for row in rows] == [  # noqa: S307
-        each.default for each in options
-    ]
+    parameters = inspect.signature(function).parameters.values()
+    options = {
+        each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY
+    }
+    assert {row[0]: eval(row[1]) for row in table(heading)} == options  # noqa: S307
 
 
-def test_what_the_wrapper_offers() -> None:
+def test_a_module_of_a_program_takes_the_options_of_the_wrapper() -> None:
     """
-    Every public name is listed, and nothing that is not there.
+    Every option of the wrapper is one of C{Startup.add} too; C{timeout} has another
+    name there.
+    """
+    wrapped = set(inspect.signature(QueuingWrapper).parameters)
+    expected = wrapped - {"module", "reactor", "name", "timeout"} | {"queueTimeout"}
+    assert set(WrapperOptions.__annotations__) == expected
+
+
+def test_a_table_has_every_name_of_the_wrapper() -> None:
+    """
+    The table of names lists every public name of the wrapper.
     """
     listed = {
         name.strip("`").removesuffix("()")
@@ -156,54 +165,28 @@ def test_what_the_wrapper_offers() -> None:
     assert listed == public | {"proxy", "module", "history"}
 
 
-def test_the_options_of_a_module_of_a_program() -> None:
+@pytest.mark.parametrize("end", ["-m pytest", "twistd -n tsrv"])
+def test_a_command_needs_nothing_but_python(end: str) -> None:
     """
-    Every option that a start-up takes beside those of the wrapper is listed,
-    and of those none is missing.
-    """
-    parameters = inspect.signature(Startup.add).parameters.values()
-    options = {
-        each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY
-    }
-    rows = table("## Many modules")
-    assert {row[0]: eval(row[1]) for row in rows} == options  # noqa: S307
-    wrapped = set(inspect.signature(QueuingWrapper).parameters)
-    expected = wrapped - {"module", "reactor", "name", "timeout"} | {"queueTimeout"}
-    assert set(WrapperOptions.__annotations__) == expected
-
-
-@pytest.mark.parametrize("part", ["-m pytest", "twistd -n tsrv"])
-def test_the_commands_need_nothing(part: str) -> None:
-    """
-    Each of the two commands makes its own environment, in the checkout, from
-    a Python with nothing in it.
+    Each of the two commands creates its own environment; the checks run the same
+    command for the tests.
     """
     (command,) = [
         line.strip()
         for line in README.splitlines()
-        if line.startswith("    python3 ") and line.endswith(part)
+        if line.startswith("    python3 ") and line.endswith(end)
     ]
     words = shlex.split(command)
     assert words[:4] == ["python3", "-m", "venv", ".venv"]
     programs = [words[at + 1] for at, word in enumerate(words) if word == "&&"]
     assert all(program.startswith(".venv/bin/") for program in programs)
+    checks = (ROOT / ".ci" / "run").read_text()
+    assert f"\n{command}\n" in checks or "pytest" not in end
 
 
-def test_what_is_run_is_what_is_said() -> None:
+def test_links_lead_to_files() -> None:
     """
-    The checks run the very command that the README tells readers to run.
-    """
-    (command,) = [
-        line.strip()
-        for line in README.splitlines()
-        if line.startswith("    python3 ") and line.endswith("-m pytest")
-    ]
-    assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text()
-
-
-def test_links() -> None:
-    """
-    Every file that is pointed to is there.
+    Every file that the documentation links to exists.
     """
     for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
         for target in re.findall(r"\]\(([^)#]+)\)", page):
