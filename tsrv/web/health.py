@@ -131,7 +131,8 @@ class StartupPage(AsyncResource):
         if not self._showErrors:
             hideMessages(report)
         body = json.dumps(report, indent=1, ensure_ascii=False)
-        return Response(body.encode(), b"application/json", headers=NOT_CACHED)
+        content = body.encode("utf-8", "backslashreplace")
+        return Response(content, b"application/json", headers=NOT_CACHED)
 
 
 def hideMessages(report: Report) -> None:

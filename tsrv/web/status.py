@@ -117,7 +117,7 @@ class _Body:
     """
 
     def __init__(self, text: str) -> None:
-        self.content = text.encode()
+        self.content = text.encode("utf-8", "backslashreplace")
         digest = hashlib.sha256(self.content).hexdigest()
         self.tag = b'"%s"' % digest[:32].encode("ascii")
 

@@ -1,0 +1,92 @@
+"""
+A program whose modules do what the test says, for the tests of what operators see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from tsrv import Startup
+
+from .support import Module, Refused, Trouble, resultOf
+
+__all__ = ["SECRET", "Program", "program"]
+
+SECRET = "the password of admin@db.internal is wrong"  # noqa: S105
+"""
+The message of errors.
+"""
+
+
+class Program:
+    """
+    A program that stays up.
+
+    @ivar modules: Its modules by name.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.startup = Startup(clock, stayUp=True)
+        self.modules: dict[str, Module] = {}
+
+    def add(self, name: str, *needs: str, **options: Any) -> Any:
+        """
+        @return: The wrapper of a new module.
+        """
+        module = self.modules[name] = Module()
+        options.setdefault("retryPolicy", lambda attempts: 5.0)
+        return self.startup.add(name, module, needs=needs, fatal=Refused, **options)
+
+    def start(self) -> None:
+        """
+        Start the modules.
+        """
+        self.startup.startService()
+        self.clock.advance(0)
+
+    def succeed(self, *names: str) -> None:
+        """
+        Let an attempt of each module succeed.
+        """
+        for name in names:
+            self.modules[name].attempts[-1].callback(None)
+
+    def fail(self, name: str, error: type[Exception] = Trouble) -> None:
+        """
+        Let an attempt of a module fail.
+        """
+        self.modules[name].attempts[-1].errback(error(SECRET))
+
+    def lose(self, name: str) -> None:
+        """
+        Let a module be lost.
+        """
+        self.modules[name].watches[-1].errback(Trouble(SECRET))
+
+    def stop(self) -> None:
+        """
+        Stop the program; its modules close at once.
+        """
+        stopped = resultOf(self.startup.stopService())
+        for module in reversed(self.modules.values()):
+            self.clock.advance(0)
+            for closing in module.closings:
+                if not closing.called:
+                    closing.callback(None)
+        self.clock.advance(0)
+        assert not stopped.pending
+
+
+@pytest.fixture
+def program(clock: Clock) -> Iterator[Program]:
+    """
+    A program, which is stopped at the end.
+    """
+    program = Program(clock)
+    yield program
+    program.stop()
