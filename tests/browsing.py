@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,8 +36,6 @@ __all__ = [
 ROOT = Path(__file__).parent.parent
 
 EVIL = "<script>alert(1)</script>&\"'"
-
-SAY = b"GET /say HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -150,14 +147,6 @@ class Server:
         assert self._process.stdin is not None
         for line in lines:
             print(line, file=self._process.stdin, flush=True)
-
-    def say(self) -> socket.socket:
-        """
-        Ask for C{/say}.
-        """
-        asking = socket.create_connection(("127.0.0.1", self.port), 30)
-        asking.sendall(SAY)
-        return asking
 
     def end(self) -> None:
         """

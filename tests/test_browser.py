@@ -8,7 +8,6 @@ waits for a time: each step waits for what the page shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +23,7 @@ from .browsing import (
     waitFor,
 )
 from .browsing import browse as browse
+from .operated import SECRET
 from .websupport import reservedPort
 
 if TYPE_CHECKING:
@@ -81,25 +81,24 @@ def test_the_page_follows_the_program(serve: Any, browse: Any) -> None:
     def visit(visit: Visit) -> None:
         page = visit.open(server.url)
         waitFor(page, LIVE)
-        with ExitStack() as stack:
-            for _ in range(7):
-                stack.enter_context(server.say())
-            waitForText(page, row(2, "queue"), "7 of 10,000 oldest")
-            server.tell("start", "fail configuration")
-            waitForText(page, ".headline", "Starting")
-            waitForText(page, row(1, "standing"), "in progress last error: Trouble")
-            page.focus("summary")
-            page.keyboard.press("Enter")
-            page.evaluate("scrollTo(0, 50)")
-            server.tell("succeed configuration", "succeed clock")
-            waitForText(page, row(1, "standing"), "attempt succeeded after")
-            waitForText(page, row(2, "queue"), "0 of 10,000")
+        server.tell(*["call clock"] * 7)
+        waitForText(page, row(2, "queue"), "7 of 10,000 oldest")
+        server.tell("start", "fail configuration")
+        waitForText(page, ".headline", "Starting")
+        waitForText(page, row(1, "standing"), "attempt 1 failed (Trouble)")
+        page.focus("summary")
+        page.keyboard.press("Enter")
+        page.evaluate("scrollTo(0, 50)")
+        server.tell("succeed clock")
+        waitForText(page, row(2, "queue"), "0 of 10,000")
+        # The next attempt.
+        waitForText(page, row(1, "standing"), "in progress last error: Trouble")
         assert page.locator("details[open] summary:focus").count() == 1
         assert page.evaluate("scrollY") == 50
         server.tell("lose clock")
         waitForText(page, row(2, "standing"), "lost: Trouble")
         assert page.title().startswith("Starting, waiting for ")
-        assert "a secret" not in page.content()
+        assert SECRET not in page.content()
         assert visit.complaints == []
 
     browse(visit)
@@ -159,9 +158,7 @@ def test_a_hidden_page_asks_for_nothing(serve: Any, browse: Any) -> None:
     }"""
 
     def visit(visit: Visit) -> None:
-        # Time goes by when the test says so.
-        context_script = "document.requests = 0"
-        page = visit.open(server.url, WIDE, context_script)
+        page = visit.open(server.url)
         waitFor(page, LIVE)
         page.clock.install()
         requests: list[str] = []
