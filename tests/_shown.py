@@ -46,7 +46,7 @@ class _Control(LineOnlyReceiver):
 
 def _main(port: int, names: list[str]) -> None:
     """
-    @param port: Where to listen.
+    @param port: The port on the loopback interface.
     @param names: The names of further modules.
     """
     from twisted.internet import reactor as theReactor

@@ -178,7 +178,7 @@ def test_a_hidden_page_asks_for_nothing(serve: Any, browse: Any) -> None:
 
 def test_the_page_is_readable_on_every_screen(serve: Any, browse: Any) -> None:
     """
-    In light and dark, wide and narrow: nothing has to be scrolled sideways, and
+    In light and dark, wide and narrow, the page fits the width of the screen, and
     every text stands out from its background (WCAG AA).
     """
     server = serve("a-name-that-is-so-long-that-it-does-not-fit-into-one-line" * 2)

@@ -226,7 +226,7 @@ def test_a_bar_shows_each_part_of_a_start() -> None:
 )
 def test_a_bar_grows_until_now(module: ModuleReport, parts: list[Any]) -> None:
     """
-    What has not ended is shown up to now, within a window that has room.
+    A bar that has not ended is shown up to now, within a window that has room.
     """
     report = reportOf(module, now=3.5)
     assert bar(module, report) == parts

@@ -1,5 +1,5 @@
 """
-The status page, for people: what the modules of a program are doing.
+The status page: the modules of a program, for people.
 
 How it works
 ============
@@ -77,7 +77,7 @@ HTML: Final = b"text/html; charset=utf-8"
 
 FRAGMENT_MARK: Final = "<!-- fragment -->"
 """
-What stands before and after the fragment in the template.
+The text before and after the fragment in the template.
 """
 
 
@@ -94,7 +94,7 @@ def putStatus(
 
     @param root: The root.
     @param startup: The modules.
-    @param reactor: Provides the time; the same as that of C{startup}.
+    @param reactor: Provides the time.
     @param links: The address and the name of each page that the page links to.
     @param showErrors: Whether to show the messages of errors, and not only their
         types. Messages are not for the public.

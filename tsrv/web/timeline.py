@@ -1,6 +1,6 @@
 """
-The timeline of the status page: which period it shows, and what each module did
-in it.
+The timeline of the status page: the period that it shows, and the bars of the
+modules.
 
 It shows the start-up until all modules have settled. After a later loss it shows
 that loss instead: days after the start, the start-up is no longer interesting.
@@ -44,11 +44,11 @@ class Window:
     """
     The period that the timeline shows.
 
-    @ivar title: What the period is.
+    @ivar title: The name of the period.
     @ivar origin: The time that is labelled 0.
-    @ivar begin: When the period begins.
-    @ivar end: When the period ends; it may be in the future.
-    @ivar until: Where the bar of what has not ended ends.
+    @ivar begin: The begin of the period.
+    @ivar end: The end of the period, which may be in the future.
+    @ivar until: The end of the bars of everything that has not ended.
     @ivar tickSeconds: Seconds between two ticks of the axis.
     """
 
@@ -140,8 +140,8 @@ def _stretches(
     module: ModuleReport,
 ) -> Iterator[tuple[str, float, float | None, str]]:
     """
-    @return: What the module did, from when, until when (L{None} if it still
-        does), and a note.
+    @return: The kind, the begin, the end (L{None} if it has not ended) and a note
+        of each part of a module's history.
     """
     status, since = module["status"], module["since"]
     if since is None:
