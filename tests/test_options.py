@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tsrv.server.options import OPTIONS, Options, markdownTable
-from tsrv.server.parsers import SessionLocation
+from tsrv.server.options import Options
+from tsrv.server.optiontable import OPTIONS, SessionLocation, markdownTable
 
 from .processes import ROOT
 

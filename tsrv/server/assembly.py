@@ -23,7 +23,7 @@ from .options import Options
 from .server import Server
 from .systemd import Notifier, SystemdService
 
-__all__ = ["addModules", "assemble"]
+__all__ = ["assemble", "checkSettings"]
 
 MAX_RETRY_SECONDS: Final = 4.0
 """
@@ -43,7 +43,9 @@ Maximum size of the body of a request, in bytes.
 
 def checkSettings(settings: Mapping[str, Any]) -> str | None:
     """
-    @return: What is wrong with settings that have to name the database.
+    Check that settings name a database.
+
+    @return: The problem, if there is one.
     """
     try:
         Location.parse(settings["database"])
@@ -54,14 +56,7 @@ def checkSettings(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
-def addModules(startup: Startup, reactor: Any, options: Options) -> None:
-    """
-    Add the modules of the server, with what each of them needs.
-
-    @param startup: The start-up.
-    @param reactor: The reactor.
-    @param options: The options.
-    """
+def _addModules(startup: Startup, reactor: Any, options: Options) -> None:
     add = partial(
         startup.add, limit=options["queue-limit"], queueTimeout=options["queue-timeout"]
     )
@@ -158,7 +153,7 @@ def assemble(
     @return: The server, as a service that has not been started.
     """
     startup = Startup(reactor, replacements=replacements, stayUp=options["stay-up"])
-    addModules(startup, reactor, options)
+    _addModules(startup, reactor, options)
     clock, database, store = (
         _moduleOf(startup.wrappers[name], options)
         for name in ("clock", "database", "sessions")

@@ -87,14 +87,14 @@ class Notifier:
         Send one message.
 
         @param assignments: The assignments, without line breaks.
-        @return: C{False} if the message has to be sent again later.
+        @return: C{False} if the message must be sent again later.
         """
         if not self.enabled:
             return True
         message = "\n".join(assignments).encode()
         try:
             if self._socket is None:
-                # It stays open: later there may be no more files to open.
+                # It stays open, in case the process runs out of files.
                 self._socket = socket(AF_UNIX, SOCK_DGRAM)
                 self._socket.setblocking(False)
             self._socket.sendto(message, self._address)
@@ -157,7 +157,7 @@ class SystemdService(Service):
         self._isReady = False
         self._stopping = False
         self._timer: IDelayedCall | None = None
-        # Of many modules, only those that have changed are looked at again.
+        # Only changed modules are looked at again, in case there are many.
         self._changed: dict[str, None] = {}
         self._missing: dict[str, ModuleReport] = {}
         self._watchdog = LoopingCall(self._keepAlive)
