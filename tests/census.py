@@ -28,17 +28,11 @@ class SmallDisk:
         self._ballast = directory / "ballast"
 
     def fill(self) -> None:
-        """
-        Use up the space that is left.
-        """
         with suppress(OSError), self._ballast.open("ab", buffering=0) as ballast:
             while True:
                 ballast.write(bytes(4096))
 
     def free(self) -> None:
-        """
-        Free the space that L{fill} used.
-        """
         self._ballast.unlink()
 
 
@@ -88,9 +82,6 @@ class Census:
 
     @classmethod
     def of(cls, pid: int | None = None) -> Census:
-        """
-        @param pid: The process; by default this one.
-        """
         process = Path("/proc") / str(os.getpid() if pid is None else pid)
         sockets = set()
         for name in ("tcp", "tcp6"):

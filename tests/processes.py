@@ -45,16 +45,10 @@ class Process(ProcessProtocol):
 
     @property
     def output(self) -> str:
-        """
-        The standard output.
-        """
         return self._written[1]
 
     @property
     def errors(self) -> str:
-        """
-        The standard error.
-        """
         return self._written[2]
 
     def whenWritten(self, text: str) -> Deferred[None]:
@@ -68,15 +62,9 @@ class Process(ProcessProtocol):
         return deferred
 
     def write(self, text: str) -> None:
-        """
-        Write to the standard input.
-        """
         cast(Any, self.transport).write(text.encode())
 
     def terminate(self) -> None:
-        """
-        Send SIGTERM.
-        """
         cast(Any, self.transport).signalProcess("TERM")
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:

@@ -84,9 +84,6 @@ class Service:
 
     @property
     def client(self) -> HTTPClient:
-        """
-        A client with the connections of the pool.
-        """
         from twisted.internet import reactor
 
         return HTTPClient(Agent(reactor, pool=self.pool))
@@ -105,9 +102,6 @@ class Service:
         body: object = None,
         headers: dict[bytes | str, bytes | str] | None = None,
     ) -> Answer:
-        """
-        Make a request.
-        """
         options: dict[str, Any] = {} if body is None else {"json": body}
         url = f"{self.origin}{path}"
         try:
@@ -146,23 +140,14 @@ class Service:
         raise AssertionError(f"{path} is {answer}: {self.process.output}")
 
     def now(self) -> float:
-        """
-        @return: The time, in seconds.
-        """
         from twisted.internet import reactor
 
         return float(cast(Any, reactor).seconds())
 
     async def ready(self, is_: bool = True) -> None:
-        """
-        Wait until the server is ready, or is not.
-        """
         await self.until("/readyz", lambda answer: (answer.status == 200) is is_)
 
     def kill(self) -> Awaitable[int]:
-        """
-        Kill the server.
-        """
         self.process.transport.signalProcess("KILL")
         ended: Awaitable[int] = self.process.ended
         return ended

@@ -195,66 +195,21 @@ async def test_a_program_that_stays_up_is_stopped_by_a_signal(tmp_path: Path) ->
     assert "; stopping" not in process.output
 
 
-SERVER = """
-from twisted.application.service import Application
-from twisted.internet import reactor
-from twisted.internet.defer import Deferred
-
-from tsrv.server.assembly import assemble
-from tsrv.server.options import Options
-
-
-class Clock:
-    def initialize(self):
-        if {early}:
-            fail()
-        else:
-            reactor.callWhenRunning(reactor.callLater, 0, fail)
-        return Deferred()
-
-    def tellMeSomething(self):
-        return "nothing"
-
-    def close(self):
-        print("closed it")
-
-
-class Database:
-    def read(self):
-        pass
-
-
-def fail():
-    server.startup.wrappers["clock"].fail(ValueError("no way"))
-
-
-options = Options()
-options.parseOptions(["--listen=tcp:0:interface=127.0.0.1"])
-server = assemble(options, reactor, {{}}, {{"clock": Clock(), "database": Database()}})
-application = Application("program")
-server.setServiceParent(application)
-"""
-
-
-@pytest.mark.parametrize("early", [True, False])
 @asynchronous
-async def test_a_server_whose_clock_fails_for_good_ends(
-    tmp_path: Path, early: bool
-) -> None:
+async def test_a_server_whose_database_fails_for_good_ends(tmp_path: Path) -> None:
     """
     The server stops as it does by a signal, but for the exit status.
     """
-    (tmp_path / "server.py").write_text(SERVER.format(early=early))
-    async with running(tmp_path, "-n", "-y", "server.py") as process:
+    words = ["--listen=tcp:0:interface=127.0.0.1", f"--database=sqlite:{tmp_path}"]
+    async with running(tmp_path, "-n", "tsrv", *words, "--delay=0") as process:
         assert await process.ended == 1
     steps = [
         process.output.index(text)
         for text in (
             "Started",
-            "ValueError: no way",
-            "clock is required, and failed; stopping",
+            "DatabaseRefused",
+            "database is required, and failed; stopping",
             "Stopped listening",
-            "closed it",
             "Stopped\n",
         )
     ]
@@ -262,7 +217,7 @@ async def test_a_server_whose_clock_fails_for_good_ends(
     assert "Async module initialized" not in process.output
     assert "Traceback" not in process.output
     assert process.errors == ""
-    assert not (tmp_path / "twistd.pid").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 class Reactor:

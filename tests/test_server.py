@@ -111,9 +111,6 @@ class Parts:
         self.server.startService()
 
     def startReady(self) -> None:
-        """
-        Start the server, and let the clock become ready.
-        """
         self.start()
         self.clock.starting.callback(None)
         self.steps.clear()
@@ -127,9 +124,6 @@ class Parts:
         return stopped
 
     def closeAtOnce(self) -> None:
-        """
-        Close without delay whatever is to be closed.
-        """
         for port in self.machine.ports.values():
             port.closed.callback(None)
         self.clock.closing.callback(None)
@@ -150,9 +144,6 @@ class Parts:
         return peer
 
     def ask(self, path: str, port: int = 80) -> Answer:
-        """
-        Request a page, whether or not its port is still open.
-        """
         return ask(self.machine.sites[port].resource, path)
 
     def status(self, path: str, port: int) -> int:
@@ -169,9 +160,6 @@ class Parts:
         return answer.status
 
     def askReady(self) -> Answer:
-        """
-        Ask whether the server is ready.
-        """
         return self.ask("/readyz", self.operations)
 
 
@@ -655,9 +643,6 @@ class Loop:
         self.stopped.append("interrupt")
 
     def turn(self) -> None:
-        """
-        Make the scheduled calls.
-        """
         calls, self.fromThread = self.fromThread, []
         for call in calls:
             call()

@@ -54,15 +54,9 @@ class Systemd:
                 return messages
 
     def close(self) -> None:
-        """
-        Close the socket.
-        """
         self._socket.close()
 
     def fill(self) -> None:
-        """
-        Send messages until there is no room for another.
-        """
         with socket(AF_UNIX, SOCK_DGRAM) as sender:
             sender.setblocking(False)
             with suppress(BlockingIOError):
@@ -117,9 +111,6 @@ class Program:
         return module
 
     def start(self) -> None:
-        """
-        Start the service, and then the start-up.
-        """
         self.service.startService()
         self.startup.startService()
 
