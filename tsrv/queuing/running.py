@@ -176,8 +176,13 @@ class RunningCommands:
             command.answer = result
             self._failed.append(command)
             self._settleSoon()
-        else:
-            self._end(command, result)
+            return
+        # This is _end(), written out because every command passes here.
+        if stage != LOST:
+            self.count -= 1
+            if self._ended is not None:
+                self._ended()
+        command.end(result)
 
     def _end(self, command: Command, result: object) -> None:
         if command.stage != LOST:
