@@ -1,5 +1,6 @@
 """
-What every test has to leave behind: nothing.
+Checks that each test leaves nothing behind: no error, no failure in the log, no delayed
+call.
 """
 
 from __future__ import annotations
@@ -15,21 +16,11 @@ from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher
 from .support import Failures
 
 
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """
-    Mark the tests that need a browser.
-    """
-    for item in items:
-        if "browse" in item.fixturenames:
-            item.add_marker("browser")
-
-
 def pytest_collection_finish() -> None:
     """
-    What is there by now stays: collecting garbage after each test need not
-    look through it again. And until logging has begun events are kept, with
-    all that they came from, which is then no garbage.
+    Let collections of garbage skip everything that exists by now.
     """
+    # Until logging has begun, events are kept, with everything that they refer to.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
     gc.collect()
     gc.freeze()
@@ -57,8 +48,8 @@ def loggedFailures() -> list[LogEvent]:
 @pytest.fixture(autouse=True)
 def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
     """
-    Fail a test for an error that nobody handled, for a failure that was
-    logged, and for a delayed call on the real reactor.
+    Fail a test for an error that nobody handled, for a failure that was logged, and
+    for a delayed call on the real reactor.
     """
 
     observe = Failures(loggedFailures)
@@ -67,10 +58,25 @@ def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
     before = set(reactor.getDelayedCalls()) if reactor is not None else set()
     try:
         yield
-        # Errors in Deferreds are reported when these are collected.
-        gc.collect()
+        # A Deferred reports an error that nobody handled when it is collected. What
+        # a test leaves is young; collecting everything would take several times as
+        # long.
+        gc.collect(1)
     finally:
         globalLogPublisher.removeObserver(observe)
     assert observe.all == []
     if reactor is not None:
         assert set(reactor.getDelayedCalls()) - before == set()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothingLeftBehindByAnyTest() -> Iterator[None]:
+    """
+    Fail the last test of a file for an error that outlived the collections above.
+    """
+    yield
+    observe = Failures()
+    globalLogPublisher.addObserver(observe)
+    gc.collect()
+    globalLogPublisher.removeObserver(observe)
+    assert observe.all == []

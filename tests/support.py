@@ -1,5 +1,5 @@
 """
-What several tests need: a module that does as it is told.
+A module that does what the test says, and what tests need around it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from twisted.logger import ILogObserver, LogEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tsrv import (
-    QueuingWrapper,
-    State,
-)
+from tsrv import QueuingWrapper, State
 
 __all__ = [
     "Empty",
@@ -24,21 +21,26 @@ __all__ = [
     "Refused",
     "Result",
     "Trouble",
+    "inState",
+    "lose",
+    "messageOf",
     "ready",
+    "recover",
     "resultOf",
+    "shut",
     "wrap",
 ]
 
 
 class Trouble(Exception):
     """
-    Something that passes.
+    An error that a retry may cure.
     """
 
 
 class Refused(Exception):
     """
-    Something that does not pass.
+    An error that no retry cures.
     """
 
 
@@ -65,12 +67,12 @@ class Failures:
 
 class Empty:
     """
-    A database that is ready at once, and has nothing in it.
+    A database that is ready at once and contains nothing.
     """
 
     def initialize(self) -> None:
         """
-        Be ready.
+        Become ready.
         """
 
     def read(self, *statement: object) -> Deferred[list[object]]:
@@ -110,7 +112,7 @@ class Module:
     @property
     def session(self) -> object:
         """
-        What is there only after the initialisation.
+        A property that cannot be read before the initialisation.
         """
         return self.connection.session  # type: ignore[attr-defined]
 
@@ -170,7 +172,7 @@ class Module:
 
 class Result:
     """
-    What became of a Deferred.
+    The result of a Deferred.
     """
 
     def __init__(self, deferred: Deferred[Any]) -> None:
@@ -180,14 +182,14 @@ class Result:
     @property
     def pending(self) -> bool:
         """
-        Whether it has not fired.
+        Whether the Deferred has not fired.
         """
         return not self.fired
 
     @property
     def value(self) -> Any:
         """
-        Its result.
+        The value that it fired with.
         """
         (value,) = self.fired
         assert not isinstance(value, Failure), value
@@ -204,11 +206,20 @@ class Result:
         return failure.value
 
 
-def resultOf(deferred: Deferred[Any]) -> Result:
+def resultOf(deferred: Any) -> Result:
     """
     Watch a Deferred.
     """
+    assert isinstance(deferred, Deferred)
     return Result(deferred)
+
+
+def messageOf(event: LogEvent) -> str:
+    """
+    @return: The line that an event makes in the log.
+    """
+    text: str = event["log_format"].format(**event)
+    return text
 
 
 def wrap(clock: Clock, **options: Any) -> tuple[Module, QueuingWrapper[Module], Module]:
@@ -228,3 +239,62 @@ def ready(module: Module, wrapper: QueuingWrapper[Module]) -> None:
     if wrapper.state is not State.READY:
         wrapper.initialize()
         module.attempts[-1].callback(None)
+
+
+def lose(module: Module, error: Exception | None = None) -> None:
+    """
+    Let a module that is ready report its loss.
+    """
+    if error is None:
+        module.watches[-1].callback(None)
+    else:
+        module.watches[-1].errback(error)
+
+
+def recover(clock: Clock, module: Module) -> None:
+    """
+    Let the attempt after the loss succeed, one second later.
+    """
+    clock.advance(1)
+    module.attempts[-1].callback(None)
+
+
+def shut(wrapper: QueuingWrapper[Module]) -> None:
+    """
+    Close a wrapper completely.
+    """
+    wrapper.close()
+    for closing in wrapper.module.closings:
+        if not closing.called:
+            closing.callback(None)
+    assert wrapper.state is State.CLOSED
+
+
+def inState(
+    clock: Clock, state: State, **options: Any
+) -> tuple[Module, QueuingWrapper[Module], Module]:
+    """
+    @return: A module, its wrapper in this state, and its proxy.
+    """
+    if state is State.DRAINING:
+        options["concurrency"] = 1
+    module, wrapper, proxy = wrap(clock, fatal=Refused, **options)
+    if state is State.DRAINING:
+        for number in range(2):
+            resultOf(proxy.write(number))
+    if state is not State.NEW:
+        resultOf(wrapper.initialize())
+    if state is State.RETRYING:
+        module.attempts[-1].errback(Trouble())
+    elif state is State.FAILED:
+        module.attempts[-1].errback(Refused())
+    elif state not in (State.NEW, State.INITIALIZING):
+        module.attempts[-1].callback(None)
+    if state is State.LOST:
+        lose(module)
+    if state in (State.CLOSING, State.CLOSED):
+        wrapper.close()
+    if state is State.CLOSED:
+        module.closings[-1].callback(None)
+    assert wrapper.state is state
+    return module, wrapper, proxy

@@ -1,6 +1,6 @@
 """
-Of a module that answers all its calls, those that may be run again are watched
-for failures alone.
+Modules that promise to answer all their calls: those that are safe to run twice are
+passed directly, and made again if they fail because of a loss.
 """
 
 from __future__ import annotations
@@ -9,22 +9,18 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from tsrv import (
-    Closed,
-    QueuingWrapper,
-    State,
-)
+from tsrv import Closed, QueuingWrapper, State
 from tsrv.asyncmodule import ISettlesCalls
 
-from .support import Module, Trouble, resultOf
+from .support import Module, Trouble, lose, ready, recover, resultOf
 
 
 @implementer(ISettlesCalls)
-class Answering(Module):
+class Settling(Module):
     """
     A module that answers all its calls.
     """
@@ -44,282 +40,236 @@ class Answering(Module):
         return await self.read(what)
 
 
-class Watched:
+class Wrapped:
     """
-    A module, and its wrapper.
+    Such a module, with its wrapper, and ready.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.module = Answering()
+        self.module = Settling()
         self.wrapper = QueuingWrapper(
             self.module,
             clock,
             replay=["read", "now", "slowly"],
             retryPolicy=lambda attempts: 1.0,
         )
-        self.wrapper.initialize()
-        self.heal()
-
-    def heal(self) -> None:
-        """
-        Become ready.
-        """
-        self.module.attempts[-1].callback(None)
-        assert self.wrapper.state is State.READY
+        self.proxy: Any = self.wrapper.proxy
+        ready(self.module, self.wrapper)
 
     def lose(self) -> None:
-        """
-        Be lost.
-        """
-        self.module.watches[-1].callback(None)
+        lose(self.module)
         assert self.wrapper.state is State.LOST
 
-    def again(self) -> None:
-        """
-        Become ready again.
-        """
-        self.clock.advance(1)
-        self.heal()
+    def recover(self) -> None:
+        recover(self.clock, self.module)
+        assert self.wrapper.state is State.READY
+
+    def answer(self, *numbers: int) -> None:
+        for number in numbers:
+            self.module.answers[number].callback("done")
+
+    def fail(self, *numbers: int) -> None:
+        for number in numbers:
+            self.module.answers[number].errback(Trouble("gone"))
 
     @property
-    def proxy(self) -> Any:
-        """
-        What callers use.
-        """
-        return self.wrapper.proxy
-
-    @property
-    def asked(self) -> list[object]:
-        """
-        What the module was asked for.
-        """
+    def numbers(self) -> list[object]:
         return [what for _, what in self.module.calls]
 
 
 @pytest.fixture
-def watched(clock: Clock) -> Watched:
+def wrapped(clock: Clock) -> Wrapped:
     """
     A module that is ready.
     """
-    return Watched(clock)
+    return Wrapped(clock)
 
 
-def test_what_succeeds_is_the_modules_own(watched: Watched) -> None:
+def test_a_successful_call_is_the_modules_own(wrapped: Wrapped) -> None:
     """
-    Nothing stands between a caller and the answer.
+    A call returns the module's own Deferred; a value and a coroutine become
+    Deferreds.
     """
-    answer = watched.proxy.read(1)
-    assert answer is watched.module.answers[0]
-    watched.module.answers[0].callback("done")
-    assert resultOf(answer).value == "done"
-    assert resultOf(watched.proxy.now(2)).value == 2
-    slowly = resultOf(watched.proxy.slowly(3))
-    watched.module.answers[1].callback("slow")
-    assert slowly.value == "slow"
+    call = wrapped.proxy.read(1)
+    assert call is wrapped.module.answers[0]
+    slowly, now = wrapped.proxy.slowly(2), wrapped.proxy.now(3)
+    wrapped.answer(0, 1)
+    results = [resultOf(each).value for each in (call, slowly, now)]
+    assert results == ["done", "done", 3]
 
 
-def test_what_fails_while_it_is_ready_fails(watched: Watched, clock: Clock) -> None:
+def test_a_failure_without_a_loss_stands(wrapped: Wrapped, clock: Clock) -> None:
     """
-    With its own error, once it is known that no loss is behind it.
+    A call fails with its own error when no loss is reported within a turn.
     """
-    answer = resultOf(watched.proxy.read(1))
-    watched.module.answers[0].errback(Trouble("no"))
-    assert not answer.fired
+    call = resultOf(wrapped.proxy.read(1))
+    raised = resultOf(wrapped.proxy.now(Trouble("at once")))
+    wrapped.fail(0)
+    assert call.pending
     clock.advance(0)
-    assert isinstance(answer.error, Trouble)
-    raised = resultOf(watched.proxy.now(Trouble("at once")))
-    clock.advance(0)
-    assert isinstance(raised.error, Trouble)
-    assert watched.asked == [1]
+    assert [str(each.error) for each in (call, raised)] == ["gone", "at once"]
+    assert wrapped.numbers == [1]
 
 
-def test_what_fails_before_a_loss_is_known_is_made_again(watched: Watched) -> None:
-    """
-    Many clients fail their calls first, and tell of the loss afterwards.
-    """
-    answers = [resultOf(watched.proxy.read(number)) for number in range(2)]
-    for each in watched.module.answers[:2]:
-        each.errback(Trouble("gone"))
-    watched.lose()
-    assert watched.wrapper.pending == 2
-    watched.again()
-    assert watched.asked == [0, 1, 0, 1]
-    for each in watched.module.answers[2:]:
-        each.callback("done")
-    assert [answer.value for answer in answers] == ["done", "done"]
-
-
-def test_what_fails_after_a_loss_is_made_again_before_what_came_later(
-    watched: Watched,
+@pytest.mark.parametrize("first", ["failures", "loss"])
+def test_calls_that_fail_around_a_loss_are_made_again(
+    wrapped: Wrapped, first: str
 ) -> None:
     """
-    Calls start in the order in which they were made.
+    Calls that fail before or after the loss are made again, in order, before
+    later calls.
     """
-    answers = [resultOf(watched.proxy.read(number)) for number in range(3)]
-    watched.lose()
-    answers.append(resultOf(watched.proxy.read(3)))
-    for each in watched.module.answers[:3]:
-        each.errback(Trouble("gone"))
-    assert watched.wrapper.pending == 4
-    watched.again()
-    assert watched.asked == [0, 1, 2, 0, 1, 2, 3]
-    for each in watched.module.answers[3:]:
-        each.callback("done")
-    assert [answer.value for answer in answers] == ["done"] * 4
+    calls = [resultOf(wrapped.proxy.read(number)) for number in range(3)]
+    if first == "failures":
+        wrapped.fail(0, 1, 2)
+    wrapped.lose()
+    calls.append(resultOf(wrapped.proxy.read(3)))
+    if first == "loss":
+        wrapped.fail(0, 1, 2)
+    assert wrapped.wrapper.pending == 4
+    wrapped.recover()
+    assert wrapped.numbers == [0, 1, 2, 0, 1, 2, 3]
+    wrapped.answer(3, 4, 5, 6)
+    assert [each.value for each in calls] == ["done"] * 4
 
 
-def test_a_method_that_was_kept_queues_after_a_loss(watched: Watched) -> None:
-    """
-    It was taken while the module was ready, and is called when it is not.
-    """
-    read = watched.proxy.read
-    watched.lose()
-    answer = resultOf(read(1))
-    assert watched.wrapper.pending == 1
-    watched.again()
-    watched.module.answers[0].callback("done")
-    assert answer.value == "done"
-
-
-def test_what_fails_when_it_has_healed_is_made_again_at_once(
-    watched: Watched,
+def test_calls_that_are_put_back_expire_in_their_turn(
+    wrapped: Wrapped, clock: Clock
 ) -> None:
     """
-    However late the module is with the error.
+    A call that fails late is queued again, although another of the same loss has
+    expired by then.
     """
-    answer = resultOf(watched.proxy.read(1))
-    watched.lose()
-    watched.again()
-    watched.module.answers[0].errback(Trouble("gone"))
-    assert watched.asked == [1, 1]
-    watched.module.answers[1].callback("done")
-    assert answer.value == "done"
+    calls = [resultOf(wrapped.proxy.read(number)) for number in range(2)]
+    wrapped.lose()
+    wrapped.fail(0)
+    clock.advance(1)
+    clock.advance(29)
+    assert not calls[0].pending
+    wrapped.fail(1)
+    assert (calls[1].pending, wrapped.wrapper.pending) == (True, 1)
+    wrapped.module.attempts[-1].callback(None)
+    wrapped.answer(2)
+    assert calls[1].value == "done"
 
 
-def test_what_succeeds_after_a_loss_has_succeeded(watched: Watched) -> None:
+def test_a_method_that_was_kept_queues_after_a_loss(wrapped: Wrapped) -> None:
     """
-    An answer is not thrown away to be asked for again.
+    A method taken from the proxy while the module is ready queues after a loss.
     """
-    answer = resultOf(watched.proxy.read(1))
-    watched.lose()
-    watched.module.answers[0].callback("done")
-    assert answer.value == "done"
-    watched.again()
-    assert watched.asked == [1]
+    read = wrapped.proxy.read
+    wrapped.lose()
+    call = resultOf(read(1))
+    assert wrapped.wrapper.pending == 1
+    wrapped.recover()
+    wrapped.answer(0)
+    assert call.value == "done"
 
 
-@pytest.mark.parametrize("moment", ["before", "after", "waiting"])
-def test_who_gives_up_gets_nothing_again(watched: Watched, moment: str) -> None:
+def test_a_call_that_fails_after_the_recovery_is_made_again_at_once(
+    wrapped: Wrapped,
+) -> None:
     """
-    Nothing runs after its caller gave up, whenever that was.
+    A call of before the loss that fails after the recovery is made again.
     """
-    call = watched.proxy.read(1)
-    answer = resultOf(call)
+    call = resultOf(wrapped.proxy.read(1))
+    wrapped.lose()
+    wrapped.recover()
+    wrapped.fail(0)
+    assert wrapped.numbers == [1, 1]
+    wrapped.answer(1)
+    assert call.value == "done"
+
+
+def test_a_call_that_succeeds_after_the_loss_has_succeeded(wrapped: Wrapped) -> None:
+    """
+    The result of a call counts, also after a loss.
+    """
+    call = resultOf(wrapped.proxy.read(1))
+    wrapped.lose()
+    wrapped.answer(0)
+    assert call.value == "done"
+    wrapped.recover()
+    assert wrapped.numbers == [1]
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "queued again"])
+def test_a_cancelled_call_is_not_made_again(wrapped: Wrapped, moment: str) -> None:
+    """
+    A call that is cancelled before the loss, after it, or while it is queued
+    again, is not made again.
+    """
+    call = wrapped.proxy.read(1)
+    result = resultOf(call)
     if moment == "before":
         call.cancel()
-    watched.lose()
-    if moment == "after":
-        call.cancel()
-    if moment == "waiting":
-        watched.module.answers[0].errback(Trouble("gone"))
-        assert watched.wrapper.pending == 1
-        call.cancel()
-    assert isinstance(answer.error, CancelledError)
-    assert watched.wrapper.pending == 0
-    watched.again()
-    assert watched.asked == [1]
+    wrapped.lose()
+    if moment == "queued again":
+        wrapped.fail(0)
+        assert wrapped.wrapper.pending == 1
+    call.cancel()
+    assert isinstance(result.error, CancelledError)
+    assert wrapped.wrapper.pending == 0
+    wrapped.recover()
+    assert wrapped.numbers == [1]
 
 
-def test_what_fails_when_it_is_closed_fails(watched: Watched) -> None:
+@pytest.mark.parametrize("how", ["closed", "given up"])
+def test_a_call_that_fails_when_nothing_will_run_again(
+    wrapped: Wrapped, how: str
+) -> None:
     """
-    With the module's own reason, which is the true one.
+    A call fails with the module's own error when the wrapper is closed, or has
+    given the module up.
     """
-    answer = resultOf(watched.proxy.read(1))
-    watched.wrapper.close()
-    watched.module.answers[0].errback(Trouble("closed"))
-    assert isinstance(answer.error, Trouble)
-    watched.module.closings[0].callback(None)
+    call = resultOf(wrapped.proxy.read(1))
+    if how == "closed":
+        wrapped.wrapper.close()
+    else:
+        wrapped.lose()
+        wrapped.wrapper.fail(Trouble("for good"))
+    wrapped.fail(0)
+    assert str(call.error) == "gone"
+    if how == "closed":
+        wrapped.module.closings[0].callback(None)
 
 
-def test_what_waits_to_be_made_again_ends_with_the_wrapper(watched: Watched) -> None:
+def test_a_call_that_is_queued_again_ends_with_the_wrapper(wrapped: Wrapped) -> None:
     """
-    Like anything else that waits.
+    A call that is queued again gets Closed when the wrapper is closed.
     """
-    answer = resultOf(watched.proxy.read(1))
-    watched.lose()
-    watched.module.answers[0].errback(Trouble("gone"))
-    watched.wrapper.close()
-    watched.module.closings[0].callback(None)
-    assert isinstance(answer.error, Closed)
-    late = resultOf(watched.proxy.read(2))
-    assert isinstance(late.error, Closed)
+    call = resultOf(wrapped.proxy.read(1))
+    wrapped.lose()
+    wrapped.fail(0)
+    wrapped.wrapper.close()
+    wrapped.module.closings[0].callback(None)
+    assert isinstance(call.error, Closed)
+    assert isinstance(resultOf(wrapped.proxy.read(2)).error, Closed)
 
 
-def test_a_loss_that_is_given_up_is_the_reason(watched: Watched) -> None:
+def test_each_call_keeps_its_context(wrapped: Wrapped) -> None:
     """
-    What fails after the wrapper has given the module up has nobody to run it.
-    """
-    answer = resultOf(watched.proxy.read(1))
-    watched.lose()
-    watched.wrapper.fail(Trouble("for good"))
-    watched.module.answers[0].errback(Trouble("gone"))
-    assert isinstance(answer.error, Trouble)
-
-
-def test_each_call_keeps_its_context(watched: Watched) -> None:
-    """
-    The second time as the first.
+    A call that is made again runs in the context of its caller.
     """
     variable: ContextVar[str] = ContextVar("variable", default="nobody's")
     seen: list[str] = []
-    own = watched.module.read
+    own = wrapped.module.read
 
     def read(what: object) -> Deferred[Any]:
         seen.append(variable.get())
         return own(what)
 
-    watched.lose()
-    watched.module.read = read  # type: ignore[method-assign]
-    watched.again()
+    wrapped.lose()
+    wrapped.module.read = read  # type: ignore[method-assign]
+    wrapped.recover()
     token = variable.set("mine")
-    answers = [resultOf(watched.proxy.read(number)) for number in range(2)]
+    calls = [resultOf(wrapped.proxy.read(number)) for number in range(2)]
     variable.reset(token)
-    watched.module.answers[0].errback(Trouble("gone"))
-    watched.lose()
-    watched.again()
-    watched.module.answers[1].errback(Trouble("gone"))
+    wrapped.fail(0)
+    wrapped.lose()
+    wrapped.recover()
+    wrapped.fail(1)
     assert seen == ["mine"] * 4
-    for each in watched.module.answers[2:]:
-        each.callback("done")
-    assert [answer.value for answer in answers] == ["done", "done"]
-
-
-def test_a_loss_that_is_reported_by_the_call_itself(clock: Clock) -> None:
-    """
-    A call that finds the module lost, reports the loss and fails is made again.
-    """
-
-    class Finding(Answering):
-        lost = True
-
-        def read(self, what: object) -> Deferred[Any]:
-            if not self.lost:
-                return succeed(what)
-            self.lost = False
-            self.watches[-1].callback(None)
-            return fail(Trouble())
-
-    module = Finding()
-    wrapper = QueuingWrapper(
-        module, clock, replay=["read"], retryPolicy=lambda attempts: 1.0
-    )
-    wrapper.initialize()
-    module.attempts[0].callback(None)
-    result = resultOf(wrapper.proxy.read("a"))
-    assert result.pending
-    clock.advance(1)
-    module.attempts[1].callback(None)
-    assert result.value == "a"
-    wrapper.close()
-    module.closings[0].callback(None)
+    wrapped.answer(2, 3)
+    assert [each.value for each in calls] == ["done", "done"]

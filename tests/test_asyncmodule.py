@@ -13,11 +13,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from tsrv import (
-    AsyncModule,
-    IAsyncModule,
-    NotInitialized,
-)
+from tsrv import AsyncModule, IAsyncModule, NotInitialized
 from tsrv.asyncmodule import IPredictable
 
 from .support import resultOf
@@ -41,7 +37,7 @@ def berlin() -> Iterator[None]:
 
 def test_interfaces(clock: Clock) -> None:
     """
-    The clock is what it says it is.
+    The clock provides the interfaces of a module.
     """
     module = AsyncModule(clock)
     verifyObject(IAsyncModule, module)
@@ -50,19 +46,24 @@ def test_interfaces(clock: Clock) -> None:
 
 def test_it_needs_ten_seconds(clock: Clock) -> None:
     """
-    The default is long enough to see what happens meanwhile.
+    By default the clock starts in ten seconds, and says how many are left.
     """
     module = AsyncModule(clock)
+    assert module.secondsUntilInitialized() is None
     result = resultOf(module.initialize())
-    clock.advance(9.999)
+    clock.advance(4)
+    assert module.secondsUntilInitialized() == 6
+    clock.advance(5.5)
     assert (result.pending, module.initialized) == (True, False)
-    clock.advance(0.001)
+    clock.advance(0.5)
     assert (result.value, module.initialized) == (None, True)
+    assert module.secondsUntilInitialized() is None
+    assert resultOf(module.initialize()).value is None
 
 
 def test_it_tells_the_local_time_with_its_offset(clock: Clock, berlin: None) -> None:
     """
-    A time without its offset is one that nobody can compare.
+    The clock tells the local time with its offset from UTC.
     """
     module = AsyncModule(clock, 0)
     module.initialize()
@@ -72,10 +73,10 @@ def test_it_tells_the_local_time_with_its_offset(clock: Clock, berlin: None) -> 
     assert result.value == "Current time is: 1970-01-02 01:00:00+01:00"
 
 
-def test_it_is_always_asynchronous(clock: Clock) -> None:
+def test_it_answers_in_the_next_turn(clock: Clock) -> None:
     """
-    Who calls back at once on some days and later on others makes two programs
-    of one.
+    The clock never answers at once, and the moment of the answer decides whether
+    it is ready.
     """
     module = AsyncModule(clock, 0)
     early = resultOf(module.tellMeSomething())
@@ -84,27 +85,14 @@ def test_it_is_always_asynchronous(clock: Clock) -> None:
     assert isinstance(early.error, NotInitialized)
     assert str(early.error) == "I don't have anything to say right now"
     module.initialize()
+    justInTime = resultOf(module.tellMeSomething())
     clock.advance(0)
-    late = resultOf(module.tellMeSomething())
-    assert late.pending
-    clock.advance(0)
-    assert late.value.startswith("Current time is: ")
-
-
-def test_what_counts_is_when_it_answers(clock: Clock) -> None:
-    """
-    Asked just before it is ready, it answers: it looks when it is its turn.
-    """
-    module = AsyncModule(clock, 0)
-    module.initialize()
-    result = resultOf(module.tellMeSomething())
-    clock.advance(0)
-    assert result.value.startswith("Current time is: ")
+    assert justInTime.value.startswith("Current time is: ")
 
 
 def test_cancelled_question(clock: Clock) -> None:
     """
-    Who does not want the answer any more leaves no timer behind.
+    A cancelled question leaves no timer.
     """
     question = AsyncModule(clock).tellMeSomething()
     result = resultOf(question)
@@ -112,52 +100,32 @@ def test_cancelled_question(clock: Clock) -> None:
     assert isinstance(result.error, CancelledError)
 
 
-def test_initialized_twice_at_once(clock: Clock) -> None:
+def test_callers_share_one_start(clock: Clock) -> None:
     """
-    Two callers share one start, and it takes no longer for that.
+    A second caller joins the start, and goes on waiting if the first gives up.
     """
     module = AsyncModule(clock, 10)
-    first = resultOf(module.initialize())
+    first = module.initialize()
+    result = resultOf(first)
     clock.advance(6)
-    second = resultOf(module.initialize())
-    clock.advance(4)
-    assert (first.value, second.value) == (None, None)
-
-
-def test_initialized_again(clock: Clock) -> None:
-    """
-    What is ready need not be started again.
-    """
-    module = AsyncModule(clock, 10)
-    module.initialize()
-    clock.advance(10)
-    assert resultOf(module.initialize()).value is None
-    assert module.initialized
-
-
-def test_one_of_two_gives_up(clock: Clock) -> None:
-    """
-    The impatience of one caller is not the business of the other.
-    """
-    module = AsyncModule(clock, 10)
-    first, second = module.initialize(), module.initialize()
-    given, other = resultOf(first), resultOf(second)
+    second, third = resultOf(module.initialize()), resultOf(module.initialize())
     first.cancel()
-    assert isinstance(given.error, CancelledError)
-    clock.advance(10)
-    assert other.value is None
+    assert isinstance(result.error, CancelledError)
+    clock.advance(4)
+    assert (second.value, third.value) == (None, None)
 
 
-def test_the_last_one_gives_up(clock: Clock) -> None:
+def test_the_last_caller_gives_up(clock: Clock) -> None:
     """
-    A start that nobody waits for does not go on; the next one is a whole one.
+    The last caller that gives up cancels the start; the next start takes its full
+    time.
     """
     module = AsyncModule(clock, 10)
     start = module.initialize()
-    given = resultOf(start)
+    result = resultOf(start)
     clock.advance(9)
     start.cancel()
-    assert isinstance(given.error, CancelledError)
+    assert isinstance(result.error, CancelledError)
     clock.advance(10)
     assert not module.initialized
     again = resultOf(module.initialize())
@@ -169,8 +137,8 @@ def test_the_last_one_gives_up(clock: Clock) -> None:
 
 def test_one_callback_cancels_another(clock: Clock) -> None:
     """
-    The second caller is cancelled while the first is being told: it hears of
-    one thing only.
+    A caller whose Deferred is cancelled in another's callback gets CancelledError
+    only.
     """
     module = AsyncModule(clock, 10)
     first, second = module.initialize(), module.initialize()
@@ -180,24 +148,10 @@ def test_one_callback_cancels_another(clock: Clock) -> None:
     assert isinstance(result.error, CancelledError)
 
 
-def test_how_long_it_will_take(clock: Clock) -> None:
-    """
-    Who is asked to come back later should be told when.
-    """
-    module = AsyncModule(clock, 10)
-    assert module.secondsUntilInitialized() is None
-    module.initialize()
-    clock.advance(4)
-    assert module.secondsUntilInitialized() == 6
-    clock.advance(6)
-    assert module.secondsUntilInitialized() is None
-
-
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf")])
 def test_impossible_delay(clock: Clock, delay: float) -> None:
     """
-    A delay that no timer can wait for is refused at once, and not when it is
-    too late to see who asked for it.
+    A delay that no timer can wait for is refused.
     """
     with pytest.raises(ValueError, match="delay must be a number of seconds"):
         AsyncModule(clock, delay)

@@ -1,115 +1,29 @@
 """
-The end.
+Closing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
-from tsrv import (
-    Closed,
-    OutcomeUnknown,
-    QueuingWrapper,
-    State,
-)
+from tsrv import Closed, OutcomeUnknown, QueuingWrapper, State
 
-from .support import Module, Refused, Trouble, ready, resultOf, wrap
+from .support import Result, Trouble, inState, lose, ready, resultOf, wrap
 
-Wrapped = tuple[Module, QueuingWrapper[Module]]
+BEFORE_CLOSING = [each for each in State if each not in (State.CLOSING, State.CLOSED)]
 
 
-def new(clock: Clock) -> Wrapped:
+@pytest.mark.parametrize("state", BEFORE_CLOSING)
+def test_close_in_every_state(clock: Clock, state: State) -> None:
     """
-    Nothing has happened.
+    Closing ends queued calls and waiters, closes a module that was initialised
+    once, refuses later calls, and leaves no timer.
     """
-    module, wrapper, _ = wrap(clock)
-    return module, wrapper
-
-
-def initializing(clock: Clock) -> Wrapped:
-    """
-    An attempt is in progress.
-    """
-    module, wrapper, _ = wrap(clock, attemptTimeout=9.0)
-    resultOf(wrapper.initialize())
-    return module, wrapper
-
-
-def retrying(clock: Clock) -> Wrapped:
-    """
-    An attempt has failed.
-    """
-    module, wrapper = initializing(clock)
-    module.attempts[-1].errback(Trouble())
-    return module, wrapper
-
-
-def draining(clock: Clock) -> Wrapped:
-    """
-    The module is ready, but there is more to do than it may do.
-    """
-    module, wrapper, proxy = wrap(clock, concurrency=1)
-    for number in range(2):
-        resultOf(proxy.write(number))
-    ready(module, wrapper)
-    return module, wrapper
-
-
-def readied(clock: Clock) -> Wrapped:
-    """
-    The module is ready.
-    """
-    module, wrapper, _ = wrap(clock)
-    ready(module, wrapper)
-    return module, wrapper
-
-
-def lost(clock: Clock) -> Wrapped:
-    """
-    The module was ready.
-    """
-    module, wrapper = readied(clock)
-    module.watches[-1].callback(None)
-    return module, wrapper
-
-
-def failed(clock: Clock) -> Wrapped:
-    """
-    The module will not be ready.
-    """
-    module, wrapper, _ = wrap(clock, fatal=[Refused])
-    resultOf(wrapper.initialize())
-    module.attempts[-1].errback(Refused())
-    return module, wrapper
-
-
-STATES = {
-    State.NEW: new,
-    State.INITIALIZING: initializing,
-    State.RETRYING: retrying,
-    State.DRAINING: draining,
-    State.READY: readied,
-    State.LOST: lost,
-    State.FAILED: failed,
-}
-
-
-@pytest.mark.parametrize(("state", "arrange"), STATES.items())
-def test_close_in_every_state(
-    clock: Clock, state: State, arrange: Callable[[Clock], Wrapped]
-) -> None:
-    """
-    Closing is right at any time: what waits ends, the module is closed once if
-    it was ever touched, later calls are refused, and no timer is left.
-    """
-    module, wrapper = arrange(clock)
-    assert wrapper.state is state
-    holding = state not in (State.READY, State.FAILED)
-    call = resultOf(wrapper.proxy.write("held")) if holding else None
+    module, wrapper, proxy = inState(clock, state, attemptTimeout=9.0)
+    isQueuing = state not in (State.READY, State.FAILED)
+    call = resultOf(proxy.write("queued")) if isQueuing else None
     waiter = resultOf(wrapper.whenInitialized())
     calls = list(module.calls)
     first, second = resultOf(wrapper.close()), resultOf(wrapper.close())
@@ -121,36 +35,33 @@ def test_close_in_every_state(
         assert module.closings == []
     else:
         assert (wrapper.state, first.pending) == (State.CLOSING, True)
+        assert isinstance(resultOf(proxy.write(0)).error, Closed)
         (closing,) = module.closings
-        assert isinstance(resultOf(wrapper.proxy.write(0)).error, Closed)
         closing.callback(None)
     assert (first.value, second.value) == (None, None)
     assert (wrapper.state, wrapper.pending) == (State.CLOSED, 0)
     assert resultOf(wrapper.close()).value is None
-    for late in (
-        resultOf(wrapper.proxy.write(0)),
-        resultOf(wrapper.initialize()),
-        resultOf(wrapper.whenInitialized()),
-    ):
-        assert isinstance(late.error, Closed)
-        assert str(late.error) == "Module is closed"
+    for late in (proxy.write(0), wrapper.initialize(), wrapper.whenInitialized()):
+        error = resultOf(late).error
+        assert isinstance(error, Closed)
+        assert str(error) == "Module is closed"
     assert module.calls == calls
 
 
-def test_close_gives_up_the_attempt(clock: Clock) -> None:
+def test_close_cancels_the_attempt(clock: Clock) -> None:
     """
-    An attempt in progress is cancelled, and what it has to say is not heard.
+    Closing cancels the attempt in progress.
     """
-    module, wrapper = initializing(clock)
+    module, wrapper, _ = inState(clock, State.INITIALIZING)
     wrapper.close()
     assert module.attempts[0].called
     module.closings[0].callback(None)
     assert wrapper.state is State.CLOSED
 
 
-def test_what_is_in_progress_is_ended_by_the_module(clock: Clock) -> None:
+def test_calls_in_progress_end_as_the_module_ends_them(clock: Clock) -> None:
     """
-    Closing the module usually ends what it is at work on; that end counts.
+    A call in progress gets the module's own result while the module closes.
     """
     module, wrapper, proxy = wrap(clock)
     result = resultOf(proxy.write(1))
@@ -164,25 +75,30 @@ def test_what_is_in_progress_is_ended_by_the_module(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("method", ["read", "write"])
-def test_what_the_module_leaves_unanswered(clock: Clock, method: str) -> None:
+@pytest.mark.parametrize("lost", [False, True])
+def test_calls_that_the_module_does_not_answer(
+    clock: Clock, method: str, lost: bool
+) -> None:
     """
-    What it does not end itself is ended when it is closed: nobody waits for
-    ever.
+    A call that a closed module never answered has an unknown outcome; if it was
+    queued again at a loss it gets Closed.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     result = resultOf(getattr(proxy, method)(1))
     ready(module, wrapper)
+    if lost:
+        lose(module)
     wrapper.close()
-    assert result.pending
     module.closings[0].callback(None)
-    assert isinstance(result.error, OutcomeUnknown)
+    queuedAgain = lost and method == "read"
+    assert isinstance(result.error, Closed if queuedAgain else OutcomeUnknown)
     module.answers[0].callback("too late")
 
 
-def test_close_while_failures_are_in_doubt(clock: Clock) -> None:
+def test_close_while_a_failure_is_in_doubt(clock: Clock) -> None:
     """
-    A failure that was held back for a turn is told before the end, and leaves
-    no timer.
+    A failure that might have been explained by a loss stands when the wrapper is
+    closed.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     ready(module, wrapper)
@@ -193,36 +109,22 @@ def test_close_while_failures_are_in_doubt(clock: Clock) -> None:
     assert isinstance(result.error, Trouble)
 
 
-def test_close_after_a_loss(clock: Clock) -> None:
-    """
-    What a loss has left without an answer is told before the end, too.
-    """
-    module, wrapper, proxy = wrap(clock)
-    result = resultOf(proxy.write(1))
-    ready(module, wrapper)
-    module.watches[-1].callback(None)
-    wrapper.close()
-    module.closings[0].callback(None)
-    assert isinstance(result.error, OutcomeUnknown)
-
-
 def test_close_that_fails(clock: Clock) -> None:
     """
-    Everyone who waits for the end hears why it was not a good one; it is the
-    end all the same.
+    All who wait for the end get the error of the module's closing, and the
+    wrapper is closed.
     """
-    module, wrapper = readied(clock)
-    first, second = resultOf(wrapper.close()), resultOf(wrapper.close())
+    module, wrapper, _ = inState(clock, State.READY)
+    results = [resultOf(wrapper.close()) for _ in range(2)]
     module.closings[0].errback(Trouble("disk full"))
-    assert isinstance(first.error, Trouble)
-    assert isinstance(second.error, Trouble)
+    assert [str(each.error) for each in results] == ["disk full", "disk full"]
     assert wrapper.state is State.CLOSED
     assert resultOf(wrapper.close()).value is None
 
 
 def test_close_that_hangs(clock: Clock) -> None:
     """
-    A module that does not come to its end is left behind after a while.
+    Closing the module is given up after closeTimeout, and calls in progress end.
     """
     module, wrapper, proxy = wrap(clock, closeTimeout=3.0)
     result = resultOf(proxy.write(1))
@@ -231,16 +133,14 @@ def test_close_that_hangs(clock: Clock) -> None:
     clock.advance(3)
     assert isinstance(closed.error, TimeoutError)
     assert isinstance(result.error, OutcomeUnknown)
-    assert module.closings[0].called
-    assert wrapper.state is State.CLOSED
+    assert (module.closings[0].called, wrapper.state) == (True, State.CLOSED)
 
 
 def test_close_without_a_time_limit(clock: Clock) -> None:
     """
-    Unless it may take any time.
+    With closeTimeout=None closing may take any time.
     """
-    module, wrapper, _ = wrap(clock, closeTimeout=None)
-    ready(module, wrapper)
+    module, wrapper, _ = inState(clock, State.READY, closeTimeout=None)
     closed = resultOf(wrapper.close())
     clock.advance(10**6)
     assert closed.pending
@@ -248,11 +148,11 @@ def test_close_without_a_time_limit(clock: Clock) -> None:
     assert closed.value is None
 
 
-def test_waiting_for_the_end_can_be_given_up(clock: Clock) -> None:
+def test_cancelling_the_waiting_does_not_cancel_the_closing(clock: Clock) -> None:
     """
-    The others wait on, and the module is closed.
+    A caller who cancels close() affects neither the closing nor other callers.
     """
-    module, wrapper = readied(clock)
+    module, wrapper, _ = inState(clock, State.READY)
     first = wrapper.close()
     results = [resultOf(first), resultOf(wrapper.close())]
     first.cancel()
@@ -263,7 +163,7 @@ def test_waiting_for_the_end_can_be_given_up(clock: Clock) -> None:
 
 def test_module_without_close(clock: Clock) -> None:
     """
-    A module that holds nothing needs no closing.
+    A module without close() is closed at once.
     """
 
     class Simple:
@@ -276,57 +176,37 @@ def test_module_without_close(clock: Clock) -> None:
     assert wrapper.state is State.CLOSED
 
 
-def test_close_from_the_callback_of_a_drained_command(clock: Clock) -> None:
+@pytest.mark.parametrize("where", ["command", "waiter"])
+def test_close_from_a_callback(clock: Clock, where: str) -> None:
     """
-    The rest of the queue is refused and does not run.
+    Closing in the callback of a drained call or of a waiter refuses the rest of
+    the queue.
     """
     module, wrapper, proxy = wrap(clock)
-    first = proxy.count(1)
-    assert isinstance(first, Deferred)
-    first.addCallback(lambda _: wrapper.close())
+    first = proxy.count(1) if where == "command" else wrapper.whenInitialized()
+    first.addCallback(lambda _: wrapper.close())  # type: ignore[attr-defined]
     second = resultOf(proxy.write(2))
     ready(module, wrapper)
     assert isinstance(second.error, Closed)
-    assert (module.calls, wrapper.state) == ([("count", 1)], State.CLOSING)
+    assert module.calls == ([("count", 1)] if where == "command" else [])
     module.closings[0].callback(None)
+    assert wrapper.state is State.CLOSED
 
 
-def test_close_from_the_callback_of_a_waiter(clock: Clock) -> None:
+def test_callbacks_of_refused_calls_call_back(clock: Clock) -> None:
     """
-    The module is ready, and nobody wants it any more: nothing is run.
+    The errback of a refused call may close again and call again: it waits for the
+    same end, and is refused again.
     """
-    module, wrapper, proxy = wrap(clock)
-    call = resultOf(proxy.write(1))
-    wrapper.whenInitialized().addCallback(lambda _: wrapper.close())
-    ready(module, wrapper)
-    assert isinstance(call.error, Closed)
-    assert module.calls == []
-    module.closings[0].callback(None)
+    module, wrapper, proxy = inState(clock, State.INITIALIZING)
+    again: list[Result] = []
 
+    def callBack(_: object) -> None:
+        again.extend([resultOf(wrapper.close()), resultOf(proxy.write(2))])
 
-def test_close_from_the_errback_of_a_refused_command(clock: Clock) -> None:
-    """
-    To close once more while what waited is being told of it is to wait for the
-    same end.
-    """
-    module, wrapper, proxy = wrap(clock)
-    again: list[object] = []
-    proxy.write(1).addErrback(lambda _: again.append(resultOf(wrapper.close())))
-    resultOf(wrapper.initialize())
+    proxy.write(1).addErrback(callBack)
     closed = resultOf(wrapper.close())
     module.closings[0].callback(None)
-    (result,) = again
-    assert (closed.value, result.value) == (None, None)  # type: ignore[attr-defined]
-
-
-def test_call_from_the_errback_of_a_refused_command(clock: Clock) -> None:
-    """
-    Who tries again in his errback is refused again, and does not keep the
-    wrapper from closing.
-    """
-    _, wrapper, proxy = wrap(clock)
-    again: list[object] = []
-    proxy.write(1).addErrback(lambda _: again.append(resultOf(proxy.write(2)).error))
-    wrapper.close()
-    assert isinstance(again[0], Closed)
+    assert (closed.value, again[0].value) == (None, None)
+    assert isinstance(again[1].error, Closed)
     assert wrapper.state is State.CLOSED

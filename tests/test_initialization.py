@@ -1,5 +1,5 @@
 """
-Attempts: one at a time, again after a while, and not for ever.
+Attempts, retries and backoff.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pytest
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, LogLevel, capturedLogs
+from twisted.logger import LogLevel, capturedLogs
 
 from tsrv import (
     AsyncModule,
@@ -22,19 +22,30 @@ from tsrv import (
     jitteredBackoff,
 )
 
-from .support import Module, Refused, Trouble, ready, resultOf, wrap
+from .support import (
+    Module,
+    Refused,
+    Result,
+    Trouble,
+    inState,
+    messageOf,
+    ready,
+    resultOf,
+    shut,
+    wrap,
+)
 
 
 def test_initialize(clock: Clock) -> None:
     """
-    The plain case: asked, waited for, ready.
+    initialize() and whenInitialized() fire when the module is ready.
     """
     wrapper = QueuingWrapper(AsyncModule(clock, 10), clock)
-    assert wrapper.state is State.NEW
-    waiting = resultOf(wrapper.whenInitialized())
-    result = resultOf(wrapper.initialize())
-    assert wrapper.state is State.INITIALIZING
-    assert wrapper.attempts == 1
+    waiting, result = (
+        resultOf(wrapper.whenInitialized()),
+        resultOf(wrapper.initialize()),
+    )
+    assert (wrapper.state, wrapper.attempts) == (State.INITIALIZING, 1)
     clock.advance(10)
     assert (result.value, waiting.value, wrapper.state) == (None, None, State.READY)
     assert resultOf(wrapper.whenInitialized()).value is None
@@ -43,7 +54,7 @@ def test_initialize(clock: Clock) -> None:
 
 def test_waiting_does_not_initialize(clock: Clock) -> None:
     """
-    Who only wants to know does not start anything.
+    whenInitialized() starts nothing.
     """
     module, wrapper, _ = wrap(clock)
     waiting = resultOf(wrapper.whenInitialized())
@@ -52,66 +63,45 @@ def test_waiting_does_not_initialize(clock: Clock) -> None:
     assert waiting.value is None
 
 
-def test_single_flight(clock: Clock) -> None:
+def test_callers_share_one_initialization(clock: Clock) -> None:
     """
-    However many ask, the module is initialised once, and one of them who gives
-    up, be it the first, does so for himself.
+    All callers share one initialisation, and cancelling one of their Deferreds
+    does not affect it.
     """
     module, wrapper, _ = wrap(clock)
     asked = [wrapper.initialize() for _ in range(3)]
     results = [resultOf(each) for each in asked]
     asked[0].cancel()
+    asked[1].addCallback(lambda _: asked[2].cancel())
     assert isinstance(results[0].error, CancelledError)
-    assert len(module.attempts) == 1
-    assert not module.attempts[0].called
+    assert (len(module.attempts), module.attempts[0].called) == (1, False)
     module.attempts[0].callback(None)
-    assert [each.value for each in results[1:]] == [None, None]
+    assert results[1].value is None
+    assert isinstance(results[2].error, CancelledError)
 
 
-def test_cancelled_waiters_are_forgotten(clock: Clock) -> None:
+def test_waiters_are_bounded(clock: Clock) -> None:
     """
-    A health check that waits for a second, every second, must not fill the
-    memory.
-    """
-    _, wrapper, _ = wrap(clock)
-    for _ in range(20_000):
-        waiting = wrapper.whenInitialized()
-        waiting.addErrback(lambda _: None)
-        waiting.cancel()
-    assert isinstance(wrapper.whenInitialized(), Deferred)
-    assert len(wrapper._waiters) == 1
-
-
-def test_waiters_have_a_limit(clock: Clock) -> None:
-    """
-    Waiting for the module is a queue too.
+    At most 10,000 callers wait for the module; cancelled ones do not count.
     """
     module, wrapper, _ = wrap(clock, limit=1)
-    waiting = [resultOf(wrapper.whenInitialized()) for _ in range(10_000)]
-    one = resultOf(wrapper.initialize())
-    assert isinstance(one.error, QueueFull)
-    assert str(one.error) == "10000 wait already for Module to become ready"
+    for _ in range(10_001):
+        waiter = wrapper.whenInitialized()
+        result = resultOf(waiter)
+        assert result.pending
+        waiter.cancel()
+    results = [resultOf(wrapper.whenInitialized()) for _ in range(10_000)]
+    refused = resultOf(wrapper.initialize())
+    assert isinstance(refused.error, QueueFull)
+    assert str(refused.error) == "10000 wait already for Module to become ready"
     module.attempts[-1].callback(None)
-    assert all(each.value is None for each in waiting)
-
-
-def test_one_waiter_cancels_another(clock: Clock) -> None:
-    """
-    The second is cancelled while the first is being told: it hears of one
-    thing only.
-    """
-    module, wrapper, _ = wrap(clock)
-    first, second = wrapper.whenInitialized(), wrapper.whenInitialized()
-    result = resultOf(second)
-    first.addCallback(lambda _: second.cancel())
-    ready(module, wrapper)
-    assert isinstance(result.error, CancelledError)
+    assert all(each.value is None for each in results)
 
 
 def test_transient_failure(clock: Clock) -> None:
     """
-    It is tried again, after as long as the policy says, and nobody who waits
-    hears of it.
+    After a failure the module is initialised again, after as long as the policy
+    says, and waiters go on waiting.
     """
     asked: list[int] = []
 
@@ -130,10 +120,25 @@ def test_transient_failure(clock: Clock) -> None:
         assert (len(module.attempts), wrapper.retryAfter()) == (attempts, 0.5)
         clock.advance(0.5)
         assert len(module.attempts) == attempts + 1
-        assert wrapper.state is State.INITIALIZING
     module.attempts[-1].callback(None)
     assert (result.value, wrapper.lastError) == (None, None)
     assert asked == [1, 2, 3]
+
+
+def raising(error: Exception) -> None:
+    """
+    Raise an error.
+    """
+    raise error
+
+
+async def coroutine(error: Exception | None) -> None:
+    """
+    Raise an error, if there is one.
+    """
+    await succeed(None)
+    if error is not None:
+        raise error
 
 
 @pytest.mark.parametrize(
@@ -146,32 +151,13 @@ def test_transient_failure(clock: Clock) -> None:
 )
 def test_ways_to_fail(clock: Clock, initialize: Callable[[], object]) -> None:
     """
-    In whichever way a module reports that it has failed, it is heard.
+    An attempt fails by a Deferred, by raising, or by a coroutine.
     """
-    wrapper = QueuingWrapper(
-        Module(), clock, initialize=initialize, retryPolicy=lambda _: 1.0
-    )
+    _, wrapper, _ = wrap(clock, initialize=initialize)
     result = resultOf(wrapper.initialize())
     assert (wrapper.state, result.pending) == (State.RETRYING, True)
     assert isinstance(wrapper.lastError, Trouble)
-    wrapper.close().addErrback(lambda _: None)
-    clock.advance(10)
-
-
-def raising(error: Exception) -> None:
-    """
-    Raise an error.
-    """
-    raise error
-
-
-async def coroutine(error: Exception | None) -> None:
-    """
-    Raise an error, if there is one, later.
-    """
-    await succeed(None)
-    if error is not None:
-        raise error
+    shut(wrapper)
 
 
 @pytest.mark.parametrize(
@@ -179,19 +165,18 @@ async def coroutine(error: Exception | None) -> None:
 )
 def test_ways_to_succeed(clock: Clock, initialize: Callable[[], object]) -> None:
     """
-    In whichever way a module reports success, be it at once, it is ready.
+    An attempt succeeds by a Deferred, by returning, or by a coroutine.
     """
-    wrapper = QueuingWrapper(Module(), clock, initialize=initialize)
+    _, wrapper, _ = wrap(clock, initialize=initialize)
     assert resultOf(wrapper.initialize()).value is None
     assert wrapper.state is State.READY
 
 
 def test_fatal_failure(clock: Clock) -> None:
     """
-    What no retry will cure is told at once to everyone who waits, with its
-    cause, and to everyone who comes later.
+    A fatal error fails queued calls, waiters and later calls, and is the cause.
     """
-    module, wrapper, proxy = wrap(clock, fatal=Refused)
+    module, wrapper, proxy = wrap(clock, fatal=Refused, name="the users")
     call, asked, waiting = (
         resultOf(proxy.write(1)),
         resultOf(wrapper.initialize()),
@@ -204,25 +189,19 @@ def test_fatal_failure(clock: Clock) -> None:
     for result in (call, asked, waiting, *late):
         assert isinstance(result.error, InitializationFailed)
         assert result.error.__cause__ is cause
-        assert str(result.error) == "Module failed to initialize, for good"
+        assert str(result.error) == "the users failed to initialize, for good"
     stats = wrapper.stats
     assert (stats.failed, stats.rejected, module.calls) == (1, 1, [])
 
 
 def test_initialized_again_after_a_fatal_failure(clock: Clock) -> None:
     """
-    Somebody may have cured what no retry would: it begins anew, and calls are
-    held again.
+    After a fatal failure initialize() begins again, and calls are queued again.
     """
-    module, wrapper, proxy = wrap(clock, fatal=[Refused])
-    resultOf(wrapper.initialize())
-    module.attempts[-1].errback(Refused())
+    module, wrapper, proxy = inState(clock, State.FAILED)
     asked, call = resultOf(wrapper.initialize()), resultOf(proxy.write(1))
-    assert (wrapper.state, wrapper.attempts, wrapper.lastError) == (
-        State.INITIALIZING,
-        1,
-        None,
-    )
+    assert (wrapper.state, wrapper.attempts) == (State.INITIALIZING, 1)
+    assert wrapper.lastError is None
     module.attempts[-1].callback(None)
     module.answers[-1].callback("done")
     assert (asked.value, call.value) == (None, "done")
@@ -230,33 +209,30 @@ def test_initialized_again_after_a_fatal_failure(clock: Clock) -> None:
 
 def test_initialized_again_from_the_errback(clock: Clock) -> None:
     """
-    The errback of a call is a place to try again; who waits since then waits
-    for the new attempt, and does not get the end of the old one.
+    A caller that initialises again in the errback of its call waits for the new
+    attempt.
     """
-    module, wrapper, proxy = wrap(clock, fatal=[Refused])
-    again: list[object] = []
+    module, wrapper, proxy = inState(clock, State.INITIALIZING)
+    again: list[Result] = []
     call = proxy.write(1)
     call.addErrback(lambda _: again.append(resultOf(wrapper.initialize())))
-    resultOf(wrapper.initialize())
     module.attempts[-1].errback(Refused())
     assert wrapper.state is State.INITIALIZING
     module.attempts[-1].callback(None)
-    (result,) = again
-    assert result.value is None  # type: ignore[attr-defined]
+    assert again[0].value is None
 
 
 def test_the_cause_is_that_of_the_attempt_that_failed(clock: Clock) -> None:
     """
-    When many have to be told, and it is tried again before all have been, the
-    last of them still hears why I{his} attempt failed.
+    Every queued call gets the cause of its own attempt, also when the next one
+    begins before all of them have been told.
     """
-    module, wrapper, proxy = wrap(clock, fatal=[Refused])
+    module, wrapper, proxy = inState(clock, State.INITIALIZING)
     results = []
     for number in range(9):
         call = proxy.write(number)
         results.append(resultOf(call))
         call.addBoth(lambda _: setattr(clock, "rightNow", clock.rightNow + 0.002))
-    resultOf(wrapper.initialize())
     cause = Refused()
     module.attempts[-1].errback(cause)
     assert results[-1].pending
@@ -268,88 +244,66 @@ def test_the_cause_is_that_of_the_attempt_that_failed(clock: Clock) -> None:
 
 def test_attempt_that_hangs(clock: Clock) -> None:
     """
-    An attempt without an answer is given up after a while, cancelled, and made
-    again.
+    An attempt is cancelled after attemptTimeout, and another one follows.
     """
     module, wrapper, _ = wrap(clock, attemptTimeout=5.0)
     resultOf(wrapper.initialize())
     clock.advance(5)
-    assert module.attempts[0].called
-    assert wrapper.state is State.RETRYING
+    assert (module.attempts[0].called, wrapper.state) == (True, State.RETRYING)
     assert str(wrapper.lastError) == "no answer within 5 seconds"
     clock.advance(1)
     module.attempts[1].callback(None)
     assert (wrapper.state, clock.getDelayedCalls()) == (State.READY, [])
 
 
-def wrapStubborn(
-    clock: Clock, late: Deferred[None]
-) -> tuple[Module, QueuingWrapper[Module]]:
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_late_result_of_an_abandoned_attempt(clock: Clock, succeeds: bool) -> None:
     """
-    Wrap a module whose first attempt, when it is cancelled, ends as C{late}
-    does.
+    An attempt that ignores its cancellation does not affect the next one, neither
+    with a late success nor with a late failure.
     """
-    module = Module()
+    late: Deferred[None] = Deferred()
 
-    def initialize() -> Deferred[None]:
-        attempt = module.initialize()
-        if len(module.attempts) == 1:
-            attempt.addErrback(lambda _: late)
-        return attempt
+    class Stubborn(Module):
+        def initialize(self) -> Deferred[None]:
+            attempt = super().initialize()
+            if len(self.attempts) == 1:
+                attempt.addErrback(lambda _: late)
+            return attempt
 
-    return module, QueuingWrapper(
+    module = Stubborn()
+    wrapper = QueuingWrapper(
         module,
         clock,
-        initialize=initialize,
         attemptTimeout=5.0,
         retryPolicy=lambda _: 1.0,
         fatal=[Refused],
     )
-
-
-def test_late_success_of_an_abandoned_attempt(clock: Clock) -> None:
-    """
-    An attempt that was given up, and that succeeds all the same later, says
-    nothing about the one that is being made now.
-    """
-    late: Deferred[None] = Deferred()
-    module, wrapper = wrapStubborn(clock, late)
     result = resultOf(wrapper.initialize())
-    wrapper.proxy.write(1)
+    resultOf(wrapper.proxy.write(1))
     clock.pump([5, 1])
-    late.callback(None)
+    if succeeds:
+        late.callback(None)
+    else:
+        late.errback(Refused())
     assert (wrapper.state, result.pending) == (State.INITIALIZING, True)
     assert module.calls == []
     module.attempts[1].callback(None)
     assert (wrapper.state, result.value) == (State.READY, None)
 
 
-def test_late_failure_of_an_abandoned_attempt(clock: Clock) -> None:
+def test_closed_by_its_own_initialize(clock: Clock) -> None:
     """
-    Nor does its failure.
+    A module may close the wrapper while it is being initialised.
     """
-    late: Deferred[None] = Deferred()
-    module, wrapper = wrapStubborn(clock, late)
-    resultOf(wrapper.initialize())
-    clock.pump([5, 1])
-    module.attempts[1].callback(None)
-    late.errback(Refused())
-    assert wrapper.state is State.READY
 
+    class Closing(Module):
+        def initialize(self) -> Deferred[None]:
+            wrapper.close()
+            return super().initialize()
 
-def test_closed_from_its_own_initialize(clock: Clock) -> None:
-    """
-    A module that finds, while it is being initialised, that the program has to
-    end, may say so.
-    """
-    module = Module()
-    closed: list[object] = []
-
-    def initialize() -> Deferred[None]:
-        closed.append(wrapper.close())
-        return module.initialize()
-
-    wrapper = QueuingWrapper(module, clock, initialize=initialize)
+    module = Closing()
+    wrapper = QueuingWrapper(module, clock)
     result = resultOf(wrapper.initialize())
     assert isinstance(result.error, Closed)
     assert module.attempts[0].called
@@ -364,8 +318,8 @@ def test_policy_that_makes_no_sense(
     clock: Clock, policy: Callable[[int], float]
 ) -> None:
     """
-    A policy that raises, or answers no number of seconds, ends the attempts
-    instead of the program; the cause is the module's own error all the same.
+    A policy that raises, or returns something else than seconds, ends the
+    attempts; the cause is the module's own error.
     """
     module, wrapper, _ = wrap(clock, retryPolicy=policy)
     result = resultOf(wrapper.initialize())
@@ -373,69 +327,54 @@ def test_policy_that_makes_no_sense(
         module.attempts[-1].errback(Trouble("the cause"))
     assert isinstance(result.error, InitializationFailed)
     assert isinstance(result.error.__cause__, Trouble)
-    assert "retry policy of Module" in logged[0]["log_format"].format(**logged[0])
+    assert "retry policy of Module" in messageOf(logged[0])
 
 
 def test_policies_of_twisted(clock: Clock) -> None:
     """
-    What ClientService takes is taken here.
+    A retry policy of ClientService is a retry policy of the wrapper.
     """
     policy = backoffPolicy(initialDelay=3.0, factor=1.0, jitter=lambda: 0.0)
-    module, wrapper, _ = wrap(clock, retryPolicy=policy)
-    resultOf(wrapper.initialize())
-    module.attempts[-1].errback(Trouble())
+    _, wrapper, _ = inState(clock, State.RETRYING, retryPolicy=policy)
     assert wrapper.retryAfter() == 3.0
     clock.advance(3)
     assert wrapper.state is State.INITIALIZING
-    wrapper.close()
-    module.closings[-1].callback(None)
+    shut(wrapper)
 
 
 def test_default_policy(clock: Clock) -> None:
     """
-    Without any policy it is tried again soon, and less often later.
+    By default the second attempt follows within half a second.
     """
-    module, wrapper, _ = wrap(clock, retryPolicy=None)
-    resultOf(wrapper.initialize())
-    module.attempts[-1].errback(Trouble())
+    _, wrapper, _ = inState(clock, State.RETRYING, retryPolicy=None)
     delay = wrapper.retryAfter()
     assert delay is not None
     assert 0.25 <= delay <= 0.5
-    wrapper.close()
-    module.closings[-1].callback(None)
+    shut(wrapper)
 
 
 def test_log(clock: Clock) -> None:
     """
-    Who reads the log sees each failure, why, and when it is tried again.
+    The log has a line for each failure, with its reason and the next attempt.
     """
-    module, wrapper, _ = wrap(clock, fatal=[Refused])
+    module, wrapper, _ = wrap(clock, fatal=[Refused], name="the users")
     resultOf(wrapper.initialize())
     with capturedLogs() as logged:
         module.attempts[-1].errback(Trouble("refused"))
         clock.advance(1)
         module.attempts[-1].errback(Refused("wrong password"))
-    assert [line(event) for event in logged] == [
-        "Module failed to initialize (attempt 1), next attempt in 1.0 s: "
+    assert [messageOf(event) for event in logged] == [
+        "the users failed to initialize (attempt 1), next attempt in 1.0 s: "
         "Trouble: refused",
-        "Module failed to initialize, and will not be tried again: "
+        "the users failed to initialize, and will not be tried again: "
         "Refused: wrong password",
     ]
     assert [event["log_level"] for event in logged] == [LogLevel.warn, LogLevel.error]
 
 
-def line(event: LogEvent) -> str:
-    """
-    @return: What the log says.
-    """
-    text: str = event["log_format"].format(**event)
-    return text
-
-
 def test_backoff_grows_up_to_its_limit() -> None:
     """
-    Each delay is longer than the one before, until they are long enough; also
-    after more attempts than a float can count.
+    Delays grow by the factor up to the longest, after any number of attempts.
     """
     policy = jitteredBackoff(1.0, 10.0, 2.0, jitter=0)
     delays = [policy(attempts) for attempts in (0, 1, 2, 3, 4, 10**6)]
@@ -444,8 +383,7 @@ def test_backoff_grows_up_to_its_limit() -> None:
 
 def test_backoff_spreads_in_proportion() -> None:
     """
-    The longer the delay the more of it is chance, so that many clients that
-    have waited long do not come back together.
+    The random share of a delay grows with the delay.
     """
     low = jitteredBackoff(1.0, 64.0, 2.0, jitter=0.5, random=lambda: 1.0)
     high = jitteredBackoff(1.0, 64.0, 2.0, jitter=0.5, random=lambda: 0.0)
@@ -466,7 +404,7 @@ def test_backoff_spreads_in_proportion() -> None:
 )
 def test_backoff_that_makes_no_sense(options: dict[str, float], message: str) -> None:
     """
-    A backoff that never waits, or shrinks, is no backoff.
+    A backoff that never waits, or shrinks, is refused.
     """
     with pytest.raises(ValueError, match=message):
         jitteredBackoff(**options)  # type: ignore[arg-type]

@@ -1,46 +1,69 @@
 """
-The order in which commands start, and how a queue is drained.
+The order in which calls start, and the slices in which a queue is worked off.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from tsrv import (
-    QueuingWrapper,
-    State,
-)
+from tsrv import QueuingWrapper, State
 
-from .support import Module, ready, resultOf, wrap
+from .support import Module, lose, ready, recover, resultOf, wrap
 
 
 class Busy:
     """
-    A module whose every call keeps the reactor for a while.
+    A module each of whose calls takes some time.
     """
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self.calls: list[int] = []
+        self.watches: list[Deferred[None]] = []
         self._clock = clock
         self._seconds = seconds
 
     def initialize(self) -> None:
         pass
 
-    def work(self, number: int) -> int:
+    def whenLost(self) -> Deferred[None]:
+        self.watches.append(Deferred())
+        return self.watches[-1]
+
+    def work(self, number: int) -> None:
         self.calls.append(number)
         self._clock.rightNow += self._seconds
-        return number
 
 
-def test_commands_start_in_the_order_of_their_calls(clock: Clock) -> None:
+def busy(
+    clock: Clock, seconds: float, calls: int
+) -> tuple[Busy, QueuingWrapper[Busy], Callable[[int], Any]]:
     """
-    Whichever methods they are of.
+    @return: A busy module, its wrapper, and its method, with so many queued calls.
+    """
+    module = Busy(clock, seconds)
+    wrapper = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
+    for number in range(calls):
+        wrapper.proxy.work(number)
+    return module, wrapper, wrapper.proxy.work
+
+
+def numbers(module: Module) -> list[object]:
+    """
+    @return: The arguments of all calls.
+    """
+    return [what for _, what in module.calls]
+
+
+def test_calls_start_in_order(clock: Clock) -> None:
+    """
+    Calls of different methods start in the order in which they were made.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     for number in range(0, 9, 3):
@@ -48,136 +71,97 @@ def test_commands_start_in_the_order_of_their_calls(clock: Clock) -> None:
         proxy.read(number + 1)
         proxy.count(number + 2)
     ready(module, wrapper)
-    assert [what for _, what in module.calls] == list(range(9))
+    assert numbers(module) == list(range(9))
 
 
-def test_call_from_the_callback_of_a_drained_command(clock: Clock) -> None:
+@pytest.mark.parametrize("where", ["command", "waiter"])
+def test_call_from_a_callback_during_the_drain(clock: Clock, where: str) -> None:
     """
-    It goes behind all those that have been waiting.
+    A call made in a callback of the drain is queued behind all others.
     """
     module, wrapper, proxy = wrap(clock)
-    first = proxy.count(1)
-    assert isinstance(first, Deferred)
-    first.addCallback(lambda _: proxy.write(3))
+    callback: Any = proxy.count(1)
     proxy.write(2)
+    if where == "waiter":
+        callback = wrapper.whenInitialized()
+    callback.addCallback(lambda _: proxy.write(3))
     ready(module, wrapper)
-    assert [what for _, what in module.calls] == [1, 2, 3]
-
-
-def test_call_from_the_callback_of_who_waited_for_the_module(clock: Clock) -> None:
-    """
-    To be told that the module is ready is no right to be served first.
-    """
-    module, wrapper, proxy = wrap(clock)
-    proxy.write(1)
-    wrapper.whenInitialized().addCallback(lambda _: proxy.write(2))
-    ready(module, wrapper)
-    assert [what for _, what in module.calls] == [1, 2]
+    assert numbers(module) == [1, 2, 3]
 
 
 def test_call_between_two_slices(clock: Clock) -> None:
     """
-    The module is ready, and the queue is not empty yet: a call made now must
-    not be handed to the module at once.
+    A call made between two slices of the drain is queued behind all others.
     """
-    module = Busy(clock, 0.004)
-    wrapper = QueuingWrapper(module, clock)
-    for number in range(5):
-        wrapper.proxy.work(number)
+    module, wrapper, work = busy(clock, 0.004, 5)
     wrapper.initialize()
     assert (module.calls, wrapper.state) == ([0, 1], State.DRAINING)
-    wrapper.proxy.work(5)
+    work(5)
     assert module.calls == [0, 1]
     clock.pump([0, 0])
     assert (module.calls, wrapper.state) == ([0, 1, 2, 3, 4, 5], State.READY)
 
 
-def test_call_during_another_initialization(clock: Clock) -> None:
+def test_call_after_a_loss_during_the_drain(clock: Clock) -> None:
     """
-    Calls made after a loss follow those that had not been started before it.
+    A call made after a loss is queued behind those that were not started before.
     """
-    module = Busy(clock, 0.006)
-    lost: Deferred[None] = Deferred()
-    losses = [lost, Deferred[None]()]
-    wrapper = QueuingWrapper(
-        module,
-        clock,
-        whenLost=lambda: losses.pop(0),
-        retryPolicy=lambda attempts: 1.0,
-    )
-    for number in range(3):
-        wrapper.proxy.work(number)
+    module, wrapper, work = busy(clock, 0.006, 3)
     wrapper.initialize()
-    lost.callback(None)
-    wrapper.proxy.work(3)
+    module.watches[0].callback(None)
+    work(3)
     assert (module.calls, wrapper.state) == ([0], State.LOST)
     clock.pump([1, 0, 0, 0])
     assert (module.calls, wrapper.state) == ([0, 1, 2, 3], State.READY)
 
 
-def test_other_work_gets_its_turn_however_long_the_queue(clock: Clock) -> None:
+def test_a_clock_that_is_set_back_ends_the_slice(clock: Clock) -> None:
     """
-    No slice takes much longer than 5 ms, and between two of them everything
-    else that the reactor has to do is done.
+    A slice ends when the clock is set back.
     """
-    module = Busy(clock, 0.001)
-    wrapper = QueuingWrapper(module, clock)
-    for number in range(100):
-        wrapper.proxy.work(number)
-    turns: list[int] = []
-
-    def compete() -> None:
-        turns.append(len(module.calls))
-        if len(module.calls) < 100:
-            clock.callLater(0, compete)
-
-    clock.callLater(0, compete)
-    wrapper.initialize()
-    while wrapper.pending:
-        clock.advance(0)
-    clock.advance(0)
-    assert max(b - a for a, b in pairwise(turns)) <= 6
-    assert len(turns) >= 16
-
-
-def test_a_clock_that_is_set_back(clock: Clock) -> None:
-    """
-    A slice ends, too, when the time is set back while it lasts.
-    """
-    module = Busy(clock, -3600.0)
-    wrapper = QueuingWrapper(module, clock)
-    for number in range(3):
-        wrapper.proxy.work(number)
+    module, wrapper, _ = busy(clock, -3600.0, 3)
     wrapper.initialize()
     assert module.calls == [0]
     clock.pump([0, 0])
     assert (module.calls, wrapper.state) == ([0, 1, 2], State.READY)
 
 
-def test_failing_a_long_queue_is_sliced_too(clock: Clock) -> None:
+def compete(
+    clock: Clock, counter: Callable[[], int], end: int, after: float = 0.0
+) -> list[int]:
     """
-    What is true of running commands is true of refusing them: the errbacks of
-    a million callers are a lot of work.
+    @return: The counter in each turn of the reactor, after so many seconds and until
+        the end.
     """
-    _, wrapper, proxy = wrap(clock)
-    ends = []
+    turns = [counter()]
 
-    def take(failure: object) -> None:
-        ends.append(failure)
-        clock.rightNow += 0.002
+    def turn() -> None:
+        turns.append(counter())
+        if counter() < end:
+            clock.callLater(0, turn)
 
-    for number in range(10):
-        proxy.write(number).addErrback(take)
-    closed = resultOf(wrapper.close())
-    assert 0 < len(ends) < 10
-    assert wrapper.pending == 10 - len(ends)
-    clock.pump([0, 0, 0, 0])
-    assert (len(ends), wrapper.pending, closed.value) == (10, 0, None)
+    clock.callLater(after, turn)
+    return turns
 
 
-def test_expiring_a_long_queue_is_sliced_too(clock: Clock) -> None:
+def test_a_long_drain_is_sliced(clock: Clock) -> None:
     """
-    A queue whose time is up all at once does not keep the reactor either.
+    No slice of the drain takes much longer than 5 ms.
+    """
+    module, wrapper, _ = busy(clock, 0.001, 100)
+    turns = compete(clock, lambda: len(module.calls), 100)
+    wrapper.initialize()
+    while len(module.calls) < 100:
+        clock.advance(0)
+    clock.advance(0)
+    assert max(b - a for a, b in pairwise(turns)) <= 6
+    assert len(turns) >= 16
+
+
+@pytest.mark.parametrize("how", ["closed", "expired"])
+def test_ending_a_long_queue_is_sliced(clock: Clock, how: str) -> None:
+    """
+    Refusing many calls, or letting them expire, is done in slices.
     """
     _, wrapper, proxy = wrap(clock, timeout=5.0)
     ends: list[object] = []
@@ -188,23 +172,21 @@ def test_expiring_a_long_queue_is_sliced_too(clock: Clock) -> None:
 
     for number in range(12):
         proxy.write(number).addErrback(take)
-    counts = []
-
-    def compete() -> None:
-        counts.append(len(ends))
-        if len(ends) < 12:
-            clock.callLater(0, compete)
-
-    clock.callLater(5.0, compete)
-    clock.advance(5.0)
-    clock.pump([0, 0, 0, 0])
-    assert max(b - a for a, b in pairwise([0, *counts])) <= 3
-    assert (len(ends), wrapper.pending, wrapper.stats.expired) == (12, 0, 12)
+    after = 5.0 if how == "expired" else 0.0
+    if how == "closed":
+        wrapper.close()
+        assert len(ends) <= 6
+    turns = compete(clock, lambda: len(ends), 12, after)
+    clock.pump([after, 0, 0, 0])
+    assert max(b - a for a, b in pairwise(turns)) <= 3
+    stats = wrapper.stats
+    assert (stats.pending, stats.expired + stats.failed) == (0, 12)
 
 
-def test_more_expire_than_are_looked_through_at_once(clock: Clock) -> None:
+def test_very_many_calls_expire(clock: Clock) -> None:
     """
-    To look through a long queue takes its time, too.
+    All calls expire on time, also when one timer call cannot look through the
+    whole queue.
     """
     _, wrapper, proxy = wrap(clock, timeout=5.0, limit=20_000)
     for number in range(12_000):
@@ -213,111 +195,91 @@ def test_more_expire_than_are_looked_through_at_once(clock: Clock) -> None:
     assert (wrapper.pending, wrapper.stats.expired) == (0, 12_000)
 
 
-@pytest.mark.parametrize("most", [1, 2, 3])
-def test_concurrency(clock: Clock, most: int) -> None:
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+def test_concurrency(clock: Clock, concurrency: int) -> None:
     """
-    A backend that has just come back is not run over: no more commands than
-    allowed are in progress at any time, and each answer makes room for one.
+    At most so many calls are in progress during the drain, and each answer lets
+    another one start.
     """
-    module, wrapper, proxy = wrap(clock, concurrency=most)
+    module, wrapper, proxy = wrap(clock, concurrency=concurrency)
     for number in range(6):
         proxy.write(number)
-    ready_ = resultOf(wrapper.initialize())
-    module.attempts[-1].callback(None)
-    assert (ready_.value, wrapper.state) == (None, State.DRAINING)
-    for answered in range(6 - most):
-        assert len(module.calls) == answered + most
+    ready(module, wrapper)
+    assert wrapper.state is State.DRAINING
+    for answered in range(6 - concurrency):
+        assert len(module.calls) == answered + concurrency
         module.answers[answered].callback(None)
         clock.advance(0)
     assert wrapper.state is State.READY
-    assert [what for _, what in module.calls] == list(range(6))
+    assert numbers(module) == list(range(6))
 
 
-def test_concurrency_does_not_count_what_has_failed_at_once(clock: Clock) -> None:
+def test_calls_that_end_at_once_are_not_in_progress(clock: Clock) -> None:
     """
-    A call that is over when the module returns takes up no place.
+    A call that ends before the module returns does not count for concurrency.
     """
     module, wrapper, proxy = wrap(clock, concurrency=1)
     for number in range(3):
-        resultOf(proxy.fail(number))  # type: ignore[arg-type]
+        resultOf(proxy.fail(number))
         proxy.count(number)
     ready(module, wrapper)
     assert (len(module.calls), wrapper.state) == (6, State.READY)
 
 
-def test_cancelling_makes_room(clock: Clock) -> None:
+@pytest.mark.parametrize("which", ["running", "queued"])
+def test_cancelling_continues_the_drain(clock: Clock, which: str) -> None:
     """
-    A command in progress whose caller gives up lets the next one start.
+    The drain goes on when the call in progress is cancelled, and ends when the
+    last queued call is.
     """
     module, wrapper, proxy = wrap(clock, concurrency=1)
-    first = proxy.write(1)
-    result = resultOf(first)
-    proxy.write(2)
+    calls = [proxy.write(1), proxy.write(2)]
+    results = [resultOf(each) for each in calls]
     ready(module, wrapper)
-    first.cancel()
+    calls[0 if which == "running" else 1].cancel()
     clock.advance(0)
-    assert not result.pending
-    assert module.calls == [("write", 1), ("write", 2)]
+    assert wrapper.state is State.READY
+    assert [each.pending for each in results] == [which == "queued", which != "queued"]
+    assert numbers(module) == ([1, 2] if which == "running" else [1])
 
 
-def test_context(clock: Clock) -> None:
+def test_each_call_runs_in_its_context(clock: Clock) -> None:
     """
-    What a caller has noted for its log or its trace is there when its command
-    runs, and not what another one has noted, nor the module.
-    """
-    request: ContextVar[str] = ContextVar("request", default="none")
-    seen: list[str] = []
-
-    class Traced:
-        def initialize(self) -> None:
-            request.set("initialize")
-
-        def work(self) -> None:
-            seen.append(request.get())
-            request.set("changed")
-
-        async def compute(self) -> None:
-            seen.append(request.get())
-
-        def read(self) -> None:
-            seen.append(request.get())
-
-    wrapper = QueuingWrapper(Traced(), clock, replay=["read"])
-    for name in ("a", "b"):
-        token = request.set(name)
-        wrapper.proxy.work()
-        resultOf(wrapper.proxy.compute())  # type: ignore[arg-type]
-        wrapper.proxy.read()
-        request.reset(token)
-    wrapper.initialize()
-    assert seen == ["a", "a", "a", "b", "b", "b"]
-    request.set("c")
-    resultOf(wrapper.proxy.compute())  # type: ignore[arg-type]
-    wrapper.proxy.read()
-    assert seen[6:] == ["c", "c"]
-
-
-def test_the_context_stays_with_a_command_that_is_run_again(clock: Clock) -> None:
-    """
-    Also the second run of a replayed command belongs to its caller.
+    A call runs in the context of its caller, also when it is made again after a
+    loss; once the module is ready a call runs in the present context.
     """
     request: ContextVar[str] = ContextVar("request", default="none")
-    seen: list[str] = []
+    seen: list[tuple[str, object]] = []
 
     class Traced(Module):
-        def read(self, what: object) -> Deferred[object]:
-            seen.append(request.get())
-            return super().read(what)
+        def initialize(self) -> Deferred[None]:
+            request.set("initialize")
+            return super().initialize()
+
+        def _later(self, name: str, what: object) -> Deferred[Any]:
+            seen.append((name, request.get()))
+            return super()._later(name, what)
 
     module = Traced()
     wrapper = QueuingWrapper(
         module, clock, replay=["read"], retryPolicy=lambda attempts: 1.0
     )
+    for name in ("a", "b"):
+        token = request.set(name)
+        wrapper.proxy.write(1)
+        resultOf(wrapper.proxy.compute(2))
+        wrapper.proxy.read(3)
+        request.reset(token)
     ready(module, wrapper)
-    token = request.set("a")
-    wrapper.proxy.read(1)
-    request.reset(token)
-    module.watches[-1].callback(None)
-    clock.advance(1)
-    module.attempts[-1].callback(None)
-    assert seen == ["a", "a"]
+    each = [("write", "a"), ("compute", "a"), ("read", "a")]
+    each += [(name, "b") for name, _ in each]
+    assert seen == each
+    for answer in module.answers[:2] + module.answers[3:5]:
+        answer.callback(None)
+    lose(module)
+    recover(clock, module)
+    assert seen[6:] == [("read", "a"), ("read", "b")]
+    request.set("c")
+    resultOf(wrapper.proxy.compute(4))
+    wrapper.proxy.read(5)
+    assert seen[8:] == [("compute", "c"), ("read", "c")]

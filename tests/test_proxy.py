@@ -1,5 +1,5 @@
 """
-What callers hold.
+The proxy: the object that callers hold in place of the module.
 """
 
 from __future__ import annotations
@@ -12,21 +12,15 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from tsrv import (
-    AsyncModule,
-    IAsyncModule,
-    NotInitialized,
-    QueuingWrapper,
-    State,
-)
+from tsrv import AsyncModule, IAsyncModule, NotInitialized, QueuingWrapper, State
 from tsrv.asyncmodule import IPredictable
 
-from .support import Trouble, ready, resultOf, wrap
+from .support import Trouble, inState, lose, ready, recover, resultOf, shut, wrap
 
 
 def test_types(clock: Clock) -> None:
     """
-    A type checker sees the module, and callers need not learn another type.
+    The proxy has the type and the interfaces of its module.
     """
     wrapper = QueuingWrapper(AsyncModule(clock), clock)
     assert_type(wrapper, QueuingWrapper[AsyncModule])
@@ -40,22 +34,21 @@ def test_types(clock: Clock) -> None:
     say.cancel()
 
 
-def test_ready_methods_are_the_module_s_own(clock: Clock) -> None:
+def test_methods_of_a_ready_module_are_its_own(clock: Clock) -> None:
     """
-    Once the module is ready there is nothing in between: the methods are the
-    same objects, found in the proxy itself.
+    While the module is ready the proxy's methods are the module's own bound
+    methods, found without __getattr__.
     """
-    module, wrapper, proxy = wrap(clock)
-    ready(module, wrapper)
+    module, _, proxy = inState(clock, State.READY)
     assert proxy.write == module.write
     assert vars(proxy)["write"] == module.write
     assert "__getattr__" not in dir(object.__getattribute__(proxy, "__class__"))
 
 
-def test_method_taken_before(clock: Clock) -> None:
+def test_a_method_that_was_kept(clock: Clock) -> None:
     """
-    A method that was taken early, as in a table of callbacks, queues, passes
-    and refuses as its time demands.
+    A method taken from the proxy before the module is ready queues, passes or
+    refuses each call, as the state demands.
     """
     module, wrapper, proxy = wrap(clock)
     write = proxy.write
@@ -64,18 +57,17 @@ def test_method_taken_before(clock: Clock) -> None:
     ready(module, wrapper)
     write(2)
     assert module.calls == [("write", 1), ("write", 2)]
-    module.watches[-1].callback(None)
-    write(3).addErrback(lambda _: None)
+    lose(module)
+    resultOf(write(3))
     assert wrapper.pending == 1
-    wrapper.close()
-    module.closings[-1].callback(None)
+    shut(wrapper)
     assert resultOf(write(4)).error.args == ("Module is closed",)
     clock.advance(0)
 
 
-def test_methods_of_a_module_that_makes_them_up(clock: Clock) -> None:
+def test_a_module_with_dynamic_attributes(clock: Clock) -> None:
     """
-    A client whose methods come from its __getattr__ is wrapped like any other.
+    The methods that a module makes up in __getattr__ are proxied as any others.
     """
 
     class Client:
@@ -114,50 +106,45 @@ def test_methods_of_a_module_that_makes_them_up(clock: Clock) -> None:
         proxy._secret  # noqa: B018
 
 
-def test_private_names(clock: Clock) -> None:
+def test_names_that_are_not_proxied(clock: Clock) -> None:
     """
-    What the module keeps for itself is not for those who hold the proxy.
+    Private and unknown names raise AttributeError at once.
     """
     module, wrapper, proxy = wrap(clock)
     with pytest.raises(AttributeError, match="'_later' is private"):
-        proxy._later  # noqa: B018
+        getattr(proxy, "_later")  # noqa: B009
     with pytest.raises(AttributeError, match="'__len__' is private"):
-        proxy.__len__  # type: ignore[attr-defined] # noqa: B018
+        getattr(proxy, "__len__")  # noqa: B009
+    with pytest.raises(AttributeError, match=r"no attribute 'wirte' \(it is new\)"):
+        getattr(proxy, "wirte")  # noqa: B009
     ready(module, wrapper)
     with pytest.raises(AttributeError):
-        proxy._later  # noqa: B018
-
-
-def test_unknown_name(clock: Clock) -> None:
-    """
-    A slip of the pen is found at once, and not when the module is ready.
-    """
-    _, _, proxy = wrap(clock)
-    with pytest.raises(AttributeError, match="has no attribute 'wirte'"):
-        proxy.wirte  # type: ignore[attr-defined] # noqa: B018
+        getattr(proxy, "_later")  # noqa: B009
 
 
 @pytest.mark.parametrize("name", ["version", "connection", "session"])
-def test_plain_attribute_before(clock: Clock, name: str) -> None:
+def test_a_plain_attribute_of_a_module_that_is_not_ready(
+    clock: Clock, name: str
+) -> None:
     """
-    An attribute cannot wait for the module, and what it has now may be wrong;
-    so to read it says so, and does not evaluate a property too early.
+    Reading an attribute that is not a method raises NotInitialized, and evaluates no
+    property.
     """
     _, _, proxy = wrap(clock)
     with pytest.raises(NotInitialized, match=f"Module.{name} is not a method.*is new"):
         getattr(proxy, name)
+    assert not hasattr(proxy, name)
 
 
-def test_plain_attribute_when_ready(clock: Clock) -> None:
+def test_plain_attributes_of_a_ready_module(clock: Clock) -> None:
     """
-    When the module is ready its attributes are read from it, each time anew.
+    While the module is ready its attributes are read from it, each time anew.
     """
 
     class Connection:
         session = "open"
 
-    module, wrapper, proxy = wrap(clock)
-    ready(module, wrapper)
+    module, wrapper, proxy = inState(clock, State.READY)
     assert proxy.version == 1
     module.version = 2
     assert proxy.version == 2
@@ -165,17 +152,16 @@ def test_plain_attribute_when_ready(clock: Clock) -> None:
         proxy.session  # noqa: B018
     module.connection = Connection
     assert proxy.session == "open"
-    module.watches[-1].callback(None)
+    lose(module)
     with pytest.raises(NotInitialized):
         proxy.version  # noqa: B018
-    wrapper.close()
-    module.closings[-1].callback(None)
+    shut(wrapper)
 
 
-def test_announced_attribute(clock: Clock) -> None:
+def test_attributes_that_exist_later(clock: Clock) -> None:
     """
-    An attribute that the class announces, and that gets its value later, is
-    known before and readable after; the same for one that is worked out once.
+    Annotated attributes and cached properties are known before they have a value,
+    and are evaluated when they are read.
     """
 
     class Late:
@@ -204,9 +190,9 @@ def test_announced_attribute(clock: Clock) -> None:
     assert (wrapper.proxy.found, wrapper.proxy.once) == (7, 1)
 
 
-def test_classes_are_no_methods(clock: Clock) -> None:
+def test_classes_are_not_methods(clock: Clock) -> None:
     """
-    To catch C{client.Error} must not queue a call of it.
+    A class that is an attribute of the module is not called through the queue.
     """
 
     class Client:
@@ -224,7 +210,7 @@ def test_classes_are_no_methods(clock: Clock) -> None:
 
 def test_setting_and_deleting(clock: Clock) -> None:
     """
-    To set an attribute of the proxy would be to set it nowhere.
+    Attributes of the proxy can be neither set nor deleted.
     """
     module, wrapper, proxy = wrap(clock)
     for _ in range(2):
@@ -238,43 +224,35 @@ def test_setting_and_deleting(clock: Clock) -> None:
 
 def test_dir(clock: Clock) -> None:
     """
-    C{dir()}, and so every shell's completion, shows what can be used now.
+    dir() lists what can be used now: methods before, attributes when ready.
     """
     module, wrapper, proxy = wrap(clock)
     methods = ["close", "compute", "count", "fail", "initialize", "read", "write"]
     assert dir(proxy) == methods
     ready(module, wrapper)
-    assert set(dir(proxy)) == {
-        *methods,
-        "answers",
-        "attempts",
-        "calls",
-        "closings",
-        "connection",
-        "session",
-        "version",
-        "watches",
-    }
+    attributes = {name for name in vars(module) if not name.startswith("_")}
+    assert set(dir(proxy)) == {*methods, *attributes, "session", "version"}
 
 
 def test_repr(clock: Clock) -> None:
     """
-    A proxy in a log or at a prompt says what it is, and in what state.
+    The proxy and the wrapper show the name of the module, its state and the number
+    of queued calls.
     """
-    module, wrapper, proxy = wrap(clock)
+    module, wrapper, proxy = wrap(clock, name="the users")
     assert repr(proxy) == "<proxy of Module: new>"
     proxy.write(1)
     wrapper.initialize()
     assert repr(proxy) == "<proxy of Module: initializing, 1 waiting>"
-    assert repr(wrapper) == "<QueuingWrapper of Module: initializing, 1 waiting>"
+    assert repr(wrapper) == "<QueuingWrapper of the users: initializing, 1 waiting>"
     module.attempts[-1].callback(None)
     assert repr(proxy) == "<proxy of Module: ready>"
     assert wrapper.module is module
 
 
-def test_queuing_methods_introduce_themselves(clock: Clock) -> None:
+def test_signatures(clock: Clock) -> None:
     """
-    C{help()} and signatures are those of the module's own method.
+    The proxy's methods have the documentation and the signature of the module's.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     for _ in range(2):
@@ -287,24 +265,20 @@ def test_queuing_methods_introduce_themselves(clock: Clock) -> None:
 
 def test_coroutine_methods(clock: Clock) -> None:
     """
-    A method that is C{async def} answers a Deferred, before and after.
+    A coroutine method returns a Deferred, before the module is ready and after.
     """
     module, wrapper, proxy = wrap(clock)
-    before = proxy.compute(1)
+    results = [resultOf(proxy.compute(1))]
     ready(module, wrapper)
-    after = proxy.compute(2)
-    results = []
-    for each in (before, after):
-        assert isinstance(each, Deferred)
-        results.append(resultOf(each))
+    results.append(resultOf(proxy.compute(2)))
     for answer in module.answers:
         answer.callback("done")
     assert [result.value for result in results] == ["done", "done"]
 
 
-def test_a_coroutine_from_an_ordinary_method(clock: Clock) -> None:
+def test_a_method_that_returns_a_coroutine(clock: Clock) -> None:
     """
-    Whoever forgot that a helper is C{async def} gets a Deferred all the same.
+    A queued call of an ordinary method that returns a coroutine runs it.
     """
 
     class Client:
@@ -325,13 +299,11 @@ def test_a_coroutine_from_an_ordinary_method(clock: Clock) -> None:
 
 def test_a_method_that_raises_ends_only_its_own_call(clock: Clock) -> None:
     """
-    One bad command does not keep those behind it from running.
+    A queued call that raises does not affect those behind it.
     """
     module, wrapper, proxy = wrap(clock)
-    results = [
-        resultOf(each)  # type: ignore[arg-type]
-        for each in (proxy.fail(1), proxy.count(2), proxy.write(3))
-    ]
+    calls = (proxy.fail(1), proxy.count(2), proxy.write(3))
+    results = [resultOf(each) for each in calls]
     ready(module, wrapper)
     module.answers[0].callback("done")
     assert isinstance(results[0].error, Trouble)
@@ -341,26 +313,24 @@ def test_a_method_that_raises_ends_only_its_own_call(clock: Clock) -> None:
 
 def test_keywords(clock: Clock) -> None:
     """
-    Commands carry keywords as well as plain arguments.
+    Queued calls keep their keyword arguments, also when they are made again.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     results = [resultOf(proxy.write(what=1))]
     ready(module, wrapper)
     results.append(resultOf(proxy.read(what=2)))
-    module.watches[-1].callback(None)
+    lose(module)
     module.answers[0].callback("written")
-    clock.advance(1)
-    module.attempts[-1].callback(None)
+    recover(clock, module)
     assert module.calls == [("write", 1), ("read", 2), ("read", 2)]
     module.answers[2].callback("read")
     assert [each.value for each in results] == ["written", "read"]
 
 
-def test_the_life_of_the_module_is_the_wrapper_s(clock: Clock) -> None:
+def test_initialize_and_close_are_the_wrappers(clock: Clock) -> None:
     """
-    Who initialises or closes the proxy means the whole: the module's own
-    C{initialize()} must not run behind the wrapper's back, nor queue behind
-    itself.
+    A caller who initialises or closes the proxy initialises or closes the wrapper;
+    whenLost() is not proxied.
     """
     module, wrapper, proxy = wrap(clock)
     for _ in range(2):
@@ -371,10 +341,10 @@ def test_the_life_of_the_module_is_the_wrapper_s(clock: Clock) -> None:
         ready(module, wrapper)
 
 
-def test_the_life_of_a_third_party_client(clock: Clock) -> None:
+def test_other_names_for_the_life_cycle(clock: Clock) -> None:
     """
-    The same holds when these methods have other names; and a method that only
-    happens to be called C{close} is one like any other.
+    Methods that are given as initialize=, close= and whenLost= are replaced under
+    their own names, and an unrelated close() is proxied.
     """
 
     class Client:
@@ -403,16 +373,14 @@ def test_the_life_of_a_third_party_client(clock: Clock) -> None:
     assert proxy.disconnect == wrapper.close
     with pytest.raises(AttributeError, match="belongs to the wrapper"):
         wrapper.proxy.dropped  # noqa: B018
-    close: Any = wrapper.proxy.close
-    closed = resultOf(close(3))
+    closed = resultOf(proxy.close(3))
     proxy.connect()
     assert closed.value == 3
 
 
 def test_an_attribute_that_cannot_be_read_now(clock: Clock) -> None:
     """
-    A descriptor that raises keeps neither C{dir()} nor the module from being
-    ready; who reads it gets its own error.
+    A descriptor that raises affects only those who read it.
     """
 
     class Raising:
@@ -433,58 +401,36 @@ def test_an_attribute_that_cannot_be_read_now(clock: Clock) -> None:
         wrapper.proxy.broken  # noqa: B018
 
 
-def test_a_method_that_vanishes(clock: Clock) -> None:
+def test_methods_that_the_initialisation_changes(clock: Clock) -> None:
     """
-    A method that initialising has taken away fails the calls of it that wait,
-    and nothing else.
-    """
-
-    class Client:
-        def __init__(self) -> None:
-            self.early = lambda: "early"
-
-        def initialize(self) -> None:
-            del self.early
-
-        def late(self) -> str:
-            return "late"
-
-    wrapper = QueuingWrapper(Client(), clock)
-    early = resultOf(wrapper.proxy.early())  # type: ignore[arg-type]
-    late = resultOf(wrapper.proxy.late())  # type: ignore[arg-type]
-    wrapper.initialize()
-    assert isinstance(early.error, AttributeError)
-    assert late.value == "late"
-
-
-def test_a_method_that_initialising_replaces(clock: Clock) -> None:
-    """
-    What runs is the method that the module has when it is ready.
+    Queued calls run the methods that the module has when it is ready; a method that
+    has vanished fails its calls.
     """
 
     class Client:
         def __init__(self) -> None:
-            self.find = lambda: "nothing"
+            self.vanishing = lambda: "early"
+            self.find: Any = lambda: "nothing"
 
         def initialize(self) -> None:
+            del self.vanishing
             self.find = lambda: "something"
 
     wrapper = QueuingWrapper(Client(), clock)
-    found = resultOf(wrapper.proxy.find())  # type: ignore[arg-type]
+    vanished = resultOf(wrapper.proxy.vanishing())
+    found = resultOf(wrapper.proxy.find())
     wrapper.initialize()
-    assert found.value == "something"
-    assert wrapper.proxy.find() == "something"
+    assert isinstance(vanished.error, AttributeError)
+    assert found.value == wrapper.proxy.find() == "something"
 
 
-def test_a_method_first_met_while_draining(clock: Clock) -> None:
+def test_a_method_first_used_during_the_drain(clock: Clock) -> None:
     """
-    A callback of a drained command may be the first to use a method at all.
+    A callback of the drain may be the first to use a method.
     """
     module, wrapper, proxy = wrap(clock)
-    counted = proxy.count(1).addCallback(  # type: ignore[attr-defined]
-        lambda _: proxy.write(2)
-    )
-    result = resultOf(counted)
+    counted: Any = proxy.count(1)
+    result = resultOf(counted.addCallback(lambda _: proxy.write(2)))
     ready(module, wrapper)
     module.answers[0].callback("done")
     assert result.value == "done"

@@ -7,32 +7,18 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from tsrv.queuing.states import (
-    TRANSITIONS,
-    Event,
-    IllegalTransition,
-    Lifecycle,
-    State,
-)
-
-
-def inState(state: State) -> Lifecycle:
-    """
-    @return: A lifecycle in that state.
-    """
-    lifecycle = Lifecycle(Clock())
-    lifecycle.state = state
-    return lifecycle
+from tsrv.queuing.states import TRANSITIONS, Event, IllegalTransition, Lifecycle, State
 
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", Event)
 def test_every_event_in_every_state(state: State, event: Event) -> None:
     """
-    A legal event leads where the table says; one that is not raises, says what
-    is wrong, and changes nothing.
+    A legal event leads where the table says; an illegal one raises and changes
+    nothing.
     """
-    lifecycle = inState(state)
+    lifecycle = Lifecycle(Clock())
+    lifecycle.state = state
     if event in TRANSITIONS[state]:
         assert lifecycle.on(event) is lifecycle.state is TRANSITIONS[state][event]
     else:
@@ -45,16 +31,15 @@ def test_every_event_in_every_state(state: State, event: Event) -> None:
 
 def test_every_state_has_its_row() -> None:
     """
-    A state that is forgotten in the table would make every event illegal in
-    it.
+    The table has a row for each state.
     """
     assert set(TRANSITIONS) == set(State)
 
 
 def test_every_state_can_be_reached_and_left() -> None:
     """
-    A wrapper never gets stuck: from NEW there is a way to every state, and
-    from every state one to CLOSED.
+    A wrapper never gets stuck: every state can be reached from NEW, and CLOSED
+    from every state.
     """
 
     def reachable(state: State) -> set[State]:
@@ -71,9 +56,9 @@ def test_every_state_can_be_reached_and_left() -> None:
 
 def test_only_closing_ends_in_closed() -> None:
     """
-    Nothing revives what is closed, and nothing is closed without closing.
+    CLOSED is final, and is entered from CLOSING alone.
     """
     assert TRANSITIONS[State.CLOSED] == {}
-    assert [
-        state for state in State if State.CLOSED in TRANSITIONS[state].values()
-    ] == [State.CLOSING]
+    assert [s for s in State if State.CLOSED in TRANSITIONS[s].values()] == [
+        State.CLOSING
+    ]
