@@ -33,7 +33,7 @@ class Basket(Resource):
 
     def render_GET(self, request: Request) -> int:
         """
-        Answer when the session is there.
+        Respond when the session is loaded.
         """
         ensureDeferred(self.show(request)).addErrback(request.processingFailed)
         return NOT_DONE_YET

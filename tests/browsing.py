@@ -1,6 +1,5 @@
 """
-What tests with a browser need: a server that is a process of its own, and
-somebody who visits it.
+A browser for tests, and a server in a process of its own.
 """
 
 from __future__ import annotations
@@ -109,8 +108,8 @@ class Server:
     """
     A server on the loopback interface.
 
-    @ivar port: Where it listens.
-    @ivar url: Where its root is.
+    @ivar port: Its port.
+    @ivar url: The address of its root.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class Server:
     ) -> None:
         """
         @param words: The program, and its command line.
-        @param sign: What it writes when it listens.
+        @param sign: The text that it writes when it listens.
         """
         self.port = port
         self.url = f"{scheme}://127.0.0.1:{port}/"
@@ -142,7 +141,7 @@ class Server:
 
     def tell(self, *lines: str) -> None:
         """
-        Tell it what to do.
+        Send it commands, one in a line.
         """
         assert self._process.stdin is not None
         for line in lines:
@@ -150,13 +149,13 @@ class Server:
 
     def end(self) -> None:
         """
-        End it as it is meant to.
+        Close its input, and wait until it exits.
         """
         self._process.communicate(timeout=30)
 
     def kill(self) -> None:
         """
-        End it at once.
+        Kill it.
         """
         self._process.kill()
         self._process.communicate()
@@ -164,10 +163,9 @@ class Server:
 
 class Visit:
     """
-    What one does with a browser.
+    The windows of a browser in one test.
 
-    @ivar complaints: What the browser has written to its console, or would
-        have asked.
+    @ivar complaints: The lines of its console, and the texts of its dialogs.
     """
 
     def __init__(self, browser: Browser) -> None:
@@ -178,11 +176,11 @@ class Visit:
         self, url: str, size: Any = WIDE, script: str | None = None, **options: Any
     ) -> Page:
         """
-        Open a page, in a window of its own, which shares nothing with others.
+        Open a page in a new window, which shares no cookies with others.
 
         @param size: The width and height of the window, in pixels.
-        @param script: What runs before the page does.
-        @param options: What else is to be said of the window.
+        @param script: A script that runs before those of the page.
+        @param options: Further options of the window.
         """
         context = self._browser.new_context(viewport=size, **options)
         if script is not None:
@@ -202,16 +200,15 @@ class Visit:
             context.close()
 
     def _hear(self, message: ConsoleMessage) -> None:
-        # What is no page cannot say that it has no icon, which is then looked for.
+        # For JSON, browsers look for an icon.
         if not message.location["url"].endswith("/favicon.ico"):
             self.complaints.append(message.text)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browse() -> Iterator[Callable[[Callable[[Visit], None]], None]]:
     """
-    Do something with a browser. It brings a loop of its own, which wants a
-    thread of its own beside the reactor.
+    Run a function with a browser, in a thread: the browser has its own event loop.
     """
     if MISSING:
         reason = f"no page is opened: {', '.join(MISSING)}"
@@ -222,14 +219,13 @@ def browse() -> Iterator[Callable[[Callable[[Visit], None]], None]]:
     def launch() -> tuple[Playwright, Browser]:
         from playwright.sync_api import sync_playwright
 
-        # Nothing that is measured runs in this thread, and what measures the
-        # coverage does not know of the greenlets in it.
+        # Coverage does not know the greenlets of this thread.
         sys.settrace(None)
         playwright = sync_playwright().start()
         return playwright, playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=list(OPTIONS),
-            # Who goes back sees what a browser that is used by people shows.
+            # Keep pages for the Back button, as people's browsers do.
             ignore_default_args=["--disable-back-forward-cache"],
         )
 
@@ -250,16 +246,15 @@ def browse() -> Iterator[Callable[[Callable[[Visit], None]], None]]:
 
 def waitFor(page: Page, condition: str, arg: object = None) -> None:
     """
-    Wait until a condition holds. What playwright has for that is forbidden by
-    the policy of the page.
+    Wait until a condition holds. The policy of the page forbids playwright's own way.
     """
     page.evaluate(WAIT.replace("CONDITION", condition), arg)
 
 
 def faintTextsOf(page: Page) -> list[object]:
     """
-    @return: Each text that stands out too little from what is behind it (WCAG
-        AA), after how much it does.
+    @return: The contrast and the text of each element with too little contrast (WCAG
+        AA).
     """
     found = page.evaluate(CONTRASTS)
     assert found

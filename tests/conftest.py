@@ -13,6 +13,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher
 
+from .browsing import browse as browse
 from .support import Failures
 
 

@@ -1,5 +1,5 @@
 """
-What tests of single requests need: one that comes from where they say.
+Single requests for tests, with any peer and headers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["SOMEBODY", "exchange", "setCookies"]
 
 SOMEBODY = "192.0.2.1"
 """
-A client that is on no machine of ours.
+The address of a remote client.
 """
 
 
@@ -29,11 +29,11 @@ def exchange(
     method: bytes = b"GET",
 ) -> Request:
     """
-    @param headers: The headers; those of one name may be several.
-    @param peer: From where it comes; an IP address may be text.
-    @param secure: Whether it comes over TLS.
+    @param headers: The headers; names may be repeated.
+    @param peer: The address of the client.
+    @param secure: Whether the client uses TLS.
     @param method: The method.
-    @return: A request that waits to be answered.
+    @return: A request whose response has not begun.
     """
     if isinstance(peer, str):
         kind: Any = IPv6Address if ":" in peer else IPv4Address

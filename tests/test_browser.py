@@ -22,7 +22,6 @@ from .browsing import (
     faintTextsOf,
     waitFor,
 )
-from .browsing import browse as browse
 from .operated import SECRET
 from .websupport import reservedPort
 

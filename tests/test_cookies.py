@@ -1,5 +1,5 @@
 """
-The cookie of a session: what is read, what is written, and to whom.
+The cookie of a session: how it is read and written.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def refuses(cookies: Cookies, request: Request) -> bool:
 @pytest.mark.parametrize("asked", [secure, local])
 def test_an_identifier_comes_back(name: str, asked: Any) -> None:
     """
-    What was written is read, among the cookies of others.
+    A cookie that was written is read, among the cookies of others.
     """
     cookies = make(name=name)
     first = asked()

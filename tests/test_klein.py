@@ -75,7 +75,7 @@ class Somebody:
 
 async def userOf(session: KleinSession) -> Somebody | None:
     """
-    @return: Who has logged in.
+    @return: The user who has logged in.
     """
     name = (await session.data()).get("user")
     return None if name is None else Somebody(name)
@@ -83,7 +83,7 @@ async def userOf(session: KleinSession) -> Somebody | None:
 
 def visitorOf(session: KleinSession) -> Somebody:
     """
-    @return: Whoever asks.
+    @return: A visitor without a name.
     """
     return Somebody("somebody")
 
@@ -93,7 +93,7 @@ class Site:
     A Klein application.
 
     @ivar store: The store, which the test can delay.
-    @ivar sessions: What Klein asks for sessions.
+    @ivar sessions: The sessions of Klein.
     """
 
     def __init__(self, clock: Clock, store: Any = None, **options: Any) -> None:
@@ -198,7 +198,7 @@ class Browser:
     """
     A browser.
 
-    @ivar cookies: What the site has told it to send.
+    @ivar cookies: Its cookies.
     @ivar flags: The attributes of the last cookie.
     """
 
@@ -282,7 +282,7 @@ def test_the_store_is_not_asked_for_an_invalid_identifier(
     site: Site, identifier: str
 ) -> None:
     """
-    An invalid identifier is that of no session.
+    No session has an invalid identifier.
     """
     for kind in KINDS:
         assert not site.isFound(identifier, *kind)
@@ -356,7 +356,7 @@ def test_forms_of_klein_are_protected(site: Site) -> None:
 
 def test_new_sessions_can_be_refused(clock: Clock) -> None:
     """
-    What C{admit} raises refuses a visitor without a session; others are not affected.
+    The error of C{admit} refuses a visitor without a session, and nobody else.
     """
     left = [1]
 
@@ -512,7 +512,7 @@ def test_disclosed_identifiers_are_bounded(site: Site) -> None:
     ]
 
 
-# What is in a session.
+# Sessions that end.
 
 
 def test_a_destroyed_session_is_not_created_again(site: Site) -> None:
@@ -613,8 +613,8 @@ class IRefused(Interface):
 
 def test_authorizers_return_in_any_way(clock: Clock) -> None:
     """
-    An authorizer returns at once or later; what it refuses, or nobody knows, is left
-    out. A client that leaves cancels it.
+    An authorizer returns at once or later; interfaces that it refuses, or nobody
+    knows, are left out. A client that leaves cancels it.
     """
     later: list[Deferred[Somebody]] = []
 

@@ -337,7 +337,7 @@ def test_only_trusted_proxies_are_believed(
 )
 def test_each_hop_must_use_tls(protos: list[str | bytes], isSecure: bool) -> None:
     """
-    Where a proxy adds to what a client has sent, that does not help the client.
+    A client cannot pretend to use TLS with a header that the proxy adds to.
     """
     headers: list[Header] = [(PROTO, each) for each in protos]
     assert Proxies([PROXY]).isSecure(exchange(*headers, peer=PROXY)) is isSecure

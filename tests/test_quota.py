@@ -41,7 +41,7 @@ def test_a_client_gets_so_many_sessions_in_a_window(clock: Clock) -> None:
 
 def test_all_clients_together_get_so_many_sessions(clock: Clock) -> None:
     """
-    A client with many addresses is limited, too; what is refused is not counted.
+    A client with many addresses is limited, too; refused sessions do not count.
     """
     quota = Quota(clock, 2, 4, 60)
     peers = [f"192.0.2.{number}" for number in range(6)]
@@ -113,7 +113,7 @@ def test_the_table_of_clients_is_bounded(clock: Clock) -> None:
 
 def test_behind_a_proxy_each_client_is_counted(clock: Clock) -> None:
     """
-    The clients of a trusted proxy are told apart; nobody else may name another one.
+    A trusted proxy names the client of a request; nobody else can.
     """
     trusting = Quota(clock, 1, 100, 60, peerOf=Proxies([ONE]).peerOf)
     plain = Quota(clock, 1, 100, 60)

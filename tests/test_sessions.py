@@ -1,5 +1,5 @@
 """
-The session of a request: what a resource does to it is there at the next request.
+The session of a request: changes are saved, and found by the next request.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Slow:
             each.callback(None)
 
 
-# What is there at the next request.
+# Saving and finding.
 
 
 def test_a_session_is_there_at_the_next_request(place: Shop) -> None:
@@ -397,7 +397,7 @@ def test_a_counter_that_is_read_while_it_is_counted_loses_nothing(
 
 def test_add_saves_earlier_changes(place: Shop) -> None:
     """
-    What was assigned before is saved first, and no number counts as 0.
+    Assignments before it are saved first; what is not a number counts as 0.
     """
 
     more = both(put(a=1), lambda session: session.add("n", 2.5))
@@ -495,7 +495,7 @@ def test_changes_of_others_are_seen_after_a_save(place: Shop) -> None:
 
 def test_regenerate_gives_another_identifier(place: Shop) -> None:
     """
-    The old identifier is that of no session after a login.
+    The old identifier stops working.
     """
     visitor = place.returning(a=1)
     old = visitor.cookie
@@ -508,7 +508,7 @@ def test_regenerate_gives_another_identifier(place: Shop) -> None:
 
 def test_destroy_ends_a_session(place: Shop) -> None:
     """
-    The browser is told to forget the cookie, and a kept one is of no use.
+    The browser removes the cookie, and a kept one does not work.
     """
     visitor = place.returning(a=1)
     old = visitor.cookie
@@ -519,7 +519,7 @@ def test_destroy_ends_a_session(place: Shop) -> None:
 
 def test_a_new_session_may_begin_where_one_ends(place: Shop) -> None:
     """
-    What is assigned after destroy() becomes a new session, by add(), too.
+    Members that are assigned after destroy(), or added to, become a new session.
     """
     for do in (put(n=1), count):
         visitor = place.returning(a=1)
@@ -532,7 +532,7 @@ def test_a_new_session_may_begin_where_one_ends(place: Shop) -> None:
 
 def test_the_token_changes_with_the_identifier(place: Shop) -> None:
     """
-    A token is that of one session; reading that of a new session stores it.
+    Each session has a token; reading the token of a new session stores the session.
     """
     one, other = place.visitor(), place.visitor()
     assert one.says(lambda session: session.knownToken) is None
@@ -571,7 +571,7 @@ def test_a_slow_login_does_not_undo_a_logout(place: Shop) -> None:
 
 def test_renewing_keeps_the_counts_of_others(place: Shop) -> None:
     """
-    What others add while a session is renewed is in the renewed one.
+    Counts of other requests, while a session is renewed, are kept.
     """
     visitor = place.returning(n=1)
     slow = Slow(regenerate)
@@ -631,7 +631,7 @@ def test_the_replaced_identifiers_are_bounded(clock: Clock) -> None:
     assert not retired.has("10000")
 
 
-# What goes wrong half way.
+# Errors half way.
 
 
 @pytest.mark.parametrize("method", ["renew", "destroy"])
@@ -738,7 +738,7 @@ def test_a_client_that_leaves_gets_no_session(
     saving = resultOf(sessions[0].save())
     place.fire()
     assert saving.value is None
-    # What was being renewed is gone: nobody has its identifier.
+    # Nobody has the identifier of the renewed session.
     assert place.count() == int(isLogin and not isSaving)
 
 
@@ -798,7 +798,7 @@ def test_all_parts_fail_if_the_session_cannot_be_loaded(
 
 def test_each_part_may_give_up_alone(place: Shop, parts: Parts) -> None:
     """
-    Cancelling one call leaves the others; when none is left, the store's is cancelled.
+    Cancelling one call leaves the others; the last one cancels the store's call.
     """
     parts.asked[0].cancel()
     assert parts.results[2].pending
@@ -932,7 +932,7 @@ def test_a_save_that_fails_after_the_first_byte_aborts_the_response(
 
 def test_a_session_that_cannot_be_saved_is_the_response(place: Shop) -> None:
     """
-    What the resource has written, and goes on to write, is dropped.
+    The response of the resource is dropped.
     """
 
     def do(request: Request, session: Session) -> None:

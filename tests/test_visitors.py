@@ -73,7 +73,7 @@ def test_visits_are_counted_for_each_visitor(place: Place) -> None:
 
 def test_a_login_changes_the_identifier_and_keeps_the_visits(place: Place) -> None:
     """
-    The cookie from before the login is that of nobody.
+    The cookie from before the login does not work any more.
     """
     visitor = place.visitor()
     visitor.ask("/visits")
@@ -88,7 +88,7 @@ def test_a_login_changes_the_identifier_and_keeps_the_visits(place: Place) -> No
 
 def test_a_logout_ends_the_session(place: Place) -> None:
     """
-    A kept cookie is of no use after the logout.
+    A kept cookie does not work after the logout.
     """
     visitor = place.visitor()
     login(visitor)

@@ -1,6 +1,6 @@
 """
-What only a browser shows: what it does with a cookie, with the pages of another site,
-and with its Back button. The server is a process of its own.
+Cookies, pages of other sites and the Back button, in a browser. The server is a process
+of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .browsing import EVIL, TWISTD, Server, Visit
-from .browsing import browse as browse
 from .websupport import reservedPort
 
 if TYPE_CHECKING:
@@ -195,8 +194,8 @@ def checkCookie(visit: Visit, site: Server, name: str) -> None:
 
 def test_the_cookie_ends_with_the_logout(site: Server, browse: Any) -> None:
     """
-    No script can read the cookie, and neither that of before the login nor that of
-    before the logout is of use later.
+    No script can read the cookie; it changes with the login, and stops working with the
+    logout.
     """
     browse(lambda visit: checkCookie(visit, site, "session"))
 

@@ -142,7 +142,7 @@ class Shopper(Visitor):
 
     def says(self, do: Do) -> Any:
         """
-        @return: What the page returns.
+        @return: The result of the page.
         """
         answer = self.do(do)
         assert answer.status == 200, answer
