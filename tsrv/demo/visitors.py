@@ -99,7 +99,7 @@ _HEADERS: Final = [
 
 class LoginBody(Struct):
     """
-    What a program posts to C{/login}.
+    The body of a program's request to C{/login}.
     """
 
     name: str

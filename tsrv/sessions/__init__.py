@@ -8,8 +8,8 @@ keeps what is in them.
 
 A store can be used without the rest: create it, initialise it, ask it, close it.
 
-What needs further packages has to be imported from its own module: sessions in
-Redis from C{tsrv.sessions.redis}, sessions for Klein from C{tsrv.sessions.klein}.
+Two modules need further packages and are imported by themselves: sessions in Redis
+are in C{tsrv.sessions.redis}, sessions for Klein in C{tsrv.sessions.klein}.
 """
 
 from .cookies import Cookies

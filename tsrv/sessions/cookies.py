@@ -87,8 +87,8 @@ class Cookies:
     def read(self, request: Request) -> str | None:
         """
         @param request: A request whose client is still connected.
-        @return: The identifier that the browser has sent; L{None} if there is none,
-            or the cookie is not as this class writes it.
+        @return: The identifier that the browser has sent; L{None} without a cookie
+            that this class could have written.
         """
         name = self._nameFor(request)
         headers = request.requestHeaders.getRawHeaders(b"Cookie")

@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
@@ -74,7 +75,9 @@ def _existing(stored: StoredSession | None) -> StoredSession:
     return stored
 
 
+# Neither compared nor shown in a log.
 @implementer(ISession)
+@dataclass(eq=False, repr=False)
 class KleinSession:
     """
     A session of a request.
@@ -84,31 +87,23 @@ class KleinSession:
     has ended, and with an L{Unavailable<tsrv.errors.Unavailable>} if the store is
     unavailable.
 
-    @ivar identifier: What the visitor sends.
+    @ivar identifier: The text that the visitor sends.
     @ivar isConfidential: Whether it is sent over HTTPS only.
     @ivar authenticatedBy: Whether it is sent in a cookie or in a header.
     """
 
-    def __init__(
-        self,
-        identifier: str,
-        isConfidential: bool,
-        authenticatedBy: SessionMechanism,
-        store: ISessionStore,
-        authorizers: Mapping[type[Interface], Authorizer],
-    ) -> None:
-        self.identifier = identifier
-        self.isConfidential = isConfidential
-        self.authenticatedBy = authenticatedBy
-        self._store = store
-        self._authorizers = authorizers
+    identifier: str
+    isConfidential: bool
+    authenticatedBy: SessionMechanism
+    _store: ISessionStore
+    _authorizers: Mapping[type[Interface], Authorizer]
 
     def authorize(
         self, interfaces: Iterable[type[Interface]]
     ) -> Deferred[dict[type[Interface], Any]]:
         """
-        Ask the authorizers. What they refuse, or do not know, is not in the result;
-        nothing is if the session has ended.
+        Ask the authorizers. Interfaces that they refuse are left out; all are if the
+        session has ended.
         """
         return Deferred.fromCoroutine(self._authorize(interfaces))
 
@@ -139,7 +134,7 @@ class KleinSession:
         """
         Change the session.
 
-        @param changes: What to do. Changes of other requests are kept.
+        @param changes: The changes. Those of other requests are kept.
         @return: A Deferred of the session after the change. It fails with
             L{SessionError<tsrv.sessions.SessionError>} if the data would be too
             large, or cannot be JSON.
@@ -151,9 +146,9 @@ class KleinSession:
         Give the session another identifier; the old one stops working. Do so whenever
         somebody logs in or gets more rights, then send L{identifier} to the browser.
 
-        @param changes: What to change at the same time.
-        @return: A Deferred that fires when L{identifier} is the new one. It fails as
-            that of L{change}.
+        @param changes: Changes to make at the same time.
+        @return: A Deferred that fires when L{identifier} is the new one. It fails with
+            the errors of L{change}.
         """
         identifier = self.identifier[0] + makeIdentifier()
         old, new = _keyOf(self.identifier), _keyOf(identifier)
@@ -183,7 +178,7 @@ coroutine of that.
 @implementer(IKleinSessionStore)
 class KleinSessionStore:
     """
-    What Klein's C{SessionProcurer} asks for sessions. Its Deferreds fail with an
+    The sessions for Klein's C{SessionProcurer}. Its Deferreds fail with
     L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable.
     """
 

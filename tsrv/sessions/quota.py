@@ -1,7 +1,5 @@
 """
 A limit on new sessions: for each client, and for all clients together.
-
-Sessions are counted in windows of a fixed length; each begins with an empty table.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ class TooMany(HTTPError):
 
 class Quota:
     """
-    Counts new sessions.
+    Counts new sessions in windows of a fixed length.
     """
 
     def __init__(
@@ -52,7 +50,6 @@ class Quota:
         peerOf: Callable[[Request], str] = peerOf,
     ) -> None:
         """
-        @param clock: Provides the time.
         @param perPeer: Maximum number in a window for one client.
         @param total: Maximum number in a window for all clients together.
         @param seconds: The length of a window.
@@ -61,15 +58,13 @@ class Quota:
         self._clock, self._seconds = clock, seconds
         self._perPeer, self._total = perPeer, total
         self._peerOf = peerOf
-        self._begin = clock.seconds()
-        self._all = 0
+        self._begin, self._all = clock.seconds(), 0
         self._peers: dict[bytes, int] = {}
 
     def count(self, request: Request) -> None:
         """
         Count a new session. An IPv6 network of 64 bits is one client.
 
-        @param request: The request that creates it.
         @raise TooMany: There are too many; this one was not counted.
         """
         now = self._clock.seconds()

@@ -80,14 +80,14 @@ class Session(MutableMapping[str, Any]):
         self._known = known
         # The identifier that this session will get, if its token was read.
         self._next: str | None = None
-        # What the resource sees; copied from _known on first use.
+        # The copy of _known that the resource sees, made on first use.
         self._data: dict[str, Any] | None = None
         self._renews = False
         self._toDestroy: str | None = None
         self._wasTouched = False
         # No cookie can lead the browser to a new session.
         self._cannotBeCreated = False
-        # What one request asks of the store is done in order.
+        # Operations of one request on the store run in order.
         self._lock = DeferredLock()
 
     def __repr__(self) -> str:
@@ -127,17 +127,17 @@ class Session(MutableMapping[str, Any]):
         """
         Add to a counter, and save that at once, with all earlier changes.
 
-        @param name: The name of the counter. What is not a number counts as 0.
-        @param number: What to add.
+        @param name: The name of the counter. Any other value counts as 0.
+        @param number: The number to add.
         @return: A Deferred of the new value, which no other request gets. It fails
-            as that of L{save}.
+            with the errors of L{save}.
         """
         isUnchanged = self._data is None and not self._renews
         if self._identifier is None or not isUnchanged or self._lock.locked:
             return self._lock.run(
                 lambda: Deferred.fromCoroutine(self._saveAndAdd(name, number))
             )
-        # The most frequent case does without a coroutine.
+        # The most frequent case needs no coroutine.
         self._lock.acquire()
         changes = Changes(added={name: number})
         changing = self._shared.store.set(self._identifier, changes, self._known)
@@ -162,8 +162,8 @@ class Session(MutableMapping[str, Any]):
 
     def destroy(self) -> None:
         """
-        End the session before the response is sent; a kept cookie is of no use
-        afterwards. What is assigned after this call becomes a new session.
+        End the session before the response is sent; its cookie stops working. Members
+        that are assigned after this call become a new session.
         """
         if self._identifier is not None:
             self._toDestroy = self._identifier
@@ -173,9 +173,9 @@ class Session(MutableMapping[str, Any]):
     @property
     def token(self) -> str:
         """
-        What a program has to send as C{X-CSRF-Token}, to show that it could read a
-        page of this session. It changes with the identifier. A session whose token
-        was read is stored, even if it is empty.
+        The value of C{X-CSRF-Token} by which a program shows that it could read a page
+        of this session. It changes with the identifier. A session whose token was read
+        is stored, even if it is empty.
         """
         if self._identifier is not None and not self._renews:
             return _tokenOf(self._identifier)
@@ -204,9 +204,9 @@ class Session(MutableMapping[str, Any]):
 
     def saveBeforeResponse(self) -> Deferred[None] | None:
         """
-        Save what has to be saved before the next byte of the response.
+        Save all changes before the next byte of the response.
 
-        @return: As L{save}; L{None} if there is nothing to save.
+        @return: The Deferred of L{save}; L{None} if nothing has changed.
         """
         return self.save() if self._lock.locked or self._needsSaving() else None
 
@@ -278,14 +278,14 @@ class Session(MutableMapping[str, Any]):
         return self._added(changed, encoded, name, number)
 
     async def _create(self) -> None:
-        # A login gets a new session whatever has become of the old one.
+        # A login gets a new session even if the old one has ended.
         isLogin, self._renews = self._renews, False
         if not self._data and self._next is None:
             return
         encoded = self._encoded()
         sent = None if isLogin else self._sent
         if sent is not None and self._shared.retired.has(sent):
-            # The cookie of the new session would replace that of the renewed one.
+            # The new cookie would replace the one of the renewed session.
             self._cannotBeCreated = True
         identifier = self._next or makeIdentifier()
         if not self._canSend(identifier):
@@ -376,7 +376,7 @@ class Session(MutableMapping[str, Any]):
 
     def _merge(self, stored: StoredSession, encoded: Mapping[str, str] | None) -> None:
         """
-        Show what other requests have stored, but keep what was changed here since
+        Show the changes of other requests, but keep those that were made here since
         the save began with the members C{encoded}.
         """
         previous, self._known = self._known, stored

@@ -1,10 +1,9 @@
 """
 The sessions of a site.
 
-A session is loaded when a resource asks for it. From then on the response is
-L{deferred<tsrv.sessions.deferredresponse>} until the session is saved, so a browser
-that follows a redirect finds what was done before it. Empty sessions are not stored
-and set no cookie.
+A session is loaded when a resource asks for it. From then on the response waits until
+the session is saved, see L{tsrv.sessions.deferredresponse}: a browser that follows a
+redirect finds all changes. Empty sessions are not stored and set no cookie.
 """
 
 from __future__ import annotations
@@ -97,8 +96,8 @@ class Sessions:
         Return the session of a request; repeated calls return the same object.
 
         @param request: The request. Its response has not begun.
-        @return: A Deferred of the session. It fails with an L{Unavailable
-            <tsrv.errors.Unavailable>} if the store is unavailable.
+        @return: A Deferred of the session. It fails with
+            L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable.
         """
         lookup: _Lookup | None = request.getComponent(ILookup)
         if lookup is not None:

@@ -1,5 +1,5 @@
 """
-What the sessions of one site have in common.
+The state that the sessions of one site share.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RetiredIdentifiers:
 @dataclass(frozen=True)
 class Shared:
     """
-    What each session of a site needs beside its own state.
+    The parts of a site that each of its sessions uses.
     """
 
     clock: IReactorTime

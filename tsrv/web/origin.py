@@ -1,5 +1,5 @@
 """
-Where a request comes from: its client, its transport, and the site that made it.
+The origin of a request: its client, its transport, and the site that made it.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class CrossSite(HTTPError):
 @lru_cache(1024)
 def addressOf(text: str) -> IPv4Address | IPv6Address | None:
     """
-    Return the IP address that a text is; L{None} if it is none. An IPv4-mapped IPv6
-    address becomes an IPv4 address.
+    Parse an IP address; return L{None} for any other text. An IPv4-mapped IPv6 address
+    becomes an IPv4 address.
     """
     try:
         address = ip_address(text)
