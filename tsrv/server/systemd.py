@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from errno import EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from socket import AF_UNIX, SOCK_DGRAM, socket
 from typing import Final
 
@@ -42,16 +41,12 @@ MAX_NAME_CHARACTERS: Final = 60
 # The longest path of a UNIX socket on Linux.
 MAX_PATH_BYTES: Final = 107
 
-_TEMPORARY_ERRORS: Final = frozenset((EAGAIN, ENOBUFS, ENOMEM, EMFILE, ENFILE))
-
 _PREFIXES: Final = {
     "starting": "waiting for ",
     "unready": "not ready, waiting for ",
     "degraded": "degraded: ",
     "failed": "failed: ",
 }
-
-_TEXTS: Final = {"new": "starting", "unready": "not ready"}
 
 
 class Notifier:
@@ -99,7 +94,7 @@ class Notifier:
                 self._socket.setblocking(False)
             self._socket.sendto(message, self._address)
         except OSError as error:
-            if error.errno not in _TEMPORARY_ERRORS and not self._warned:
+            if not isinstance(error, BlockingIOError) and not self._warned:
                 self._warned = True
                 self._log.warn("Cannot notify systemd: {error}", error=error)
             return False
@@ -260,7 +255,7 @@ class SystemdService(Service):
             # The other modules are missing because of these.
             modules = [module for module in modules if module["status"] == "failed"]
         if status not in _PREFIXES or not modules:
-            return _TEXTS.get(status, status)
+            return "starting" if status == "new" else status
         names = ", ".join(map(_describeModule, modules[:MAX_NAMED_MODULES]))
         more = len(modules) - MAX_NAMED_MODULES
         return f"{_PREFIXES[status]}{names}{f' … and {more} more' if more > 0 else ''}"
