@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import fail
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, eventAsText
@@ -570,28 +570,6 @@ def test_a_full_queue_says_how_long_the_start_takes(clock: Clock) -> None:
         assert ask(root, "/say").headers["retry-after"] == seconds
     clock.advance(1)
     assert initialized.called
-
-
-def test_a_full_queue_says_when_the_next_attempt_is(clock: Clock) -> None:
-    """
-    While the module is retried, Retry-After is the backoff.
-    """
-    attempt: Deferred[None] = Deferred()
-    wrapper = QueuingWrapper(
-        Teller(),
-        clock,
-        limit=0,
-        retryPolicy=lambda n: 20.0,
-        initialize=lambda: attempt,
-    )
-    wrapper.initialize().addErrback(lambda failure: failure.trap(Closed))
-    attempt.errback(Trouble("not yet"))
-    root = makeRoot(wrapper.proxy)
-    assert ask(root, "/say").headers["retry-after"] == "20"
-    clock.advance(7.75)
-    assert ask(root, "/say").headers["retry-after"] == "13"
-    wrapper.close()
-    assert problemIn(ask(root, "/say"))["error"] == "The service is shutting down"
 
 
 def test_a_request_that_waited_too_long_is_told_so(clock: Clock) -> None:

@@ -33,7 +33,7 @@ from tsrv import (
 )
 from tsrv.asyncmodule import IPredictable
 
-from .support import Module, Refused, Trouble, ready, resultOf, wrap
+from .support import Module, Trouble, ready, resultOf, wrap
 
 # Code that is called in the middle of a change of state may close the wrapper.
 
@@ -86,34 +86,6 @@ def test_watching_may_close(clock: Clock) -> None:
     result = resultOf(wrapper.initialize())
     module.attempts[0].callback(None)
     assert isinstance(result.error, Closed)
-    assertClosed(clock, module, wrapper)
-
-
-def test_a_canceller_may_close(clock: Clock) -> None:
-    """
-    The canceller of an attempt that times out may close the wrapper.
-    """
-
-    def cancel(attempt: object) -> None:
-        wrapper.close()
-
-    attempt: Deferred[None] = Deferred(cancel)
-    module, wrapper, _ = wrap(clock, initialize=lambda: attempt, attemptTimeout=1.0)
-    resultOf(wrapper.initialize())
-    clock.advance(1)
-    assertClosed(clock, module, wrapper)
-
-
-def test_an_errback_may_close(clock: Clock) -> None:
-    """
-    After a fatal failure nothing is failed twice.
-    """
-    module, wrapper, proxy = wrap(clock, fatal=[Refused])
-    call = proxy.write(1)
-    call.addErrback(lambda _: wrapper.close())
-    result = resultOf(wrapper.initialize())
-    module.attempts[0].errback(Refused())
-    assert isinstance(result.error, InitializationFailed)
     assertClosed(clock, module, wrapper)
 
 
@@ -283,17 +255,6 @@ def test_a_call_that_ignores_its_cancellation(clock: Clock) -> None:
     wrapper.close()
     module.closings[0].callback(None)
     assert isinstance(result.error, CancelledError)
-
-
-def test_a_close_that_answers_at_once(clock: Clock) -> None:
-    """
-    It leaves no timer.
-    """
-    module, wrapper, _ = wrap(clock, close=lambda: None)
-    ready(module, wrapper)
-    assert resultOf(wrapper.close()).value is None
-    assert clock.getDelayedCalls() == []
-    assert module.closings == []
 
 
 def test_a_timeout_may_be_fatal(clock: Clock) -> None:

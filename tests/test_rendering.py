@@ -16,7 +16,6 @@ from twisted.web.http_headers import InvalidHeaderName
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from tsrv import QueuingWrapper
 from tsrv.resources import makeRoot
 from tsrv.web.problems import HTTPError
 from tsrv.web.responses import AsyncResource, Response, text
@@ -73,18 +72,6 @@ def test_the_result_of_a_method_becomes_the_response(
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.headers["content-length"] == "7"
     assert "transfer-encoding" not in answer.headers
-
-
-def test_a_response_is_sent_when_its_deferred_fires(clock: Clock) -> None:
-    """
-    Until then nothing is sent.
-    """
-    later: Deferred[Response] = Deferred()
-    peer = connect(lambda _: later, clock)
-    assert peer.received == b""
-    later.callback(text("fine"))
-    assert [answer.body for answer in peer.answers] == [b"fine"]
-    peer.leave()
 
 
 def test_a_response_has_a_status_and_headers() -> None:
@@ -212,24 +199,6 @@ def test_a_client_that_leaves_cancels_the_work_for_it(
     assert textsOf(events) == expected
     assert {event["log_level"].name for event in events} <= {"debug"}
     assert peer.received == before
-
-
-def test_a_client_that_leaves_takes_its_queued_call_with_it(clock: Clock) -> None:
-    """
-    A cancelled call is never started.
-    """
-    teller = Teller()
-    wrapper = QueuingWrapper(teller, clock)
-    wrapper.initialize()
-    peer = Peer(Site(makeRoot(wrapper.proxy), clock), clock)
-    with logged() as events:
-        peer.send(GET.replace(b" / ", b" /say "))
-        assert wrapper.pending == 1
-        peer.leave()
-    assert (wrapper.pending, wrapper.stats.cancelled) == (0, 1)
-    assert events == []
-    teller.starting.callback(None)
-    assert teller.answers == []
 
 
 def test_a_client_that_leaves_during_the_method_cancels_its_result(
@@ -371,17 +340,3 @@ def test_an_unknown_route_is_not_found(path: str, method: str) -> None:
     teller = Teller()
     assert ask(makeRoot(teller), path, method).status == 404
     assert teller.answers == []
-
-
-def test_say_passes_on_what_the_module_says(clock: Clock) -> None:
-    """
-    The wire string of the source.
-    """
-    teller = Teller()
-    peer = Peer(Site(makeRoot(teller), clock), clock)
-    peer.send(GET.replace(b" / ", b" /say?loud=yes "))
-    teller.answers[0].callback("Current time is: late")
-    (answer,) = peer.answers
-    assert (answer.status, answer.body) == (200, b"I say: Current time is: late")
-    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    peer.leave()

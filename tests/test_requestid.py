@@ -311,15 +311,3 @@ def test_events_outside_of_requests_have_no_id() -> None:
     event: LogEvent = {}
     addRequestId(event)
     assert event == {}
-
-
-def test_the_access_log_has_the_id(clock: Clock) -> None:
-    """
-    Its events carry the id in a field of their own, also for refused requests.
-    """
-    peer = Peer(Site(AsyncResource(), clock, accessLog=True), clock)
-    with logged() as events:
-        peer.send(request(b"r0"))
-        peer.send(b"GET /x HTTP/1.1\r\nX-Request-ID: r1\r\n\r\n")
-    assert [event["requestId"] for event in events] == ["r0", "r1"]
-    peer.leave()

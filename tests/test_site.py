@@ -901,6 +901,7 @@ def test_the_access_log_has_a_line_for_each_request(
     with logged() as events:
         peer.send(data)
     requestId = peer.answers[0].headers["x-request-id"]
+    assert [event["requestId"] for event in events] == [requestId]
     assert textsOf(events) == [
         f'"192.0.2.1" - - [09/Sep/2001:01:46:40 +0000] {line} {requestId}'
     ]

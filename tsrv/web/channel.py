@@ -163,7 +163,7 @@ class Channel(HTTPChannel):
         """
         self.refuse(
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            if self.requests and not self._handlingRequest
+            if self.requests
             else HTTPStatus.REQUEST_URI_TOO_LONG
         )
 
@@ -221,25 +221,24 @@ class Channel(HTTPChannel):
             return
         self._refused = True
         known = Headers()
-        if self.requests and not self._handlingRequest:
+        if self.requests:
             request = self.requests[-1]
             known = request.requestHeaders
             if request.content is not None:
                 request.content.close()
         requestId = requestIdFor(known)
-        error = HTTPError(_REFUSALS[status], status)
-        response = error.respond(known.getRawHeaders(b"Accept"), requestId)
-        headers = Headers()
-        for name, value in (
+        extra = [
             (b"Connection", b"close"),
-            (b"Content-Type", response.contentType),
-            (b"Content-Length", b"%d" % len(response.body)),
             (b"X-Request-ID", requestId.encode("ascii")),
-            *response.headers,
-        ):
-            headers.addRawHeader(name, value)
+        ]
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            headers.addRawHeader(b"Retry-After", b"1")
+            extra.append((b"Retry-After", b"1"))
+        error = HTTPError(_REFUSALS[status], status, extra)
+        response = error.respond(known.getRawHeaders(b"Accept"), requestId)
+        headers = Headers({b"Content-Type": [response.contentType]})
+        headers.addRawHeader(b"Content-Length", b"%d" % len(response.body))
+        for name, value in response.headers:
+            headers.addRawHeader(name, value)
         reason = status.phrase.encode("ascii")
         self.writeHeaders(b"HTTP/1.1", b"%d" % status, reason, headers)
         if self._command != b"HEAD":
@@ -256,7 +255,6 @@ class Channel(HTTPChannel):
         """
         for received in ("data", "line", "rawData", "allContent"):
             setattr(self, f"{received}Received", _discard)
-        self.setTimeout(None)
         self._cancelCloseTimer()
         if self.isSecure():
             # Closing one direction below TLS would cut off what is not encrypted yet;
@@ -276,8 +274,7 @@ class Channel(HTTPChannel):
     def _closeAfterResponse(self) -> None:
         self.persistent = False
         for request in self.requests:
-            if not request.startedWriting:
-                request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         self.refuse(
