@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from tsrv import Closed, QueuingWrapper, State
+from tsrv import Closed, QueueTimeout, QueuingWrapper, State
 from tsrv.asyncmodule import ISettlesCalls
 
 from .support import Module, Trouble, lose, ready, recover, resultOf
@@ -134,24 +134,23 @@ def test_calls_that_fail_around_a_loss_are_made_again(
     assert [each.value for each in calls] == ["done"] * 4
 
 
-def test_calls_that_are_put_back_expire_in_their_turn(
-    wrapped: Wrapped, clock: Clock
-) -> None:
+def test_a_call_that_fails_while_others_expire(wrapped: Wrapped, clock: Clock) -> None:
     """
-    A call that fails late is queued again, although another of the same loss has
-    expired by then.
+    A call that fails while others of the same loss expire is queued again, and has
+    all its time.
     """
-    calls = [resultOf(wrapped.proxy.read(number)) for number in range(2)]
+    first, second, third = (wrapped.proxy.read(number) for number in range(3))
+    result = resultOf(third)
     wrapped.lose()
-    wrapped.fail(0)
+    wrapped.fail(0, 1)
+    first.addErrback(lambda _: wrapped.fail(2))
     clock.advance(1)
     clock.advance(29)
-    assert not calls[0].pending
-    wrapped.fail(1)
-    assert (calls[1].pending, wrapped.wrapper.pending) == (True, 1)
+    assert isinstance(resultOf(second).error, QueueTimeout)
+    assert (result.pending, wrapped.wrapper.pending) == (True, 1)
     wrapped.module.attempts[-1].callback(None)
-    wrapped.answer(2)
-    assert calls[1].value == "done"
+    wrapped.answer(3)
+    assert result.value == "done"
 
 
 def test_a_method_that_was_kept_queues_after_a_loss(wrapped: Wrapped) -> None:

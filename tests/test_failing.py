@@ -33,7 +33,6 @@ from .support import (
     lose,
     messageOf,
     ready,
-    recover,
     resultOf,
     shut,
     wrap,
@@ -103,21 +102,6 @@ def test_initialized_again(clock: Clock, state: State) -> None:
     assert (asked.value, call.value) == (None, "done")
 
 
-def test_an_attempt_that_ignores_its_cancellation(clock: Clock) -> None:
-    """
-    The late success of an attempt does not bring back what was given up.
-    """
-    late: Deferred[None] = Deferred()
-    attempt: Deferred[None] = Deferred()
-    attempt.addErrback(lambda _: late)
-    _, wrapper, _ = wrap(clock, initialize=lambda: attempt)
-    result = resultOf(wrapper.initialize())
-    wrapper.fail(Trouble())
-    late.callback(None)
-    assert wrapper.state is State.FAILED
-    assert isinstance(result.error, InitializationFailed)
-
-
 def test_calls_after_a_loss(clock: Clock) -> None:
     """
     A call that is queued again fails with the reason; a call whose outcome is
@@ -151,21 +135,6 @@ def test_closed_after_it_was_given_up(clock: Clock, state: State) -> None:
         (closing,) = module.closings
         closing.callback(None)
     assert (closed.value, wrapper.state) == (None, State.CLOSED)
-
-
-def test_the_errback_of_a_waiter_begins_again(clock: Clock) -> None:
-    """
-    A waiter that initialises again in its errback waits for the new attempt.
-    """
-    module, wrapper, _ = wrap(clock)
-    again: list[Result] = []
-    wrapper.initialize().addErrback(
-        lambda _: again.append(resultOf(wrapper.initialize()))
-    )
-    wrapper.fail(Trouble())
-    assert (wrapper.state, len(module.attempts)) == (State.INITIALIZING, 2)
-    module.attempts[-1].callback(None)
-    assert again[0].value is None
 
 
 @pytest.mark.parametrize("where", ["initialize", "whenLost"])
@@ -218,50 +187,6 @@ def test_the_policy_gives_up(clock: Clock, lost: bool) -> None:
         assert result.error.__cause__ is reason
     assert (wrapper.state, wrapper.lastError) == (State.FAILED, reason)
     assert clock.getDelayedCalls() == []
-
-
-def test_the_policy_begins_again_after_a_failure(clock: Clock) -> None:
-    """
-    The attempt that a policy begins counts; the failed one schedules no other.
-    """
-
-    def policy(attempts: int) -> float:
-        if len(module.attempts) == 1:
-            wrapper.fail(Trouble())
-            resultOf(wrapper.initialize())
-        return 1.0
-
-    module, wrapper, _ = wrap(clock, retryPolicy=policy)
-    resultOf(wrapper.initialize())
-    module.attempts[0].errback(Trouble("the first"))
-    assert (wrapper.state, wrapper.lastError) == (State.INITIALIZING, None)
-    assert clock.getDelayedCalls() == []
-    module.attempts[1].callback(None)
-    assert (wrapper.state, len(module.attempts)) == (State.READY, 2)
-
-
-def test_the_policy_begins_again_and_the_module_is_lost_again(clock: Clock) -> None:
-    """
-    Of two losses, one of which happens while the policy is asked about the other,
-    one leads to an attempt.
-    """
-
-    def policy(attempts: int) -> float:
-        if len(module.watches) == 1:
-            wrapper.fail(Trouble())
-            resultOf(wrapper.initialize())
-            module.attempts[-1].callback(None)
-            lose(module)
-            return 1.0
-        return 3.0
-
-    module, wrapper, _ = wrap(clock, retryPolicy=policy)
-    ready(module, wrapper)
-    module.watches[0].callback(None)
-    assert (wrapper.state, wrapper.retryAfter()) == (State.LOST, 3.0)
-    clock.advance(2)
-    recover(clock, module)
-    assert (wrapper.state, len(module.attempts)) == (State.READY, 3)
 
 
 # The canceller of an attempt.
@@ -359,28 +284,6 @@ def test_the_canceller_begins_again(clock: Clock, overdue: bool) -> None:
     else:
         module.answers[0].callback("done")
         assert (first.value, call.value) == (None, "done")
-
-
-def test_the_canceller_begins_again_in_vain(clock: Clock) -> None:
-    """
-    If the canceller begins another attempt, and that one has failed for good
-    already, its reason is the last.
-    """
-    module = Cancellable(clock)
-    wrapper, later = module.wrapper, Trouble("the second")
-    seen: list[BaseException | None] = []
-
-    def cancelled() -> None:
-        resultOf(wrapper.initialize())
-        wrapper.fail(later)
-
-    module.onCancel = cancelled
-    wrapper.addObserver(lambda: seen.append(wrapper.lastError))
-    result = resultOf(wrapper.initialize())
-    wrapper.fail(Trouble("the first"))
-    assert (wrapper.state, wrapper.lastError) == (State.FAILED, later)
-    assert result.error.__cause__ is later
-    assert seen == [None, None, later]
 
 
 @pytest.mark.parametrize("fatal", [(), TimeoutError])

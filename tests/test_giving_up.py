@@ -4,7 +4,6 @@ Calls that are given up by their callers or by the queue: cancelling, timeouts, 
 
 from __future__ import annotations
 
-import gc
 import weakref
 from typing import Any
 
@@ -150,22 +149,6 @@ def test_a_cancelled_call_lets_go_of_its_arguments(clock: Clock) -> None:
     shut(wrapper)
 
 
-def test_a_call_that_has_ended_keeps_no_other_alive(clock: Clock) -> None:
-    """
-    A caller who keeps a Deferred does not keep those of other callers.
-    """
-    module, wrapper, proxy = wrap(clock)
-    first, second = proxy.write(1), proxy.write(2)
-    gone = weakref.ref(second)
-    ready(module, wrapper)
-    for answer in module.answers:
-        answer.callback(None)
-    del second
-    gc.collect()
-    assert gone() is None
-    assert first.called
-
-
 # Limits.
 
 
@@ -304,20 +287,6 @@ def test_timeout_during_the_drain(clock: Clock) -> None:
     module.answers[0].callback(None)
     clock.advance(0)
     assert (module.calls, wrapper.state) == ([("write", 1)], State.READY)
-
-
-def test_the_errback_of_one_cancels_another(clock: Clock) -> None:
-    """
-    A call that is cancelled in the errback of another one that expires with it
-    ends once.
-    """
-    _, wrapper, proxy = wrap(clock, timeout=3.0)
-    first, second = proxy.write(1), proxy.write(2)
-    result = resultOf(second)
-    first.addErrback(lambda _: second.cancel())
-    clock.advance(3)
-    assert isinstance(result.error, CancelledError)
-    assert (wrapper.stats.expired, wrapper.stats.cancelled) == (1, 1)
 
 
 def test_times_that_cannot_be_told_apart(clock: Clock) -> None:

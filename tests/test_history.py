@@ -15,11 +15,10 @@ from twisted.internet.task import Clock
 
 from tsrv import InitializationFailed, QueuingWrapper, State
 from tsrv.queuing.histogram import SECONDS, Histogram
-from tsrv.queuing.history import Attempt, Episodes, History, Loss, explain
+from tsrv.queuing.history import Attempt, Episodes, Loss, explain
 
 from .support import (
     Module,
-    Refused,
     Trouble,
     inState,
     lose,
@@ -189,16 +188,6 @@ def test_an_attempt_that_is_given_up_counts(clock: Clock, how: str) -> None:
     assert wrapper.history.attemptSeconds.total == attempt.ended
 
 
-def test_giving_up_between_attempts_is_not_an_attempt(clock: Clock) -> None:
-    """
-    Giving up before the next attempt has begun records nothing.
-    """
-    _, wrapper, _ = inState(clock, State.RETRYING)
-    wrapper.fail(Refused())
-    assert [each.kind for each in wrapper.history.attempts] == ["Trouble"]
-    assert sum(wrapper.history.attemptSeconds.counts) == 1
-
-
 def test_a_module_that_cannot_be_watched_has_failed(clock: Clock) -> None:
     """
     An attempt after which whenLost() fails is recorded as failed, once.
@@ -209,19 +198,6 @@ def test_a_module_that_cannot_be_watched_has_failed(clock: Clock) -> None:
     assert isinstance(result.error, InitializationFailed)
     assert [each.kind for each in wrapper.history.attempts] == ["TypeError"]
     assert wrapper.history.becameReady is None
-
-
-def test_an_end_without_a_beginning_is_ignored(clock: Clock) -> None:
-    """
-    The end of an attempt counts once.
-    """
-    history = History(clock)
-    history.attemptEnded(Trouble())
-    history.attemptBegan()
-    history.attemptEnded()
-    history.attemptEnded(Trouble())
-    assert list(history.attempts) == [Attempt(0.0, 0.0)]
-    assert sum(history.attemptSeconds.counts) == 1
 
 
 def test_no_error_is_kept_alive(clock: Clock) -> None:
@@ -362,25 +338,3 @@ def test_a_call_that_waits_twice_is_observed_twice(clock: Clock) -> None:
     assert (wrapper.stats.started, observed(wrapper)) == (1, (2, 3.0))
     module.answers[-1].callback("done")
     assert result.value == "done"
-
-
-def test_a_long_drain_is_observed_slice_by_slice(clock: Clock) -> None:
-    """
-    During a long drain the numbers grow with each slice.
-    """
-    module, wrapper, proxy = wrap(clock)
-    counts: list[int] = []
-
-    def work(_: object) -> None:
-        counts.append(observed(wrapper)[0])
-        clock.rightNow += 0.002
-
-    for number in range(9):
-        call = proxy.count(number)
-        assert isinstance(call, Deferred)
-        call.addCallback(work)
-    ready(module, wrapper)
-    assert observed(wrapper)[0] == wrapper.stats.started == 3
-    clock.advance(0)
-    assert counts == [0, 0, 0, 3, 3, 3, 6, 6, 6]
-    assert observed(wrapper)[0] == wrapper.stats.started == 9

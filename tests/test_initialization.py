@@ -7,23 +7,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from twisted.application.internet import backoffPolicy
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
 
 from tsrv import (
     AsyncModule,
-    Closed,
     InitializationFailed,
-    QueueFull,
     QueuingWrapper,
     State,
     jitteredBackoff,
 )
 
 from .support import (
-    Module,
     Refused,
     Result,
     Trouble,
@@ -61,41 +57,6 @@ def test_waiting_does_not_initialize(clock: Clock) -> None:
     assert (module.attempts, wrapper.state) == ([], State.NEW)
     ready(module, wrapper)
     assert waiting.value is None
-
-
-def test_callers_share_one_initialization(clock: Clock) -> None:
-    """
-    All callers share one initialisation, and cancelling one of their Deferreds
-    does not affect it.
-    """
-    module, wrapper, _ = wrap(clock)
-    asked = [wrapper.initialize() for _ in range(3)]
-    results = [resultOf(each) for each in asked]
-    asked[0].cancel()
-    asked[1].addCallback(lambda _: asked[2].cancel())
-    assert isinstance(results[0].error, CancelledError)
-    assert (len(module.attempts), module.attempts[0].called) == (1, False)
-    module.attempts[0].callback(None)
-    assert results[1].value is None
-    assert isinstance(results[2].error, CancelledError)
-
-
-def test_waiters_are_bounded(clock: Clock) -> None:
-    """
-    At most 10,000 callers wait for the module; cancelled ones do not count.
-    """
-    module, wrapper, _ = wrap(clock, limit=1)
-    for _ in range(10_001):
-        waiter = wrapper.whenInitialized()
-        result = resultOf(waiter)
-        assert result.pending
-        waiter.cancel()
-    results = [resultOf(wrapper.whenInitialized()) for _ in range(10_000)]
-    refused = resultOf(wrapper.initialize())
-    assert isinstance(refused.error, QueueFull)
-    assert str(refused.error) == "10000 wait already for Module to become ready"
-    module.attempts[-1].callback(None)
-    assert all(each.value is None for each in results)
 
 
 def test_transient_failure(clock: Clock) -> None:
@@ -256,61 +217,6 @@ def test_attempt_that_hangs(clock: Clock) -> None:
     assert (wrapper.state, clock.getDelayedCalls()) == (State.READY, [])
 
 
-@pytest.mark.parametrize("succeeds", [True, False])
-def test_late_result_of_an_abandoned_attempt(clock: Clock, succeeds: bool) -> None:
-    """
-    An attempt that ignores its cancellation does not affect the next one, neither
-    with a late success nor with a late failure.
-    """
-    late: Deferred[None] = Deferred()
-
-    class Stubborn(Module):
-        def initialize(self) -> Deferred[None]:
-            attempt = super().initialize()
-            if len(self.attempts) == 1:
-                attempt.addErrback(lambda _: late)
-            return attempt
-
-    module = Stubborn()
-    wrapper = QueuingWrapper(
-        module,
-        clock,
-        attemptTimeout=5.0,
-        retryPolicy=lambda _: 1.0,
-        fatal=[Refused],
-    )
-    result = resultOf(wrapper.initialize())
-    resultOf(wrapper.proxy.write(1))
-    clock.pump([5, 1])
-    if succeeds:
-        late.callback(None)
-    else:
-        late.errback(Refused())
-    assert (wrapper.state, result.pending) == (State.INITIALIZING, True)
-    assert module.calls == []
-    module.attempts[1].callback(None)
-    assert (wrapper.state, result.value) == (State.READY, None)
-
-
-def test_closed_by_its_own_initialize(clock: Clock) -> None:
-    """
-    A module may close the wrapper while it is being initialised.
-    """
-
-    class Closing(Module):
-        def initialize(self) -> Deferred[None]:
-            wrapper.close()
-            return super().initialize()
-
-    module = Closing()
-    wrapper = QueuingWrapper(module, clock)
-    result = resultOf(wrapper.initialize())
-    assert isinstance(result.error, Closed)
-    assert module.attempts[0].called
-    module.closings[0].callback(None)
-    assert wrapper.state is State.CLOSED
-
-
 @pytest.mark.parametrize(
     "policy", [lambda _: 1 / 0, lambda _: -1.0, lambda _: float("nan"), lambda _: "1"]
 )
@@ -328,18 +234,6 @@ def test_policy_that_makes_no_sense(
     assert isinstance(result.error, InitializationFailed)
     assert isinstance(result.error.__cause__, Trouble)
     assert "retry policy of Module" in messageOf(logged[0])
-
-
-def test_policies_of_twisted(clock: Clock) -> None:
-    """
-    A retry policy of ClientService is a retry policy of the wrapper.
-    """
-    policy = backoffPolicy(initialDelay=3.0, factor=1.0, jitter=lambda: 0.0)
-    _, wrapper, _ = inState(clock, State.RETRYING, retryPolicy=policy)
-    assert wrapper.retryAfter() == 3.0
-    clock.advance(3)
-    assert wrapper.state is State.INITIALIZING
-    shut(wrapper)
 
 
 def test_default_policy(clock: Clock) -> None:
@@ -379,17 +273,6 @@ def test_backoff_grows_up_to_its_limit() -> None:
     policy = jitteredBackoff(1.0, 10.0, 2.0, jitter=0)
     delays = [policy(attempts) for attempts in (0, 1, 2, 3, 4, 10**6)]
     assert delays == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
-
-
-def test_backoff_spreads_in_proportion() -> None:
-    """
-    The random share of a delay grows with the delay.
-    """
-    low = jitteredBackoff(1.0, 64.0, 2.0, jitter=0.5, random=lambda: 1.0)
-    high = jitteredBackoff(1.0, 64.0, 2.0, jitter=0.5, random=lambda: 0.0)
-    spreads = [high(attempts) - low(attempts) for attempts in (0, 2, 6)]
-    assert spreads == [0.5, 2.0, 32.0]
-    assert high(6) == 64.0
 
 
 @pytest.mark.parametrize(

@@ -73,25 +73,6 @@ def test_loss_without_a_reason(clock: Clock) -> None:
 # Calls that must not run twice.
 
 
-def test_a_call_in_progress_at_a_loss(clock: Clock) -> None:
-    """
-    A call in progress at a loss that the module does not answer has an unknown
-    outcome, and is not made again.
-    """
-    module, wrapper, proxy = wrap(clock)
-    result = resultOf(proxy.write(1))
-    ready(module, wrapper)
-    lose(module)
-    assert result.pending
-    clock.advance(0)
-    assert isinstance(result.error, OutcomeUnknown)
-    assert result.error.method == "write"
-    recover(clock, module)
-    module.answers[0].callback("too late")
-    assert module.calls == [("write", 1)]
-    assert wrapper.stats.started == 1
-
-
 @pytest.mark.parametrize("error", [None, Trouble("cut off")])
 def test_an_answer_after_the_loss(clock: Clock, error: Exception | None) -> None:
     """
@@ -107,21 +88,6 @@ def test_an_answer_after_the_loss(clock: Clock, error: Exception | None) -> None
     else:
         module.answers[0].errback(error)
         assert result.error is error
-    recover(clock, module)
-
-
-def test_cancelled_after_the_loss(clock: Clock) -> None:
-    """
-    A call that is cancelled before its outcome is declared unknown gets
-    CancelledError.
-    """
-    module, wrapper, proxy = wrap(clock)
-    call = proxy.write(1)
-    result = resultOf(call)
-    ready(module, wrapper)
-    lose(module)
-    call.cancel()
-    assert isinstance(result.error, CancelledError)
     recover(clock, module)
 
 
@@ -257,25 +223,6 @@ def test_cancelled_while_its_failure_is_in_doubt(clock: Clock, lost: bool) -> No
         recover(clock, module)
     clock.advance(0)
     assert (wrapper.state, len(module.calls)) == (State.READY, 1)
-
-
-def test_lost_in_the_errback_of_a_failure_in_doubt(clock: Clock) -> None:
-    """
-    If the errback of the first failure that stands makes the module report a loss,
-    the second call is made again.
-    """
-    module, wrapper, proxy = wrap(clock, replay=["read"])
-    ready(module, wrapper)
-    first, second = proxy.read(1), proxy.read(2)
-    first.addErrback(lambda _: lose(module))
-    result = resultOf(second)
-    for answer in module.answers:
-        answer.errback(Trouble())
-    clock.advance(0)
-    assert (wrapper.state, wrapper.pending) == (State.LOST, 1)
-    recover(clock, module)
-    module.answers[-1].callback("done")
-    assert result.value == "done"
 
 
 def test_cancelled_in_progress_then_lost(clock: Clock) -> None:

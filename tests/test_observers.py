@@ -11,7 +11,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from tsrv import Closed, InitializationFailed, QueuingWrapper, State
+from tsrv import Closed, QueuingWrapper, State
 from tsrv.queuing.observers import Observers
 
 from .support import (
@@ -228,68 +228,6 @@ def test_an_observer_may_close(clock: Clock, state: State) -> None:
     assert (wrapper.state, call.pending) == (State.CLOSED, False)
 
 
-@pytest.mark.parametrize("state", [State.INITIALIZING, State.RETRYING, State.LOST])
-def test_an_observer_may_give_up(clock: Clock, state: State) -> None:
-    """
-    An observer may give up the initialisation, and no attempt follows.
-    """
-    module, wrapper, proxy = wrap(clock)
-    reason = Trouble("enough")
-    when(wrapper, state, lambda: wrapper.fail(reason))
-    waiting = resultOf(wrapper.initialize())
-    if state is State.RETRYING:
-        module.attempts[-1].errback(Trouble())
-    if state is State.LOST:
-        module.attempts[-1].callback(None)
-        lose(module)
-    else:
-        assert waiting.error.__cause__ is reason
-    assert isinstance(resultOf(proxy.write(1)).error, InitializationFailed)
-    assert (wrapper.state, clock.getDelayedCalls()) == (State.FAILED, [])
-
-
-def test_an_observer_may_initialize(clock: Clock) -> None:
-    """
-    An observer may initialise again, and the next observer sees the new state.
-    """
-    module, wrapper, _ = wrap(clock)
-    when(wrapper, State.FAILED, lambda: resultOf(wrapper.initialize()))
-    seen = watch(wrapper)
-    first = resultOf(wrapper.initialize())
-    wrapper.fail(Trouble())
-    assert isinstance(first.error, InitializationFailed)
-    assert (wrapper.state, set(seen)) == (State.INITIALIZING, {State.INITIALIZING})
-    module.attempts[-1].callback(None)
-    assert wrapper.state is State.READY
-
-
-def test_an_observer_may_lose_the_module(clock: Clock) -> None:
-    """
-    If an observer makes the module report a loss, nothing is run until it has
-    recovered.
-    """
-    module, wrapper, proxy = wrap(clock)
-    call = resultOf(proxy.write(1))
-    when(wrapper, State.DRAINING, lambda: lose(module))
-    resultOf(wrapper.initialize())
-    module.attempts[-1].callback(None)
-    assert (wrapper.state, module.calls) == (State.LOST, [])
-    recover(clock, module)
-    module.answers[-1].callback("done")
-    assert call.value == "done"
-
-
-def test_an_observer_may_make_calls(clock: Clock) -> None:
-    """
-    A call of an observer is queued behind earlier ones.
-    """
-    module, wrapper, proxy = wrap(clock)
-    resultOf(proxy.write(1))
-    when(wrapper, State.DRAINING, lambda: resultOf(proxy.write(2)))
-    ready(module, wrapper)
-    assert module.calls == [("write", 1), ("write", 2)]
-
-
 def test_registering_observers(clock: Clock) -> None:
     """
     Registering an observer twice has no effect, nor has unregistering an unknown
@@ -360,16 +298,3 @@ def test_an_observer_that_raises(
     assert [event["observer"] for event in loggedFailures] == [broken] * 3
     assert all(event["log_failure"].check(error) for event in loggedFailures)
     loggedFailures.clear()
-
-
-def test_a_waiter_that_closes(clock: Clock) -> None:
-    """
-    If a waiter closes the wrapper, observers see the last state last.
-    """
-    module, wrapper, _ = wrap(clock)
-    seen = watch(wrapper)
-    wrapper.initialize().addCallback(lambda _: wrapper.close())
-    module.attempts[-1].callback(None)
-    module.closings[-1].callback(None)
-    assert (seen[0], seen[-1]) == (State.INITIALIZING, State.CLOSED)
-    assert State.READY not in seen

@@ -5,7 +5,6 @@ The order in which calls start, and the slices in which a queue is worked off.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +14,7 @@ from twisted.internet.task import Clock
 
 from tsrv import QueuingWrapper, State
 
-from .support import Module, lose, ready, recover, resultOf, wrap
+from .support import Module, ready, resultOf, wrap
 
 
 class Busy:
@@ -241,45 +240,3 @@ def test_cancelling_continues_the_drain(clock: Clock, which: str) -> None:
     assert wrapper.state is State.READY
     assert [each.pending for each in results] == [which == "queued", which != "queued"]
     assert numbers(module) == ([1, 2] if which == "running" else [1])
-
-
-def test_each_call_runs_in_its_context(clock: Clock) -> None:
-    """
-    A call runs in the context of its caller, also when it is made again after a
-    loss; once the module is ready a call runs in the present context.
-    """
-    request: ContextVar[str] = ContextVar("request", default="none")
-    seen: list[tuple[str, object]] = []
-
-    class Traced(Module):
-        def initialize(self) -> Deferred[None]:
-            request.set("initialize")
-            return super().initialize()
-
-        def _later(self, name: str, what: object) -> Deferred[Any]:
-            seen.append((name, request.get()))
-            return super()._later(name, what)
-
-    module = Traced()
-    wrapper = QueuingWrapper(
-        module, clock, replay=["read"], retryPolicy=lambda attempts: 1.0
-    )
-    for name in ("a", "b"):
-        token = request.set(name)
-        wrapper.proxy.write(1)
-        resultOf(wrapper.proxy.compute(2))
-        wrapper.proxy.read(3)
-        request.reset(token)
-    ready(module, wrapper)
-    each = [("write", "a"), ("compute", "a"), ("read", "a")]
-    each += [(name, "b") for name, _ in each]
-    assert seen == each
-    for answer in module.answers[:2] + module.answers[3:5]:
-        answer.callback(None)
-    lose(module)
-    recover(clock, module)
-    assert seen[6:] == [("read", "a"), ("read", "b")]
-    request.set("c")
-    resultOf(wrapper.proxy.compute(4))
-    wrapper.proxy.read(5)
-    assert seen[8:] == [("compute", "c"), ("read", "c")]

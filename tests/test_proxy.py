@@ -297,20 +297,6 @@ def test_a_method_that_returns_a_coroutine(clock: Clock) -> None:
     assert found.value == "it"
 
 
-def test_a_method_that_raises_ends_only_its_own_call(clock: Clock) -> None:
-    """
-    A queued call that raises does not affect those behind it.
-    """
-    module, wrapper, proxy = wrap(clock)
-    calls = (proxy.fail(1), proxy.count(2), proxy.write(3))
-    results = [resultOf(each) for each in calls]
-    ready(module, wrapper)
-    module.answers[0].callback("done")
-    assert isinstance(results[0].error, Trouble)
-    assert [each.value for each in results[1:]] == [2, "done"]
-    assert wrapper.state is State.READY
-
-
 def test_keywords(clock: Clock) -> None:
     """
     Queued calls keep their keyword arguments, also when they are made again.
@@ -422,16 +408,3 @@ def test_methods_that_the_initialisation_changes(clock: Clock) -> None:
     wrapper.initialize()
     assert isinstance(vanished.error, AttributeError)
     assert found.value == wrapper.proxy.find() == "something"
-
-
-def test_a_method_first_used_during_the_drain(clock: Clock) -> None:
-    """
-    A callback of the drain may be the first to use a method.
-    """
-    module, wrapper, proxy = wrap(clock)
-    counted: Any = proxy.count(1)
-    result = resultOf(counted.addCallback(lambda _: proxy.write(2)))
-    ready(module, wrapper)
-    module.answers[0].callback("done")
-    assert result.value == "done"
-    assert module.calls == [("count", 1), ("write", 2)]
