@@ -155,10 +155,10 @@ class Site:
         """
         session = await self.procure(request)
         name = request.args[b"name"][0].decode()
-        await session.renew(Changes(assigned={"user": name}))
+        identifier = await session.renew(Changes(assigned={"user": name}))
         flags = {"path": "/", "secure": True, "httpOnly": True}
-        request.addCookie(SECURE, session.identifier, **flags)
-        return session.identifier
+        request.addCookie(SECURE, identifier, **flags)
+        return identifier
 
     async def logout(self, request: Any) -> str:
         """
@@ -554,7 +554,7 @@ def test_renew_changes_the_identifier_only(site: Site) -> None:
     old = session.identifier
     resultOf(session.change(Changes(assigned={"a": 1, "b": 2})))
     changes = Changes(assigned={"user": "Ada"}, removed=frozenset({"b"}))
-    assert resultOf(session.renew(changes)).value is None
+    assert resultOf(session.renew(changes)).value == session.identifier != old
     assert not site.isFound(old, False, Header)
     loaded = site.load(session.identifier, False, Header).value
     for each in (session, loaded):
@@ -569,7 +569,7 @@ def test_of_two_logins_one_renews(site: Site) -> None:
     session = site.made(True, Cookie)
     other = site.load(session.identifier, True, Cookie).value
     old = other.identifier
-    assert resultOf(session.renew(Changes(added={"logins": 1}))).value is None
+    resultOf(session.renew(Changes(added={"logins": 1})))
     assert isinstance(resultOf(other.renew()).error, NoSuchSession)
     assert other.identifier == old
     assert resultOf(session.data()).value == {"logins": 1}

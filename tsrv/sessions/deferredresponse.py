@@ -78,7 +78,7 @@ class DeferredResponse:
         self._pieces.append(data)
         self._length += len(data)
         # An error that follows cannot become the response any more.
-        self._request.heldBytes = self._length
+        self._request.deferredBytes = self._length
         if self._length > MAX_DEFERRED_BYTES:
             error = MemoryError(f"more than {MAX_DEFERRED_BYTES} bytes are deferred")
             self._abort(Failure(error))
@@ -115,7 +115,7 @@ class DeferredResponse:
             self._abort(failure)
         else:
             self._close()
-            self._request.heldBytes = 0
+            self._request.deferredBytes = 0
             self._restore()
             writeProblem(cast(Request, self._request), failure)
             # The resource may go on to write; that is dropped.

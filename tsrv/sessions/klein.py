@@ -141,21 +141,22 @@ class KleinSession:
         """
         return self._store.set(_keyOf(self.identifier), changes).addCallback(_existing)
 
-    def renew(self, changes: Changes | None = None) -> Deferred[None]:
+    def renew(self, changes: Changes | None = None) -> Deferred[str]:
         """
         Give the session another identifier; the old one stops working. Do so whenever
         somebody logs in or gets more rights, then send L{identifier} to the browser.
 
         @param changes: Changes to make at the same time.
-        @return: A Deferred that fires when L{identifier} is the new one. It fails with
-            the errors of L{change}.
+        @return: A Deferred of the new L{identifier}. It fails with the errors of
+            L{change}.
         """
         identifier = self.identifier[0] + makeIdentifier()
         old, new = _keyOf(self.identifier), _keyOf(identifier)
 
-        def renewed(stored: StoredSession | None) -> None:
+        def renewed(stored: StoredSession | None) -> str:
             _existing(stored)
             self.identifier = identifier
+            return identifier
 
         return self._store.renew(old, new, changes or Changes()).addCallback(renewed)
 

@@ -154,8 +154,8 @@ class _Exchange:
                     kind=type(failure.value).__name__,
                     error=failure.value,
                 )
-        # A part of the response may be held until the session is saved.
-        elif request.startedWriting or getattr(request, "heldBytes", 0):
+        # A part of it may wait until the session is saved (tsrv.sessions.deferredresponse).
+        elif request.startedWriting or getattr(request, "deferredBytes", 0):
             self._abort(failure)
         else:
             self._write(respondTo(failure, request))
