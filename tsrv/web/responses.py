@@ -154,7 +154,7 @@ class _Exchange:
                     kind=type(failure.value).__name__,
                     error=failure.value,
                 )
-        # A part of it may wait until the session is saved (tsrv.sessions.deferredresponse).
+        # Some of it may wait until the session is saved.
         elif request.startedWriting or getattr(request, "deferredBytes", 0):
             self._abort(failure)
         else:
