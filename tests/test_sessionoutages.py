@@ -1,10 +1,8 @@
 """
-Sessions outlive the servers and the databases that they pass through: of what was
-acknowledged nothing is lost, nothing is counted twice, and nobody gets what is
-somebody else's.
+Sessions survive outages of the server and of their database: no acknowledged visit
+is lost or counted twice, and nobody gets the session of somebody else.
 
-The server is a real one, in a process of its own, and so is where it keeps the
-sessions.
+The server and the databases are processes of their own.
 """
 
 from __future__ import annotations
@@ -23,10 +21,8 @@ import pytest
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 
 from .census import Census
-from .databases import PostgreSQL
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
-from .redis_server import Redis
 from .redis_server import ownRedis as ownRedis
 from .redis_server import redis as redis
 from .services import Answer, Service, pause, serving, tried
@@ -34,85 +30,83 @@ from .websupport import asynchronous, reservedPort
 
 QUOTA = ["--new-sessions=100000", "--new-sessions-per-peer=100000"]
 """
-All visitors of a test come from the same address.
+All visitors of a test have the same address.
+"""
+
+KINDS = ["sqlite", "postgresql", "postgresql alone", "redis alone"]
+"""
+Where sessions are kept: in a database of their own, or in that of the users.
 """
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """
-    Where the sessions of a server are.
+    A way to keep sessions.
 
-    @ivar url: Where its database is.
-    @ivar words: Its other options.
-    @ivar name: The module that tells whether they can be had.
-    @ivar server: The server that they are on, if there is one.
+    @ivar url: The database of the users.
+    @ivar options: Further options of the server.
+    @ivar module: The name of the module that is lost with the database server.
+    @ivar server: The database server.
     """
 
     url: str
-    words: list[str] = field(default_factory=lambda: list(QUOTA))
-    name: str = "sessions"
+    options: list[str]
+    module: str = "database"
     server: Any = None
+
+    @classmethod
+    def make(cls, kind: str, server: Any, directory: Path, patch: Any) -> Setup:
+        """
+        @param server: The database server, unless the kind is SQLite.
+        """
+        if server is None:
+            return cls(f"sqlite:{directory / 'sessions.db'}", QUOTA)
+        if not kind.endswith("alone"):
+            return cls(server.url, QUOTA, server=server)
+        options = [*QUOTA]
+        if kind.startswith("postgresql"):
+            # On the command line everybody could read the password.
+            patch.setenv("TSRV_SESSIONS", f"{server.url}?table=visitors")
+        else:
+            options.append(f"--sessions={server.url}")
+        return cls(f"sqlite:{directory / 'users.db'}", options, "sessions", server)
 
     def serving(self, directory: Path, port: int | None = None) -> Any:
         """
-        Run a server that has its sessions there.
+        Run a server.
         """
-        return serving(directory, self.url, *self.words, port=port)
+        return serving(directory, self.url, *self.options, port=port)
 
 
-def _placeOf(
-    kind: str, server: Any, url: str, directory: Path, patch: pytest.MonkeyPatch
-) -> Place:
-    if not kind.endswith("alone"):
-        return Place(url, name="database", server=server)
-    if kind.startswith("postgresql"):
-        # On the command line everybody could read the password.
-        patch.setenv("TSRV_SESSIONS", f"{url}?table=visitors")
-        words = QUOTA
-    else:
-        words = [*QUOTA, f"--sessions={url}"]
-    # What it has besides is not what is tested.
-    return Place(f"sqlite:{directory / 'users.db'}", list(words), server=server)
-
-
-PLACES = ["sqlite", "postgresql", "postgresql alone", "redis alone"]
-"""
-Kinds of places. Sessions have their own, alone, or are where the users are.
-"""
-
-
-@pytest.fixture(params=PLACES)
-def place(
+@pytest.fixture(params=KINDS)
+def setup(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Place:
+) -> Setup:
     """
-    Each place where sessions can be.
+    Each way to keep sessions.
     """
     kind: str = request.param
     name = {"p": "database", "r": "redis"}.get(kind[0])
     server = None if name is None else request.getfixturevalue(name)
-    url = f"sqlite:{tmp_path / 'sessions.db'}" if server is None else server.url
-    return _placeOf(kind, server, url, tmp_path, monkeypatch)
+    return Setup.make(kind, server, tmp_path, monkeypatch)
 
 
-@pytest.fixture(params=[kind for kind in PLACES if kind[0] != "s"])
-def ownPlace(
+@pytest.fixture(params=KINDS[1:])
+def ownSetup(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Place:
+) -> Setup:
     """
-    Each place that is on a server, which does not run yet.
+    Each way with a database server, which does not run yet.
     """
-    kind: str = request.param
-    name = {"p": "ownPostgresql", "r": "ownRedis"}[kind[0]]
-    server: PostgreSQL | Redis = request.getfixturevalue(name)
-    return _placeOf(kind, server, server.url, tmp_path, monkeypatch)
+    name = {"p": "ownPostgresql", "r": "ownRedis"}[request.param[0]]
+    server = request.getfixturevalue(name)
+    return Setup.make(request.param, server, tmp_path, monkeypatch)
 
 
 def done(function: Callable[[], object]) -> Deferred[Any]:
     """
-    @return: A Deferred that fires when something was done, whether that waits or
-        not.
+    @return: A Deferred of the result of a function, whether it returns one or not.
     """
     result: Deferred[Any] = maybeDeferred(function)
     return result
@@ -120,31 +114,29 @@ def done(function: Callable[[], object]) -> Deferred[Any]:
 
 def together(*work: Coroutine[Any, Any, Any]) -> Deferred[list[Any]]:
     """
-    Do several things at the same time.
+    Run coroutines at the same time.
 
-    @return: A Deferred of what came of each. If one fails, it fails when all have
-        ended: nothing goes on behind the back of the test.
+    @return: A Deferred of their results. If one fails, it fails when all have ended.
     """
+
+    def results(outcomes: list[tuple[bool, Any]]) -> list[Any]:
+        for succeeded, result in outcomes:
+            if not succeeded:
+                result.raiseException()
+        return [result for _, result in outcomes]
+
     begun = [Deferred.fromCoroutine(each) for each in work]
-    return DeferredList(begun, consumeErrors=True).addCallback(_allOf)
-
-
-def _allOf(results: list[tuple[bool, Any]]) -> list[Any]:
-    for succeeded, result in results:
-        if not succeeded:
-            result.raiseException()
-    return [result for _, result in results]
+    return DeferredList(begun, consumeErrors=True).addCallback(results)
 
 
 @dataclass
 class Visitor:
     """
-    A browser that keeps its cookie.
+    A browser, which keeps its cookie.
 
     @ivar service: The server that it asks.
-    @ivar name: With what it logs in.
-    @ivar cookie: The cookie.
-    @ivar visits: What came of its visits.
+    @ivar name: The name that it logs in with.
+    @ivar visits: The answers to its visits.
     """
 
     service: Service
@@ -161,9 +153,9 @@ class Visitor:
         service: Service | None = None,
     ) -> Answer:
         """
-        Make a request.
+        Send a request.
 
-        @param service: Another server than its own.
+        @param service: Another server than the usual one.
         """
         service = service or self.service
         sent: dict[bytes | str, bytes | str] = {"Origin": service.origin}
@@ -176,22 +168,26 @@ class Visitor:
 
     async def visit(self, service: Service | None = None) -> Answer:
         """
-        Come once more.
+        Visit the site.
         """
         answer = await self.ask("GET", "/visits", service=service)
         self.visits.append(answer)
         return answer
 
-    async def logIn(self) -> None:
+    async def logIn(self) -> str:
         """
-        Tell its name.
+        Log in.
+
+        @return: The new cookie.
         """
         answer = await self.ask("POST", "/login", {"name": self.name})
         assert answer.body == {"name": self.name}, answer
+        assert self.cookie is not None
+        return self.cookie
 
     async def me(self, service: Service | None = None) -> tuple[str | None, int]:
         """
-        @return: Its name, and how often it came, as the server knows it.
+        @return: The name and the number of visits in the session.
         """
         answer = await self.ask("GET", "/me", service=service)
         assert answer.status == 200, answer
@@ -199,32 +195,30 @@ class Visitor:
 
     def count(self, kind: str) -> int:
         """
-        @return: How many visits were answered so.
+        @return: How many visits had this kind of answer.
         """
         return sum(each.kind == kind for each in self.visits)
 
     def check(self, visits: int) -> None:
         """
-        See that what is there is what was said.
-
-        @param visits: How often it came, as the server knows it.
+        Compare the answers with the number of visits in the session.
         """
         kinds = {answer.kind for answer in self.visits}
         assert kinds <= {"200", "unknown", "not now", "0"}, kinds
-        said = [each.body["visits"] for each in self.visits if each.kind == "200"]
-        # One after the other, each was told another number.
-        assert said == sorted(set(said))
-        assert said == [] or said[-1] <= visits
-        surely = self.count("200")
-        assert surely <= visits <= surely + self.count("unknown") + self.count("0")
+        numbers = [each.body["visits"] for each in self.visits if each.kind == "200"]
+        assert numbers == sorted(set(numbers))
+        assert numbers == [] or numbers[-1] <= visits
+        acknowledged = self.count("200")
+        doubtful = self.count("unknown") + self.count("0")
+        assert acknowledged <= visits <= acknowledged + doubtful
 
 
 @dataclass
 class Crowd:
     """
-    Many visitors who have logged in, and come again and again.
+    Visitors who have logged in, and visit the site again and again.
 
-    @ivar seen: Whom each was taken for, with the status.
+    @ivar seen: For each C{/me}: who asked, the name in the session, the status.
     """
 
     visitors: list[Visitor]
@@ -234,20 +228,20 @@ class Crowd:
     @classmethod
     async def of(cls, service: Service, count: int) -> Crowd:
         """
-        Have so many log in.
+        Let visitors log in.
         """
         visitors = [Visitor(service, f"visitor {number}") for number in range(count)]
         await together(*(visitor.logIn() for visitor in visitors))
         return cls(visitors)
 
     @asynccontextmanager
-    async def coming(self, *, looking: bool = False) -> AsyncIterator[None]:
+    async def visiting(self, *, looking: bool = False) -> AsyncIterator[None]:
         """
-        Let them come, until the end.
+        Let all of them visit the site until the end.
 
-        @param looking: Whether they look at the same time who they are.
+        @param looking: Whether they ask for C{/me} at the same time.
         """
-        work = [self._come(each) for each in self.visitors]
+        work = [self._visit(each) for each in self.visitors]
         if looking:
             work += [self._look(each) for each in self.visitors]
         self.stopping = False
@@ -258,10 +252,9 @@ class Crowd:
             self.stopping = True
             await ended
 
-    async def _come(self, visitor: Visitor) -> None:
+    async def _visit(self, visitor: Visitor) -> None:
         while not self.stopping:
             answer = await visitor.visit()
-            # Who is told that it is not possible comes back a little later.
             await pause(0.005 if answer.status == 200 else 0.05)
 
     async def _look(self, visitor: Visitor) -> None:
@@ -273,26 +266,21 @@ class Crowd:
 
     async def until(self, more: int) -> None:
         """
-        Wait until so many more visits were acknowledged.
+        Wait for further acknowledged visits.
         """
         service = self.visitors[0].service
-        wanted = self.visited + more
+        wanted = self._acknowledged() + more
         begun = service.now()
-        while self.visited < wanted:
+        while self._acknowledged() < wanted:
             assert service.now() - begun < 30, service.process.output
             await pause(0.01)
 
-    @property
-    def visited(self) -> int:
-        """
-        How many visits were acknowledged.
-        """
+    def _acknowledged(self) -> int:
         return sum(each.count("200") for each in self.visitors)
 
     async def check(self) -> None:
         """
-        See that each has what is his own, and that nobody was taken for anybody
-        else, or for nobody, at any time.
+        Check that each has its own session, and had no other one at any time.
         """
         found = await together(*(each.me() for each in self.visitors))
         for visitor, (name, visits) in zip(self.visitors, found, strict=True):
@@ -305,7 +293,7 @@ class Crowd:
 
 def keysIn(path: Path) -> set[bytes]:
     """
-    @return: Under what sessions are kept in a file.
+    @return: The keys of the sessions in a file.
     """
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -314,35 +302,24 @@ def keysIn(path: Path) -> set[bytes]:
     return {key for (key,) in rows}
 
 
-# Many at a time, and several servers.
+# Many requests at a time, and several servers.
 
 
 @asynchronous
-async def test_of_visits_at_the_same_moment_each_is_counted(
-    tmp_path: Path, place: Place
+async def test_simultaneous_visits_are_counted_once_each(
+    tmp_path: Path, setup: Setup
 ) -> None:
     """
-    A page whose parts are fetched at the same time must not lose what these do to
-    the session, nor tell two of them the same number.
+    Each request of one visitor gets its own number, and each new visitor a session
+    of its own.
     """
-    async with place.serving(tmp_path) as service:
+    async with setup.serving(tmp_path) as service:
         visitor = Visitor(service)
         assert (await visitor.visit()).body == {"visits": 1}
         answers = await together(*(visitor.visit() for _ in range(32)))
-        assert {answer.status for answer in answers} == {200}
-        said = sorted(answer.body["visits"] for answer in answers)
-        assert said == list(range(2, 34))
+        numbers = sorted(answer.body["visits"] for answer in answers)
+        assert numbers == list(range(2, 34))
         assert await visitor.me() == (None, 33)
-
-
-@asynchronous
-async def test_strangers_at_the_same_moment_are_strangers(
-    tmp_path: Path, place: Place
-) -> None:
-    """
-    Each who comes without a cookie gets one of his own.
-    """
-    async with place.serving(tmp_path) as service:
         visitors = [Visitor(service, f"visitor {number}") for number in range(32)]
         answers = await together(*(visitor.visit() for visitor in visitors))
         assert [answer.body for answer in answers] == [{"visits": 1}] * 32
@@ -353,15 +330,14 @@ async def test_strangers_at_the_same_moment_are_strangers(
 
 
 @asynchronous
-async def test_two_servers_have_the_same_sessions(tmp_path: Path, place: Place) -> None:
+async def test_two_servers_share_the_sessions(tmp_path: Path, setup: Setup) -> None:
     """
-    Behind a balancer one visitor asks now this server and now that one, or both at
-    the same moment; they are also begun at the same moment.
+    A visitor may ask one server, the other, or both at the same moment.
     """
     with reservedPort() as port:
         servings = [
-            place.serving(tmp_path / "one"),
-            place.serving(tmp_path / "two", port),
+            setup.serving(tmp_path / "one"),
+            setup.serving(tmp_path / "two", port),
         ]
         one, two = await together(*(each.__aenter__() for each in servings))
         try:
@@ -369,14 +345,12 @@ async def test_two_servers_have_the_same_sessions(tmp_path: Path, place: Place) 
             visitor = Visitor(one)
             await visitor.visit()
             answers = await together(*(visitor.visit(service) for service in both))
-            assert {answer.status for answer in answers} == {200}
-            said = sorted(answer.body["visits"] for answer in answers)
-            assert said == list(range(2, 34))
+            numbers = sorted(answer.body["visits"] for answer in answers)
+            assert numbers == list(range(2, 34))
             for number, service in enumerate(both, start=34):
                 assert (await visitor.visit(service)).body == {"visits": number}
-            await visitor.logIn()
+            cookie = await visitor.logIn()
             assert await visitor.me(two) == ("Ada", 65)
-            cookie = visitor.cookie
             answer = await visitor.ask("POST", "/logout", service=two)
             assert (answer.status, answer.cookie) == (200, "")
             visitor.cookie = cookie
@@ -389,59 +363,53 @@ async def test_two_servers_have_the_same_sessions(tmp_path: Path, place: Place) 
 
 
 @asynchronous
-async def test_a_server_that_is_killed_loses_no_session(
-    tmp_path: Path, place: Place
-) -> None:
+async def test_a_killed_server_loses_no_session(tmp_path: Path, setup: Setup) -> None:
     """
-    Twice, while many come. Of what was acknowledged all is there, and nothing is
-    there that nobody asked for.
+    Twice under load. Requests without an answer are counted or not.
     """
     with reservedPort() as port:
         crowd = None
         for _ in range(2):
-            async with place.serving(tmp_path, port) as service:
+            async with setup.serving(tmp_path, port) as service:
                 await service.ready()
                 if crowd is None:
                     crowd = await Crowd.of(service, 16)
                 for visitor in crowd.visitors:
                     visitor.service = service
                 await crowd.check()
-                async with crowd.coming():
+                async with crowd.visiting():
                     await crowd.until(200)
                     await service.kill()
         assert crowd is not None
-        async with place.serving(tmp_path, port) as service:
+        async with setup.serving(tmp_path, port) as service:
             for visitor in crowd.visitors:
                 visitor.service = service
             await crowd.check()
-            # At least one was asked for that got no answer.
             assert sum(each.count("0") for each in crowd.visitors) > 0
 
 
 @asynchronous
-async def test_a_database_that_is_killed_logs_nobody_out(
-    tmp_path: Path, ownPlace: Place
+async def test_a_killed_database_logs_nobody_out(
+    tmp_path: Path, ownSetup: Setup
 ) -> None:
     """
-    Who looks who he is does not notice; who changes something is told the truth,
-    even that nobody knows it.
+    Twice under load. Requests that only read wait for it; those that write are told
+    the truth, even that the outcome is unknown.
     """
-    place = ownPlace
-    server = place.server
+    server = ownSetup.server
     await done(server.start)
-    async with place.serving(tmp_path) as service:
+    async with ownSetup.serving(tmp_path) as service:
         await service.ready()
         crowd = await Crowd.of(service, 12)
-        async with crowd.coming(looking=True):
+        async with crowd.visiting(looking=True):
             for attempts in (1, 2):
                 await crowd.until(100)
-                # What is under way then has no answer.
+                # Requests in progress then have no answer.
                 server.pause()
                 await service.until("/metrics", inProgress(24))
                 await done(server.kill)
-                await service.until("/startup", tried(place.name, attempts))
+                await service.until("/startup", tried(ownSetup.module, attempts))
                 waiting = together(*(each.me() for each in crowd.visitors))
-                # With those who look and come, all wait.
                 await service.until("/metrics", inProgress(36))
                 assert not waiting.called
                 await done(server.start)
@@ -456,70 +424,64 @@ async def test_a_database_that_is_killed_logs_nobody_out(
 
 def inProgress(count: int) -> Callable[[Answer], bool]:
     """
-    @return: Whether so many requests wait for an answer.
+    @return: Whether so many requests are in progress.
     """
+    name = "tsrv_http_requests_in_progress "
 
     def met(answer: Answer) -> bool:
-        (line,) = (
-            line
-            for line in answer.body.splitlines()
-            if line.startswith("tsrv_http_requests_in_progress ")
-        )
-        return float(line.split(" ")[1]) >= count
+        lines = answer.body.splitlines()
+        (line,) = (line for line in lines if line.startswith(name))
+        return float(line.removeprefix(name)) >= count
 
     return met
 
 
 @asynchronous
-async def test_a_database_that_comes_late_is_waited_for(
-    tmp_path: Path, ownPlace: Place
-) -> None:
+async def test_a_late_database_is_waited_for(tmp_path: Path, ownSetup: Setup) -> None:
     """
-    Who comes while it is not there yet is answered as if it had been, whether he
-    was here before or not.
+    Requests that arrive before it are answered as if it had been there, with and
+    without a session.
     """
-    place = ownPlace
-    await done(place.server.start)
-    async with place.serving(tmp_path) as service:
+    server = ownSetup.server
+    await done(server.start)
+    async with ownSetup.serving(tmp_path) as service:
         regular = Visitor(service)
         await regular.visit()
         await regular.logIn()
-    await done(place.server.kill)
-    async with place.serving(tmp_path) as service:
+    await done(server.kill)
+    async with ownSetup.serving(tmp_path) as service:
         regular.service = service
         strangers = [Visitor(service) for _ in range(20)]
         visiting = together(*(each.visit() for each in [*strangers, regular]))
         looking = together(*(regular.me() for _ in range(20)))
-        failed = f"{place.name} failed to initialize (attempt 2)"
+        failed = f"{ownSetup.module} failed to initialize (attempt 2)"
         await service.process.whenWritten(failed)
         assert not visiting.called
         assert not looking.called
-        await done(place.server.start)
-        answers = await visiting
-        assert [answer.body for answer in answers] == [{"visits": 1}] * 20 + [
-            {"visits": 2}
-        ]
+        await done(server.start)
+        bodies = [answer.body for answer in await visiting]
+        assert bodies == [{"visits": 1}] * 20 + [{"visits": 2}]
         assert {name for name, _ in await looking} == {"Ada"}
         assert len({visitor.cookie for visitor in strangers} - {None}) == 20
 
 
-# Who means harm.
+# Attacks.
 
 
 @asynccontextmanager
 async def attacked(
-    directory: Path, *words: str
+    directory: Path, *options: str
 ) -> AsyncIterator[tuple[Service, Visitor, Path]]:
     """
-    Run a server with one visitor, who is somebody; it has survived, and nothing
-    that it could not deal with was logged.
+    Run a server with one visitor, which both have to survive.
 
-    @return: The server, the visitor, and where the sessions are.
+    @return: The server, the visitor, and the file with the sessions.
     """
     path = directory / "sessions.db"
-    words = *QUOTA, f"--sessions=sqlite:{path}", *words
     url = f"sqlite:{directory / 'users.db'}"
-    async with serving(directory, url, *words) as service:
+    async with serving(
+        directory, url, *QUOTA, f"--sessions=sqlite:{path}", *options
+    ) as service:
         await service.ready()
         visitor = Visitor(service)
         await visitor.visit()
@@ -560,71 +522,49 @@ def tampered(cookie: str) -> list[str]:
 
 
 @asynchronous
-async def test_a_cookie_that_was_changed_is_nobody(tmp_path: Path) -> None:
+async def test_a_forged_cookie_opens_nothing(tmp_path: Path) -> None:
     """
-    A changed cookie opens no session, and keeps no row.
+    Changed cookies, guessed identifiers and requests from other sites find no
+    session and create none, however many there are.
     """
     async with attacked(tmp_path) as (service, visitor, path):
-        other = Visitor(service, "Eve")
-        await other.logIn()
         before = keysIn(path)
-        assert visitor.cookie is not None
-        cookies = tampered(visitor.cookie)
-        for cookie in cookies:
+        for cookie in tampered(visitor.cookie or ""):
             sent: dict[bytes | str, bytes | str] = {"Cookie": cookie.encode("latin-1")}
             answer = await Visitor(service).ask("GET", "/me", headers=sent)
             assert answer.status == 200, cookie
             assert (answer.body["name"], answer.body["visits"]) == (None, 0), cookie
             assert not answer.cookie, cookie
-        assert keysIn(path) == before
-
-
-@asynchronous
-async def test_a_cookie_of_100_KB_is_refused(tmp_path: Path) -> None:
-    """
-    It is more than any browser sends.
-    """
-    async with attacked(tmp_path) as (service, _, path):
-        before = keysIn(path)
-        for path_ in ("/me", "/visits"):
-            sent: dict[bytes | str, bytes | str] = {"Cookie": f"session={'A' * 102400}"}
-            answer = await Visitor(service).ask("GET", path_, headers=sent)
+        for page in ("/me", "/visits"):
+            large = Visitor(service, cookie="A" * 102400)
+            answer = await large.ask("GET", page)
             assert answer.status in (400, 431), answer
+            assert answer.cookie is None
+
+        async def guess(times: int) -> None:
+            for _ in range(times):
+                guesser = Visitor(service, cookie=token_urlsafe(32))
+                assert await guesser.me() == (None, 0)
+
+        # What the first ones need once is no growth.
+        await together(*(guess(25) for _ in range(20)))
+        census = Census.of(service.process.transport.pid)
+        await together(*(guess(100) for _ in range(20)))
+        now = Census.of(service.process.transport.pid)
+        assert "memory" not in now.grownFrom(census, memory=16 * 2**20)
+        evil: dict[bytes | str, bytes | str] = {"Origin": "http://evil.example"}
+        for page in ("/login", "/logout"):
+            answer = await visitor.ask("POST", page, {"name": "Eve"}, evil)
+            assert answer.status == 403, answer
             assert answer.cookie is None
         assert keysIn(path) == before
 
 
 @asynchronous
-async def test_identifiers_that_were_guessed_cost_nothing(tmp_path: Path) -> None:
+async def test_a_chosen_identifier_is_not_adopted(tmp_path: Path) -> None:
     """
-    Thousands of them find nobody, are not remembered, and keep no row.
-    """
-    async with attacked(tmp_path) as (service, _, path):
-        pid = service.process.transport.pid
-        before = keysIn(path)
-
-        async def guess(times: int) -> None:
-            for _ in range(times):
-                guessed = token_urlsafe(32)
-                guesser = Visitor(service, cookie=guessed)
-                assert await guesser.me() == (None, 0)
-                # It may be told to forget it, and is given no other.
-                assert guesser.cookie in ("", guessed)
-
-        # What is made once, with the first ones, is no growth.
-        await together(*(guess(25) for _ in range(20)))
-        census = Census.of(pid)
-        await together(*(guess(100) for _ in range(20)))
-        assert "memory" not in Census.of(pid).grownFrom(census, memory=16 * 2**20)
-        assert keysIn(path) == before
-
-
-@asynchronous
-async def test_an_identifier_of_somebody_elses_choice_is_not_taken(
-    tmp_path: Path,
-) -> None:
-    """
-    Who makes others use an identifier that he knows would be logged in with them.
+    An attacker who puts an identifier into the browser of a victim is not logged in
+    with the victim.
     """
     async with attacked(tmp_path) as (service, _, path):
         chosen = "A" * 43
@@ -634,7 +574,6 @@ async def test_an_identifier_of_somebody_elses_choice_is_not_taken(
         await victim.logIn()
         assert await Visitor(service, cookie=chosen).me() == (None, 0)
         assert sha256(chosen.encode()).digest() not in keysIn(path)
-        # One that the attacker was given himself is of no more use to him.
         attacker = Visitor(service)
         await attacker.visit()
         given = attacker.cookie
@@ -646,83 +585,36 @@ async def test_an_identifier_of_somebody_elses_choice_is_not_taken(
 
 
 @asynchronous
-async def test_who_has_logged_out_cannot_be_played_again(tmp_path: Path) -> None:
+async def test_a_cookie_is_worthless_after_the_logout(tmp_path: Path) -> None:
     """
-    A cookie that somebody has kept is worth nothing after the logout, whoever has
-    it and however many ask with it at that moment.
-    """
-    async with attacked(tmp_path) as (service, _, path):
-        before = keysIn(path)
-        visitor = Visitor(service, "Eve")
-        await visitor.visit()
-        await visitor.logIn()
-        kept = visitor.cookie
-        replays = [Visitor(service, cookie=kept) for _ in range(32)]
-        leaving = visitor.ask("POST", "/logout")
-        left, *answers = await together(
-            leaving, *(each.ask("GET", "/me") for each in replays)
-        )
-        assert (left.status, left.cookie) == (200, "")
-        assert {answer.status for answer in answers} == {200}
-        assert keysIn(path) == before
-        assert await Visitor(service, cookie=kept).me() == (None, 0)
-        again = Visitor(service, cookie=kept)
-        assert (await again.visit()).body == {"visits": 1}
-        assert (await again.me())[0] is None
-        after = keysIn(path)
-        assert before <= after
-        assert len(after - before) <= 1
-        assert sha256(str(kept).encode()).digest() not in after
-
-
-@asynchronous
-async def test_a_visit_that_is_overtaken_by_the_logout_revives_nothing(
-    tmp_path: Path,
-) -> None:
-    """
-    A session that ends while others still change it stays ended.
+    Requests that overtake the logout, or are overtaken by it, do not bring the
+    session back.
     """
     async with attacked(tmp_path) as (service, _, path):
         before = keysIn(path)
-        for _ in range(5):
+        for page in ("/me", "/visits", "/visits"):
             visitor = Visitor(service, "Eve")
             await visitor.visit()
-            await visitor.logIn()
-            kept = visitor.cookie
+            kept = await visitor.logIn()
             late = [Visitor(service, cookie=kept) for _ in range(32)]
-            await together(
-                *(each.visit() for each in late[:16]),
+            answers = await together(
+                *(each.ask("GET", page) for each in late[:16]),
                 visitor.ask("POST", "/logout"),
-                *(each.visit() for each in late[16:]),
+                *(each.ask("GET", page) for each in late[16:]),
             )
+            assert {answer.status for answer in answers} == {200}
+            assert visitor.cookie == ""
             assert await Visitor(service, cookie=kept).me() == (None, 0)
-            assert sha256(str(kept).encode()).digest() not in keysIn(path)
-        # Who came too late with it is a stranger who comes for the first time.
+            assert sha256(kept.encode()).digest() not in keysIn(path)
         assert before <= keysIn(path)
 
 
 @asynchronous
-async def test_other_sites_log_nobody_in_or_out(tmp_path: Path) -> None:
+async def test_the_number_of_new_sessions_is_limited(tmp_path: Path) -> None:
     """
-    A browser sends the cookie also with what another site makes it post.
+    One client cannot fill the disk.
     """
-    async with attacked(tmp_path) as (_, visitor, path):
-        before = keysIn(path)
-        evil: dict[bytes | str, bytes | str] = {"Origin": "http://evil.example"}
-        for body, path_ in (({"name": "Eve"}, "/login"), (None, "/logout")):
-            answer = await visitor.ask("POST", path_, body, evil)
-            assert answer.status == 403, answer
-            assert answer.cookie is None
-        assert keysIn(path) == before
-
-
-@asynchronous
-async def test_nobody_fills_the_disk_with_new_sessions(tmp_path: Path) -> None:
-    """
-    Each visit without a cookie costs a row.
-    """
-    words = ["--new-sessions-per-peer=5"]
-    async with attacked(tmp_path, *words) as (service, _, path):
+    async with attacked(tmp_path, "--new-sessions-per-peer=5") as (service, _, path):
         before = keysIn(path)
         answers = await together(*(Visitor(service).visit() for _ in range(100)))
         kinds = Counter(answer.kind for answer in answers)

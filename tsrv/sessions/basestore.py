@@ -138,9 +138,9 @@ class BaseStore(ABC):
     def _whenReady(
         self, operation: Callable[..., _Result[_T]], *arguments: Any
     ) -> Deferred[_T]:
-        if not self.initialized:
-            return fail(NotInitialized("The store of sessions is not initialised"))
-        return ensureDeferred(operation(*arguments))
+        if self.initialized:
+            return ensureDeferred(operation(*arguments))
+        return fail(NotInitialized("The store of sessions is not initialised"))
 
     def _onKey(
         self,
@@ -150,9 +150,9 @@ class BaseStore(ABC):
         *arguments: Any,
     ) -> Deferred[_T]:
         key = keyOf(identifier)
-        if key is None and self.initialized:
-            return succeed(absent)
-        return self._whenReady(operation, key, *arguments)
+        if key is not None and self.initialized:
+            return ensureDeferred(operation(key, *arguments))
+        return self._whenReady(succeed, absent)
 
     def get(self, identifier: str) -> Deferred[StoredSession | None]:
         """
