@@ -90,7 +90,7 @@ class BaseStore(ABC):
     def _read(self, key: bytes) -> Deferred[Row | None]: ...
 
     @abstractmethod
-    def _insert(self, key: bytes, row: Row) -> Deferred[bool]:
+    def _insert(self, key: bytes, row: Row) -> _Result[bool]:
         """
         Insert a row, unless there is one.
         """
@@ -105,32 +105,31 @@ class BaseStore(ABC):
         """
 
     @abstractmethod
-    def _extend(self, key: bytes, before: float, expires: float) -> Deferred[Any]:
+    def _extend(self, key: bytes, before: float, expires: float) -> _Result[Any]:
         """
         Let a row expire later, unless its expiry is no longer what it was before.
         """
 
     @abstractmethod
-    def _delete(self, key: bytes, version: Any = None) -> Deferred[bool]:
+    def _delete(self, key: bytes, version: Any = None) -> _Result[bool]:
         """
         Delete a row, if a version is given only with this version.
         """
 
     @abstractmethod
-    def _count(self) -> Deferred[int]: ...
+    def _count(self) -> _Result[int]: ...
 
     @abstractmethod
     def _list(
         self, after: bytes, limit: int
-    ) -> Deferred[Sequence[tuple[bytes, Row]]]: ...
+    ) -> _Result[Sequence[tuple[bytes, Row]]]: ...
 
     @abstractmethod
-    def _removeExpired(self, time: float, limit: int) -> Deferred[int]:
+    def _removeExpired(self, time: float, limit: int) -> _Result[int]:
         """
         Remove some of the rows that will have expired at a time.
 
-        @return: A Deferred of how many were removed; fewer than C{limit} if there
-            are no more.
+        @return: How many were removed; fewer than C{limit} if there are no more.
         """
 
     # What all do.
@@ -176,7 +175,8 @@ class BaseStore(ABC):
         ):
             return StoredSession(data, created, expires, version)
         self._log.warn("Removed a damaged session: {key}", key=key.hex()[:12])
-        self._delete(key, version).addErrback(self._notDeleted)
+        deleting = ensureDeferred(self._delete(key, version))
+        deleting.addErrback(self._notDeleted)
         return None
 
     def _notDeleted(self, failure: Failure) -> None:

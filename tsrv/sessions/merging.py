@@ -201,14 +201,14 @@ class Merger:
         return data, text, counters
 
 
-async def _cancellable(batch: list[_Change], waited: Deferred[Any]) -> Any:
+def _cancellable(batch: list[_Change], waited: Deferred[Any]) -> Deferred[Any]:
     """
-    Wait for a Deferred. Cancelling a change that is written alone cancels it too;
-    cancelling one of several does not affect the others.
+    Let a Deferred be cancelled with a change that is written alone; cancelling one
+    of several does not affect the others.
     """
     if len(batch) == 1:
         batch[0].withdraw = waited.cancel
-    return await waited
+    return waited
 
 
 def copyOf(data: Mapping[str, Any], text: bytes) -> dict[str, Any]:

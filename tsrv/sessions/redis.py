@@ -285,27 +285,26 @@ class RedisSessionStore(BaseStore):
             return None
         return data, *times, int(version)
 
-    def _insert(self, key: bytes, row: Row) -> Deferred[bool]:
-        return self._run(_INSERT, "create", [key], *self._values(row))
+    async def _insert(self, key: bytes, row: Row) -> bool:
+        return bool(await self._run(_INSERT, "create", [key], *self._values(row)))
 
     def _replace(
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
         now = _number(self._reactor.seconds())
         keys, method = ([key], "set") if newKey == key else ([key, newKey], "renew")
-        return self._run(
-            _REPLACE, method, keys, b"%d" % version, now, *self._values(row)
-        )
+        values = b"%d" % version, now, *self._values(row)
+        return Deferred.fromCoroutine(self._run(_REPLACE, method, keys, *values))
 
-    def _extend(self, key: bytes, before: float, expires: float) -> Deferred[Any]:
+    async def _extend(self, key: bytes, before: float, expires: float) -> None:
         ending = self._ending(expires)
-        return self._run(_EXTEND, "touch", [key], _number(before), *ending)
+        await self._run(_EXTEND, "touch", [key], _number(before), *ending)
 
-    def _delete(self, key: bytes, version: Any = None) -> Deferred[bool]:
+    async def _delete(self, key: bytes, version: Any = None) -> bool:
         arguments = [_number(self._reactor.seconds())]
         if version is not None:
             arguments.append(b"%d" % version if type(version) is int else version)
-        return self._run(_DELETE, "destroy", [key], *arguments).addCallback(bool)
+        return bool(await self._run(_DELETE, "destroy", [key], *arguments))
 
     # All sessions.
 
@@ -323,20 +322,14 @@ class RedisSessionStore(BaseStore):
             if cursor == b"0":
                 break
 
-    def _count(self) -> Deferred[int]:
-        return Deferred.fromCoroutine(self._countAll())
-
-    async def _countAll(self) -> int:
+    async def _count(self) -> int:
         count = 0
         now = _number(self._reactor.seconds())
         async for keys in self._search():
             count += await self._run(_COUNT, None, keys, now)
         return count
 
-    def _list(self, after: bytes, limit: int) -> Deferred[Sequence[tuple[bytes, Row]]]:
-        return Deferred.fromCoroutine(self._listSome(after, limit))
-
-    async def _listSome(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Row]]:
+    async def _list(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Row]]:
         first: list[bytes] = []
         async for keys in self._search():
             first = sorted({*first, *(key for key in keys if key > after)})[:limit]
@@ -344,16 +337,14 @@ class RedisSessionStore(BaseStore):
         found = [(key, row) for key, row in rows if row is not None]
         if not found and first:
             # All of these have expired in the meantime.
-            return await self._listSome(first[-1], limit)
+            return await self._list(first[-1], limit)
         return found
 
-    def _removeExpired(self, time: float, limit: int) -> Deferred[int]:
-        if time != inf:
-            return succeed(0)
-        return Deferred.fromCoroutine(self._removeAll())
-
-    async def _removeAll(self) -> int:
+    async def _removeExpired(self, time: float, limit: int) -> int:
         removed = 0
+        if time != inf:
+            # Redis does it.
+            return removed
         async for keys in self._search():
             if keys:
                 names = [self._nameOf(key) for key in keys]
@@ -384,17 +375,15 @@ class RedisSessionStore(BaseStore):
             return fail(unavailable("Redis is not connected"))
         return self._connection.ask(*words, method=method)
 
-    def _run(
+    async def _run(
         self,
         script: _Script,
         method: str | None,
         keys: Sequence[bytes],
         *arguments: bytes,
-    ) -> Deferred[Any]:
+    ) -> Any:
         names = [self._nameOf(key) for key in keys]
-        return Deferred.fromCoroutine(
-            script.run(self._connection, method, names, *arguments)
-        )
+        return await script.run(self._connection, method, names, *arguments)
 
 
 def _number(value: float) -> bytes:

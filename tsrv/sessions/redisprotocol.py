@@ -60,9 +60,8 @@ Maximum size of all commands that wait, and of one answer, in bytes.
 
 ANSWER_TIMEOUT_SECONDS: Final = 5
 """
-Seconds after which a command without an answer means that Redis is lost. They are
-counted one by one: if the program itself stood still for an hour, this is one
-second, and what has arrived is read before the next.
+Seconds without an answer after which Redis is lost. They are counted one by one: an
+hour in which the program itself stood still counts as one.
 """
 
 PING_AFTER_SECONDS: Final = 3
@@ -167,24 +166,6 @@ class _ErrorReply(Exception):
     """
 
 
-class _Command:
-    """
-    A command that was sent, and waits for its answer.
-
-    @ivar method: The method of the store for which it changes something; L{None} if
-        it changes nothing.
-    @ivar waited: Seconds that it has waited, see L{ANSWER_TIMEOUT_SECONDS}.
-    """
-
-    __slots__ = ("answer", "method", "size", "waited")
-
-    def __init__(self, size: int, method: str | None) -> None:
-        self.size = size
-        self.method = method
-        self.waited = 0
-        self.answer: Deferred[Any] = Deferred()
-
-
 class Connection(Protocol):
     """
     A connection to Redis, which is opened once.
@@ -205,10 +186,12 @@ class Connection(Protocol):
         self._reactor = reactor
         self._onLost = onLost
         self._reader = Reader(replyError=_ErrorReply, notEnoughData=_INCOMPLETE)
-        self._unanswered: deque[_Command] = deque()
+        # The commands that wait for their answers: a Deferred, the method that it
+        # changes something for, and its size.
+        self._unanswered: deque[tuple[Deferred[Any], str | None, int]] = deque()
         self._bytesSent = 0
         self._bytesReceived = 0
-        self._idle = 0
+        self._silent = 0
         self._timer = LoopingCall(self._tick)
         self._timer.clock = reactor
         self._usable = False
@@ -289,11 +272,13 @@ class Connection(Protocol):
         ):
             count = len(self._unanswered)
             return fail(unavailable(f"{count} commands wait for Redis already"))
-        command = _Command(len(data), method)
-        self._unanswered.append(command)
-        self._bytesSent += command.size
+        if not self._unanswered:
+            self._silent = 0
+        answer: Deferred[Any] = Deferred()
+        self._unanswered.append((answer, method, len(data)))
+        self._bytesSent += len(data)
         self.transport.write(data)
-        return command.answer
+        return answer
 
     def connectionMade(self) -> None:
         """
@@ -306,16 +291,13 @@ class Connection(Protocol):
         self._timer.start(1.0, now=False)
 
     def _tick(self) -> None:
+        self._silent += 1
         if self._unanswered:
-            self._idle = 0
-            self._unanswered[0].waited += 1
-            if self._unanswered[0].waited >= ANSWER_TIMEOUT_SECONDS:
+            if self._silent >= ANSWER_TIMEOUT_SECONDS:
                 self.abort(f"no answer in {ANSWER_TIMEOUT_SECONDS} s")
-        else:
-            self._idle += 1
-            if self._idle >= PING_AFTER_SECONDS and not self._finishing:
-                # If it fails, the connection was lost, which says it all.
-                self.ask(b"PING").addErrback(lambda _: None)
+        elif self._silent >= PING_AFTER_SECONDS:
+            # If it fails, the connection was lost, which is told anyway.
+            self.ask(b"PING").addErrback(lambda _: None)
 
     def dataReceived(self, data: bytes) -> None:
         """
@@ -339,15 +321,16 @@ class Connection(Protocol):
         if not self._unanswered:
             self.abort("it sends what nobody has asked for")
             return
-        command = self._unanswered.popleft()
-        self._bytesSent -= command.size
+        self._silent = 0
+        waiting, _, size = self._unanswered.popleft()
+        self._bytesSent -= size
         if isinstance(answer, _ErrorReply):
             code = _codeOf(str(answer))
             if code in _WRONG_SERVER:
                 self.abort(_WRONG_SERVER[code])
-            command.answer.errback(_errorOf(str(answer)))
+            waiting.errback(_errorOf(str(answer)))
         else:
-            command.answer.callback(answer)
+            waiting.callback(answer)
         if self._finishing and not self._unanswered:
             self.abort("it was closed")
 
@@ -381,12 +364,11 @@ class Connection(Protocol):
         self.transport.abortConnection()
         self._onLost(self, reason)
         unanswered, self._unanswered = self._unanswered, deque()
-        for command in unanswered:
-            command.answer.errback(
-                unavailable(f"Redis was lost: {reason}")
-                if command.method is None
-                else OutcomeUnknown(command.method)
-            )
+        for waiting, method, _ in unanswered:
+            if method is None:
+                waiting.errback(unavailable(f"Redis was lost: {reason}"))
+            else:
+                waiting.errback(OutcomeUnknown(method))
 
     def whenClosed(self) -> Deferred[None]:
         """

@@ -140,12 +140,14 @@ class SQLSessionStore(BaseStore):
     def _replace(
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
-        values: tuple[Any, ...] = row
-        statement = self._statements.update
-        if newKey != key:
-            statement, values = self._statements.move, (newKey, *row)
         now = self._reactor.seconds()
-        return self._write(statement, *values, key, version, now).addCallback(bool)
+        write, statements = self._database.write, self._statements
+        replacing = (
+            write(statements.update, *row, key, version, now)
+            if newKey == key
+            else write(statements.move, newKey, *row, key, version, now)
+        )
+        return replacing.addCallback(bool)
 
     def _extend(self, key: bytes, before: float, expires: float) -> Deferred[Any]:
         return self._write(self._statements.extend, expires, key, before)

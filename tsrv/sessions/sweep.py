@@ -5,7 +5,7 @@ pauses; and the timer that does so for expired sessions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -50,7 +50,7 @@ class Sweeper:
     def __init__(
         self,
         reactor: Any,
-        removeExpired: Callable[[float, int], Deferred[int]],
+        removeExpired: Callable[[float, int], Awaitable[int]],
         random: Callable[[], float],
         *,
         sweeps: bool,
@@ -58,7 +58,7 @@ class Sweeper:
         """
         @param reactor: Provides the time.
         @param removeExpired: Removes some of the sessions that will have expired at
-            a time, at most so many; a Deferred of how many.
+            a time, at most so many; returns how many.
         @param random: Returns random numbers from 0 to 1.
         @param sweeps: Whether to remove expired sessions at intervals.
         """
