@@ -9,17 +9,44 @@ from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
+from zope.interface import implementer
 
 from tsrv import Startup
+from tsrv.asyncmodule import IHasNote
 
 from .support import Module, Refused, Trouble, resultOf
 
-__all__ = ["SECRET", "Program", "program"]
+__all__ = ["SECRET", "SURROGATE", "Noted", "Program", "program"]
 
 SECRET = "the password of admin@db.internal is wrong"  # noqa: S105
 """
 The message of errors.
 """
+
+
+SURROGATE = "caf\udce9"
+"""
+A file name that is not valid text.
+"""
+
+
+@implementer(IHasNote)
+class Noted:
+    """
+    A module whose note and error are not valid text.
+    """
+
+    def initialize(self) -> None:
+        """
+        Fail.
+        """
+        raise Trouble(SURROGATE)
+
+    def note(self) -> str:
+        """
+        Return the note.
+        """
+        return SURROGATE
 
 
 class Program:

@@ -10,18 +10,14 @@ from typing import Any
 
 import pytest
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from tsrv.asyncmodule import IHasNote
 from tsrv.web.health import Live, Ready, StartupPage
 from tsrv.web.responses import AsyncResource
 
-from .operated import SECRET, Program
+from .operated import SECRET, SURROGATE, Noted, Program
 from .operated import program as program
 from .support import Refused, Trouble, resultOf
 from .websupport import Answer, ask
-
-SURROGATE = "caf\udce9"
 
 
 def askPage(page: AsyncResource, method: str = "GET", accept: str = "*/*") -> Answer:
@@ -297,15 +293,6 @@ def test_any_text_of_a_module_can_be_shown(program: Program) -> None:
     """
     Messages and notes that are not valid text are shown with escapes.
     """
-
-    @implementer(IHasNote)
-    class Noted:
-        def initialize(self) -> None:
-            raise Trouble(SURROGATE)
-
-        def note(self) -> str:
-            return SURROGATE
-
     program.startup.add("a", Noted(), initialize=lambda: None)
     program.startup.add("b", Noted(), retryPolicy=None)
     program.start()

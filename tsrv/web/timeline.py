@@ -99,9 +99,7 @@ def windowOf(report: Report) -> Window:
         origin = min(ongoing) if ongoing else max(losses)[0]
         title = f"Last loss, {duration(origin)} after the start"
         begin = max(0.0, origin - SECONDS_BEFORE_LOSS)
-    growing = report["status"] not in ("new", "stopped") and not all(
-        module["ready"] or module["status"] in ENDED for module in modules
-    )
+    growing = not all(each["ready"] or each["status"] in ENDED for each in modules)
     settled = max((module["since"] or 0.0 for module in modules), default=0.0)
     last = report["now"] if growing else settled
     # Once all has settled, a margin shows what came of it.
@@ -128,7 +126,7 @@ def piecesOf(
     pieces = []
     for kind, start, end, note in stretches:
         visibleStart = max(start, window.begin)
-        visibleEnd = window.until if end is None else min(end, window.until)
+        visibleEnd = window.until if end is None else end
         if visibleStart <= visibleEnd:
             took = f", {duration(end - start)}" if end is not None else ""
             left, right = window.percent(visibleStart), window.percent(visibleEnd)
@@ -147,8 +145,6 @@ def _stretches(
     if since is None:
         return
     end = since if status in ENDED else None
-    if module["closed"] is not None:
-        end = module["closed"] if end is None else min(end, module["closed"])
     begun = module["begun"]
     if begun != 0:
         # A module that was never begun has waited until it was skipped or closed.
