@@ -1,11 +1,11 @@
 """
-What the tests of networks need: one that falls silent, breaks or refuses when
-the test says so, and servers that never say a word.
+Networks that fall silent, break or refuse when a test says so, and servers that
+never answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from socket import socket
 from typing import Any, cast
@@ -27,277 +27,261 @@ from .websupport import reservedPort
 __all__ = ["BlackHole", "Relay", "blackHole", "relaying", "unanswered"]
 
 
-class _Counts:
+class _Accepting:
     """
-    Who waits for a number to be reached.
+    A port that counts its connections.
+
+    @ivar port: The port.
+    @ivar accepted: The number of connections accepted so far.
     """
 
     def __init__(self) -> None:
+        self.port = 0
         self.accepted = 0
         self._waiting: list[tuple[int, Deferred[None]]] = []
+        self._listening: Any = None
 
-    def whenAccepted(self, times: int) -> Deferred[None]:
+    def whenAccepted(self, count: int) -> Deferred[None]:
         """
-        @return: A Deferred that fires when so many connections have been
-            accepted, from the beginning on.
+        @return: A Deferred that fires when so many connections have been accepted.
         """
         deferred: Deferred[None] = Deferred(lambda _: self._waiting.remove(entry))
-        entry = (times, deferred)
+        entry = (count, deferred)
         self._waiting.append(entry)
-        self._look()
+        self._fire()
         return deferred
 
-    def _count(self) -> None:
+    def count(self) -> None:
+        """
+        Count one more connection.
+        """
         self.accepted += 1
-        self._look()
+        self._fire()
 
-    def _look(self) -> None:
+    def _fire(self) -> None:
         for entry in list(self._waiting):
-            times, deferred = entry
-            if times <= self.accepted:
+            if entry[0] <= self.accepted:
                 self._waiting.remove(entry)
-                deferred.callback(None)
+                entry[1].callback(None)
+
+    async def listen(self, build: Callable[[], Protocol], port: int = 0) -> None:
+        """
+        Accept connections on the loopback interface.
+        """
+        from twisted.internet import reactor
+
+        factory: Any = Factory.forProtocol(cast(Any, build))
+        factory.noisy = False
+        endpoint = TCP4ServerEndpoint(
+            cast(Any, reactor), port, backlog=1024, interface="127.0.0.1"
+        )
+        self._listening = await endpoint.listen(factory)
+        self.port = self._listening.getHost().port
+
+    async def refuse(self) -> None:
+        """
+        Refuse new connections; those that are open stay open.
+        """
+        if self._listening is not None:
+            listening, self._listening = self._listening, None
+            await listening.stopListening()
 
 
 @implementer(IPushProducer)
 class _End(Protocol):
     """
-    What the relay holds of a connection: one of the two ends.
+    One of the relay's two connections for a client.
 
-    @ivar other: The other one, when there is one.
-    @ivar closed: Fires when it is closed.
+    @ivar closed: Fires when the connection is closed.
     """
 
     transport: Any
 
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-        self._full = False
-        self._held: list[bytes] = []
-        self.open = False
-        self.other: _End | None = None
+    def __init__(self, relay: Relay, isClient: bool) -> None:
+        self.isClient = isClient
+        self.isOpen = False
         self.closed: Deferred[None] = Deferred()
+        self._relay = relay
+        self._other: _End | None = None
+        self._isFull = False
+        self._received: list[bytes] = []
 
     def connectionMade(self) -> None:
-        self.open = True
+        self.isOpen = True
         self.transport.setTcpNoDelay(True)
-        self._relay._opened(self)
+        self._relay.opened(self)
 
     def dataReceived(self, data: bytes) -> None:
-        self._held.append(data)
-        self.look()
+        self._received.append(data)
+        self.update()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.open = False
-        self._relay._closed(self)
-        if self.other is not None:
-            self.other.look()
+        self.isOpen = False
+        self._relay.lost(self)
+        if self._other is not None:
+            self._other.update()
         self.closed.callback(None)
 
     def pauseProducing(self) -> None:
-        """
-        The other end cannot send as fast as this one receives.
-        """
-        self._full = True
-        self.look()
+        self._isFull = True
+        self.update()
 
     def resumeProducing(self) -> None:
-        """
-        The other end has sent all.
-        """
-        self._full = False
-        self.look()
+        self._isFull = False
+        self.update()
 
     def stopProducing(self) -> None:
-        """
-        The other end is closed: L{look} takes care of it.
-        """
+        pass
 
     def pair(self, other: _End) -> None:
         """
-        Forward to another end.
+        Forward to the other end.
         """
-        self.other = other
-        if other.open:
+        self._other = other
+        if other.isOpen:
             other.transport.registerProducer(self, True)
-        self.look()
+        self.update()
 
-    def look(self) -> None:
+    def update(self) -> None:
         """
-        Do what there is to do in the present state of the network.
+        Do what the state of the network allows.
         """
-        if self._relay.silent or self.other is None:
+        if self._relay.silent or self._other is None:
             self._read(False)
             return
         self._forward()
-        self.other._forward()
-        self._read(not self._full)
-        if not self.other.open:
-            self.finish()
-
-    def finish(self) -> None:
-        """
-        Close it when all has been sent.
-        """
-        if self.open:
-            # It would be waited for.
+        self._other._forward()
+        self._read(not self._isFull)
+        if not self._other.isOpen and self.isOpen:
             self.transport.unregisterProducer()
             self.transport.loseConnection()
 
     def reset(self) -> None:
         """
-        Close it at once; its peer receives an RST.
+        Close the connection at once, with an RST.
         """
-        if self.open:
+        if self.isOpen:
             self.transport.abortConnection()
 
     def _forward(self) -> None:
-        if self._held and self.other is not None and self.other.open:
-            held, self._held = self._held, []
-            self.other.transport.write(b"".join(held))
+        if self._received and self._other is not None and self._other.isOpen:
+            received, self._received = self._received, []
+            self._other.transport.write(b"".join(received))
 
     def _read(self, reading: bool) -> None:
-        if self.open:
+        if self.isOpen:
             if reading:
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
 
 
-class Relay(_Counts):
+class Relay(_Accepting):
     """
     A network between clients and a server on the loopback interface.
 
     While it is silent nothing passes in either direction, not even the end of a
-    connection, and connections stay as they are; new ones are accepted, but do
-    not reach the server. The system goes on to acknowledge what is received, as
-    far as its buffers go: only who waits for an answer can notice it, not the
-    keep-alive of TCP.
+    connection. New connections are accepted, but do not reach the server. The system
+    acknowledges what it receives, so TCP's keep-alive does not notice.
 
-    @ivar port: The port that clients connect to. It stays its own.
-    @ivar target: That of the server; it may be changed for new connections.
-    @ivar accepted: How many connections have been accepted.
+    @ivar target: The port of the server.
     @ivar silent: Whether it is silent.
     """
 
-    def __init__(self, port: int, target: int) -> None:
+    def __init__(self, target: int) -> None:
         super().__init__()
-        self.port = port
         self.target = target
         self.silent = False
         self._ends: set[_End] = set()
-        self._waiters: set[_End] = set()
+        self._unconnected: set[_End] = set()
         self._connecting: set[Deferred[Any]] = set()
-        self._listening: Any = None
 
     @property
     def connections(self) -> int:
         """
-        How many clients are connected, as far as it can tell.
+        The number of connected clients.
         """
-        return sum(not isinstance(end, _Far) for end in self._ends)
+        return sum(end.isClient for end in self._ends)
 
     async def accept(self) -> None:
         """
-        Accept connections. Does nothing when it does.
+        Accept connections, on the same port as before.
         """
-        if self._listening is None:
-            factory: Any = Factory.forProtocol(cast(Any, lambda: _End(self)))
-            factory.noisy = False
-            self._listening = await _listen(self.port, factory)
-
-    async def refuse(self) -> None:
-        """
-        Refuse new connections; those that are there stay. Does nothing when it
-        does.
-        """
-        if self._listening is not None:
-            listening, self._listening = self._listening, None
-            await listening.stopListening()
+        await self.listen(lambda: _End(self, True), self.port)
 
     def silence(self) -> None:
         """
         Let nothing pass.
         """
         self.silent = True
-        self._lookAll()
+        self._update()
 
     def resume(self) -> None:
         """
         Let everything pass, also what was sent in the meantime.
         """
         self.silent = False
-        self._lookAll()
-        waiters, self._waiters = self._waiters, set()
-        for end in waiters:
-            self._reach(end)
+        self._update()
+        unconnected, self._unconnected = self._unconnected, set()
+        for end in unconnected:
+            self._connect(end)
 
-    async def cut(self, *, reset: bool = True) -> None:
+    async def cut(self) -> None:
         """
-        Close all connections that there are, on both sides.
-
-        @param reset: Whether at once, by RST, rather than by FIN when all has
-            been sent.
+        Reset all connections, on both sides.
         """
         for connecting in list(self._connecting):
             connecting.cancel()
         ends = list(self._ends)
         for end in ends:
-            if reset:
-                end.reset()
-            else:
-                end.finish()
+            end.reset()
         await gatherResults([end.closed for end in ends])
 
-    def _lookAll(self) -> None:
-        for end in list(self._ends):
-            end.look()
-
-    def _opened(self, end: _End) -> None:
+    def opened(self, end: _End) -> None:
+        """
+        Take care of a new connection.
+        """
         self._ends.add(end)
-        if isinstance(end, _Far):
+        if not end.isClient:
             return
-        end.look()
+        end.update()
         if self.silent:
-            self._waiters.add(end)
+            self._unconnected.add(end)
         else:
-            self._reach(end)
-        self._count()
+            self._connect(end)
+        self.count()
 
-    def _closed(self, end: _End) -> None:
+    def lost(self, end: _End) -> None:
+        """
+        Forget a connection.
+        """
         self._ends.discard(end)
-        self._waiters.discard(end)
+        self._unconnected.discard(end)
 
-    def _reach(self, end: _End) -> None:
-        """
-        Connect to the server for a client.
-        """
+    def _update(self) -> None:
+        for end in list(self._ends):
+            end.update()
+
+    def _connect(self, end: _End) -> None:
         from twisted.internet import reactor
 
         endpoint = TCP4ClientEndpoint(cast(Any, reactor), "127.0.0.1", self.target)
-        far = _Far(self)
+        far = _End(self, False)
         connecting = connectProtocol(endpoint, far)
         self._connecting.add(connecting)
 
-        def connected(_: object) -> None:
+        def finished(result: Any) -> None:
             self._connecting.discard(connecting)
-            end.pair(far)
-            far.pair(end)
+            if isinstance(result, Failure):
+                end.reset()
+            else:
+                end.pair(far)
+                far.pair(end)
 
-        def failed(_: Failure) -> None:
-            self._connecting.discard(connecting)
-            end.reset()
-
-        connecting.addCallbacks(connected, failed)
-
-
-class _Far(_End):
-    """
-    The end at the server.
-    """
+        connecting.addBoth(finished)
 
 
-class _Mute(Protocol):
+class _Silent(Protocol):
     """
     A connection on which nothing is read or written.
     """
@@ -310,48 +294,28 @@ class _Mute(Protocol):
 
     def connectionMade(self) -> None:
         self.transport.pauseProducing()
-        self._hole._opened(self)
+        self._hole.opened.append(self)
+        self._hole.count()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.closed.callback(None)
 
 
-class BlackHole(_Counts):
+class BlackHole(_Accepting):
     """
-    A server that accepts connections, and neither reads nor writes. It does not
-    notice, then, that a client has gone.
+    A server that accepts connections, and neither reads nor writes.
 
-    @ivar port: Its port.
-    @ivar accepted: How many connections it has accepted.
+    @ivar opened: The connections.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.port = 0
-        self._mutes: list[_Mute] = []
-
-    def _opened(self, mute: _Mute) -> None:
-        self._mutes.append(mute)
-        self._count()
-
-    async def _cut(self) -> None:
-        for mute in self._mutes:
-            mute.transport.abortConnection()
-        await gatherResults([mute.closed for mute in self._mutes])
+        self.opened: list[_Silent] = []
 
 
-async def _listen(port: int, factory: Any) -> Any:
-    from twisted.internet import reactor
-
-    endpoint = TCP4ServerEndpoint(
-        cast(Any, reactor), port, backlog=1024, interface="127.0.0.1"
-    )
-    return await endpoint.listen(factory)
-
-
-async def _turn() -> None:
+async def _settle() -> None:
     """
-    Let the transports of connections that were reset end.
+    Let the other ends of closed connections notice.
     """
     from twisted.internet import reactor
 
@@ -361,44 +325,44 @@ async def _turn() -> None:
 @asynccontextmanager
 async def relaying(target: int) -> AsyncIterator[Relay]:
     """
-    Put a network in front of a server; no connection is left behind.
+    Put a network in front of a server.
 
     @param target: The port of the server.
     """
     with reservedPort() as port:
-        relay = Relay(port, target)
+        relay = Relay(target)
+        relay.port = port
         await relay.accept()
         try:
             yield relay
         finally:
             await relay.refuse()
             await relay.cut()
-            await _turn()
+            await _settle()
 
 
 @asynccontextmanager
 async def blackHole() -> AsyncIterator[BlackHole]:
     """
-    Listen on a free port, and never answer; no connection is left behind.
+    Listen on a free port, and never answer.
     """
     hole = BlackHole()
-    factory: Any = Factory.forProtocol(cast(Any, lambda: _Mute(hole)))
-    factory.noisy = False
-    listening = await _listen(0, factory)
-    hole.port = listening.getHost().port
+    await hole.listen(lambda: _Silent(hole))
     try:
         yield hole
     finally:
-        await listening.stopListening()
-        await hole._cut()
-        await _turn()
+        await hole.refuse()
+        for each in hole.opened:
+            each.transport.abortConnection()
+        await gatherResults([each.closed for each in hole.opened])
+        await _settle()
 
 
 @contextmanager
 def unanswered() -> Iterator[int]:
     """
-    @return: A port to which a connection is neither made nor refused, as if its
-        packets were dropped: its queue is full.
+    @return: A port to which a connection is neither made nor refused, as if packets
+        were dropped: its queue is full.
     """
     with ExitStack() as stack:
         listening = stack.enter_context(socket())
