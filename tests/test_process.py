@@ -7,7 +7,8 @@ Nothing here waits for a time: each step follows a line of the log, or a respons
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGTERM
 from socket import socket
@@ -26,6 +27,8 @@ from .websupport import Answer, Wire, answersIn, asynchronous, reservedPort
 
 # The interim response tells that the request has been received.
 SAY = b"GET /say HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n\r\n"
+
+USERS = SAY.replace(b"/say", b"/users")
 
 
 @pytest.fixture
@@ -57,11 +60,11 @@ async def connect(port: int, request: bytes = SAY) -> Wire:
     return wire
 
 
-async def queueRequests(port: int, count: int) -> list[Wire]:
+async def queueRequests(port: int, count: int, request: bytes = SAY) -> list[Wire]:
     """
     Make requests, and wait until the server has received all of them.
     """
-    connecting = [Deferred.fromCoroutine(connect(port)) for _ in range(count)]
+    connecting = [Deferred.fromCoroutine(connect(port, request)) for _ in range(count)]
     wires = await gatherResults(connecting)
     continued = b"HTTP/1.1 100 Continue\r\n\r\n"
     await gatherResults([wire.whenReceived(continued) for wire in wires])
@@ -92,6 +95,32 @@ async def fetch(port: int, path: str) -> Answer:
     return answer
 
 
+class SettingsPage(AsyncResource):
+    """
+    A page with the settings of a server.
+    """
+
+    isLeaf = True
+
+    def render_GET(self, request: Request) -> Response:
+        return Response(b'{"database": "sqlite:elsewhere.db"}', b"application/json")
+
+
+@asynccontextmanager
+async def servingSettings(port: int) -> AsyncIterator[None]:
+    """
+    Serve this page on a port.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    site = Site(SettingsPage(), reactor)
+    listening = reactor.listenTCP(port, site, interface="127.0.0.1")
+    yield
+    await listening.stopListening()
+    await site.stop(0)
+
+
 @asynchronous
 async def test_twist_runs_the_server(tmp_path: Path, port: int) -> None:
     """
@@ -119,18 +148,20 @@ async def test_sigterm_during_the_start_answers_queued_requests(
     On SIGTERM a server that is still starting finishes its start for the requests that
     wait, and its operators can watch until the end.
     """
-    with reservedPort() as operations:
-        words = [listen(port), listen(operations, "operations-listen"), "--delay=1.5"]
+    with reservedPort() as operations, reservedPort() as settings:
+        words = [listen(port), listen(operations, "operations-listen"), "--delay=0"]
+        words.append(f"--config-url=http://127.0.0.1:{settings}/")
         async with running(tmp_path, "-n", "tsrv", *words) as process:
             await process.whenWritten("Started")
-            wires = await queueRequests(port, 100)
+            wires = await queueRequests(port, 100, USERS)
             assert (await fetch(port, "/readyz")).status == 404
             assert b'"state": "starting"' in (await fetch(operations, "/readyz")).body
             process.terminate()
             await process.whenWritten("Stopped listening")
             assert b'"state": "stopping"' in (await fetch(operations, "/readyz")).body
-            assert await statuses(wires) == [200] * 100
-            assert await process.ended == 0
+            async with servingSettings(settings):
+                assert await statuses(wires) == [200] * 100
+                assert await process.ended == 0
             steps = ("Started", "Stopped listening", "Async module init", "Stopped\n")
             found = [process.output.index(step) for step in steps]
             assert found == sorted(found)
@@ -201,45 +232,28 @@ async def test_a_daemon_runs_and_stops(tmp_path: Path, port: int) -> None:
         assert not (tmp_path / "twistd.pid").exists()
 
 
-class SettingsPage(AsyncResource):
-    """
-    A page with the settings of a server.
-    """
-
-    isLeaf = True
-
-    def render_GET(self, request: Request) -> Response:
-        return Response(b'{"database": "sqlite:elsewhere.db"}', b"application/json")
-
-
 @asynchronous
 async def test_the_settings_name_the_database(tmp_path: Path, port: int) -> None:
     """
     A request waits until the settings have been fetched, and its id is in the log.
     """
-    from twisted.internet import reactor as theReactor
-
-    reactor: Any = theReactor
     body = b'{"name": "Ada", "email": "a@b"}'
     head = (
         "POST /users HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
         "X-Request-ID: mine\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
-    with reservedPort() as other:
-        words = [f"--config-url=http://127.0.0.1:{other}/", "--delay=0"]
+    with reservedPort() as settings:
+        words = [f"--config-url=http://127.0.0.1:{settings}/", "--delay=0"]
         words += [listen(port), "--access-log=on"]
         async with running(tmp_path, "-n", "tsrv", *words) as process:
             await process.whenWritten("configuration failed to initialize (attempt 1)")
             wire = await connect(port, head.encode() + body)
-            site = Site(SettingsPage(), reactor)
-            listening = reactor.listenTCP(other, site, interface="127.0.0.1")
-            (answer,) = answersIn(await wire.whenClosed())
+            async with servingSettings(settings):
+                (answer,) = answersIn(await wire.whenClosed())
             assert (answer.status, answer.headers["location"]) == (201, "/users/1")
             await process.whenWritten(" mine\n")
             assert "#info,mine]" in process.output
-            await listening.stopListening()
-            await site.stop(0)
             process.terminate()
             assert await process.ended == 0
     assert (tmp_path / "elsewhere.db").exists()
