@@ -42,8 +42,10 @@ class LateDatabase:
     """
     A database in memory. While it is late, the test lets it answer.
 
-    @ivar asked: The names of all calls, in order.
+    @ivar asked: The names of all calls that use it, in order.
     @ivar late: Whether calls wait for the test.
+    @ivar opening: Fires when it is initialised.
+    @ivar lost: Fires when it is lost.
     """
 
     initialized = True
@@ -54,16 +56,20 @@ class LateDatabase:
             self.connection.execute(step)
         self.asked: list[str] = []
         self.late = False
+        self.opening: Deferred[None] = Deferred()
+        self.lost: Deferred[None] = Deferred()
         self._waiting: list[tuple[Deferred[Any], Statement, tuple[Any, ...]]] = []
 
     def initialize(self) -> Deferred[None]:
-        return succeed(None)
+        joined: Deferred[None] = Deferred()
+        self.opening.addCallback(lambda _: joined.callback(None))
+        return joined
 
     def whenLost(self) -> Deferred[None]:
-        return Deferred()
+        return self.lost
 
     def close(self) -> Deferred[None]:
-        self.connection.close()
+        self.asked.append("close")
         return succeed(None)
 
     def read(self, statement: Statement, *parameters: Any) -> Deferred[Any]:
@@ -122,7 +128,7 @@ def database() -> Iterator[LateDatabase]:
     """
     database = LateDatabase()
     yield database
-    database.close()
+    database.connection.close()
 
 
 @pytest.fixture
@@ -284,21 +290,6 @@ def test_a_session_that_others_always_change_first_is_given_up(
     assert isinstance(changing.error, SessionsUnavailable)
     assert database.asked == ["read", "write"] * 100
     assert current(store, database, one).data == {}
-
-
-def test_a_change_that_is_too_large_does_not_spoil_the_others(
-    store: SQLSessionStore, database: LateDatabase, one: str
-) -> None:
-    """
-    The changes before and after it are written together.
-    """
-    first, before = add(store, one), add(store, one)
-    large = resultOf(store.set(one, Changes({"a": "x" * 200}, added={"n": 1})))
-    after = add(store, one)
-    database.answerAll()
-    assert isinstance(large.error, SessionTooLarge)
-    assert [each.value.counted["n"] for each in (first, before, after)] == [1, 2, 3]
-    assert database.asked == ["read", "write"] * 2
 
 
 def test_a_change_that_is_too_large_writes_nothing(
@@ -501,26 +492,6 @@ def test_one_of_several_changes_in_progress_can_be_cancelled(
     database.answerAll()
     assert last.value.data == {"n": 3}
     cancelled.cancel()
-
-
-def test_all_waiting_changes_can_be_cancelled(
-    store: SQLSessionStore, database: LateDatabase, one: str
-) -> None:
-    """
-    Then nothing more is written.
-    """
-    first = store.set(one, Changes(added={"n": 1}))
-    waiting = [store.set(one, Changes(added={"n": 1})) for _ in range(3)]
-    results = [resultOf(each) for each in waiting]
-
-    def cancelAll(session: object) -> None:
-        for each in waiting:
-            each.cancel()
-
-    first.addCallback(cancelAll)
-    database.answerAll()
-    assert all(isinstance(result.error, CancelledError) for result in results)
-    assert database.asked == ["read", "write"]
 
 
 # What is damaged.
@@ -727,6 +698,71 @@ def test_there_is_one_sweep_however_often_the_store_is_initialised(
     store.close()
     store.initialize()
     assert len(clock.getDelayedCalls()) == 1
+
+
+# The database of the store.
+
+
+def test_a_shared_database_is_neither_initialised_nor_closed(
+    store: SQLSessionStore, database: LateDatabase
+) -> None:
+    """
+    It does not belong to the store, and its loss is not that of the store.
+    """
+    assert resultOf(store.initialize()).value is None
+    lost = resultOf(store.whenLost())
+    database.late = True
+    reading = resultOf(store.get(makeIdentifier()))
+    database.answer(SessionsUnavailable("gone"))
+    assert isinstance(reading.error, SessionsUnavailable)
+    assert resultOf(store.close()).value is None
+    assert not store.initialized
+    assert lost.pending
+    assert database.asked == ["read"]
+
+
+def test_simultaneous_initialisations_start_one_sweep(
+    clock: Clock, database: LateDatabase
+) -> None:
+    """
+    One that is cancelled does not initialise the store; a loss ends the sweep.
+    """
+    store = SQLSessionStore(clock, database)
+    cancelled = store.initialize()
+    result = resultOf(cancelled)
+    cancelled.cancel()
+    assert isinstance(result.error, CancelledError)
+    results = [resultOf(store.initialize()) for _ in range(2)]
+    assert not store.initialized
+    database.opening.callback(None)
+    assert [result.value for result in results] == [None, None]
+    assert len(clock.getDelayedCalls()) == 1
+    database.lost.callback(None)
+    assert not store.initialized
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_use_that_is_written_late_does_not_shorten_a_session(
+    store: SQLSessionStore, database: LateDatabase, one: str, clock: Clock
+) -> None:
+    """
+    A slow process does not undo a later use by another one.
+    """
+    slow = Clock()
+    behind = SQLSessionStore(slow, database, owned=False)
+    behind.initialize()
+    slow.advance(5 * MINUTE)
+    early = resultOf(behind.touch(one))
+    database.answer()
+    clock.advance(10 * MINUTE)
+    late = resultOf(store.touch(one))
+    database.answer(last=True)
+    database.answer(last=True)
+    assert late.value is True
+    database.answerAll()
+    assert early.value is True
+    assert current(store, database, one).expires == 40 * MINUTE
+    behind.close()
 
 
 # In memory.

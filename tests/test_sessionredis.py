@@ -795,41 +795,7 @@ def test_the_end_of_an_old_connection_does_not_affect_the_new_one(
     assert textsOf(events) == []
 
 
-def test_waiting_for_a_close_can_be_cancelled(server: Server) -> None:
-    """
-    The store is closed all the same.
-    """
-    closing = server.store.close()
-    ended = resultOf(closing)
-    closing.cancel()
-    assert isinstance(ended.error, CancelledError)
-    assert server.transport.disconnecting
-    server.drop()
-
-
 # The servers of the tests.
-
-
-@pytest.mark.parametrize(
-    ("required", "result"), [("", "1 skipped"), ("required", "1 error")]
-)
-def test_tests_without_redis_are_skipped_unless_required(
-    required: str, result: str
-) -> None:
-    """
-    A machine that is there to test must not pass by testing nothing.
-    """
-    words = ["-m", "pytest", "-q", "-n0", __file__, "-k", "localhost"]
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, *words],
-        env={**os.environ, "PATH": "", "TSRV_DATABASES": required},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result in done.stdout
-    assert "there is no program redis-server" in done.stdout or not required
 
 
 RUN = """
@@ -941,27 +907,6 @@ async def test_a_session_is_a_hash_that_expires(redis: Redis) -> None:
     while await store.touch(ONE):
         pass
     assert await store.get(ONE) is None
-    await store.close()
-
-
-@asynchronous
-async def test_a_use_is_written_only_when_it_is_worth_it(redis: Redis) -> None:
-    """
-    The hash and its time to live are extended together.
-    """
-    clock = Clock()
-    clock.advance(1_700_000_000.0)
-    store = RedisSessionStore(Timed(clock), redis.url)
-    await store.initialize()
-    await store.create(ONE, {})
-    for seconds, left in ((80.0, 1800), (11.0, 1891), (0.0, 1891)):
-        clock.advance(seconds)
-        redis.ask("PEXPIRE", nameOf(ONE), "5000")
-        assert await store.touch(ONE)
-        ends = float(redis.ask("HGET", nameOf(ONE), "x"))
-        assert ends == 1_700_000_000.0 + left
-        isWritten = redis.ask("PTTL", nameOf(ONE)) > 5000
-        assert isWritten == (seconds == 11.0)
     await store.close()
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
-from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from tsrv.asyncmodule import NotInitialized
 from tsrv.databases import (
@@ -52,7 +52,7 @@ from .processes import ROOT
 from .redis_server import Redis
 from .redis_server import redis as redis
 from .support import resultOf
-from .websupport import asynchronous, logged, textsOf
+from .websupport import asynchronous
 
 MAX_SECONDS = 60.0
 """
@@ -62,11 +62,6 @@ Maximum duration of a test, in seconds.
 MINUTE = 60.0
 
 DAMAGE = Statement("UPDATE sessions SET data = ? WHERE key = ?")
-
-FILL = Statement(
-    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
-    "INSERT INTO sessions SELECT CAST(i AS BLOB), '{}', 1, 0, ? FROM n"
-)
 
 
 def limited(test: Callable[..., Any]) -> Callable[..., Any]:
@@ -196,17 +191,6 @@ async def using(
         yield store, database
     finally:
         await store.close()
-
-
-async def until(condition: Callable[[], bool], clock: Clock) -> None:
-    """
-    Wait for what threads do, while time passes.
-    """
-    from twisted.internet import reactor
-
-    while not condition():
-        await deferLater(reactor, 0.001)
-        clock.advance(0.01)
 
 
 @pytest.fixture
@@ -420,55 +404,6 @@ async def test_any_value_in_sqlite_may_be_damaged(
         assert await store.length() == 0
 
 
-class Ticking(Clock):
-    """
-    A clock that goes on whenever somebody looks at it.
-    """
-
-    def seconds(self) -> float:
-        self.rightNow += 0.001
-        return super().seconds()
-
-
-@asynchronous
-async def test_simultaneous_uses_are_written_once(path: Path) -> None:
-    """
-    Of several processes that use a session, the first one extends it.
-    """
-    clock = Ticking()
-    async with using(f"sqlite:{path}", clock) as (store, database):
-        identifier = makeIdentifier()
-        await store.create(identifier, {})
-        await database.write(Statement("CREATE TABLE written (x)"))
-        await database.write(
-            Statement(
-                "CREATE TRIGGER use AFTER UPDATE ON sessions "
-                "BEGIN INSERT INTO written VALUES (1); END"
-            )
-        )
-        clock.advance(600)
-        uses = await gatherResults([store.touch(identifier) for _ in range(10)])
-        assert uses == [True] * 10
-        ((count,),) = await database.read(Statement("SELECT count(*) FROM written"))
-        assert count == 1
-
-
-@asynchronous
-async def test_tables_of_one_file_are_independent(path: Path, clock: Clock) -> None:
-    """
-    Two sites may keep their sessions in the same file.
-    """
-    identifier = makeIdentifier()
-    async with (
-        using(f"sqlite:{path}", clock, "one") as (one, _),
-        using(f"sqlite:{path}", clock, "two") as (two, _),
-    ):
-        await one.create(identifier, {})
-        assert await two.get(identifier) is None
-        assert await two.clear() == 0
-        assert await one.length() == 1
-
-
 @asynchronous
 async def test_sessions_survive_a_restart(url: str, clock: Clock) -> None:
     """
@@ -482,28 +417,6 @@ async def test_sessions_survive_a_restart(url: str, clock: Clock) -> None:
         await store.close()
         await store.initialize()
         assert await store.get(identifier) == made
-
-
-@asynchronous
-async def test_a_sweep_removes_all_expired_sessions(path: Path, clock: Clock) -> None:
-    """
-    It takes several transactions, and a sweep that fails is followed by another.
-    """
-    rename = "ALTER TABLE {} RENAME TO {}"
-    async with using(f"sqlite:{path}", clock) as (store, database):
-        await database.write(FILL, 2500, MINUTE)
-        await database.write(Statement(rename.format("sessions", "away")))
-        with logged() as events:
-            clock.advance(15 * MINUTE)
-            await until(lambda: len(events) == 1, clock)
-            assert textsOf(events)[0].startswith("Cannot remove expired sessions")
-            await database.write(Statement(rename.format("away", "sessions")))
-            await store.create(makeIdentifier(), {})
-            clock.advance(15 * MINUTE)
-            await until(lambda: len(events) == 2, clock)
-        assert textsOf(events)[1] == "Removed 2500 expired sessions"
-        rows = await database.read(Statement("SELECT count(*) FROM sessions"))
-        assert rows == [(1,)]
 
 
 @asynchronous
@@ -594,123 +507,6 @@ async def test_only_an_existing_key_means_an_existing_session(
             await store.create(makeIdentifier(), {})
 
 
-class Late:
-    """
-    A database that writes when the test says so.
-
-    @ivar asked: Fires when it is asked to write.
-    @ivar allowed: Fired by the test.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self.read = database.read
-        self.asked: Deferred[None] = Deferred()
-        self.allowed: Deferred[None] = Deferred()
-
-    def write(self, *statement: Any) -> Deferred[Any]:
-        self.asked.callback(None)
-        return self.allowed.addCallback(lambda _: self._database.write(*statement))
-
-
-@asynchronous
-async def test_a_use_that_is_written_late_does_not_shorten_a_session(
-    path: Path, clock: Clock
-) -> None:
-    """
-    A slow process does not undo a later use by another one.
-    """
-    slow = Clock()
-    identifier = makeIdentifier()
-    async with using(f"sqlite:{path}", clock) as (store, database):
-        late: Any = Late(database)
-        behind = SQLSessionStore(slow, late, owned=False)
-        await behind.initialize()
-        await store.create(identifier, {})
-        slow.advance(5 * MINUTE)
-        used = behind.touch(identifier)
-        await late.asked
-        clock.advance(10 * MINUTE)
-        assert await store.touch(identifier) is True
-        late.allowed.callback(None)
-        assert await used is True
-        session = await store.get(identifier)
-        assert session is not None
-        assert session.expires == 40 * MINUTE
-        await behind.close()
-
-
-class Shared:
-    """
-    A database whose initialisation and loss the test decides.
-
-    @ivar asked: The names of all calls.
-    """
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.opening: Deferred[None] = Deferred()
-        self.lost: Deferred[None] = Deferred()
-
-    def initialize(self) -> Deferred[None]:
-        self.asked.append("initialize")
-        joined: Deferred[None] = Deferred()
-        self.opening.addCallback(lambda _: joined.callback(None))
-        return joined
-
-    def whenLost(self) -> Deferred[None]:
-        self.asked.append("whenLost")
-        return self.lost
-
-    def read(self, *statement: object) -> Deferred[Any]:
-        return fail(Unavailable("it is gone"))
-
-
-def test_a_shared_database_is_neither_initialised_nor_closed(clock: Clock) -> None:
-    """
-    It does not belong to the store; its errors are those of each call.
-    """
-    shared: Any = Shared()
-    store = SQLSessionStore(clock, shared, owned=False)
-    assert resultOf(store.initialize()).value is None
-    assert resultOf(store.initialize()).value is None
-    assert store.initialized
-    lost = resultOf(store.whenLost())
-    assert isinstance(resultOf(store.get(makeIdentifier())).error, Unavailable)
-    assert resultOf(store.close()).value is None
-    assert not store.initialized
-    assert lost.pending
-    assert shared.asked == []
-
-
-def test_simultaneous_initialisations_start_one_sweep(clock: Clock) -> None:
-    """
-    The database lets the second one join the first.
-    """
-    shared: Any = Shared()
-    store = SQLSessionStore(clock, shared)
-    results = [resultOf(store.initialize()) for _ in range(2)]
-    shared.opening.callback(None)
-    assert [result.value for result in results] == [None, None]
-    assert len(clock.getDelayedCalls()) == 1
-    shared.lost.callback(None)
-    assert not store.initialized
-    assert clock.getDelayedCalls() == []
-
-
-def test_an_initialisation_can_be_cancelled(clock: Clock) -> None:
-    """
-    The store is not initialised then.
-    """
-    shared: Any = Shared()
-    store = SQLSessionStore(clock, shared)
-    opening = store.initialize()
-    result = resultOf(opening)
-    opening.cancel()
-    assert isinstance(result.error, CancelledError)
-    assert not store.initialized
-
-
 # The tests of tsrv.testing themselves.
 
 TRIAL = """
@@ -770,16 +566,6 @@ def test_the_tests_import_no_test_runner() -> None:
     run("-c", ALONE)
 
 
-def test_an_author_has_to_write_both_hooks(clock: Clock) -> None:
-    """
-    A missing one is named by an error.
-    """
-    tests: Any = SessionStoreTests()
-    for hook in (tests.makeStore(Limits(), clock), tests.damage(None, "")):
-        answer: Deferred[Any] = Deferred.fromCoroutine(hook)
-        assert isinstance(resultOf(answer).error, NotImplementedError)
-
-
 class Resurrecting(MemorySessionStore):
     """
     Writes a session that was destroyed, as express-session does.
@@ -800,16 +586,6 @@ class Adopting(MemorySessionStore):
     def get(self, identifier: str) -> Deferred[StoredSession | None]:
         self.create(identifier, {}).addErrback(lambda _: None)
         return super().get(identifier)
-
-
-class Plain(MemorySessionStore):
-    """
-    Lists identifiers instead of keys.
-    """
-
-    def all(self, *part: Any, **others: Any) -> Deferred[Any]:
-        plain = super().all(*part, **others)
-        return plain.addCallback(lambda found: [(b"x" * 43, each) for _, each in found])
 
 
 class Immortal(MemorySessionStore):
@@ -848,11 +624,8 @@ class Untidy(MemorySessionStore):
     ("kind", "name"),
     [
         (Resurrecting, "a_destroyed_session_stays_destroyed"),
-        (Resurrecting, "a_change_may_be_based_on_an_old_version"),
         (Adopting, "an_unknown_identifier_is_not_adopted"),
-        (Plain, "identifiers_are_not_stored"),
         (Immortal, "an_unused_session_expires"),
-        (Immortal, "every_session_expires"),
         (Eager, "uses_in_quick_succession_are_written_once"),
         (Untidy, "it_provides_the_interface"),
     ],
