@@ -207,20 +207,3 @@ def test_the_page_is_readable_on_every_screen(serve: Any, browse: Any) -> None:
         assert visit.complaints == []
 
     browse(visit)
-
-
-def test_the_page_needs_no_script(serve: Any, browse: Any) -> None:
-    """
-    Without JavaScript the page shows the time at which it was rendered.
-    """
-    server = serve()
-    server.tell("start", "succeed configuration")
-
-    def visit(visit: Visit) -> None:
-        page = visit.open(server.url, java_script_enabled=False)
-        text = page.inner_text("body")
-        assert "As of " in text
-        assert "Reload the page" in text
-        assert "1 of 5 modules ready" in text
-
-    browse(visit)

@@ -1,8 +1,7 @@
 """
 C{/metrics}: the metrics of a program, for Prometheus.
 
-They are collected when somebody asks for them; nothing is done meanwhile. The names
-follow the rules of C{promtool check metrics}.
+They are collected for each scrape. The names follow C{promtool check metrics}.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.resources import files
 from operator import itemgetter
 from typing import Any, Final
@@ -102,13 +101,15 @@ def putStatus(
     page = _Page(startup, reactor, links, showErrors)
     root.putChild(b"", _Served(lambda: page.current()[0], HTML, b"no-store"))
     root.putChild(b"status", _Served(lambda: page.current()[1], HTML, b"no-store"))
-    for name, contentType in (
-        ("status.css", b"text/css; charset=utf-8"),
-        ("status.js", b"text/javascript; charset=utf-8"),
-        ("status.svg", b"image/svg+xml"),
-    ):
-        read = partial(_same, _Body(_read(name)))
-        root.putChild(name.encode("ascii"), _Served(read, contentType, b"no-cache"))
+    _putFile(root, "status.css", b"text/css; charset=utf-8")
+    _putFile(root, "status.js", b"text/javascript; charset=utf-8")
+    _putFile(root, "status.svg", b"image/svg+xml")
+
+
+def _putFile(root: Resource, name: str, contentType: bytes) -> None:
+    body = _Body(_read(name))
+    served = _Served(lambda: body, contentType, b"no-cache")
+    root.putChild(name.encode("ascii"), served)
 
 
 class _Body:
@@ -201,14 +202,14 @@ class _Page:
     def _row(self, module: ModuleReport, report: Report, window: Window) -> Any:
         wrapper = self._startup.wrappers[module["name"]]
         critical = module["name"] in report["criticalPath"]
-        following = module["nextAttempt"]
+        due = module["nextAttempt"]
         history = _history(module)
         errors = [error for _, _, error in history if error]
         return {
             **module,
             "critical": critical,
             "lastError": errors[-1] if errors and not module["ready"] else None,
-            "secondsToRetry": following and max(0.0, following - report["now"]),
+            "secondsToRetry": None if due is None else max(0.0, due - report["now"]),
             "queued": wrapper.pending,
             "limit": wrapper.limit,
             "oldest": wrapper.oldest,
@@ -260,7 +261,3 @@ def _history(module: ModuleReport) -> list[tuple[float, str, str | None]]:
 
 def _read(name: str) -> str:
     return (files(__package__) / "static" / name).read_text("utf-8")
-
-
-def _same(body: _Body) -> _Body:
-    return body
