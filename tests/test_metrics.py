@@ -248,26 +248,6 @@ def test_names_follow_the_rules(accept: str, busy: Measured) -> None:
             assert (family.unit == "seconds") == name.endswith("_seconds")
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("tsrv_calls_total", "gauge"),
-        ("tsrv_wait_ms", "gauge"),
-        ("tsrv_wait_milliseconds", "histogram"),
-        ("tsrv_calls_count", "gauge"),
-        ("tsrv_calls_counter", "counter"),
-        ("tsrv:calls", "gauge"),
-        ("tsrvCalls", "gauge"),
-        ("tsrv_calls", "unknown"),
-    ],
-)
-def test_a_wrong_name_would_be_found(name: str, kind: str) -> None:
-    """
-    The check of the names finds every mistake.
-    """
-    assert len(problemsOf([Metric(name, "A help.", kind)])) == 1
-
-
 # The numbers.
 
 
