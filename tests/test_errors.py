@@ -142,7 +142,7 @@ HTML = [
 
 def test_the_problem_of_an_unknown_route() -> None:
     """
-    Without Accept a client gets the members of RFC 9457 and those of the sources.
+    Without Accept a client gets the members of RFC 9457, C{error} and C{requestId}.
     """
     answer = ask(makeRoot(Teller()), "/nowhere")
     assert answer.headers["vary"] == "Accept"
@@ -481,7 +481,7 @@ def test_an_error_for_clients_is_told_as_it_is(clock: Clock) -> None:
     assert (plain.status, plain.body.decode()) == (418, f"{sentence}\n(request mine)")
     assert "&quot;Zürich&quot; &lt;b&gt;" in page.body.decode()
     peer.leave()
-    # What a class has by default is not shared.
+    # Errors of one class share nothing.
     assert "kettles" not in problemIn(ask(failing(Known("Another"))))
 
 

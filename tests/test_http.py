@@ -184,7 +184,7 @@ async def test_the_call_of_a_client_that_leaves_is_never_started() -> None:
 @asynchronous
 async def test_a_full_queue_refuses_the_rest() -> None:
     """
-    A refused client is told when to come back.
+    A refused client learns when to come back.
     """
     async with starting(limit=10) as (server, served):
         wires = await connect(served, server, 50)

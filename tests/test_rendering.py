@@ -147,7 +147,7 @@ def test_head_needs_get(method: str) -> None:
 
 def test_a_resource_reads_the_body() -> None:
     """
-    The whole body is there when the method is called.
+    A method is called with the whole body.
     """
     assert ask(Writable(), method="POST", data=b"12345").body == b"5 bytes"
 
@@ -181,8 +181,7 @@ def test_a_client_that_leaves_cancels_the_work_for_it(
     clock: Clock,
 ) -> None:
     """
-    What the work answers all the same is discarded; an error is logged for
-    debugging only.
+    A late result is discarded; a late error is logged for debugging only.
     """
     answer: Deferred[Response] = Deferred(canceller)
 

@@ -191,7 +191,7 @@ def test_a_resource_may_be_on_another_site(clock: Clock) -> None:
 def test_a_queued_call_logs_with_the_id_of_its_request(clock: Clock) -> None:
     """
     A call keeps the context of its request, also when it runs much later; requests
-    on one connection are told apart.
+    on one connection have different ids.
     """
     lines = Lines()
     speaker = Speaker(lines.log)

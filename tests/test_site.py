@@ -72,7 +72,7 @@ class Echo(AsyncResource):
     so. Under C{/held/read} the body is released before, and under C{/held/begun}
     the response has begun.
 
-    @ivar asked: What was asked.
+    @ivar asked: Method, target and body of each request.
     @ivar held: Fire them to answer.
     @ivar contents: The bodies.
     @ivar whenHeld: Fires with the first held request.
@@ -134,7 +134,7 @@ class InMemory:
 
     def release(self) -> None:
         """
-        Answer the oldest held request.
+        Let the oldest held request finish.
         """
         self.echo.held.pop(0).callback(None)
 
@@ -166,7 +166,7 @@ def isLast(peer: Peer) -> bool:
     return (answer.status, answer.headers.get("connection")) == (200, "close")
 
 
-# What is refused.
+# Refusals.
 
 LINE = b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -317,7 +317,7 @@ def test_a_refusal_of_head_has_no_body(name: str, served: InMemory) -> None:
 
 def test_a_refused_client_that_stays_is_cut_off(served: InMemory, clock: Clock) -> None:
     """
-    What a refused client still sends is discarded, for two seconds.
+    For two seconds everything that the refused client sends is discarded.
     """
     peer = served.connect(post(MAX_BODY + 1))
     for _ in range(19):
@@ -404,8 +404,8 @@ def test_pipelined_data_count_in_the_bound(
     segments: list[bytes], served: InMemory
 ) -> None:
     """
-    Pipelined data beyond the bound are discarded, also those that arrive with the
-    end of a body; the request before them is answered.
+    Pipelined data beyond the bound are discarded, even if they arrive with the end of
+    a body; the request before them is answered.
     """
     served.site.maxTotalBodyBytes = 200
     peer = served.connect(whole(90) + segments[0])
@@ -420,8 +420,7 @@ def test_pipelined_data_count_in_the_bound(
 
 def test_requests_that_do_not_wait_need_no_room(served: InMemory) -> None:
     """
-    Requests in one segment that are answered at once count no more than one body
-    after the other.
+    Requests in one segment, and bodies one after the other, never wait together.
     """
     served.site.maxTotalBodyBytes = 160
     peer = served.connect(whole(90, b"/") + GET * 5 + whole(80) + post(80))
@@ -467,7 +466,7 @@ def test_no_byte_is_forgotten_or_counted_twice(
     assert site.bodyBytes == 0
 
 
-# What is unusual, but right.
+# Unusual requests.
 
 
 @pytest.mark.parametrize(
@@ -621,7 +620,7 @@ def test_each_response_makes_room(served: InMemory) -> None:
 
 def test_nothing_is_kept_behind_the_last_request(served: InMemory) -> None:
     """
-    What follows C{Connection: close} is never read.
+    Data after C{Connection: close} are discarded.
     """
     peer = served.connect(HELD[:-2] + b"Connection: close\r\n\r\n" + GET)
     peer.send(GET * 1000)

@@ -96,7 +96,7 @@ class Counted:
     @property
     def ended(self) -> dict[tuple[str, str, str], int]:
         """
-        How many requests have ended, by route, method and status.
+        Numbers of ended requests, by route, method and status.
         """
         return {
             (route, method, status): sum(histogram.counts)
@@ -106,7 +106,7 @@ class Counted:
     @property
     def seconds(self) -> float:
         """
-        How long the requests have taken together.
+        The sum of all durations.
         """
         return sum(histogram.total for *_, histogram in self.traffic.durations())
 
@@ -248,7 +248,7 @@ def test_a_failed_lookup_is_never_in_progress(
 
 def test_a_resource_that_delegates_is_counted_once(clock: Clock) -> None:
     """
-    The request counts for the resource that answers it in the end.
+    The request counts for the last resource.
     """
     counted = Counted(clock)
     later: Deferred[IResource] = Deferred()

@@ -386,7 +386,7 @@ class Served:
     @property
     def url(self) -> str:
         """
-        Where the root is.
+        The URL of the root.
         """
         return f"http://127.0.0.1:{self.port}"
 
