@@ -251,7 +251,7 @@ class Broken(StringIO):
 @pytest.fixture
 def atExit(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """
-    What is asked of Python's own way to exit, in order.
+    The calls to Python's own way to exit, in order.
     """
     calls: list[tuple[Any, ...]] = []
 

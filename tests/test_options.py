@@ -158,7 +158,7 @@ def test_a_bad_duration_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["--listen", "--operations-listen"])
 def test_a_bad_endpoint_is_refused(name: str) -> None:
     """
-    What is not an endpoint of Twisted is refused before anything starts.
+    A text that is not an endpoint of Twisted is refused before anything starts.
     """
     for text in (
         "8000",
@@ -219,7 +219,7 @@ def test_a_bad_value_is_refused(argument: str, about: str) -> None:
 )
 def test_a_bad_command_line_is_refused(argument: str, message: str) -> None:
     """
-    What is not an option is refused with one line too.
+    An unknown option is refused with one line too.
     """
     assert refuse(argument) == message
 
@@ -300,7 +300,7 @@ def test_a_bad_variable_is_refused(name: str) -> None:
     assert refuse(**{name: "hush"}).startswith(f"{name}: ")
 
 
-# What is not installed.
+# Missing packages.
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """
-The package: what a wheel contains, what it needs, and how its modules are layered.
+The contents of the wheel, its needs, and the layers of its modules.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ async def test_sigterm_during_the_start_answers_queued_requests(
 @asynchronous
 async def test_a_second_sigterm_ends_the_drain(tmp_path: Path, port: int) -> None:
     """
-    A second SIGTERM answers the requests that wait with 503.
+    On a second SIGTERM the requests that wait get 503.
     """
     words = [listen(port), "--delay=600", "--drain-timeout=600"]
     async with running(tmp_path, "-n", "tsrv", *words) as process:

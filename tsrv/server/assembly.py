@@ -36,9 +36,6 @@ Calls to a database in progress at the same time while its queue is drained.
 """
 
 MAX_BODY_BYTES: Final = 1024 * 1024
-"""
-Maximum size of the body of a request, in bytes.
-"""
 
 
 def checkSettings(settings: Mapping[str, Any]) -> str | None:

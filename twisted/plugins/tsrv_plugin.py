@@ -1,7 +1,7 @@
 """
-Makes C{tsrv} known to C{twistd} and C{twist}.
+The command C{tsrv} of C{twistd} and C{twist}.
 """
 
 from twisted.application.service import ServiceMaker
 
-tsrv = ServiceMaker("tsrv", "tsrv.tap", "A web server that is up at once.", "tsrv")
+tsrv = ServiceMaker("tsrv", "tsrv.tap", "A web server that queues early calls.", "tsrv")
