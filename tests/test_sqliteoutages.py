@@ -1,0 +1,194 @@
+"""
+SQLite's file is locked, replaced or on a full disk, and its servers are killed: no
+acknowledged write is lost, and none is carried out twice.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from .census import SmallDisk
+from .census import smallDisk as smallDisk
+from .processes import spawned
+from .services import pause, serving
+from .userload import FIRST, Load, underTwoServers
+from .websupport import asynchronous
+
+HOLD = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def emailsInFile(path: Path) -> list[str]:
+    """
+    @return: The addresses in a file of SQLite, which is sound.
+    """
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = connection.execute("SELECT email FROM users").fetchall()
+    connection.close()
+    return [email for (email,) in rows]
+
+
+@asynchronous
+async def test_two_servers_share_one_file(tmp_path: Path) -> None:
+    """
+    SQLite has one writer at a time.
+    """
+    path = tmp_path / "users.db"
+    load = await underTwoServers(tmp_path, f"sqlite:{path}")
+    load.check(emailsInFile(path))
+
+
+@asynchronous
+async def test_a_locked_file_is_waited_for_a_limited_time(tmp_path: Path) -> None:
+    """
+    Writes are refused until it is unlocked; reads succeed.
+    """
+    path = tmp_path / "users.db"
+    async with serving(tmp_path, f"sqlite:{path}", "--connect-timeout=0.3") as service:
+        await service.ready()
+        assert (await service.ask("POST", "/users", FIRST)).status == 201
+        async with spawned(tmp_path, "-c", HOLD, str(path)) as holder:
+            await holder.whenWritten("held")
+            user = {"name": "Ada", "email": "second@x"}
+            assert (await service.ask("POST", "/users", user)).kind == "not now"
+            assert (await service.ask("GET", "/users/1")).status == 200
+            assert (await service.ask("GET", "/readyz")).status == 200
+            waiting = Deferred.fromCoroutine(service.ask("POST", "/users", user))
+            holder.write("\n")
+            await holder.ended
+        answer = await waiting
+        if answer.kind == "not now":
+            answer = await service.ask("POST", "/users", user)
+        assert answer.status == 201
+    assert emailsInFile(path) == ["first@x", "second@x"]
+
+
+@asynchronous
+async def test_a_disk_that_is_full_loses_nothing(
+    tmp_path: Path, smallDisk: SmallDisk
+) -> None:
+    """
+    A write that fails is not acknowledged; writes succeed when there is room again.
+    """
+    path = smallDisk.directory / "users.db"
+    async with serving(tmp_path, f"sqlite:{path}") as service:
+        await service.ready()
+        load = Load([service])
+        done = load.start(4, 1)
+        await load.until(20)
+        smallDisk.fill()
+        while not load.count("not now"):
+            await pause(0.01)
+        assert (await service.ask("GET", "/users/1")).status == 200
+        smallDisk.free()
+        await load.until(20)
+        load.stopping = True
+        await done
+        assert service.process.status is None
+        load.check(emailsInFile(path))
+
+
+@pytest.mark.parametrize(
+    ("what", "stay"), [("text", True), ("directory", False), ("nowhere", True)]
+)
+@asynchronous
+async def test_a_path_that_is_no_database_is_reported_once(
+    tmp_path: Path, what: str, stay: bool
+) -> None:
+    """
+    The log names the path and says what to do; the file is left as it is.
+    """
+    path = tmp_path / "users.db"
+    if what == "text":
+        path.write_text("no database, but somebody's letter\n" * 1000)
+    elif what == "directory":
+        path.mkdir()
+    else:
+        path = tmp_path / "nowhere" / "users.db"
+    words = ["--stay-up"] if stay else []
+    async with serving(tmp_path, f"sqlite:{path}", *words) as service:
+        await service.process.whenWritten("database is required, and failed")
+        if stay:
+            assert (await service.ask("GET", "/users")).kind == "not now"
+            assert (await service.ask("GET", "/readyz")).status == 503
+        else:
+            assert await service.process.ended == 1
+        log = service.process.output
+        assert log.count("database is required, and failed") == 1
+        # Once with its own cause, and once for the sessions, which are in it.
+        assert log.count("will not be tried again: DatabaseRefused: ") == 1
+        assert log.count("will not be tried again: Skipped: ") == 1
+        assert log.count("will not be tried again") == 2
+        assert str(path) in log
+        assert "Traceback" not in log
+    if what == "text":
+        assert path.read_text().startswith("no database")
+
+
+@asynchronous
+async def test_acknowledged_writes_survive_a_killed_server(tmp_path: Path) -> None:
+    """
+    The server is killed while it writes, and started again.
+    """
+    path = tmp_path / "users.db"
+    load = None
+    for round_ in range(2):
+        async with serving(tmp_path / str(round_), f"sqlite:{path}") as service:
+            await service.ready()
+            load = Load([service], name=f"round{round_}")
+            done = load.start(8)
+            await load.until(200)
+            await service.kill()
+            load.stopping = True
+            await done
+            found = emailsInFile(path)
+            load.check([each for each in found if each.endswith(load.name)])
+
+
+@asynchronous
+async def test_a_file_that_is_replaced_is_not_written_to(tmp_path: Path) -> None:
+    """
+    A write into a deleted file would be lost.
+    """
+    path = tmp_path / "users.db"
+    async with serving(tmp_path, f"sqlite:{path}") as service:
+        await service.ready()
+        assert (await service.ask("POST", "/users", FIRST)).status == 201
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink()
+        user = {"name": "Ada", "email": "second@x"}
+        first = await service.ask("POST", "/users", user)
+        assert first.kind == "not now"
+        await service.ready()
+        assert (await service.ask("POST", "/users", user)).status == 201
+    assert emailsInFile(path) == ["second@x"]
+
+
+@asynchronous
+async def test_a_graceful_shutdown_finishes_requests_in_progress(
+    tmp_path: Path,
+) -> None:
+    """
+    After SIGTERM requests in progress finish.
+    """
+    path = tmp_path / "users.db"
+    async with serving(tmp_path, f"sqlite:{path}") as service:
+        await service.ready()
+        load = Load([service])
+        done = load.start(8)
+        await load.until(100)
+        service.process.terminate()
+        assert await service.process.ended == 0
+        load.stopping = True
+        await done
+    load.check(emailsInFile(path))
