@@ -110,6 +110,8 @@ async def test_a_service_queues_and_answers() -> None:
         urls = [f"http://127.0.0.1:{port}/say" for port in ports]
         responses = await gatherResults(map(get, urls))
         assert [response.code for response in responses] == [200, 200]
+        wrappers = server.startup.wrappers.values()
+        await gatherResults([wrapper.whenInitialized() for wrapper in wrappers])
         await server.stopService()
     assert errorsIn(events) == []
     seen = "\n".join(textsOf(events))
