@@ -61,9 +61,9 @@ class DeferredResponse:
         # Nothing is passed on any more.
         self._isClosed = False
         request.notifyFinish().addBoth(self._end, ended)
-        self._install()
+        self._replace()
 
-    def _install(self) -> None:
+    def _replace(self) -> None:
         self._request.write = self._deferWrite
         self._request.finish = self._deferFinish
 
@@ -119,7 +119,7 @@ class DeferredResponse:
             self._restore()
             writeProblem(cast(Request, self._request), failure)
             # The resource may go on to write; that is dropped.
-            self._install()
+            self._replace()
 
     def _pass(self) -> None:
         try:

@@ -44,7 +44,7 @@ class _Lookup:
 
     def __init__(self) -> None:
         self.session: Session | None = None
-        self.loading: Deferred[Any] = Deferred()
+        self.loading: Deferred[Any] | None = None
         self.waiters = Waiters(MAX_WAITERS, "for the session")
 
     def wait(self) -> Deferred[Session]:
@@ -55,8 +55,8 @@ class _Lookup:
         return self.session
 
     def _leave(self, failure: Failure) -> Failure:
-        if failure.check(CancelledError) and not self.waiters:
-            # Nobody needs the session any more.
+        isUnwanted = failure.check(CancelledError) and not self.waiters
+        if isUnwanted and self.loading is not None:
             self.loading.cancel()
         return failure
 
@@ -110,8 +110,8 @@ class Sessions:
         if identifier is None:
             return succeed(self._found(None, lookup, request, None))
         waiter = lookup.wait()
-        lookup.loading = self.store.get(identifier)
-        lookup.loading.addCallbacks(
+        lookup.loading = loading = self.store.get(identifier)
+        loading.addCallbacks(
             self._found,
             self._notFound,
             callbackArgs=(lookup, request, identifier),
