@@ -343,20 +343,6 @@ def test_a_refusal_is_sent_before_tls_ends(served: InMemory) -> None:
     assert peer.closed
 
 
-def test_a_request_of_exactly_the_limits_is_answered(served: InMemory) -> None:
-    """
-    Limits are inclusive.
-    """
-    peer = served.connect(
-        whole(MAX_BODY, b"/"),
-        CHUNKED + chunk(b"x" * (MAX_BODY - 1)) + chunk(b"x") + chunk(),
-        fields(b"Host: test", *[b"X: y"] * 499),
-        start(b"/" + b"x" * 16_000),
-    )
-    assert statuses(peer) == [200] * 4
-    assert served.echo.asked[:2] == [f"POST / {b'x' * MAX_BODY!r}"] * 2
-
-
 # Bodies, and what is sent ahead of a response, share one bound.
 
 
@@ -466,47 +452,56 @@ def test_no_byte_is_forgotten_or_counted_twice(
     assert site.bodyBytes == 0
 
 
-# Unusual requests.
+# Unusual requests that are right.
+
+HELLO = b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+
+ACCEPTED: dict[str, tuple[bytes, list[str]]] = {
+    "URL": (start(b"http://test/say"), ["GET /say b''"]),
+    "long URL": (
+        start(b"HTTPS://u@test:80/say?a=http://b/c"),
+        ["GET /say?a=http://b/c b''"],
+    ),
+    "URL without a path": (start(b"http://test"), ["GET / b''"]),
+    "URL with a query alone": (start(b"http://test?a=b"), ["GET /?a=b b''"]),
+    "URL with two slashes": (start(b"http://test//say"), ["GET //say b''"]),
+    "path like a URL": (start(b"/http://test/say"), ["GET /http://test/say b''"]),
+    "about the server": (b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n", []),
+    "HTTP/1.0 without a host": (b"GET /old HTTP/1.0\r\n\r\n", ["GET /old b''"]),
+    "line before a request": (b"\r\n" + GET, ["GET / b''"]),
+    "body on GET": (
+        GET[:-2] + b"Content-Length: 5\r\n\r\nhello" + GET,
+        ["GET / b'hello'", "GET / b''"],
+    ),
+    "chunks on GET": (
+        GET[:-2] + HELLO + b"\r\n" + GET,
+        ["GET / b'hello'", "GET / b''"],
+    ),
+    "longest body": (whole(MAX_BODY, b"/"), [f"POST / {b'x' * MAX_BODY!r}"]),
+    "longest chunks": (
+        CHUNKED + chunk(b"x" * (MAX_BODY - 1)) + chunk(b"x") + chunk(),
+        [f"POST / {b'x' * MAX_BODY!r}"],
+    ),
+    "most headers": (fields(b"Host: test", *[b"X: y"] * 499), ["GET / b''"]),
+    "long path": (start(b"/" + b"x" * 16_000), [f"GET /{'x' * 16_000} b''"]),
+}
 
 
 @pytest.mark.parametrize(
-    ("target", "path"),
-    [
-        (b"http://test/say", "/say"),
-        (b"HTTPS://user@test:8000/say?a=http://b/c", "/say?a=http://b/c"),
-        (b"http://test", "/"),
-        (b"http://test?a=b", "/?a=b"),
-        (b"http://test//say", "//say"),
-        (b"/http://test/say", "/http://test/say"),
-    ],
+    ("data", "asked"), [pytest.param(*each, id=name) for name, each in ACCEPTED.items()]
 )
-def test_a_url_is_taken_for_its_path(
-    target: bytes, path: str, served: InMemory
+@pytest.mark.parametrize("size", [7, 100_000])
+def test_an_unusual_request_is_answered(
+    data: bytes, asked: list[str], size: int, served: InMemory
 ) -> None:
     """
-    A server understands requests that are addressed as to a proxy.
+    A request may be addressed as to a proxy, have a body with any method, be old, or
+    reach the limits exactly, however it arrives.
     """
-    peer = served.connect(start(target))
-    assert statuses(peer) == [200]
-    assert served.echo.asked == [f"GET {path} b''"]
-
-
-def test_options_may_ask_about_the_server(served: InMemory) -> None:
-    """
-    C{*} is the one target that is neither a path nor a URL.
-    """
-    peer = served.connect(b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n")
-    assert statuses(peer) == [200]
-
-
-def test_http_1_0_is_answered_and_closed(served: InMemory) -> None:
-    """
-    An old client waits for the end of the connection, and sends no Host.
-    """
-    peer = served.connect(b"GET /old HTTP/1.0\r\n\r\n")
-    (answer,) = peer.answers
-    assert (answer.status, answer.body) == (200, b"GET /old b''")
-    assert peer.closed
+    peer = served.connect(*(data[n : n + size] for n in range(0, len(data), size)))
+    assert statuses(peer) == [200] * max(1, len(asked))
+    assert served.echo.asked == asked
+    assert peer.closed is (b"HTTP/1.0" in data)
 
 
 def test_http_2_is_not_offered(
@@ -517,20 +512,6 @@ def test_http_2_is_not_offered(
     """
     monkeypatch.setattr("twisted.web.http.H2_ENABLED", True)
     assert served.site.acceptableProtocols() == [b"http/1.1"]
-
-
-@pytest.mark.parametrize(
-    "body", [b"Content-Length: 3\r\n\r\nabc", CHUNKED[-30:] + b"3\r\nabc\r\n0\r\n\r\n"]
-)
-def test_a_body_on_get_is_not_taken_for_a_request(
-    body: bytes, served: InMemory
-) -> None:
-    """
-    Bytes of a body that are read as a request are request smuggling.
-    """
-    peer = served.connect(GET[:-2] + body + GET)
-    assert served.echo.asked == ["GET / b'abc'", "GET / b''"]
-    assert statuses(peer) == [200, 200]
 
 
 def test_a_client_that_asks_before_sending_a_body_may_go_on(served: InMemory) -> None:
