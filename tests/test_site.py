@@ -251,6 +251,45 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "bad request before good ones": (400, b"nonsense\r\n\r\n" + GET * 3),
 }
 
+# Servers that read these differently take a body for a request.
+REFUSED |= {
+    repr(line): (400, fields(b"Host: test", line) + b"x")
+    for line in (
+        b"Content-Length: ",
+        b"Content-Length: +1",
+        b"Content-Length: 0x1",
+        b"Content-Length: 1 1",
+        b"Content-Length: 1, 1",
+        b"Content-Length: \xc2\xb2",
+        b"Transfer-Encoding: xchunked",
+        b"Transfer-Encoding: \x0bchunked",
+        b"Transfer-Encoding: gzip, chunked",
+        b"Transfer-Encoding: chunked, chunked",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"X Y: z",
+        b"X\xe9: z",
+        b"X: a\rY: b",
+        b"X: a\nY: b",
+    )
+}
+REFUSED |= {
+    f"chunk {length!r}": (400, CHUNKED + length + b"\r\nx\r\n0\r\n\r\n")
+    for length in (b"", b"1 ", b"+1", b"0x1", b"1_0", b"1;a=\x00")
+}
+REFUSED |= {
+    f"{line!r}": (400, line + b"\r\nHost: test\r\n\r\n")
+    for line in (
+        b"GET  / HTTP/1.1",
+        b"GET\t/\tHTTP/1.1",
+        b"GET / http/1.1",
+        b"GET / HTTP/0.9",
+        b"GET / HTTP/1.2",
+        b"GET / HTTP/1.10",
+        b"GET /\xc3\xa9 HTTP/1.1",
+        b"GET / HTTP/1.1\r\n X: y",
+    )
+}
+
 REFUSALS = [pytest.param(*each, id=name) for name, each in REFUSED.items()]
 
 
@@ -477,6 +516,20 @@ ACCEPTED: dict[str, tuple[bytes, list[str]]] = {
         GET[:-2] + HELLO + b"\r\n" + GET,
         ["GET / b'hello'", "GET / b''"],
     ),
+    "folded header": (fields(b"Host:", b" test"), ["GET / b''"]),
+    "length with zeros": (
+        fields(b"Host: test", b"Content-Length: 001") + b"x",
+        ["GET / b'x'"],
+    ),
+    "no encoding": (
+        fields(b"Host: test", b"Transfer-Encoding: identity"),
+        ["GET / b''"],
+    ),
+    "chunk with an extension": (
+        CHUNKED + b"1;a=b\r\nx\r\n0\r\n\r\n",
+        ["POST / b'x'"],
+    ),
+    "trailer": (CHUNKED + b"0\r\nX: y\r\n\r\n", ["POST / b''"]),
     "longest body": (whole(MAX_BODY, b"/"), [f"POST / {b'x' * MAX_BODY!r}"]),
     "longest chunks": (
         CHUNKED + chunk(b"x" * (MAX_BODY - 1)) + chunk(b"x") + chunk(),
