@@ -120,6 +120,11 @@ def _redirect(path: bytes) -> Response:
     return Response(b"", b"text/plain", HTTPStatus.SEE_OTHER, headers)
 
 
+def _tokenOf(session: Session) -> str | None:
+    # Reading the token of a new session would have it stored.
+    return None if session.isNew else session.token
+
+
 def _isForm(request: Request) -> bool:
     contentType = request.getHeader(b"Content-Type") or b""
     kind = contentType.partition(b";")[0].strip().lower()
@@ -164,7 +169,7 @@ class _SessionResource(AsyncResource):
         """
         session = await self._sessions.get(request)
         isSecure = self._sessions.cookies.proxies.isSecure(request)
-        checkOrigin(request, isSecure, session.knownToken)
+        checkOrigin(request, isSecure, _tokenOf(session))
         return session
 
 
@@ -194,8 +199,8 @@ class Me(_SessionResource):
         session = await self._sessions.get(request)
         name, visits = session.get("name"), session.get("visits", 0)
         if not prefersHTML(request):
-            token = session.knownToken
-            return _jsonResponse({"name": name, "visits": visits, "token": token})
+            members = {"name": name, "visits": visits, "token": _tokenOf(session)}
+            return _jsonResponse(members)
         if name is None:
             return _redirect(b"/login")
         return _page(f"Hello, {name}", _FORM_OUT.format(visits=escape(str(visits))))

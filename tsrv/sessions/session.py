@@ -182,13 +182,6 @@ class Session(MutableMapping[str, Any]):
         self._next = self._next or makeIdentifier()
         return _tokenOf(self._next)
 
-    @property
-    def knownToken(self) -> str | None:
-        """
-        The token of the session as it was loaded; L{None} if it is new.
-        """
-        return None if self._identifier is None else _tokenOf(self._identifier)
-
     def save(self) -> Deferred[None]:
         """
         Save all changes now. They are saved before the response is sent anyway.
