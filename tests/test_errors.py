@@ -209,7 +209,7 @@ def test_no_accept_header_breaks_an_error(accept: bytes) -> None:
     """
     Whatever a client sends, it gets the sentence.
     """
-    assert b"Sorry" in Known("Sorry").respond([accept], "mine").body
+    assert b"Sorry" in Known("Sorry").toResponse([accept], "mine").body
 
 
 # Unexpected errors.

@@ -234,7 +234,7 @@ class Channel(HTTPChannel):
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             extra.append((b"Retry-After", b"1"))
         error = HTTPError(_REFUSALS[status], status, extra)
-        response = error.respond(known.getRawHeaders(b"Accept"), requestId)
+        response = error.toResponse(known.getRawHeaders(b"Accept"), requestId)
         headers = Headers({b"Content-Type": [response.contentType]})
         headers.addRawHeader(b"Content-Length", b"%d" % len(response.body))
         for name, value in response.headers:

@@ -36,7 +36,7 @@ from .accept import preferredType
 from .message import Response
 from .requestid import requestIdOf
 
-__all__ = ["HTTPError", "KnownErrors", "respondTo"]
+__all__ = ["HTTPError", "KnownErrors", "responseTo"]
 
 _log = Logger()
 
@@ -126,7 +126,7 @@ class HTTPError(Exception):
         self.headers = headers or self.headers
         self.text = text or self.text
 
-    def respond(
+    def toResponse(
         self, accept: Sequence[bytes] | None, requestId: str, traceback: str = ""
     ) -> Response:
         """
@@ -192,7 +192,7 @@ class HTTPError(Exception):
         return lines
 
 
-def respondTo(failure: Failure, request: IRequest) -> Response:
+def responseTo(failure: Failure, request: IRequest) -> Response:
     """
     Make the response to an error; log the error if it is unexpected.
 
@@ -203,7 +203,7 @@ def respondTo(failure: Failure, request: IRequest) -> Response:
     error, requestId = failure.value, requestIdOf(request)
     accept = request.requestHeaders.getRawHeaders(b"Accept")
     if isinstance(error, HTTPError):
-        return error.respond(accept, requestId)
+        return error.toResponse(accept, requestId)
     site = getattr(request, "site", None)
     knownErrors: KnownErrors = getattr(site, "knownErrors", {})
     for errorType in type(error).__mro__:
@@ -215,7 +215,7 @@ def respondTo(failure: Failure, request: IRequest) -> Response:
                     requestId=requestId,
                     reason=error,
                 )
-            return HTTPError(detail, status).respond(accept, requestId)
+            return HTTPError(detail, status).toResponse(accept, requestId)
     if isinstance(error, Unavailable):
         detail = _UNAVAILABLE.get(type(error), "The service is not available")
         headers = [(b"Retry-After", b"%d" % _retryAfterSeconds(error))]
@@ -235,7 +235,7 @@ def respondTo(failure: Failure, request: IRequest) -> Response:
             uri=_escaped(request.uri),
         )
     traceback = _tracebackOf(failure) if getattr(site, "development", False) else ""
-    return told.respond(accept, requestId, traceback)
+    return told.toResponse(accept, requestId, traceback)
 
 
 def _retryAfterSeconds(error: Unavailable) -> int:

@@ -21,7 +21,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from .message import Response, text
-from .problems import HTTPError, respondTo
+from .problems import HTTPError, responseTo
 from .requestid import requestIdOf, withRequestId
 
 __all__ = [
@@ -158,7 +158,7 @@ class _Exchange:
         elif request.startedWriting or getattr(request, "deferredBytes", 0):
             self._abort(failure)
         else:
-            self._write(respondTo(failure, request))
+            self._write(responseTo(failure, request))
 
     def _abort(self, failure: Failure) -> None:
         _log.failure("A response broke off", failure=failure)
