@@ -131,6 +131,8 @@ class Load:
     def __init__(self, port: int, rate: float, kept: int) -> None:
         self._port = port
         self._rate = rate
+        self._begun = monotonic()
+        self._longest = 0.0
         self._counts = Counter[str]()
         self._errors = Counter[str]()
         self._changed = asyncio.Event()
@@ -164,13 +166,16 @@ class Load:
 
     def report(self) -> dict[str, Any]:
         """
-        @return: The number of requests of each kind, and of each error.
+        Return the number of requests of each kind and of each error, the rate, and
+        the longest time of a response in seconds.
         """
         return {
             "begun": self._counts["begun"],
             "strangers": self._counts["begun"],
             "answered": self._counts["answered"],
             "failed": self._counts["failed"],
+            "longest": self._longest,
+            "rate": self._counts["begun"] / (monotonic() - self._begun),
             "errors": dict(self._errors.most_common(5)),
         }
 
@@ -219,6 +224,7 @@ class Load:
             await connection.close()
 
     async def _count(self, request: Callable[[], Awaitable[None]]) -> None:
+        begun = monotonic()
         try:
             async with asyncio.timeout(MAX_RESPONSE_SECONDS):
                 await request()
@@ -227,6 +233,7 @@ class Load:
             self._errors[f"{type(error).__name__}: {error}"] += 1
         else:
             self._counts["answered"] += 1
+            self._longest = max(self._longest, monotonic() - begun)
         self._changed.set()
 
 
