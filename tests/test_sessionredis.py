@@ -301,7 +301,7 @@ def test_importing_it_installs_no_reactor() -> None:
         ),
         (["-ERR max number of clients reached"], SessionsUnavailable, "too many"),
         (["+OK", "-ERR DB index is out of range"], SessionsRefused, "no database 2"),
-        (["+OK", "-NOAUTH x"], SessionsRefused, "write redis://"),
+        (["+OK", "-NOAUTH x"], SessionsRefused, "requires a password"),
         (["+OK", "+OK", "-LOADING Redis is"], SessionsUnavailable, "reading its data"),
         (["+OK", "+OK", "-MASTERDOWN x"], SessionsUnavailable, "lost its master"),
         (["+OK"] * 3 + [info("4.0.9")], SessionsRefused, "version 5"),

@@ -69,47 +69,6 @@ PING_AFTER_SECONDS: Final = 3
 Seconds after which an idle connection is checked.
 """
 
-# Up to version 6 the error of a command is inside of the error of its script.
-_SCRIPT_ERROR: Final = re.compile(
-    r"ERR Error (?:running|compiling) script.*: *-?(?=[A-Z])"
-)
-
-_CODE: Final = re.compile(r"[A-Z]{2,}(?= |$)")
-
-_WRONG_SERVER: Final = {
-    "BUSY": "a script keeps it busy",
-    "CLUSTERDOWN": "its cluster is down",
-    "LOADING": "it is still reading its data",
-    "MASTERDOWN": "it is a replica that has lost its master",
-    "READONLY": "it is a replica",
-}
-"""
-Errors after which another connection may reach a better server.
-"""
-
-_NOT_NOW: Final = {
-    "MISCONF": "it cannot write to its disk",
-    "NOREPLICAS": "it has not enough replicas",
-    "OOM": "it has no memory left",
-    "TRYAGAIN": "its cluster is being changed",
-}
-
-CLUSTER: Final = "a cluster is not supported: use a single server"
-
-_REFUSED: Final = {
-    "ASK": CLUSTER,
-    "CROSSSLOT": CLUSTER,
-    "DENIED": "it is in protected mode: set a password, there and in the URL",
-    "MOVED": CLUSTER,
-    "NOAUTH": "it requires a password: write redis://:PASSWORD@HOST:PORT/NUMBER",
-    "NOPERM": "the user has too few permissions: allow "
-    "+@read +@write +@scripting +@connection, and the prefix of the keys",
-    "WRONGPASS": "check the user and the password in the URL",
-}
-
-
-_INCOMPLETE: Final = object()
-
 
 class SessionsRefused(SessionError):
     """
@@ -120,7 +79,7 @@ class SessionsRefused(SessionError):
 
 class WrongType(SessionError):
     """
-    What is kept under a key is of another type.
+    The value of a key has another type.
     """
 
 
@@ -130,6 +89,10 @@ class NoScript(SessionError):
     """
 
 
+class _ErrorReply(Exception):
+    pass
+
+
 def unavailable(reason: str) -> SessionsUnavailable:
     """
     @return: The error of a command that was not carried out.
@@ -137,33 +100,64 @@ def unavailable(reason: str) -> SessionsUnavailable:
     return SessionsUnavailable(reason, RETRY_AFTER_SECONDS)
 
 
+_CLUSTER: Final = "a cluster is not supported: use a single server"
+
+_PERMISSIONS: Final = (
+    "the user has too few permissions: allow +@read +@write +@scripting +@connection, "
+    "and the prefix of the keys"
+)
+
+_ERRORS: Final[dict[str, tuple[Callable[[str], Exception], str]]] = {
+    "ASK": (SessionsRefused, _CLUSTER),
+    "BUSY": (unavailable, "a script keeps it busy"),
+    "CLUSTERDOWN": (unavailable, "its cluster is down"),
+    "CROSSSLOT": (SessionsRefused, _CLUSTER),
+    "DENIED": (SessionsRefused, "it is in protected mode: set a password"),
+    "LOADING": (unavailable, "it is still reading its data"),
+    "MASTERDOWN": (unavailable, "it is a replica that has lost its master"),
+    "MAXCLIENTS": (unavailable, "it has too many clients"),
+    "MISCONF": (unavailable, "it cannot write to its disk"),
+    "MOVED": (SessionsRefused, _CLUSTER),
+    "NOAUTH": (SessionsRefused, "it requires a password: add it to the URL"),
+    "NOPERM": (SessionsRefused, _PERMISSIONS),
+    "NOREPLICAS": (unavailable, "it has not enough replicas"),
+    "NOSCRIPT": (NoScript, "it does not know a script"),
+    "OOM": (unavailable, "it has no memory left"),
+    "READONLY": (unavailable, "it is a replica"),
+    "TRYAGAIN": (unavailable, "its cluster is being changed"),
+    "WRONGPASS": (SessionsRefused, "check the user and the password in the URL"),
+    "WRONGTYPE": (WrongType, "a value has another type"),
+}
+"""
+What the codes of errors mean. No message contains the text of Redis, which may repeat
+what was sent.
+"""
+
+_WRONG_SERVER: Final = {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY"}
+"""
+Codes after which a new connection may reach a better server.
+"""
+
+# Up to version 6 the error of a command is inside of the error of its script.
+_SCRIPT_ERROR: Final = re.compile(
+    r"ERR Error (?:running|compiling) script.*: *-?(?=[A-Z])"
+)
+
+_CODE: Final = re.compile(r"[A-Z]{2,}(?= |$)")
+
+_INCOMPLETE: Final = object()
+
+
 def _codeOf(text: str) -> str:
+    if "max number of clients" in text:
+        return "MAXCLIENTS"
     found = _CODE.match(_SCRIPT_ERROR.sub("", text))
     return found[0] if found else "ERR"
 
 
-def _errorOf(text: str) -> Exception:
-    # The text may repeat what was sent, so no message contains it.
-    code = _codeOf(text)
-    if code in _WRONG_SERVER:
-        return unavailable(f"Redis cannot be used: {_WRONG_SERVER[code]}")
-    if code in _NOT_NOW:
-        return unavailable(f"Redis cannot do this now: {_NOT_NOW[code]}")
-    if "max number of clients" in text:
-        return unavailable("Redis has too many clients")
-    if code in _REFUSED:
-        return SessionsRefused(f"Redis refuses: {_REFUSED[code]}")
-    if code == "WRONGTYPE":
-        return WrongType("what Redis keeps is of another type")
-    if code == "NOSCRIPT":
-        return NoScript("Redis does not know the script")
-    return SessionError(f"Redis refuses a command ({code})")
-
-
-class _ErrorReply(Exception):
-    """
-    An error that Redis has answered with.
-    """
+def _errorOf(code: str) -> Exception:
+    kind, meaning = _ERRORS.get(code, (SessionError, f"it refuses a command ({code})"))
+    return kind(f"Redis cannot do this: {meaning}")
 
 
 class Connection(Protocol):
@@ -223,20 +217,21 @@ class Connection(Protocol):
         if location.password is not None:
             user = [location.user] if location.user else []
             # Old versions have no error code for a wrong password.
-            problem = _REFUSED["WRONGPASS"]
-            await self._askOr(problem, "AUTH", *user, location.password)
+            refused = _errorOf("WRONGPASS")
+            await self._askOr(refused, "AUTH", *user, location.password)
         if location.number:
-            missing = f"it has no database {location.number}: check the URL"
-            await self._askOr(missing, b"SELECT", str(location.number))
+            missing = f"Redis has no database {location.number}: check the URL"
+            refused = SessionsRefused(missing)
+            await self._askOr(refused, "SELECT", str(location.number))
         await self._check()
 
-    async def _askOr(self, problem: str, *words: str | bytes) -> None:
+    async def _askOr(self, refused: Exception, *words: str) -> None:
         try:
             await self.ask(*words)
         except SessionsRefused:
             raise
         except SessionError:
-            raise SessionsRefused(f"Redis refuses: {problem}") from None
+            raise refused from None
 
     async def _check(self) -> None:
         with suppress(SessionError):
@@ -249,9 +244,9 @@ class Connection(Protocol):
             return
         version = re.search(r"^redis_version:(\d+)", info, re.MULTILINE)
         if version is not None and int(version[1]) < 5:
-            raise SessionsRefused("Redis refuses: version 5 or newer is needed")
+            raise SessionsRefused("Redis is too old: version 5 or newer is needed")
         if re.search(r"^redis_mode:cluster", info, re.MULTILINE):
-            raise SessionsRefused(f"Redis refuses: {CLUSTER}")
+            raise _errorOf("MOVED")
 
     def ask(self, *words: str | bytes, method: str | None = None) -> Deferred[Any]:
         """
@@ -327,8 +322,8 @@ class Connection(Protocol):
         if isinstance(answer, _ErrorReply):
             code = _codeOf(str(answer))
             if code in _WRONG_SERVER:
-                self.abort(_WRONG_SERVER[code])
-            waiting.errback(_errorOf(str(answer)))
+                self.abort(_ERRORS[code][1])
+            waiting.errback(_errorOf(code))
         else:
             waiting.callback(answer)
         if self._finishing and not self._unanswered:
