@@ -56,10 +56,11 @@ class Server:
     memory.
     """
 
-    def __init__(self, reactor: Any, login: str = "", **options: Any) -> None:
+    def __init__(
+        self, reactor: Any, url: str = "unix:///socket", **options: Any
+    ) -> None:
         self.reactor = reactor
-        url = f"unix://{login}"
-        self.store = RedisSessionStore(reactor, url + "/socket", **options)
+        self.store = RedisSessionStore(reactor, url, **options)
         self.protocol: Any = None
         self.transport = StringTransport()
 
@@ -108,6 +109,14 @@ class Server:
         Close the connection.
         """
         self.protocol.connectionLost(Failure(ConnectionDone()))
+
+    def finish(self) -> None:
+        """
+        Close the store.
+        """
+        closing = resultOf(self.store.close())
+        self.drop()
+        assert closing.value is None
 
     def start(self) -> None:
         """
@@ -193,7 +202,6 @@ def server(reactor: MemoryReactorClock) -> Iterator[Server]:
         "unix://host/path",
         "unix:///path?db=x",
         "unix:///path?a=1",
-        "unix:///path?",
         f"redis://:{SECRET}#@host",
         f"redis://:{SECRET}/@host",
         f"redis://:{SECRET}@@host",
@@ -207,9 +215,6 @@ def test_an_invalid_url_is_refused_and_not_repeated(url: str) -> None:
     """
     It may contain a password.
     """
-    if url == "unix:///path?":
-        RedisSessionStore(Clock(), url)
-        return
     with pytest.raises(ValueError, match="the URL of Redis is") as raised:
         RedisSessionStore(Clock(), url)
     assert SECRET not in str(raised.value)
@@ -250,8 +255,7 @@ def test_the_url_says_how_to_log_in(
     """
     A password may contain any character, and is not logged.
     """
-    server = Server(reactor, login)
-    server.store = RedisSessionStore(reactor, f"unix://{login}/socket{query}")
+    server = Server(reactor, f"unix://{login}/socket{query}")
     with logged() as events:
         opening = resultOf(server.store.initialize())
         server.accept()
@@ -268,9 +272,7 @@ def test_the_url_says_how_to_log_in(
     (text,) = textsOf(events)
     assert text.startswith("Connected to unix://")
     assert "p@s" not in text
-    closing = resultOf(server.store.close())
-    server.drop()
-    assert closing.value is None
+    server.finish()
 
 
 def test_importing_it_installs_no_reactor() -> None:
@@ -323,8 +325,7 @@ def test_a_server_that_cannot_be_used_is_refused(
     The error says what to do, and its type whether a retry may succeed. It does not
     repeat what Redis says, which may contain the password.
     """
-    server = Server(reactor, ":correct%20horse@")
-    server.store = RedisSessionStore(reactor, "unix://:correct%20horse@/socket?db=2")
+    server = Server(reactor, "unix://:correct%20horse@/socket?db=2")
     opening = resultOf(server.store.initialize())
     server.accept()
     for answer in answers:
@@ -353,9 +354,7 @@ def test_a_refused_connection_can_be_retried(reactor: MemoryReactorClock) -> Non
     assert "cannot connect to unix:///socket?db=0" in str(opening.error)
     assert opening.error.retryAfter == 1.0
     server.start()
-    closing = resultOf(server.store.close())
-    server.drop()
-    assert closing.value is None
+    server.finish()
 
 
 @pytest.mark.parametrize("connected", [False, True])
@@ -402,9 +401,7 @@ def test_an_initialisation_can_be_cancelled(
         server.drop()
     assert closing.value is None
     server.start()
-    closing = resultOf(server.store.close())
-    server.drop()
-    assert closing.value is None
+    server.finish()
 
 
 def test_there_is_one_initialisation_at_a_time(reactor: MemoryReactorClock) -> None:
@@ -420,9 +417,7 @@ def test_there_is_one_initialisation_at_a_time(reactor: MemoryReactorClock) -> N
     assert first.value is None
     assert resultOf(server.store.initialize()).value is None
     assert len(reactor.unixClients) == 1
-    closing = resultOf(server.store.close())
-    server.drop()
-    assert closing.value is None
+    server.finish()
 
 
 def test_an_unknown_host_can_be_retried(reactor: MemoryReactorClock) -> None:
@@ -566,9 +561,7 @@ def test_the_size_of_waiting_commands_is_limited(reactor: MemoryReactorClock) ->
     third = resultOf(server.store.create(ONE, data))
     server.answer(b":0\r\n")
     assert isinstance(third.error, SessionError)
-    closing = resultOf(server.store.close())
-    server.drop()
-    assert closing.value is None
+    server.finish()
 
 
 # Loss.
@@ -874,6 +867,17 @@ def storeAt(
     return RedisSessionStore(reactor, url, prefix, **options)
 
 
+async def opened(
+    url: str, prefix: str = "tsrv:session:", **options: Any
+) -> RedisSessionStore:
+    """
+    @return: A store on the real reactor, which is initialised.
+    """
+    store = storeAt(url, prefix, **options)
+    await store.initialize()
+    return store
+
+
 @asynchronous
 async def test_a_session_is_a_hash_that_expires(redis: Redis) -> None:
     """
@@ -884,8 +888,7 @@ async def test_a_session_is_a_hash_that_expires(redis: Redis) -> None:
         script = "redis.call('SELECT', 1) return redis.call(unpack(ARGV))"
         return redis.ask("EVAL", script, "0", *words)
 
-    store = storeAt(f"{redis.url}/1")
-    await store.initialize()
+    store = await opened(f"{redis.url}/1")
     made = await store.create(ONE, {"ä": "\r\n$-1\r\n"})
     assert redis.ask("DBSIZE") == 0
     (name,) = ask("KEYS", "*")
@@ -938,8 +941,7 @@ async def test_a_session_may_live_for_ever(redis: Redis) -> None:
     """
     Redis accepts only finite numbers.
     """
-    store = storeAt(redis.url, limits=Limits(float("inf"), None))
-    await store.initialize()
+    store = await opened(redis.url, limits=Limits(float("inf"), None))
     await store.create(ONE, {"a": 1})
     session = await store.get(ONE)
     assert session is not None
@@ -971,8 +973,7 @@ async def test_a_damaged_hash_is_absent_and_removed(
     """
     Whatever another program has written under the key of a session.
     """
-    store = storeAt(redis.url)
-    await store.initialize()
+    store = await opened(redis.url)
     asks: list[Callable[[], Any]] = [
         lambda: store.get(ONE),
         lambda: store.set(ONE, Changes({"a": 2})),
@@ -999,8 +1000,7 @@ async def test_what_replaces_a_session_is_not_written_to(redis: Redis) -> None:
     A script does nothing with a key of another type, except that C{destroy()}
     deletes it.
     """
-    store = storeAt(redis.url)
-    await store.initialize()
+    store = await opened(redis.url)
     known = await store.create(ONE, {})
     redis.ask("DEL", nameOf(ONE))
     redis.ask("SET", nameOf(ONE), "a text")
@@ -1021,8 +1021,7 @@ async def test_a_session_that_was_repaired_is_not_removed(ownRedis: Redis) -> No
     The removal names the version that was found to be damaged.
     """
     ownRedis.start()
-    store = storeAt(ownRedis.url)
-    await store.initialize()
+    store = await opened(ownRedis.url)
     await store.create(ONE, {})
     ownRedis.ask("HSET", nameOf(ONE), "d", "damaged")
     # Scripts, which remove it, are refused at first.
@@ -1067,8 +1066,7 @@ async def test_many_sessions_are_listed_in_order(redis: Redis) -> None:
     """
     Damaged sessions are left out, without an empty part before the end.
     """
-    store = storeAt(redis.url)
-    await store.initialize()
+    store = await opened(redis.url)
     await DeferredList([store.create(makeIdentifier(), {"n": n}) for n in range(1500)])
     assert await store.length() == 1500
     listed: list[bytes] = []
@@ -1096,8 +1094,7 @@ async def test_operations_on_all_sessions_can_fail_and_be_cancelled(
     Each of their commands fails, but the call once.
     """
     ownRedis.start()
-    store = storeAt(ownRedis.url)
-    await store.initialize()
+    store = await opened(ownRedis.url)
     await DeferredList([store.create(makeIdentifier(), {}) for _ in range(150)])
     calls: list[Callable[[], Deferred[Any]]] = [store.all, store.length, store.clear]
     for call in calls:
@@ -1159,8 +1156,7 @@ async def test_a_user_needs_only_the_documented_permissions(ownRedis: Redis) -> 
     ownRedis.start()
     rights = ["+@read", "+@write", "+@scripting", "+@connection", "~tsrv:session:*"]
     ownRedis.ask("ACL", "SETUSER", "al", "on", ">x", *rights)
-    store = storeAt(f"redis://al:x@127.0.0.1:{ownRedis.port}")
-    await store.initialize()
+    store = await opened(f"redis://al:x@127.0.0.1:{ownRedis.port}")
     await store.create(ONE, {})
     assert await store.length() == 1
     assert await store.touch(ONE) is True
@@ -1307,8 +1303,7 @@ async def test_a_server_that_became_a_replica_is_left(ownRedis: Redis) -> None:
     After a failover, the store has to connect again.
     """
     ownRedis.start()
-    store = storeAt(ownRedis.url)
-    await store.initialize()
+    store = await opened(ownRedis.url)
     ownRedis.ask("REPLICAOF", "127.0.0.1", "1")
     if store.initialized:
         with pytest.raises(SessionsUnavailable, match="a replica"):
@@ -1328,8 +1323,7 @@ async def test_a_full_redis_still_reads(ownRedis: Redis) -> None:
     Changes fail, and nothing is lost.
     """
     ownRedis.start()
-    store = storeAt(ownRedis.url)
-    await store.initialize()
+    store = await opened(ownRedis.url)
     await store.create(ONE, {"a": 1})
     ownRedis.ask("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(SessionsUnavailable, match="no memory left"):
