@@ -1,6 +1,6 @@
 """
-What all stores have in common: what a session means. A kind of store only says how
-it reads and writes one row.
+The common part of all stores: everything a session means. A kind of store only adds
+how it reads and writes one row.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class BaseStore(ABC):
     A store, apart from where it keeps the sessions.
 
     @ivar initialized: Whether it can be used now.
-    @ivar limits: How long its sessions live, and how large they may be.
+    @ivar limits: Lifetimes and maximum size of its sessions.
     @cvar expiresByItself: Whether the database removes expired sessions, so that
         the store need not.
     """
@@ -65,7 +65,7 @@ class BaseStore(ABC):
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param limits: How long sessions live, and how large they may be.
+        @param limits: Lifetimes and maximum size of sessions.
         @param random: Returns random numbers from 0 to 1.
         """
         self._reactor = reactor
@@ -83,8 +83,8 @@ class BaseStore(ABC):
         self.initialized = False
         self._sweeper.stop()
 
-    # What each kind of store does in its own way. To all of these methods a row
-    # that has expired does not exist; a boolean says whether there was such a row.
+    # Each kind of store implements these methods. To all of them a row that has
+    # expired does not exist; a boolean says whether there was such a row.
 
     @abstractmethod
     def _read(self, key: bytes) -> Deferred[Row | None]: ...
@@ -129,10 +129,10 @@ class BaseStore(ABC):
         """
         Remove some of the rows that will have expired at a time.
 
-        @return: How many were removed; fewer than C{limit} if there are no more.
+        @return: The number of removed rows; less than C{limit} after the last ones.
         """
 
-    # What all do.
+    # The methods of the interface.
 
     def _whenReady(
         self, operation: Callable[..., _Result[_T]], *arguments: Any
@@ -274,8 +274,8 @@ class BaseStore(ABC):
             entries = [(key, each) for key, each in found if each is not None]
             if entries or not rows:
                 return entries
-            # An empty part would mean that there are no more sessions, but all of
-            # this one are damaged.
+            # An empty part would mean the end of the list, but all sessions of this
+            # part are damaged.
             after = rows[-1][0]
 
     def length(self) -> Deferred[int]:

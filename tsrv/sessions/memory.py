@@ -30,8 +30,8 @@ class MemorySessionStore(BaseStore):
     A store that answers at once. It keeps its sessions as long as it exists, also
     while it is closed.
 
-    @ivar rows: What is kept under each key: JSON, the times of creation and expiry,
-        and a version. Tests may look at it, and damage it.
+    @ivar rows: For each key the JSON, the times of creation and expiry, and the
+        version. Tests may read them, and damage them.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MemorySessionStore(BaseStore):
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param limits: How long sessions live, and how large they may be.
+        @param limits: Lifetimes and maximum size of sessions.
         @param limit: Maximum number of sessions, including expired ones that were
             not removed yet; creating one more fails with L{SessionsUnavailable}.
         @param random: Returns random numbers from 0 to 1.

@@ -3,8 +3,8 @@ Merging the changes that several requests make to one session.
 
 Changes of one session never run at the same time. While one is written, the next
 ones wait, and are then written together. Between processes the version of the row
-decides: an update names the version that it has read, and if another process was
-faster, the changes are applied again to what is there now.
+decides: an update names the version that was read, and if another process was
+faster, the changes are applied again to the latest version.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Change:
     A change that has not been answered.
 
     @ivar withdraw: Called when the caller cancels it.
-    @ivar result: The session after the change, or why there is none.
+    @ivar result: The session after the change, or the error.
     """
 
     __slots__ = ("changes", "deferred", "known", "result", "withdraw")
@@ -92,7 +92,7 @@ class Merger:
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param limits: How long sessions live, and how large they may be.
+        @param limits: Lifetimes and maximum size of sessions.
         @param get: Reads a session.
         @param replace: Replaces the row of a session, if it has the version that
             was read.
@@ -125,7 +125,7 @@ class Merger:
 
     async def _writeAll(self, key: bytes, change: _Change) -> None:
         """
-        Write a change, and then those that arrive in the meantime.
+        Write a change, and then the changes that arrive in the meantime.
         """
         waiting, batch = self._waiting[key], [change]
         while batch:

@@ -117,7 +117,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 """)
 
-# What is not a hash has the version "".
+# A value that is not a hash has the version "".
 _DELETE: Final = _Script("""
 if ARGV[2] and field(KEYS[1], 'v') ~= ARGV[2] then return 0 end
 local wasThere = expiry(KEYS[1]) > tonumber(ARGV[1])
@@ -162,9 +162,9 @@ class RedisSessionStore(BaseStore):
     ) -> None:
         """
         @param reactor: Provides time, and connections.
-        @param url: Where Redis is, see L{Location.parse}.
-        @param prefix: What the keys begin with.
-        @param limits: How long sessions live, and how large they may be.
+        @param url: The URL of Redis, see L{Location.parse}.
+        @param prefix: The beginning of all keys.
+        @param limits: Lifetimes and maximum size of sessions.
         @param connectTimeout: Maximum number of seconds to connect and log in.
         @raise ValueError: This is not such a URL.
         """
@@ -176,7 +176,7 @@ class RedisSessionStore(BaseStore):
         self._connectTimeout = connectTimeout
         self._opening: Deferred[None] | None = None
         self._connection: Connection | None = None
-        # With those that are being closed.
+        # Including the connections that are being closed.
         self._connections: list[Connection] = []
         self._watchers = Waiters(MAX_WATCHERS, "for Redis to be lost")
 
@@ -363,8 +363,8 @@ class RedisSessionStore(BaseStore):
 
     def _ending(self, expires: float) -> tuple[bytes, bytes]:
         """
-        @return: When a session expires, and after how many milliseconds: the clock
-            of Redis may differ from that of this machine.
+        @return: The expiry of a session, and its remaining milliseconds: the clock of
+            Redis may differ from the one here.
         """
         expires = min(expires, MAX_EXPIRY)
         left = ceil((expires - self._reactor.seconds()) * 1000)

@@ -1,5 +1,6 @@
 """
-Where Redis is. This needs no client of Redis, so that options can be parsed without.
+The location of Redis. This module needs no client of Redis, so that options can be
+parsed without one.
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ _URL: Final = (
 @dataclass(frozen=True)
 class Location:
     """
-    Where Redis is. Its C{str} and C{repr} have no password.
+    The location of Redis. Its C{str} and C{repr} have no password.
 
     @ivar host: The name or address of the host; empty for a UNIX socket.
     @ivar port: The TCP port.
     @ivar path: The path of the UNIX socket.
     @ivar tls: Whether the connection is encrypted. The server's certificate must be
-        valid for the host; C{SSL_CERT_FILE} names other authorities than those of
-        the system.
+        valid for the host; C{SSL_CERT_FILE} replaces the authorities of the system.
     @ivar number: The number of the database.
     @ivar user: The name of the user; empty for the default one.
     @ivar password: The password, if there is one.

@@ -4,7 +4,7 @@ the answers of earlier ones.
 
 Redis answers in the order of the commands, so the first command that waits gets the
 next answer. A connection that breaks, falls silent, or sends what nobody has asked
-for is closed at once, because nobody could tell whose answer the next one is. Each
+for is closed at once, because the next answer could belong to any command. Each
 command that waits then fails: with L{SessionsUnavailable} if it changes nothing,
 otherwise with L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>}.
 """
@@ -129,7 +129,7 @@ _ERRORS: Final[dict[str, tuple[Callable[[str], Exception], str]]] = {
     "WRONGTYPE": (WrongType, "a value has another type"),
 }
 """
-What the codes of errors mean. No message contains the text of Redis, which may repeat
+The meanings of error codes. No message contains the text of Redis, which may repeat
 what was sent.
 """
 
@@ -197,7 +197,7 @@ class Connection(Protocol):
         """
         Connect and log in.
 
-        @param location: Where Redis is.
+        @param location: The location of Redis.
         @param timeout: Seconds that connecting may take.
         @raise SessionsRefused: A retry would fail too.
         @raise SessionsUnavailable: A retry may succeed.
@@ -291,12 +291,12 @@ class Connection(Protocol):
             if self._silent >= ANSWER_TIMEOUT_SECONDS:
                 self.abort(f"no answer in {ANSWER_TIMEOUT_SECONDS} s")
         elif self._silent >= PING_AFTER_SECONDS:
-            # If it fails, the connection was lost, which is told anyway.
+            # If it fails, the connection is lost, and L{abort} reports that.
             self.ask(b"PING").addErrback(lambda _: None)
 
     def dataReceived(self, data: bytes) -> None:
         """
-        Answer the commands that have waited longest.
+        Settle the commands that have waited longest.
         """
         self._bytesReceived += len(data)
         self._reader.feed(data)

@@ -38,7 +38,7 @@ TABLE: Final = "sessions"
 def schemaOf(table: str = TABLE) -> Schema:
     """
     @param table: The name of the table.
-    @return: What a database needs to have for sessions.
+    @return: The schema of the table, for the schemas of a database.
     @raise ValueError: This cannot be the name of the table.
     """
     checkTable(table)
@@ -84,7 +84,7 @@ class SQLSessionStore(BaseStore):
         @param reactor: Provides the time.
         @param database: The database.
         @param table: The name of the table.
-        @param limits: How long sessions live, and how large they may be.
+        @param limits: Lifetimes and maximum size of sessions.
         @param owned: Whether the store initialises and closes the database.
             Otherwise the database must be initialised first.
         @param random: Returns random numbers from 0 to 1.

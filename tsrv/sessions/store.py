@@ -1,5 +1,5 @@
 """
-What a session is to a store, and what a store does.
+Sessions as a store keeps them, and the interface of a store.
 
 A session is a JSON object behind an identifier that only its visitor knows. A
 store keeps the session under the SHA-256 of its identifier, so that a copy of the
@@ -89,7 +89,7 @@ def makeIdentifier() -> str:
 
 def keyOf(identifier: str) -> bytes | None:
     """
-    @param identifier: What a client has sent.
+    @param identifier: A text that a client has sent.
     @return: The key of its session, 32 bytes; L{None} if no session can have this
         identifier.
     """
@@ -115,7 +115,7 @@ def checkTable(name: str) -> str:
 @dataclass(frozen=True)
 class Limits:
     """
-    How long sessions live, and how large they may be. With neither an idle nor an
+    Lifetimes and maximum size of sessions. With neither an idle nor an
     absolute limit, a session lives for a day.
 
     @ivar idle: Seconds after its last use at which a session expires; L{None} for
@@ -131,9 +131,9 @@ class Limits:
 
     def expiry(self, created: float, now: float) -> float:
         """
-        @param created: When the session was created, in seconds since the epoch.
-        @param now: When it was last used.
-        @return: When it expires if it is not used again.
+        @param created: Time of its creation, in seconds since the epoch.
+        @param now: Time of its last use.
+        @return: Time at which it expires unless it is used again.
         """
         if self.idle is None and self.absolute is None:
             return created + DEFAULT_LIFETIME_SECONDS
@@ -144,9 +144,9 @@ class Limits:
 
     def isWorthAWrite(self, created: float, expires: float, now: float) -> bool:
         """
-        @param created: When the session was created, in seconds since the epoch.
-        @param expires: When it expires if it is not used again.
-        @param now: When it is used.
+        @param created: Time of its creation, in seconds since the epoch.
+        @param expires: Time at which it expires unless it is used again.
+        @param now: Time of this use.
         @return: Whether this use moves its expiry by at least a twentieth of the
             idle limit. Smaller moves are not written.
         """
@@ -161,9 +161,9 @@ class StoredSession:
     A session as the store has it.
 
     @ivar data: Its content, a copy that belongs to the caller.
-    @ivar created: When it was created, in seconds since the epoch.
-    @ivar expires: When it expires if it is not used again.
-    @ivar version: How often it was changed.
+    @ivar created: Time of its creation, in seconds since the epoch.
+    @ivar expires: Time at which it expires unless it is used again.
+    @ivar version: Number of its changes.
     @ivar counted: The counters that this change added to, right after it; later
         changes may already be in C{data}.
     """
@@ -178,8 +178,9 @@ class StoredSession:
 @dataclass(frozen=True)
 class Changes:
     """
-    What a request does to a session. If two requests assign the same member, the
-    later one wins; changes of different members are all kept; additions are summed.
+    The changes that a request makes to a session. If two requests assign the same
+    member, the later one wins; changes of different members are all kept; additions
+    are summed.
 
     @ivar assigned: Members and their new values.
     @ivar removed: Names of members to remove.
@@ -249,7 +250,7 @@ class ISessionStore(IAsyncModule):
         """
         Change a session, and count this as a use of it.
 
-        @param changes: What to do to it.
+        @param changes: The changes.
         @param known: The session as it was found. If it still has this version, it
             is not read again.
         @return: A Deferred of the session after the change, or of L{None} if there
@@ -274,9 +275,9 @@ class ISessionStore(IAsyncModule):
 
         @param identifier: The present identifier, which becomes invalid.
         @param replacement: A new one, see L{makeIdentifier}.
-        @param changes: What to do to the session.
-        @return: A Deferred of the session, or of L{None} if there is none. It fails
-            like that of L{set}.
+        @param changes: The changes.
+        @return: A Deferred of the session, or of L{None} if it does not exist. The
+            Deferred fails for the reasons of L{set}.
         """
 
     def touch(identifier: str) -> Deferred[bool]:
@@ -300,7 +301,7 @@ class ISessionStore(IAsyncModule):
 
         @param after: The key after which the part begins.
         @param limit: Maximum number of sessions in the part.
-        @return: A Deferred of keys and sessions; empty when there are no more.
+        @return: A Deferred of keys and sessions; after the last ones, an empty list.
         """
 
     def length() -> Deferred[int]:
@@ -317,7 +318,7 @@ class ISessionStore(IAsyncModule):
 
     def cleanup() -> Deferred[int]:
         """
-        Remove what is left of expired sessions. A store also does so by itself.
+        Remove expired sessions. A store also does so by itself.
 
         @return: A Deferred of how many were removed.
         """

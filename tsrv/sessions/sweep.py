@@ -83,7 +83,7 @@ class Sweeper:
 
     def stop(self) -> None:
         """
-        Stop sweeping; what L{removeAll} has not removed yet stays.
+        Stop sweeping, and any L{removeAll} in progress.
         """
         self._running = False
         if self._timer is not None:
@@ -98,8 +98,8 @@ class Sweeper:
         """
         Remove sessions in parts, with pauses as long as each part took.
 
-        @param time: Those that will have expired at this time.
-        @return: How many were removed.
+        @param time: The time; sessions that will have expired by then are removed.
+        @return: The number of removed sessions.
         """
         total = 0
         while True:

@@ -11,9 +11,9 @@ is damaged, and run the class. With L{twisted.trial}::
         async def damage(self, store, identifier):
             ...
 
-All tests are C{async def}. Trial runs such methods; pytest needs a plugin for that,
-and plugins want to be told which functions they shall run. C{decorate} names the
-decorator of the plugin, which is applied to each test. With pytest-twisted::
+All tests are C{async def}. Trial runs such methods as they are. pytest needs a plugin
+for that, and most plugins need a decorator on each function: C{decorate} names the
+decorator, and the class applies it to each of its tests. With pytest-twisted::
 
     class TestMyStore(SessionStoreTests, decorate=pytest_twisted.ensureDeferred):
         ...
@@ -36,12 +36,12 @@ __all__ = ["SessionStoreTests", "SharedSessionStoreTests"]
 
 class SessionStoreTests(ContentTests, LifetimeTests):
     """
-    What every L{ISessionStore<tsrv.sessions.ISessionStore>} does.
+    Tests of any L{ISessionStore<tsrv.sessions.ISessionStore>}.
     """
 
 
 class SharedSessionStoreTests(SessionStoreTests, SharingTests):
     """
-    What a store does that several processes can use. All stores that C{makeStore}
+    Tests of a store that several processes can use. All stores that C{makeStore}
     makes in one test have the same sessions.
     """

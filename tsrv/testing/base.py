@@ -1,5 +1,5 @@
 """
-What the tests of a store need.
+Helpers, and the base of all tests of a store.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ async def waitForLength(store: ISessionStore, length: int) -> None:
 
 class BaseTests:
     """
-    What the author of a store has to say about it.
+    The hooks that the author of a store implements.
 
     @cvar tick: The seconds that the tests count in. Sessions live for 10 to 30 of
         them, and all tests together wait for about 100.
@@ -136,7 +136,7 @@ class BaseTests:
         Make a store without sessions, which is not initialised yet. Each test
         closes the stores that it has initialised.
 
-        @param limits: How long its sessions live, and how large they may be.
+        @param limits: Lifetimes and maximum size of its sessions.
         @param clock: Tells the time.
         """
         raise NotImplementedError

@@ -46,7 +46,7 @@ _MALFORMED: Final = (
     "' OR 1=1 --",
 )
 """
-What cannot be an identifier.
+Texts that are not identifiers.
 """
 
 
@@ -192,7 +192,7 @@ class ContentTests(BaseTests):
 
     async def test_identifiers_are_not_stored(self) -> None:
         """
-        Nobody can use what is stored as an identifier.
+        A stored key cannot be used as an identifier.
         """
         async with self.using() as (store, _):
             identifier = await create(store, name="Ada")
@@ -244,7 +244,7 @@ class ContentTests(BaseTests):
 
     async def test_a_change_may_be_based_on_an_old_version(self) -> None:
         """
-        What others have changed since the session was read is not undone.
+        Changes that others have made since the session was read are kept.
         """
         async with self.using() as (store, _):
             identifier = await create(store, a=1, n=1)

@@ -12,7 +12,7 @@ __all__ = ["SharingTests"]
 
 class SharingTests(BaseTests):
     """
-    What several stores do that have the same sessions.
+    Several stores with the same sessions.
     """
 
     async def test_a_session_of_one_store_is_found_by_the_others(self) -> None:
