@@ -139,7 +139,6 @@ class Merger:
             batch = list(islice(waiting, MAX_WRITTEN_TOGETHER))
             for each in batch:
                 del waiting[each]
-                each.withdraw = _nothing
         del self._waiting[key]
 
     async def _write(self, key: bytes, batch: list[_Change]) -> None:
