@@ -21,8 +21,8 @@ from tsrv.databases import (
     Statement,
 )
 
+from .sqlitelab import Disk
 from .support import resultOf
-from .test_sqlite import Disk
 from .websupport import asynchronous
 
 

@@ -5,22 +5,17 @@ to the file, the disk and the threads.
 
 from __future__ import annotations
 
-import errno
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event
 from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tsrv.asyncmodule import NotInitialized
@@ -31,35 +26,29 @@ from tsrv.databases import (
     DatabaseRefused,
     DatabaseUnavailable,
     Schema,
-    Settings,
     Statement,
     UniqueViolated,
 )
 from tsrv.errors import OutcomeUnknown
 
 from .processes import ROOT
+from .sqlitelab import (
+    ADD,
+    ALL,
+    GET,
+    SCHEMA,
+    Gate,
+    Hook,
+    Lab,
+    connect,
+    files,
+    make,
+    namesIn,
+    running,
+    trouble,
+)
 from .support import Result, resultOf
 from .websupport import asynchronous, logged, textsOf
-
-SCHEMA = Schema(
-    "things",
-    [
-        [
-            "CREATE TABLE things (id INTEGER PRIMARY KEY, name TEXT UNIQUE, "
-            "size INTEGER NOT NULL DEFAULT 1 CHECK (size > 0))",
-            "CREATE TABLE parts (name TEXT PRIMARY KEY, thing INTEGER "
-            "REFERENCES things (id) DEFERRABLE INITIALLY DEFERRED, "
-            "other INTEGER REFERENCES things (id))",
-        ]
-    ],
-    [[]],
-)
-
-ADD = Statement("INSERT INTO things (name) VALUES (?) RETURNING id")
-
-ALL = Statement("SELECT name FROM things ORDER BY id")
-
-GET = Statement("SELECT name FROM things WHERE id = ?")
 
 ENDLESS = Statement(
     "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
@@ -70,230 +59,6 @@ ADD_ENDLESS = Statement(
     "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
     "INSERT INTO things (name) SELECT 'n' || i FROM n"
 )
-
-LONG = 30.0
-"""
-No thread takes so long, in seconds.
-"""
-
-WATCHED = 0.11
-"""
-A thread that has something to do is looked at in less than so many seconds.
-"""
-
-Hook = Callable[[], object]
-
-connect = sqlite3.connect
-"""
-What other processes use, where a test changes what the database uses.
-"""
-
-
-class Gate:
-    """
-    A hook at which a thread waits until the test opens it.
-    """
-
-    def __init__(self, lab: Lab, then: Hook = lambda: None) -> None:
-        self.reached = Event()
-        self._opened = Event()
-        self._lab = lab
-        self._then = then
-
-    def __call__(self) -> None:
-        self.reached.set()
-        assert self._opened.wait(LONG)
-        self._then()
-
-    def wait(self) -> None:
-        while any(call.getTime() <= self._lab.seconds() for call in self._lab.calls):
-            self._lab.advance(0)
-        assert self.reached.wait(LONG)
-
-    def open(self) -> None:
-        self._opened.set()
-
-
-class Disk:
-    """
-    SQLite, except for what the test makes of some statements.
-
-    @ivar hooks: What happens, in the thread, before a statement that begins so. A
-        cursor that it returns is the result.
-    @ivar made: The connections.
-    @ivar onConnect: What happens before a connection is made.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        self.hooks: dict[str, Hook] = {}
-        self.made: list[Connection] = []
-        self.onConnect: Hook = lambda: None
-        monkeypatch.setattr(sqlite3, "connect", self._connect)
-
-    def _connect(self, *arguments: Any, **options: Any) -> Connection:
-        self.onConnect()
-        connection = Connection(self, connect(*arguments, **options))
-        self.made.append(connection)
-        return connection
-
-
-class Connection:
-    """
-    A connection that does what the disk says.
-
-    @ivar closed: Whether it was closed.
-    @ivar interrupts: How often it was interrupted.
-    """
-
-    def __init__(self, disk: Disk, connection: sqlite3.Connection) -> None:
-        self.closed = False
-        self.interrupts = 0
-        self._disk = disk
-        self._connection = connection
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-    def execute(self, sql: str, parameters: Any = ()) -> Any:
-        for text, hook in list(self._disk.hooks.items()):
-            if sql.startswith(text):
-                result = hook()
-                if isinstance(result, sqlite3.Cursor):
-                    return result
-        return self._connection.execute(sql, parameters)
-
-    def interrupt(self) -> None:
-        self.interrupts += 1
-        self._connection.interrupt()
-
-    def close(self) -> None:
-        self.closed = True
-        self._connection.close()
-
-
-class Lab(Disk, Clock):
-    """
-    A disk, and a clock that the test advances beside real threads.
-
-    @ivar path: Where the file will be.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-        super().__init__(monkeypatch)
-        self.path = path
-        self._fromThreads: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
-
-    def callFromThread(self, *call: Any) -> None:
-        self._fromThreads.put(call)
-
-    def deliver(self) -> None:
-        function, *arguments = self._fromThreads.get(timeout=LONG)
-        function(*arguments)
-
-    def work(self, *until: Result) -> None:
-        # Without results: until no thread has anything to do.
-        while not until or any(each.pending for each in until):
-            near = min(
-                (call.getTime() - self.rightNow for call in self.calls), default=9
-            )
-            if near <= 0:
-                self.advance(0)
-            elif until or near <= WATCHED or not self._fromThreads.empty():
-                self.deliver()
-            else:
-                return
-
-    def gate(self, text: str, then: Hook = lambda: None) -> Gate:
-        gate = self.hooks[text] = Gate(self, then)
-        return gate
-
-    def count(self, text: str) -> list[str]:
-        counted: list[str] = []
-        self.hooks[text] = lambda: counted.append(text)
-        return counted
-
-    def make(self, **settings: Any) -> Database:
-        return make(self, self.path, **settings)
-
-    def open(self, **settings: Any) -> Database:
-        database = self.make(**settings)
-        opening = resultOf(database.initialize())
-        self.work(opening)
-        assert opening.value is None
-        return database
-
-    def refused(self, **settings: Any) -> BaseException:
-        opening = resultOf(self.make(**settings).initialize())
-        self.work(opening)
-        assert running() == files() == []
-        return opening.error
-
-    def end(self, database: Database) -> None:
-        closed = resultOf(database.close())
-        self.work(closed)
-        assert closed.value is None
-
-    def together(self, database: Database, *calls: Any) -> list[Result]:
-        results = [resultOf(database.write(*call)) for call in calls]
-        self.work(*results)
-        return results
-
-    def find(self, database: Database, *call: Any) -> Any:
-        result = resultOf(database.read(*call))
-        self.work(result)
-        return result.value
-
-    def names(self) -> list[str]:
-        return namesIn(self.path)
-
-
-def trouble(code: str) -> Hook:
-    """
-    @return: What fails as SQLite, or the system, does.
-    """
-
-    def hook() -> None:
-        if code.startswith("E"):
-            raise OSError(getattr(errno, code), f"text of {code}")
-        error = sqlite3.OperationalError(f"text of {code}")
-        error.sqlite_errorname = code
-        error.sqlite_errorcode = getattr(sqlite3, code)
-        raise error
-
-    return hook
-
-
-def make(reactor: Any, path: Path, **settings: Any) -> Database:
-    """
-    @return: What is not initialised yet.
-    """
-    return Database(reactor, f"sqlite:{path}", [SCHEMA], Settings(**settings))
-
-
-def namesIn(path: Path) -> list[str]:
-    """
-    @return: What somebody else finds in the file.
-    """
-    with closing(connect(path)) as connection:
-        return [name for (name,) in connection.execute(ALL.sql).fetchall()]
-
-
-def files() -> list[str]:
-    """
-    @return: The databases that this process has open.
-    """
-    links = [f"/proc/self/fd/{entry}" for entry in os.listdir("/proc/self/fd")]
-    targets = [os.readlink(link) for link in links if os.path.lexists(link)]
-    return [target for target in targets if ".db" in target]
-
-
-def running() -> list[str]:
-    """
-    @return: The names of the threads that have not ended.
-    """
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("tsrv-")]
 
 
 @pytest.fixture
@@ -372,16 +137,18 @@ def test_statements_are_gathered_for_10_ms_at_most(
     """
     Where each turn is long and brings one more, the first does not wait for ever.
     """
-    gate = lab.gate("BEGIN")
-    for number in range(4):
-        database.write(ADD, f"name {number}")
+    commits = lab.count("COMMIT")
+
+    def ask(left: int) -> None:
+        if left:
+            lab.callLater(0, ask, left - 1)
+        database.write(ADD, f"name {left}")
         lab.rightNow += 0.004
-        lab.advance(0)
-    database.write(ADD, "late")
-    assert gate.reached.wait(LONG)
-    gate.open()
+
+    ask(20)
     lab.work()
-    assert len(lab.find(database, ALL)) == 5
+    # The others have waited while the thread was busy.
+    assert len(commits) == 2
 
 
 def test_calls_that_come_back_are_gathered_again(lab: Lab, database: Database) -> None:
@@ -1416,7 +1183,7 @@ import sys
 from pathlib import Path
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from tests.test_sqlite import ADD, make
+from tests.sqlitelab import ADD, make
 
 path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 database = make(reactor, path)

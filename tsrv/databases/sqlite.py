@@ -131,7 +131,6 @@ class _ConnectionThread:
             self._finish(error)
 
     def _ended(self) -> None:
-        # It has nothing left to do.
         self._thread.join()
         if self.isStuck:
             self._role.engine.stuck -= 1
@@ -268,7 +267,11 @@ class _Role:
             self.failWaiting()
 
     def finish(self, batch: Batch, error: Exception | None) -> None:
-        calls = batch.takeFinished() if error is None else batch.giveUp(str(error))
+        if error is None:
+            calls = batch.takeFinished()
+        else:
+            stalled = isinstance(error, DatabaseUnavailable)
+            calls = batch.giveUp(_STALLED if stalled else type(error).__name__)
         if batch.refused:
             # The calls behind the batch have waited as long for the lock.
             behind = [call for call in batch.behind if call in self.waiting]
@@ -411,8 +414,7 @@ class SQLite:
 
     def close(self) -> Deferred[None]:
         """
-        End everything. The Deferred fires when all threads have ended, except
-        those that are stuck.
+        End everything, and wait for all threads that are not stuck.
         """
         self._end("the database is closed")
         if self._writes.threads or self._reads.threads:

@@ -290,7 +290,7 @@ class Writes(Batch):
         elif error is not None:
             constraint = committing and _CONSTRAINT.match(nameOf(error))
             isOfOneCall = constraint or isinstance(error, _HalfDone)
-            if isOfOneCall and len(calls) > 1 and not self.lost:
+            if isOfOneCall and len(calls) > 1 and not (self.stopped or self.lost):
                 for call in calls:
                     call.error = None
                 self._todo.extendleft(reversed(calls))
