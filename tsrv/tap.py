@@ -18,7 +18,7 @@ from .server.systemd import VARIABLES
 
 __all__ = ["Options", "makeService"]
 
-_log = Logger()
+_log = Logger("tsrv.server")
 
 
 def makeService(options: Options) -> Server:

@@ -46,7 +46,7 @@ class Server(MultiService):
     @ivar startup: The modules.
     """
 
-    _log = Logger()
+    _log = Logger("tsrv.server")
 
     def __init__(
         self,

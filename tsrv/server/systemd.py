@@ -58,7 +58,7 @@ class Notifier:
         in seconds; L{None} if it does not watch this process.
     """
 
-    _log = Logger()
+    _log = Logger("tsrv.server")
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         """
