@@ -19,7 +19,7 @@ __all__ = ["Quota", "TooMany"]
 
 MAX_PEERS: Final = 10_000
 """
-Maximum number of clients that are counted. Beyond it the first one is forgotten.
+Maximum number of clients in a window. Beyond it, the first one is forgotten.
 """
 
 
@@ -46,7 +46,6 @@ class Quota:
         perPeer: int,
         total: int,
         seconds: float,
-        *,
         peerOf: Callable[[Request], str] = peerOf,
     ) -> None:
         """
@@ -55,23 +54,20 @@ class Quota:
         @param seconds: The length of a window.
         @param peerOf: Returns the IP address of the client of a request.
         """
-        self._clock, self._seconds = clock, seconds
+        self._clock, self._seconds, self._peerOf = clock, seconds, peerOf
         self._perPeer, self._total = perPeer, total
-        self._peerOf = peerOf
         self._begin, self._all = clock.seconds(), 0
         self._peers: dict[bytes, int] = {}
 
     def count(self, request: Request) -> None:
         """
-        Count a new session. An IPv6 network of 64 bits is one client.
-
-        @raise TooMany: There are too many; this one was not counted.
+        Count a new session, or raise L{TooMany}. An IPv6 network of 64 bits is one
+        client.
         """
         now = self._clock.seconds()
         # A clock may be set back.
         if not 0 <= now - self._begin < self._seconds:
-            self._begin, self._all = now, 0
-            self._peers.clear()
+            self._begin, self._all, self._peers = now, 0, {}
         address = addressOf(self._peerOf(request))
         # All 4 bytes of an IPv4 address, the network of an IPv6 address.
         peer = b"" if address is None else address.packed[:8]
