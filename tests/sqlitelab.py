@@ -1,6 +1,5 @@
 """
-What the tests of SQLite need: a disk that does what the test says, beside real files
-and real threads.
+A laboratory for SQLite: a disk that fails on command, beside real files and threads.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ Hook = Callable[[], object]
 
 connect = sqlite3.connect
 """
-What other processes use, where a test changes what the database uses.
+SQLite's own function, for connections of other processes.
 """
 
 
@@ -108,10 +107,10 @@ class Disk:
     """
     SQLite, except for what the test makes of some statements.
 
-    @ivar hooks: What happens, in the thread, before a statement that begins so. A
-        cursor that it returns is the result.
+    @ivar hooks: Functions to call, in the thread, before statements that begin with
+        a text. A cursor that the function returns replaces the result.
     @ivar made: The connections.
-    @ivar onConnect: What happens before a connection is made.
+    @ivar onConnect: Called before a connection is made.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +132,7 @@ class Connection:
     A connection that does what the disk says.
 
     @ivar closed: Whether it was closed.
-    @ivar interrupts: How often it was interrupted.
+    @ivar interrupts: The number of interrupts.
     """
 
     def __init__(self, disk: Disk, connection: sqlite3.Connection) -> None:
@@ -166,7 +165,7 @@ class Lab(Disk, Clock):
     """
     A disk, and a clock that the test advances beside real threads.
 
-    @ivar path: Where the file will be.
+    @ivar path: The path of the file.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
@@ -240,7 +239,7 @@ class Lab(Disk, Clock):
 
 def trouble(code: str) -> Hook:
     """
-    @return: What fails as SQLite, or the system, does.
+    @return: A hook that fails as SQLite, or the system, does.
     """
 
     def hook() -> None:
@@ -256,14 +255,14 @@ def trouble(code: str) -> Hook:
 
 def make(reactor: Any, path: Path, **settings: Any) -> Database:
     """
-    @return: What is not initialised yet.
+    @return: A database that is not initialised yet.
     """
     return Database(reactor, f"sqlite:{path}", [SCHEMA], Settings(**settings))
 
 
 def namesIn(path: Path) -> list[str]:
     """
-    @return: What somebody else finds in the file.
+    @return: The names that another process finds in the file.
     """
     with closing(connect(path)) as connection:
         return [name for (name,) in connection.execute(ALL.sql).fetchall()]

@@ -135,7 +135,7 @@ def test_statements_are_gathered_for_10_ms_at_most(
     lab: Lab, database: Database
 ) -> None:
     """
-    Where each turn is long and brings one more, the first does not wait for ever.
+    The first statement does not wait for ever if each long turn brings one more.
     """
     commits = lab.count("COMMIT")
 
@@ -190,7 +190,7 @@ def test_nothing_is_answered_before_it_is_on_the_disk(
 @pytest.mark.parametrize("closed", [False, True])
 def test_answers_are_spread_over_turns(lab: Lab, closed: bool) -> None:
     """
-    Sixty answers leave others their turn; closing tells those that are left.
+    Sixty answers leave others their turn; closing settles the other calls.
     """
     database = lab.open()
     written = [resultOf(database.write(ADD, str(number))) for number in range(60)]
@@ -272,7 +272,7 @@ def test_a_statement_that_fails_half_way_leaves_nothing_behind(
     lab: Lab, database: Database, sql: str, error: type[Exception]
 ) -> None:
     """
-    What a statement has changed before it failed is undone, and others succeed.
+    The changes of a statement that fails are undone, and others succeed.
     """
     fine, half, also = lab.together(
         database, (ADD, "fine"), (Statement(sql),), (ADD, "also")
@@ -288,7 +288,7 @@ def test_a_lock_that_is_lost_between_statements_fails_those_that_are_left(
     lab: Lab, database: Database
 ) -> None:
     """
-    When each statement is carried out on its own, another process may come first.
+    Another process may take the lock between statements that are carried out alone.
     """
     begun = [trouble("SQLITE_BUSY"), lambda: None, lambda: None]
 
@@ -309,7 +309,7 @@ def test_a_statement_that_ends_the_transaction_fails_those_before_it(
     lab: Lab, database: Database
 ) -> None:
     """
-    What SQLite has rolled back is not reported as carried out.
+    A statement that SQLite has rolled back is not reported as carried out.
     """
     fine, end, also = lab.together(
         database,
@@ -419,7 +419,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(
     lab: Lab, database: Database
 ) -> None:
     """
-    Writes that do not fit are told so and may come again; reads go on.
+    Writes that do not fit fail and may be retried; reads succeed.
     """
     lab.together(database, (Statement("PRAGMA max_page_count = 12"),))
     written = lab.together(
@@ -458,8 +458,7 @@ def test_what_was_certainly_not_committed_may_be_tried_again(
 @pytest.mark.parametrize("code", ["SQLITE_IOERR_FSYNC", "SQLITE_NOMEM"])
 def test_nobody_knows_what_became_of_a_commit_that_failed(lab: Lab, code: str) -> None:
     """
-    The outcome is unknown, the database is lost, and whoever waits for the loss
-    learns of it first.
+    The outcome is unknown, and the database is lost before the call fails.
     """
     database = lab.open()
     lab.together(database, (ADD, "one"))
@@ -522,7 +521,7 @@ def test_a_read_that_fails_for_the_disk_ends_the_connection(
     lab: Lab, code: str
 ) -> None:
     """
-    Reads that succeeded are answered before the loss is told, others after.
+    Reads that succeeded are settled before the loss, others after it.
     """
     database = lab.open()
     happened: list[str] = []
@@ -688,7 +687,7 @@ def test_the_error_says_whether_a_file_can_be_opened_later(
     lab: Lab, where: str, code: str
 ) -> None:
     """
-    A retry is for errors that pass; the others are told once.
+    Only temporary errors may be retried.
     """
     name = code if code in ("ENOSPC", "EMFILE", "EACCES") else f"SQLITE_{code}"
     lab.hooks[where if " " in where else f"PRAGMA {where}"] = trouble(name)
@@ -702,7 +701,7 @@ def test_a_file_that_is_not_writable_is_refused(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    That is told at once, and not by the first write.
+    A file that is not writable fails at the start, not at the first write.
     """
     monkeypatch.setattr(os, "access", lambda *arguments: False)
     assert isinstance(lab.refused(), DatabaseRefused)
@@ -720,7 +719,7 @@ def test_a_path_without_a_database_is_refused(
     lab: Lab, tmp_path: Path, name: str, text: str
 ) -> None:
     """
-    A retry would not help; what is there stays as it is.
+    A retry would not help; files that exist stay as they are.
     """
     diary = tmp_path / "diary"
     diary.write_text("Dear diary, " * 1000)
@@ -923,7 +922,7 @@ def test_a_slow_read_does_not_stop_the_others(lab: Lab) -> None:
     lab.advance(0.05)
     waiting = resultOf(database.read(GET, 1))
     lab.advance(0.05)
-    # There are no more threads than allowed.
+    # A third reader is not allowed.
     assert len(running()) == 3
     gate.open()
     lab.work(slow, second, waiting)
@@ -1028,7 +1027,7 @@ def test_a_cancelled_call_is_never_started(
 
 def test_no_more_calls_wait_than_allowed(lab: Lab) -> None:
     """
-    One more fails at once; cancelled calls, and those that have begun, do not count.
+    One more fails at once; calls that were cancelled or have begun do not count.
     """
     database = lab.open(limit=2)
     gate = lab.gate("BEGIN")
@@ -1099,7 +1098,7 @@ def test_a_thread_that_cannot_be_started_may_be_tried_again(
 
 def test_closing_ends_what_waits_and_lets_finish_what_has_begun(lab: Lab) -> None:
     """
-    All who close it, or wait for the loss, are told.
+    Every Deferred of close() and whenLost() fires.
     """
     database = lab.open()
     gate = lab.gate("BEGIN")
@@ -1214,7 +1213,7 @@ reactor.run()
 
 def spawn(stack: ExitStack, path: Path, name: str, count: int) -> Any:
     """
-    Start a process that writes when it is told to, and says what it has written.
+    Start a process that writes after a line of input, and prints its writes.
     """
     process = stack.enter_context(
         subprocess.Popen(  # noqa: S603

@@ -24,10 +24,10 @@ L{sqlitethread<tsrv.databases.sqlitethread>}), or the time:
     stalled. The thread is given up and the database is lost: nobody knows what
     became of a write that has begun. A daemon thread does not keep the process.
 
-A cancelled call that has not begun never begins. An error that only a new
-connection can cure makes the database lost, for example that the file was moved;
-whoever waits for the loss learns of it before any call fails. To close the database
-fails the calls that wait, and lets the batches that have begun finish.
+A cancelled call that has not begun never begins. If only a new connection can help,
+for example because the file was moved, the database is lost: C{whenLost()} fires
+before any call fails. Closing the database fails the calls that wait, and lets the
+batches that have begun finish.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ class _Role:
                 calls.append(call)
         self._putBack(batch)
         if batch.lost:
-            # Everybody learns of the loss before any call fails.
+            # whenLost() fires before any call fails.
             self._settle([call for call in calls if call.error is None])
             self.engine.lose(batch.lost)
         else:

@@ -42,7 +42,7 @@ Errors for which neither the statement nor the path is to blame.
 _ADVICE: Final = {
     "ENOENT": "create the directory, or give another path",
     "SQLITE_CORRUPT": "the file is damaged: restore it from a backup",
-    "SQLITE_ERROR": "its tables are not those of this program",
+    "SQLITE_ERROR": "the tables belong to another program",
     "SQLITE_NOTADB": "the file is not a database: give another path",
 }
 
@@ -58,8 +58,7 @@ class FileMoved(Exception):
 
 def nameOf(error: BaseException) -> str:
     """
-    Return the name of the result code of SQLite or of the system, or that of the
-    error's type.
+    Return the name of SQLite's or the system's error code, or of the error's type.
     """
     if isinstance(error, MemoryError):
         return "SQLITE_NOMEM"

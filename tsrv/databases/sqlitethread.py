@@ -1,9 +1,9 @@
 """
-What a thread of SQLite carries out: batches of calls.
+Batches of calls: the work of a thread of SQLite.
 
 A batch is shared by one thread and the reactor. The thread takes one call after
-the other from it; the reactor may take back those that have not begun. Taking is
-atomic, so each call is taken by one of them.
+the other from it; the reactor may take back the calls that have not begun. Taking
+is atomic: either the thread or the reactor takes a call, and never both.
 
 A batch of reads is one statement after the other. A batch of writes is one
 transaction, and no call has finished before it is committed. SQLite undoes a
@@ -175,7 +175,7 @@ class Batch:
 
     def giveUp(self, reason: str) -> list[Call]:
         """
-        Return all calls, because the thread does not return. Those that have begun
+        Return all calls, because the thread does not return. Calls that have begun
         have an unknown outcome.
         """
         self.lost = reason
@@ -262,8 +262,8 @@ class Writes(Batch):
         """
         Carry out C{count} calls, or all.
 
-        @return: Whether they have finished; otherwise they have to be carried out
-            again, each of them alone.
+        @return: Whether the calls have finished. If not, each of them has to be
+            carried out again, alone.
         """
         calls: list[Call] = []
         begun = committing = False
