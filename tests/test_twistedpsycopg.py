@@ -14,6 +14,8 @@ from psycopg import errors, sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, dict_row
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
 
 from tsrv.databases.postgresql import Connection, connect
 
@@ -181,19 +183,72 @@ async def test_notifications_arrive(database: Database) -> None:
 
 
 @asynchronous
+async def test_a_notify_handler_may_raise(
+    database: Database, loggedFailures: list[Any]
+) -> None:
+    """
+    Its error is logged, and the connection remains usable.
+    """
+    async with connected(database.url) as connection:
+        await connection.set_autocommit(True)
+        called: Deferred[None] = Deferred()
+
+        def handle(notification: psycopg.Notify) -> None:
+            called.callback(None)
+            raise ZeroDivisionError
+
+        connection.add_notify_handler(handle)
+        await connection.execute("LISTEN news")
+        await database.ask("NOTIFY news")
+        await called
+        assert await (await connection.execute("SELECT 1")).fetchone() == (1,)
+    assert loggedFailures.pop()["log_failure"].check(ZeroDivisionError)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@asynchronous
+async def test_the_reactor_may_report_the_loss(database: Database, busy: bool) -> None:
+    """
+    It does so for a broken socket that is not readable.
+    """
+    async with connected(database.url) as connection:
+        lost = connection.whenLost()
+        query = started(connection.execute(SLEEP))
+        if busy:
+            await untilBusy(database)
+        else:
+            query.cancel()
+            await errorOf(query)
+        (socket,) = watchedSockets()
+        end = f"SELECT pg_terminate_backend({connection.info.backend_pid}, 30000)"
+        database.server.askNow(end)
+        socket.connectionLost(Failure(ConnectionLost()))
+        await lost
+        if busy:
+            await errorOf(query)
+
+
+@asynchronous
 async def test_many_idle_notifications_stay_in_the_socket(database: Database) -> None:
     """
     Memory for notifications that nobody waits for is bounded, and none is lost.
     """
+    count = 30_000
+    seen: list[str] = []
     async with connected(database.url) as connection:
         await connection.set_autocommit(True)
+        connection.add_notify_handler(lambda each: seen.append(each.payload))
         await connection.execute("LISTEN news")
-        count = 30_000
         await database.ask(
             "SELECT pg_notify('news', n::text) FROM generate_series(1, %s) n", count
         )
-        news = connection.notifies(stop_after=count)
-        assert [int(each.payload) async for each in news] == list(range(1, count + 1))
+        while len(seen) < 10_000:
+            await database.ask("SELECT 1")
+        for _ in range(3):
+            await database.ask("SELECT 1")
+        assert len(seen) < 15_000
+        await connection.execute("SELECT 1")
+        assert seen == [str(number) for number in range(1, count + 1)]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -218,6 +273,80 @@ async def test_a_cancelled_query_leaves_the_connection_usable(
         assert await (await connection.execute("SELECT 'next'")).fetchone() == ("next",)
         active = "SELECT 1 FROM pg_stat_activity WHERE query = %s AND state = 'active'"
         assert await database.ask(active, SLEEP) == []
+
+
+@asynchronous
+async def test_a_cancelled_query_is_not_started_later(database: Database) -> None:
+    """
+    It is cancelled while psycopg begins the transaction, or while it is sent.
+    """
+    await database.ask("CREATE TABLE t (s text)")
+    async with connected(database.url) as connection:
+        query = started(connection.execute("INSERT INTO t VALUES ('a')"))
+        query.cancel()
+        assert isinstance(await errorOf(query), CancelledError)
+        rows = await connection.execute("SELECT count(*) FROM t")
+        assert await rows.fetchone() == (0,)
+        await connection.rollback()
+        await connection.set_autocommit(True)
+        large = ("x" * 50_000_000,)
+        query = started(connection.execute("INSERT INTO t VALUES (%s)", large))
+        query.cancel()
+        assert isinstance(await errorOf(query), CancelledError)
+        assert connection.closed
+    assert await database.ask("SELECT count(*) FROM t") == [(0,)]
+
+
+@asynchronous
+async def test_a_cancelled_pipeline_closes_the_connection(database: Database) -> None:
+    """
+    The answers are for several cursors.
+    """
+    async with connected(database.url) as connection:
+
+        async def work() -> None:
+            async with connection.pipeline():
+                await connection.execute("SELECT 1")
+                cursor = await connection.execute(SLEEP)
+                await cursor.fetchone()
+
+        working = started(work())
+        await untilBusy(database)
+        working.cancel()
+        assert isinstance(await errorOf(working), CancelledError | psycopg.Error)
+        assert connection.closed
+
+
+@asynchronous
+async def test_a_cancelled_copy_closes_the_connection(database: Database) -> None:
+    """
+    Nothing is taken for data, or for the end of the data.
+    """
+    await database.ask("CREATE TABLE t (s text)")
+    slow = "COPY (SELECT pg_sleep(60)) TO STDOUT"
+
+    async def read(connection: Connection[Any]) -> None:
+        async with connection.cursor().copy(slow) as copy:
+            await copy.read()
+
+    async def write(connection: Connection[Any]) -> None:
+        async with connection.cursor().copy("COPY t FROM STDIN") as copy:
+            for _ in range(1000):
+                await copy.write(b"x" * 1_000_000)
+
+    for work in (read, write):
+        async with connected(database.url) as connection:
+            copying = started(work(connection))
+            pid = connection.info.backend_pid
+            busy = (
+                "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND query LIKE 'COPY%%'"
+            )
+            while not await database.ask(busy, pid):
+                pass
+            copying.cancel()
+            assert isinstance(await errorOf(copying), CancelledError)
+            assert connection.closed
+    assert await database.ask("SELECT * FROM t") == []
 
 
 @asynchronous

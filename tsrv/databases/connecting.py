@@ -47,8 +47,14 @@ async def connect(
     """
     Connect to PostgreSQL.
 
-    Each host, and each address of its name, is tried in turn. The connection
-    begins like any psycopg connection: autocommit is off.
+    Each host, and each address of its name, is tried in turn. The connection begins
+    like any psycopg connection: autocommit is off::
+
+        connection = await connect(reactor, "postgresql://localhost/app")
+        async with connection.transaction():
+            cursor = await connection.execute("SELECT name FROM people")
+            names = await cursor.fetchall()
+        await connection.close()
 
     @param reactor: Provides time and threads, and watches the socket.
     @param conninfo: The URL, or the connection string of libpq.

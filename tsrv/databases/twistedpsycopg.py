@@ -20,9 +20,10 @@ import psycopg
 from psycopg import AsyncConnection, errors, generators, pq
 from psycopg.abc import PQGen, PQGenConn
 from psycopg.rows import Row
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReadWriteDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -67,7 +68,7 @@ class _Socket:
 
     def wait(self, wanted: int) -> Deferred[int]:
         if self._descriptor < 0:
-            raise psycopg.OperationalError("the connection is closed")
+            return fail(psycopg.OperationalError("the connection is closed"))
         if wanted & WRITE:
             self._reactor.addWriter(self)
         if wanted & READ:
@@ -106,10 +107,11 @@ class _Socket:
             self._ready(WRITE)
 
     def connectionLost(self, reason: Failure) -> None:
+        # libpq finds out what happened.
         if self._wanted:
             self._ready(self._wanted)
-        else:
-            self._readIdle()
+        elif self._readIdle():
+            self._reactor.addReader(self)
 
     def close(self) -> Deferred[int] | None:
         """
@@ -133,12 +135,14 @@ class Connection(AsyncConnection[Row]):
     A psycopg connection for a Twisted program.
 
     Cancelling a Deferred or coroutine that waits for a query cancels the query on
-    the server too; then the connection can be used again.
+    the server too; then the connection can be used again, or is closed.
 
     @ivar cancelTimeout: Maximum time for the server to end a cancelled query, in
         seconds; then the connection is closed. 0 closes it at once.
     @ivar lossReason: Why the connection was closed or lost.
     """
+
+    _log = Logger()
 
     def __init__(self, reactor: Any, pgconn: pq.abc.PGconn) -> None:
         """
@@ -219,7 +223,12 @@ class Connection(AsyncConnection[Row]):
                     # and the reactor looks at the clock first.
                     left = max(until - self._reactor.seconds(), 0.001)
                     waiting.addTimeout(left, self._reactor)
-                wanted = gen.send(await waiting)
+                try:
+                    ready = await waiting
+                except psycopg.OperationalError as error:
+                    wanted = gen.throw(error)
+                else:
+                    wanted = gen.send(ready)
         except StopIteration as finished:
             result: T = finished.value
             return result
@@ -229,20 +238,26 @@ class Connection(AsyncConnection[Row]):
 
     async def _cancel(self, gen: PQGen[Any]) -> None:
         """
-        Cancel the query of a generator, and drive the generator to its end: its
-        answer must not be taken for the answer to the next query.
+        Cancel the query in progress, and read its answer: it must not be taken for
+        the answer to the next query.
         """
-        if self.cancelTimeout <= 0:
-            self.abort("a query was cancelled")
-            return
+        pgconn = self.pgconn
         try:
+            if self.cancelTimeout <= 0 or pgconn.pipeline_status or pgconn.flush():
+                # The answers in a pipeline are for several cursors. A query that was
+                # not sent as a whole has not begun.
+                self.abort("a query was cancelled")
+                gen.close()
+                return
+            # It must not send another query.
+            gen.close()
             await self.cancel_safe(timeout=self.cancelTimeout)
-            await self._drive(gen, self.cancelTimeout)
-        except errors.QueryCanceled:
-            pass
+            await self._drive(generators.execute(pgconn), self.cancelTimeout)
         except BaseException:
             # Cancelled again, or the server does not answer.
             self.abort("a cancelled query did not end")
+        if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            self.abort("COPY was cancelled")
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """
@@ -280,6 +295,10 @@ class Connection(AsyncConnection[Row]):
                     pgconn.notify_handler(notification)
         except psycopg.Error as error:
             self.abort(str(error))
+            return False
+        except Exception:
+            # There is no operation that it could fail.
+            self._log.failure("A notify handler failed")
         return self._idleNotifications < MAX_IDLE_NOTIFICATIONS
 
 
