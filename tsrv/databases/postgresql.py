@@ -21,7 +21,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import AsyncRawCursor, errors
 from psycopg.rows import TupleRow
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -103,7 +103,6 @@ class PostgreSQL:
         # Why no calls are accepted; empty while they are.
         self._refusal = "the database is not connected"
         self._ended = False
-        self._opening: Deferred[None] | None = None
         self._connections: set[PooledConnection] = set()
         self._idle: deque[PooledConnection] = deque()
         self._additional: set[Deferred[PooledConnection]] = set()
@@ -121,23 +120,14 @@ class PostgreSQL:
         """
         Connect, and bring the schema up to date.
         """
-        if self._ended:
-            return fail(unavailable(self._refusal))
-        opening = Deferred.fromCoroutine(self._open())
-        if not opening.called:
-            self._opening = opening
-        return opening
+        return Deferred.fromCoroutine(self._open())
 
     async def _open(self) -> None:
         try:
             pooled = await self._connect(self._updateSchema)
-        except BaseException as error:
-            if self._ended and isinstance(error, CancelledError):
-                raise unavailable(self._refusal) from None
+        except BaseException:
             self._end("the database could not be opened")
             raise
-        finally:
-            self._opening = None
         self._refusal = ""
         self._adopt(pooled)
         self._watch()
@@ -239,8 +229,7 @@ class PostgreSQL:
         elif self._idle:
             self._start(self._idle.pop(), call, self._limit)
         elif len(self._queue) >= self._settings.limit:
-            reason = f"{self._settings.limit} statements wait already"
-            call.settle(unavailable(reason))
+            call.settle(unavailable(f"{self._settings.limit} statements wait already"))
         else:
             self._queue[call] = self._reactor.seconds() + self._limit
             call.onCancel = self._queue.pop
@@ -386,8 +375,6 @@ class PostgreSQL:
         Close all connections, those in use when their calls have finished.
         """
         self._end("the database was closed")
-        if self._opening is not None:
-            self._opening.cancel()
         closing = self._closings.wait()
         self._checkClosed()
         return closing
