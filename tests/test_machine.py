@@ -917,7 +917,7 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=int(os.environ.get("TSRV_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("TSRV_EXAMPLES", "60")),
     stateful_step_count=40,
     deadline=None,
     derandomize="TSRV_EXAMPLES" not in os.environ,

@@ -207,6 +207,7 @@ def test_the_late_result_of_one_attempt_is_not_that_of_the_next(
     else:
         late.errback(error)
     assert (wrapper.state, result.pending) == (State.INITIALIZING, True)
+    assert module.watches == []
     module.attempts[1].callback(None)
     assert (wrapper.state, result.value) == (State.READY, None)
 

@@ -162,15 +162,12 @@ class QueuingWrapper(Generic[_Module]):
         self._reactor = reactor
         self._limit = limit
         self._closeTimeout = closeTimeout
-        initializer = lifecycleMethod(module, "initialize", initialize)
-        closer = lifecycleMethod(module, "close", close)
-        watcher = lifecycleMethod(module, "whenLost", whenLost)
-        if initializer.call is None:
-            raise TypeError(
-                f"{self._name} has no initialize(): say with initialize= "
-                "what makes it ready"
-            )
-        self._closeModule = closer.call
+        initialize, initializers = lifecycleMethod(module, "initialize", initialize)
+        close, closers = lifecycleMethod(module, "close", close)
+        whenLost, watchers = lifecycleMethod(module, "whenLost", whenLost)
+        if initialize is None:
+            raise TypeError(f"{self._name} has no initialize(): pass initialize=")
+        self._closeModule = close
 
         self._observers: Observers[[]] = Observers()
         waiterLimit = max(limit, MIN_WAITER_LIMIT)
@@ -182,8 +179,8 @@ class QueuingWrapper(Generic[_Module]):
             self._lifecycle,
             self.history,
             self._name,
-            initialize=initializer.call,
-            whenLost=watcher.call,
+            initialize=initialize,
+            whenLost=whenLost,
             retryPolicy=jitteredBackoff() if retryPolicy is None else retryPolicy,
             fatal=errorTypes("fatal", fatal),
             timeout=attemptTimeout,
@@ -197,20 +194,20 @@ class QueuingWrapper(Generic[_Module]):
             limit=limit,
             timeout=timeout,
             concurrency=concurrency,
-            losable=watcher.call is not None,
+            losable=whenLost is not None,
             waited=self.history.queueSeconds,
             makeQueueFull=self._makeQueueFull,
             makeQueueTimeout=self._makeQueueTimeout,
             drained=self._drained,
         )
         # A caller who initialises or closes the proxy means the wrapper.
-        lifecycle = dict.fromkeys(initializer.names, self.initialize)
-        lifecycle |= dict.fromkeys(closer.names, self.close)
+        lifecycle = dict.fromkeys(initializers, self.initialize)
+        lifecycle |= dict.fromkeys(closers, self.close)
         replayed = frozenset(replay)
         self._methods = Methods(module, self._queue, replayed, lifecycle)
         self._proxySwitch = ProxySwitch(
             module,
-            hidden=watcher.names,
+            hidden=watchers,
             describe=self._describe,
             replacementFor=self._methods.replacementFor,
         )
@@ -373,9 +370,8 @@ class QueuingWrapper(Generic[_Module]):
         refused = self._queue.refuse(self._makeClosed)
         waiters.fail(self._makeClosed)
         self._observers.notify()
-        error = None
-        if touched and self._closeModule is not None:
-            close = self._closeModule
+        close, error = self._closeModule, None
+        if touched and close is not None:
             error = await closeWithin(self._closeTimeout, self._reactor, close)
         await self._queue.running.abandon()
         await refused
@@ -422,8 +418,6 @@ class QueuingWrapper(Generic[_Module]):
         self._queue.refuse(makeError)
         waiters.fail(makeError)
         self._observers.notify()
-
-    # Texts and errors.
 
     def _describe(self) -> str:
         waiting = f", {self.pending} waiting" if self.pending else ""

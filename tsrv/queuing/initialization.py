@@ -132,7 +132,7 @@ class Initialization:
 
     def fail(self, reason: BaseException) -> None:
         """
-        Give up, for a reason that is not the module's own.
+        Give up: there will be no further attempt.
 
         @raise IllegalTransition: The module is ready, or has failed already, or
             is closed.
@@ -140,8 +140,15 @@ class Initialization:
         self._lifecycle.on(Event.FAIL_FOR_GOOD)
         self.lastError = reason
         self.stop()
-        if self._lifecycle.state is State.FAILED and self.lastError is reason:
-            self._reportFailure(reason)
+        if self._lifecycle.state is not State.FAILED or self.lastError is not reason:
+            # The canceller of the attempt has closed the wrapper or begun again.
+            return
+        self._log.error(
+            "{module} failed to initialize, and will not be tried again: {error}",
+            module=self._name,
+            error=explain(reason),
+        )
+        self._failed()
 
     def secondsToRetry(self) -> float | None:
         """
@@ -215,23 +222,32 @@ class Initialization:
         self._attempt = None
         self._history.attemptEnded(error)
         attempt.end()
-        if self._isOvertaken():
+        if self._isOvertaken(State.INITIALIZING):
             return
         self.lastError = error
         if isinstance(error, self._fatal):
-            self._giveUp(error)
-            return
+            self.fail(error)
+        else:
+            what = "failed to initialize (attempt {attempts})"
+            self._scheduleRetry(State.INITIALIZING, error, what)
+
+    # Retries.
+
+    def _scheduleRetry(
+        self, state: State, error: BaseException | None, what: str
+    ) -> None:
         delay = self._nextDelay()
-        if self._isOvertaken():
+        if self._isOvertaken(state):
             return
         if isinstance(delay, BaseException):
-            self._giveUp(error)
+            self.fail(delay if error is None else error)
             return
-        self._lifecycle.on(Event.FAIL)
-        self._retryAfter(delay)
+        if state is State.INITIALIZING:
+            self._lifecycle.on(Event.FAIL)
+        self._lastDelay = delay
+        self._retryCall = self._reactor.callLater(delay, self._retry)
         self._log.warn(
-            "{module} failed to initialize (attempt {attempts}), next attempt in "
-            "{delay:.1f} s: {error}",
+            "{module} " + what + ", next attempt in {delay:.1f} s: {error}",
             module=self._name,
             attempts=self.attempts,
             delay=delay,
@@ -239,24 +255,10 @@ class Initialization:
         )
         self._changed()
 
-    def _isOvertaken(self) -> bool:
-        # By what foreign code did: see above.
-        return (
-            self._lifecycle.state is not State.INITIALIZING or self._attempt is not None
-        )
-
-    def _giveUp(self, error: BaseException) -> None:
-        self._lifecycle.on(Event.FAIL_FOR_GOOD)
-        self.lastError = error
-        self._reportFailure(error)
-
-    def _reportFailure(self, error: BaseException) -> None:
-        self._log.error(
-            "{module} failed to initialize, and will not be tried again: {error}",
-            module=self._name,
-            error=explain(error),
-        )
-        self._failed()
+    def _isOvertaken(self, state: State) -> bool:
+        # Foreign code has closed the wrapper, given up or begun again.
+        begun = self._attempt is not None or self._retryCall is not None
+        return begun or self._lifecycle.state is not state
 
     def _nextDelay(self) -> float | BaseException:
         """
@@ -275,10 +277,6 @@ class Initialization:
             )
             return error
         return delay
-
-    def _retryAfter(self, delay: float) -> None:
-        self._lastDelay = delay
-        self._retryCall = self._reactor.callLater(delay, self._retry)
 
     def _retry(self) -> None:
         self._retryCall = None
@@ -310,17 +308,4 @@ class Initialization:
         self._lifecycle.on(Event.LOSE)
         self._history.lost(error)
         self._lost()
-        delay = self._nextDelay()
-        if self._lifecycle.state is not State.LOST or self._retryCall is not None:
-            return
-        if isinstance(delay, BaseException):
-            self._giveUp(delay if error is None else error)
-            return
-        self._retryAfter(delay)
-        self._log.warn(
-            "{module} was lost, next attempt in {delay:.1f} s: {error}",
-            module=self._name,
-            delay=delay,
-            error=explain(error),
-        )
-        self._changed()
+        self._scheduleRetry(State.LOST, error, "was lost")

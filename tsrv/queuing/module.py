@@ -18,7 +18,7 @@ from inspect import (
     unwrap,
 )
 from types import MemberDescriptorType
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
@@ -26,7 +26,6 @@ from twisted.internet.interfaces import IReactorTime
 from ..asyncmodule import IHasNote, IPredictable
 
 __all__ = [
-    "LifecycleMethod",
     "ModuleMethod",
     "closeWithin",
     "copySignature",
@@ -168,37 +167,26 @@ def noteOf(module: object) -> str | None:
         return None
 
 
-class LifecycleMethod(NamedTuple):
-    """
-    The callable that initialises, closes or watches a module.
-
-    @ivar call: The callable, if there is one.
-    @ivar names: The names under which the module itself has it.
-    """
-
-    call: Callable[[], object] | None
-    names: frozenset[str]
-
-
 def lifecycleMethod(
     module: object, name: str, given: Callable[[], object] | None
-) -> LifecycleMethod:
+) -> tuple[Callable[[], object] | None, frozenset[str]]:
     """
     Find the callable that initialises, closes or watches a module.
 
-    @param module: The module.
     @param name: The name of the module's own method.
     @param given: The callable to use instead, if there is one.
+    @return: The callable, if there is one, and the names under which the module
+        itself has it.
     """
     if given is not None:
         same = (each for each, method in publicMethods(module) if method == given)
-        return LifecycleMethod(given, frozenset(same))
+        return given, frozenset(same)
     # A module that makes up attributes would have one of this name, too.
     if getattr_static(module, name, None) is not None:
         own = getattr(module, name)
         if callable(own):
-            return LifecycleMethod(own, frozenset({name}))
-    return LifecycleMethod(None, frozenset())
+            return own, frozenset({name})
+    return None, frozenset()
 
 
 def closeWithin(

@@ -151,7 +151,6 @@ class RunningCommands:
             command.stage = LOST
             self._lost.append(command)
             self._settleSoon()
-        self._failed.clear()
         self.count = 0
         self.losses += 1
 

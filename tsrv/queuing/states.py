@@ -134,17 +134,14 @@ class Lifecycle:
         self.state = State.NEW
         self.since = reactor.seconds()
 
-    def on(self, event: Event) -> State:
+    def on(self, event: Event) -> None:
         """
         Follow the table.
 
-        @param event: The event that has happened.
-        @return: The new state.
-        @raise IllegalTransition: The present state does not know C{event}.
+        @raise IllegalTransition: The present state does not know this event.
         """
         try:
             self.state = TRANSITIONS[self.state][event]
         except KeyError:
             raise IllegalTransition(self.state, event) from None
         self.since = self._reactor.seconds()
-        return self.state
