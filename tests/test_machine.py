@@ -273,8 +273,11 @@ class Machine(RuleBasedStateMachine):
         wrapper, waiting = self.wrapper, self.waiting()
         state, stats, error = wrapper.state, wrapper.stats, wrapper.lastError
         self.notified = (state, wrapper.since)
+        # A call that is just being made may have ended without our seeing it, if the
+        # module was lost and given up meanwhile.
+        making = any(call.deferred is None and call.runs for call in self.calls)
         self.check(
-            stats.pending == wrapper.pending == len(waiting),
+            making or stats.pending == wrapper.pending == len(waiting),
             f"an observer sees {stats.pending} of {len(waiting)} waiting",
         )
         self.check(
@@ -438,7 +441,7 @@ class Machine(RuleBasedStateMachine):
             self.check(not call.queued, f"call {number} returns no Deferred")
             answer = succeed(answer)
         call.deferred = answer
-        if call.queued:
+        if call.queued and not call.runs:
             refused = state in REFUSING
             if refused and self.cancellingAttempts:
                 # Queued calls have not been refused yet, but soon will be.
