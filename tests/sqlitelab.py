@@ -111,6 +111,7 @@ class Disk:
         a text. A cursor that the function returns replaces the result.
     @ivar made: The connections.
     @ivar onConnect: Called before a connection is made.
+    @ivar onClose: Called before a connection is closed.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +119,7 @@ class Disk:
         self.hooks: dict[str, Hook] = {}
         self.made: list[Connection] = []
         self.onConnect: Hook = lambda: None
+        self.onClose: Hook = lambda: None
         monkeypatch.setattr(sqlite3, "connect", self._connect)
 
     def _connect(self, *arguments: Any, **options: Any) -> Connection:
@@ -157,6 +159,7 @@ class Connection:
         self._connection.interrupt()
 
     def close(self) -> None:
+        self._disk.onClose()
         self.closed = True
         self._connection.close()
 

@@ -984,9 +984,7 @@ def test_closing_a_disk_that_stalls_is_given_up(lab: Lab) -> None:
     A process can end, whatever its disk does.
     """
     database = lab.open(statementTimeout=2.0, connectTimeout=1.0)
-    gate = Gate(lab)
-    for each in lab.made:
-        each.close = gate  # type: ignore[method-assign]
+    gate = lab.onClose = Gate(lab)
     closed = resultOf(database.close())
     gate.wait()
     lab.pump([0.1] * 29)
