@@ -107,6 +107,8 @@ def test_defaults() -> None:
             SessionLocation("postgresql", f"{POSTGRESQL}?sslmode=require", "t"),
         ),
         ("--sessions=redis://h:1/2", SessionLocation("redis", "redis://h:1/2")),
+        ("--sessions=rediss://h", SessionLocation("redis", "rediss://h")),
+        ("--sessions=unix:/run/r", SessionLocation("redis", "unix:/run/r")),
         ("--session-idle=60", 60.0),
         ("--session-lifetime=60", 60.0),
         ("--trusted-proxy=10.0.0.0/8 --trusted-proxy=unix", ["10.0.0.0/8", "unix"]),

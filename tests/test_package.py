@@ -146,7 +146,9 @@ def test_an_editable_install_has_the_command(program: str) -> None:
     assert isListed(BIN, program)
 
 
-@pytest.mark.parametrize("module", ["tsrv", "tsrv.tap", "tsrv.server.assembly"])
+@pytest.mark.parametrize(
+    "module", ["tsrv", "tsrv.tap", "tsrv.server.assembly", "tsrv.sessions.redis"]
+)
 def test_importing_installs_no_reactor(module: str) -> None:
     """
     A program that imports tsrv still chooses its reactor.

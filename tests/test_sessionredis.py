@@ -275,17 +275,6 @@ def test_the_url_says_how_to_log_in(
     server.finish()
 
 
-def test_importing_it_installs_no_reactor() -> None:
-    """
-    The program chooses its reactor.
-    """
-    program = (
-        "import sys, tsrv.sessions.redis as it; it.RedisSessionStore(None, "
-        "'redis://host'); assert 'twisted.internet.reactor' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603
-
-
 # How it becomes ready, or does not.
 
 
@@ -933,6 +922,38 @@ async def test_a_session_expires_by_the_clock_of_the_program(redis: Redis) -> No
     assert await store.all() == []
     assert await store.length() == 0
     assert await store.destroy(ONE) is False
+    await store.close()
+
+
+@asynchronous
+async def test_a_use_is_written_with_its_time_to_live_unless_it_is_late(
+    redis: Redis,
+) -> None:
+    """
+    A process that is slow does not undo a later use by another one.
+    """
+    clock = Clock()
+    timed = Timed(clock)
+    store = RedisSessionStore(timed, redis.url)
+    await store.initialize()
+    await store.create(ONE, {})
+    for seconds, left in ((80.0, 1800.0), (20.0, 1900.0)):
+        clock.advance(seconds)
+        redis.ask("PEXPIRE", nameOf(ONE), "5000")
+        assert await store.touch(ONE)
+        assert float(redis.ask("HGET", nameOf(ONE), "x")) == left
+        isWritten = redis.ask("PTTL", nameOf(ONE)) > 5000
+        assert isWritten is (left > 1800.0)
+
+    def useInTheMeantime() -> float:
+        redis.ask("HSET", nameOf(ONE), "x", "3000")
+        return clock.seconds()
+
+    clock.advance(100.0)
+    # The store asks for the time between reading and writing.
+    timed.seconds = useInTheMeantime
+    assert await store.touch(ONE)
+    assert redis.ask("HGET", nameOf(ONE), "x") == b"3000"
     await store.close()
 
 

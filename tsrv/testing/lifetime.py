@@ -81,24 +81,17 @@ class LifetimeTests(BaseTests):
     def _isInitialized(self, store: ISessionStore, expected: bool) -> None:
         assert store.initialized is expected
 
-    async def test_initialize_can_be_repeated(self) -> None:
+    async def test_initialize_and_close_can_be_repeated(self) -> None:
         """
-        Initialising an initialised store changes nothing.
-        """
-        async with self.using() as (store, _):
-            identifier = await create(store, name="Ada")
-            await store.initialize()
-            assert await dataOf(store, identifier) == {"name": "Ada"}
-
-    async def test_close_can_be_called_at_any_time(self) -> None:
-        """
-        Closing an unused or a closed store does no harm.
+        Initialising an initialised store, and closing one that is not, do nothing.
         """
         unused = await self.makeStore(Limits(), Clock())
         await unused.close()
         async with self.using() as (store, _):
-            for outcome in await outcomesOf([store.close(), store.close()]):
-                assert outcome is None
+            identifier = await create(store, name="Ada")
+            await store.initialize()
+            assert await dataOf(store, identifier) == {"name": "Ada"}
+            assert await outcomesOf([store.close(), store.close()]) == [None, None]
             await store.close()
 
     async def test_a_close_is_told(self) -> None:
