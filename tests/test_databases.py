@@ -1,5 +1,5 @@
 """
-What every database has to do, whatever its kind.
+The behaviour of every kind of database.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ async def test_a_statement_that_takes_too_long_fails(url: str) -> None:
         "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
         "INSERT INTO things (name, size) SELECT 'a', count(*) FROM n"
     )
-    async with opened(url, [SCHEMA], statementTimeout=0.05) as database:
+    async with opened(url, [SCHEMA], statementTimeout=0.3) as database:
         error = await errorOf(database.write(Statement(endless)))
         assert isinstance(error, DatabaseUnavailable)
         assert error.retryAfter is not None

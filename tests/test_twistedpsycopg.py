@@ -376,7 +376,7 @@ async def test_a_query_that_cannot_be_cancelled_closes_the_connection(
     database: Database, how: str
 ) -> None:
     """
-    An answer that arrives later is not taken for the answer to another query.
+    A late answer is not taken for the answer to another query.
     """
     async with relaying(database.server.port) as relay:
         url = database.server.urlFor(database=database.name, port=relay.port)
@@ -418,7 +418,7 @@ async def test_a_cancel_request_has_a_time_limit(database: Database) -> None:
 @asynchronous
 async def test_a_lost_connection_fails_the_query(database: Database) -> None:
     """
-    The loss is told first; afterwards the connection is closed.
+    C{whenLost()} fires first; afterwards the connection is closed.
     """
     async with connected(database.url) as connection:
         order: list[str] = []
@@ -574,7 +574,7 @@ async def test_a_server_that_does_not_answer_leaves_time_for_the_others(
         async with blackHole() as hole:
             ports = f"127.0.0.1:{down},127.0.0.1:{silent},127.0.0.1:{hole.port}"
             url = database.url.replace("127.0.0.1", f"{ports},127.0.0.1")
-            async with connected(url, timeout=0.6) as connection:
+            async with connected(url, timeout=1.2) as connection:
                 assert connection.info.port == database.server.port
             with pytest.raises(errors.ConnectionTimeout, match="does not answer"):
                 await connect(
@@ -648,7 +648,7 @@ async def test_resolving_a_name_has_a_time_limit() -> None:
 @asynchronous
 async def test_messages_are_as_short_as_those_of_psycopg(database: Database) -> None:
     """
-    What shows the SQLSTATE of a refused connection is undone afterwards.
+    Only the messages of refused connections contain the SQLSTATE.
     """
     async with connected(database.url) as connection:
         with pytest.raises(errors.UndefinedTable) as raised:

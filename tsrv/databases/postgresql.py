@@ -308,8 +308,8 @@ class PostgreSQL:
 
     def _noAdditional(self, failure: Failure) -> None:
         if not self._ended:
-            # Those that are open have to do for a while. If something is wrong with
-            # them too, they notice.
+            # The open connections are enough for a while. They notice by themselves
+            # if something is wrong with them too.
             timeout = self._settings.connectTimeout
             self._noAdditionalUntil = self._reactor.seconds() + timeout
             self._log.warn(
