@@ -585,6 +585,7 @@ def test_a_silent_redis_is_lost(server: Server, reactor: MemoryReactorClock) -> 
     A command without an answer for 5 s ends the connection.
     """
     lost = resultOf(server.store.whenLost())
+    reactor.pump([1.0] * 2)
     reading = resultOf(server.store.get(ONE))
     reactor.pump([1.0] * 4)
     server.answer(ROW)
