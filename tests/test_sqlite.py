@@ -550,6 +550,22 @@ def test_a_read_that_fails_for_the_disk_ends_the_connection(
     ]
 
 
+def test_calls_that_are_made_during_a_loss_fail(lab: Lab) -> None:
+    """
+    No call stays pending that the callback of a successful call makes.
+    """
+    database = lab.open()
+    lab.hooks[ALL.sql] = trouble("SQLITE_IOERR_READ")
+    calls = [
+        database.read(GET, 1).addCallback(lambda _: database.read(GET, 1))
+        for _ in range(20)
+    ]
+    results = [resultOf(call) for call in (*calls, database.read(ALL))]
+    lab.work()
+    for each in results:
+        assert isinstance(each.error, DatabaseUnavailable)
+
+
 def test_an_error_in_one_read_does_not_end_the_connection(
     lab: Lab, database: Database
 ) -> None:
