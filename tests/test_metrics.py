@@ -57,7 +57,7 @@ class Measured(Program):
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.traffic = Traffic(clock)
-        self.metrics = Metrics(self.startup, clock, self.traffic)
+        self.metrics = Metrics(self.startup, self.traffic)
 
     def families(self, accept: str = "text/plain") -> dict[str, Metric]:
         """
@@ -377,7 +377,7 @@ def test_metrics_of_requests_are_optional(program: Measured) -> None:
     """
     Without counts of requests there are no metrics of requests.
     """
-    metrics = Metrics(program.startup, program.clock)
+    metrics = Metrics(program.startup)
     families = familiesIn(ask(metrics).body, "text/plain")
     assert "tsrv_ready" in families
     assert not [name for name in families if name.startswith("tsrv_http_")]
@@ -391,46 +391,3 @@ def test_versions_are_shown(program: Measured) -> None:
     assert sample.value == 1
     assert sample.labels["version"] == tsrv.__version__
     assert sample.labels["twisted"] == twisted.__version__
-
-
-def test_programs_have_separate_metrics(program: Measured) -> None:
-    """
-    Two programs in one process do not mix their metrics.
-    """
-    program.add("one")
-    Measured(program.clock).add("other")
-    assert set(program.values("tsrv_module_ready")) == {"one"}
-
-
-@FORMATS
-def test_a_long_scrape_takes_turns_with_others(accept: str, program: Measured) -> None:
-    """
-    A scrape that takes long lets the reactor serve others; a client that
-    disconnects meanwhile ends it.
-    """
-
-    class SlowClock(Clock):
-        def seconds(self) -> float:
-            self.rightNow += 0.011
-            return super().seconds()
-
-    for n in range(100):
-        program.add(f"m{n}")
-    slow = SlowClock()
-    site = Site(Metrics(program.startup, slow), program.clock)
-    request = f"GET / HTTP/1.1\r\nHost: test\r\nAccept: {accept}\r\n\r\n".encode()
-    peer, leaving = Peer(site, program.clock), Peer(site, program.clock)
-    peer.send(request)
-    leaving.send(request)
-    assert (peer.received, len(slow.getDelayedCalls())) == (b"", 2)
-    leaving.leave()
-    assert len(slow.getDelayedCalls()) == 1
-    slow.advance(0)
-    assert slow.getDelayedCalls() == []
-    (answer,) = peer.answers
-    families = familiesIn(answer.body, accept)
-    assert len(families["tsrv_module_state"].samples) == 1100
-    buckets = families["tsrv_module_queue_duration_seconds"].samples
-    assert len(buckets) == 100 * (len(SECONDS) + 3)
-    assert answer.body.count(b"# EOF\n") == (accept != "text/plain")
-    peer.leave()

@@ -122,7 +122,7 @@ def putOperations(
     root.putChild(b"livez", Live())
     root.putChild(b"readyz", Ready(startup))
     root.putChild(b"startup", StartupPage(startup, showErrors=isSeparate))
-    root.putChild(b"metrics", Metrics(startup, reactor, traffic))
+    root.putChild(b"metrics", Metrics(startup, traffic))
     paths = ["/livez", "/readyz", "/startup", "/metrics"]
     links = [(path, path) for path in (paths if isSeparate else ["/say", *paths])]
     putStatus(root, startup, reactor, links=links, showErrors=isSeparate)

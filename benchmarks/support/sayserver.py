@@ -92,7 +92,7 @@ def _main(kind: str) -> None:
         )
         root: Resource = makeRoot(wrapper.proxy)
         traffic = Traffic(reactor) if kind == "counted" else None
-        root.putChild(b"metrics", Metrics(startup, reactor, traffic))
+        root.putChild(b"metrics", Metrics(startup, traffic))
         site = Site(root, reactor, traffic=traffic)
 
         def initialize() -> Deferred[None]:

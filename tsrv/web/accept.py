@@ -23,19 +23,22 @@ class _MediaRange(NamedTuple):
     parameters: dict[str, str]
 
 
-def preferredType(accept: bytes | None, offered: Sequence[str]) -> str | None:
+def preferredType(
+    headers: Sequence[bytes] | None, offered: Sequence[str]
+) -> str | None:
     """
     Negotiate the type of a response: the most specific range that includes a type
     decides its quality. Among types of the same quality the most specifically
     named one wins, then the last one.
 
-    @param accept: The C{Accept} header; several lines are joined by commas.
+    @param headers: The C{Accept} headers, if there are any.
     @param offered: The media types, in lower case. A parameter, as in
         C{text/plain;version=1}, excludes ranges that ask for another value.
-    @return: The preferred type; L{None} if the header accepts none of them, is
-        missing or malformed, or has more than 1024 bytes.
+    @return: The preferred type; L{None} if the headers accept none of them, are
+        missing or malformed, or have more than 1024 bytes.
     """
-    if accept is None or len(accept) > _MAX_HEADER_BYTES:
+    accept = b",".join(headers or ())
+    if len(accept) > _MAX_HEADER_BYTES:
         return None
     texts = filter(str.strip, accept.decode("latin-1").lower().split(","))
     try:
@@ -51,7 +54,7 @@ def prefersHTML(request: Request) -> bool:
     """
     @return: Whether the client prefers a page to JSON, as browsers do.
     """
-    accept = b",".join(request.requestHeaders.getRawHeaders(b"Accept", []))
+    accept = request.requestHeaders.getRawHeaders(b"Accept")
     return preferredType(accept, ["text/html", "application/json"]) == "text/html"
 
 

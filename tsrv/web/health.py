@@ -15,7 +15,7 @@ from twisted.web.server import Request
 from ..starting.report import ModuleReport, Report
 from ..startup import Startup
 from .problems import HTTPError
-from .responses import AsyncResource, Response
+from .responses import AsyncResource, Response, text
 
 __all__ = ["Live", "Ready", "StartupPage", "hideMessages"]
 
@@ -32,10 +32,6 @@ Maximum number of missing modules in the message of the error.
 """
 
 
-class _NotReady(HTTPError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-
-
 class Live(AsyncResource):
     """
     C{/livez}: whether the reactor runs. It asks no module, because restarting the
@@ -46,7 +42,7 @@ class Live(AsyncResource):
         """
         Say that the process is alive.
         """
-        return _line("alive")
+        return text("alive\n", headers=NOT_CACHED)
 
 
 class Ready(AsyncResource):
@@ -68,7 +64,7 @@ class Ready(AsyncResource):
         """
         startup, status = self._startup, self._startup.status.value
         if startup.ready:
-            return _line(status)
+            return text(f"{status}\n", headers=NOT_CACHED)
         names = startup.missing()
         listed = names[:MAX_LISTED_MODULES]
         now = startup.elapsed
@@ -82,16 +78,10 @@ class Ready(AsyncResource):
         message = f"{status}: {', '.join(reasons)}" if reasons else status
         waits = [startup.wrappers[each].retryAfter() or 0.0 for each in listed]
         retryAfter = max(1, ceil(max(waits, default=0.0)))
-        error = _NotReady(message)
-        error.text = message
+        headers = [*NOT_CACHED, (b"Retry-After", b"%d" % retryAfter)]
+        error = HTTPError(message, HTTPStatus.SERVICE_UNAVAILABLE, headers, message)
         error.members = {"state": status, "missing": missing}
-        error.headers = [*NOT_CACHED, (b"Retry-After", b"%d" % retryAfter)]
         raise error
-
-
-def _line(text: str) -> Response:
-    body = f"{text}\n".encode()
-    return Response(body, b"text/plain; charset=utf-8", headers=NOT_CACHED)
 
 
 def _missing(module: ModuleReport, now: float) -> dict[str, object]:

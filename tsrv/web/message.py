@@ -27,8 +27,10 @@ class Response:
     headers: Sequence[tuple[bytes, bytes]] = ()
 
 
-def text(body: str, status: int = 200) -> Response:
+def text(
+    body: str, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> Response:
     """
     @return: A C{text/plain} response.
     """
-    return Response(body.encode(), b"text/plain; charset=utf-8", status)
+    return Response(body.encode(), b"text/plain; charset=utf-8", status, headers)

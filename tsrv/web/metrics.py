@@ -6,7 +6,7 @@ They are collected for each scrape. The names follow C{promtool check metrics}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import attrgetter
 from platform import python_version
@@ -20,7 +20,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.exposition import generate_latest as generateText
+from prometheus_client.exposition import generate_latest as textOf
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -29,10 +29,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import (
-    generate_latest as generateOpenMetrics,
+    generate_latest as openMetricsOf,
 )
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.web.server import Request
 
 from twisted import __version__ as twistedVersion
@@ -47,11 +45,6 @@ from .traffic import Traffic
 
 __all__ = ["Metrics"]
 
-MAX_TURN_SECONDS: Final = 0.02
-"""
-Time after which a scrape lets the reactor serve other clients, in seconds.
-"""
-
 OFFERED_TYPES: Final = (
     "application/openmetrics-text;version=1.0.0",
     "text/plain;version=0.0.4",
@@ -63,7 +56,6 @@ The formats; text is the default because most clients can read it.
 STATUSES: Final = (*(state.value for state in State), "waiting", "skipped")
 
 OUTCOMES: Final = ("started", "rejected", "expired", "cancelled", "failed")
-
 
 METRICS_OF_WRAPPERS: Final[Sequence[tuple[Any, str, str, str]]] = (
     (GaugeMetricFamily, "tsrv_module_queue_length", "Queued calls.", "pending"),
@@ -110,64 +102,30 @@ class Metrics(AsyncResource):
 
     isLeaf = True
 
-    def __init__(
-        self, startup: Startup, reactor: IReactorTime, traffic: Traffic | None = None
-    ) -> None:
+    def __init__(self, startup: Startup, traffic: Traffic | None = None) -> None:
         """
         @param startup: The modules.
-        @param reactor: Provides the time.
         @param traffic: The counts of requests, if there are any.
         """
         super().__init__()
-        self._reactor = reactor
         self._registry = CollectorRegistry()
         self._registry.register(_Modules(startup))
         if traffic is not None:
             self._registry.register(_Requests(traffic))
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
 
-    async def render_GET(self, request: Request) -> Response:
+    def render_GET(self, request: Request) -> Response:
         """
         Collect and write the metrics in the format that the client prefers.
         """
         accept = request.requestHeaders.getRawHeaders(b"Accept")
-        header = b",".join(accept) if accept else None
-        if preferredType(header, OFFERED_TYPES) == OFFERED_TYPES[0]:
-            contentType, end = CONTENT_TYPE_LATEST, b"# EOF\n"
-            generate: Callable[[_Single], bytes] = generateOpenMetrics
+        if preferredType(accept, OFFERED_TYPES) == OFFERED_TYPES[0]:
+            body, contentType = openMetricsOf(self._registry), CONTENT_TYPE_LATEST
         else:
-            contentType, end = CONTENT_TYPE_PLAIN_0_0_4, b""
-            generate = generateText
-        written = []
-        # A thousand modules have 56,000 numbers.
-        begun = self._reactor.seconds()
-        for family in self._registry.collect():
-            begun = await self._takeTurns(begun)
-            written.append(generate(_Single(family)).removesuffix(end))
-            begun = await self._takeTurns(begun)
+            body, contentType = textOf(self._registry), CONTENT_TYPE_PLAIN_0_0_4
         headers = [(b"Vary", b"Accept"), (b"Cache-Control", b"no-store")]
-        body = b"".join([*written, end])
         return Response(body, contentType.encode("ascii"), headers=headers)
-
-    async def _takeTurns(self, begun: float) -> float:
-        """
-        @param begun: The time at which this turn of the reactor began.
-        @return: The time at which the current one began.
-        """
-        if self._reactor.seconds() - begun > MAX_TURN_SECONDS:
-            await deferLater(self._reactor, 0)
-            return self._reactor.seconds()
-        return begun
-
-
-class _Single:
-    def __init__(self, family: Metric) -> None:
-        self._family = family
-
-    def collect(self) -> tuple[Metric]:
-        return (self._family,)
 
 
 class _Modules:

@@ -136,7 +136,7 @@ class HTTPError(Exception):
         @return: The response, in the form that the client prefers.
         """
         headers = [(b"Vary", b"Accept"), (b"X-Content-Type-Options", b"nosniff")]
-        preferred = preferredType(b",".join(accept or ()), _OFFERED)
+        preferred = preferredType(accept, _OFFERED)
         if preferred == "text/plain":
             body, contentType = self._asText(requestId, traceback), _TEXT
         elif preferred == "text/html":

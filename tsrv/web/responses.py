@@ -245,18 +245,7 @@ class NotFoundResource(AsyncResource):
     """
 
     route = "(unknown)"
-
-    def render(self, request: Request) -> int:
-        """
-        Refuse the request, whatever its method.
-        """
-        return respond(request, self._refuse)
-
-    def getChild(self, path: bytes, request: Request) -> Resource:
-        """
-        Find nothing below.
-        """
-        return self
+    isLeaf = True
 
     def _refuse(self, request: Request) -> Response:
         raise HTTPError("Route not found", HTTPStatus.NOT_FOUND, text="Not found")

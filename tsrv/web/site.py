@@ -105,8 +105,8 @@ class Site(TwistedSite):
                 request.route, request.method, request.code, request.startTime
             )
         if self._accessLog:
-            line = combinedLogFormatter(self._now(), request)
-            self._logLine(line, requestIdOf(request))
+            now = datetimeToLogString(self.reactor.seconds())
+            self._logLine(combinedLogFormatter(now, request), requestIdOf(request))
 
     def requestRefused(
         self, peer: IAddress, status: HTTPStatus, requestId: str
@@ -122,8 +122,8 @@ class Site(TwistedSite):
             self.traffic.requestRefused(status)
         if self._accessLog:
             host = getattr(peer, "host", "-")
-            line = f'"{host}" - - {self._now()} "-" {status:d} - "-" "-"'
-            self._logLine(line, requestId)
+            now = datetimeToLogString(self.reactor.seconds())
+            self._logLine(f'"{host}" - - {now} "-" {status:d} - "-" "-"', requestId)
 
     def acceptableProtocols(self) -> list[bytes]:
         """
@@ -177,7 +177,3 @@ class Site(TwistedSite):
 
     def _logLine(self, line: str, requestId: str) -> None:
         self._log.info("{line} {requestId}", line=line, requestId=requestId)
-
-    def _now(self) -> str:
-        now: str = datetimeToLogString(self.reactor.seconds())
-        return now
