@@ -57,11 +57,12 @@ class _Change:
 
     __slots__ = ("changes", "deferred", "known", "result", "withdraw")
 
+    withdraw: Callable[[], object]
+
     def __init__(self, changes: Changes, known: StoredSession | None) -> None:
         self.changes = changes
         self.known = known
         self.result: StoredSession | SessionError | None = None
-        self.withdraw: Callable[[], object] = _nothing
         self.deferred: Deferred[StoredSession | None] = Deferred(self._cancelled)
 
     def _cancelled(self, deferred: Deferred[StoredSession | None]) -> None:
@@ -227,7 +228,3 @@ def contended() -> SessionsUnavailable:
     @return: The error of a session that other processes change all the time.
     """
     return SessionsUnavailable("too many processes change this session at a time")
-
-
-def _nothing() -> None:
-    pass
