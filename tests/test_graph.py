@@ -48,7 +48,7 @@ def test_a_good_graph(needs: Mapping[str, Sequence[str]]) -> None:
         ),
         (
             {"users": ["database"], "database": ["x"]},
-            "users → database → x: there is no module 'x'",
+            "database → x: there is no module 'x'",
         ),
     ],
 )

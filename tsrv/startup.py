@@ -19,6 +19,7 @@ from the number of required and of optional modules that are not ready.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, Unpack, overload
@@ -37,7 +38,7 @@ from .starting.graph import GraphError, checkGraph
 from .starting.launcher import Launcher
 from .starting.member import Member, ModuleOptions, WrapperOptions, wrapModule
 from .starting.program import Skipped, StartupFailed, Status
-from .starting.report import ModuleReport, Report, describe, isoTime, rounded
+from .starting.report import ModuleReport, Report, describe
 from .starting.shutdown import Shutdown
 from .wrapper import QueuingWrapper, State
 
@@ -56,6 +57,12 @@ Maximum number of modules in the table in the log.
 """
 
 _FINAL_STATUSES: Final = (Status.STOPPING, Status.STOPPED)
+
+_makeClosed: Final = partial(Closed, "the program is stopping")
+
+_READY_STATES: Final = (State.DRAINING, State.READY)
+
+_FAILED_STATES: Final = (State.FAILED, State.CLOSING, State.CLOSED)
 
 
 class Startup(Service):
@@ -87,12 +94,12 @@ class Startup(Service):
         @param stopProgram: Stops the program with an exit status; by default it
             stops the reactor.
         """
-        self.wrappers: Mapping[str, QueuingWrapper[Any]]
         self._reactor = reactor
         self._replacements = dict(replacements or {})
         self._stayUp = stayUp
         self._stopProgram = stopProgram or partial(stopWithStatus, reactor)
         self._wrappers: dict[str, QueuingWrapper[Any]] = {}
+        self.wrappers: Mapping[str, QueuingWrapper[Any]]
         self.wrappers = MappingProxyType(self._wrappers)
         self._members: dict[str, Member] = {}
         self._status = Status.NEW
@@ -100,10 +107,10 @@ class Startup(Service):
         self._becameReady: float | None = None
         self._criticalPath: list[str] = []
         self._closing = False
-        # Counts of modules that are not ready.
-        self._unreadyRequired = 0
-        self._unreadyOptional = 0
-        self._failed: dict[str, None] = {}
+        # Numbers of modules that are not ready: optional ones, required ones.
+        self._unready = [0, 0]
+        # The required modules that have failed, in the order of their failures.
+        self._failed: dict[Member, None] = {}
         self._lastReady: Member | None = None
         self._launcher = Launcher(reactor)
         self._waiters = Waiters(MAX_WAITERS, "for the program to become ready")
@@ -158,18 +165,17 @@ class Startup(Service):
             raise RuntimeError(f"{name!r} was added after the start-up began")
         if name in self._members:
             raise GraphError(f"two modules have the name {name!r}", [name])
+        if isinstance(needs, str):
+            raise TypeError("needs must be a collection of names, not one name")
         replaced = name in self._replacements
         if replaced:
             module = self._replacements[name]
         wrapper = wrapModule(self._reactor, name, module, options, replaced)
-        member = Member(name, wrapper, needs, required, timeout)
+        member = Member(name, wrapper, list(dict.fromkeys(needs)), required, timeout)
         wrapper.addObserver(partial(self._stateChanged, member))
         self._members[name] = member
         self._wrappers[name] = wrapper
-        if required:
-            self._unreadyRequired += 1
-        else:
-            self._unreadyOptional += 1
+        self._unready[required] += 1
         return wrapper
 
     def check(self) -> None:
@@ -209,11 +215,8 @@ class Startup(Service):
         """
         Return the names of the required modules that are not ready.
         """
-        return [
-            name
-            for name, each in self._members.items()
-            if each.required and not each.ready
-        ]
+        members = self._members.values()
+        return [each.name for each in members if each.required and not each.ready]
 
     def whenReady(self) -> Deferred[None]:
         """
@@ -251,13 +254,17 @@ class Startup(Service):
         Return the history and the state of all modules, as data that JSON can
         express. L{describe} formats it as a table.
         """
+        began = None
+        if self._began is not None:
+            date = datetime.fromtimestamp(self._began, UTC)
+            began = date.isoformat(timespec="milliseconds")
         return {
             "status": self._status.value,
-            "began": None if self._began is None else isoTime(self._began),
+            "began": began,
             "now": round(self.elapsed, 6),
-            "becameReady": rounded(self._becameReady),
+            "becameReady": self._becameReady,
             "criticalPath": list(self._criticalPath),
-            "modules": [self.reportModule(name) for name in self._members],
+            "modules": list(map(self.reportModule, self._members)),
         }
 
     def reportModule(self, name: str) -> ModuleReport:
@@ -294,51 +301,39 @@ class Startup(Service):
 
     def _stateChanged(self, member: Member) -> None:
         state = member.wrapper.state
-        ready = state in (State.DRAINING, State.READY)
-        failedOrClosed = state in (State.FAILED, State.CLOSING, State.CLOSED)
-        if ready or failedOrClosed:
+        ready, failed = state in _READY_STATES, state in _FAILED_STATES
+        if ready or failed:
             member.stopTimer()
         if ready is not member.ready:
-            self._setReady(member, ready)
-        if failedOrClosed is not member.failedOrClosed:
-            self._setFailedOrClosed(member, failedOrClosed)
+            member.ready = ready
+            self._unready[member.required] += -1 if ready else 1
+            if ready and member.required:
+                self._lastReady = member
+            self._launcher.readyChanged(member)
+        if failed is not member.failed:
+            member.failed = failed
+            if not failed:
+                # It is initialised once more.
+                self._failed.pop(member, None)
+            else:
+                if member.required:
+                    self._failed[member] = None
+                self._launcher.skipDependents(member)
         self._observers.notify(member.name)
         self._launcher.work()
         self._updateStatus()
 
-    def _setReady(self, member: Member, ready: bool) -> None:
-        member.ready = ready
-        change = -1 if ready else 1
-        if member.required:
-            self._unreadyRequired += change
-            if ready:
-                self._lastReady = member
-        else:
-            self._unreadyOptional += change
-        self._launcher.readyChanged(member)
-
-    def _setFailedOrClosed(self, member: Member, failedOrClosed: bool) -> None:
-        member.failedOrClosed = failedOrClosed
-        if not failedOrClosed:
-            # It was initialised once more.
-            self._failed.pop(member.name, None)
-            return
-        if member.required:
-            self._failed[member.name] = None
-        self._launcher.failed(member)
-
     def _updateStatus(self) -> None:
-        if self._began is None or self._status in _FINAL_STATUSES:
+        if self._status is Status.NEW or self._status in _FINAL_STATUSES:
             return
+        unreadyOptional, unreadyRequired = self._unready
         if self._failed:
             self._setStatus(Status.FAILED)
-        elif self._unreadyRequired:
+        elif unreadyRequired:
             isFirst = self._becameReady is None
             self._setStatus(Status.STARTING if isFirst else Status.UNREADY)
-        elif self._unreadyOptional:
-            self._setStatus(Status.DEGRADED)
         else:
-            self._setStatus(Status.READY)
+            self._setStatus(Status.DEGRADED if unreadyOptional else Status.READY)
 
     def _setStatus(self, status: Status) -> None:
         if status is self._status:
@@ -353,7 +348,7 @@ class Startup(Service):
         self._observers.notify("")
 
     def _becameReadyFirst(self) -> None:
-        self._becameReady = self.elapsed
+        self._becameReady = round(self.elapsed, 6)
         member = self._lastReady
         while member is not None:
             self._criticalPath.append(member.name)
@@ -363,13 +358,13 @@ class Startup(Service):
         self._log.info("Start-up: {table}", table=table)
 
     def _requiredModuleFailed(self) -> None:
-        name = next(iter(self._failed))
+        error = self._makeStartupFailed()
         # The wrapper has logged the error of an attempt.
-        isLogged = self._wrappers[name].lastError is not None
+        isLogged = error.__cause__ is not None
         self._log.critical(
             "{name} is required, and failed{reason}; {outcome}",
-            name=name,
-            reason="" if isLogged else ": it was closed",
+            name=error.name,
+            reason="" if isLogged else f": {error.reason}",
             outcome="staying up to report it" if self._stayUp else "stopping",
         )
         if not self._stayUp:
@@ -377,10 +372,10 @@ class Startup(Service):
         self._waiters.fail(self._makeStartupFailed)
 
     def _makeStartupFailed(self) -> StartupFailed:
-        name = next(iter(self._failed))
-        cause = self._wrappers[name].lastError
+        member = next(iter(self._failed))
+        cause = member.wrapper.lastError
         reason = "it was closed" if cause is None else explain(cause)
-        error = StartupFailed(name, reason)
+        error = StartupFailed(member.name, reason)
         error.__cause__ = cause
         return error
 
@@ -419,14 +414,10 @@ class Startup(Service):
 
     def _stopped(self) -> None:
         self._setStatus(Status.STOPPED)
-        closeErrors = (each.closeError for each in self._members.values())
-        errors = [error for error in closeErrors if error is not None]
+        members = self._members.values()
+        errors = [each.closeError for each in members if each.closeError is not None]
         if errors:
             group = BaseExceptionGroup("modules failed to close", errors)
             self._stopWaiters.fail(lambda: group)
         else:
             self._stopWaiters.succeed()
-
-
-def _makeClosed() -> Closed:
-    return Closed("the program is stopping")

@@ -4,8 +4,9 @@ The needs of modules, checked before anything starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
 
 __all__ = ["GraphError", "checkGraph"]
 
@@ -24,36 +25,22 @@ class GraphError(ValueError):
 
 def checkGraph(needs: Mapping[str, Sequence[str]]) -> None:
     """
-    Follow every need, in time proportional to modules and needs.
+    Check that every need can be met.
 
     @param needs: The names that each module needs, by its name.
     @raise GraphError: A needed module does not exist, or modules need each
         other.
     """
-    done: set[str] = set()
-    for start in needs:
-        if start in done:
-            continue
-        # The path from the start to the current module, with the needs of each
-        # that are still to be followed. Recursion would have a limit.
-        path: dict[str, Iterator[str]] = {start: iter(needs[start])}
-        while path:
-            name, remaining = next(reversed(path.items()))
-            following = next(remaining, None)
-            if following is None:
-                del path[name]
-                done.add(name)
-            elif following in path:
-                names = list(path)
-                circle = [*names[names.index(following) :], following]
-                message = f"modules need each other: {' → '.join(circle)}"
-                raise GraphError(message, circle)
-            elif following not in needs:
-                names = [*path, following]
-                message = f"{' → '.join(names)}: there is no module {following!r}"
-                similar = get_close_matches(following, needs, n=1)
-                if similar:
-                    message += f"; did you mean {similar[0]!r}?"
-                raise GraphError(message, names)
-            elif following not in done:
-                path[following] = iter(needs[following])
+    for name, needed in needs.items():
+        for need in needed:
+            if need not in needs:
+                message = f"{name} → {need}: there is no module {need!r}"
+                for similar in get_close_matches(need, needs, n=1):
+                    message += f"; did you mean {similar!r}?"
+                raise GraphError(message, [name, need])
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1][::-1]
+        message = f"modules need each other: {' → '.join(circle)}"
+        raise GraphError(message, circle) from None

@@ -23,19 +23,18 @@ class Launcher:
     Initialises modules in the order of their needs, and skips those whose needs
     have failed.
 
+    @ivar work: Starts or skips what is due.
+
     Members that may have to be started or skipped are put into a queue, which
     is worked off in slices. So a chain of ten thousand modules that are ready
     at once neither exhausts the stack nor blocks the reactor.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
-        """
-        @param reactor: Provides the time.
-        """
         self._reactor = reactor
         self._queue: deque[Member] = deque()
-        self._work = SlicedWork(reactor, self._step)
         self._stopped = False
+        self.work = SlicedWork(reactor, self._step).now
 
     def begin(self, members: Mapping[str, Member]) -> None:
         """
@@ -51,14 +50,13 @@ class Launcher:
                 if not needed.ready:
                     member.unreadyDependencies += 1
             self._queue.append(member)
-        self._work.now()
+        self.work()
 
     def stop(self) -> None:
         """
         Start no more members.
         """
         self._stopped = True
-        self._queue.clear()
 
     def readyChanged(self, member: Member) -> None:
         """
@@ -71,30 +69,24 @@ class Launcher:
                 dependent.waitedFor = member
                 self._queue.append(dependent)
 
-    def failed(self, member: Member) -> None:
+    def skipDependents(self, member: Member) -> None:
         """
-        Skip the dependents of a member that has failed or was closed.
+        Skip the modules that need a member that has failed or was closed.
         """
         self._queue.extend(each for each in member.dependents if not each.started)
 
-    def work(self) -> None:
-        """
-        Start or skip what is due.
-        """
-        self._work.now()
-
     def _step(self) -> bool:
-        if not self._queue:
+        if self._stopped or not self._queue:
             return False
         member = self._queue.popleft()
         if member.started:
-            return True
-        if member.unreadyDependencies == 0:
+            pass
+        elif member.unreadyDependencies == 0:
             self._start(member)
         elif member.skippedFor is None:
-            failed = (each.name for each in member.dependencies if each.failedOrClosed)
-            if (name := next(failed, None)) is not None:
-                self._skip(member, name)
+            failed = [each.name for each in member.dependencies if each.failed]
+            if failed:
+                self._skip(member, failed[0])
         return True
 
     def _start(self, member: Member) -> None:
@@ -102,10 +94,9 @@ class Launcher:
         member.skippedFor = None
         # The module may have been initialised by hand before.
         if member.timeout is not None and not member.ready:
-            member.timer = self._reactor.callLater(
-                member.timeout, self._timedOut, member
-            )
-        # The wrapper has logged the failure.
+            call = self._reactor.callLater(member.timeout, self._timedOut, member)
+            member.timer = call
+        # The wrapper logs the failure.
         member.wrapper.initialize().addErrback(lambda failure: None)
 
     def _skip(self, member: Member, failed: str) -> None:

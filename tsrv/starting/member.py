@@ -4,7 +4,8 @@ One module of a program: its wrapper and its place in the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, Final, TypedDict, cast
@@ -14,21 +15,12 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from ..queuing.history import explain
 from ..queuing.module import noteOf
 from ..queuing.options import checkSeconds
-from ..wrapper import (
-    QueuingWrapper,
-    State,
-)
-from .report import (
-    ModuleReport,
-    rounded,
-)
+from ..wrapper import QueuingWrapper, State
+from .report import ModuleReport
 
 __all__ = ["Member", "WrapperOptions", "wrapModule"]
 
-_FACTORIES: Final = (type, FunctionType, MethodType, partial)
-"""
-The types of what makes a module.
-"""
+_FACTORY_TYPES: Final = (type, FunctionType, MethodType, partial)
 
 MAX_NAMED_NEEDS: Final = 3
 """
@@ -74,19 +66,16 @@ def wrapModule(
     """
     Make the wrapper of a module.
 
-    @param reactor: Provides the time.
-    @param name: The name of the module.
     @param module: The module, or its factory.
-    @param options: The options of the wrapper.
     @param isReplacement: Whether the options are meant for another module.
     @raise TypeError: An option does not exist or has the wrong type.
     @raise ValueError: The name or an option has an invalid value.
     """
     if not (name and name == name.strip() and name.isprintable()):
         raise ValueError(f"{name!r} is not a name for a module")
-    if isinstance(module, _FACTORIES):
+    if isinstance(module, _FACTORY_TYPES):
         module = cast(Callable[[], object], module)()
-    wrapperOptions = cast(dict[str, Any], {**options})
+    wrapperOptions: dict[str, Any] = {**options}
     if "queueTimeout" in wrapperOptions:
         wrapperOptions["timeout"] = wrapperOptions.pop("queueTimeout")
     for option in ("initialize", "close", "whenLost"):
@@ -103,13 +92,11 @@ def wrapModule(
     return QueuingWrapper(module, reactor, name=name, **wrapperOptions)
 
 
+@dataclass(eq=False, slots=True)
 class Member:
     """
     One module of a program.
 
-    @ivar name: The name of the module.
-    @ivar wrapper: The wrapper of the module.
-    @ivar needs: The names of the modules that it needs.
     @ivar required: Whether the program is not ready without it.
     @ivar timeout: Seconds within which it must become ready.
     @ivar dependencies: The modules that it needs, once the start-up has begun.
@@ -118,64 +105,36 @@ class Member:
     @ivar openDependents: Number of dependents that are not closed, during the
         shutdown.
     @ivar started: Whether the start-up has initialised it.
-    @ivar skippedFor: The failed dependency because of which it was skipped.
+    @ivar skippedFor: The name of the failed dependency because of which it was
+        skipped.
     @ivar waitedFor: The dependency that became ready last.
     @ivar ready: Whether its last known state was ready.
-    @ivar failedOrClosed: Whether its last known state was failed or closed.
+    @ivar failed: Whether its last known state was failed or closed.
     @ivar timer: The timer of C{timeout}.
-    @ivar closeError: The error of its close().
     """
 
-    __slots__ = (
-        "closeError",
-        "dependencies",
-        "dependents",
-        "failedOrClosed",
-        "name",
-        "needs",
-        "openDependents",
-        "ready",
-        "required",
-        "skippedFor",
-        "started",
-        "timeout",
-        "timer",
-        "unreadyDependencies",
-        "waitedFor",
-        "wrapper",
-    )
+    name: str
+    wrapper: QueuingWrapper[Any]
+    needs: Sequence[str]
+    required: bool
+    timeout: float | None
+    dependencies: list[Member] = field(default_factory=list)
+    dependents: list[Member] = field(default_factory=list)
+    unreadyDependencies: int = 0
+    openDependents: int = 0
+    started: bool = False
+    skippedFor: str | None = None
+    waitedFor: Member | None = None
+    ready: bool = False
+    failed: bool = False
+    timer: IDelayedCall | None = None
+    closeError: BaseException | None = None
 
-    def __init__(
-        self,
-        name: str,
-        wrapper: QueuingWrapper[Any],
-        needs: Iterable[str],
-        required: bool,
-        timeout: float | None,
-    ) -> None:
+    def __post_init__(self) -> None:
         """
-        @raise TypeError: C{needs} is one name.
         @raise ValueError: C{timeout} is negative or not a number.
         """
-        if isinstance(needs, str):
-            raise TypeError("needs must be a collection of names, not one name")
-        checkSeconds(timeout=timeout)
-        self.name = name
-        self.wrapper = wrapper
-        self.needs = tuple(dict.fromkeys(needs))
-        self.required = required
-        self.timeout = timeout
-        self.dependencies: list[Member] = []
-        self.dependents: list[Member] = []
-        self.unreadyDependencies = 0
-        self.openDependents = 0
-        self.started = False
-        self.skippedFor: str | None = None
-        self.waitedFor: Member | None = None
-        self.ready = False
-        self.failedOrClosed = False
-        self.timer: IDelayedCall | None = None
-        self.closeError: BaseException | None = None
+        checkSeconds(timeout=self.timeout)
 
     def stopTimer(self) -> None:
         """
@@ -190,24 +149,23 @@ class Member:
         Return the entry of the module in the report of the program.
 
         @param began: The time at which the start-up began.
-        @param now: The time now.
         """
+        origin = began or 0.0
 
         def after(seconds: float | None) -> float | None:
             if seconds is None or began is None:
                 return None
-            return rounded(seconds - began)
+            return round(seconds - began, 6)
 
         wrapper, history = self.wrapper, self.wrapper.history
-        status, since = wrapper.state.value, wrapper.since
-        if self.skippedFor is not None and wrapper.state is State.FAILED:
-            status = "skipped"
-        elif began is not None and wrapper.state is State.NEW:
-            status, since = "waiting", began
         attempts = list(history.attempts)
-        following = None
-        if wrapper.state in (State.RETRYING, State.LOST):
-            following = wrapper.retryAfter()
+        state, status, since = wrapper.state, wrapper.state.value, wrapper.since
+        if self.skippedFor is not None and state is State.FAILED:
+            status = "skipped"
+        elif began is not None and state is State.NEW:
+            status, since = "waiting", began
+        isScheduled = state in (State.RETRYING, State.LOST)
+        delay = wrapper.retryAfter() if isScheduled else None
         return {
             "name": self.name,
             "required": self.required,
@@ -222,7 +180,7 @@ class Member:
             "waitedFor": None if self.waitedFor is None else self.waitedFor.name,
             "attempts": [
                 {
-                    "begun": round(each.begun - (began or 0), 6),
+                    "begun": round(each.begun - origin, 6),
                     "ended": after(each.ended),
                     "kind": each.kind,
                     "error": each.error,
@@ -230,10 +188,10 @@ class Member:
                 for each in attempts
             ],
             "attemptCount": history.attempts.count,
-            "nextAttempt": None if following is None else after(now + following),
+            "nextAttempt": None if delay is None else after(now + delay),
             "losses": [
                 {
-                    "lost": round(each.lost - (began or 0), 6),
+                    "lost": round(each.lost - origin, 6),
                     "recovered": after(each.recovered),
                     "kind": each.kind,
                     "error": each.error,
@@ -241,7 +199,7 @@ class Member:
                 for each in history.losses
             ],
             "lossCount": history.losses.count,
-            "closed": after(wrapper.since) if wrapper.state is State.CLOSED else None,
+            "closed": after(since) if state is State.CLOSED else None,
             "closeError": None if self.closeError is None else explain(self.closeError),
         }
 
@@ -249,7 +207,6 @@ class Member:
         """
         Say why the module is not ready, without the message of any error.
         """
-        wrapper = self.wrapper
         if status == "waiting":
             missing = [each.name for each in self.dependencies if not each.ready]
             more = len(missing) - MAX_NAMED_NEEDS
@@ -257,16 +214,15 @@ class Member:
             return f"needs {named}" + (f" and {more} more" if more > 0 else "")
         if status == "skipped":
             return f"needs {self.skippedFor}, which failed"
+        wrapper = self.wrapper
         error = wrapper.lastError
         because = "" if error is None else f" ({type(error).__name__})"
         return {
             State.NEW: "not started",
             State.INITIALIZING: f"attempt {wrapper.attempts} is in progress",
             State.RETRYING: f"attempt {wrapper.attempts} failed{because}",
-            State.DRAINING: None,
-            State.READY: None,
             State.LOST: f"lost{because}",
             State.FAILED: f"failed for good{because}",
             State.CLOSING: "is being closed",
             State.CLOSED: "closed",
-        }[wrapper.state]
+        }.get(wrapper.state)

@@ -7,18 +7,9 @@ All times are in seconds since the start-up began.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Final, TypedDict
 
-__all__ = [
-    "AttemptReport",
-    "LossReport",
-    "ModuleReport",
-    "Report",
-    "describe",
-    "isoTime",
-    "rounded",
-]
+__all__ = ["AttemptReport", "LossReport", "ModuleReport", "Report", "describe"]
 
 
 class AttemptReport(TypedDict):
@@ -122,34 +113,10 @@ class Report(TypedDict):
     modules: list[ModuleReport]
 
 
-def rounded(seconds: float | None) -> float | None:
-    """
-    Round a time to microseconds.
-    """
-    return None if seconds is None else round(seconds, 6)
-
-
-def isoTime(seconds: float) -> str:
-    """
-    Format a time of the reactor in ISO 8601, for UTC.
-    """
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
 MAX_PATH_MODULES: Final = 20
 """
 Maximum number of modules of a critical path that the table names.
 """
-
-_HEADINGS: Final = (
-    "  module",
-    "status",
-    "began",
-    "ready",
-    "took",
-    "attempts",
-    "waited for",
-)
 
 
 def describe(report: Report, maxModules: int | None = None) -> str:
@@ -161,50 +128,43 @@ def describe(report: Report, maxModules: int | None = None) -> str:
         Modules of the critical path come first, then those that are not ready,
         then the slowest.
     """
-    critical = set(report["criticalPath"])
-    modules = report["modules"]
+    modules, path, status = report["modules"], report["criticalPath"], report["status"]
+    critical = set(path)
     omitted = 0 if maxModules is None else len(modules) - maxModules
     if omitted > 0:
-        first = sorted(
-            modules,
-            key=lambda module: (
-                module["name"] not in critical,
-                module["ready"],
-                -(_secondsTaken(module) or 0.0),
-            ),
-        )[:maxModules]
-        shown = {module["name"] for module in first}
+
+        def rank(module: ModuleReport) -> tuple[bool, bool, float]:
+            isCritical, took = module["name"] in critical, _secondsTaken(module)
+            return (not isCritical, module["ready"], -(took or 0.0))
+
+        shown = {module["name"] for module in sorted(modules, key=rank)[:maxModules]}
         modules = [module for module in modules if module["name"] in shown]
-    rows = [
-        (
-            f"{'*' if module['name'] in critical else ' '} {module['name']}",
-            _status(module),
-            _seconds(module["begun"]),
-            _seconds(module["becameReady"]),
-            _seconds(_secondsTaken(module)),
-            str(module["attemptCount"]),
-            module["waitedFor"] or "",
-        )
-        for module in modules
-    ]
-    status = report["status"]
     if report["becameReady"] is not None:
         after = f"ready after {_seconds(report['becameReady'])}"
         status = after if status == "ready" else f"{status}, {after}"
-    lines = [status, *_aligned([_HEADINGS, *rows])]
+    rows = [["  module", "status", "began", "ready", "took", "attempts", "waited for"]]
+    rows += [_rowOf(module, module["name"] in critical) for module in modules]
+    lines = [status, *_aligned(rows)]
     if omitted > 0:
         lines.append(f"  and {omitted} more")
-    if critical:
-        path = report["criticalPath"]
-        if len(path) > MAX_PATH_MODULES:
-            path = ["…", *path[-MAX_PATH_MODULES:]]
+    if len(path) > MAX_PATH_MODULES:
+        path = ["…", *path[-MAX_PATH_MODULES:]]
+    if path:
         lines.append(f"* critical path: {' → '.join(path)}")
     return "\n".join(lines)
 
 
-def _status(module: ModuleReport) -> str:
+def _rowOf(module: ModuleReport, isCritical: bool) -> list[str]:
     status = "ready" if module["ready"] else module["status"]
-    return status if module["required"] else f"({status})"
+    return [
+        f"{'*' if isCritical else ' '} {module['name']}",
+        status if module["required"] else f"({status})",
+        _seconds(module["begun"]),
+        _seconds(module["becameReady"]),
+        _seconds(_secondsTaken(module)),
+        str(module["attemptCount"]),
+        module["waitedFor"] or "",
+    ]
 
 
 def _secondsTaken(module: ModuleReport) -> float | None:
@@ -220,5 +180,4 @@ def _seconds(seconds: float | None) -> str:
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()

@@ -29,8 +29,6 @@ class Shutdown:
         finished: Callable[[], None],
     ) -> None:
         """
-        @param reactor: Provides the time.
-        @param members: The modules.
         @param finished: Called when all are closed.
         """
         self._members = members
@@ -68,7 +66,5 @@ class Shutdown:
         self._work.now()
 
     def _sliceEnded(self, more: bool) -> None:
-        if not self._openCount:
-            # What finished() does may end another slice.
-            self._openCount = -1
+        if not more and not self._openCount:
             self._finished()
