@@ -78,13 +78,13 @@ class _Fixture:
         queue: deque[object] = deque()
         echo = module.echo
 
-        def hold(*arguments: object, **keywords: object) -> Deferred[object]:
+        def enqueue(*arguments: object, **keywords: object) -> Deferred[object]:
             deferred: Deferred[object] = Deferred()
             queue.append((deferred, echo, arguments, keywords))
             return deferred
 
         self.names.update(
-            call=hold, echo=echo, wrapper=wrapper, proxy=wrapper.proxy, queue=queue
+            call=enqueue, echo=echo, wrapper=wrapper, proxy=wrapper.proxy, queue=queue
         )
         gc.collect()
 

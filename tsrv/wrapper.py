@@ -314,7 +314,7 @@ class QueuingWrapper(Generic[_Module]):
         if self.state not in (State.NEW, State.FAILED):
             return self.whenInitialized()
         waiter = self._waiters.wait()
-        self._queue.hold()
+        self._queue.queueCalls()
         self._initialization.start()
         return waiter
 
@@ -367,7 +367,7 @@ class QueuingWrapper(Generic[_Module]):
         self._proxySwitch.toWaiting()
         waiters = self._waiters.takeAll()
         self._initialization.stop()
-        refused = self._queue.refuse(self._makeClosed)
+        refused = self._queue.refuseCalls(self._makeClosed)
         waiters.fail(self._makeClosed)
         self._observers.notify()
         close, error = self._closeModule, None
@@ -399,7 +399,7 @@ class QueuingWrapper(Generic[_Module]):
 
     def _drained(self) -> None:
         self._lifecycle.on(Event.DRAINED)
-        self._queue.letPass()
+        self._queue.passCalls()
         self._proxySwitch.toReady()
         if self.state is not State.READY:
             # Reading the module's attributes made it go away.
@@ -415,7 +415,7 @@ class QueuingWrapper(Generic[_Module]):
         # which may fail for another reason.
         waiters = self._waiters.takeAll()
         makeError = partial(self._makeFailed, self.lastError)
-        self._queue.refuse(makeError)
+        self._queue.refuseCalls(makeError)
         waiters.fail(makeError)
         self._observers.notify()
 

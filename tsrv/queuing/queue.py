@@ -187,7 +187,7 @@ class CommandQueue:
 
     # Orders of the wrapper.
 
-    def hold(self) -> None:
+    def queueCalls(self) -> None:
         """
         From now on, queue calls.
         """
@@ -202,7 +202,7 @@ class CommandQueue:
         self._draining = True
         self._work.now()
 
-    def letPass(self) -> None:
+    def passCalls(self) -> None:
         """
         From now on, pass calls to the module directly.
         """
@@ -210,7 +210,7 @@ class CommandQueue:
         self.passing = True
         self._nothingWaits()
 
-    def refuse(self, makeError: Callable[[], Exception]) -> Deferred[None]:
+    def refuseCalls(self, makeError: Callable[[], Exception]) -> Deferred[None]:
         """
         Fail all queued calls, and from now on every call at once.
 
@@ -234,7 +234,7 @@ class CommandQueue:
         The module is lost: queue calls again, those in progress that are safe to
         run twice first.
         """
-        self.hold()
+        self.queueCalls()
         self._lastPutBack = None
         self.running.interrupt()
 
