@@ -103,6 +103,14 @@ class Database:
         """
         return self.server.ask(sql, *parameters, database=self.name)
 
+    def countConnections(self) -> Deferred[list[tuple[Any, ...]]]:
+        """
+        Count the connections to this database.
+        """
+        return self.server.ask(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = %s", self.name
+        )
+
     def endConnections(self, where: str = "true") -> Deferred[list[tuple[Any, ...]]]:
         """
         Have the server end connections to this database.

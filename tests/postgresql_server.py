@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
@@ -377,20 +376,6 @@ class PostgreSQL:
             return [] if cursor.description is None else cursor.fetchall()
 
     ask = _threaded(askNow)
-
-    def clientsNow(self) -> Counter[str]:
-        """
-        @return: The number of connections to each database, without this one.
-        """
-        return Counter(
-            name
-            for (name,) in self.askNow(
-                "select datname from pg_stat_activity where pid <> pg_backend_pid()"
-                " and backend_type = 'client backend'"
-            )
-        )
-
-    clients = _threaded(clientsNow)
 
     @property
     def log(self) -> str:

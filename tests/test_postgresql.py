@@ -91,10 +91,10 @@ async def test_the_number_of_connections_is_bounded(database: Database) -> None:
     async with opened(database.url, [SCHEMA], connections=3) as module:
         for _ in range(5):
             await module.read(ONE)
-        assert (await database.server.clients())[database.name] == 1
+        assert await database.countConnections() == [(1,)]
         await gatherResults([module.write(ADD, str(number)) for number in range(64)])
         assert await module.read(COUNT) == [(64,)]
-        assert (await database.server.clients())[database.name] == 3
+        assert await database.countConnections() == [(3,)]
 
 
 @asynchronous
