@@ -372,7 +372,7 @@ def test_watching_that_fails(clock: Clock) -> None:
     resultOf(wrapper.initialize())
     assert isinstance(wrapper.lastError, Trouble)
     clock.advance(1)
-    assert str(wrapper.lastError) == "whenLost() answered None, not a Deferred"
+    assert str(wrapper.lastError) == "whenLost() returned None, not a Deferred"
     clock.advance(1)
     assert wrapper.state is State.READY
 

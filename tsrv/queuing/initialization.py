@@ -292,7 +292,7 @@ class Initialization:
         if type(lost) is CoroutineType:
             lost = Deferred.fromCoroutine(lost)
         if not isinstance(lost, Deferred):
-            raise TypeError(f"whenLost() answered {lost!r}, not a Deferred")
+            raise TypeError(f"whenLost() returned {lost!r}, not a Deferred")
         return lost
 
     def _noticeLoss(self, reason: object, attempt: _Attempt) -> None:

@@ -21,12 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, SupportsIndex
 
 from ..asyncmodule import NotInitialized
-from .module import (
-    ModuleMethod,
-    findMethod,
-    hasDynamicAttributes,
-    publicMethods,
-)
+from .module import ModuleMethod, findMethod, hasDynamicAttributes, publicMethods
 
 __all__ = ["ProxySwitch"]
 
