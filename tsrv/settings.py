@@ -14,22 +14,24 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
-from tempfile import mkstemp
+from tempfile import TemporaryDirectory
 from typing import Any, Final, NoReturn
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.client import Agent, ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from .asyncmodule import IAsyncModule, IHasNote, NotInitialized
@@ -57,43 +59,37 @@ class SettingsRefused(Exception):
     """
 
 
-@dataclass(frozen=True)
 class Source:
     """
     The URL of settings. Its string shows no secret.
 
     @ivar url: The URL without credentials.
-    @ivar credentials: User and password for Basic authorization.
+    @ivar credentials: User and password for Basic authorization; L{None} without.
     """
 
-    url: str = field(repr=False)
-    credentials: tuple[str, str] | None = field(repr=False)
-
-    @classmethod
-    def parse(cls, url: str) -> Source:
+    def __init__(self, url: str) -> None:
         """
         @param url: A URL, with C{USER:PASSWORD@} or without.
         @raise ValueError: It is not an HTTP URL. The message does not repeat it.
         """
         try:
             split = urlsplit(url)
-            isValid = split.scheme in ("http", "https") and bool(split.hostname)
             # Reading the port validates it.
-            isValid = isValid and split.port != 0
+            hasHost = bool(split.hostname) and split.port != 0
         except ValueError:
-            isValid = False
-        if not isValid or re.search(r"[\x00-\x20\x7f]", url):
+            hasHost = False
+        isHTTP = hasHost and split.scheme in ("http", "https")
+        if not isHTTP or re.search(r"[\x00-\x20\x7f]", url):
             raise ValueError("it must be http://HOST:PORT/PATH or https://…")
         userinfo, at, host = split.netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
-        return cls(
-            urlunsplit((split.scheme, host, split.path or "/", split.query, "")),
-            (unquote(user), unquote(password)) if at else None,
-        )
+        resource = (split.scheme, host, split.path or "/")
+        self.url = urlunsplit((*resource, split.query, ""))
+        self.credentials = (unquote(user), unquote(password)) if at else None
+        self._shown = urlunsplit((*resource, "", ""))
 
     def __str__(self) -> str:
-        split = urlsplit(self.url)
-        return urlunsplit((split.scheme, split.netloc, split.path, "", ""))
+        return self._shown
 
 
 class _UnusableResponse(Exception):
@@ -120,11 +116,8 @@ class _Body(Protocol):
             self.finished.errback(_UnusableResponse(message))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        # ResponseDone, or PotentialDataLoss where the end is that of the connection.
-        isComplete = type(reason.value).__name__ in (
-            "ResponseDone",
-            "PotentialDataLoss",
-        )
+        # PotentialDataLoss: the body ends where the connection ends.
+        isComplete = reason.check(ResponseDone, PotentialDataLoss)
         if not self.finished.called:
             self.finished.callback(bytes(self._data) if isComplete else reason)
 
@@ -172,12 +165,7 @@ class RemoteSettings:
         @param client: An HTTP client with the interface of treq.
         @raise ValueError: The URL is invalid.
         """
-        self._source = Source.parse(url)
-        if client is None:
-            from treq.client import HTTPClient
-            from twisted.web.client import Agent
-
-            client = HTTPClient(Agent(reactor))
+        self._source = Source(url)
         self._reactor = reactor
         self._timeout = timeout
         self._refreshSeconds = refresh
@@ -185,7 +173,7 @@ class RemoteSettings:
         # A copy belongs to one source, whose URL may be a secret.
         self._copySource = sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
         self._check = check
-        self._client = client
+        self._client = client or HTTPClient(Agent(reactor))
         self.initialized = False
         self.settings: Mapping[str, Any] = {}
         self.stale = False
@@ -209,7 +197,7 @@ class RemoteSettings:
             return succeed(None)
         if self._working is not None:
             return fail(SettingsUnavailable("the settings are being fetched already"))
-        return self._run(self._refresh())
+        return self._refresh()
 
     def close(self) -> Deferred[None]:
         """
@@ -248,25 +236,20 @@ class RemoteSettings:
             return None
         return f"stale: copy of {_date(self.fetched)}, the source is unavailable"
 
-    def _run(self, work: Any) -> Deferred[None]:
+    def _refresh(self) -> Deferred[None]:
         def finished(result: Any) -> Any:
             self._working = None
             return result
 
-        working: Deferred[None] = Deferred.fromCoroutine(work)
-        if not working.called:
-            self._working = working
-        return working.addBoth(finished)
+        self._working = Deferred.fromCoroutine(self._fetchOrUseCopy())
+        return self._working.addBoth(finished)
 
     def _warnOnce(self, subject: str, message: str) -> None:
-        """
-        Log a warning, unless it is the last one about the same subject.
-        """
         if self._warned.get(subject) != message:
             self._warned[subject] = message
             self._log.warn("Settings: {message}", message=message)
 
-    async def _refresh(self) -> None:
+    async def _fetchOrUseCopy(self) -> None:
         try:
             await self._fetch()
         except (SettingsUnavailable, SettingsRefused) as error:
@@ -286,21 +269,18 @@ class RemoteSettings:
 
     def _timerFired(self) -> None:
         self._timer = None
-        self._run(self._refresh()).addErrback(self._refreshFailed)
-
-    def _refreshFailed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self._log.failure("Settings are not fetched again", failure=failure)
+        # Closing has cancelled it.
+        self._refresh().addErrback(lambda failure: failure.trap(CancelledError))
 
     async def _fetch(self) -> None:
         exchange = Deferred.fromCoroutine(self._exchange())
-        exchange.addTimeout(self._timeout, self._reactor, self._timedOut)
+        exchange.addTimeout(self._timeout, self._reactor, _timedOut)
         try:
             settings = await exchange
         except (CancelledError, SettingsRefused):
             raise
         except Exception as error:
-            if isinstance(error, _UnusableResponse | DeferredTimeout):
+            if isinstance(error, _UnusableResponse):
                 reason = str(error)
             else:
                 # The message may contain the URL.
@@ -325,7 +305,7 @@ class RemoteSettings:
     async def _exchange(self) -> dict[str, Any]:
         response = await self._client.get(
             self._source.url,
-            headers={"Accept": "application/json"},
+            headers=Headers({"Accept": ["application/json"]}),
             auth=self._source.credentials,
             allow_redirects=False,
             unbuffered=True,
@@ -335,7 +315,12 @@ class RemoteSettings:
         response.deliverBody(body)
         status: int = response.code
         if status == 200:
-            settings = _parse(await body.finished)
+            try:
+                settings = json.loads(await body.finished)
+            except (ValueError, RecursionError):
+                raise _UnusableResponse("sent a body that is not JSON") from None
+            if not isinstance(settings, dict):
+                raise _UnusableResponse("sent JSON that is not an object")
             if (wrong := self._check(settings)) is not None:
                 raise SettingsRefused(f"{self._source} sent unusable settings: {wrong}")
             return settings
@@ -350,9 +335,6 @@ class RemoteSettings:
         raise SettingsRefused(
             f"{self._source} responded with status {status}: {advice}"
         )
-
-    def _timedOut(self, result: object, timeout: float) -> NoReturn:
-        raise DeferredTimeout(f"took more than {timeout:g} s")
 
     async def _useCopy(self) -> bool:
         if self._copyPath is None:
@@ -373,16 +355,13 @@ class RemoteSettings:
     async def _writeCopy(self, settings: dict[str, Any]) -> None:
         if self._copyPath is None:
             return
-        content = {
-            "source": self._copySource,
-            "fetched": self.fetched,
-            "settings": settings,
-        }
+        copy = {"source": self._copySource, "fetched": self.fetched}
+        content = json.dumps({**copy, "settings": settings})
         try:
-            await self._inThread(_writeFile, self._copyPath, json.dumps(content))
+            await self._inThread(_writeFile, self._copyPath, content)
             self._warned.pop("copy", None)
         except OSError as error:
-            # The message of the error has the name of a temporary file in it.
+            # The error names a temporary file.
             reason = error.strerror
             self._warnOnce("copy", f"{self._copyPath}: cannot write the copy: {reason}")
 
@@ -391,19 +370,12 @@ class RemoteSettings:
         return deferToThreadPool(self._reactor, pool, call, *arguments)
 
 
+def _timedOut(result: object, timeout: float) -> NoReturn:
+    raise _UnusableResponse(f"took more than {timeout:g} s")
+
+
 def _date(seconds: float | None) -> str:
-    assert seconds is not None
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        raise _UnusableResponse("sent a body that is not JSON") from None
-    if not isinstance(found, dict):
-        raise _UnusableResponse("sent JSON that is not an object")
-    return found
+    return datetime.fromtimestamp(seconds or 0.0, UTC).strftime("%Y-%m-%d %H:%MZ")
 
 
 def _readCopy(path: str, source: str) -> tuple[dict[str, Any], float]:
@@ -413,18 +385,14 @@ def _readCopy(path: str, source: str) -> tuple[dict[str, Any], float]:
     @raise ValueError: The file is damaged, or is a copy of another source.
     """
     # JSON may be longer in the file than it was on the wire.
-    limit = 8 * MAX_SETTINGS_BYTES
     with open(path, "rb") as file:
-        data = file.read(limit + 1)
+        data = file.read(8 * MAX_SETTINGS_BYTES)
     try:
-        copy = json.loads(data) if len(data) <= limit else {}
-        found, settings, fetched = copy["source"], copy["settings"], copy["fetched"]
-        _date(fetched)
-        isValid = isinstance(settings, dict)
-    except (ValueError, RecursionError, TypeError, KeyError, OverflowError, OSError):
-        isValid = False
-    if not isValid:
-        raise ValueError("the file is damaged")
+        copy = json.loads(data)
+        found, settings, fetched = copy["source"], {**copy["settings"]}, copy["fetched"]
+        datetime.fromtimestamp(fetched, UTC)
+    except Exception:
+        raise ValueError("the file is damaged") from None
     if found != source:
         raise ValueError("the file is a copy of another source")
     return settings, fetched
@@ -433,14 +401,11 @@ def _readCopy(path: str, source: str) -> tuple[dict[str, Any], float]:
 def _writeFile(path: str, content: str) -> None:
     # The file is replaced as a whole, and only its owner may read it.
     directory, name = os.path.split(path)
-    number, temporary = mkstemp(prefix=f".{name}.", dir=directory)
-    try:
-        with os.fdopen(number, "w", encoding="ascii") as file:
+    ownersFile = partial(os.open, mode=0o600)
+    with TemporaryDirectory(prefix=f".{name}.", dir=directory) as temporary:
+        written = os.path.join(temporary, name)
+        with open(written, "w", encoding="ascii", opener=ownersFile) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+        os.replace(written, path)

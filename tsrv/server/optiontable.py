@@ -144,7 +144,7 @@ def _settings(url: str) -> str:
     # It needs the extra "server", which the options require before.
     from ..settings import Source
 
-    Source.parse(url)
+    Source(url)
     return url
 
 
