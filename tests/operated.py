@@ -37,15 +37,9 @@ class Noted:
     """
 
     def initialize(self) -> None:
-        """
-        Fail.
-        """
         raise Trouble(SURROGATE)
 
     def note(self) -> str:
-        """
-        Return the note.
-        """
         return SURROGATE
 
 
@@ -62,36 +56,21 @@ class Program:
         self.modules: dict[str, Module] = {}
 
     def add(self, name: str, *needs: str, **options: Any) -> Any:
-        """
-        @return: The wrapper of a new module.
-        """
         module = self.modules[name] = Module()
         options.setdefault("retryPolicy", lambda attempts: 5.0)
         return self.startup.add(name, module, needs=needs, fatal=Refused, **options)
 
     def start(self) -> None:
-        """
-        Start the modules.
-        """
         self.startup.startService()
 
     def succeed(self, *names: str) -> None:
-        """
-        Let an attempt of each module succeed.
-        """
         for name in names:
             self.modules[name].attempts[-1].callback(None)
 
     def fail(self, name: str, error: type[Exception] = Trouble) -> None:
-        """
-        Let an attempt of a module fail.
-        """
         self.modules[name].attempts[-1].errback(error(SECRET))
 
     def lose(self, name: str) -> None:
-        """
-        Let a module be lost.
-        """
         self.modules[name].watches[-1].errback(Trouble(SECRET))
 
     def stop(self) -> None:

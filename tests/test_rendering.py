@@ -135,21 +135,15 @@ def test_other_methods_are_refused_with_what_is_allowed(method: str) -> None:
     assert teller.answers == []
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "BREW"])
-def test_head_needs_get(method: str) -> None:
+def test_a_resource_may_have_other_methods_than_get() -> None:
     """
-    Every resource of Twisted has a C{render_HEAD}, which fails without
-    C{render_GET}.
-    """
-    answer = ask(Writable(), method=method)
-    assert (answer.status, answer.headers["allow"]) == (405, "POST")
-
-
-def test_a_resource_reads_the_body() -> None:
-    """
-    A method is called with the whole body.
+    Its method gets the whole body. Every resource of Twisted has a C{render_HEAD},
+    which fails without C{render_GET}.
     """
     assert ask(Writable(), method="POST", data=b"12345").body == b"5 bytes"
+    for method in ("GET", "HEAD", "BREW"):
+        answer = ask(Writable(), method=method)
+        assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
 # Clients that leave.
@@ -279,53 +273,34 @@ def test_a_result_that_is_no_response_is_an_error(
 # Routes.
 
 
-class User(AsyncResource):
-    """
-    A resource with a route of its own.
-    """
-
-    route = "/users/{id}"
-
-
 def test_every_resource_knows_its_route(clock: Clock) -> None:
     """
-    In whatever order a tree is put together; a route of its own is kept.
+    Its first place decides, in whatever order a tree is put together; a route of its
+    own is kept, and below a resource of another kind it has none.
     """
-    root, api, users, late, index, posts = (AsyncResource() for _ in range(6))
-    user = User()
-    user.putChild(b"posts", posts)
-    api.putChild(b"users", users)
-    root.putChild(b"api", api)
-    root.putChild(b"", index)
-    root.putChild(b"somebody", user)
-    Site(root, clock)
-    api.putChild(b"l\xc3\xa4te\xff", late)
-    routes = [each.route for each in (root, api, users, late, index, user, posts)]
-    assert routes == [
-        "/",
-        "/api",
-        "/api/users",
-        "/api/läte\\xff",
-        "/",
-        "/users/{id}",
-        "/users/{id}/posts",
-    ]
-
-
-def test_a_resource_in_several_places_has_the_first_route(clock: Clock) -> None:
-    """
-    A resource may even be its own child; below one of another kind it has none.
-    """
-    root, shared, below = AsyncResource(), AsyncResource(), AsyncResource()
+    routes = {
+        name: AsyncResource()
+        for name in (
+            *("/", "/api", "/api/users", "/api/l\xe4te\\xff", "/index"),
+            *("/users/{id}", "/users/{id}/posts", "(other)"),
+        )
+    }
+    root, api, users, late, index, user, posts, below = routes.values()
     plain = Resource()
     plain.putChild(b"below", below)
+    user.route = "/users/{id}"
+    user.putChild(b"posts", posts)
+    api.putChild(b"users", users)
     root.putChild(b"self", root)
-    root.putChild(b"a", shared)
-    root.putChild(b"b", shared)
+    root.putChild(b"api", api)
+    root.putChild(b"index", index)
+    root.putChild(b"", index)
+    root.putChild(b"somebody", user)
     root.putChild(b"plain", plain)
     Site(root, clock)
-    Site(shared, clock)
-    assert [each.route for each in (root, shared, below)] == ["/", "/a", "(other)"]
+    Site(api, clock)
+    api.putChild(b"l\xc3\xa4te\xff", late)
+    assert [each.route for each in routes.values()] == list(routes)
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,6 @@ class Lines:
 
     @property
     def lines(self) -> list[str]:
-        """
-        The lines, without their times.
-        """
         return [eventAsText(event, includeTimestamp=False) for event in self.events]
 
 
@@ -108,17 +105,8 @@ def test_a_client_may_choose_the_id(requestId: str) -> None:
 @pytest.mark.parametrize(
     "sent",
     [
-        [""],
-        ["a b"],
-        ["a,b"],
-        ["a\tb"],
-        ['"a"'],
-        ["{a}"],
-        ["%0a"],
-        ["a\x1b[2J"],
-        ["\N{LATIN SMALL LETTER E WITH ACUTE}"],
-        ["x" * 129],
-        ["a", "b"],
+        *([""], ["a b"], ["a,b"], ["a\tb"], ['"a"'], ["{a}"], ["%0a"], ["a\x1b[2J"]),
+        *(["\xe9"], ["x" * 129], ["a", "b"]),
     ],
 )
 def test_an_invalid_id_is_replaced(sent: list[str]) -> None:
@@ -302,12 +290,3 @@ def test_log_lines_show_the_id(event: LogEvent, system: str) -> None:
         addRequestId(event)
     assert event["log_system"] == system
     assert event["requestId"] == system.rpartition(",")[2]
-
-
-def test_events_outside_of_requests_have_no_id() -> None:
-    """
-    Without a request an event stays as it is.
-    """
-    event: LogEvent = {}
-    addRequestId(event)
-    assert event == {}

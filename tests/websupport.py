@@ -239,37 +239,22 @@ class Peer:
         self.channel.makeConnection(self.transport)
 
     def send(self, data: bytes) -> None:
-        """
-        Send something.
-        """
         self.channel.dataReceived(data)
 
     def leave(self) -> None:
-        """
-        Close the connection.
-        """
         self.transport.close()
 
     @property
     def closed(self) -> bool:
-        """
-        Whether the connection is closed.
-        """
         self._clock.advance(0)
         return self.transport.closed
 
     @property
     def received(self) -> bytes:
-        """
-        The received bytes.
-        """
         return cast(bytes, self.transport.value())
 
     @property
     def answers(self) -> list[Answer]:
-        """
-        The received responses.
-        """
         return answersIn(self.received)
 
 
@@ -322,16 +307,10 @@ class Wire(Protocol):
         self._fireWaiting()
 
     def send(self, data: bytes) -> None:
-        """
-        Send something.
-        """
         assert self.transport is not None
         self.transport.write(data)
 
     def leave(self) -> None:
-        """
-        Abort the connection.
-        """
         cast(Any, self.transport).abortConnection()
 
     def finish(self) -> None:
@@ -351,15 +330,9 @@ class Wire(Protocol):
         return deferred
 
     def whenReceived(self, expected: bytes, times: int = 1) -> Deferred[bytes]:
-        """
-        @return: A Deferred that fires when the received bytes contain something.
-        """
         return self.when(lambda: self.received.count(expected) >= times)
 
     def whenClosed(self) -> Deferred[bytes]:
-        """
-        @return: A Deferred that fires when the connection is closed.
-        """
         return self.when(lambda: self.closed)
 
     def _fireWaiting(self) -> None:
@@ -385,15 +358,9 @@ class Served:
 
     @property
     def url(self) -> str:
-        """
-        The URL of the root.
-        """
         return f"http://127.0.0.1:{self.port}"
 
     async def connect(self, *data: bytes) -> Wire:
-        """
-        Make a connection, and send something.
-        """
         from twisted.internet import reactor
 
         endpoint = TCP4ClientEndpoint(cast(Any, reactor), "127.0.0.1", self.port)
