@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from twisted.python.failure import Failure
 
 from tsrv.web.health import Live, Ready, StartupPage
@@ -20,20 +19,20 @@ from .support import Refused, Trouble, resultOf
 from .websupport import Answer, ask
 
 
-def askPage(page: AsyncResource, method: str = "GET", accept: str = "*/*") -> Answer:
+def askPage(page: AsyncResource, accept: str = "*/*") -> Answer:
     """
     Ask a page of a site.
     """
     root = AsyncResource()
     root.putChild(b"page", page)
-    return ask(root, "/page", method, {"Accept": accept})
+    return ask(root, "/page", headers={"Accept": accept})
 
 
-def askReady(program: Program, accept: str = "*/*", method: str = "GET") -> Answer:
+def askReady(program: Program, accept: str = "*/*") -> Answer:
     """
     Ask whether a program is ready.
     """
-    return askPage(Ready(program.startup), method, accept)
+    return askPage(Ready(program.startup), accept)
 
 
 def missing(program: Program) -> tuple[str, list[tuple[str, str, str, float]]]:
@@ -236,34 +235,9 @@ def test_text_clients_get_the_message(program: Program) -> None:
     program.fail("c")
     answer = askReady(program, "text/plain")
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.body == b"starting: c (attempt 1 failed (Trouble))"
-
-
-@pytest.mark.parametrize("isReady", [False, True])
-def test_head_is_answered_like_get(program: Program, isReady: bool) -> None:
-    """
-    HEAD has the status and headers of GET, which must not be cached.
-    """
-    program.add("database")
-    program.start()
-    if isReady:
-        program.succeed("database")
-    whole, head = askReady(program), askReady(program, method="HEAD")
-    assert head.status == whole.status == (200 if isReady else 503)
-    assert head.headers.get("retry-after") == whole.headers.get("retry-after")
-    assert head.headers["cache-control"] == whole.headers["cache-control"] == "no-store"
-    assert head.body == b""
-
-
-def test_other_methods_are_refused(program: Program) -> None:
-    """
-    The pages can only be read.
-    """
-    startup = program.startup
-    for resource in (Live(), Ready(startup), StartupPage(startup)):
-        answer = askPage(resource, "POST")
-        assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_messages_are_hidden_from_the_public(program: Program) -> None:

@@ -1,34 +1,23 @@
 """
-The promise over real HTTP: requests that come too early wait, and are answered in
-order.
+The promise over HTTP: requests that come too early wait, and are answered in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.task import Clock
 
 from tsrv import AsyncModule, Closed, QueuingWrapper, State
 from tsrv.resources import makeRoot
 from tsrv.web.site import Site
 
-from .websupport import (
-    Answer,
-    Served,
-    Wire,
-    answersIn,
-    asynchronous,
-    errorsIn,
-    logged,
-    serving,
-)
+from .websupport import Peer, answersIn, asynchronous, errorsIn, logged, serving
 
 SAY = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
-
-SAY_LAST = b"GET /say HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 
 
 class Numbered:
@@ -51,183 +40,175 @@ class Numbered:
 
 class Starting:
     """
-    A server whose module is being initialised. It stands between the resource and
-    the proxy, and counts the calls that have C{arrived} and C{ended}.
+    A site in memory whose module is being initialised, and its clients.
     """
 
-    def __init__(self, **options: Any) -> None:
-        from twisted.internet import reactor
-
+    def __init__(self, clock: Clock, **options: Any) -> None:
+        self.clock = clock
         self.module = Numbered()
-        self.wrapper = QueuingWrapper(self.module, reactor, **options)
-        self.site = Site(makeRoot(self), reactor)
-        self._counts = {"arrived": 0, "ended": 0}
-        self._waiting: list[tuple[str, int, Deferred[None]]] = []
+        self.wrapper = QueuingWrapper(self.module, clock, **options)
+        self.site = Site(makeRoot(self.wrapper.proxy), clock)
         self.wrapper.initialize().addErrback(lambda failure: failure.trap(Closed))
+        self.peers: list[Peer] = []
 
-    def tellMeSomething(self) -> Deferred[str]:
-        answer = self.wrapper.proxy.tellMeSomething()
-        self._count("arrived")
-        return answer.addBoth(self._ended)
-
-    def when(self, what: str, count: int) -> Deferred[None]:
+    def ask(self, count: int) -> None:
         """
-        @return: A Deferred that fires when so many calls have C{arrived} or
-            C{ended}.
+        Make requests on connections of their own.
         """
-        deferred: Deferred[None] = Deferred()
-        self._waiting.append((what, count, deferred))
-        self._fireWaiting()
-        return deferred
+        for _ in range(count):
+            self.peers.append(Peer(self.site, self.clock))
+            self.peers[-1].send(SAY)
 
-    def _ended(self, result: Any) -> Any:
-        self._count("ended")
-        return result
-
-    def _count(self, what: str) -> None:
-        self._counts[what] += 1
-        self._fireWaiting()
-
-    def _fireWaiting(self) -> None:
-        for what, count, deferred in self._waiting:
-            if self._counts[what] >= count and not deferred.called:
-                deferred.callback(None)
+    def finishStart(self) -> None:
+        self.module.starting.callback(None)
+        self.clock.pump([0] * 10)
 
 
-@asynccontextmanager
-async def starting(**options: Any) -> AsyncIterator[tuple[Starting, Served]]:
+@pytest.fixture
+def starting(clock: Clock) -> Iterator[Callable[..., Starting]]:
     """
-    Listen, with a module that is being initialised; nothing is logged as an error.
+    Make sites; nothing is logged as an error.
     """
-    server = Starting(**options)
+    started: list[Starting] = []
+
+    def start(**options: Any) -> Starting:
+        started.append(Starting(clock, **options))
+        return started[-1]
+
     with logged() as events:
-        async with serving(server.site) as served:
-            yield server, served
-        await server.wrapper.close()
+        yield start
+        for each in started:
+            for peer in each.peers:
+                peer.leave()
+            each.wrapper.close()
+            clock.advance(0)
     assert errorsIn(events) == []
-
-
-async def connect(served: Served, server: Starting, count: int) -> list[Wire]:
-    """
-    Make requests on connections of their own, one after the other.
-    """
-    wires = []
-    for n in range(count):
-        wires.append(await served.connect(SAY_LAST))
-        await server.when("arrived", n + 1)
-    return wires
-
-
-async def answersTo(wires: Iterable[Wire]) -> list[Answer]:
-    """
-    @return: The responses, when the connections are closed.
-    """
-    received = await gatherResults([wire.whenClosed() for wire in wires])
-    return [answer for each in received for answer in answersIn(each)]
 
 
 @asynchronous
 async def test_400_requests_during_the_start_are_all_answered() -> None:
     """
-    Requests that come before the module is ready wait, and are carried out in the
-    order of their arrival.
-    """
-    async with starting() as (server, served):
-        wires = await connect(served, server, 400)
-        assert (server.wrapper.pending, server.module.calls) == (400, 0)
-        server.module.starting.callback(None)
-        answers = await answersTo(wires)
-        assert [(answer.status, answer.body) for answer in answers] == [
-            (200, b"I say: number %d" % n) for n in range(1, 401)
-        ]
-        assert server.wrapper.state is State.READY
-        assert server.wrapper.stats.started == 400
-
-
-@asynchronous
-async def test_one_pipelined_connection_is_answered_in_order() -> None:
-    """
-    The first request waits in the queue, and the others behind it in the
-    connection.
-    """
-    async with starting() as (server, served):
-        wire = await served.connect(SAY * 700)
-        await server.when("arrived", 1)
-        assert server.wrapper.pending == 1
-        server.module.starting.callback(None)
-        received = await wire.whenReceived(b"I say: number 700")
-        assert [answer.body for answer in answersIn(received)] == [
-            b"I say: number %d" % n for n in range(1, 701)
-        ]
-
-
-@asynchronous
-async def test_the_call_of_a_client_that_leaves_is_never_started() -> None:
-    """
-    It is counted as cancelled, and makes room in the queue.
-    """
-    async with starting(limit=3) as (server, served):
-        wires = await connect(served, server, 3)
-        left = wires.pop(1)
-        left.leave()
-        await server.when("ended", 1)
-        assert (server.wrapper.pending, server.wrapper.stats.cancelled) == (2, 1)
-        wires.append(await served.connect(SAY_LAST))
-        await server.when("arrived", 4)
-        server.module.starting.callback(None)
-        bodies = [answer.body for answer in await answersTo(wires)]
-        assert bodies == [b"I say: number %d" % n for n in (1, 2, 3)]
-        assert server.module.calls == 3
-        assert left.received == b""
-
-
-@asynchronous
-async def test_a_full_queue_refuses_the_rest() -> None:
-    """
-    A refused client learns when to come back.
-    """
-    async with starting(limit=10) as (server, served):
-        wires = await connect(served, server, 50)
-        await server.when("ended", 40)
-        assert server.wrapper.pending == 10
-        server.module.starting.callback(None)
-        answers = await answersTo(wires)
-        assert [answer.status for answer in answers] == [200] * 10 + [503] * 40
-        for answer in answers:
-            refused = answer.status == 503
-            assert (answer.headers.get("retry-after") == "1") is refused
-            assert (b"Too many requests are waiting" in answer.body) is refused
-        assert server.wrapper.stats.rejected == 40
-
-
-@asynchronous
-async def test_closing_the_module_answers_the_waiting_requests() -> None:
-    """
-    A waiting request ends with the reason, not with a closed connection.
-    """
-    async with starting() as (server, served):
-        wires = await connect(served, server, 5)
-        await server.wrapper.close()
-        for answer in await answersTo(wires):
-            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-            assert b"The service is shutting down" in answer.body
-
-
-@asynchronous
-async def test_a_module_without_a_wrapper_shows_the_problem() -> None:
-    """
-    A resource works with a bare module too, and then fails before it is ready.
+    Over real connections: all requests that come before the module is ready wait, and
+    each is carried out once.
     """
     from twisted.internet import reactor
 
-    module = AsyncModule(reactor, 0.0)
-    async with serving(Site(makeRoot(module), reactor)) as served:
-        (answer,) = await answersTo([await served.connect(SAY_LAST)])
-        assert answer.status == 500
+    class Counting:
+        calls = 0
+        allArrived: Deferred[None] = Deferred()
+
+        def tellMeSomething(self) -> Deferred[str]:
+            answer: Deferred[str] = wrapper.proxy.tellMeSomething()
+            self.calls += 1
+            if self.calls == 400:
+                self.allArrived.callback(None)
+            return answer
+
+    module, counting = Numbered(), Counting()
+    wrapper = QueuingWrapper(module, reactor)
+    initialized = wrapper.initialize()
+    with logged() as events:
+        async with serving(Site(makeRoot(counting), reactor)) as served:
+            wires = [await served.connect(SAY) for _ in range(400)]
+            await counting.allArrived
+            assert (wrapper.pending, module.calls) == (400, 0)
+            module.starting.callback(None)
+            received = await gatherResults(
+                [wire.whenReceived(b"number") for wire in wires]
+            )
+        await initialized
+        await wrapper.close()
+    answers = [answer for each in received for answer in answersIn(each)]
+    assert [answer.status for answer in answers] == [200] * 400
+    assert {answer.body for answer in answers} == {
+        b"I say: number %d" % n for n in range(1, 401)
+    }
+    assert errorsIn(events) == []
+
+
+def test_waiting_requests_are_answered_in_the_order_of_their_arrival(
+    starting: Any,
+) -> None:
+    """
+    On one connection the first request waits in the queue, and the others behind it
+    in the connection.
+    """
+    server = starting()
+    server.ask(50)
+    server.peers[0].send(SAY * 700)
+    assert (server.wrapper.pending, server.module.calls) == (50, 0)
+    server.finishStart()
+    assert (server.wrapper.state, server.module.calls) == (State.READY, 750)
+    first, *others = [
+        [int(answer.body.split()[-1]) for answer in peer.answers]
+        for peer in server.peers
+    ]
+    assert len(first) == 701
+    assert first == sorted(first)
+    assert others == sorted(others)
+
+
+def test_the_call_of_a_client_that_leaves_is_never_started(starting: Any) -> None:
+    """
+    It is counted as cancelled, and makes room in the queue.
+    """
+    server = starting(limit=3)
+    server.ask(3)
+    left = server.peers.pop(1)
+    left.leave()
+    assert (server.wrapper.pending, server.wrapper.stats.cancelled) == (2, 1)
+    server.ask(1)
+    server.finishStart()
+    bodies = [answer.body for peer in server.peers for answer in peer.answers]
+    assert bodies == [b"I say: number %d" % n for n in (1, 2, 3)]
+    assert left.received == b""
+
+
+def test_a_full_queue_refuses_the_rest(starting: Any) -> None:
+    """
+    A refused client learns when to come back.
+    """
+    server = starting(limit=10)
+    server.ask(50)
+    assert (server.wrapper.pending, server.wrapper.stats.rejected) == (10, 40)
+    server.finishStart()
+    answers = [answer for peer in server.peers for answer in peer.answers]
+    assert [answer.status for answer in answers] == [200] * 10 + [503] * 40
+    for answer in answers[10:]:
+        assert answer.headers["retry-after"] == "1"
+        assert b"Too many requests are waiting" in answer.body
+
+
+def test_closing_the_module_answers_the_waiting_requests(starting: Any) -> None:
+    """
+    A waiting request ends with the reason, not with a closed connection.
+    """
+    server = starting()
+    server.ask(5)
+    server.wrapper.close()
+    for peer in server.peers:
+        (answer,) = peer.answers
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert b"The service is shutting down" in answer.body
+
+
+def test_a_module_without_a_wrapper_shows_the_problem(clock: Clock) -> None:
+    """
+    A resource works with a bare module too, and then fails before it is ready.
+    """
+    module = AsyncModule(clock, 0.0)
+    root = makeRoot(module)
+    peer = Peer(Site(root, clock), clock)
+    peer.send(SAY)
+    module.initialize()
+    clock.advance(0)
+    peer.send(SAY)
+    clock.advance(0)
+    early, late = peer.answers
+    for answer in (early, late):
         assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-        assert answer.body == b"Error:I don't have anything to say right now"
-        await module.initialize()
-        (answer,) = await answersTo([await served.connect(SAY_LAST)])
-        assert answer.status == 200
-        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-        assert answer.body.startswith(b"I say: Current time is: ")
+    assert early.status == 500
+    assert early.body == b"Error:I don't have anything to say right now"
+    assert late.status == 200
+    assert late.body.startswith(b"I say: Current time is: ")
+    peer.leave()
