@@ -816,7 +816,7 @@ def test_the_timeout_ends_the_stop(served: InMemory, clock: Clock) -> None:
 
 def test_a_stop_may_be_cancelled_and_repeated(served: InMemory, clock: Clock) -> None:
     """
-    A cancelled stop fires with the number of open connections; the next one waits
+    A cancelled stop fires with the number of requests in progress; the next one waits
     again, and connections get no second time limit.
     """
     idle, busy = served.connect(), served.connect(HELD)
@@ -824,7 +824,7 @@ def test_a_stop_may_be_cancelled_and_repeated(served: InMemory, clock: Clock) ->
     cancelled = resultOf(stopping)
     clock.advance(0.5)
     stopping.cancel()
-    assert cancelled.value == 2
+    assert cancelled.value == 1
     stopped = resultOf(served.site.stop(30))
     clock.advance(0.5)
     assert idle.closed

@@ -114,6 +114,9 @@ async def test_a_service_queues_and_answers() -> None:
         await gatherResults([wrapper.whenInitialized() for wrapper in wrappers])
         await server.stopService()
     assert errorsIn(events) == []
+    assert {"tsrv.server", "tsrv.startup", "tsrv.databases"} <= {
+        event["log_namespace"] for event in events
+    }
     seen = "\n".join(textsOf(events))
     assert seen.count('"GET /say HTTP/1.1" ') == 2
     assert seen.index("Started") < seen.index("Async module initialized")

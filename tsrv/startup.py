@@ -44,6 +44,8 @@ from .wrapper import QueuingWrapper, State
 
 __all__ = ["GraphError", "Skipped", "Startup", "StartupFailed", "Status", "describe"]
 
+_log = Logger("tsrv.startup")
+
 _Module = TypeVar("_Module")
 
 MAX_WAITERS: Final = 10_000
@@ -73,8 +75,6 @@ class Startup(Service):
     @ivar wrappers: The wrappers by the names of their modules, in the order in
         which they were added.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -355,13 +355,13 @@ class Startup(Service):
             member = member.waitedFor
         self._criticalPath.reverse()
         table = describe(self.report(), MAX_LOGGED_MODULES)
-        self._log.info("Start-up: {table}", table=table)
+        _log.info("Start-up: {table}", table=table)
 
     def _requiredModuleFailed(self) -> None:
         error = self._makeStartupFailed()
         # The wrapper has logged the error of an attempt.
         isLogged = error.__cause__ is not None
-        self._log.critical(
+        _log.critical(
             "{name} is required, and failed{reason}; {outcome}",
             name=error.name,
             reason="" if isLogged else f": {error.reason}",

@@ -70,6 +70,8 @@ from .queuing.waiters import Waiters
 
 __all__ = ["IllegalTransition", "QueuingWrapper", "State", "Stats"]
 
+_log = Logger("tsrv.wrapper")
+
 _Module = TypeVar("_Module", covariant=True)
 
 # Maximum number of waiters for the module, if C{limit} is lower.
@@ -88,8 +90,6 @@ class QueuingWrapper(Generic[_Module]):
     @ivar history: The attempts and losses so far, and how long they took and the
         calls waited.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -379,7 +379,7 @@ class QueuingWrapper(Generic[_Module]):
         if error is None:
             self._closers.succeed()
         else:
-            self._log.error(
+            _log.error(
                 "{module} failed to close: {error}",
                 module=self._name,
                 error=explain(error),

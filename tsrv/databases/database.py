@@ -26,6 +26,8 @@ from .interface import (
 
 __all__ = ["Database"]
 
+_log = Logger("tsrv.databases")
+
 MAX_STUCK_THREADS: Final = 8
 """
 Maximum number of threads that may be blocked on a stalled disk.
@@ -42,8 +44,6 @@ class Database:
     The database at a URL. Each initialisation makes a new engine, and may find a new
     URL.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Database:
             self._opening = None
         self._engine = engine
         engine.whenLost().addCallback(lambda _: self._lost(engine))
-        self._log.info("Connected to {location}", location=location)
+        _log.info("Connected to {location}", location=location)
 
     async def _locate(self) -> Location:
         url = self._url if isinstance(self._url, str) else self._url()

@@ -44,6 +44,8 @@ from .twistedpsycopg import Connection
 
 __all__ = ["Connection", "PostgreSQL", "connect"]
 
+_log = Logger("tsrv.databases")
+
 SCHEMA_LOCK: Final = 0x74737276
 """
 The number of the advisory lock that processes hold while they update the schema.
@@ -81,8 +83,6 @@ class PostgreSQL:
     """
     A pool of connections to one server.
     """
-
-    _log = Logger()
 
     stuck = 0
 
@@ -312,7 +312,7 @@ class PostgreSQL:
             # if something is wrong with them too.
             timeout = self._settings.connectTimeout
             self._noAdditionalUntil = self._reactor.seconds() + timeout
-            self._log.warn(
+            _log.warn(
                 "Cannot open one more connection: {reason}", reason=str(failure.value)
             )
 
@@ -328,7 +328,7 @@ class PostgreSQL:
         if pooled in self._idle:
             self._idle.remove(pooled)
         if not self._ended:
-            self._log.warn(
+            _log.warn(
                 "Lost the database: {reason}", reason=pooled.connection.lossReason
             )
             self._end("the database was lost")

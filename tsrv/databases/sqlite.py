@@ -49,6 +49,8 @@ from .sqlitethread import Batch, Call, Reads, Writes, refusedError
 
 __all__ = ["SQLite"]
 
+_log = Logger("tsrv.databases")
+
 _MAX_BATCH_SIZE: Final = 256
 _MAX_GATHERING_SECONDS: Final = 0.01
 _SLOW_AFTER_SECONDS: Final = 0.02
@@ -296,7 +298,7 @@ class _Role:
                 isRecent = 0 <= now - self._warnedAt < _REPEAT_WARNING_SECONDS
                 if code != self._lastWarning or not isRecent:
                     self._lastWarning, self._warnedAt = code, now
-                    self.engine.log.warn("{reason}", reason=call.error)
+                    _log.warn("{reason}", reason=call.error)
                 return
 
     def _settle(self, calls: Sequence[Call]) -> None:
@@ -333,8 +335,6 @@ class SQLite:
     """
     The connections to one file of SQLite, opened once and closed once.
     """
-
-    log = Logger()
 
     def __init__(
         self,
@@ -436,7 +436,7 @@ class SQLite:
         End everything, because only new connections can help.
         """
         if not self.isOver:
-            self.log.warn("Lost the database: {reason}", reason=reason)
+            _log.warn("Lost the database: {reason}", reason=reason)
             self._end("the database was lost")
 
     def _end(self, why: str) -> None:

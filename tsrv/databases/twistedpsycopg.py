@@ -31,6 +31,8 @@ from ..queuing.waiters import Waiters
 
 __all__ = ["READ", "WRITE", "Connection", "drive"]
 
+_log = Logger("tsrv.databases")
+
 T = TypeVar("T")
 
 READ: Final = 1
@@ -141,8 +143,6 @@ class Connection(AsyncConnection[Row]):
         seconds; then the connection is closed. 0 closes it at once.
     @ivar lossReason: Why the connection was closed or lost.
     """
-
-    _log = Logger()
 
     def __init__(self, reactor: Any, pgconn: pq.abc.PGconn) -> None:
         """
@@ -298,7 +298,7 @@ class Connection(AsyncConnection[Row]):
             return False
         except Exception:
             # There is no operation that it could fail.
-            self._log.failure("A notify handler failed")
+            _log.failure("A notify handler failed")
         return self._idleNotifications < MAX_IDLE_NOTIFICATIONS
 
 

@@ -28,6 +28,8 @@ from .states import Event, Lifecycle, State
 
 __all__ = ["Initialization"]
 
+_log = Logger("tsrv.wrapper")
+
 
 @dataclass(eq=False)
 class _Attempt:
@@ -60,8 +62,6 @@ class Initialization:
     @ivar lastError: The reason why the module is not ready: the error of the last
         attempt, or of the loss.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Initialization:
         if self._lifecycle.state is not State.FAILED or self.lastError is not reason:
             # The canceller of the attempt has closed the wrapper or begun again.
             return
-        self._log.error(
+        _log.error(
             "{module} failed to initialize, and will not be tried again: {error}",
             module=self._name,
             error=explain(reason),
@@ -246,7 +246,7 @@ class Initialization:
             self._lifecycle.on(Event.FAIL)
         self._lastDelay = delay
         self._retryCall = self._reactor.callLater(delay, self._retry)
-        self._log.warn(
+        _log.warn(
             "{module} " + what + ", next attempt in {delay:.1f} s: {error}",
             module=self._name,
             attempts=self.attempts,
@@ -270,7 +270,7 @@ class Initialization:
             if not (isfinite(delay) and delay >= 0):
                 raise ValueError(f"not a number of seconds: {delay!r}")
         except BaseException as error:
-            self._log.error(
+            _log.error(
                 "The retry policy of {module} ends its attempts: {error}",
                 module=self._name,
                 error=explain(error),

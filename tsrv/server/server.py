@@ -26,6 +26,8 @@ from .systemd import SystemdService
 
 __all__ = ["Server"]
 
+_log = Logger("tsrv.server")
+
 FLUSH_SECONDS: Final = 2.0
 """
 Time to send the last responses, in seconds.
@@ -45,8 +47,6 @@ class Server(MultiService):
 
     @ivar startup: The modules.
     """
-
-    _log = Logger("tsrv.server")
 
     def __init__(
         self,
@@ -148,11 +148,11 @@ class Server(MultiService):
         return stopped
 
     def _initialize(self) -> None:
-        self._log.info("Started")
+        _log.info("Started")
         # A server that is asked to stop while requests wait still becomes initialised.
         waiting = [each.whenInitialized() for each in self.startup.wrappers.values()]
         gatherResults(waiting, consumeErrors=True).addCallbacks(
-            lambda _: self._log.info("Async module initialized"), _ignoreResult
+            lambda _: _log.info("Async module initialized"), _ignoreResult
         )
         self._systemd.startService()
         self.startup.startService()
@@ -162,9 +162,9 @@ class Server(MultiService):
         self.announceStop()
         await self._acceptPending()
         await _close(self._ports)
-        self._log.info("Stopped listening, finishing requests in progress")
+        _log.info("Stopped listening, finishing requests in progress")
         if count := await self._drain(self._site, self._drainTimeout):
-            self._log.warn(
+            _log.warn(
                 "Drain timeout reached: aborting {count} requests in progress.",
                 count=count,
             )
@@ -177,7 +177,7 @@ class Server(MultiService):
             await self._drain(self._operations, FLUSH_SECONDS)
             self._operations.abort()
         self._systemd.stopService()
-        self._log.info("Stopped")
+        _log.info("Stopped")
 
     async def _acceptPending(self) -> None:
         # Closing the port would reset connections that only the kernel has accepted.

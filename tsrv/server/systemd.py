@@ -24,6 +24,8 @@ from ..startup import Startup
 
 __all__ = ["VARIABLES", "Notifier", "SystemdService"]
 
+_log = Logger("tsrv.server")
+
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """
 Environment variables of systemd. They are meant for one process alone.
@@ -58,8 +60,6 @@ class Notifier:
         in seconds; L{None} if it does not watch this process.
     """
 
-    _log = Logger("tsrv.server")
-
     def __init__(self, environment: Mapping[str, str]) -> None:
         """
         @param environment: The environment of the process. An invalid value is logged
@@ -75,7 +75,7 @@ class Notifier:
             if self.enabled:
                 self.watchdogInterval = _parseInterval(environment)
         except ValueError as error:
-            self._log.warn("Invalid variable of systemd: {error}", error=error)
+            _log.warn("Invalid variable of systemd: {error}", error=error)
 
     def send(self, *assignments: str) -> bool:
         """
@@ -96,7 +96,7 @@ class Notifier:
         except OSError as error:
             if not isinstance(error, BlockingIOError) and not self._warned:
                 self._warned = True
-                self._log.warn("Cannot notify systemd: {error}", error=error)
+                _log.warn("Cannot notify systemd: {error}", error=error)
             return False
         return True
 

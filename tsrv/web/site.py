@@ -155,8 +155,8 @@ class Site(TwistedSite):
         they become idle. Close the port before, or new connections keep arriving.
 
         @param timeout: Time limit in seconds.
-        @return: A Deferred that fires with the number of open connections: when all are
-            closed, after the time limit, or when it is cancelled.
+        @return: A Deferred that fires with the number of requests in progress: when all
+            connections are closed, after the time limit, or when it is cancelled.
         """
         self.stopping = True
         for channel in list(self._channels):
@@ -166,7 +166,9 @@ class Site(TwistedSite):
         empty = self._untilEmpty.wait()
         empty.addTimeout(timeout, self.reactor)
         empty.addErrback(lambda failure: failure.trap(DeferredTimeout, CancelledError))
-        return empty.addCallback(lambda _: len(self._channels))
+        return empty.addCallback(
+            lambda _: sum(len(channel.requests) for channel in self._channels)
+        )
 
     def abort(self) -> None:
         """
