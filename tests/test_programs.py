@@ -19,14 +19,8 @@ from hypothesis.stateful import (
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from tsrv import (
-    Startup,
-    State,
-)
-from tsrv.startup import (
-    Skipped,
-    Status,
-)
+from tsrv import Startup, State
+from tsrv.startup import Skipped, Status
 
 from .support import Module, Refused, Result, Trouble, resultOf
 

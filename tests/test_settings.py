@@ -383,10 +383,7 @@ def test_settings_become_stale_and_recover(
         reactor.advance(100)
     assert textsOf(events) == [
         f"Settings: {URL} {reason}; using those of 1970-01-01 00:00Z; will retry"
-        for reason in (
-            "failed (ConnectionRefusedError)",
-            "responded with status 500",
-        )
+        for reason in ("failed (ConnectionRefusedError)", "responded with status 500")
     ]
     assert settings.stale
     note = "stale: copy of 1970-01-01 00:00Z, the source is unavailable"

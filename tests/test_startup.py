@@ -25,12 +25,7 @@ from tsrv import (
     State,
 )
 from tsrv.asyncmodule import IHasNote
-from tsrv.startup import (
-    GraphError,
-    Skipped,
-    Status,
-    describe,
-)
+from tsrv.startup import GraphError, Skipped, Status, describe
 
 from .support import Module, Refused, Trouble, resultOf
 from .websupport import errorsIn, logged, textsOf
@@ -497,9 +492,7 @@ def test_the_timeout_ends_when_the_module_is_ready(program: Program) -> None:
 # Failures.
 
 
-def test_a_failed_optional_module_degrades_the_program(
-    program: Program,
-) -> None:
+def test_a_failed_optional_module_degrades_the_program(program: Program) -> None:
     """
     The program stays ready, dependents of the module are skipped, and calls to them
     fail with the reason.
@@ -542,9 +535,7 @@ def test_a_failed_optional_module_degrades_the_program(
     assert program.closing == {"cache", "database"}
 
 
-def test_a_failed_required_module_stops_the_program(
-    program: Program,
-) -> None:
+def test_a_failed_required_module_stops_the_program(program: Program) -> None:
     """
     The exit status is 1, and the log names the module.
     """
@@ -628,9 +619,7 @@ def test_a_skipped_module_may_fail_later(clock: Clock) -> None:
     program.stop()
 
 
-def test_a_need_of_a_required_module_is_required(
-    program: Program,
-) -> None:
+def test_a_need_of_a_required_module_is_required(program: Program) -> None:
     """
     The failure of an optional module fails a required module that needs it.
     """
@@ -683,9 +672,7 @@ def test_a_module_initialised_by_hand_is_not_skipped(program: Program) -> None:
 # Losses.
 
 
-def test_a_loss_makes_the_program_unready_until_it_recovers(
-    program: Program,
-) -> None:
+def test_a_loss_makes_the_program_unready_until_it_recovers(program: Program) -> None:
     """
     Dependents of a lost module are not initialised again; they keep its proxy.
     """
@@ -775,9 +762,7 @@ def test_modules_are_closed_in_reverse_order(program: Program) -> None:
     assert set(program.statusOf.values()) == {"closed"}
 
 
-def test_an_error_of_closing_stops_no_other_module(
-    program: Program,
-) -> None:
+def test_an_error_of_closing_stops_no_other_module(program: Program) -> None:
     """
     Every module is closed within its time limit; every error is in the log, the report
     and the exception group.

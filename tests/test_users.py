@@ -259,8 +259,7 @@ def test_names_have_any_script(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [("POST", "/users"), ("PUT", "/users/2"), ("PATCH", "/users/2")],
+    ("method", "path"), [("POST", "/users"), ("PUT", "/users/2"), ("PATCH", "/users/2")]
 )
 def test_an_address_is_used_once(method: str, path: str, client: Client) -> None:
     """

@@ -82,9 +82,7 @@ def _makeError(failure: Failure) -> Response:
 
 
 def makeRoot(
-    clock: Clock,
-    users: Users | None = None,
-    sessions: Sessions | None = None,
+    clock: Clock, users: Users | None = None, sessions: Sessions | None = None
 ) -> AsyncResource:
     """
     Make the root of the site.

@@ -119,10 +119,7 @@ class Startup(Service):
 
     @overload
     def add(
-        self,
-        name: str,
-        module: Callable[[], _Module],
-        **options: Unpack[ModuleOptions],
+        self, name: str, module: Callable[[], _Module], **options: Unpack[ModuleOptions]
     ) -> QueuingWrapper[_Module]: ...
 
     @overload

@@ -7,6 +7,7 @@ description cannot differ from the checks.
 
 from __future__ import annotations
 
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from msgspec import UNSET, Struct, UnsetType
 from twisted.web.server import Request
 
 from .. import __version__
-from ..web.content import isNotModified
+from ..web.content import withETag
 from ..web.responses import AsyncResource, Response
 from .userroutes import MAX_USERS_PER_PAGE, MERGE_PATCH, PageQuery
 from .users import LARGEST_ID, NewUser, User, UserPatch
@@ -49,216 +50,6 @@ class Problem(Struct):
     errors: list[InvalidPart] | UnsetType = UNSET
 
 
-def _ref(kind: str, name: str) -> _Object:
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
-def _headers(*names: str) -> _Object:
-    return {name: _ref("headers", name) for name in ("X-Request-ID", *names)}
-
-
-def _response(
-    description: str, schema: _Object | None = None, *headers: str
-) -> _Object:
-    response: _Object = {"description": description, "headers": _headers(*headers)}
-    if schema is not None:
-        response["content"] = {"application/json": {"schema": schema}}
-    return response
-
-
-def _problem(description: str, *headers: str) -> _Object:
-    response = _response(description, None, *headers)
-    text = {"schema": {"type": "string"}}
-    response["content"] = {
-        "application/problem+json": {"schema": _ref("schemas", "Problem")},
-        "text/plain": text,
-        "text/html": text,
-    }
-    return response
-
-
-_PROBLEMS: Final = {
-    400: _problem("The request is invalid."),
-    404: _problem("No user has this identifier."),
-    409: _problem("The address is in use."),
-    412: _problem("The user does not have the expected entity tag."),
-    413: _problem("The body is too long."),
-    415: _problem("The media type of the body is not supported."),
-    500: _problem("Internal error; the log has the details."),
-    503: _problem(
-        "The service is not available. With Retry-After the request was not carried "
-        "out; without it, the request may have been carried out.",
-        "Retry-After",
-    ),
-}
-
-_INVALID_BODY: Final = (400, 409, 413, 415)
-
-
-def _operation(
-    name: str,
-    summary: str,
-    responses: dict[int, _Object],
-    problems: tuple[int, ...] = (),
-    parameters: tuple[str, ...] = (),
-    body: tuple[type[Struct], tuple[str, ...]] | None = None,
-) -> _Object:
-    """
-    Describe one method of a route.
-
-    @param responses: The successful responses.
-    @param problems: The problems, beside 500 and 503.
-    @param parameters: Names of parameters.
-    @param body: The struct of the body, and its media types.
-    """
-    listed = {
-        **responses,
-        **{status: _ref("responses", str(status)) for status in (*problems, 500, 503)},
-    }
-    operation: _Object = {
-        "operationId": name,
-        "summary": summary,
-        "parameters": [_ref("parameters", each) for each in parameters],
-        "responses": {str(status): listed[status] for status in sorted(listed)},
-    }
-    if body is not None:
-        struct, types = body
-        schema = {"schema": _ref("schemas", struct.__name__)}
-        content = dict.fromkeys(types, schema)
-        operation["requestBody"] = {"required": True, "content": content}
-    return operation
-
-
-_NOT_MODIFIED: Final = _response("The client has this version already.", None, "ETag")
-
-_CONDITIONS: Final = ("If-Match", "If-None-Match")
-
-_JSON: Final = ("application/json",)
-
-
-def _userResponse(description: str, *headers: str) -> _Object:
-    response = _response(description, _ref("schemas", "User"), "ETag", *headers)
-    response["links"] = {
-        name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
-        for name in ("getUser", "replaceUser", "changeUser", "deleteUser")
-    }
-    return response
-
-
-def _paths() -> _Object:
-    users = {
-        "type": "array",
-        "maxItems": MAX_USERS_PER_PAGE,
-        "items": _ref("schemas", "User"),
-    }
-    spoken = _response("What the clock says.")
-    spoken["content"] = {"text/plain": {"schema": {"type": "string"}}}
-    changed = {200: _userResponse("The changed user.")}
-    conflicts = (404, 412, *_INVALID_BODY)
-    return {
-        "/say": {
-            "get": _operation(
-                "say", "Ask the clock. It may have to start.", {200: spoken}
-            )
-        },
-        "/users": {
-            "get": _operation(
-                "listUsers",
-                "List users, in the order of their identifiers.",
-                {
-                    200: _response(
-                        "A page of users. The header Link names the next page.",
-                        users,
-                        "ETag",
-                        "Link",
-                    ),
-                    304: _NOT_MODIFIED,
-                },
-                (400,),
-                (*PageQuery.__struct_fields__, "If-None-Match"),
-            ),
-            "post": _operation(
-                "createUser",
-                "Add a user.",
-                {201: _userResponse("The new user.", "Location")},
-                _INVALID_BODY,
-                body=(NewUser, _JSON),
-            ),
-        },
-        "/users/{id}": {
-            "parameters": [_ref("parameters", "id")],
-            "get": _operation(
-                "getUser",
-                "Show a user.",
-                {200: _userResponse("The user."), 304: _NOT_MODIFIED},
-                (404, 412),
-                _CONDITIONS,
-            ),
-            "put": _operation(
-                "replaceUser",
-                "Replace the fields of a user.",
-                changed,
-                conflicts,
-                _CONDITIONS,
-                (NewUser, _JSON),
-            ),
-            "patch": _operation(
-                "changeUser",
-                "Replace some fields of a user (RFC 7396).",
-                changed,
-                conflicts,
-                _CONDITIONS,
-                (UserPatch, (MERGE_PATCH, *_JSON)),
-            ),
-            "delete": _operation(
-                "deleteUser",
-                "Delete a user.",
-                {204: _response("The user is deleted.")},
-                (404, 412),
-                _CONDITIONS,
-            ),
-        },
-        "/openapi.json": {
-            "get": _operation(
-                "describe",
-                "This description.",
-                {
-                    200: _response("The description.", {"type": "object"}, "ETag"),
-                    304: _NOT_MODIFIED,
-                },
-                (),
-                ("If-None-Match",),
-            )
-        },
-    }
-
-
-def _parameters() -> _Object:
-    def parameter(name: str, place: str, schema: _Object) -> _Object:
-        described: _Object = {"name": name, "in": place, "schema": schema}
-        if "description" in schema:
-            described["description"] = schema.pop("description")
-        return described
-
-    query = msgspec.json.schema(PageQuery)["$defs"]["PageQuery"]["properties"]
-    tags = {"type": "string", "examples": ['"1"', "*"]}
-    number = {"type": "integer", "format": "int64", "minimum": 1, "maximum": LARGEST_ID}
-    return {
-        "id": parameter("id", "path", number) | {"required": True},
-        **{name: parameter(name, "query", schema) for name, schema in query.items()},
-        "If-Match": parameter(
-            "If-Match",
-            "header",
-            tags | {"description": "The user must have one of these entity tags."},
-        ),
-        "If-None-Match": parameter(
-            "If-None-Match",
-            "header",
-            tags | {"description": "The resource must have none of these entity tags."},
-        ),
-    }
-
-
 _HEADERS: Final = {
     "X-Request-ID": "The identifier of the request in the log.",
     "ETag": "The version of the resource.",
@@ -267,14 +58,185 @@ _HEADERS: Final = {
     "Retry-After": "Seconds after which to retry.",
 }
 
+_PROBLEMS: Final = {
+    400: "The request is invalid.",
+    404: "No user has this identifier.",
+    409: "The address is in use.",
+    412: "The user does not have the expected entity tag.",
+    413: "The body is too long.",
+    415: "The media type of the body is not supported.",
+    500: "Internal error; the log has the details.",
+    503: "The service is not available. With Retry-After the request was not carried "
+    "out; without it, the request may have been carried out.",
+}
+
+_JSON: Final = "application/json"
+
+_TEXT: Final = {"type": "string"}
+
+
+def _ref(kind: str, name: str) -> _Object:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _content(schema: _Object, *mediaTypes: str) -> _Object:
+    return {"content": {each: {"schema": schema} for each in mediaTypes}}
+
+
+def _response(description: str, *headers: str) -> _Object:
+    sent = {name: _ref("headers", name) for name in ("X-Request-ID", *headers)}
+    return {"description": description, "headers": sent}
+
+
+def _problem(status: int) -> _Object:
+    response = _response(_PROBLEMS[status], *(["Retry-After"] if status == 503 else []))
+    content = _content(_TEXT, "text/plain", "text/html")
+    problem = _content(_ref("schemas", "Problem"), "application/problem+json")
+    content["content"].update(problem["content"])
+    return response | content
+
+
+def _userResponse(description: str, *headers: str) -> _Object:
+    links = {
+        name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
+        for name in ("getUser", "replaceUser", "changeUser", "deleteUser")
+    }
+    response = _response(description, "ETag", *headers)
+    return response | _content(_ref("schemas", "User"), _JSON) | {"links": links}
+
+
+_NOT_MODIFIED: Final = _response("The client has this version already.", "ETag")
+
+
+def _operation(
+    name: str,
+    summary: str,
+    responses: dict[int, _Object],
+    problems: tuple[int, ...] = (),
+    parameters: tuple[str, ...] = (),
+    body: tuple[type[Struct], *tuple[str, ...]] | None = None,
+) -> _Object:
+    """
+    Describe one method of a route.
+
+    @param responses: The successful responses.
+    @param problems: The problems, beside those of the body, 500 and 503.
+    @param parameters: Names of parameters.
+    @param body: The struct of the body, and its media types.
+    """
+    if body is not None:
+        problems += (400, 409, 413, 415)
+    shared = {each: _ref("responses", str(each)) for each in (*problems, 500, 503)}
+    operation: _Object = {
+        "operationId": name,
+        "summary": summary,
+        "parameters": [_ref("parameters", each) for each in parameters],
+        "responses": {str(key): each for key, each in (responses | shared).items()},
+    }
+    if body is not None:
+        struct, *types = body
+        content = _content(_ref("schemas", struct.__name__), *types)
+        operation["requestBody"] = {"required": True, **content}
+    return operation
+
+
+def _paths() -> _Object:
+    user = _ref("schemas", "User")
+    users = {"type": "array", "maxItems": MAX_USERS_PER_PAGE, "items": user}
+    page = _response(
+        "A page of users. The header Link names the next page.", "ETag", "Link"
+    )
+    said = _response("What the clock says.") | _content(_TEXT, "text/plain")
+    description = _response("The description.", "ETag")
+    changed = {200: _userResponse("The changed user.")}
+    shown = {200: _userResponse("The user."), 304: _NOT_MODIFIED}
+    deleted = {204: _response("The user is deleted.")}
+    conditions = ("If-Match", "If-None-Match")
+    ofUser = partial(_operation, problems=(404, 412), parameters=conditions)
+    return {
+        "/say": {
+            "get": _operation(
+                "say", "Ask the clock. It may have to start.", {200: said}
+            )
+        },
+        "/users": {
+            "get": _operation(
+                "listUsers",
+                "List users, in the order of their identifiers.",
+                {200: page | _content(users, _JSON), 304: _NOT_MODIFIED},
+                (400,),
+                (*PageQuery.__struct_fields__, "If-None-Match"),
+            ),
+            "post": _operation(
+                "createUser",
+                "Add a user.",
+                {201: _userResponse("The new user.", "Location")},
+                body=(NewUser, _JSON),
+            ),
+        },
+        "/users/{id}": {
+            "parameters": [_ref("parameters", "id")],
+            "get": ofUser("getUser", "Show a user.", shown),
+            "put": ofUser(
+                "replaceUser", "Replace all fields.", changed, body=(NewUser, _JSON)
+            ),
+            "patch": ofUser(
+                "changeUser",
+                "Replace some fields (RFC 7396).",
+                changed,
+                body=(UserPatch, MERGE_PATCH, _JSON),
+            ),
+            "delete": ofUser("deleteUser", "Delete a user.", deleted),
+        },
+        "/openapi.json": {
+            "get": _operation(
+                "describe",
+                "This description.",
+                {
+                    200: description | _content({"type": "object"}, _JSON),
+                    304: _NOT_MODIFIED,
+                },
+                parameters=("If-None-Match",),
+            )
+        },
+    }
+
+
+def _parameters() -> _Object:
+    id_ = {"type": "integer", "format": "int64", "minimum": 1, "maximum": LARGEST_ID}
+    tags = {"type": "string", "examples": ['"1"', "*"]}
+    query = msgspec.json.schema(PageQuery)["$defs"]["PageQuery"]["properties"]
+    described: _Object = {
+        "id": {"in": "path", "required": True, "schema": id_},
+        "If-Match": {
+            "in": "header",
+            "description": "The user must have one of these entity tags.",
+            "schema": tags,
+        },
+        "If-None-Match": {
+            "in": "header",
+            "description": "The resource must have none of these entity tags.",
+            "schema": tags,
+        },
+    }
+    for name, schema in query.items():
+        description = schema.pop("description")
+        described[name] = {"in": "query", "description": description, "schema": schema}
+    return {name: {"name": name, **each} for name, each in described.items()}
+
+
+def _header(name: str, description: str) -> _Object:
+    kind = {"type": "integer"} if name == "Retry-After" else _TEXT
+    required = name == "X-Request-ID"
+    return {"description": description, "schema": kind, "required": required}
+
 
 def describe() -> _Object:
     """
     Return the description.
     """
-    structs = [User, NewUser, UserPatch, Problem]
     _, schemas = msgspec.json.schema_components(
-        structs, ref_template="#/components/schemas/{name}"
+        [User, NewUser, UserPatch, Problem], ref_template="#/components/schemas/{name}"
     )
     return {
         "openapi": "3.1.0",
@@ -287,17 +249,8 @@ def describe() -> _Object:
         "components": {
             "schemas": schemas,
             "parameters": _parameters(),
-            "headers": {
-                name: {
-                    "description": description,
-                    "schema": {
-                        "type": "integer" if name == "Retry-After" else "string"
-                    },
-                    "required": name == "X-Request-ID",
-                }
-                for name, description in _HEADERS.items()
-            },
-            "responses": {str(status): each for status, each in _PROBLEMS.items()},
+            "headers": {name: _header(name, each) for name, each in _HEADERS.items()},
+            "responses": {str(status): _problem(status) for status in _PROBLEMS},
         },
     }
 
@@ -319,7 +272,4 @@ class Description(AsyncResource):
         """
         Show the description.
         """
-        headers = [(b"ETag", self._tag.encode("ascii"))]
-        if isNotModified(request, self._tag):
-            return Response(b"", b"", 304, headers)
-        return Response(self._body, b"application/json", headers=headers)
+        return withETag(request, self._tag, Response(self._body, _JSON.encode()))

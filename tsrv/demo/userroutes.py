@@ -21,25 +21,12 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from ..web.content import (
-    PreconditionFailed,
-    isNotModified,
-    matchesAny,
-    readJSON,
-    readQuery,
-)
+from ..web.content import matchesAny, readJSON, readQuery, withETag
 from ..web.problems import HTTPError
-from ..web.responses import AsyncResource, Response, respond
+from ..web.responses import AsyncResource, Response
 from .users import LARGEST_ID, NewUser, User, UserPatch, Users, VersionedUser
 
-__all__ = [
-    "MAX_USERS_PER_PAGE",
-    "MERGE_PATCH",
-    "PageQuery",
-    "UserNotFound",
-    "UserResource",
-    "UsersResource",
-]
+__all__ = ["MAX_USERS_PER_PAGE", "MERGE_PATCH", "PageQuery", "UsersResource"]
 
 _T = TypeVar("_T")
 
@@ -77,31 +64,30 @@ class PageQuery(Struct, frozen=True):
     ] = MAX_USERS_PER_PAGE
 
 
-class UserNotFound(HTTPError):
-    """
-    No user has this identifier.
-    """
+_userNotFound: Final = partial(HTTPError, "User not found", HTTPStatus.NOT_FOUND)
 
-    status = HTTPStatus.NOT_FOUND
-
-    def __init__(self) -> None:
-        super().__init__("User not found")
-
+_preconditionFailed: Final = partial(
+    HTTPError, "It has been changed since", HTTPStatus.PRECONDITION_FAILED
+)
 
 _encode: Final = Encoder().encode
 
 
 def _userResponse(found: VersionedUser) -> Response:
-    tag = b'"%d"' % found.version
-    return Response(_encode(found.user), b"application/json", headers=[(b"ETag", tag)])
+    headers = [(b"ETag", _tagOf(found).encode("ascii"))]
+    return Response(_encode(found.user), b"application/json", headers=headers)
 
 
 def _createdResponse(created: VersionedUser) -> Response:
     response = _userResponse(created)
-    response.status = 201
+    response.status = HTTPStatus.CREATED
     location = b"/users/%d" % created.user.id
     response.headers = [*response.headers, (b"Location", location)]
     return response
+
+
+def _tagOf(found: VersionedUser) -> str:
+    return f'"{found.version}"'
 
 
 class _DescribedResource(AsyncResource):
@@ -127,9 +113,6 @@ class UsersResource(_DescribedResource):
     accepts = (b"Accept-Post", _JSON.encode())
 
     def __init__(self, users: Users) -> None:
-        """
-        @param users: The users.
-        """
         super().__init__()
         self._users = users
 
@@ -153,12 +136,10 @@ class UsersResource(_DescribedResource):
         """
         Return the resource of one user.
         """
-        # At most 19 digits, without leading zeros: other texts are no identifiers.
-        if path.isdigit() and len(path) <= 19 and path[0] != ord("0"):
-            number = int(path)
-            if number <= LARGEST_ID:
-                return UserResource(self._users, number)
-        return _MissingUser()
+        # At most 19 digits, without leading zeros. No user has the identifier 0.
+        isNumber = path.isdigit() and len(path) <= 19 and path[0] != ord("0")
+        number = int(path) if isNumber else 0
+        return UserResource(self._users, number if number <= LARGEST_ID else 0)
 
 
 def _pageResponse(users: list[User], limit: int, request: Request) -> Response:
@@ -169,10 +150,8 @@ def _pageResponse(users: list[User], limit: int, request: Request) -> Response:
         headers.append((b"Link", link))
     body = _encode(users)
     tag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
-    headers.append((b"ETag", tag.encode("ascii")))
-    if isNotModified(request, tag):
-        return Response(b"", b"", 304, headers)
-    return Response(body, b"application/json", headers=headers)
+    response = Response(body, b"application/json", headers=headers)
+    return withETag(request, tag, response)
 
 
 class UserResource(_DescribedResource):
@@ -186,8 +165,7 @@ class UserResource(_DescribedResource):
 
     def __init__(self, users: Users, number: int) -> None:
         """
-        @param users: The users.
-        @param number: The identifier of this one.
+        @param number: The identifier of the user.
         """
         super().__init__()
         self._users = users
@@ -236,8 +214,6 @@ class UserResource(_DescribedResource):
         self, request: Request, change: Callable[[int | None], Awaitable[_T | None]]
     ) -> _T:
         """
-        Change the user under the conditions of the request.
-
         @param change: Changes the user if it has the given version, and returns
             something true if it did.
         @return: What C{change} returned.
@@ -248,14 +224,12 @@ class UserResource(_DescribedResource):
             if changed:
                 return changed
             if version is None:
-                raise UserNotFound
+                raise _userNotFound()
             # Somebody else changed the user after the conditions were checked.
 
     async def _versionToChange(self, request: Request) -> int | None:
         """
-        Check the conditions of the request.
-
-        @return: The version that was checked; L{None} if any version will do.
+        @return: The version that meets the conditions; L{None} if any version does.
         """
         match = _conditions(request, b"If-Match")
         noneMatch = _conditions(request, b"If-None-Match")
@@ -263,45 +237,27 @@ class UserResource(_DescribedResource):
             return None
         found = await self._users.get(self._number)
         if found is None:
-            raise UserNotFound
-        tag = f'"{found.version}"'
+            raise _userNotFound()
+        tag = _tagOf(found)
         if match:
             holds = matchesAny(match, tag, weakly=False)
         else:
             holds = not matchesAny(noneMatch, tag, weakly=True)
         if not holds:
-            raise PreconditionFailed
+            raise _preconditionFailed()
         return found.version
 
 
 def _conditions(request: Request, name: bytes) -> Sequence[bytes]:
-    return request.requestHeaders.getRawHeaders(name) or []
+    return request.requestHeaders.getRawHeaders(name, [])
 
 
 def _foundResponse(found: VersionedUser | None, request: Request) -> Response:
     if found is None:
-        raise UserNotFound
-    tag = f'"{found.version}"'
+        raise _userNotFound()
+    tag = _tagOf(found)
     match = _conditions(request, b"If-Match")
     if match and not matchesAny(match, tag, weakly=False):
-        raise PreconditionFailed
-    if isNotModified(request, tag):
-        return Response(b"", b"", 304, [(b"ETag", tag.encode("ascii"))])
-    return _userResponse(found)
-
-
-class _MissingUser(AsyncResource):
-    """
-    C{/users/ID} with an identifier that no user can have.
-    """
-
-    route = "/users/{id}"
-
-    def render(self, request: Request) -> int:
-        """
-        Respond with 404 to every method.
-        """
-        return respond(request, self._refuseUser)
-
-    def _refuseUser(self, request: Request) -> Response:
-        raise UserNotFound
+        raise _preconditionFailed()
+    response = Response(_encode(found.user), b"application/json")
+    return withETag(request, tag, response)

@@ -150,16 +150,11 @@ class Users:
     """
 
     def __init__(self, database: IDatabase) -> None:
-        """
-        @param database: The database, wrapped or not.
-        """
         self._database = database
 
     def get(self, number: int) -> Deferred[VersionedUser | None]:
         """
         Return a Deferred of a user, or of L{None} if it does not exist.
-
-        @param number: The identifier.
         """
         return self._database.read(_GET, number).addCallback(_firstOf)
 
@@ -170,13 +165,13 @@ class Users:
         @param after: The identifier before the first one.
         @param limit: Maximum number of users.
         """
-        return self._database.read(_PAGE, after, limit).addCallback(_allOf)
+        found = self._database.read(_PAGE, after, limit)
+        return found.addCallback(lambda rows: [User(*row[:3]) for row in rows])
 
     def create(self, user: NewUser) -> Deferred[VersionedUser]:
         """
         Add a user.
 
-        @param user: The user.
         @return: A Deferred of the user with its identifier. It fails with
             L{tsrv.databases.UniqueViolated} if the address is in use.
         """
@@ -189,8 +184,6 @@ class Users:
         """
         Change some fields of a user.
 
-        @param number: The identifier.
-        @param change: The new values.
         @param version: The version that the user must have; L{None} for any.
         @return: A Deferred of the changed user, or of L{None} if no user has
             this identifier and version. It fails as that of L{create}.
@@ -204,7 +197,6 @@ class Users:
         """
         Delete a user.
 
-        @param number: The identifier.
         @param version: The version that the user must have; L{None} for any.
         @return: A Deferred of whether a user had this identifier and version.
         """
@@ -217,7 +209,3 @@ def _versioned(row: Row) -> VersionedUser:
 
 def _firstOf(rows: list[Row]) -> VersionedUser | None:
     return _versioned(rows[0]) if rows else None
-
-
-def _allOf(rows: list[Row]) -> list[User]:
-    return [User(*row[:3]) for row in rows]

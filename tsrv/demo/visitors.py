@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from base64 import b64encode
 from hashlib import sha256
-from html import escape
 from http import HTTPStatus
+from importlib.resources import files
 from typing import Final
 from urllib.parse import parse_qs
 
+from jinja2 import Environment, StrictUndefined
 from msgspec import Struct
 from msgspec.json import encode
 from twisted.web.server import Request
@@ -36,53 +37,13 @@ MAX_FORM_FIELDS: Final = 10
 Maximum number of fields in a form.
 """
 
-_SCRIPT: Final = """
-addEventListener("pagehide", () => document.documentElement.replaceChildren());
-addEventListener("pageshow", (event) => event.persisted && location.reload());
-"""
-"""
-Browsers may keep a page for their Back button even if it says C{no-store}. This script
-empties the page when the visitor leaves it, and reloads it when he comes back, since
-he may have logged out meanwhile.
-"""
+_SCRIPT: Final = (files(__package__) / "templates" / "visitor.js").read_text("utf-8")
 
 _HASH: Final = b64encode(sha256(_SCRIPT.encode()).digest())
 
-_PAGE: Final = """\
-<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<script>{script}</script>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 1.1rem/1.5 system-ui, sans-serif; max-width: 30rem; margin: 15vh auto;
-    padding: 0 1rem; overflow-wrap: anywhere; }}
-form {{ display: flex; flex-wrap: wrap; gap: .8em; align-items: end; }}
-label {{ flex: 1 1 12em; }}
-input, button {{ font: inherit; box-sizing: border-box; min-height: 2.75rem;
-    padding: .2em .8em; }}
-input {{ display: block; width: 100%; }}
-</style>
-<main>
-<h1>{title}</h1>
-{body}</main>
-"""
-
-_FORM_IN: Final = """\
-<form method="post" action="/login">
-<label>Name <input name="name" required maxlength="100" autocomplete="username"></label>
-<button>Log in</button>
-</form>
-"""
-
-_FORM_OUT: Final = """\
-<p>Visits: <output id="visits">{visits}</output></p>
-<form method="post" action="/logout">
-<button>Log out</button>
-</form>
-"""
+_PAGE: Final = Environment(
+    undefined=StrictUndefined, autoescape=True, trim_blocks=True
+).from_string((files(__package__) / "templates" / "visitor.html").read_text("utf-8"))
 
 _VARY: Final = (b"Vary", b"Accept")
 
@@ -109,8 +70,8 @@ def _jsonResponse(members: object) -> Response:
     return Response(encode(members), _JSON.encode(), headers=[_VARY])
 
 
-def _page(title: str, body: str) -> Response:
-    page = _PAGE.format(title=escape(title), script=_SCRIPT, body=body)
+def _page(name: str | None = None, visits: int = 0) -> Response:
+    page = _PAGE.render(name=name, visits=visits, script=_SCRIPT)
     data = page.encode("utf-8", "backslashreplace")
     return Response(data, b"text/html; charset=utf-8", headers=_HEADERS)
 
@@ -132,9 +93,6 @@ def _isForm(request: Request) -> bool:
 
 
 def _nameFrom(request: Request) -> str:
-    """
-    Read a name from a form or a JSON body.
-    """
     if _isForm(request):
         assert request.content is not None
         data = request.content.read().decode("utf-8", "replace")
@@ -193,8 +151,7 @@ class Me(_SessionResource):
 
     async def render_GET(self, request: Request) -> Response:
         """
-        Show the name and the visits. Programs also get the token that they have to
-        send with what they post.
+        Show the name and the visits; programs also get the token for their posts.
         """
         session = await self._sessions.get(request)
         name, visits = session.get("name"), session.get("visits", 0)
@@ -203,7 +160,7 @@ class Me(_SessionResource):
             return _jsonResponse(members)
         if name is None:
             return _redirect(b"/login")
-        return _page(f"Hello, {name}", _FORM_OUT.format(visits=escape(str(visits))))
+        return _page(name, visits)
 
 
 class Login(_SessionResource):
@@ -213,10 +170,10 @@ class Login(_SessionResource):
 
     async def render_GET(self, request: Request) -> Response:
         """
-        Show a form. Programs get the token that they have to send with the name.
+        Show a form; programs get the token for their posts.
         """
         if prefersHTML(request):
-            return _page("Log in", _FORM_IN)
+            return _page()
         session = await self._sessions.get(request)
         return _jsonResponse({"token": session.token})
 

@@ -17,19 +17,10 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 from twisted.web.server import Request
 
+from .message import Response
 from .problems import HTTPError
 
-__all__ = [
-    "EncodedContent",
-    "Invalid",
-    "NotJSON",
-    "PreconditionFailed",
-    "UnsupportedMediaType",
-    "isNotModified",
-    "matchesAny",
-    "readJSON",
-    "readQuery",
-]
+__all__ = ["Invalid", "matchesAny", "readJSON", "readQuery", "withETag"]
 
 _T = TypeVar("_T")
 
@@ -42,48 +33,6 @@ MAX_CONDITION_LENGTH: Final = 4096
 """
 Maximum length of an C{If-Match} or C{If-None-Match} header, in bytes.
 """
-
-
-class UnsupportedMediaType(HTTPError):
-    """
-    The body has a media type that the resource does not accept.
-    """
-
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-
-    def __init__(self, header: bytes, accepted: Sequence[str]) -> None:
-        """
-        @param header: The name of the header that lists the accepted types.
-        @param accepted: The accepted media types.
-        """
-        super().__init__(f"The body must be {' or '.join(accepted)}, in UTF-8")
-        self.headers = [(header, ", ".join(accepted).encode("ascii"))]
-
-
-class EncodedContent(HTTPError):
-    """
-    The body is compressed, or encoded in another way.
-    """
-
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    headers = ((b"Accept-Encoding", b"identity"),)
-
-    def __init__(self) -> None:
-        super().__init__("The body must not be encoded")
-
-
-class NotJSON(HTTPError):
-    """
-    The body is not JSON.
-    """
-
-    status = HTTPStatus.BAD_REQUEST
-
-    def __init__(self, reason: str) -> None:
-        """
-        @param reason: What is wrong with the body.
-        """
-        super().__init__(f"The body is not JSON: {reason}")
 
 
 class Invalid(HTTPError):
@@ -104,17 +53,6 @@ class Invalid(HTTPError):
         self.members = {"errors": [{part: place, "detail": reason}]}
 
 
-class PreconditionFailed(HTTPError):
-    """
-    The resource does not have the entity tag that the client expects.
-    """
-
-    status = HTTPStatus.PRECONDITION_FAILED
-
-    def __init__(self) -> None:
-        super().__init__("It has been changed since")
-
-
 def readJSON(
     request: Request,
     struct: type[_T],
@@ -132,18 +70,25 @@ def readJSON(
     @param header: The name of the header that lists them in a 415 response:
         C{Accept-Post}, C{Accept-Patch} or C{Accept}.
     @return: The body.
-    @raise UnsupportedMediaType: The body has another media type.
-    @raise EncodedContent: The body is compressed.
-    @raise NotJSON: The body is not JSON.
+    @raise HTTPError: The body has another media type, is compressed, or is not
+        JSON.
     @raise Invalid: The body does not match the struct.
     """
     headers = request.requestHeaders
     types = headers.getRawHeaders(b"Content-Type", [])
     if len(types) != 1 or not _isAccepted(types[0], accepted):
-        raise UnsupportedMediaType(header, accepted)
+        raise HTTPError(
+            f"The body must be {' or '.join(accepted)}, in UTF-8",
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            [(header, ", ".join(accepted).encode("ascii"))],
+        )
     encodings = headers.getRawHeaders(b"Content-Encoding", [])
     if any(each.strip().lower() not in (b"", b"identity") for each in encodings):
-        raise EncodedContent
+        raise HTTPError(
+            "The body must not be encoded",
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            [(b"Accept-Encoding", b"identity")],
+        )
     content = request.content
     assert content is not None
     data = content.read()
@@ -154,9 +99,9 @@ def readJSON(
         place, reason = _explain(struct, str(error))
         raise Invalid(title, "pointer", place, reason) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NotJSON(_jsonError(str(error))) from None
+        raise _notJSON(_jsonError(str(error))) from None
     except RecursionError:
-        raise NotJSON("it is nested too deeply") from None
+        raise _notJSON("it is nested too deeply") from None
 
 
 def readQuery(request: Request, struct: type[_T]) -> _T:
@@ -200,10 +145,7 @@ _POSITION: Final = re.compile(r".*: ([a-z0-9 -]+) \(byte (\d+)\)\Z")
 
 
 def _explain(struct: type[Any], message: str) -> tuple[str, str]:
-    """
-    Turn a message of msgspec into a JSON pointer and a reason, without the
-    parts that repeat what was sent.
-    """
+    # A pointer and a reason from a message of msgspec, without what was sent.
     found = _PLACE.search(message)
     place = found[1].replace(".", "/").replace("[", "/").rstrip("]") if found else ""
     message = _PLACE.sub("", message)
@@ -220,14 +162,15 @@ def _explain(struct: type[Any], message: str) -> tuple[str, str]:
 
 
 def _descriptionOf(struct: type[Any], pointer: str) -> str:
-    """
-    Return the description of a field, which says in words what its pattern is.
-    """
+    # The description of a field says in words what its pattern is.
     schema = msgspec.json.schema(struct)["$defs"][struct.__name__]
     field = schema["properties"].get(pointer.removeprefix("/"), {})
-    return (
-        f"must be: {field['description']}" if "description" in field else "is invalid"
-    )
+    description = field.get("description")
+    return "is invalid" if description is None else f"must be: {description}"
+
+
+def _notJSON(reason: str) -> HTTPError:
+    return HTTPError(f"The body is not JSON: {reason}", HTTPStatus.BAD_REQUEST)
 
 
 def _jsonError(message: str) -> str:
@@ -278,12 +221,17 @@ def matchesAny(conditions: Sequence[bytes], tag: str, *, weakly: bool) -> bool:
     return False
 
 
-def isNotModified(request: Request, tag: str) -> bool:
+def withETag(request: Request, tag: str, response: Response) -> Response:
     """
-    Return whether the client has the current representation already.
+    Return a response with an entity tag; without its body and with status 304 if
+    the client has the current representation already.
 
     @param request: A GET or HEAD request.
     @param tag: The strong entity tag of the resource, with its quotes.
     """
+    headers = [*response.headers, (b"ETag", tag.encode("ascii"))]
     known = request.requestHeaders.getRawHeaders(b"If-None-Match")
-    return bool(known) and matchesAny(known or [], tag, weakly=True)
+    if known and matchesAny(known, tag, weakly=True):
+        return Response(b"", b"", HTTPStatus.NOT_MODIFIED, headers)
+    response.headers = headers
+    return response
