@@ -22,9 +22,7 @@ from twisted.logger import capturedLogs
 from zope.interface import implementer
 
 from tsrv import (
-    Closed,
     InitializationFailed,
-    NotInitialized,
     OutcomeUnknown,
     QueueFull,
     QueueTimeout,
@@ -34,75 +32,6 @@ from tsrv import (
 from tsrv.asyncmodule import IPredictable
 
 from .support import Module, Trouble, ready, resultOf, wrap
-
-# Code that is called in the middle of a change of state may close the wrapper.
-
-
-def assertClosed(clock: Clock, module: Module, wrapper: Any) -> None:
-    """
-    The wrapper is closed, refuses calls, and has left no timer behind.
-    """
-    for closing in module.closings:
-        if not closing.called:
-            closing.callback(None)
-    clock.advance(0)
-    assert wrapper.state is State.CLOSED
-    assert isinstance(resultOf(wrapper.proxy.write(0)).error, Closed)
-    assert clock.getDelayedCalls() == []
-
-
-@pytest.mark.parametrize("lost", [False, True])
-def test_a_policy_may_close(clock: Clock, lost: bool) -> None:
-    """
-    A policy that gives up by closing the wrapper is not followed by a retry.
-    """
-
-    def policy(attempts: int) -> float:
-        wrapper.close()
-        return 1.0
-
-    module, wrapper, proxy = wrap(clock, timeout=None, retryPolicy=policy)
-    result = resultOf(wrapper.initialize())
-    if lost:
-        module.attempts[0].callback(None)
-        module.watches[0].callback(None)
-    else:
-        module.attempts[0].errback(Trouble())
-        assert isinstance(result.error, Closed)
-    assert resultOf(proxy.write(1)).error
-    assertClosed(clock, module, wrapper)
-
-
-def test_watching_may_close(clock: Clock) -> None:
-    """
-    A module that is closed by C{whenLost()} does not become ready.
-    """
-
-    def whenLost() -> Deferred[None]:
-        wrapper.close()
-        return Deferred()
-
-    module, wrapper, _ = wrap(clock, whenLost=whenLost)
-    result = resultOf(wrapper.initialize())
-    module.attempts[0].callback(None)
-    assert isinstance(result.error, Closed)
-    assertClosed(clock, module, wrapper)
-
-
-def test_an_errback_of_a_held_failure_may_close(clock: Clock) -> None:
-    """
-    Failures that wait for news of a loss keep their own reasons.
-    """
-    module, wrapper, proxy = wrap(clock, replay=["read"], close=lambda: None)
-    ready(module, wrapper)
-    first, second = proxy.read(1), proxy.read(2)
-    first.addErrback(lambda _: wrapper.close())
-    result = resultOf(second)
-    for answer in module.answers:
-        answer.errback(Trouble("its own"))
-    clock.advance(0)
-    assert wrapper.state is State.CLOSED
-    assert isinstance(result.error, Trouble)
 
 
 class Looked(Module):
@@ -460,31 +389,6 @@ def test_a_listing_that_fails(clock: Clock) -> None:
     assert wrapper.proxy.write == module.write
 
 
-def test_a_stored_method_is_the_latest(clock: Clock) -> None:
-    """
-    A coroutine method that a caller has stored before a loss is the new one after.
-    """
-
-    class Replaced(Module):
-        def initialize(self) -> Deferred[None]:
-            generation = len(self.attempts) + 1
-
-            async def find() -> int:
-                return generation
-
-            vars(self)["find"] = find
-            return super().initialize()
-
-    module: Any = Replaced()
-    wrapper: Any = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
-    ready(module, wrapper)
-    stored = wrapper.proxy.find
-    module.watches[0].callback(None)
-    clock.advance(1)
-    module.attempts[1].callback(None)
-    assert resultOf(stored()).value == 2
-
-
 @pytest.mark.parametrize("use", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_proxy_cannot_be_copied(clock: Clock, use: Callable[[object], Any]) -> None:
     """
@@ -495,27 +399,6 @@ def test_a_proxy_cannot_be_copied(clock: Clock, use: Callable[[object], Any]) ->
         with pytest.raises(TypeError, match="neither copied nor pickled"):
             use(proxy)
         ready(module, wrapper)
-
-
-def test_attributes_that_are_not_set_yet(clock: Clock) -> None:
-    """
-    C{hasattr()} does not fail; empty slots can be read when they are filled.
-    """
-
-    class Slotted:
-        __slots__ = ("pool",)
-
-        def initialize(self) -> None:
-            self.pool = "open"
-
-    wrapper = QueuingWrapper(Slotted(), clock)
-    assert not hasattr(wrapper.proxy, "pool")
-    with pytest.raises(NotInitialized, match="pool is not a method"):
-        wrapper.proxy.pool  # noqa: B018
-    with pytest.raises(AttributeError, match=r"'loop' \(it is new\)"):
-        wrapper.proxy.loop  # type: ignore[attr-defined] # noqa: B018
-    wrapper.initialize()
-    assert wrapper.proxy.pool == "open"
 
 
 def test_an_ended_call_keeps_no_module(clock: Clock) -> None:

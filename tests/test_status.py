@@ -510,18 +510,6 @@ def test_the_files_of_the_page_are_sent_once(
     assert (changed.status, changed.body) == (200, answer.body)
 
 
-def test_other_paths_and_methods_are_refused(show: Any) -> None:
-    """
-    The page and the fragment can be read, and nothing else.
-    """
-    shown = show()
-    for path in ("/status/", "/status/events", "/status.html"):
-        assert ask(shown.root, path).status == 404
-    for path in ("/", "/status"):
-        assert ask(shown.root, path, method="HEAD").body == b""
-        assert ask(shown.root, path, method="POST").status == 405
-
-
 # The fragment.
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "Teller",
     "Wire",
     "answersIn",
+    "answersTo",
     "ask",
     "asynchronous",
     "errorsIn",
@@ -230,9 +231,9 @@ class Peer:
     @ivar transport: The transport between them.
     """
 
-    def __init__(self, site: Site, clock: Clock, host: str = "192.0.2.1") -> None:
+    def __init__(self, site: Site, clock: Clock) -> None:
         self._clock = clock
-        address = IPv4Address("TCP", host, 54321)
+        address = IPv4Address("TCP", "192.0.2.1", 54321)
         self.channel: Any = site.buildProtocol(address)
         self.transport = _Transport(clock, address)
         self.transport.protocol = self.channel
@@ -258,6 +259,19 @@ class Peer:
         return answersIn(self.received)
 
 
+def answersTo(resource: IResource, data: bytes, **options: Any) -> list[Answer]:
+    """
+    Send requests to a site in memory, and leave.
+
+    @param options: Options of the site.
+    """
+    clock = Clock()
+    peer = Peer(Site(resource, clock, **options), clock)
+    peer.send(data)
+    peer.leave()
+    return answersIn(peer.received, bodies=not data.startswith(b"HEAD"))
+
+
 def ask(
     resource: IResource,
     path: str = "/",
@@ -266,7 +280,7 @@ def ask(
     data: bytes | None = None,
 ) -> Answer:
     """
-    Make one request to a resource in memory, from this machine.
+    Make one request to a resource in memory.
     """
     lines = [f"{method} {path} HTTP/1.1".encode()]
     fields: dict[str, Any] = {"Host": "test", **(headers or {})}
@@ -274,14 +288,11 @@ def ask(
         fields["Content-Length"] = str(len(data))
     for name, values in fields.items():
         for value in values if isinstance(values, list) else [values]:
-            raw = value if isinstance(value, bytes) else value.encode()
-            lines.append(name.encode() + b": " + raw)
-    clock = Clock()
-    site = Site(resource, clock, maxBodyBytes=2**20, knownErrors=KNOWN_ERRORS)
-    peer = Peer(site, clock, "127.0.0.1")
-    peer.send(b"\r\n".join([*lines, b"", data or b""]))
-    (answer,) = answersIn(peer.received, bodies=method != "HEAD")
-    peer.leave()
+            encoded = value if isinstance(value, bytes) else value.encode()
+            lines.append(name.encode() + b": " + encoded)
+    raw = b"\r\n".join([*lines, b"", data or b""])
+    options: Any = {"maxBodyBytes": 2**20, "knownErrors": KNOWN_ERRORS}
+    (answer,) = answersTo(resource, raw, **options)
     return answer
 
 
@@ -319,21 +330,21 @@ class Wire(Protocol):
         """
         cast(Any, self.transport).loseConnection()
 
-    def when(self, condition: Callable[[], bool]) -> Deferred[bytes]:
+    def whenReceived(self, expected: bytes) -> Deferred[bytes]:
         """
-        @return: A Deferred that fires with the received bytes when a condition
-            holds. It fails if the connection is closed before.
+        @return: A Deferred that fires with the received bytes. It fails if the
+            connection is closed before.
         """
+        return self._when(lambda: expected in self.received)
+
+    def whenClosed(self) -> Deferred[bytes]:
+        return self._when(lambda: self.closed)
+
+    def _when(self, condition: Callable[[], bool]) -> Deferred[bytes]:
         deferred: Deferred[bytes] = Deferred()
         self._waiting.append((condition, deferred))
         self._fireWaiting()
         return deferred
-
-    def whenReceived(self, expected: bytes, times: int = 1) -> Deferred[bytes]:
-        return self.when(lambda: self.received.count(expected) >= times)
-
-    def whenClosed(self) -> Deferred[bytes]:
-        return self.when(lambda: self.closed)
 
     def _fireWaiting(self) -> None:
         for each in list(self._waiting):

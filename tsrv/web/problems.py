@@ -246,9 +246,6 @@ def _retryAfterSeconds(error: Unavailable) -> int:
 
 
 def _tracebackOf(failure: Failure) -> str:
-    """
-    @return: The traceback of an error, with its causes.
-    """
     error = failure.value
     assert error is not None
     text = "".join(format_exception(error))
@@ -259,7 +256,5 @@ def _tracebackOf(failure: Failure) -> str:
 
 
 def _escaped(value: bytes) -> str:
-    """
-    @return: The value, without characters that could forge a log line.
-    """
+    # Control characters could forge a log line.
     return repr(value)[2:-1]

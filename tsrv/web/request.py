@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from .requestid import currentRequestId, requestIdOf
+from .requestid import requestIdOf, withRequestId
 from .responses import NO_ROUTE, AsyncResource, respond
 from .traffic import Traffic
 
@@ -69,11 +69,8 @@ class SiteRequest(Request):
         """
         Find the resource, and let it answer.
         """
-        token = currentRequestId.set(requestIdOf(self))
-        try:
+        with withRequestId(requestIdOf(self)):
             super().process()
-        finally:
-            currentRequestId.reset(token)
 
     def render(self, resrc: object) -> None:
         """
