@@ -231,9 +231,9 @@ class Peer:
     @ivar transport: The transport between them.
     """
 
-    def __init__(self, site: Site, clock: Clock) -> None:
+    def __init__(self, site: Site, clock: Clock, host: str = "192.0.2.1") -> None:
         self._clock = clock
-        address = IPv4Address("TCP", "192.0.2.1", 54321)
+        address = IPv4Address("TCP", host, 54321)
         self.channel: Any = site.buildProtocol(address)
         self.transport = _Transport(clock, address)
         self.transport.protocol = self.channel
