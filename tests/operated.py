@@ -48,11 +48,14 @@ class Program:
     A program that stays up.
 
     @ivar modules: Its modules by name.
+    @ivar statuses: The exit statuses with which the program was to end.
     """
 
-    def __init__(self, clock: Any) -> None:
+    def __init__(self, clock: Any, stayUp: bool = True) -> None:
         self.clock = clock
-        self.startup = Startup(clock, stayUp=True)
+        self.statuses: list[int] = []
+        stopProgram = self.statuses.append
+        self.startup = Startup(clock, stayUp=stayUp, stopProgram=stopProgram)
         self.modules: dict[str, Module] = {}
 
     def add(self, name: str, *needs: str, **options: Any) -> Any:
@@ -67,24 +70,25 @@ class Program:
         for name in names:
             self.modules[name].attempts[-1].callback(None)
 
-    def fail(self, name: str, error: type[Exception] = Trouble) -> None:
-        self.modules[name].attempts[-1].errback(error(SECRET))
+    def fail(
+        self, name: str, error: type[Exception] = Trouble, message: str = SECRET
+    ) -> None:
+        self.modules[name].attempts[-1].errback(error(message))
 
-    def lose(self, name: str) -> None:
-        self.modules[name].watches[-1].errback(Trouble(SECRET))
+    def lose(self, name: str, message: str = SECRET) -> None:
+        self.modules[name].watches[-1].errback(Trouble(message))
 
     def stop(self) -> None:
         """
         Stop the program; its modules close at once.
         """
         stopped = resultOf(self.startup.stopService())
-        for module in reversed(self.modules.values()):
+        while stopped.pending:
+            for module in self.modules.values():
+                for closing in module.closings:
+                    if not closing.called:
+                        closing.callback(None)
             self.clock.advance(0)
-            for closing in module.closings:
-                if not closing.called:
-                    closing.callback(None)
-        self.clock.advance(0)
-        assert not stopped.pending
 
 
 @pytest.fixture
