@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.server import Request
 
-from ..web.origin import Proxies, isForwarded, isLocal, peerOf
+from ..web.origin import Proxies, isLocal, peerOf
 
 __all__ = ["Cookies"]
 
@@ -80,9 +80,12 @@ class Cookies:
             self._prefixed: f"; Path=/; Secure; HttpOnly; SameSite={sameSite}".encode(),
             self._plain: f"; Path=/; HttpOnly; SameSite={lax}".encode(),
         }
-        self._patterns = {each: _patternOf(each) for each in self._attributes}
+        # Only spaces and tabs may stand before a cookie.
+        self._patterns = {
+            each: re.compile(rb"(?:\A|;)[ \t]*+" + re.escape(each) + rb"=([^;]*)")
+            for each in self._attributes
+        }
         self._complainedAt: float | None = None
-        self._unsent = 0
 
     def read(self, request: Request) -> str | None:
         """
@@ -104,29 +107,30 @@ class Cookies:
 
     def canWrite(self, request: Request) -> bool:
         """
+        Return whether a cookie in the response would reach the browser and be kept.
+        If the browser would drop it, that is logged, at most once a minute.
+
         @param request: A request.
-        @return: Whether a cookie in its response would reach the browser and be kept.
         """
-        return not request.startedWriting and self._nameFor(request) is not None
+        if request.startedWriting or _isOver(request):
+            return False
+        if self._nameFor(request) is not None:
+            return True
+        self._complain(request)
+        return False
 
     def write(self, request: Request, identifier: str) -> bool:
         """
         Set the cookie. It replaces a session cookie that is already in the response.
-        If the browser would drop it, that is logged, at most once a minute.
 
         @param request: A request.
         @param identifier: The identifier: letters and digits, C{-} and C{_}.
         @return: Whether the cookie is in the response.
         @raise ValueError: The identifier has other characters.
         """
-        name = self._nameFor(request)
-        if name is None:
-            if not _isOver(request):
-                self._complain(request)
-            return False
         if _IDENTIFIER.fullmatch(identifier) is None:
             raise ValueError("an identifier has 1 to 128 letters, digits, - and _")
-        return self._set(request, name, identifier.encode("ascii"))
+        return self._set(request, identifier.encode("ascii"))
 
     def expire(self, request: Request) -> bool:
         """
@@ -135,13 +139,11 @@ class Cookies:
         @param request: A request.
         @return: Whether that is in the response.
         """
-        name = self._nameFor(request)
-        return name is not None and self._set(request, name, b"", _EXPIRED)
+        return self._set(request, b"", _EXPIRED)
 
-    def _set(
-        self, request: Request, name: bytes, value: bytes, attributes: bytes = b""
-    ) -> bool:
-        if request.startedWriting:
+    def _set(self, request: Request, value: bytes, attributes: bytes = b"") -> bool:
+        name = self._nameFor(request)
+        if name is None or request.startedWriting:
             return False
         begin = name + b"="
         others = [each for each in request.cookies if not each.startswith(begin)]
@@ -155,32 +157,23 @@ class Cookies:
             return None
         if self.proxies.isSecure(request):
             return self._prefixed
-        return self._plain if isLocal(request) and not isForwarded(request) else None
+        return self._plain if isLocal(request) else None
 
     def _complain(self, request: Request) -> None:
-        self._unsent += 1
         now, last = self._clock.seconds(), self._complainedAt
         # A clock may be set back.
         if last is not None and 0 <= now - last < COMPLAINT_INTERVAL_SECONDS:
             return
         self._complainedAt = now
-        count, self._unsent = self._unsent, 0
         self._log.error(
-            "No session cookie was sent with {count} response(s), the last one to "
-            "{peer}: browsers would drop it, since this is not TLS. Listen with "
-            "TLS; or, if this is behind a proxy that does, let it set "
-            "X-Forwarded-Proto, and name its address among the trusted proxies. "
+            "No session cookie was sent to {peer}: browsers would drop it, since this "
+            "is not TLS. Listen with TLS; or, if this is behind a proxy that does, let "
+            "it set X-Forwarded-Proto, and name its address among the trusted proxies. "
             "Plain HTTP is only for development, on localhost.",
-            count=count,
             peer=peerOf(request) or "a UNIX socket",
         )
 
 
 def _isOver(request: Request) -> bool:
     # Without a channel, the client has disconnected.
-    return bool(request.finished) or getattr(request, "channel", request) is None
-
-
-def _patternOf(name: bytes) -> re.Pattern[bytes]:
-    # Only spaces and tabs may stand before a cookie.
-    return re.compile(rb"(?:\A|;)[ \t]*+" + re.escape(name) + rb"=([^;]*)")
+    return bool(request.finished or request.channel is None)

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from ..web.responses import writeProblem
+from ..web.responses import IBegun, abort, writeProblem
 
 __all__ = ["DeferredResponse"]
 
@@ -52,16 +52,26 @@ class DeferredResponse:
         @param ended: Called when the response is sent, or the client disconnects.
         """
         self._request: Any = request
-        self._save = save
-        self._addHeaders = addHeaders
+        self._save, self._addHeaders, self._ended = save, addHeaders, ended
         self._write, self._finish = request.write, request.finish
         self._pieces: list[bytes] = []
         self._length = 0
-        self._isSaving = self._hasBegun = self._isFinished = False
+        self._isSaving = self._isFinished = False
         # Nothing is passed on any more.
         self._isClosed = False
-        request.notifyFinish().addBoth(self._end, ended)
+        # A Deferred of notifyFinish() would only call this object.
+        cast(list[Any], request.notifications).append(self)
         self._replace()
+
+    def callback(self, result: object) -> None:
+        """
+        End. A save in progress goes on if the client has disconnected, but no other
+        begins.
+        """
+        self._close()
+        self._ended()
+
+    errback = callback
 
     def _replace(self) -> None:
         self._request.write = self._deferWrite
@@ -77,8 +87,6 @@ class DeferredResponse:
             return
         self._pieces.append(data)
         self._length += len(data)
-        # An error that follows cannot become the response any more.
-        self._request.deferredBytes = self._length
         if self._length > MAX_DEFERRED_BYTES:
             error = MemoryError(f"more than {MAX_DEFERRED_BYTES} bytes are deferred")
             self._abort(Failure(error))
@@ -97,6 +105,8 @@ class DeferredResponse:
             self._pass()
         else:
             self._isSaving = True
+            # An error of the resource cannot become the response any more.
+            self._request.setComponent(IBegun, True)
             saving.addCallbacks(self._saved, self._notSaved)
 
     def _saved(self, result: None) -> None:
@@ -111,23 +121,21 @@ class DeferredResponse:
                 "The client has disconnected, and its changes were not saved: {reason}",
                 reason=failure.value,
             )
-        elif self._hasBegun:
+        elif self._request.startedWriting:
             self._abort(failure)
         else:
             self._close()
-            self._request.deferredBytes = 0
+            self._request.unsetComponent(IBegun)
             self._restore()
-            writeProblem(cast(Request, self._request), failure)
+            writeProblem(self._request, failure)
             # The resource may go on to write; that is dropped.
             self._replace()
 
     def _pass(self) -> None:
         try:
-            if not self._hasBegun:
-                self._hasBegun = True
+            if not self._request.startedWriting:
                 self._addHeaders()
-            pieces, self._pieces = self._pieces, []
-            self._length = 0
+            pieces, self._pieces, self._length = self._pieces, [], 0
             for piece in pieces:
                 self._write(piece)
             if self._isFinished:
@@ -137,16 +145,9 @@ class DeferredResponse:
         except Exception:
             self._abort(Failure())
 
-    def _end(self, result: object, ended: Callable[[], object]) -> None:
-        # If the client has disconnected, what is being saved goes on, but nothing
-        # more is begun.
-        self._close()
-        ended()
-
     def _abort(self, failure: Failure) -> None:
         self._close()
-        self._log.failure("A response broke off", failure=failure)
-        self._request.transport.abortConnection()
+        abort(self._request, failure)
 
     def _close(self) -> None:
         self._isClosed = True

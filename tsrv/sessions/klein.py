@@ -24,6 +24,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -52,6 +53,8 @@ _LETTERS: Final = {
 }
 
 _IDENTIFIER: Final = re.compile("[CHch][A-Za-z0-9_-]{43}")
+
+_CONFIDENTIAL: Final = re.compile("[CH][A-Za-z0-9_-]{43}")
 
 MAX_DISCLOSED_PER_REQUEST: Final = 8
 """
@@ -222,22 +225,19 @@ class KleinSessionStore:
         """
         Find a session that was created for this mechanism, and extend its life.
         """
-        letter = _LETTERS[isConfidential, authenticatedBy]
         session = self._session(identifier, isConfidential, authenticatedBy)
-        loading = Deferred.fromCoroutine(self._load(identifier, letter))
-        return loading.addCallback(_existing).addCallback(lambda _: session)
+        return Deferred.fromCoroutine(self._load(session))
 
-    async def _load(self, identifier: str, letter: str) -> StoredSession | None:
-        if identifier[:1] != letter or _IDENTIFIER.fullmatch(identifier) is None:
-            return None
-        key = _keyOf(identifier)
-        if key in self._disclosed:
-            self._destroy(key)
-            return None
-        stored = await self._store.get(key)
-        if stored is None or not await self._store.touch(key):
-            return None
-        return stored
+    async def _load(self, session: KleinSession) -> KleinSession:
+        letter = _LETTERS[session.isConfidential, session.authenticatedBy]
+        identifier = session.identifier
+        if identifier[:1] == letter and _IDENTIFIER.fullmatch(identifier):
+            key = _keyOf(identifier)
+            if key in self._disclosed:
+                self._destroy(key)
+            elif await self._store.touch(key):
+                return session
+        raise NoSuchSession("There is no such session")
 
     def _session(
         self, identifier: str, isConfidential: bool, authenticatedBy: SessionMechanism
@@ -251,14 +251,12 @@ class KleinSessionStore:
         Destroy sessions whose identifiers must be sent over HTTPS only. One that
         cannot be destroyed now is refused; each attempt to load it tries again.
         """
-        texts = [
+        texts = (
             each if isinstance(each, str) else each.decode("latin-1")
             for each in identifiers
-        ]
-        secrets = [
-            each for each in texts if _IDENTIFIER.fullmatch(each) and each[0].isupper()
-        ]
-        for each in secrets[:MAX_DISCLOSED_PER_REQUEST]:
+        )
+        secrets = filter(_CONFIDENTIAL.fullmatch, texts)
+        for each in islice(secrets, MAX_DISCLOSED_PER_REQUEST):
             self._destroy(_keyOf(each))
 
     def _destroy(self, key: str) -> None:

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, MutableMapping
+from copy import deepcopy
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from ..errors import OutcomeUnknown, Unavailable
@@ -30,7 +33,7 @@ __all__ = ["Session"]
 
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, allow_nan=False)
 
-_IMMUTABLE: Final = frozenset({str, int, float, bool, type(None)})
+_Counters = Mapping[str, int | float]
 
 
 def _encode(value: Any) -> str:
@@ -44,10 +47,6 @@ def _encode(value: Any) -> str:
 
 def _encodeAll(data: Mapping[str, Any]) -> dict[str, str]:
     return {name: _encode(value) for name, value in data.items()}
-
-
-def _copy(value: Any) -> Any:
-    return value if type(value) in _IMMUTABLE else json.loads(json.dumps(value))
 
 
 def _tokenOf(identifier: str) -> str:
@@ -96,7 +95,7 @@ class Session(MutableMapping[str, Any]):
 
     def _current(self) -> dict[str, Any]:
         if self._data is None:
-            self._data = {} if self._known is None else _copy(self._known.data)
+            self._data = {} if self._known is None else deepcopy(self._known.data)
         return self._data
 
     def __getitem__(self, name: str) -> Any:
@@ -141,12 +140,13 @@ class Session(MutableMapping[str, Any]):
         self._lock.acquire()
         changes = Changes(added={name: number})
         changing = self._shared.store.set(self._identifier, changes, self._known)
-        changing.addCallback(self._added, None, name, number)
-        return changing.addBoth(self._release)
+        return changing.addBoth(self._added, name, number)
 
-    def _release(self, result: Any) -> Any:
+    def _added(self, result: Any, name: str, number: int | float) -> Any:
         self._lock.release()
-        return result
+        if isinstance(result, Failure):
+            return result
+        return self._changed(result, None).get(name, number)
 
     def regenerate(self) -> None:
         """
@@ -209,13 +209,18 @@ class Session(MutableMapping[str, Any]):
         if self._known is None:
             isWanted = bool(self._data) or self._next is not None
             return isWanted and not self._cannotBeCreated
-        if not self._wasTouched and self._shared.isWorthTouching(self._known):
+        if self._isWorthTouching(self._known):
             return True
         try:
             return self._data is not None and bool(self._changes(self._encoded()))
         except SessionError:
             # Saving it reports the error.
             return True
+
+    def _isWorthTouching(self, known: StoredSession) -> bool:
+        limits, now = self._shared.limits, self._shared.clock.seconds()
+        isWorthIt = limits.isWorthAWrite(known.created, known.expires, now)
+        return isWorthIt and not self._wasTouched
 
     async def _save(self) -> None:
         if self._toDestroy is not None:
@@ -227,48 +232,38 @@ class Session(MutableMapping[str, Any]):
         elif self._renews:
             await self._renew(self._identifier)
         else:
-            encoded = self._encoded()
-            changes = self._changes(encoded)
-            if not changes:
-                await self._touch(self._identifier)
-                return
-            store = self._shared.store
-            changed = await store.set(self._identifier, changes, self._known)
-            self._changed(changed, encoded)
-
-    def _changed(
-        self, changed: StoredSession | None, encoded: Mapping[str, str] | None
-    ) -> None:
-        if changed is None:
-            self._forget()
-        else:
-            self._merge(changed, encoded)
-
-    def _added(
-        self,
-        changed: StoredSession | None,
-        encoded: Mapping[str, str] | None,
-        name: str,
-        number: int | float,
-    ) -> int | float:
-        self._changed(changed, encoded)
-        return number if changed is None else changed.counted[name]
+            await self._change(self._identifier, {})
 
     async def _saveAndAdd(self, name: str, number: int | float) -> int | float:
         isRenewed = self._renews and self._identifier is not None
         if isRenewed or self._toDestroy is not None:
             await self._save()
         added = {name: number}
-        if self._identifier is None:
-            current = self._current()
-            total: int | float = Changes(added=added).applyTo(current)[name]
-            current[name] = total
-            await self._save()
-            return total
+        if self._identifier is not None:
+            return (await self._change(self._identifier, added)).get(name, number)
+        current = self._current()
+        total: int | float = Changes(added=added).applyTo(current)[name]
+        current[name] = total
+        await self._save()
+        return total
+
+    async def _change(self, identifier: str, added: _Counters) -> _Counters:
         encoded = self._encoded()
         changes = self._changes(encoded, added)
-        changed = await self._shared.store.set(self._identifier, changes, self._known)
-        return self._added(changed, encoded, name, number)
+        if not changes:
+            await self._touch(identifier)
+            return {}
+        changed = await self._shared.store.set(identifier, changes, self._known)
+        return self._changed(changed, encoded)
+
+    def _changed(
+        self, changed: StoredSession | None, encoded: Mapping[str, str] | None
+    ) -> _Counters:
+        if changed is None:
+            self._forget()
+            return {}
+        self._merge(changed, encoded)
+        return changed.counted
 
     async def _create(self) -> None:
         # A login gets a new session even if the old one has ended.
@@ -276,21 +271,21 @@ class Session(MutableMapping[str, Any]):
         if not self._data and self._next is None:
             return
         encoded = self._encoded()
-        sent = None if isLogin else self._sent
-        if sent is not None and self._shared.retired.has(sent):
+        if self._sent and not isLogin and self._shared.retired.has(self._sent):
             # The new cookie would replace the one of the renewed session.
             self._cannotBeCreated = True
-        identifier = self._next or makeIdentifier()
-        if not self._canSend(identifier):
+        if not self._canSend():
             return
-        self._shared.checkQuota(self._request)
+        identifier = self._next or makeIdentifier()
+        if self._shared.quota is not None:
+            self._shared.quota.count(self._request)
         stored = await self._shared.store.create(identifier, self._current())
         await self._send(identifier, stored, encoded)
 
     async def _renew(self, old: str) -> None:
-        identifier = self._next or makeIdentifier()
-        if not self._canSend(identifier):
+        if not self._canSend():
             return
+        identifier = self._next or makeIdentifier()
         encoded = self._encoded()
         changes = self._changes(encoded)
         stored = await self._shared.store.renew(old, identifier, changes)
@@ -301,21 +296,16 @@ class Session(MutableMapping[str, Any]):
             return
         self._forget()
         self._sent = None
-        self._data = _copy(dict(changes.assigned))
+        self._data = dict(changes.assigned)
         await self._create()
 
-    def _canSend(self, identifier: str) -> bool:
+    def _canSend(self) -> bool:
         if self._cannotBeCreated:
             return False
-        cookies = self._shared.cookies
-        if cookies.canWrite(self._request):
-            return True
         if self._request.startedWriting:
             raise SessionError("the response has begun: no cookie can be sent any more")
-        # This fails, and logs why.
-        cookies.write(self._request, identifier)
-        self._cannotBeCreated = True
-        return False
+        self._cannotBeCreated = not self._shared.cookies.canWrite(self._request)
+        return not self._cannotBeCreated
 
     async def _send(
         self, identifier: str, stored: StoredSession, encoded: Mapping[str, str] | None
@@ -329,9 +319,8 @@ class Session(MutableMapping[str, Any]):
             await self._shared.store.destroy(identifier)
 
     async def _touch(self, identifier: str) -> None:
-        known = self._known
-        assert known is not None
-        if self._wasTouched or not self._shared.isWorthTouching(known):
+        assert self._known is not None
+        if not self._isWorthTouching(self._known):
             return
         self._wasTouched = True
         try:
@@ -352,12 +341,10 @@ class Session(MutableMapping[str, Any]):
         return None if self._data is None else _encodeAll(self._data)
 
     def _changes(
-        self,
-        encoded: Mapping[str, str] | None,
-        added: Mapping[str, int | float] | None = None,
+        self, encoded: Mapping[str, str] | None, added: _Counters = MappingProxyType({})
     ) -> Changes:
         if encoded is None:
-            return Changes(added=added or {})
+            return Changes(added=added)
         before = {} if self._known is None else self._known.data
         assigned = {
             name: json.loads(text)
@@ -365,7 +352,7 @@ class Session(MutableMapping[str, Any]):
             if name not in before or text != _encode(before[name])
         }
         removed = frozenset(before.keys() - encoded.keys())
-        return Changes(assigned, removed, added or {})
+        return Changes(assigned, removed, added)
 
     def _merge(self, stored: StoredSession, encoded: Mapping[str, str] | None) -> None:
         """
@@ -373,17 +360,17 @@ class Session(MutableMapping[str, Any]):
         the save began with the members C{encoded}.
         """
         previous, self._known = self._known, stored
-        self._wasTouched = True
         data = self._data
         if data is None:
             return
         if encoded is None:
             encoded = {} if previous is None else _encodeAll(previous.data)
-        for name in stored.data.keys() | encoded.keys():
+        theirs = _encodeAll(stored.data)
+        for name in theirs.keys() | encoded.keys():
             now = _encode(data[name]) if name in data else None
-            if now != encoded.get(name):
+            if now != encoded.get(name) or now == theirs.get(name):
                 continue
-            if name not in stored.data:
+            if name in theirs:
+                data[name] = json.loads(theirs[name])
+            else:
                 data.pop(name, None)
-            elif now != _encode(stored.data[name]):
-                data[name] = _copy(stored.data[name])

@@ -99,11 +99,9 @@ class Sessions:
         @return: A Deferred of the session. It fails with
             L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable.
         """
-        lookup: _Lookup | None = request.getComponent(ILookup)
-        if lookup is not None:
-            if lookup.session is not None:
-                return succeed(lookup.session)
-            return lookup.wait()
+        known: _Lookup | None = request.getComponent(ILookup)
+        if known is not None:
+            return known.wait() if known.session is None else succeed(known.session)
         lookup = _Lookup()
         request.setComponent(ILookup, lookup)
         identifier = self.cookies.read(request)
@@ -139,7 +137,8 @@ class Sessions:
 
     def _notFound(self, failure: Failure, lookup: _Lookup, request: Request) -> None:
         request.unsetComponent(ILookup)
-        lookup.waiters.fail(lambda: cast(BaseException, failure.value))
+        error = cast(BaseException, failure.value)
+        lookup.waiters.fail(lambda: error)
 
 
 def _addHeaders(request: Request, session: Session) -> None:

@@ -4,16 +4,14 @@ The state that the sessions of one site share.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.server import Request
 
 from .cookies import Cookies
 from .quota import Quota
-from .store import ISessionStore, Limits, StoredSession
+from .store import ISessionStore, Limits
 
 __all__ = ["RetiredIdentifiers", "Shared"]
 
@@ -36,16 +34,15 @@ class RetiredIdentifiers:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._since: OrderedDict[str, float] = OrderedDict()
+        self._since: dict[str, float] = {}
 
     def add(self, identifier: str) -> None:
         """
         Remember an identifier, and forget the oldest one if there are too many.
         """
         self._since[identifier] = self._clock.seconds()
-        self._since.move_to_end(identifier)
         if len(self._since) > MAX_RETIRED_IDS:
-            self._since.popitem(last=False)
+            del self._since[next(iter(self._since))]
 
     def has(self, identifier: str) -> bool:
         """
@@ -67,19 +64,3 @@ class Shared:
     limits: Limits
     quota: Quota | None
     retired: RetiredIdentifiers
-
-    def checkQuota(self, request: Request) -> None:
-        """
-        Count a new session.
-
-        @raise TooMany: There are too many new sessions.
-        """
-        if self.quota is not None:
-            self.quota.count(request)
-
-    def isWorthTouching(self, session: StoredSession) -> bool:
-        """
-        @return: Whether a use extends the session by enough to be written.
-        """
-        now = self.clock.seconds()
-        return self.limits.isWorthAWrite(session.created, session.expires, now)

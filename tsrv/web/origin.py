@@ -12,8 +12,6 @@ from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
-from twisted.internet.address import IPv4Address as IPv4Peer
-from twisted.internet.address import IPv6Address as IPv6Peer
 from twisted.internet.address import UNIXAddress
 from twisted.web.server import Request
 
@@ -24,7 +22,6 @@ __all__ = [
     "Proxies",
     "addressOf",
     "checkOrigin",
-    "isForwarded",
     "isLocal",
     "peerOf",
 ]
@@ -48,7 +45,7 @@ _FORWARDED: Final = (b"X-Forwarded-Proto", b"X-Forwarded-For", b"Forwarded")
 _PORTS: Final = {b"http": 80, b"https": 443}
 
 # An address as some proxies write it: in brackets, or with a port.
-_HOP: Final = re.compile(r"\[([^\]]*)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}")
+_HOP: Final = re.compile(r"\A\[(.*)\](?::[0-9]+)?\Z|\A([0-9.]+):[0-9]+\Z")
 
 
 class CrossSite(HTTPError):
@@ -76,40 +73,31 @@ def peerOf(request: Request) -> str:
     """
     Return the IP address at the other end of the connection; empty for a UNIX socket.
     """
-    peer = request.getClientAddress()
-    return peer.host if isinstance(peer, (IPv4Peer, IPv6Peer)) else ""
+    host: str = getattr(request.getClientAddress(), "host", "")
+    return host
 
 
 def isLocal(request: Request) -> bool:
     """
-    Return whether a browser on this machine made the request to a name that always
-    means this machine. A name that another site made point here does not count.
+    Return whether a browser on this machine made the request, without a proxy, to a
+    name that always means this machine. A name that another site made point here does
+    not count.
     """
-    peer = addressOf(peerOf(request))
-    if peer is None or not peer.is_loopback:
+    peer, headers = addressOf(peerOf(request)), request.requestHeaders
+    if peer is None or not peer.is_loopback or any(map(headers.hasHeader, _FORWARDED)):
         return False
-    hosts = request.requestHeaders.getRawHeaders(b"Host", [])
+    hosts = headers.getRawHeaders(b"Host", [])
     return len(hosts) == 1 and _isLocalName(hosts[0])
-
-
-def isForwarded(request: Request) -> bool:
-    """
-    Return whether the request seems to come through a proxy.
-    """
-    headers = request.requestHeaders
-    return any(headers.hasHeader(name) for name in _FORWARDED)
 
 
 @lru_cache(256)
 def _isLocalName(authority: bytes) -> bool:
     match = _AUTHORITY.fullmatch(authority)
-    if match is None:
-        return False
-    host = match[1].decode("ascii").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+    host = match[1].decode("ascii").lower() if match else ""
     address = addressOf(host.strip("[]"))
-    return address is not None and address.is_loopback
+    if address is None:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback
 
 
 class Proxies:
@@ -155,7 +143,7 @@ class Proxies:
         # Each proxy appends an address to what it received, which may be invented.
         hops = b",".join(forwarded).decode("latin-1").rsplit(",", MAX_PROXIES)
         for hop in reversed(hops):
-            address = addressOf(_withoutPort(hop.strip(" \t")))
+            address = addressOf(_HOP.sub(r"\1\2", hop.strip(" \t")))
             if address is None:
                 break
             peer = str(address)
@@ -195,8 +183,8 @@ def checkOrigin(request: Request, isSecure: bool, token: str | None = None) -> N
     if sites is not None:
         isOwn = sites in ([b"same-origin"], [b"none"])
     elif origins is not None:
-        hosts = headers.getRawHeaders(b"Host", [])
         scheme = b"https://" if isSecure else b"http://"
+        hosts = headers.getRawHeaders(b"Host", [])
         own = _originOf([scheme + host for host in hosts])
         isOwn = own is not None and _originOf(origins) == own
     else:
@@ -219,8 +207,3 @@ def _originOf(texts: Sequence[bytes]) -> tuple[bytes, bytes, int] | None:
     if scheme not in _PORTS or match is None:
         return None
     return scheme, match[1].lower(), int(match[2] or _PORTS[scheme])
-
-
-def _withoutPort(hop: str) -> str:
-    match = _HOP.fullmatch(hop)
-    return hop if match is None else match[1] or match[2] or ""

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
+from zope.interface import Interface
 
 from .message import Response, text
 from .problems import HTTPError, responseTo
@@ -27,8 +28,10 @@ from .requestid import requestIdOf, withRequestId
 __all__ = [
     "NO_ROUTE",
     "AsyncResource",
+    "IBegun",
     "NotFoundResource",
     "Response",
+    "abort",
     "respond",
     "text",
     "writeProblem",
@@ -48,6 +51,13 @@ _RESPONSE_HEADERS: Final = (
 """
 Headers of a prepared response that an error does not inherit.
 """
+
+
+class IBegun(Interface):
+    """
+    The component of a request whose response has begun, although no byte of it was
+    sent: an error aborts the connection.
+    """
 
 
 def respond(request: Request, render: Callable[[Request], Any]) -> int:
@@ -80,6 +90,17 @@ def writeProblem(request: Request, failure: Failure) -> None:
         request.responseHeaders.removeHeader(name)
     request.cookies.clear()
     _Exchange(request).fail(failure)
+
+
+def abort(request: Request, failure: Failure) -> None:
+    """
+    Abort the connection of a request whose response has begun, and log why.
+
+    @param request: The request.
+    @param failure: The error.
+    """
+    _log.failure("A response broke off", failure=failure)
+    cast(ITCPTransport, request.transport).abortConnection()
 
 
 class _Exchange:
@@ -127,7 +148,7 @@ class _Exchange:
             try:
                 self._writeProblem(failure)
             except Exception:
-                self._abort(Failure())
+                abort(self._request, Failure())
 
     def _write(self, response: Response) -> None:
         if self._clientLeft:
@@ -154,15 +175,10 @@ class _Exchange:
                     kind=type(failure.value).__name__,
                     error=failure.value,
                 )
-        # Some of it may wait until the session is saved.
-        elif request.startedWriting or getattr(request, "deferredBytes", 0):
-            self._abort(failure)
+        elif request.startedWriting or request.getComponent(IBegun):
+            abort(request, failure)
         else:
             self._write(responseTo(failure, request))
-
-    def _abort(self, failure: Failure) -> None:
-        _log.failure("A response broke off", failure=failure)
-        cast(ITCPTransport, self._request.transport).abortConnection()
 
 
 class AsyncResource(Resource):
