@@ -707,7 +707,7 @@ def test_a_shared_database_is_neither_initialised_nor_closed(
     store: SQLSessionStore, database: LateDatabase
 ) -> None:
     """
-    It does not belong to the store, and its loss is not that of the store.
+    Its loss is not that of the store, which can be closed alone.
     """
     assert resultOf(store.initialize()).value is None
     lost = resultOf(store.whenLost())
@@ -715,9 +715,10 @@ def test_a_shared_database_is_neither_initialised_nor_closed(
     reading = resultOf(store.get(makeIdentifier()))
     database.answer(SessionsUnavailable("gone"))
     assert isinstance(reading.error, SessionsUnavailable)
+    assert lost.pending
     assert resultOf(store.close()).value is None
     assert not store.initialized
-    assert lost.pending
+    assert lost.value is None
     assert database.asked == ["read"]
 
 

@@ -150,7 +150,7 @@ def info(version: str = "7.0.15", mode: str = "standalone") -> str:
     return f"${len(text)}\r\n{text}"
 
 
-LOGIN = [b"+OK\r\n", info().encode() + b"\r\n", b":0\r\n"]
+LOGIN = [info().encode() + b"\r\n", b":0\r\n"]
 ROW = bulk('{"a":1}', 0.0, 1800.0, 1)
 NONE = bulk(None, None, None, None)
 
@@ -204,7 +204,6 @@ def server(reactor: MemoryReactorClock) -> Iterator[Server]:
         "unix:///path?a=1",
         f"redis://:{SECRET}#@host",
         f"redis://:{SECRET}/@host",
-        f"redis://:{SECRET}@@host",
         f"redis://{SECRET}@host",
         "redis://user:@host",
         "redis://[::1",
@@ -259,13 +258,13 @@ def test_the_url_says_how_to_log_in(
     with logged() as events:
         opening = resultOf(server.store.initialize())
         server.accept()
-        for command in [*expected, [b"CLIENT", b"SETNAME", b"tsrv"]]:
+        for command in expected:
             assert server.commands() == [command]
             server.answer(b"+OK\r\n")
         assert server.commands() == [[b"INFO", b"server"]]
-        server.answer(LOGIN[1])
+        server.answer(LOGIN[0])
         ((_, _, count, probe, *_),) = server.commands()
-        assert (count, probe) == (b"1", b"tsrv:session:probe")
+        assert (count, probe) == (b"1", b"tsrv:session:" + b"probe".hex().encode())
         server.answer(b":0\r\n")
     assert opening.value is None
     assert server.store.initialized
@@ -295,13 +294,13 @@ def test_the_url_says_how_to_log_in(
         (["+OK", "-NOAUTH x"], SessionsRefused, "requires a password"),
         (["+OK", "+OK", "-LOADING Redis is"], SessionsUnavailable, "reading its data"),
         (["+OK", "+OK", "-MASTERDOWN x"], SessionsUnavailable, "lost its master"),
-        (["+OK"] * 3 + [info("4.0.9")], SessionsRefused, "version 5"),
-        (["+OK"] * 3 + [info("7.0.9", "cluster")], SessionsRefused, "a cluster"),
-        (["+OK"] * 3 + [info(), "-READONLY You"], SessionsUnavailable, "a replica"),
-        (["+OK"] * 3 + ["-NOPERM", "-NOPERM"], SessionsRefused, "+@scripting"),
-        (["+OK", "+OK", "-ERR", info(), "-MOVED 1"], SessionsRefused, "a cluster"),
-        (["+OK"] * 3 + [info(), "-MISCONF x"], SessionsUnavailable, "its disk"),
-        (["+OK"] * 3 + [info(), "-ERR unknown"], SessionError, "(ERR)"),
+        (["+OK"] * 2 + [info("4.0.9")], SessionsRefused, "version 5"),
+        (["+OK"] * 2 + [info("7.0.9", "cluster")], SessionsRefused, "a cluster"),
+        (["+OK"] * 2 + [info(), "-READONLY You"], SessionsUnavailable, "a replica"),
+        (["+OK"] * 2 + ["-NOPERM", "-NOPERM"], SessionsRefused, "+@scripting"),
+        (["+OK", "+OK", "-ERR", "-MOVED 1"], SessionsRefused, "a cluster"),
+        (["+OK"] * 2 + [info(), "-MISCONF x"], SessionsUnavailable, "its disk"),
+        (["+OK"] * 2 + [info(), "-ERR unknown"], SessionError, "(ERR)"),
     ],
 )
 def test_a_server_that_cannot_be_used_is_refused(
@@ -981,10 +980,7 @@ async def test_a_session_may_live_for_ever(redis: Redis) -> None:
         [("HDEL", "NAME", "d")],
         [("HDEL", "NAME", "v")],
         [("HSET", "NAME", "v", "one")],
-        [("HSET", "NAME", "v", "01")],
         [("HSET", "NAME", "x", "soon")],
-        [("HSET", "NAME", "x", "nan")],
-        [("HSET", "NAME", "c", "inf")],
         [("HDEL", "NAME", "c", "x", "v")],
     ],
 )

@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from math import inf
 from random import random as _random
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..asyncmodule import NotInitialized
+from ..queuing.waiters import Waiters
 from .merging import MAX_ATTEMPTS, Merger, contended, copyOf
 from .store import (
     Changes,
@@ -31,14 +32,19 @@ from .sweep import Sweeper
 
 __all__ = ["BaseStore", "Row"]
 
+MAX_WATCHERS: Final = 10_000
+"""
+Maximum number of callers that wait for a store to be lost.
+"""
+
 _T = TypeVar("_T")
 
 _Result = Deferred[_T] | Coroutine[Deferred[Any], Any, _T]
 
 Row = tuple[Any, Any, Any, Any]
 """
-The JSON of a session, when it was created, when it expires, and its version; in a
-damaged row, anything.
+The JSON of a session, when it was created, when it expires, and its version. What a
+store reads may be damaged: L{BaseStore} checks it.
 """
 
 
@@ -74,6 +80,7 @@ class BaseStore(ABC):
         self._sweeper = Sweeper(
             reactor, self._removeExpired, random, sweeps=not self.expiresByItself
         )
+        self._watchers = Waiters(MAX_WATCHERS, "for the store to be lost")
 
     def _begin(self) -> None:
         self.initialized = True
@@ -82,9 +89,16 @@ class BaseStore(ABC):
     def _end(self) -> None:
         self.initialized = False
         self._sweeper.stop()
+        self._watchers.succeed()
 
-    # Each kind of store implements these methods. To all of them a row that has
-    # expired does not exist; a boolean says whether there was such a row.
+    def whenLost(self) -> Deferred[None]:
+        """
+        Tell when the store is lost or closed.
+        """
+        return self._watchers.wait() if self.initialized else succeed(None)
+
+    # Each kind of store implements these methods. A boolean says whether there was
+    # such a row. To all of them but C{_read} an expired row does not exist.
 
     @abstractmethod
     def _read(self, key: bytes) -> Deferred[Row | None]: ...
@@ -122,7 +136,7 @@ class BaseStore(ABC):
     @abstractmethod
     def _list(
         self, after: bytes, limit: int
-    ) -> _Result[Sequence[tuple[bytes, Row]]]: ...
+    ) -> _Result[Sequence[tuple[bytes, Row | None]]]: ...
 
     @abstractmethod
     def _removeExpired(self, time: float, limit: int) -> _Result[int]:
@@ -166,18 +180,16 @@ class BaseStore(ABC):
         if row is None:
             return None
         text, created, expires, version = row
-        data = decode(text)
-        if (
-            data is not None
-            and type(created) in (int, float)
-            and type(expires) in (int, float)
-            and type(version) is int
-        ):
-            return StoredSession(data, created, expires, version)
-        self._log.warn("Removed a damaged session: {key}", key=key.hex()[:12])
-        deleting = ensureDeferred(self._delete(key, version))
-        deleting.addErrback(self._notDeleted)
-        return None
+        try:
+            session = StoredSession(
+                decode(text), float(created), float(expires), int(version)
+            )
+        except (TypeError, ValueError):
+            self._log.warn("Removed a damaged session: {key}", key=key.hex()[:12])
+            deleting = ensureDeferred(self._delete(key, version))
+            deleting.addErrback(self._notDeleted)
+            return None
+        return session if session.expires > self._reactor.seconds() else None
 
     def _notDeleted(self, failure: Failure) -> None:
         self._log.warn(
@@ -190,18 +202,26 @@ class BaseStore(ABC):
         """
         Create a session.
         """
-        key = keyOf(identifier)
-        if key is None:
-            return fail(_malformed())
-        return self._whenReady(self._create, key, data)
+        return self._whenReady(self._create, identifier, data)
 
-    async def _create(self, key: bytes, data: Mapping[str, Any]) -> StoredSession:
+    async def _create(self, identifier: str, data: Mapping[str, Any]) -> StoredSession:
+        key = _validKeyOf(identifier)
+        row, session = self._begun(data, version=1)
+        if not await self._insert(key, row):
+            raise SessionError("a session with this identifier exists already")
+        return session
+
+    def _begun(
+        self, data: Mapping[str, Any], version: int
+    ) -> tuple[Row, StoredSession]:
+        """
+        @return: A session whose lifetime begins now, as a row and as a result.
+        """
         text = encode(data, self.limits)
         now: float = self._reactor.seconds()
         expires = self.limits.expiry(now, now)
-        if not await self._insert(key, (text, now, expires, 1)):
-            raise SessionError("a session with this identifier exists already")
-        return StoredSession(copyOf(data, text), now, expires, version=1)
+        session = StoredSession(copyOf(data, text), now, expires, version)
+        return (text, now, expires, version), session
 
     def set(
         self, identifier: str, changes: Changes, known: StoredSession | None = None
@@ -217,26 +237,20 @@ class BaseStore(ABC):
         """
         Change a session and its identifier.
         """
-        newKey = keyOf(replacement)
-        if newKey is None:
-            return fail(_malformed())
-        return self._onKey(self._renew, identifier, None, newKey, changes)
+        return self._onKey(self._renew, identifier, None, replacement, changes)
 
     async def _renew(
-        self, key: bytes, newKey: bytes, changes: Changes
+        self, key: bytes, replacement: str, changes: Changes
     ) -> StoredSession | None:
+        newKey = _validKeyOf(replacement)
         for _ in range(MAX_ATTEMPTS):
             known = await self._get(key)
             if known is None:
                 return None
             data = changes.applyTo(known.data)
-            text = encode(data, self.limits)
-            now: float = self._reactor.seconds()
-            expires = self.limits.expiry(now, now)
-            version = known.version + 1
-            row = text, now, expires, version
+            row, session = self._begun(data, known.version + 1)
             if await self._replace(key, known.version, newKey, row):
-                return StoredSession(copyOf(data, text), now, expires, version)
+                return session
         raise contended()
 
     def touch(self, identifier: str) -> Deferred[bool]:
@@ -274,8 +288,8 @@ class BaseStore(ABC):
             entries = [(key, each) for key, each in found if each is not None]
             if entries or not rows:
                 return entries
-            # An empty part would mean the end of the list, but all sessions of this
-            # part are damaged.
+            # An empty part would mean the end of the list, but no session of this
+            # part is valid.
             after = rows[-1][0]
 
     def length(self) -> Deferred[int]:
@@ -297,5 +311,8 @@ class BaseStore(ABC):
         return self._whenReady(self._sweeper.removeAll, self._reactor.seconds())
 
 
-def _malformed() -> SessionError:
-    return SessionError("this is not an identifier of a session")
+def _validKeyOf(identifier: str) -> bytes:
+    key = keyOf(identifier)
+    if key is None:
+        raise SessionError("this is not an identifier of a session")
+    return key

@@ -7,21 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import islice
 from random import random as _random
-from typing import Any, Final
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from ..queuing.waiters import Waiters
 from .basestore import BaseStore, Row
 from .store import ISessionStore, Limits, SessionsUnavailable
 
 __all__ = ["MemorySessionStore"]
-
-MAX_WATCHERS: Final = 10_000
-"""
-Maximum number of callers that wait for the store to close.
-"""
 
 
 @implementer(ISessionStore)
@@ -52,7 +46,6 @@ class MemorySessionStore(BaseStore):
         super().__init__(reactor, limits, random)
         self._limit = limit
         self.rows: dict[bytes, Row] = {}
-        self._watchers = Waiters(MAX_WATCHERS, "for the store to close")
 
     def initialize(self) -> Deferred[None]:
         """
@@ -62,28 +55,21 @@ class MemorySessionStore(BaseStore):
             self._begin()
         return succeed(None)
 
-    def whenLost(self) -> Deferred[None]:
-        """
-        Tell when the store is closed.
-        """
-        return self._watchers.wait() if self.initialized else succeed(None)
-
     def close(self) -> Deferred[None]:
         """
         Stop; the sessions stay.
         """
         self._end()
-        self._watchers.succeed()
         return succeed(None)
 
-    def _find(self, key: bytes, version: int | None = None) -> Row | None:
+    def _has(self, key: bytes, version: int | None = None) -> bool:
         row = self.rows.get(key)
         if row is None or row[2] <= self._reactor.seconds():
-            return None
-        return row if version in (None, row[3]) else None
+            return False
+        return version in (None, row[3])
 
     def _read(self, key: bytes) -> Deferred[Row | None]:
-        return succeed(self._find(key))
+        return succeed(self.rows.get(key))
 
     def _insert(self, key: bytes, row: Row) -> Deferred[bool]:
         if key in self.rows:
@@ -97,7 +83,7 @@ class MemorySessionStore(BaseStore):
     def _replace(
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
-        if self._find(key, version) is None:
+        if not self._has(key, version):
             return succeed(False)
         del self.rows[key]
         self.rows[newKey] = row
@@ -109,16 +95,18 @@ class MemorySessionStore(BaseStore):
         return succeed(None)
 
     def _delete(self, key: bytes, version: Any = None) -> Deferred[bool]:
-        found = self._find(key, version) is not None
+        found = self._has(key, version)
         if found:
             del self.rows[key]
         return succeed(found)
 
     def _count(self) -> Deferred[int]:
-        return succeed(sum(self._find(key) is not None for key in self.rows))
+        return succeed(sum(map(self._has, self.rows)))
 
-    def _list(self, after: bytes, limit: int) -> Deferred[Sequence[tuple[bytes, Row]]]:
-        keys = sorted(key for key in self.rows if key > after and self._find(key))
+    def _list(
+        self, after: bytes, limit: int
+    ) -> Deferred[Sequence[tuple[bytes, Row | None]]]:
+        keys = sorted(key for key in self.rows if key > after and self._has(key))
         return succeed([(key, self.rows[key]) for key in keys[:limit]])
 
     def _removeExpired(self, time: float, limit: int) -> Deferred[int]:

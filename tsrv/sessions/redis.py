@@ -5,9 +5,9 @@ Sessions in Redis.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from hashlib import sha1
-from math import ceil, inf, isfinite
+from math import ceil, inf
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..asyncmodule import ISettlesCalls
-from ..queuing.waiters import Waiters
 from .basestore import BaseStore, Row
 from .redislocation import Location
 from .redisprotocol import (
@@ -39,19 +38,10 @@ Number of keys that Redis looks at in one step of a search; other commands run
 between the steps.
 """
 
-MAX_WATCHERS: Final = 10_000
-"""
-Maximum number of callers that wait for the store to be lost.
-"""
-
 MAX_EXPIRY: Final = 1e12
 """
 Latest expiry of a session, in seconds since the epoch.
 """
-
-_VERSION: Final = re.compile(rb"[1-9][0-9]{0,17}")
-
-_PATTERN: Final = re.compile(rb"[\\*?\[\]]")
 
 
 class _Script:
@@ -60,26 +50,8 @@ class _Script:
     """
 
     def __init__(self, body: str) -> None:
-        self._text = (_FUNCTIONS + body).encode()
-        self._digest = sha1(self._text).hexdigest().encode()  # noqa: S324
-
-    async def run(
-        self,
-        connection: Connection | None,
-        method: str | None,
-        keys: Sequence[bytes],
-        *arguments: bytes,
-    ) -> Any:
-        """
-        Run the script by its digest; send its text if Redis does not know it.
-        """
-        if connection is None:
-            raise unavailable("Redis is not connected")
-        words = b"%d" % len(keys), *keys, *arguments
-        try:
-            return await connection.ask(b"EVALSHA", self._digest, *words, method=method)
-        except NoScript:
-            return await connection.ask(b"EVAL", self._text, *words, method=method)
+        self.text = (_FUNCTIONS + body).encode()
+        self.digest = sha1(self.text).hexdigest().encode()  # noqa: S324
 
 
 # A session is a hash: "d" is its JSON, "c" and "x" are when it was created and when
@@ -171,14 +143,12 @@ class RedisSessionStore(BaseStore):
         super().__init__(reactor, limits)
         self._location = Location.parse(url)
         self._prefix = prefix.encode()
-        self._pattern = _PATTERN.sub(rb"\\\g<0>", self._prefix) + b"*"
-        self._ownKey = re.compile(re.escape(self._prefix) + rb"([0-9a-f]{64})")
+        escaped = re.sub(rb"[\\*?\[\]]", rb"\\\g<0>", self._prefix)
+        self._pattern = escaped + b"[0-9a-f]" * 64
         self._connectTimeout = connectTimeout
         self._opening: Deferred[None] | None = None
-        self._connection: Connection | None = None
-        # Including the connections that are being closed.
-        self._connections: list[Connection] = []
-        self._watchers = Waiters(MAX_WATCHERS, "for Redis to be lost")
+        # The latest connection, whatever its state.
+        self._connection = Connection(reactor, self._lost)
 
     def __repr__(self) -> str:
         return f"<RedisSessionStore at {self._location}>"
@@ -202,47 +172,33 @@ class RedisSessionStore(BaseStore):
         return opening
 
     async def _open(self) -> None:
-        connection = Connection(self._reactor, self._lost)
-        self._connections = [each for each in self._connections if not each.isClosed]
-        self._connections.append(connection)
-        opening = Deferred.fromCoroutine(self._prepare(connection))
+        connection = self._connection = Connection(self._reactor, self._lost)
+        opening = Deferred.fromCoroutine(self._prepare())
         try:
             await opening.addTimeout(self._connectTimeout, self._reactor)
         except TimedOut:
-            seconds = f"{self._connectTimeout:.3g} s"
-            connection.abort(f"no answer in {seconds}")
-            raise unavailable(f"no answer from {self._location} in {seconds}") from None
+            reason = f"no answer from {self._location} in {self._connectTimeout:.3g} s"
+            connection.abort(reason)
+            raise unavailable(reason) from None
         except BaseException:
             connection.abort("it could not be opened")
             raise
         finally:
             self._opening = None
-        self._connection = connection
         self._begin()
         self._log.info("Connected to {location}", location=self._location)
 
-    async def _prepare(self, connection: Connection) -> None:
-        await connection.open(self._location, self._connectTimeout + 1)
+    async def _prepare(self) -> None:
+        await self._connection.open(self._location, self._connectTimeout + 1)
         # A replica, and a user with too few permissions, cannot do this.
-        await _DELETE.run(connection, None, [self._prefix + b"probe"], b"0")
+        await self._run(_DELETE, None, [b"probe"], 0)
 
     def _lost(self, connection: Connection, reason: str) -> None:
-        if connection is self._connection:
+        if connection is self._connection and self.initialized:
             self._log.warn(
                 "Lost {location}: {reason}", location=self._location, reason=reason
             )
-            self._leave()
-
-    def _leave(self) -> None:
-        self._connection = None
-        self._end()
-        self._watchers.succeed()
-
-    def whenLost(self) -> Deferred[None]:
-        """
-        Tell when the connection is lost.
-        """
-        return self._watchers.wait() if self.initialized else succeed(None)
+            self._end()
 
     def close(self) -> Deferred[None]:
         """
@@ -250,40 +206,26 @@ class RedisSessionStore(BaseStore):
         """
         if self._opening is not None:
             self._opening.cancel()
-        connection = self._connection
-        if connection is not None:
-            self._leave()
-            connection.finish()
-        return Deferred.fromCoroutine(self._whenClosed())
-
-    async def _whenClosed(self) -> None:
-        for connection in self._connections:
-            await connection.whenClosed()
+        if self.initialized:
+            self._end()
+            self._connection.finish()
+        return self._connection.whenClosed()
 
     # One session.
 
     def _read(self, key: bytes) -> Deferred[Row | None]:
-        reading = self._ask(b"HMGET", self._nameOf(key), b"d", b"c", b"x", b"v")
+        reading = self._connection.ask("HMGET", self._nameOf(key), *"dcxv")
         return reading.addCallbacks(self._rowOf, self._notAHash)
+
+    def _rowOf(self, fields: Sequence[bytes | None]) -> Row | None:
+        data, created, expires, version = fields
+        if data is created is expires is version is None:
+            return None
+        return data, created, expires, version or b""
 
     def _notAHash(self, failure: Failure) -> Row:
         failure.trap(WrongType)
         return None, None, None, b""
-
-    def _rowOf(self, fields: Sequence[bytes | None]) -> Row | None:
-        if fields == [None] * 4:
-            return None
-        data, *numbers = fields
-        created, expires, version = (each or b"" for each in numbers)
-        try:
-            times = float(created), float(expires)
-        except ValueError:
-            times = inf, inf
-        if not all(map(isfinite, times)) or _VERSION.fullmatch(version) is None:
-            return None, None, None, version
-        if times[1] <= self._reactor.seconds():
-            return None
-        return data, *times, int(version)
 
     async def _insert(self, key: bytes, row: Row) -> bool:
         return bool(await self._run(_INSERT, "create", [key], *self._values(row)))
@@ -291,64 +233,57 @@ class RedisSessionStore(BaseStore):
     def _replace(
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
-        now = _number(self._reactor.seconds())
         keys, method = ([key], "set") if newKey == key else ([key, newKey], "renew")
-        values = b"%d" % version, now, *self._values(row)
+        values = version, self._reactor.seconds(), *self._values(row)
         return Deferred.fromCoroutine(self._run(_REPLACE, method, keys, *values))
 
     async def _extend(self, key: bytes, before: float, expires: float) -> None:
-        ending = self._ending(expires)
-        await self._run(_EXTEND, "touch", [key], _number(before), *ending)
+        await self._run(_EXTEND, "touch", [key], before, *self._ending(expires))
 
     async def _delete(self, key: bytes, version: Any = None) -> bool:
-        arguments = [_number(self._reactor.seconds())]
-        if version is not None:
-            arguments.append(b"%d" % version if type(version) is int else version)
-        return bool(await self._run(_DELETE, "destroy", [key], *arguments))
+        condition = [] if version is None else [version]
+        now = self._reactor.seconds()
+        return bool(await self._run(_DELETE, "destroy", [key], now, *condition))
 
     # All sessions.
 
     async def _search(self) -> AsyncIterator[list[bytes]]:
         """
-        @return: The keys of all sessions, in no order, some at a time.
+        @return: The names of the keys of all sessions, in no order, some at a time.
         """
-        cursor = b"0"
-        while True:
-            cursor, names = await self._ask(
-                b"SCAN", cursor, b"MATCH", self._pattern, b"COUNT", b"%d" % SCAN_COUNT
+        cursor, more = b"0", True
+        while more:
+            cursor, names = await self._connection.ask(
+                "SCAN", cursor, "MATCH", self._pattern, "COUNT", SCAN_COUNT
             )
-            found = [self._ownKey.fullmatch(name) for name in names]
-            yield [bytes.fromhex(each[1].decode()) for each in found if each]
-            if cursor == b"0":
-                break
+            if names:
+                yield names
+            more = cursor != b"0"
+
+    def _keyOf(self, name: bytes) -> bytes:
+        return bytes.fromhex(name.removeprefix(self._prefix).decode())
 
     async def _count(self) -> int:
         count = 0
-        now = _number(self._reactor.seconds())
-        async for keys in self._search():
-            count += await self._run(_COUNT, None, keys, now)
+        now = self._reactor.seconds()
+        async for names in self._search():
+            count += await self._run(_COUNT, None, map(self._keyOf, names), now)
         return count
 
-    async def _list(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Row]]:
+    async def _list(
+        self, after: bytes, limit: int
+    ) -> Sequence[tuple[bytes, Row | None]]:
         first: list[bytes] = []
-        async for keys in self._search():
+        async for names in self._search():
+            keys = map(self._keyOf, names)
             first = sorted({*first, *(key for key in keys if key > after)})[:limit]
-        rows = [(key, await self._read(key)) for key in first]
-        found = [(key, row) for key, row in rows if row is not None]
-        if not found and first:
-            # All of these have expired in the meantime.
-            return await self._list(first[-1], limit)
-        return found
+        return [(key, await self._read(key)) for key in first]
 
     async def _removeExpired(self, time: float, limit: int) -> int:
         removed = 0
-        if time != inf:
-            # Redis does it.
-            return removed
-        async for keys in self._search():
-            if keys:
-                names = [self._nameOf(key) for key in keys]
-                removed += await self._ask(b"DEL", *names, method="clear")
+        if time == inf:
+            async for names in self._search():
+                removed += await self._connection.ask("DEL", *names, method="clear")
         return removed
 
     # How Redis is asked.
@@ -356,35 +291,34 @@ class RedisSessionStore(BaseStore):
     def _nameOf(self, key: bytes) -> bytes:
         return self._prefix + key.hex().encode()
 
-    def _values(self, row: Row) -> tuple[bytes, ...]:
+    def _values(self, row: Row) -> tuple[Any, ...]:
         data, created, expires, version = row
         time, milliseconds = self._ending(expires)
-        return data, _number(created), time, b"%d" % version, milliseconds
+        return data, created, time, version, milliseconds
 
-    def _ending(self, expires: float) -> tuple[bytes, bytes]:
+    def _ending(self, expires: float) -> tuple[float, int]:
         """
         @return: The expiry of a session, and its remaining milliseconds: the clock of
             Redis may differ from the one here.
         """
         expires = min(expires, MAX_EXPIRY)
         left = ceil((expires - self._reactor.seconds()) * 1000)
-        return _number(expires), b"%d" % max(left, 1)
-
-    def _ask(self, *words: bytes, method: str | None = None) -> Deferred[Any]:
-        if self._connection is None:
-            return fail(unavailable("Redis is not connected"))
-        return self._connection.ask(*words, method=method)
+        return expires, max(left, 1)
 
     async def _run(
         self,
         script: _Script,
         method: str | None,
-        keys: Sequence[bytes],
-        *arguments: bytes,
+        keys: Iterable[bytes],
+        *arguments: bytes | float,
     ) -> Any:
+        """
+        Run a script by its digest; send its text if Redis does not know it.
+        """
         names = [self._nameOf(key) for key in keys]
-        return await script.run(self._connection, method, names, *arguments)
-
-
-def _number(value: float) -> bytes:
-    return repr(float(value)).encode()
+        words = len(names), *names, *arguments
+        ask = self._connection.ask
+        try:
+            return await ask("EVALSHA", script.digest, *words, method=method)
+        except NoScript:
+            return await ask("EVAL", script.text, *words, method=method)

@@ -5,10 +5,9 @@ parsed without one.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from twisted.internet.endpoints import (
     HostnameEndpoint,
@@ -37,7 +36,7 @@ class Location:
         valid for the host; C{SSL_CERT_FILE} replaces the authorities of the system.
     @ivar number: The number of the database.
     @ivar user: The name of the user; empty for the default one.
-    @ivar password: The password, if there is one.
+    @ivar password: The password; empty if Redis needs none.
     """
 
     host: str = ""
@@ -46,7 +45,7 @@ class Location:
     tls: bool = False
     number: int = 0
     user: str = ""
-    password: str | None = field(default=None, repr=False)
+    password: str = field(default="", repr=False)
 
     @classmethod
     def parse(cls, url: str) -> Location:
@@ -58,38 +57,38 @@ class Location:
         @raise ValueError: The URL is something else. The message does not repeat it.
         """
         try:
-            split = urlsplit(url.strip())
-            host, port = split.hostname or "", split.port
-            query = parse_qs(split.query, strict_parsing=bool(split.query))
-            url.encode()
+            return cls._parse(url)
         except ValueError:
             raise ValueError(_URL) from None
-        login, at, _ = split.netloc.rpartition("@")
-        user, colon, password = login.partition(":")
-        isUNIX = split.scheme == "unix"
+
+    @classmethod
+    def _parse(cls, url: str) -> Location:
+        url.encode()
+        split = urlsplit(url.strip())
+        host, port = split.hostname or "", split.port
+        query = dict(parse_qsl(split.query, strict_parsing=bool(split.query)))
         path, number = "", split.path.removeprefix("/")
+        isUNIX = split.scheme == "unix"
         if isUNIX:
-            path, number = unquote(split.path), query.pop("db", ["0"])[-1]
+            path, number = unquote(split.path), query.pop("db", "")
         if (
             split.scheme not in ("redis", "rediss", "unix")
             or bool(host) is isUNIX
-            or bool(len(path) > 1) is not isUNIX
+            or (len(path) > 1) is not isUNIX
             or port == 0
             or query
             or split.fragment
-            or not re.fullmatch(r"[0-9]{0,9}", number)
-            or (at and not (colon and password))
-            or set(login) & set("@[]")
+            or ("@" in split.netloc and not split.password)
         ):
-            raise ValueError(_URL)
+            raise ValueError("not a URL of Redis")
         return cls(
             host,
             port or 6379,
             path,
             split.scheme == "rediss",
             int(number or 0),
-            unquote(user),
-            unquote(password) if at else None,
+            unquote(split.username or ""),
+            unquote(split.password or ""),
         )
 
     def __str__(self) -> str:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final, cast
 
-from hiredis import ProtocolError, Reader, pack_command
+from hiredis import ProtocolError, Reader, ReplyError, pack_command
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import connectProtocol
 from twisted.internet.error import (
@@ -89,10 +88,6 @@ class NoScript(SessionError):
     """
 
 
-class _ErrorReply(Exception):
-    pass
-
-
 def unavailable(reason: str) -> SessionsUnavailable:
     """
     @return: The error of a command that was not carried out.
@@ -138,12 +133,8 @@ _WRONG_SERVER: Final = {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONL
 Codes after which a new connection may reach a better server.
 """
 
-# Up to version 6 the error of a command is inside of the error of its script.
-_SCRIPT_ERROR: Final = re.compile(
-    r"ERR Error (?:running|compiling) script.*: *-?(?=[A-Z])"
-)
-
-_CODE: Final = re.compile(r"[A-Z]{2,}(?= |$)")
+# Up to version 6, the code of a command follows that of the script that ran it.
+_CODES: Final = re.compile(r"(?:^|: -?)([A-Z]{2,})(?= |$)")
 
 _INCOMPLETE: Final = object()
 
@@ -151,8 +142,7 @@ _INCOMPLETE: Final = object()
 def _codeOf(text: str) -> str:
     if "max number of clients" in text:
         return "MAXCLIENTS"
-    found = _CODE.match(_SCRIPT_ERROR.sub("", text))
-    return found[0] if found else "ERR"
+    return next(reversed(_CODES.findall(text)), "ERR")
 
 
 def _errorOf(code: str) -> Exception:
@@ -163,8 +153,6 @@ def _errorOf(code: str) -> Exception:
 class Connection(Protocol):
     """
     A connection to Redis, which is opened once.
-
-    @ivar isClosed: Whether nothing of it is open.
     """
 
     transport: Any
@@ -179,7 +167,7 @@ class Connection(Protocol):
         """
         self._reactor = reactor
         self._onLost = onLost
-        self._reader = Reader(replyError=_ErrorReply, notEnoughData=_INCOMPLETE)
+        self._reader = Reader(notEnoughData=_INCOMPLETE)
         # The commands that wait for their answers: a Deferred, the method that it
         # changes something for, and its size.
         self._unanswered: deque[tuple[Deferred[Any], str | None, int]] = deque()
@@ -190,7 +178,6 @@ class Connection(Protocol):
         self._timer.clock = reactor
         self._usable = False
         self._finishing = False
-        self.isClosed = True
         self._closing = Waiters(MAX_COMMANDS, "for a connection to close")
 
     async def open(self, location: Location, timeout: float) -> None:
@@ -214,18 +201,25 @@ class Connection(Protocol):
         except ConnectError as error:
             reason = str(error).rstrip(".")
             raise unavailable(f"cannot connect to {location}: {reason}") from None
-        if location.password is not None:
+        if location.password:
             user = [location.user] if location.user else []
             # Old versions have no error code for a wrong password.
             refused = _errorOf("WRONGPASS")
             await self._askOr(refused, "AUTH", *user, location.password)
         if location.number:
             missing = f"Redis has no database {location.number}: check the URL"
-            refused = SessionsRefused(missing)
-            await self._askOr(refused, "SELECT", str(location.number))
-        await self._check()
+            await self._askOr(SessionsRefused(missing), "SELECT", location.number)
+        try:
+            info = await self.ask("INFO", "server")
+        except SessionError:
+            # Without the permission for it, Redis has permissions, so it is new.
+            return
+        if re.search(rb"\bredis_version:[1-4]\.", info):
+            raise SessionsRefused("Redis is too old: version 5 or newer is needed")
+        if b"redis_mode:cluster" in info:
+            raise _errorOf("MOVED")
 
-    async def _askOr(self, refused: Exception, *words: str) -> None:
+    async def _askOr(self, refused: Exception, *words: str | int) -> None:
         try:
             await self.ask(*words)
         except SessionsRefused:
@@ -233,22 +227,9 @@ class Connection(Protocol):
         except SessionError:
             raise refused from None
 
-    async def _check(self) -> None:
-        with suppress(SessionError):
-            # The name only helps the operator.
-            await self.ask(b"CLIENT", b"SETNAME", b"tsrv")
-        try:
-            info = (await self.ask(b"INFO", b"server")).decode()
-        except SessionError:
-            # Without the permission for it, Redis has permissions, so it is new.
-            return
-        version = re.search(r"^redis_version:(\d+)", info, re.MULTILINE)
-        if version is not None and int(version[1]) < 5:
-            raise SessionsRefused("Redis is too old: version 5 or newer is needed")
-        if re.search(r"^redis_mode:cluster", info, re.MULTILINE):
-            raise _errorOf("MOVED")
-
-    def ask(self, *words: str | bytes, method: str | None = None) -> Deferred[Any]:
+    def ask(
+        self, *words: str | bytes | float, method: str | None = None
+    ) -> Deferred[Any]:
         """
         Send a command. If the Deferred is cancelled, the answer is ignored.
 
@@ -280,7 +261,6 @@ class Connection(Protocol):
         Begin to watch the connection.
         """
         self._usable = True
-        self.isClosed = False
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self._timer.start(1.0, now=False)
@@ -292,7 +272,7 @@ class Connection(Protocol):
                 self.abort(f"no answer in {ANSWER_TIMEOUT_SECONDS} s")
         elif self._silent >= PING_AFTER_SECONDS:
             # If it fails, the connection is lost, and L{abort} reports that.
-            self.ask(b"PING").addErrback(lambda _: None)
+            self.ask("PING").addErrback(lambda _: None)
 
     def dataReceived(self, data: bytes) -> None:
         """
@@ -319,7 +299,7 @@ class Connection(Protocol):
         self._silent = 0
         waiting, _, size = self._unanswered.popleft()
         self._bytesSent -= size
-        if isinstance(answer, _ErrorReply):
+        if isinstance(answer, ReplyError):
             code = _codeOf(str(answer))
             if code in _WRONG_SERVER:
                 self.abort(_ERRORS[code][1])
@@ -334,7 +314,7 @@ class Connection(Protocol):
         Let the commands that wait fail.
         """
         self.abort(reason.getErrorMessage().rstrip("."))
-        self.isClosed = True
+        self.connected = 0
         self._closing.succeed()
 
     def finish(self) -> None:
@@ -369,4 +349,4 @@ class Connection(Protocol):
         """
         @return: A Deferred that fires when nothing of the connection is open.
         """
-        return succeed(None) if self.isClosed else self._closing.wait()
+        return self._closing.wait() if self.connected else succeed(None)

@@ -111,13 +111,6 @@ class SQLSessionStore(BaseStore):
             self._begin()
             self._database.whenLost().addCallback(lambda _: self._end())
 
-    def whenLost(self) -> Deferred[None]:
-        """
-        Tell when a database that belongs to the store is lost. The wrapper of a
-        shared database queues calls itself.
-        """
-        return self._database.whenLost() if self._owned else Deferred()
-
     def close(self) -> Deferred[None]:
         """
         Close the database, if it belongs to the store.
@@ -126,8 +119,7 @@ class SQLSessionStore(BaseStore):
         return self._database.close() if self._owned else succeed(None)
 
     def _read(self, key: bytes) -> Deferred[Row | None]:
-        now = self._reactor.seconds()
-        rows = self._database.read(self._statements.read, key, now)
+        rows = self._database.read(self._statements.read, key)
         return rows.addCallback(lambda found: found[0] if found else None)
 
     def _write(self, statement: Statement, *parameters: object) -> Deferred[list[Any]]:
@@ -164,7 +156,9 @@ class SQLSessionStore(BaseStore):
         rows = self._database.read(self._statements.count, self._reactor.seconds())
         return rows.addCallback(lambda found: found[0][0])
 
-    def _list(self, after: bytes, limit: int) -> Deferred[Sequence[tuple[bytes, Row]]]:
+    def _list(
+        self, after: bytes, limit: int
+    ) -> Deferred[Sequence[tuple[bytes, Row | None]]]:
         now = self._reactor.seconds()
         rows = self._database.read(self._statements.list, after, now, limit)
         return rows.addCallback(lambda found: [(row[0], row[1:]) for row in found])
@@ -235,8 +229,7 @@ class _Statements:
             return Statement(sql.replace("TABLE", f'"{table}"'))
 
         self.read = statement(
-            "SELECT data, created, expires, version FROM TABLE "
-            "WHERE key = ? AND expires > ?"
+            "SELECT data, created, expires, version FROM TABLE WHERE key = ?"
         )
         self.insert = statement(
             "INSERT INTO TABLE (key, data, created, expires, version) "

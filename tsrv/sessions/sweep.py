@@ -9,10 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from .store import SessionsUnavailable
 
@@ -67,8 +65,7 @@ class Sweeper:
         self._random = random
         self._sweeps = sweeps
         self._running = False
-        self._timer: IDelayedCall | None = None
-        self._sweep: Deferred[int] | None = None
+        self._timer = LoopingCall(self._sweep)
         self._pauses: set[Deferred[None]] = set()
 
     def start(self) -> None:
@@ -76,21 +73,20 @@ class Sweeper:
         Be ready to remove sessions, and sweep from now on.
         """
         self._running = True
-        if not self._sweeps:
-            return
-        seconds = INTERVAL_SECONDS * (1 - JITTER + 2 * JITTER * self._random())
-        self._timer = self._reactor.callLater(seconds, self._sweepNow)
+        if self._sweeps:
+            # A stopped timer may still wait for its last sweep.
+            self._timer = LoopingCall(self._sweep)
+            self._timer.clock = self._reactor
+            share = 1 - JITTER + 2 * JITTER * self._random()
+            self._timer.start(INTERVAL_SECONDS * share, now=False)
 
     def stop(self) -> None:
         """
         Stop sweeping, and any L{removeAll} in progress.
         """
         self._running = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._sweep is not None:
-            self._sweep.cancel()
+        if self._timer.running:
+            self._timer.stop()
         for pause in list(self._pauses):
             pause.cancel()
 
@@ -102,7 +98,7 @@ class Sweeper:
         @return: The number of removed sessions.
         """
         total = 0
-        while True:
+        while self._running:
             begun = self._reactor.seconds()
             removed = await self._removeExpired(time, MAX_REMOVED_TOGETHER)
             total += removed
@@ -110,8 +106,11 @@ class Sweeper:
                 return total
             taken = self._reactor.seconds() - begun
             await self._pause(min(max(taken, 0.0), MAX_PAUSE_SECONDS))
+        raise SessionsUnavailable("the store was closed")
 
     async def _pause(self, seconds: float) -> None:
+        if not self._running:
+            return
         pause: Deferred[None] = deferLater(self._reactor, seconds)
         self._pauses.add(pause)
         try:
@@ -119,24 +118,15 @@ class Sweeper:
         except CancelledError:
             if self._running:
                 raise
-            raise SessionsUnavailable("the store was closed") from None
         finally:
             self._pauses.remove(pause)
 
-    def _sweepNow(self) -> None:
-        self._timer = None
-        now = self._reactor.seconds()
-        self._sweep = Deferred.fromCoroutine(self.removeAll(now))
-        self._sweep.addBoth(self._sweepEnded)
-
-    def _sweepEnded(self, result: int | Failure) -> None:
-        self._sweep = None
-        if not self._running:
-            return
-        if isinstance(result, Failure):
-            self._log.warn(
-                "Cannot remove expired sessions: {reason}", reason=result.value
-            )
-        elif result:
-            self._log.info("Removed {count} expired sessions", count=result)
-        self.start()
+    async def _sweep(self) -> None:
+        try:
+            removed = await self.removeAll(self._reactor.seconds())
+        except Exception as error:
+            if self._running:
+                self._log.warn("Cannot remove expired sessions: {reason}", reason=error)
+        else:
+            if removed:
+                self._log.info("Removed {count} expired sessions", count=removed)
