@@ -64,8 +64,7 @@ def test_everybody_gets_the_reason(clock: Clock, state: State) -> None:
     clock.advance(60)
     assert (len(module.attempts), module.calls) == (attempts, [])
     assert [messageOf(event) for event in logged] == [
-        "Module failed to initialize, and will not be tried again: "
-        "Refused: what it needs is not there"
+        "Module: failed for good (Refused: what it needs is not there)"
     ]
 
 

@@ -24,8 +24,10 @@ from .support import (
     Result,
     Trouble,
     inState,
+    lose,
     messageOf,
     ready,
+    recover,
     resultOf,
     shut,
     wrap,
@@ -233,7 +235,7 @@ def test_policy_that_makes_no_sense(
         module.attempts[-1].errback(Trouble("the cause"))
     assert isinstance(result.error, InitializationFailed)
     assert isinstance(result.error.__cause__, Trouble)
-    assert "retry policy of Module" in messageOf(logged[0])
+    assert "Module: the retry policy ends the attempts" in messageOf(logged[0])
 
 
 def test_default_policy(clock: Clock) -> None:
@@ -249,7 +251,37 @@ def test_default_policy(clock: Clock) -> None:
 
 def test_log(clock: Clock) -> None:
     """
-    The log has a line for each failure, with its reason and the next attempt.
+    The log has a line for each failure, with its reason and the next attempt, and
+    for the recovery; a first attempt that succeeds is not worth a line.
+    """
+    module, wrapper, proxy = wrap(clock, name="the users")
+    with capturedLogs() as logged:
+        ready(module, wrapper)
+        clock.advance(60)
+        lose(module, Trouble("cut off"))
+        resultOf(proxy.write(1))
+        clock.advance(1)
+        module.attempts[-1].errback(Trouble("refused"))
+        recover(clock, module)
+        lose(module)
+        recover(clock, module)
+        resultOf(wrapper.close())
+        module.closings[0].errback(Trouble("disk full"))
+    assert [messageOf(event) for event in logged] == [
+        "the users: lost (Trouble: cut off); retry in 1.0 s",
+        "the users: attempt 1 failed (Trouble: refused); retry in 1.0 s",
+        "the users: recovered after 2.0 s, 2 attempts, 1 call queued",
+        "the users: lost (no reason given); retry in 1.0 s",
+        "the users: recovered after 1.0 s, 1 attempt, 0 calls queued",
+        "the users: failed to close (Trouble: disk full)",
+    ]
+    assert {event["log_namespace"] for event in logged} == {"tsrv.wrapper"}
+
+
+def test_log_of_a_failure_for_good(clock: Clock) -> None:
+    """
+    A failure that no retry will help has one line; an attempt after a failed one
+    has a line when it succeeds.
     """
     module, wrapper, _ = wrap(clock, fatal=[Refused], name="the users")
     resultOf(wrapper.initialize())
@@ -257,13 +289,17 @@ def test_log(clock: Clock) -> None:
         module.attempts[-1].errback(Trouble("refused"))
         clock.advance(1)
         module.attempts[-1].errback(Refused("wrong password"))
+        resultOf(wrapper.initialize())
+        module.attempts[-1].errback(Trouble("refused"))
+        recover(clock, module)
     assert [messageOf(event) for event in logged] == [
-        "the users failed to initialize (attempt 1), next attempt in 1.0 s: "
-        "Trouble: refused",
-        "the users failed to initialize, and will not be tried again: "
-        "Refused: wrong password",
+        "the users: attempt 1 failed (Trouble: refused); retry in 1.0 s",
+        "the users: failed for good (Refused: wrong password)",
+        "the users: attempt 1 failed (Trouble: refused); retry in 1.0 s",
+        "the users: ready after 1.0 s, 2 attempts, 0 calls queued",
     ]
-    assert [event["log_level"] for event in logged] == [LogLevel.warn, LogLevel.error]
+    levels = [LogLevel.warn, LogLevel.error, LogLevel.warn, LogLevel.info]
+    assert [event["log_level"] for event in logged] == levels
 
 
 def test_backoff_grows_up_to_its_limit() -> None:

@@ -46,7 +46,7 @@ def test_loss(clock: Clock) -> None:
     assert (wrapper.state, wrapper.retryAfter()) == (State.LOST, 1.0)
     assert isinstance(wrapper.lastError, Trouble)
     assert messageOf(logged[0]) == (
-        "Module was lost, next attempt in 1.0 s: Trouble: connection lost"
+        "Module: lost (Trouble: connection lost); retry in 1.0 s"
     )
     call, waiting = resultOf(proxy.write(1)), resultOf(wrapper.whenInitialized())
     again = resultOf(wrapper.initialize())
@@ -66,7 +66,7 @@ def test_loss_without_a_reason(clock: Clock) -> None:
     with capturedLogs() as logged:
         lose(module)
     assert (wrapper.state, wrapper.lastError) == (State.LOST, None)
-    assert messageOf(logged[0]).endswith("no reason given")
+    assert messageOf(logged[0]) == ("Module: lost (no reason given); retry in 1.0 s")
     recover(clock, module)
 
 

@@ -247,7 +247,7 @@ async def test_the_settings_name_the_database(tmp_path: Path, port: int) -> None
         words = [f"--config-url=http://127.0.0.1:{settings}/", "--delay=0"]
         words += [listen(port), "--access-log=on"]
         async with running(tmp_path, "-n", "tsrv", *words) as process:
-            await process.whenWritten("configuration failed to initialize (attempt 1)")
+            await process.whenWritten("configuration: attempt 1 failed")
             wire = await connect(port, head.encode() + body)
             async with servingSettings(settings):
                 (answer,) = answersIn(await wire.whenClosed())

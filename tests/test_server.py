@@ -460,7 +460,7 @@ def test_a_clock_that_does_not_close_is_left_behind(
             parts.clock.closing.errback(Failure(error))
         assert stopped.value is None
     (text,) = textsOf(errorsIn(events))
-    assert f"clock failed to close: {about}" in text
+    assert f"clock: failed to close ({about}" in text
 
 
 def test_an_initialisation_without_requests_is_given_up(parts: Parts) -> None:

@@ -454,7 +454,7 @@ async def test_a_late_database_is_waited_for(tmp_path: Path, ownSetup: Setup) ->
         strangers = [Visitor(service) for _ in range(20)]
         visiting = together(*(each.visit() for each in [*strangers, regular]))
         looking = together(*(regular.me() for _ in range(20)))
-        failed = f"{ownSetup.module} failed to initialize (attempt 2)"
+        failed = f"{ownSetup.module}: attempt 2 failed"
         await service.process.whenWritten(failed)
         assert not visiting.called
         assert not looking.called

@@ -126,9 +126,9 @@ async def test_a_path_that_is_no_database_is_reported_once(
         log = service.process.output
         assert log.count("database is required, and failed") == 1
         # Once with its own cause, and once for the sessions, which are in it.
-        assert log.count("will not be tried again: DatabaseRefused: ") == 1
-        assert log.count("will not be tried again: Skipped: ") == 1
-        assert log.count("will not be tried again") == 2
+        assert log.count(": failed for good (DatabaseRefused: ") == 1
+        assert log.count(": failed for good (Skipped: ") == 1
+        assert log.count(": failed for good (") == 2
         assert str(path) in log
         assert "Traceback" not in log
     if what == "text":

@@ -365,11 +365,9 @@ def test_a_failed_optional_module_degrades_the_program(program: Program) -> None
     }
     assert program.statuses == []
     assert textsOf(events) == [
-        "cache failed to initialize, and will not be tried again: Refused: no",
-        "warmer failed to initialize, and will not be tried again: "
-        "Skipped: warmer needs cache, which failed",
-        "index failed to initialize, and will not be tried again: "
-        "Skipped: index needs warmer, which failed",
+        "cache: failed for good (Refused: no)",
+        "warmer: failed for good (Skipped: warmer needs cache, which failed)",
+        "index: failed for good (Skipped: index needs warmer, which failed)",
     ]
     for answer in (waiting, resultOf(warmer.proxy.read(2))):
         assert isinstance(answer.error, InitializationFailed)
@@ -559,9 +557,9 @@ def test_an_error_of_closing_stops_no_other_module(program: Program) -> None:
         program.modules["b"].closings[0].callback(None)
         program.modules["a"].closings[0].errback(Trouble("full"))
     assert textsOf(errorsIn(events)) == [
-        "d failed to close: Trouble: locked",
-        "c failed to close: TimeoutError: no end within 5 s",
-        "a failed to close: Trouble: full",
+        "d: failed to close (Trouble: locked)",
+        "c: failed to close (TimeoutError: no end within 5 s)",
+        "a: failed to close (Trouble: full)",
     ]
     error = stopped.error
     assert isinstance(error, ExceptionGroup)
@@ -1032,7 +1030,7 @@ def test_errors_name_the_module(program: Program) -> None:
     with logged() as events:
         program.fail("secondary", Trouble, "no")
     assert textsOf(events) == [
-        "secondary failed to initialize (attempt 1), next attempt in 1.0 s: Trouble: no"
+        "secondary: attempt 1 failed (Trouble: no); retry in 1.0 s"
     ]
 
 

@@ -380,7 +380,7 @@ class QueuingWrapper(Generic[_Module]):
             self._closers.succeed()
         else:
             _log.error(
-                "{module} failed to close: {error}",
+                "{module}: failed to close ({error})",
                 module=self._name,
                 error=explain(error),
             )
@@ -392,10 +392,23 @@ class QueuingWrapper(Generic[_Module]):
     def _becameReady(self) -> None:
         self._methods.update()
         if self.state is State.DRAINING:
+            self._logReady()
             self._waiters.succeed()
             self._observers.notify()
         if self.state is State.DRAINING:
             self._queue.drain()
+
+    def _logReady(self) -> None:
+        isRecovered = self.history.losses.count > 0
+        if isRecovered or self.attempts > 1:
+            _log.info(
+                "{module}: {what} after {seconds:.1f} s, {attempts}, {calls} queued",
+                module=self._name,
+                what="recovered" if isRecovered else "ready",
+                seconds=self._reactor.seconds() - self._initialization.unreadySince,
+                attempts=_count(self.attempts, "attempt"),
+                calls=_count(self.pending, "call"),
+            )
 
     def _drained(self) -> None:
         self._lifecycle.on(Event.DRAINED)
@@ -432,7 +445,7 @@ class QueuingWrapper(Generic[_Module]):
     def _makeQueueTimeout(self, waited: float) -> QueueTimeout:
         error = QueueTimeout(
             f"waited {waited:.1f} s for {self._name}, which is "
-            f"{self.state.value} after {self.attempts} attempts",
+            f"{self.state.value} after {_count(self.attempts, 'attempt')}",
             self.retryAfter(),
             waited,
             self.state,
@@ -448,3 +461,7 @@ class QueuingWrapper(Generic[_Module]):
 
     def _makeClosed(self) -> Closed:
         return Closed(f"{self._name} is closed")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -57,8 +57,8 @@ class Initialization:
     Makes attempts until one succeeds, and begins again when the module is lost.
     Reports every event to the L{Lifecycle}.
 
-    @ivar attempts: The number of attempts since the module was last ready for
-        longer than the last delay.
+    @ivar attempts: The number of attempts since the module was last ready.
+    @ivar unreadySince: The time at which the module was lost, or asked for.
     @ivar lastError: The reason why the module is not ready: the error of the last
         attempt, or of the loss.
     """
@@ -91,6 +91,7 @@ class Initialization:
         """
         self.attempts = 0
         self.lastError: BaseException | None = None
+        self.unreadySince = 0.0
         self._reactor = reactor
         self._lifecycle = lifecycle
         self._history = history
@@ -106,6 +107,9 @@ class Initialization:
         self._changed = changed
         self._attempt: _Attempt | None = None
         self._retryCall: IDelayedCall | None = None
+        # Attempts since the module was last ready for longer than the last delay:
+        # the delays go on growing if it is lost as soon as it is ready.
+        self._policyAttempts = 0
         self._lastDelay = 0.0
         self._readySince = 0.0
 
@@ -114,8 +118,9 @@ class Initialization:
         Make the first attempt.
         """
         self._lifecycle.on(Event.INITIALIZE)
-        self.attempts = 0
+        self.attempts = self._policyAttempts = 0
         self.lastError = None
+        self.unreadySince = self._reactor.seconds()
         self._begin()
 
     def stop(self) -> None:
@@ -144,7 +149,7 @@ class Initialization:
             # The canceller of the attempt has closed the wrapper or begun again.
             return
         _log.error(
-            "{module} failed to initialize, and will not be tried again: {error}",
+            "{module}: failed for good ({error})",
             module=self._name,
             error=explain(reason),
         )
@@ -163,6 +168,7 @@ class Initialization:
 
     def _begin(self) -> None:
         self.attempts += 1
+        self._policyAttempts += 1
         self._history.attemptBegan()
         attempt = self._attempt = _Attempt()
         if self._timeout is not None:
@@ -228,26 +234,37 @@ class Initialization:
         if isinstance(error, self._fatal):
             self.fail(error)
         else:
-            what = "failed to initialize (attempt {attempts})"
-            self._scheduleRetry(State.INITIALIZING, error, what)
+            self._scheduleRetry(error)
 
     # Retries.
 
-    def _scheduleRetry(
-        self, state: State, error: BaseException | None, what: str
-    ) -> None:
-        delay = self._nextDelay()
+    def _scheduleRetry(self, error: BaseException | None) -> None:
+        state = self._lifecycle.state
+        try:
+            delay = self._retryPolicy(self._policyAttempts)
+            if not (isfinite(delay) and delay >= 0):
+                raise ValueError(f"not a number of seconds: {delay!r}")
+        except BaseException as policyError:
+            if self._isOvertaken(state):
+                return
+            if error is not None:
+                _log.error(
+                    "{module}: the retry policy ends the attempts ({error})",
+                    module=self._name,
+                    error=explain(policyError),
+                )
+            self.fail(policyError if error is None else error)
+            return
         if self._isOvertaken(state):
             return
-        if isinstance(delay, BaseException):
-            self.fail(delay if error is None else error)
-            return
-        if state is State.INITIALIZING:
+        isLost = state is State.LOST
+        if not isLost:
             self._lifecycle.on(Event.FAIL)
         self._lastDelay = delay
         self._retryCall = self._reactor.callLater(delay, self._retry)
+        what = "lost" if isLost else "attempt {attempts} failed"
         _log.warn(
-            "{module} " + what + ", next attempt in {delay:.1f} s: {error}",
+            "{module}: " + what + " ({error}); retry in {delay:.1f} s",
             module=self._name,
             attempts=self.attempts,
             delay=delay,
@@ -259,24 +276,6 @@ class Initialization:
         # Foreign code has closed the wrapper, given up or begun again.
         begun = self._attempt is not None or self._retryCall is not None
         return begun or self._lifecycle.state is not state
-
-    def _nextDelay(self) -> float | BaseException:
-        """
-        @return: The delay that the retry policy returns, in seconds; or the error
-            that ends the attempts.
-        """
-        try:
-            delay = self._retryPolicy(self.attempts)
-            if not (isfinite(delay) and delay >= 0):
-                raise ValueError(f"not a number of seconds: {delay!r}")
-        except BaseException as error:
-            _log.error(
-                "The retry policy of {module} ends its attempts: {error}",
-                module=self._name,
-                error=explain(error),
-            )
-            return error
-        return delay
 
     def _retry(self) -> None:
         self._retryCall = None
@@ -300,12 +299,14 @@ class Initialization:
             return
         self._attempt = None
         error = reason.value if isinstance(reason, Failure) else None
-        # A module that is lost as soon as it is ready has not recovered: the
-        # delays go on growing.
-        if self._reactor.seconds() - self._readySince >= self._lastDelay:
-            self.attempts = 0
+        now = self._reactor.seconds()
+        if now - self._readySince >= self._lastDelay:
+            self._policyAttempts = 0
+        self.attempts = 0
+        self.unreadySince = now
         self.lastError = error
         self._lifecycle.on(Event.LOSE)
         self._history.lost(error)
         self._lost()
-        self._scheduleRetry(State.LOST, error, "was lost")
+        if not self._isOvertaken(State.LOST):
+            self._scheduleRetry(error)

@@ -217,10 +217,13 @@ class Member:
         wrapper = self.wrapper
         error = wrapper.lastError
         because = "" if error is None else f" ({type(error).__name__})"
+        losses = list(wrapper.history.losses)
+        isLost = bool(losses) and losses[-1].recovered is None
+        attempt = f"attempt {wrapper.attempts}" + (" since the loss" if isLost else "")
         return {
             State.NEW: "not started",
-            State.INITIALIZING: f"attempt {wrapper.attempts} is in progress",
-            State.RETRYING: f"attempt {wrapper.attempts} failed{because}",
+            State.INITIALIZING: f"{attempt} is in progress",
+            State.RETRYING: f"{attempt} failed{because}",
             State.LOST: f"lost{because}",
             State.FAILED: f"failed for good{because}",
             State.CLOSING: "is being closed",
