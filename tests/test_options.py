@@ -5,7 +5,6 @@ The options: each is parsed or refused in one line, and described in one place.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -141,56 +140,44 @@ def test_settings_replace_the_default_database() -> None:
 
 SECONDS = [option.name for option in OPTIONS if option.help.startswith("Seconds ")]
 
-POSITIVE = [name for name in SECONDS if not re.search("delay|queue-t|drain", name)]
-
 
 @pytest.mark.parametrize("name", SECONDS)
 def test_a_bad_duration_is_refused(name: str) -> None:
     """
-    A duration is a number of seconds from 0 to a year; most must not be 0.
+    A duration is a number of seconds up to a year; most must not be 0.
     """
-    for text in ("", "ten", "-1", "nan", "inf", "1,5", "0x10", "31536001"):
-        message = refuse(f"--{name}={text}")
-        about = f"{text!r} is not a number from 0 to 31536000"
-        assert message == f"--{name}: {about if text else 'must not be empty'}"
-    if name in POSITIVE:
-        assert refuse(f"--{name}=0") == f"--{name}: must be more than 0 seconds"
-
-
-@pytest.mark.parametrize("name", ["--listen", "--operations-listen"])
-def test_a_bad_endpoint_is_refused(name: str) -> None:
-    """
-    A text that is not an endpoint of Twisted is refused before anything starts.
-    """
-    for text in (
-        "8000",
-        "tcp:",
-        "tcp:http",
-        "tcp:80:nonsense=1",
-        "nonsense:80",
-        "ssl:443:privateKey=/nonexistent",
-        "a\nb",
-    ):
-        assert refuse(f"{name}={text}").startswith(
-            f"{name}: {text!r} is not a Twisted endpoint: "
-        )
-    for text in ("tcp:65536", "tcp:-1:interface=127.0.0.1"):
-        expected = f"{name}: {text!r} has no port from 0 to 65535"
-        assert refuse(f"{name}={text}") == expected
+    minimum = "0" if re.search("delay|queue-t|drain", name) else "0.001"
+    for text in ("ten", "-1", "nan", "inf", "1,5", "31536001"):
+        about = f"{text!r} is not a number from {minimum} to 31536000"
+        assert refuse(f"--{name}={text}") == f"--{name}: {about}"
+    if minimum != "0":
+        assert refuse(f"--{name}=0").startswith(f"--{name}: '0' is not a number")
 
 
 @pytest.mark.parametrize(
     ("argument", "about"),
     [
-        ("--database-connections=0", "'0' is not a whole number from 1 on"),
-        ("--database-connections=few", "'few' is not a whole number from 1 on"),
-        ("--queue-limit=-1", "'-1' is not a whole number from 0 on"),
-        ("--queue-limit=1.5", "'1.5' is not a whole number from 0 on"),
+        *(
+            (f"--listen={text}", f"{text!r} is not a Twisted endpoint: ")
+            for text in (
+                "8000",
+                "tcp:http",
+                "tcp:80:nonsense=1",
+                "nonsense:80",
+                "ssl:443:privateKey=/nonexistent",
+                "a\nb",
+            )
+        ),
+        ("--operations-listen=8000", "'8000' is not a Twisted endpoint: "),
+        ("--database-connections=0", "'0' is not a whole number from 1 to 1000000000"),
+        ("--database-connections=few", "'few' is not a whole number from 1 to"),
+        ("--queue-limit=-1", "'-1' is not a whole number from 0 to 1000000000"),
+        ("--queue-limit=1.5", "'1.5' is not a whole number from 0 to"),
         ("--access-log=yes", "'yes' is neither on nor off"),
         ("--trusted-proxy=proxy", "'proxy' is neither address nor network"),
         ("--config-copy=", "must not be empty"),
         ("--config-url=ftp://h/c", ""),
-        ("--database=", ""),
+        ("--database=", "must not be empty"),
         ("--database=mysql://u:hush@h/n", ""),
         ("--database-file=/nonexistent", "cannot read '/nonexistent': No such file"),
         (f"--database-file={sys.executable}", "cannot read"),
@@ -204,7 +191,7 @@ def test_a_bad_endpoint_is_refused(name: str) -> None:
 )
 def test_a_bad_value_is_refused(argument: str, about: str) -> None:
     """
-    A bad value is refused with one line that names the option.
+    A bad value is refused, before anything starts, with one line that names the option.
     """
     name = argument.partition("=")[0]
     assert refuse(argument).startswith(f"{name}: {about}")
@@ -221,7 +208,7 @@ def test_a_bad_value_is_refused(argument: str, about: str) -> None:
 )
 def test_a_bad_command_line_is_refused(argument: str, message: str) -> None:
     """
-    An unknown option is refused with one line too.
+    A bad command line is refused with one line too.
     """
     assert refuse(argument) == message
 
@@ -340,45 +327,6 @@ def test_a_missing_extra_is_reported(
     """
     monkeypatch.setitem(sys.modules, missing, None)
     assert refuse(*arguments) == message
-
-
-BLOCKED = """
-import sys
-for name in sys.argv.pop(1).split(","):
-    sys.modules[name] = None
-from twisted.scripts.twistd import run
-sys.argv[0] = "twistd"
-run()
-"""
-
-
-def test_without_extras_twistd_knows_the_command(tmp_path: Path) -> None:
-    """
-    Without any extra C{twistd tsrv} has a help, and ends with one line and status 1.
-    """
-    names = "jinja2,msgspec,prometheus_client,treq,psycopg,hiredis,klein,_sqlite3"
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", BLOCKED, names, "-n", "tsrv", *arguments]
-        return subprocess.run(  # noqa: S603
-            command,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT)},
-            check=False,
-        )
-
-    ended = run()
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == (
-        "tsrv: cannot import jinja2, msgspec, prometheus_client, treq: "
-        "pip install 'tsrv[server]'\n"
-    )
-    helped = run("--help")
-    assert helped.returncode == 0, helped.stderr
-    assert "--listen=" in helped.stdout
-    assert list(tmp_path.iterdir()) == []
 
 
 # The description.

@@ -4,7 +4,7 @@ The modules and sites of the server that the options describe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -20,8 +20,8 @@ from ..web.site import Site
 from ..web.traffic import Traffic
 from ..wrapper import QueuingWrapper
 from .options import Options
-from .server import Server
-from .systemd import Notifier, SystemdService
+from .server import Listener, Server
+from .systemd import SystemdService
 
 __all__ = ["assemble", "checkSettings"]
 
@@ -53,7 +53,9 @@ def checkSettings(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _addModules(startup: Startup, reactor: Any, options: Options) -> None:
+def _addModules(
+    startup: Startup, reactor: Any, options: Options, limits: Limits
+) -> None:
     add = partial(
         startup.add, limit=options["queue-limit"], queueTimeout=options["queue-timeout"]
     )
@@ -73,7 +75,6 @@ def _addModules(startup: Startup, reactor: Any, options: Options) -> None:
     add("clock", partial(AsyncModule, reactor, options["delay"]))
     url: Any = options["database"]
     needs = []
-    fatal: list[type[Exception]] = [DatabaseRefused]
     if options["config-url"] is not None:
         # An HTTP client is imported only by servers that need one.
         from ..settings import RemoteSettings, SettingsRefused
@@ -96,18 +97,15 @@ def _addModules(startup: Startup, reactor: Any, options: Options) -> None:
         if isRequired:
             url = partial(configuration.proxy.value, "database")
             needs = ["configuration"]
-            # No retry adds a setting that is missing.
-            fatal.append(SettingsRefused)
     location = options["sessions"]
     schemas = [SCHEMA, schemaOf()] if location is None else [SCHEMA]
     database = addDatabase(
         "database",
         partial(Database, reactor, url, schemas, settings),
         needs=needs,
-        fatal=fatal,
+        fatal=DatabaseRefused,
         replay=["read"],
     )
-    limits = _makeLimits(options)
     if location is None:
         # This store replays no calls: the database below it does.
         users = _moduleOf(database, options)
@@ -150,46 +148,12 @@ def assemble(
     @return: The server, as a service that has not been started.
     """
     startup = Startup(reactor, replacements=replacements, stayUp=options["stay-up"])
-    _addModules(startup, reactor, options)
+    limits = Limits(options["session-idle"], options["session-lifetime"])
+    _addModules(startup, reactor, options, limits)
     clock, database, store = (
         _moduleOf(startup.wrappers[name], options)
         for name in ("clock", "database", "sessions")
     )
-    traffic = Traffic(reactor)
-    makeSite = partial(
-        Site,
-        reactor=reactor,
-        accessLog=options["access-log"],
-        maxBodyBytes=MAX_BODY_BYTES,
-        traffic=traffic,
-        development=options["development"],
-        knownErrors=KNOWN_ERRORS,
-    )
-    root = makeRoot(clock, Users(database), _makeSessions(reactor, store, options))
-    isSeparate = bool(options["operations-listen"])
-    operationsRoot = AsyncResource() if isSeparate else root
-    putOperations(operationsRoot, startup, reactor, traffic, isSeparate)
-    server = Server(
-        reactor,
-        startup,
-        options["drain-timeout"],
-        site=makeSite(root),
-        operations=makeSite(operationsRoot) if isSeparate else None,
-        systemd=SystemdService(startup, reactor, Notifier(environment)),
-    )
-    server.listen(options["listen"], options["operations-listen"])
-    return server
-
-
-def _moduleOf(wrapper: QueuingWrapper[Any], options: Options) -> Any:
-    return wrapper.module if options["direct"] else wrapper.proxy
-
-
-def _makeLimits(options: Options) -> Limits:
-    return Limits(options["session-idle"], options["session-lifetime"])
-
-
-def _makeSessions(reactor: Any, store: Any, options: Options) -> Sessions:
     cookies = Cookies(reactor, trustedProxies=options["trusted-proxy"])
     quota = Quota(
         reactor,
@@ -198,5 +162,34 @@ def _makeSessions(reactor: Any, store: Any, options: Options) -> Sessions:
         60.0,
         peerOf=cookies.proxies.peerOf,
     )
-    limits = _makeLimits(options)
-    return Sessions(reactor, store, cookies, limits=limits, quota=quota)
+    sessions = Sessions(reactor, store, cookies, limits=limits, quota=quota)
+    traffic = Traffic(reactor)
+
+    def makeListener(root: AsyncResource, endpoints: Sequence[str]) -> Listener:
+        site = Site(
+            root,
+            reactor,
+            accessLog=options["access-log"],
+            maxBodyBytes=MAX_BODY_BYTES,
+            traffic=traffic,
+            development=options["development"],
+            knownErrors=KNOWN_ERRORS,
+        )
+        return Listener(site, endpoints, reactor)
+
+    root = makeRoot(clock, Users(database), sessions)
+    separate: list[str] = options["operations-listen"]
+    operationsRoot = AsyncResource() if separate else root
+    putOperations(operationsRoot, startup, reactor, traffic, bool(separate))
+    return Server(
+        reactor,
+        startup,
+        options["drain-timeout"],
+        makeListener(root, options["listen"]),
+        makeListener(operationsRoot, separate) if separate else None,
+        SystemdService(startup, reactor, environment),
+    )
+
+
+def _moduleOf(wrapper: QueuingWrapper[Any], options: Options) -> Any:
+    return wrapper.module if options["direct"] else wrapper.proxy

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, MutableMapping, Sequence
 from importlib.util import find_spec
-from typing import Final
+from typing import ClassVar, Final
 
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
@@ -20,15 +20,13 @@ from .optiontable import OPTIONS, Option, hasPassword
 
 __all__ = ["Options"]
 
+# What the server, and each kind of store, imports.
 _PACKAGES: Final = {
     "server": ("jinja2", "msgspec", "prometheus_client", "treq"),
     "sqlite": ("_sqlite3",),
     "postgresql": ("psycopg",),
     "redis": ("hiredis",),
 }
-"""
-Packages that the server, and each kind of store, imports.
-"""
 
 
 class Options(UsageOptions):
@@ -43,6 +41,10 @@ class Options(UsageOptions):
         "Early requests wait in a queue and are answered in order."
     )
 
+    optFlags: ClassVar = [
+        (option.name, None, option.help) for option in OPTIONS if option.parse is None
+    ]
+
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
         """
         @param environment: Environment of the process. Variables that are read are
@@ -51,9 +53,8 @@ class Options(UsageOptions):
         super().__init__()
         self._environment = environment
         for option in OPTIONS:
-            if not option.key:
-                unset = False if option.parse is None else None
-                self[option.name] = [] if option.repeatable else unset
+            if option.parse is not None and not option.key:
+                self[option.name] = [] if option.repeatable else None
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
@@ -111,15 +112,8 @@ class Options(UsageOptions):
         self[option.key or option.name] = value
 
 
-def _makeHandler(option: Option) -> Callable[..., None]:
-    """
-    @return: The method that Twisted calls when an option is on the command line.
-    """
-
-    def setFlag(self: Options) -> None:
-        self[option.name] = True
-
-    def setValue(self: Options, text: str) -> None:
+def _makeHandler(option: Option) -> Callable[[Options, str], None]:
+    def handle(self: Options, text: str) -> None:
         self.setOption(option, text, f"--{option.name}")
         if option.variable and hasPassword(text):
             raise UsageError(
@@ -127,15 +121,15 @@ def _makeHandler(option: Option) -> Callable[..., None]:
                 f"the list of processes (set the variable {option.variable} instead)"
             )
 
-    handler = setFlag if option.parse is None else setValue
     plain = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", option.meaning).replace("`", "")
     default = option.default or option.shownDefault
-    handler.__doc__ = f"{plain} [default: {default}]" if default else plain
-    return handler
+    handle.__doc__ = f"{plain} [default: {default}]" if default else plain
+    return handle
 
 
 for _option in OPTIONS:
-    setattr(Options, f"opt_{_option.name.replace('-', '_')}", _makeHandler(_option))
+    if _option.parse is not None:
+        setattr(Options, f"opt_{_option.name.replace('-', '_')}", _makeHandler(_option))
 
 
 def _require(kind: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from math import nan
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -22,61 +23,48 @@ from ..sessions.store import checkTable
 
 __all__ = ["OPTIONS", "Option", "SessionLocation", "hasPassword", "markdownTable"]
 
+# A year, and a billion: a larger number is a mistake.
 MAX_SECONDS: Final = 365 * 24 * 60 * 60
-"""
-Longest duration, in seconds: a year. A longer one is a mistake.
-"""
+MAX_COUNT: Final = 1_000_000_000
 
-MAX_URL_CHARACTERS: Final = 64 * 1024
-
+# Of a value that a message repeats.
 MAX_QUOTED_CHARACTERS: Final = 50
-"""
-Maximum number of characters of a value that a message repeats.
-"""
 
 
 def _endpoint(text: str) -> str:
     try:
         # Parsing needs no reactor.
-        port = getattr(serverFromString(None, text), "_port", 0)
+        serverFromString(None, text)
     except Exception as error:
         reason = str(error)[:MAX_QUOTED_CHARACTERS]
         raise ValueError(
             f"{_quote(text)} is not a Twisted endpoint: {reason}"
         ) from None
-    if not 0 <= port < 65536:
-        raise ValueError(f"{_quote(text)} has no port from 0 to 65535")
     return text
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= MAX_SECONDS:
-        raise ValueError(f"{_quote(text)} is not a number from 0 to {MAX_SECONDS}")
-    return value
+def _number(
+    kind: type[int] | type[float], minimum: float, maximum: float
+) -> Callable[[str], float]:
+    name = "whole number" if kind is int else "number"
 
-
-def _positiveSeconds(text: str) -> float:
-    value = _seconds(text)
-    if not value:
-        raise ValueError("must be more than 0 seconds")
-    return value
-
-
-def _count(minimum: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
+    def parse(text: str) -> float:
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
-            value = minimum - 1
-        if value < minimum:
-            raise ValueError(f"{_quote(text)} is not a whole number from {minimum} on")
+            value = nan
+        if not minimum <= value <= maximum:
+            about = f"is not a {name} from {minimum} to {maximum}"
+            raise ValueError(f"{_quote(text)} {about}")
         return value
 
     return parse
+
+
+_seconds: Final = _number(float, 0, MAX_SECONDS)
+_positiveSeconds: Final = _number(float, 0.001, MAX_SECONDS)
+_count: Final = _number(int, 0, MAX_COUNT)
+_positiveCount: Final = _number(int, 1, MAX_COUNT)
 
 
 def _switch(text: str) -> bool:
@@ -101,7 +89,7 @@ def _database(url: str) -> str:
 def _databaseFile(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
-            url = file.readline(MAX_URL_CHARACTERS).strip()
+            url = file.readline().strip()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "the file is not text"
         raise ValueError(f"cannot read {_quote(path)}: {reason}") from None
@@ -218,7 +206,7 @@ OPTIONS: Final = (
     ),
     Option("delay", "Seconds that the clock takes to start.", _seconds, "10"),
     Option("direct", "Call the modules without queues, to see the difference."),
-    Option("queue-limit", "Queued calls per module.", _count(0), "10000"),
+    Option("queue-limit", "Queued calls per module.", _count, "10000"),
     Option("queue-timeout", "Seconds that a call may wait in a queue.", _seconds, "30"),
     Option(
         "database",
@@ -239,7 +227,7 @@ OPTIONS: Final = (
     Option(
         "database-connections",
         "Maximum number of connections to the database.",
-        _count(1),
+        _positiveCount,
         "4",
     ),
     Option(
@@ -305,13 +293,13 @@ OPTIONS: Final = (
     Option(
         "new-sessions",
         "New sessions per minute, for all clients together; further clients get 429.",
-        _count(1),
+        _positiveCount,
         "6000",
     ),
     Option(
         "new-sessions-per-peer",
         "New sessions per minute and client address.",
-        _count(1),
+        _positiveCount,
         "60",
     ),
     Option("stay-up", "Keep running when a required module has failed for good."),

@@ -24,7 +24,7 @@ from ..startup import Startup
 from ..web.site import Site
 from .systemd import SystemdService
 
-__all__ = ["Server"]
+__all__ = ["Listener", "Server"]
 
 _log = Logger("tsrv.server")
 
@@ -40,6 +40,34 @@ Each turn accepts more than the one before, so that twenty make thousands.
 """
 
 
+class Listener(MultiService):
+    """
+    A site and the ports on which it listens.
+
+    @ivar site: The site.
+    """
+
+    def __init__(self, site: Site, endpoints: Iterable[str], reactor: Any) -> None:
+        """
+        @param site: The site.
+        @param endpoints: The endpoints, as
+            L{serverFromString<twisted.internet.endpoints.serverFromString>} takes them.
+        @param reactor: The reactor.
+        """
+        super().__init__()
+        self.site = site
+        for endpoint in endpoints:
+            makePort(endpoint, site, reactor).setServiceParent(self)
+
+    async def close(self) -> None:
+        """
+        Close all ports.
+        """
+        # A port that was never opened cannot be closed.
+        closing = [maybeDeferred(port.stopService) for port in self]
+        await DeferredList(closing, consumeErrors=True)
+
+
 class Server(MultiService):
     """
     Listens first and initialises the modules second; stops in the opposite order. A
@@ -53,9 +81,8 @@ class Server(MultiService):
         reactor: Any,
         startup: Startup,
         drainTimeout: float,
-        *,
-        site: Site,
-        operations: Site | None = None,
+        listener: Listener,
+        operations: Listener | None,
         systemd: SystemdService,
     ) -> None:
         """
@@ -63,7 +90,7 @@ class Server(MultiService):
         @param startup: The modules.
         @param drainTimeout: Time for requests in progress to finish during a graceful
             shutdown, in seconds.
-        @param site: The site.
+        @param listener: The site and its ports.
         @param operations: A separate site for operators.
         @param systemd: Notifies systemd.
         """
@@ -71,32 +98,13 @@ class Server(MultiService):
         self.startup = startup
         self._reactor = reactor
         self._drainTimeout = drainTimeout
-        self._site = site
-        self._operations = operations
+        self._site = listener.site
+        self._listeners = [listener] if operations is None else [listener, operations]
+        for each in self._listeners:
+            each.setServiceParent(self)
         self._systemd = systemd
-        self._stopAnnounced = False
         self._draining: Deferred[int] = succeed(0)
         self._stopped: Deferred[None] | None = None
-        self._ports = MultiService()
-        self._ports.setServiceParent(self)
-        self._operationsPorts = MultiService()
-        self._operationsPorts.setServiceParent(self)
-
-    def listen(self, endpoints: Iterable[str], operations: Iterable[str] = ()) -> None:
-        """
-        Add endpoints on which to listen when the service starts.
-
-        @param endpoints: Endpoints of the site, as
-            L{serverFromString<twisted.internet.endpoints.serverFromString>} takes them.
-        @param operations: Endpoints of the site for operators.
-        """
-        for endpoint in endpoints:
-            port = makePort(endpoint, self._site, self._reactor)
-            port.setServiceParent(self._ports)
-        for endpoint in operations:
-            assert self._operations is not None
-            port = makePort(endpoint, self._operations, self._reactor)
-            port.setServiceParent(self._operationsPorts)
 
     def privilegedStartService(self) -> None:
         """
@@ -122,16 +130,14 @@ class Server(MultiService):
         """
         Report to clients and systemd that the server is about to stop.
         """
-        self._stopAnnounced = True
         self.startup.announceStop()
         self._systemd.stopping()
 
     def skipDrain(self) -> None:
         """
-        End the wait for requests in progress, if the server is stopping.
+        End the wait for requests in progress, or do not begin it.
         """
-        if self._stopAnnounced:
-            self._drainTimeout = 0.0
+        self._drainTimeout = 0.0
         self._draining.cancel()
 
     def stopService(self) -> Deferred[None]:
@@ -161,7 +167,7 @@ class Server(MultiService):
         Service.stopService(self)
         self.announceStop()
         await self._acceptPending()
-        await _close(self._ports)
+        await self._listeners[0].close()
         _log.info("Stopped listening, finishing requests in progress")
         if count := await self._drain(self._site, self._drainTimeout):
             _log.warn(
@@ -170,12 +176,10 @@ class Server(MultiService):
             )
         # Each wrapper has logged the errors of its module.
         await self.startup.stopService().addErrback(_ignoreResult)
-        await self._drain(self._site, FLUSH_SECONDS)
-        self._site.abort()
-        if self._operations is not None:
-            await _close(self._operationsPorts)
-            await self._drain(self._operations, FLUSH_SECONDS)
-            self._operations.abort()
+        for listener in self._listeners:
+            await listener.close()
+            await self._drain(listener.site, FLUSH_SECONDS)
+            listener.site.abort()
         self._systemd.stopService()
         _log.info("Stopped")
 
@@ -190,12 +194,6 @@ class Server(MultiService):
     async def _drain(self, site: Site, timeout: float) -> int:
         self._draining = site.stop(timeout)
         return await self._draining
-
-
-async def _close(ports: MultiService) -> None:
-    # A port that was never opened cannot be closed.
-    closing = [maybeDeferred(port.stopService) for port in ports]
-    await DeferredList(closing, consumeErrors=True)
 
 
 def _ignoreResult(result: object) -> None: ...
