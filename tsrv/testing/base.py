@@ -4,7 +4,7 @@ Helpers, and the base of all tests of a store.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Final
 
@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from ..sessions import (
+    Changes,
     ISessionStore,
     Limits,
     SessionError,
@@ -20,33 +21,19 @@ from ..sessions import (
     makeIdentifier,
 )
 
-__all__ = [
-    "BEGIN",
-    "BaseTests",
-    "create",
-    "dataOf",
-    "errorOf",
-    "outcomesOf",
-    "sessionOf",
-    "waitForLength",
-]
+__all__ = ["BEGIN", "BaseTests", "create", "errorOf", "isUnknown", "outcomesOf", "read"]
 
 BEGIN: Final = 1_700_000_000.0
 """
 Time at which each test begins, in seconds since the epoch.
 """
 
-MAX_POLLS: Final = 1_000
-"""
-Maximum number of looks at something that a store does after its answer.
-"""
 
-
-async def outcomesOf(deferreds: Sequence[Deferred[Any]]) -> list[Any]:
+async def outcomesOf(deferreds: Iterable[Deferred[Any]]) -> list[Any]:
     """
     @return: The result of each Deferred, or its error.
     """
-    outcomes = await DeferredList(deferreds, consumeErrors=True)
+    outcomes = await DeferredList(list(deferreds), consumeErrors=True)
     return [
         result.value if isinstance(result, Failure) else result
         for _, result in outcomes
@@ -64,7 +51,16 @@ async def errorOf(
     return error
 
 
-async def sessionOf(store: ISessionStore, identifier: str) -> StoredSession:
+async def create(store: ISessionStore, **data: Any) -> str:
+    """
+    @return: The identifier of a new session.
+    """
+    identifier = makeIdentifier()
+    await store.create(identifier, data)
+    return identifier
+
+
+async def read(store: ISessionStore, identifier: str) -> StoredSession:
     """
     @return: A session that has to exist.
     """
@@ -73,34 +69,19 @@ async def sessionOf(store: ISessionStore, identifier: str) -> StoredSession:
     return session
 
 
-async def dataOf(store: ISessionStore, identifier: str) -> dict[str, Any]:
+async def isUnknown(
+    store: ISessionStore, identifier: str, known: StoredSession
+) -> None:
     """
-    @return: The content of a session that has to exist.
+    Check that no call finds a session, or creates it.
     """
-    return (await sessionOf(store, identifier)).data
-
-
-async def create(store: ISessionStore, **data: Any) -> str:
-    """
-    Create a session.
-
-    @return: Its identifier.
-    """
-    identifier = makeIdentifier()
-    await store.create(identifier, data)
-    return identifier
-
-
-async def waitForLength(store: ISessionStore, length: int) -> None:
-    """
-    Wait until there are so many sessions.
-    """
-    for _ in range(MAX_POLLS):
-        if await store.length() == length:
-            return
-        # A removal that was asked for before is done before this one.
-        await store.destroy(makeIdentifier())
-    raise AssertionError(f"there are not {length} sessions")
+    changes = Changes({"a": 1}, frozenset({"b"}), {"c": 1})
+    assert await store.get(identifier) is None
+    assert await store.set(identifier, changes) is None
+    assert await store.set(identifier, changes, known) is None
+    assert await store.renew(identifier, makeIdentifier(), changes) is None
+    assert await store.touch(identifier) is False
+    assert await store.destroy(identifier) is False
 
 
 class BaseTests:
@@ -155,10 +136,7 @@ class BaseTests:
 
     @asynccontextmanager
     async def using(
-        self,
-        idle: float | None = 10,
-        absolute: float | None = 30,
-        size: int = 4096,
+        self, idle: float | None = 10, absolute: float | None = 30, size: int = 4096
     ) -> AsyncIterator[tuple[ISessionStore, Callable[[float], Any]]]:
         """
         Use a store, and check that it leaves no timer.
@@ -167,34 +145,28 @@ class BaseTests:
         @param absolute: The absolute limit, in ticks.
         @return: The store, and a function that lets so many ticks pass.
         """
-        async with self.usingSeveral(1, idle, absolute, size) as (clock, (store,)):
+        limits = Limits(
+            None if idle is None else idle * self.tick,
+            None if absolute is None else absolute * self.tick,
+            size,
+        )
+        async with self.usingSeveral(1, limits) as (clock, (store,)):
             yield store, lambda ticks: self.letPass(clock, ticks * self.tick)
         left = clock.getDelayedCalls()
         assert not left, f"the store has left {left}"
 
     @asynccontextmanager
     async def usingSeveral(
-        self,
-        count: int,
-        idle: float | None = 10,
-        absolute: float | None = 30,
-        size: int = 4096,
+        self, count: int, limits: Limits
     ) -> AsyncIterator[tuple[Clock, list[ISessionStore]]]:
         """
         Use several stores with the same clock.
         """
         clock = Clock()
         clock.advance(BEGIN)
-        limits = Limits(
-            None if idle is None else idle * self.tick,
-            None if absolute is None else absolute * self.tick,
-            size,
-        )
-        stores: list[ISessionStore] = []
+        stores = [await self.makeStore(limits, clock) for _ in range(count)]
         try:
-            for _ in range(count):
-                store = await self.makeStore(limits, clock)
-                stores.append(store)
+            for store in stores:
                 await store.initialize()
             yield clock, stores
         finally:

@@ -4,8 +4,8 @@ Tests of stores that share their sessions.
 
 from __future__ import annotations
 
-from ..sessions import Changes, SessionError, StoredSession, makeIdentifier
-from .base import BaseTests, create, dataOf, errorOf, outcomesOf, sessionOf
+from ..sessions import Changes, Limits, SessionError, StoredSession, makeIdentifier
+from .base import BaseTests, create, errorOf, isUnknown, outcomesOf, read
 
 __all__ = ["SharingTests"]
 
@@ -19,63 +19,47 @@ class SharingTests(BaseTests):
         """
         Several processes see the same sessions.
         """
-        async with self.usingSeveral(2) as (_, (one, two)):
+        async with self.usingSeveral(2, Limits()) as (_, (one, two)):
             identifier = await create(one, a=1)
-            known = await sessionOf(two, identifier)
+            known = await read(two, identifier)
             await two.set(identifier, Changes({"b": 2}), known)
-            assert await dataOf(one, identifier) == {"a": 1, "b": 2}
+            assert (await read(one, identifier)).data == {"a": 1, "b": 2}
             await errorOf(two.create(identifier, {}))
             assert await one.destroy(identifier) is True
-            assert await two.get(identifier) is None
-            assert await two.set(identifier, Changes({"c": 3}), known) is None
+            await isUnknown(two, identifier, known)
             assert await one.length() == 0
 
     async def test_changes_by_several_stores_are_merged(self) -> None:
         """
-        A store that has read an old version does not undo the changes of others.
+        Old versions do not undo changes of others, and each addition gets a number
+        of its own.
         """
-        async with self.usingSeveral(2) as (_, (one, two)):
-            identifier = await create(one, a=1, b=2)
-            known = await sessionOf(one, identifier)
-            for number in range(10):
-                await outcomesOf(
-                    [
-                        one.set(identifier, Changes({f"one{number}": 1}), known),
-                        two.set(identifier, Changes({f"two{number}": 1}), known),
-                        two.set(identifier, Changes(removed=frozenset({"a"}))),
-                    ]
-                )
-            names = [f"{name}{n}" for name in ("one", "two") for n in range(10)]
-            expected = {"b": 2, **dict.fromkeys(names, 1)}
-            assert await dataOf(one, identifier) == expected
-
-    async def test_each_addition_is_counted_once_between_stores(self) -> None:
-        """
-        Simultaneous additions in several processes each get a number of their own.
-        """
-        async with self.usingSeveral(5) as (_, stores):
-            identifier = await create(stores[0])
-            added = await outcomesOf(
-                [
-                    store.set(identifier, Changes(added={"n": 1}))
-                    for _ in range(8)
-                    for store in stores
-                ]
+        async with self.usingSeveral(5, Limits()) as (_, stores):
+            identifier = await create(stores[0], a=1, b=2)
+            known = await read(stores[0], identifier)
+            changed = await outcomesOf(
+                store.set(identifier, Changes({f"m{s}{n}": n}, added={"n": 1}), known)
+                for n in range(8)
+                for s, store in enumerate(stores)
             )
-            counted = [session.counted["n"] for session in added]
+            removing = Changes(removed=frozenset({"a"}))
+            await outcomesOf(store.set(identifier, removing, known) for store in stores)
+            counted = [session.counted["n"] for session in changed]
             assert sorted(counted) == list(range(1, 41))
-            assert await dataOf(stores[-1], identifier) == {"n": 40}
+            members = {f"m{s}{n}": n for n in range(8) for s in range(5)}
+            expected = {"b": 2, "n": 40, **members}
+            assert (await read(stores[0], identifier)).data == expected
 
     async def test_only_one_of_several_stores_creates_a_session(self) -> None:
         """
         Of simultaneous creations with one identifier, all but one fail.
         """
-        async with self.usingSeveral(4) as (_, stores):
+        async with self.usingSeveral(4, Limits()) as (_, stores):
             identifier = makeIdentifier()
             outcomes = await outcomesOf(
-                [store.create(identifier, {"n": n}) for n, store in enumerate(stores)]
+                store.create(identifier, {"n": n}) for n, store in enumerate(stores)
             )
             (made,) = [each for each in outcomes if isinstance(each, StoredSession)]
             assert sum(isinstance(each, SessionError) for each in outcomes) == 3
             for store in stores:
-                assert await dataOf(store, identifier) == made.data
+                assert (await read(store, identifier)).data == made.data
