@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from treq.testing import StubTreq
@@ -299,7 +299,7 @@ def test_a_fetch_can_be_cancelled(how: str, source: Source) -> None:
 
 def test_settings_are_refreshed(source: Source) -> None:
     """
-    Changed settings replace the old ones, with one line in the log.
+    Changed settings replace the old ones, with one line in the log, until close().
     """
     settings = source.start(refresh=100)
     source.reactor.advance(99)
@@ -313,6 +313,10 @@ def test_settings_are_refreshed(source: Source) -> None:
     assert valueOf(settings, "a") == 2
     (line,) = textsOf(events)
     assert line.startswith(f"Settings from {URL}: changed; ")
+    source.silent = True
+    source.reactor.advance(100)
+    settings.close()
+    assert source.cancelled == 1
 
 
 def test_settings_become_stale_and_recover(source: Source) -> None:
@@ -399,6 +403,10 @@ def test_the_copy_replaces_an_unavailable_source(
     A server starts with the last good copy, which only its owner may read.
     """
     path = tmp_path / "copy"
+    source.status = 0
+    failed = resultOf(source.make(copy=str(path)).initialize())
+    assert isinstance(failed.error, SettingsUnavailable)
+    source.status = 200
     source.reactor.advance(1_000_000_000)
     source.start(copy=str(path)).close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -521,7 +529,7 @@ class RawSource(Protocol):
     def __init__(self, response: bytes) -> None:
         from twisted.internet import reactor
 
-        self.reactor: Any = reactor
+        self.reactor = cast(Any, reactor)
         self.received = b""
         self.disconnected: Deferred[None] = Deferred()
         self._response = response
@@ -574,7 +582,6 @@ async def test_https_sends_nothing_in_the_clear() -> None:
     await source.disconnected
     assert source.received.startswith(b"\x16\x03")
     assert b"GET" not in source.received
-    await port.stopListening()
 
 
 @asynchronous

@@ -188,20 +188,8 @@ def test_an_invalid_page_is_refused(query: str, client: Client) -> None:
 @pytest.mark.parametrize(
     "number",
     [
-        "4",
-        "0",
-        "00",
-        "01",
-        "-1",
-        "+1",
-        "1.0",
-        "x",
-        "%31%20",
-        "9223372036854775807",
-        "9223372036854775808",
-        "9" * 5000,
-        "%D9%A1",
-        "%00",
+        *("4", "0", "00", "01", "-1", "+1", "1.0", "x", "%31%20", "%D9%A1", "%00"),
+        *("9223372036854775807", "9223372036854775808", "9" * 5000),
     ],
     ids=lambda number: number[:20],
 )
@@ -214,23 +202,14 @@ def test_a_missing_user_is_not_found(number: str, method: str, client: Client) -
     assert (answer.status, errorIn(answer)) == (404, "User not found")
 
 
-@pytest.mark.parametrize(
-    ("path", "error"),
-    [
-        ("/users/1/", "Route not found"),
-        ("/users/1/x", "Route not found"),
-        ("/users/x/y", "Route not found"),
-        ("/users/", "User not found"),
-    ],
-)
-def test_an_unknown_route_is_not_a_missing_user(
-    path: str, error: str, client: Client
-) -> None:
+def test_an_unknown_route_is_not_a_missing_user(client: Client) -> None:
     """
     A mistyped route has an error of its own.
     """
-    answer = client("GET", path)
-    assert (answer.status, errorIn(answer)) == (404, error)
+    for path in ("/users/1/", "/users/1/x", "/users/x/y"):
+        answer = client("GET", path)
+        assert (answer.status, errorIn(answer)) == (404, "Route not found")
+    assert errorIn(client("GET", "/users/")) == "User not found"
 
 
 # Writing.
@@ -246,16 +225,6 @@ def test_a_user_is_created(client: Client) -> None:
     assert answer.headers["location"] == "/users/4"
     assert answer.headers["etag"] == '"1"'
     assert client("GET", "/users/4").body == answer.body
-
-
-def test_names_have_any_script(client: Client) -> None:
-    """
-    Text is stored and shown as it was sent, in UTF-8.
-    """
-    name = "Åda \N{SNOWMAN} \N{GRINNING FACE} \u2028 <b>"
-    answer = client("POST", "/users", {"name": name, "email": "ä@bücher.example"})
-    assert json.loads(answer.body)["name"] == name
-    assert name.encode() in answer.body
 
 
 @pytest.mark.parametrize(
@@ -292,8 +261,9 @@ def test_a_part_of_a_user_is_replaced(contentType: str, client: Client) -> None:
 
 def test_an_empty_patch_changes_nothing(client: Client) -> None:
     """
-    An empty patch makes no new version.
+    An empty patch makes no new version; null is refused, since fields are required.
     """
+    assert client("PATCH", "/users/1", {"name": None}).status == 400
     answer = client("PATCH", "/users/2", {})
     assert (answer.status, answer.headers["etag"]) == (200, '"1"')
     assert client("PATCH", "/users/9", {}).status == 404
@@ -348,23 +318,20 @@ def test_an_invalid_user_is_refused(
 
 @pytest.mark.parametrize(
     ("name", "email"),
-    [("\N{GRINNING FACE}" * 200, "a@" + "b" * 252), ("x", "a@b")],
-    ids=["longest", "shortest"],
+    [
+        ("\N{GRINNING FACE}" * 200, "a@" + "b" * 252),
+        ("x", "a@b"),
+        ("Åda \N{SNOWMAN} \u2028 <b>", "ä@bücher.example"),
+    ],
 )
 def test_the_limits_are_allowed(name: str, email: str, client: Client) -> None:
     """
-    The shortest and the longest values are accepted.
+    The shortest and the longest values are accepted, in any script, and are shown as
+    they were sent, in UTF-8.
     """
-    assert client("POST", "/users", {"name": name, "email": email}).status == 201
-
-
-def test_a_field_cannot_be_removed(client: Client) -> None:
-    """
-    A merge patch with null is refused, because every field is required.
-    """
-    answer = client("PATCH", "/users/1", {"name": None})
-    (error,) = json.loads(answer.body)["errors"]
-    assert (answer.status, error["pointer"]) == (400, "/name")
+    answer = client("POST", "/users", {"name": name, "email": email})
+    assert json.loads(answer.body) == {"id": 4, "name": name, "email": email}
+    assert name.encode() in answer.body
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ class _Body(Protocol):
             self.finished.callback(bytes(self._data) if isComplete else reason)
 
     def _disconnect(self, cancelled: object = None) -> None:
-        if self.transport is not None:
-            self.transport.loseConnection()
+        assert self.transport is not None
+        self.transport.loseConnection()
 
 
 _retryPolicy: Final = jitteredBackoff(5.0, 300.0)
