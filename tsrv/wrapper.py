@@ -56,7 +56,7 @@ from twisted.logger import Logger
 
 from .asyncmodule import State
 from .errors import Closed, InitializationFailed, QueueFull, QueueTimeout
-from .queuing.history import History, explain
+from .queuing.history import History, count, explain
 from .queuing.initialization import Initialization
 from .queuing.methods import Methods
 from .queuing.module import closeWithin, lifecycleMethod, secondsLeft
@@ -87,6 +87,7 @@ class QueuingWrapper(Generic[_Module]):
     @ivar module: The module.
     @ivar proxy: The object that callers use in place of the module: it has the
         module's public methods, and its type.
+    @ivar limit: Maximum number of queued calls.
     @ivar history: The attempts and losses so far, and how long they took and the
         calls waited.
     """
@@ -160,7 +161,7 @@ class QueuingWrapper(Generic[_Module]):
         self.history = History(reactor)
         self._name = type(module).__name__ if name is None else name
         self._reactor = reactor
-        self._limit = limit
+        self.limit: Final = limit
         self._closeTimeout = closeTimeout
         initialize, initializers = lifecycleMethod(module, "initialize", initialize)
         close, closers = lifecycleMethod(module, "close", close)
@@ -184,6 +185,7 @@ class QueuingWrapper(Generic[_Module]):
             retryPolicy=jitteredBackoff() if retryPolicy is None else retryPolicy,
             fatal=errorTypes("fatal", fatal),
             timeout=attemptTimeout,
+            pending=lambda: self._queue.pending,
             ready=self._becameReady,
             lost=self._becameLost,
             failed=self._failedForGood,
@@ -239,13 +241,6 @@ class QueuingWrapper(Generic[_Module]):
         The number of queued calls.
         """
         return self._queue.pending
-
-    @property
-    def limit(self) -> int:
-        """
-        Maximum number of queued calls.
-        """
-        return self._limit
 
     @property
     def oldest(self) -> float | None:
@@ -392,23 +387,10 @@ class QueuingWrapper(Generic[_Module]):
     def _becameReady(self) -> None:
         self._methods.update()
         if self.state is State.DRAINING:
-            self._logReady()
             self._waiters.succeed()
             self._observers.notify()
         if self.state is State.DRAINING:
             self._queue.drain()
-
-    def _logReady(self) -> None:
-        isRecovered = self.history.losses.count > 0
-        if isRecovered or self.attempts > 1:
-            _log.info(
-                "{module}: {what} after {seconds:.1f} s, {attempts}, {calls} queued",
-                module=self._name,
-                what="recovered" if isRecovered else "ready",
-                seconds=self._reactor.seconds() - self._initialization.unreadySince,
-                attempts=_count(self.attempts, "attempt"),
-                calls=_count(self.pending, "call"),
-            )
 
     def _drained(self) -> None:
         self._lifecycle.on(Event.DRAINED)
@@ -438,14 +420,14 @@ class QueuingWrapper(Generic[_Module]):
 
     def _makeQueueFull(self) -> QueueFull:
         return QueueFull(
-            f"{self._limit} calls are waiting for {self._name} already",
+            f"{self.limit} calls are waiting for {self._name} already",
             self.retryAfter(),
         )
 
     def _makeQueueTimeout(self, waited: float) -> QueueTimeout:
         error = QueueTimeout(
             f"waited {waited:.1f} s for {self._name}, which is "
-            f"{self.state.value} after {_count(self.attempts, 'attempt')}",
+            f"{self.state.value} after {count(self.attempts, 'attempt')}",
             self.retryAfter(),
             waited,
             self.state,
@@ -461,7 +443,3 @@ class QueuingWrapper(Generic[_Module]):
 
     def _makeClosed(self) -> Closed:
         return Closed(f"{self._name} is closed")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -33,17 +33,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-__all__ = [
-    "CANCELLING",
-    "ENDED",
-    "FAILED",
-    "LOST",
-    "RUNNING",
-    "WAITING",
-    "Command",
-    "CommandList",
-    "Method",
-]
+__all__ = ["Command", "CommandList", "Method"]
 
 # Plain numbers, because every queued call compares them several times.
 WAITING: Final = 0
@@ -141,9 +131,8 @@ class Command(Deferred[Any]):
         """
         Leave the list.
         """
-        previous, following = self.previous, self.next
-        previous.next = following
-        following.previous = previous
+        self.previous.next = self.next
+        self.next.previous = self.previous
 
 
 class CommandList:
@@ -152,8 +141,6 @@ class CommandList:
 
     @ivar root: The end mark; the first command is C{root.next}.
     """
-
-    __slots__ = ("root",)
 
     def __init__(self) -> None:
         self.root = root = Command()
@@ -173,24 +160,17 @@ class CommandList:
             yield command
             command = following
 
-    def insert(self, command: Command, after: Command) -> None:
+    def add(self, command: Command, after: Command | None = None) -> None:
         """
-        Add a command behind another one; C{after=root} makes it the first.
+        Add a command behind another one, by default at the end. C{after=root} makes
+        it the first.
         """
+        if after is None:
+            after = self.root.previous
         following = after.next
         command.previous = after
         command.next = following
         after.next = following.previous = command
-
-    def append(self, command: Command) -> None:
-        """
-        Add a command at the end.
-        """
-        root = self.root
-        last = root.previous
-        command.previous = last
-        command.next = root
-        last.next = root.previous = command
 
     def takeAll(self) -> CommandList:
         """

@@ -29,12 +29,7 @@ class Histogram:
     @ivar total: The sum of all values.
     """
 
-    __slots__ = ("bounds", "counts", "total")
-
     def __init__(self, bounds: tuple[float, ...] = SECONDS) -> None:
-        """
-        @param bounds: The bounds, in ascending order.
-        """
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0

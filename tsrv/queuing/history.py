@@ -14,17 +14,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from .histogram import Histogram
 
-__all__ = ["Attempt", "Episodes", "History", "Loss", "explain"]
+__all__ = ["Attempt", "Episodes", "History", "Loss", "count", "explain"]
 
+# Numbers of episodes kept from the beginning, which tell how it all began, and from
+# the end.
 FIRST_EPISODES: Final = 5
-"""
-Number of episodes kept from the beginning: they tell how it all began.
-"""
-
 LAST_EPISODES: Final = 20
-"""
-Number of episodes kept from the end.
-"""
 
 MAX_ERROR_LENGTH: Final = 1000
 """
@@ -76,8 +71,6 @@ class Episodes(Generic[_Episode]):
     @ivar count: The number of all episodes, whether they are kept or not.
     """
 
-    __slots__ = ("_first", "_last", "count")
-
     def __init__(self) -> None:
         self.count = 0
         self._first: list[_Episode] = []
@@ -115,9 +108,6 @@ class History:
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
-        """
-        @param reactor: Provides the time.
-        """
         self.attempts: Episodes[Attempt] = Episodes()
         self.losses: Episodes[Loss] = Episodes()
         self.becameReady: float | None = None
@@ -187,3 +177,10 @@ def explain(error: BaseException | None) -> str:
     if len(text) > MAX_ERROR_LENGTH:
         text = f"{text[: MAX_ERROR_LENGTH - 1]}…"
     return f"{type(error).__name__}: {text}"
+
+
+def count(number: int, noun: str) -> str:
+    """
+    @return: A number and what it counts: C{"1 call"}, C{"2 calls"}.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .history import History, explain
+from .history import History, count, explain
 from .states import Event, Lifecycle, State
 
 __all__ = ["Initialization"]
@@ -58,7 +58,6 @@ class Initialization:
     Reports every event to the L{Lifecycle}.
 
     @ivar attempts: The number of attempts since the module was last ready.
-    @ivar unreadySince: The time at which the module was lost, or asked for.
     @ivar lastError: The reason why the module is not ready: the error of the last
         attempt, or of the loss.
     """
@@ -75,6 +74,7 @@ class Initialization:
         retryPolicy: Callable[[int], float],
         fatal: tuple[type[BaseException], ...],
         timeout: float | None,
+        pending: Callable[[], int],
         ready: Callable[[], None],
         lost: Callable[[], None],
         failed: Callable[[], None],
@@ -83,6 +83,7 @@ class Initialization:
         """
         L{QueuingWrapper<tsrv.QueuingWrapper>} explains the options.
 
+        @param pending: Returns the number of queued calls.
         @param ready: Called when the module has become ready.
         @param lost: Called when the module is lost.
         @param failed: Called when there will be no further attempt.
@@ -91,7 +92,6 @@ class Initialization:
         """
         self.attempts = 0
         self.lastError: BaseException | None = None
-        self.unreadySince = 0.0
         self._reactor = reactor
         self._lifecycle = lifecycle
         self._history = history
@@ -101,6 +101,7 @@ class Initialization:
         self._retryPolicy = retryPolicy
         self._fatal = fatal
         self._timeout = timeout
+        self._pending = pending
         self._ready = ready
         self._lost = lost
         self._failed = failed
@@ -112,6 +113,8 @@ class Initialization:
         self._policyAttempts = 0
         self._lastDelay = 0.0
         self._readySince = 0.0
+        # The time at which the module was lost, or asked for.
+        self._unreadySince = 0.0
 
     def start(self) -> None:
         """
@@ -120,7 +123,7 @@ class Initialization:
         self._lifecycle.on(Event.INITIALIZE)
         self.attempts = self._policyAttempts = 0
         self.lastError = None
-        self.unreadySince = self._reactor.seconds()
+        self._unreadySince = self._reactor.seconds()
         self._begin()
 
     def stop(self) -> None:
@@ -208,11 +211,25 @@ class Initialization:
         self._readySince = self._reactor.seconds()
         self._history.attemptEnded()
         self._history.ready()
+        self._logReady()
         if lost is not None:
             lost.addBoth(self._noticeLoss, attempt)
         # It may be lost already.
         if attempt is self._attempt:
             self._ready()
+
+    def _logReady(self) -> None:
+        # The first success of a first attempt is not worth a line.
+        isRecovered = self._history.losses.count > 0
+        if isRecovered or self.attempts > 1:
+            _log.info(
+                "{module}: {what} after {seconds:.1f} s, {attempts}, {calls} queued",
+                module=self._name,
+                what="recovered" if isRecovered else "ready",
+                seconds=self._readySince - self._unreadySince,
+                attempts=count(self.attempts, "attempt"),
+                calls=count(self._pending(), "call"),
+            )
 
     def _failedOnce(self, failure: Failure, attempt: _Attempt) -> None:
         if attempt is self._attempt:
@@ -303,7 +320,7 @@ class Initialization:
         if now - self._readySince >= self._lastDelay:
             self._policyAttempts = 0
         self.attempts = 0
-        self.unreadySince = now
+        self._unreadySince = now
         self.lastError = error
         self._lifecycle.on(Event.LOSE)
         self._history.lost(error)

@@ -20,8 +20,6 @@ class Observers(Generic[_News]):
     logged, and does not affect the others.
     """
 
-    __slots__ = ("_observers",)
-
     _log = Logger()
 
     def __init__(self) -> None:

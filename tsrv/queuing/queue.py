@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail
@@ -49,15 +49,11 @@ Two times this close are considered the same.
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stats:
     """
     Counters of the calls that went through the queue.
 
-    C{submitted = started + rejected + expired + cancelled + failed + pending}
-    holds at every instant.
-
-    @ivar submitted: Calls made while the module was not ready.
     @ivar started: Commands that were handed to the module.
     @ivar rejected: Calls that failed at once: the queue was full, or the
         module had failed for good, or was closed.
@@ -68,13 +64,19 @@ class Stats:
     @ivar pending: Commands that wait now.
     """
 
-    submitted: int
-    started: int
-    rejected: int
-    expired: int
-    cancelled: int
-    failed: int
-    pending: int
+    started: int = 0
+    rejected: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    pending: int = 0
+
+    @property
+    def submitted(self) -> int:
+        """
+        Calls made while the module was not ready; the sum of all other counters.
+        """
+        return sum(astuple(self))
 
 
 class CommandQueue:
@@ -104,7 +106,6 @@ class CommandQueue:
 
         @param losable: Whether the module can report a loss.
         @param waited: Records how long each command waited, in seconds.
-        @param makeQueueFull: Makes the error of a call that finds no room.
         @param makeQueueTimeout: Makes the error of a call that waited for so many
             seconds.
         @param drained: Called when L{drain} has started the last command.
@@ -127,12 +128,7 @@ class CommandQueue:
         self._makeQueueTimeout = makeQueueTimeout
         self._drained = drained
 
-        self._started = 0
-        self._rejected = 0
-        self._expired = 0
-        self._cancelled = 0
-        self._failed = 0
-
+        self._stats = Stats()
         self._waiting = CommandList()
         self._lastPutBack: Command | None = None
         self._draining = False
@@ -152,17 +148,9 @@ class CommandQueue:
     @property
     def stats(self) -> Stats:
         """
-        The counters, as they are now.
+        A copy of the counters.
         """
-        ends = (
-            self._started,
-            self._rejected,
-            self._expired,
-            self._cancelled,
-            self._failed,
-            self.pending,
-        )
-        return Stats(sum(ends), *ends)
+        return replace(self._stats, pending=self.pending)
 
     @property
     def oldest(self) -> float | None:
@@ -224,7 +212,7 @@ class CommandQueue:
 
         def end(command: Command) -> None:
             error = makeError()
-            self._failed += 1
+            self._stats.failed += 1
             self._endWaiting(command, Failure(error))
 
         return self._endAll(self._waiting.takeAll(), end)
@@ -277,14 +265,14 @@ class CommandQueue:
         were, before all that came later.
         """
         if command.since is not None:
-            self._started -= 1
+            self._stats.started -= 1
         command.since = self._reactor.seconds()
         command.stage = WAITING
         command.answer = None
         before = self._lastPutBack
         if before is None or before.stage != WAITING:
             before = self._waiting.root
-        self._waiting.insert(command, before)
+        self._waiting.add(command, before)
         self._lastPutBack = command
         self.pending += 1
         self._watchDeadline()
@@ -294,7 +282,7 @@ class CommandQueue:
         The caller of a command that has not ended gives up.
         """
         if command.stage == WAITING:
-            self._cancelled += 1
+            self._stats.cancelled += 1
             self._endWaiting(command, Failure(CancelledError()))
         else:
             self.running.cancel(command)
@@ -307,7 +295,7 @@ class CommandQueue:
         return True
 
     def _reject(self) -> Deferred[Any]:
-        self._rejected += 1
+        self._stats.rejected += 1
         if self._refusal is not None:
             return fail(self._refusal())
         return fail(self._makeQueueFull())
@@ -364,7 +352,7 @@ class CommandQueue:
         root.next = following = command.next
         following.previous = root
         self.pending -= 1
-        self._started += 1
+        self._stats.started += 1
         self._startedSince.append(command.since)
         self.running.start(command)
         return True
@@ -405,7 +393,7 @@ class CommandQueue:
             else:
                 count += 1
                 command.unlink()
-                late.append(command)
+                late.add(command)
                 if command is self._lastPutBack:
                     self._lastPutBack = None
         if nextDelay is None:
@@ -418,5 +406,5 @@ class CommandQueue:
     def _endExpired(self, command: Command) -> None:
         assert command.since is not None
         error = self._makeQueueTimeout(self._reactor.seconds() - command.since)
-        self._expired += 1
+        self._stats.expired += 1
         self._endWaiting(command, Failure(error))

@@ -59,9 +59,7 @@ class RunningCommands:
     ) -> None:
         """
         @param losable: Whether the module can report a loss.
-        @param queueAgain: Puts a command back into the queue.
-        @param endAll: Ends many commands, one after another, with the callable
-            that it is given.
+        @param endAll: Ends many commands, one after another, with a callable.
         @param ended: Called when a command in progress ends; L{None} if nobody
             needs to know.
         """
@@ -83,7 +81,7 @@ class RunningCommands:
         """
         command.stage = RUNNING
         command.answer = None
-        self._running.append(command)
+        self._running.add(command)
         self.count += 1
         method, context = command.method, command.context
         if method.replay:
@@ -131,7 +129,7 @@ class RunningCommands:
         """
         command.stage = RUNNING
         command.run = 1
-        self._running.append(command)
+        self._running.add(command)
         self.count += 1
         self._answered(failure, command, 1)
 
@@ -149,7 +147,7 @@ class RunningCommands:
             if command.stage == CANCELLING:
                 command.answer = Failure(CancelledError())
             command.stage = LOST
-            self._lost.append(command)
+            self._lost.add(command)
             self._settleSoon()
         self.count = 0
         self.losses += 1

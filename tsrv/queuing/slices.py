@@ -27,8 +27,6 @@ class SlicedWork:
     goes on with whatever there is to do by then.
     """
 
-    __slots__ = ("_call", "_ended", "_reactor", "_step", "_working")
-
     def __init__(
         self,
         reactor: IReactorTime,
@@ -36,7 +34,6 @@ class SlicedWork:
         ended: Callable[[bool], object] = bool,
     ) -> None:
         """
-        @param reactor: Provides the time.
         @param step: Does one step; returns whether there was one to do.
         @param ended: Called at the end of each slice, with whether the next turn
             of the reactor goes on.

@@ -78,10 +78,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
             Event.LOSE: State.LOST,
             Event.CLOSE: State.CLOSING,
         },
-        State.READY: {
-            Event.LOSE: State.LOST,
-            Event.CLOSE: State.CLOSING,
-        },
+        State.READY: {Event.LOSE: State.LOST, Event.CLOSE: State.CLOSING},
         State.LOST: {
             Event.RETRY: State.INITIALIZING,
             Event.FAIL_FOR_GOOD: State.FAILED,
@@ -91,15 +88,10 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
             Event.INITIALIZE: State.INITIALIZING,
             Event.CLOSE: State.CLOSING,
         },
-        State.CLOSING: {
-            Event.CLOSED: State.CLOSED,
-        },
+        State.CLOSING: {Event.CLOSED: State.CLOSED},
         State.CLOSED: {},
     }
 )
-"""
-For each state the events that it knows, and the state that each leads to.
-"""
 
 
 class IllegalTransition(RuntimeError):
@@ -124,12 +116,7 @@ class Lifecycle:
     @ivar since: The time at which it was entered, by the reactor.
     """
 
-    __slots__ = ("_reactor", "since", "state")
-
     def __init__(self, reactor: IReactorTime) -> None:
-        """
-        @param reactor: Provides the time.
-        """
         self._reactor = reactor
         self.state = State.NEW
         self.since = reactor.seconds()

@@ -5,8 +5,10 @@ Deferreds that fire together: everybody who waits for one event gets one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 
 from ..errors import QueueFull
 
@@ -18,8 +20,6 @@ class Waiters:
     Deferreds that fire together. Cancelling one of them takes constant time and
     does not affect the others.
     """
-
-    __slots__ = ("_limit", "_waiting", "_what")
 
     def __init__(self, limit: int, what: str) -> None:
         """
@@ -60,11 +60,7 @@ class Waiters:
         """
         Fire all waiters with L{None}.
         """
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting:
-            # The callback of one may have cancelled another.
-            if not waiter.called:
-                waiter.callback(None)
+        self._fire(lambda: None)
 
     def fail(self, makeError: Callable[[], BaseException]) -> None:
         """
@@ -72,10 +68,14 @@ class Waiters:
 
         @param makeError: Makes the error of each of them.
         """
+        self._fire(lambda: Failure(makeError()))
+
+    def _fire(self, makeResult: Callable[[], Any]) -> None:
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting:
+            # The callback of one may have cancelled another.
             if not waiter.called:
-                waiter.errback(makeError())
+                waiter.callback(makeResult())
 
     def _remove(self, waiter: Deferred[None]) -> None:
         self._waiting.pop(waiter, None)
