@@ -126,7 +126,7 @@ def _restart(sizes: Mapping[str, int], held: bool) -> dict[str, Any]:
         if held:
             listening.listen(_BACKLOG)
         port = listening.getsockname()[1]
-        words = [f"--port={port}", f"--rate={sizes['rate']}", "--kept=4"]
+        words = [f"--port={port}", f"--rate={sizes['rate']}"]
         with (
             _Server(listening, held, sizes["delay"]) as server,
             Child("tests.load", *words) as load,

@@ -1,34 +1,51 @@
 """
-Real processes of the server are started, asked and stopped.
+Real processes of the server are started, asked, restarted and stopped.
 
-Nothing here waits for a time: each step follows a line of the log, or a response.
+Nothing here waits for a time: each step follows a line of the log, a response, or a
+report of the load.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from signal import SIGTERM
-from socket import socket
-from typing import Any
+from signal import SIGCONT, SIGSTOP, SIGTERM
+from socket import SO_ACCEPTCONN, SOL_SOCKET, socket
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
-from twisted.web.server import Request
 
-from tsrv.web.responses import AsyncResource, Response
+from tsrv.web.responses import Response
 from tsrv.web.site import Site
 
-from .processes import running
-from .websupport import Answer, Wire, answersIn, asynchronous, reservedPort
+from .processes import ROOT, Process, running, spawned
+from .websupport import (
+    Answer,
+    Rendered,
+    Wire,
+    answersIn,
+    asynchronous,
+    reservedPort,
+    serving,
+)
+
+GET = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 
 # The interim response tells that the request has been received.
-SAY = b"GET /say HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n\r\n"
+EXPECTING = b"GET %s HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n\r\n"
 
-USERS = SAY.replace(b"/say", b"/users")
+BODY = b'{"name": "Ada", "email": "a@b"}'
+
+POST = (
+    b"POST /users HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n"
+    b"X-Request-ID: mine\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+)
 
 
 @pytest.fixture
@@ -47,42 +64,39 @@ def listen(port: int, option: str = "listen") -> str:
     return f"--{option}=tcp:{port}:interface=127.0.0.1:backlog=1024"
 
 
-async def connect(port: int, request: bytes = SAY) -> Wire:
+async def connect(port: int, *data: bytes) -> Wire:
     """
-    Connect, and send a request.
+    Connect, and send something.
     """
-    from twisted.internet import reactor as theReactor
+    from twisted.internet import reactor
 
-    reactor: Any = theReactor
-    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+    endpoint = TCP4ClientEndpoint(cast(Any, reactor), "127.0.0.1", port)
     wire: Wire = await connectProtocol(endpoint, Wire())
-    wire.send(request)
+    for each in data:
+        wire.send(each)
     return wire
 
 
-async def queueRequests(port: int, count: int, request: bytes = SAY) -> list[Wire]:
+async def queueRequests(port: int, *requests: bytes) -> list[Wire]:
     """
     Make requests, and wait until the server has received all of them.
     """
-    connecting = [Deferred.fromCoroutine(connect(port, request)) for _ in range(count)]
-    wires = await gatherResults(connecting)
+    wires = await gatherResults(
+        [Deferred.fromCoroutine(connect(port, each)) for each in requests]
+    )
     continued = b"HTTP/1.1 100 Continue\r\n\r\n"
     await gatherResults([wire.whenReceived(continued) for wire in wires])
     return wires
 
 
-async def statuses(wires: list[Wire]) -> list[int]:
+async def finalAnswers(wires: list[Wire]) -> list[Answer]:
     """
     Wait until the server has closed all connections.
 
-    @return: The status of the response on each.
+    @return: The last response on each.
     """
-    found = []
-    for received in await gatherResults([wire.whenClosed() for wire in wires]):
-        _, answer = answersIn(received)
-        assert answer.headers["connection"] == "close"
-        found.append(answer.status)
-    return found
+    received = await gatherResults([wire.whenClosed() for wire in wires])
+    return [answersIn(each)[-1] for each in received]
 
 
 async def fetch(port: int, path: str) -> Answer:
@@ -90,54 +104,67 @@ async def fetch(port: int, path: str) -> Answer:
     Request one page.
     """
     head = f"GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-    wire = await connect(port, head.encode())
-    (answer,) = answersIn(await wire.whenClosed())
+    (answer,) = await finalAnswers([await connect(port, head.encode())])
     return answer
 
 
-class SettingsPage(AsyncResource):
+async def stop(process: Process) -> None:
     """
-    A page with the settings of a server.
+    Stop a server in good order.
     """
+    process.terminate()
+    await stopped(process)
 
-    isLeaf = True
 
-    def render_GET(self, request: Request) -> Response:
-        return Response(b'{"database": "sqlite:elsewhere.db"}', b"application/json")
+async def stopped(process: Process) -> None:
+    """
+    Wait for a server that stops in good order.
+    """
+    assert await process.ended == 0
+    assert "Traceback" not in process.output
+    assert process.errors == ""
 
 
 @asynccontextmanager
-async def servingSettings(port: int) -> AsyncIterator[None]:
+async def terminatedWhilePaused(process: Process) -> AsyncIterator[None]:
     """
-    Serve this page on a port.
+    Send SIGTERM to a process that misses what happens in the context.
     """
-    from twisted.internet import reactor as theReactor
-
-    reactor: Any = theReactor
-    site = Site(SettingsPage(), reactor)
-    listening = reactor.listenTCP(port, site, interface="127.0.0.1")
+    pid = cast(Any, process.transport).pid
+    os.kill(pid, SIGSTOP)
     yield
-    await listening.stopListening()
-    await site.stop(0)
+    os.kill(pid, SIGTERM)
+    os.kill(pid, SIGCONT)
+
+
+def countAnswers(received: bytes) -> int:
+    """
+    @return: The number of responses, all of which must be good.
+    """
+    answers = answersIn(received)
+    for answer in answers:
+        assert answer.status == 200
+        assert answer.body.startswith(b"I say: Current time is: ")
+    return len(answers)
 
 
 @asynchronous
 async def test_twist_runs_the_server(tmp_path: Path, port: int) -> None:
     """
-    C{twist} runs the server too: it queues, answers, and ends with status 0 on SIGTERM.
+    C{twist} runs the server too: it queues and answers, and on SIGTERM it serves the
+    connections that the kernel has accepted, since no other server would.
     """
     words = ("tsrv", listen(port), "--delay=0.5")
     async with running(tmp_path, *words, program="twist") as process:
         await process.whenWritten("Started")
-        (wire,) = await queueRequests(port, 1)
-        received = await wire.whenReceived(b"I say: Current time is: ")
-        assert [answer.status for answer in answersIn(received)] == [100, 200]
-        await process.whenWritten("Async module initialized")
-        process.terminate()
-        assert await process.ended == 0
-        await wire.whenClosed()
-        assert "Traceback" not in process.output
-        assert process.errors == ""
+        (first,) = await queueRequests(port, EXPECTING % b"/say")
+        await first.whenReceived(b"I say: Current time is: ")
+        async with terminatedWhilePaused(process):
+            wires = [await connect(port, GET) for _ in range(200)]
+        received = await gatherResults([wire.whenClosed() for wire in wires])
+        assert [countAnswers(each) for each in received] == [1] * 200
+        await stopped(process)
+        await first.whenClosed()
 
 
 @asynchronous
@@ -145,57 +172,45 @@ async def test_sigterm_during_the_start_answers_queued_requests(
     tmp_path: Path, port: int
 ) -> None:
     """
-    On SIGTERM a server that is still starting finishes its start for the requests that
-    wait, and its operators can watch until the end.
+    On SIGTERM a server that waits for its settings finishes its start for the requests
+    that wait, and its operators can watch until the end. The settings name the
+    database, and the id of a request is in the log.
     """
-    with reservedPort() as operations, reservedPort() as settings:
+    settings = Response(b'{"database": "sqlite:elsewhere.db"}', b"application/json")
+    from twisted.internet import reactor
+
+    page = Site(Rendered(lambda request: settings), cast(Any, reactor))
+    with reservedPort() as operations, reservedPort() as settingsPort:
         words = [listen(port), listen(operations, "operations-listen"), "--delay=0"]
-        words.append(f"--config-url=http://127.0.0.1:{settings}/")
+        words.append(f"--config-url=http://127.0.0.1:{settingsPort}/")
+        words.append("--access-log=on")
         async with running(tmp_path, "-n", "tsrv", *words) as process:
             await process.whenWritten("Started")
-            wires = await queueRequests(port, 100, USERS)
+            requests = [EXPECTING % b"/users"] * 100
+            wires = await queueRequests(port, POST, *requests)
+            await process.whenWritten("configuration: attempt 1 failed")
             assert (await fetch(port, "/readyz")).status == 404
             assert b'"state": "starting"' in (await fetch(operations, "/readyz")).body
             process.terminate()
             await process.whenWritten("Stopped listening")
             assert b'"state": "stopping"' in (await fetch(operations, "/readyz")).body
-            async with servingSettings(settings):
-                assert await statuses(wires) == [200] * 100
-                assert await process.ended == 0
-            steps = ("Started", "Stopped listening", "Stopped\n")
-            found = [process.output.index(step) for step in steps]
-            assert found == sorted(found)
-            assert "Traceback" not in process.output
-            assert process.errors == ""
+            async with serving(page, settingsPort):
+                created, *listed = await finalAnswers(wires)
+                assert (created.status, created.headers["location"]) == (
+                    201,
+                    "/users/1",
+                )
+                assert [answer.status for answer in listed] == [200] * 100
+                assert {answer.headers["connection"] for answer in listed} == {"close"}
+                await stopped(process)
+    assert process.output.index("Stopped listening") < process.output.index("Stopped\n")
+    assert "#info,mine]" in process.output
+    assert (tmp_path / "elsewhere.db").exists()
 
 
+@pytest.mark.parametrize("program", ["twistd", "twist"])
 @asynchronous
-async def test_a_second_sigterm_ends_the_drain(tmp_path: Path, port: int) -> None:
-    """
-    On a second SIGTERM the requests that wait get 503.
-    """
-    words = [listen(port), "--delay=600", "--drain-timeout=600"]
-    async with running(tmp_path, "-n", "tsrv", *words) as process:
-        await process.whenWritten("Started")
-        wires = await queueRequests(port, 10)
-        process.terminate()
-        await process.whenWritten("Stopped listening")
-        assert not any(wire.closed for wire in wires)
-        process.terminate()
-        assert await statuses(wires) == [503] * 10
-        assert all(b"The service is shutting down" in each.received for each in wires)
-        assert await process.ended == 0
-        assert "Async module initialized" not in process.output
-        assert "Traceback" not in process.output
-
-
-@pytest.mark.parametrize(
-    ("program", "words"), [("twistd", ["-n"]), ("twistd", []), ("twist", [])]
-)
-@asynchronous
-async def test_a_port_in_use_ends_the_process(
-    tmp_path: Path, program: str, words: list[str]
-) -> None:
+async def test_a_port_in_use_ends_the_process(tmp_path: Path, program: str) -> None:
     """
     A server that cannot listen ends with status 1 and one line, in the foreground and
     as a daemon, and leaves no pid file.
@@ -204,15 +219,13 @@ async def test_a_port_in_use_ends_the_process(
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        words = [*words, "tsrv", listen(port)]
-        async with running(tmp_path, *words, program=program) as process:
+        async with running(tmp_path, "tsrv", listen(port), program=program) as process:
             assert await process.ended == 1
-            written = process.output + process.errors
-            line = f"tsrv: Couldn't listen on 127.0.0.1:{port}: "
-            assert written.count(line) == 1
-            assert "Traceback" not in written
-            assert "Started" not in written
-            assert not list(tmp_path.glob("*.pid"))
+    written = process.output + process.errors
+    assert written.count(f"tsrv: Couldn't listen on 127.0.0.1:{port}: ") == 1
+    assert "Traceback" not in written
+    assert "Started" not in written
+    assert not list(tmp_path.glob("*.pid"))
 
 
 @asynchronous
@@ -222,9 +235,9 @@ async def test_a_daemon_runs_and_stops(tmp_path: Path, port: int) -> None:
     """
     async with running(tmp_path, "tsrv", listen(port), "--delay=0.1") as process:
         await process.exited
-        (wire,) = await queueRequests(port, 1)
+        wires = await queueRequests(port, EXPECTING % b"/say")
         os.kill(int((tmp_path / "twistd.pid").read_text()), SIGTERM)
-        assert await statuses([wire]) == [200]
+        assert [answer.status for answer in await finalAnswers(wires)] == [200]
         assert await process.ended == 0
         log = (tmp_path / "twistd.log").read_text()
         assert "Started" in log
@@ -232,28 +245,134 @@ async def test_a_daemon_runs_and_stops(tmp_path: Path, port: int) -> None:
         assert not (tmp_path / "twistd.pid").exists()
 
 
+# Restarts. The test holds the listening socket, as systemd does.
+
+
+class Starter:
+    """
+    Starts servers on one socket, each in a directory of its own.
+
+    @ivar socket: The listening socket.
+    @ivar started: Number of servers.
+    """
+
+    def __init__(self, stack: AsyncExitStack, directory: Path) -> None:
+        self._stack = stack
+        self._directory = directory
+        self.socket = stack.enter_context(socket())
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen(4096)
+        self.port = self.socket.getsockname()[1]
+        self.started = 0
+
+    async def start(self, delay: float = 0.2) -> Process:
+        """
+        Start a server, and wait until it listens.
+        """
+        directory = self._directory / str(self.started)
+        directory.mkdir()
+        self.started += 1
+        listen = "--listen=systemd:domain=INET:index=0"
+        command = ["-n", "tsrv", listen, f"--delay={delay}"]
+        process: Process = await self._stack.enter_async_context(
+            running(directory, *command, listening=self.socket)
+        )
+        await process.whenWritten("Started")
+        return process
+
+
+class Load:
+    """
+    The process that makes requests, which takes commands.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._commands = 0
+
+    async def tell(self, *words: object) -> dict[str, Any]:
+        """
+        Give it a command, and wait for its report.
+        """
+        self._commands += 1
+        self._process.write(" ".join(map(str, words)) + "\n")
+        await self._process.whenWritten(f'"commands": {self._commands}}}\n')
+        report: dict[str, Any] = json.loads(self._process.output.splitlines()[-1])
+        return report
+
+
 @asynchronous
-async def test_the_settings_name_the_database(tmp_path: Path, port: int) -> None:
+async def test_restarts_under_load_lose_no_request(tmp_path: Path) -> None:
     """
-    A request waits until the settings have been fetched, and its id is in the log.
+    Requests that arrive while no server runs wait in the kernel, and requests that
+    arrive while one starts wait in its queue.
     """
-    body = b'{"name": "Ada", "email": "a@b"}'
-    head = (
-        "POST /users HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
-        "X-Request-ID: mine\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    with reservedPort() as settings:
-        words = [f"--config-url=http://127.0.0.1:{settings}/", "--delay=0"]
-        words += [listen(port), "--access-log=on"]
-        async with running(tmp_path, "-n", "tsrv", *words) as process:
-            await process.whenWritten("configuration: attempt 1 failed")
-            wire = await connect(port, head.encode() + body)
-            async with servingSettings(settings):
-                (answer,) = answersIn(await wire.whenClosed())
-            assert (answer.status, answer.headers["location"]) == (201, "/users/1")
-            await process.whenWritten(" mine\n")
-            assert "#info,mine]" in process.output
-            process.terminate()
-            assert await process.ended == 0
-    assert (tmp_path / "elsewhere.db").exists()
+    async with AsyncExitStack() as stack:
+        servers = Starter(stack, tmp_path)
+        server = await servers.start()
+        words = ["-m", "tests.load", f"--port={servers.port}", "--rate=150"]
+        load = Load(await stack.enter_async_context(spawned(ROOT, *words)))
+
+        # The next server starts when the last one has stopped.
+        await load.tell("answered", 60)
+        await stop(server)
+        server = await servers.start(delay=1)
+
+        # A server stops while it starts, with requests in its queue.
+        await load.tell("begun", 30)
+        await stop(server)
+
+        # No server runs for a while.
+        await load.tell("begun", 30)
+        server = await servers.start()
+
+        # Two servers run at the same time.
+        await load.tell("answered", 60)
+        server, former = await servers.start(), server
+        await load.tell("begun", 30)
+        await stop(former)
+
+        await load.tell("answered", 60)
+        report = await load.tell("stop")
+        await stop(server)
+
+        assert servers.started == 4
+        assert report["errors"] == {}
+        assert report["answered"] == report["begun"] > 200
+
+
+@asynchronous
+async def test_requests_at_sigterm_are_answered(tmp_path: Path) -> None:
+    """
+    A server responds on each connection that it has accepted before SIGTERM, even if it
+    reads the request afterwards; the next server on the socket serves the rest.
+    """
+    async with AsyncExitStack() as stack:
+        servers = Starter(stack, tmp_path)
+        server = await servers.start(delay=0)
+        port = servers.port
+        silent = [await connect(port) for _ in range(20)]
+        begun = [await connect(port, GET[:10]) for _ in range(20)]
+        kept = [await connect(port, GET) for _ in range(20)]
+        # Connections are accepted in order: the others have been accepted too.
+        await gatherResults([wire.whenReceived(b"I say: ") for wire in kept])
+
+        async with terminatedWhilePaused(server):
+            for wire in silent + kept:
+                wire.send(GET)
+            for wire in begun:
+                wire.send(GET[10:])
+            waiting = [await connect(port, GET) for _ in range(200)]
+
+        wires = silent + begun + kept
+        received = await gatherResults([wire.whenClosed() for wire in wires])
+        assert [countAnswers(each) for each in received] == [1] * 40 + [2] * 20
+        await stopped(server)
+
+        # The socket is not shut down.
+        assert servers.socket.getsockopt(SOL_SOCKET, SO_ACCEPTCONN) == 1
+        server = await servers.start(delay=0)
+        await gatherResults([wire.whenReceived(b"I say: ") for wire in waiting])
+        await stop(server)
+        received = await gatherResults([wire.whenClosed() for wire in waiting])
+        assert [countAnswers(each) for each in received] == [1] * 200

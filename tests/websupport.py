@@ -383,14 +383,15 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(site: Site) -> AsyncIterator[Served]:
+async def serving(site: Site, port: int = 0) -> AsyncIterator[Served]:
     """
-    Listen on a free port of the loopback interface; close all connections at the end.
+    Listen on a port of the loopback interface, by default any free one; close all
+    connections at the end.
     """
     from twisted.internet import reactor as theReactor
 
     reactor: Any = theReactor
-    endpoint = TCP4ServerEndpoint(reactor, 0, backlog=1024, interface="127.0.0.1")
+    endpoint = TCP4ServerEndpoint(reactor, port, backlog=1024, interface="127.0.0.1")
     listening = await endpoint.listen(site)
     served = Served(site, listening.getHost().port, [])
     try:
