@@ -35,10 +35,10 @@ def askReady(program: Program, accept: str = "*/*") -> Answer:
     return askPage(Ready(program.startup), accept)
 
 
-def missing(program: Program) -> tuple[str, list[tuple[str, str, str, float]]]:
+def missing(program: Program) -> list[str]:
     """
-    @return: The status of a program that is not ready; and the name, the status,
-        the reason and the seconds of each missing module.
+    @return: The status of a program that is not ready, and a line for each missing
+        module: its name, its status, the seconds and the reason.
     """
     answer = askReady(program)
     assert answer.status == 503
@@ -46,9 +46,8 @@ def missing(program: Program) -> tuple[str, list[tuple[str, str, str, float]]]:
     members = json.loads(answer.body)
     assert members["error"] == members["detail"]
     assert members["status"] == 503
-    keys = ["module", "state", "reason", "seconds"]
-    assert all(list(each) == keys for each in members["missing"])
-    return members["state"], [tuple(each.values()) for each in members["missing"]]
+    line = "{module} {state} for {seconds} s: {reason}"
+    return [members["state"], *(line.format(**each) for each in members["missing"])]
 
 
 def report(program: Program, showErrors: bool = False) -> dict[str, Any]:
@@ -79,28 +78,23 @@ def test_missing_modules_are_listed(program: Program) -> None:
     """
     program.add("configuration")
     program.add("database", "configuration")
-    assert missing(program) == (
+    assert missing(program) == [
         "new",
-        [
-            ("configuration", "new", "not started", 0.0),
-            ("database", "new", "not started", 0.0),
-        ],
-    )
+        "configuration new for 0.0 s: not started",
+        "database new for 0.0 s: not started",
+    ]
     program.start()
     program.clock.advance(2.5)
-    assert missing(program) == (
+    assert missing(program) == [
         "starting",
-        [
-            ("configuration", "initializing", "attempt 1 is in progress", 2.5),
-            ("database", "waiting", "needs configuration", 2.5),
-        ],
-    )
+        "configuration initializing for 2.5 s: attempt 1 is in progress",
+        "database waiting for 2.5 s: needs configuration",
+    ]
     program.succeed("configuration")
     program.clock.advance(1)
-    assert missing(program) == (
-        "starting",
-        [("database", "initializing", "attempt 1 is in progress", 3.5)],
-    )
+    assert missing(program)[1:] == [
+        "database initializing for 3.5 s: attempt 1 is in progress"
+    ]
     program.succeed("database")
     assert askReady(program).body == b"ready\n"
 
@@ -114,12 +108,12 @@ def test_a_retried_module_has_its_error_and_next_attempt(program: Program) -> No
     program.clock.advance(1)
     program.fail("database")
     program.clock.advance(1.6)
-    reason = "attempt 1 failed (Trouble)"
-    assert missing(program) == ("starting", [("database", "retrying", reason, 2.6)])
+    _, line = missing(program)
+    assert line == "database retrying for 2.6 s: attempt 1 failed (Trouble)"
     assert askReady(program).headers["retry-after"] == "4"
     program.clock.advance(3.4)
-    reason = "attempt 2 is in progress"
-    assert missing(program) == ("starting", [("database", "initializing", reason, 6.0)])
+    _, line = missing(program)
+    assert line == "database initializing for 6.0 s: attempt 2 is in progress"
     assert askReady(program).headers["retry-after"] == "1"
 
 
@@ -145,21 +139,19 @@ def test_a_lost_module_is_missing_since_its_loss(program: Program) -> None:
     program.succeed("database")
     program.clock.advance(100)
     program.lose("database")
-    lost = ("database", "lost", "lost (Trouble)", 0.0)
-    assert missing(program) == ("unready", [lost])
+    assert missing(program) == ["unready", "database lost for 0.0 s: lost (Trouble)"]
     program.clock.advance(5)
     program.fail("database")
     program.clock.advance(2)
-    _, ((_, status, _, seconds),) = missing(program)
-    assert (status, seconds) == ("retrying", 7.0)
+    assert missing(program)[1].startswith("database retrying for 7.0 s")
     program.clock.advance(3)
     program.succeed("database")
     assert askReady(program).status == 200
     program.clock.advance(100)
     program.startup.stopService()
     program.clock.advance(2)
-    closing = ("database", "closing", "is being closed", 2.0)
-    assert missing(program) == ("stopping", [closing])
+    closing = "database closing for 2.0 s: is being closed"
+    assert missing(program) == ["stopping", closing]
 
 
 def test_failed_and_skipped_modules_are_listed(program: Program) -> None:
@@ -172,13 +164,11 @@ def test_failed_and_skipped_modules_are_listed(program: Program) -> None:
     program.clock.advance(1)
     program.fail("configuration", Refused)
     program.clock.advance(1)
-    assert missing(program) == (
+    assert missing(program) == [
         "failed",
-        [
-            ("configuration", "failed", "failed for good (Refused)", 2.0),
-            ("database", "skipped", "needs configuration, which failed", 2.0),
-        ],
-    )
+        "configuration failed for 2.0 s: failed for good (Refused)",
+        "database skipped for 2.0 s: needs configuration, which failed",
+    ]
 
 
 def test_optional_modules_may_be_missing(program: Program) -> None:
@@ -188,7 +178,7 @@ def test_optional_modules_may_be_missing(program: Program) -> None:
     program.add("database")
     program.add("mail", required=False)
     program.start()
-    assert [name for name, *_ in missing(program)[1]] == ["database"]
+    assert [line.split()[0] for line in missing(program)] == ["starting", "database"]
     program.succeed("database")
     assert (askReady(program).status, askReady(program).body) == (200, b"degraded\n")
     program.fail("mail", Refused)
@@ -203,11 +193,11 @@ def test_a_stopping_program_is_not_ready(program: Program) -> None:
     program.start()
     program.succeed("database")
     program.startup.announceStop()
-    assert missing(program) == ("stopping", [])
+    assert missing(program) == ["stopping"]
     assert json.loads(askReady(program).body)["detail"] == "stopping"
     program.stop()
-    status, ((_, moduleStatus, *_),) = missing(program)
-    assert (status, moduleStatus) == ("stopped", "closed")
+    status, line = missing(program)
+    assert (status, line.split()[:2]) == ("stopped", ["database", "closed"])
 
 
 def test_the_list_of_missing_modules_is_bounded(program: Program) -> None:
@@ -217,7 +207,8 @@ def test_the_list_of_missing_modules_is_bounded(program: Program) -> None:
     for number in range(150):
         program.add(f"m{number}")
     program.start()
-    assert [name for name, *_ in missing(program)[1]] == [f"m{n}" for n in range(100)]
+    names = [line.split()[0] for line in missing(program)[1:]]
+    assert names == [f"m{n}" for n in range(100)]
     assert json.loads(askReady(program).body)["detail"] == (
         "starting: m0 (attempt 1 is in progress), m1 (attempt 1 is in progress), "
         "m2 (attempt 1 is in progress), 147 more"

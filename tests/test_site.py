@@ -10,22 +10,19 @@ import json
 import weakref
 from collections.abc import Iterator
 from io import BytesIO
-from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
-from twisted.web.server import Request
 from zope.interface import directlyProvides
 
-from tsrv.web.responses import AsyncResource, Response, text
 from tsrv.web.site import Site
 
 from .support import resultOf
 from .websupport import (
+    Echo,
     Peer,
     answersIn,
     asynchronous,
@@ -66,51 +63,6 @@ def chunk(data: bytes = b"") -> bytes:
     @return: A chunk of a body; an empty one is the last.
     """
     return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-class Echo(AsyncResource):
-    """
-    Answers with what it was asked: at once, or under C{/held} when the test says
-    so. Under C{/held/read} the body is released before, and under C{/held/begun}
-    the response has begun.
-
-    @ivar asked: Method, target and body of each request.
-    @ivar held: Fire them to answer.
-    @ivar contents: The bodies.
-    @ivar whenHeld: Fires with the first held request.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[str] = []
-        self.held: list[Deferred[None]] = []
-        self.contents: list[object] = []
-        self.whenHeld: Deferred[None] = Deferred()
-
-    def getChild(self, path: bytes, request: Request) -> Echo:
-        return self
-
-    async def render_GET(self, request: Request) -> Response:
-        content = request.content
-        assert content is not None
-        self.contents.append(content)
-        method, uri = request.method.decode(), request.uri.decode("latin-1")
-        seen = f"{method} {uri} {content.read()!r}"
-        self.asked.append(seen)
-        if uri == "/held/read":
-            content.close()
-        if uri == "/held/begun":
-            request.write(b"begun")
-        if uri.startswith("/held"):
-            held: Deferred[None] = Deferred()
-            self.held.append(held)
-            if not self.whenHeld.called:
-                self.whenHeld.callback(None)
-            await held
-        return text(seen)
-
-    def render_POST(self, request: Request) -> Any:
-        return self.render_GET(request)
 
 
 class InMemory:

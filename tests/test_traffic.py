@@ -14,37 +14,20 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 from twisted.web.util import DeferredResource
 
-from tsrv.web.responses import AsyncResource, Response, text
+from tsrv.web.responses import AsyncResource, Response
 from tsrv.web.site import Site
 from tsrv.web.traffic import Traffic
 
 from .support import Trouble
-from .websupport import Peer, asynchronous, logged, serving
+from .websupport import Echo, Peer, asynchronous, logged, serving
 
 
-class Pages(AsyncResource):
+class Pages(Echo):
     """
-    Answers at once, or below C{/pages/held} when the test says so.
-
-    @ivar held: Fire them to answer.
-    @ivar whenHeld: Fires with the first held request.
+    Some of its methods fail.
     """
 
     isLeaf = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: list[Deferred[Any]] = []
-        self.whenHeld: Deferred[None] = Deferred()
-
-    def render_GET(self, request: Request) -> Any:
-        if not request.postpath:
-            return text("fine")
-        held: Deferred[Any] = Deferred()
-        self.held.append(held)
-        if not self.whenHeld.called:
-            self.whenHeld.callback(None)
-        return held.addCallback(lambda _: text("late"))
 
     def render_POST(self, request: Request) -> Response:
         raise Trouble("Not so")

@@ -24,17 +24,19 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
+from twisted.logger import LogEvent, LogLevel, eventAsText
+from twisted.logger import capturedLogs as logged
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Request
 
 from tsrv.resources import KNOWN_ERRORS
-from tsrv.web.responses import AsyncResource
+from tsrv.web.responses import AsyncResource, Response, text
 from tsrv.web.site import Site
 
 __all__ = [
     "Answer",
+    "Echo",
     "Peer",
     "Rendered",
     "Served",
@@ -107,6 +109,51 @@ class Rendered(AsyncResource):
         return self._render(request)
 
 
+class Echo(AsyncResource):
+    """
+    Answers with what it was asked: at once, or under C{/held} when the test says
+    so. Under C{/held/read} the body is released before, and under C{/held/begun}
+    the response has begun.
+
+    @ivar asked: Method, target and body of each request.
+    @ivar held: Fire them to answer.
+    @ivar contents: The bodies.
+    @ivar whenHeld: Fires with the first held request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.held: list[Deferred[None]] = []
+        self.contents: list[object] = []
+        self.whenHeld: Deferred[None] = Deferred()
+
+    def getChild(self, path: bytes, request: Request) -> Echo:
+        return self
+
+    async def render_GET(self, request: Request) -> Response:
+        content = request.content
+        assert content is not None
+        self.contents.append(content)
+        method, uri = request.method.decode(), request.uri.decode("latin-1")
+        seen = f"{method} {uri} {content.read()!r}"
+        self.asked.append(seen)
+        if uri == "/held/read":
+            content.close()
+        if uri == "/held/begun":
+            request.write(b"begun")
+        if "/held" in uri:
+            held: Deferred[None] = Deferred()
+            self.held.append(held)
+            if not self.whenHeld.called:
+                self.whenHeld.callback(None)
+            await held
+        return text(seen)
+
+    def render_POST(self, request: Request) -> Any:
+        return self.render_GET(request)
+
+
 @contextmanager
 def reservedPort() -> Iterator[int]:
     """
@@ -117,20 +164,6 @@ def reservedPort() -> Iterator[int]:
         reserving.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         reserving.bind(("127.0.0.1", 0))
         yield reserving.getsockname()[1]
-
-
-@contextmanager
-def logged() -> Iterator[list[LogEvent]]:
-    """
-    Collect what is logged.
-    """
-    events: list[LogEvent] = []
-    observe: Any = events.append
-    globalLogPublisher.addObserver(observe)
-    try:
-        yield events
-    finally:
-        globalLogPublisher.removeObserver(observe)
 
 
 def errorsIn(events: list[LogEvent]) -> list[LogEvent]:
