@@ -5,7 +5,14 @@ clients send exactly the bytes that they are told to.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -166,14 +173,14 @@ def reservedPort() -> Iterator[int]:
         yield reserving.getsockname()[1]
 
 
-def errorsIn(events: list[LogEvent]) -> list[LogEvent]:
+def errorsIn(events: Iterable[LogEvent]) -> list[LogEvent]:
     """
     @return: The warnings and errors.
     """
     return [event for event in events if event["log_level"] >= LogLevel.warn]
 
 
-def textsOf(events: list[LogEvent]) -> list[str]:
+def textsOf(events: Iterable[LogEvent]) -> list[str]:
     """
     @return: The text of each event.
     """

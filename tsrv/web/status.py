@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.http import CACHED, datetimeToString
+from twisted.web.http import datetimeToString
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
@@ -141,9 +141,9 @@ class _Served(AsyncResource):
         Send the body, or 304 if the client has it.
         """
         body = self._read()
-        cached = request.setETag(body.tag) is CACHED
-        content = b"" if cached else body.content
-        return Response(content, self._contentType, request.code, self._headers)
+        # If the client has the body, this makes the code 304, which sends none.
+        request.setETag(body.tag)
+        return Response(body.content, self._contentType, request.code, self._headers)
 
 
 class _Page:
