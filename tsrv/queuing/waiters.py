@@ -29,12 +29,12 @@ class Waiters:
         """
         self._limit = limit
         self._what = what
-        self._waiting: dict[Deferred[None], None] = {}
+        self._waiting: dict[Deferred[Any], None] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def wait(self) -> Deferred[None]:
+    def wait(self) -> Deferred[Any]:
         """
         Add a waiter.
 
@@ -43,7 +43,7 @@ class Waiters:
         """
         if len(self._waiting) >= self._limit:
             return fail(QueueFull(f"{self._limit} wait already {self._what}"))
-        waiter: Deferred[None] = Deferred(self._remove)
+        waiter: Deferred[Any] = Deferred(self._remove)
         self._waiting[waiter] = None
         return waiter
 
@@ -56,11 +56,11 @@ class Waiters:
         taken._waiting, self._waiting = self._waiting, {}
         return taken
 
-    def succeed(self) -> None:
+    def succeed(self, result: Any = None) -> None:
         """
-        Fire all waiters with L{None}.
+        Fire all waiters with one result.
         """
-        self._fire(lambda: None)
+        self._fire(lambda: result)
 
     def fail(self, makeError: Callable[[], BaseException]) -> None:
         """
@@ -77,5 +77,5 @@ class Waiters:
             if not waiter.called:
                 waiter.callback(makeResult())
 
-    def _remove(self, waiter: Deferred[None]) -> None:
+    def _remove(self, waiter: Deferred[Any]) -> None:
         self._waiting.pop(waiter, None)

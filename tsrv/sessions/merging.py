@@ -57,15 +57,15 @@ class _Change:
 
     __slots__ = ("changes", "deferred", "known", "result", "withdraw")
 
+    deferred: Deferred[StoredSession | None]
     withdraw: Callable[[], object]
 
     def __init__(self, changes: Changes, known: StoredSession | None) -> None:
         self.changes = changes
         self.known = known
         self.result: StoredSession | SessionError | None = None
-        self.deferred: Deferred[StoredSession | None] = Deferred(self._cancelled)
 
-    def _cancelled(self, deferred: Deferred[StoredSession | None]) -> None:
+    def cancelled(self, deferred: Deferred[StoredSession | None]) -> None:
         self.withdraw()
 
     def settle(self, failure: Failure | None) -> None:
@@ -115,21 +115,32 @@ class Merger:
         waiting = self._waiting.get(key)
         if waiting is None:
             self._waiting[key] = {}
-            Deferred.fromCoroutine(self._writeAll(key, change))
-        elif len(waiting) < MAX_WAITING_CHANGES:
-            waiting[change] = None
-            change.withdraw = lambda: waiting.pop(change, None)
-        else:
+            return Deferred.fromCoroutine(self._writeFirst(key, change))
+        if len(waiting) >= MAX_WAITING_CHANGES:
             sentence = f"{MAX_WAITING_CHANGES} changes wait for this session already"
             return fail(SessionsUnavailable(sentence))
+        waiting[change] = None
+        change.withdraw = lambda: waiting.pop(change, None)
+        change.deferred = Deferred(change.cancelled)
         return change.deferred
 
-    async def _writeAll(self, key: bytes, change: _Change) -> None:
-        """
-        Write a change, and then the changes that arrive in the meantime.
-        """
-        waiting, batch = self._waiting[key], [change]
-        while batch:
+    async def _writeFirst(self, key: bytes, change: _Change) -> StoredSession | None:
+        try:
+            await self._write(key, [change])
+        finally:
+            if self._waiting[key]:
+                Deferred.fromCoroutine(self._writeWaiting(key))
+            else:
+                del self._waiting[key]
+        if isinstance(change.result, SessionError):
+            raise change.result
+        return change.result
+
+    async def _writeWaiting(self, key: bytes) -> None:
+        waiting = self._waiting[key]
+        while batch := list(islice(waiting, MAX_WRITTEN_TOGETHER)):
+            for each in batch:
+                del waiting[each]
             failure: Failure | None = None
             try:
                 await self._write(key, batch)
@@ -137,9 +148,6 @@ class Merger:
                 failure = Failure()
             for each in batch:
                 each.settle(failure)
-            batch = list(islice(waiting, MAX_WRITTEN_TOGETHER))
-            for each in batch:
-                del waiting[each]
         del self._waiting[key]
 
     async def _write(self, key: bytes, batch: list[_Change]) -> None:

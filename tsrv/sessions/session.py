@@ -143,10 +143,12 @@ class Session(MutableMapping[str, Any]):
         return changing.addBoth(self._added, name, number)
 
     def _added(self, result: Any, name: str, number: int | float) -> Any:
-        self._lock.release()
-        if isinstance(result, Failure):
-            return result
-        return self._changed(result, None).get(name, number)
+        try:
+            if isinstance(result, Failure):
+                return result
+            return self._changed(result, None).get(name, number)
+        finally:
+            self._lock.release()
 
     def regenerate(self) -> None:
         """
@@ -218,9 +220,10 @@ class Session(MutableMapping[str, Any]):
             return True
 
     def _isWorthTouching(self, known: StoredSession) -> bool:
+        if self._wasTouched:
+            return False
         limits, now = self._shared.limits, self._shared.clock.seconds()
-        isWorthIt = limits.isWorthAWrite(known.created, known.expires, now)
-        return isWorthIt and not self._wasTouched
+        return limits.isWorthAWrite(known.created, known.expires, now)
 
     async def _save(self) -> None:
         if self._toDestroy is not None:
@@ -360,6 +363,7 @@ class Session(MutableMapping[str, Any]):
         the save began with the members C{encoded}.
         """
         previous, self._known = self._known, stored
+        self._wasTouched = True
         data = self._data
         if data is None:
             return

@@ -48,11 +48,7 @@ class _Lookup:
         self.waiters = Waiters(MAX_WAITERS, "for the session")
 
     def wait(self) -> Deferred[Session]:
-        return self.waiters.wait().addCallbacks(self._found, self._leave)
-
-    def _found(self, result: None) -> Session:
-        assert self.session is not None
-        return self.session
+        return self.waiters.wait().addErrback(self._leave)
 
     def _leave(self, failure: Failure) -> Failure:
         isUnwanted = failure.check(CancelledError) and not self.waiters
@@ -132,7 +128,7 @@ class Sessions:
             # The request and its session refer to each other.
             lambda: request.unsetComponent(ILookup),
         )
-        lookup.waiters.succeed()
+        lookup.waiters.succeed(session)
         return session
 
     def _notFound(self, failure: Failure, lookup: _Lookup, request: Request) -> None:
