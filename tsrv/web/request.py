@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from .requestid import requestIdOf, withRequestId
+from .requestid import currentRequestId, requestIdOf
 from .responses import NO_ROUTE, AsyncResource, respond
 from .traffic import Traffic
 
@@ -69,8 +69,12 @@ class SiteRequest(Request):
         """
         Find the resource, and let it answer.
         """
-        with withRequestId(requestIdOf(self)):
+        # A context manager would cost a tenth of the time of a small request.
+        token = currentRequestId.set(requestIdOf(self))
+        try:
             super().process()
+        finally:
+            currentRequestId.reset(token)
 
     def render(self, resrc: object) -> None:
         """
