@@ -23,10 +23,11 @@ from typing import Any, cast
 
 import pytest
 from hiredis import Reader, ReplyError, pack_command
+from twisted.internet.task import Clock
 
 from .websupport import reservedPort
 
-__all__ = ["Redis", "ownRedis", "redis"]
+__all__ = ["Redis", "Timed", "ownRedis", "redis"]
 
 MAX_SECONDS = 30.0
 """
@@ -227,3 +228,19 @@ def ownRedis() -> Iterator[Redis]:
         server = Redis(_required(), port)
         yield server
         server.remove()
+
+
+class Timed:
+    """
+    The real reactor, except for time and timers, which the test decides.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        from twisted.internet import reactor
+
+        self._reactor = reactor
+        self.seconds = clock.seconds
+        self.callLater = clock.callLater
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)

@@ -306,33 +306,10 @@ def keysIn(path: Path) -> set[bytes]:
 
 
 @asynchronous
-async def test_simultaneous_visits_are_counted_once_each(
-    tmp_path: Path, setup: Setup
-) -> None:
-    """
-    Each request of one visitor gets its own number, and each new visitor a session
-    of its own.
-    """
-    async with setup.serving(tmp_path) as service:
-        visitor = Visitor(service)
-        assert (await visitor.visit()).body == {"visits": 1}
-        answers = await together(*(visitor.visit() for _ in range(32)))
-        numbers = sorted(answer.body["visits"] for answer in answers)
-        assert numbers == list(range(2, 34))
-        assert await visitor.me() == (None, 33)
-        visitors = [Visitor(service, f"visitor {number}") for number in range(32)]
-        answers = await together(*(visitor.visit() for visitor in visitors))
-        assert [answer.body for answer in answers] == [{"visits": 1}] * 32
-        assert len({visitor.cookie for visitor in visitors} - {None}) == 32
-        await together(*(visitor.logIn() for visitor in visitors))
-        found = await together(*(visitor.me() for visitor in visitors))
-        assert found == [(visitor.name, 1) for visitor in visitors]
-
-
-@asynchronous
 async def test_two_servers_share_the_sessions(tmp_path: Path, setup: Setup) -> None:
     """
-    A visitor may ask one server, the other, or both at the same moment.
+    A visitor may ask one server, the other, or both at the same moment: each
+    request gets its own number, and each new visitor a session.
     """
     with reservedPort() as port:
         servings = [
@@ -347,14 +324,21 @@ async def test_two_servers_share_the_sessions(tmp_path: Path, setup: Setup) -> N
             answers = await together(*(visitor.visit(service) for service in both))
             numbers = sorted(answer.body["visits"] for answer in answers)
             assert numbers == list(range(2, 34))
-            for number, service in enumerate(both, start=34):
+            for number, service in enumerate(both[:4], start=34):
                 assert (await visitor.visit(service)).body == {"visits": number}
             cookie = await visitor.logIn()
-            assert await visitor.me(two) == ("Ada", 65)
+            assert await visitor.me(two) == ("Ada", 37)
             answer = await visitor.ask("POST", "/logout", service=two)
             assert (answer.status, answer.cookie) == (200, "")
             visitor.cookie = cookie
             assert await visitor.me(one) == (None, 0)
+            visitors = [Visitor(service, str(n)) for n, service in enumerate(both)]
+            answers = await together(*(each.visit() for each in visitors))
+            assert [answer.body for answer in answers] == [{"visits": 1}] * 32
+            assert len({each.cookie for each in visitors} - {None}) == 32
+            await together(*(each.logIn() for each in visitors))
+            found = await together(*(each.me(one) for each in visitors))
+            assert found == [(each.name, 1) for each in visitors]
         finally:
             await together(*(each.__aexit__(None, None, None) for each in servings))
 
@@ -365,22 +349,15 @@ async def test_two_servers_share_the_sessions(tmp_path: Path, setup: Setup) -> N
 @asynchronous
 async def test_a_killed_server_loses_no_session(tmp_path: Path, setup: Setup) -> None:
     """
-    Twice under load. Requests without an answer are counted or not.
+    Requests without an answer are counted or not.
     """
     with reservedPort() as port:
-        crowd = None
-        for _ in range(2):
-            async with setup.serving(tmp_path, port) as service:
-                await service.ready()
-                if crowd is None:
-                    crowd = await Crowd.of(service, 16)
-                for visitor in crowd.visitors:
-                    visitor.service = service
-                await crowd.check()
-                async with crowd.visiting():
-                    await crowd.until(200)
-                    await service.kill()
-        assert crowd is not None
+        async with setup.serving(tmp_path, port) as service:
+            await service.ready()
+            crowd = await Crowd.of(service, 16)
+            async with crowd.visiting():
+                await crowd.until(200)
+                await service.kill()
         async with setup.serving(tmp_path, port) as service:
             for visitor in crowd.visitors:
                 visitor.service = service
@@ -389,34 +366,40 @@ async def test_a_killed_server_loses_no_session(tmp_path: Path, setup: Setup) ->
 
 
 @asynchronous
-async def test_a_killed_database_logs_nobody_out(
+async def test_an_outage_of_the_database_logs_nobody_out(
     tmp_path: Path, ownSetup: Setup
 ) -> None:
     """
-    Twice under load. Requests that only read wait for it; those that write are told
-    the truth, even that the outcome is unknown.
+    Requests that arrive before the database wait for it. When it is killed under
+    load, requests that only read wait again; those that write are told the truth,
+    even that the outcome is unknown.
     """
-    server = ownSetup.server
-    await done(server.start)
+    server, module = ownSetup.server, ownSetup.module
     async with ownSetup.serving(tmp_path) as service:
+        strangers = [Visitor(service) for _ in range(20)]
+        visiting = together(*(each.visit() for each in strangers))
+        await service.until("/startup", tried(module, 1))
+        assert not visiting.called
+        await done(server.start)
+        assert [answer.body for answer in await visiting] == [{"visits": 1}] * 20
+        assert len({visitor.cookie for visitor in strangers} - {None}) == 20
         await service.ready()
         crowd = await Crowd.of(service, 12)
         async with crowd.visiting(looking=True):
-            for attempts in (1, 2):
-                await crowd.until(100)
-                # Requests in progress then have no answer.
-                server.pause()
-                await service.until("/metrics", inProgress(24))
-                await done(server.kill)
-                await service.until("/startup", tried(ownSetup.module, attempts))
-                waiting = together(*(each.me() for each in crowd.visitors))
-                await service.until("/metrics", inProgress(36))
-                assert not waiting.called
-                await done(server.start)
-                found = await waiting
-                assert [name for name, _ in found] == [
-                    visitor.name for visitor in crowd.visitors
-                ]
+            await crowd.until(100)
+            # Requests in progress then have no answer.
+            server.pause()
+            await service.until("/metrics", inProgress(24))
+            await done(server.kill)
+            await service.until("/startup", tried(module, 1))
+            waiting = together(*(each.me() for each in crowd.visitors))
+            await service.until("/metrics", inProgress(36))
+            assert not waiting.called
+            await done(server.start)
+            found = await waiting
+            names = [visitor.name for visitor in crowd.visitors]
+            assert [name for name, _ in found] == names
+            await crowd.until(100)
         await crowd.check()
         assert sum(crowd.seen.values()) > 48
         assert sum(each.count("0") for each in crowd.visitors) == 0
@@ -434,35 +417,6 @@ def inProgress(count: int) -> Callable[[Answer], bool]:
         return float(line.removeprefix(name)) >= count
 
     return met
-
-
-@asynchronous
-async def test_a_late_database_is_waited_for(tmp_path: Path, ownSetup: Setup) -> None:
-    """
-    Requests that arrive before it are answered as if it had been there, with and
-    without a session.
-    """
-    server = ownSetup.server
-    await done(server.start)
-    async with ownSetup.serving(tmp_path) as service:
-        regular = Visitor(service)
-        await regular.visit()
-        await regular.logIn()
-    await done(server.kill)
-    async with ownSetup.serving(tmp_path) as service:
-        regular.service = service
-        strangers = [Visitor(service) for _ in range(20)]
-        visiting = together(*(each.visit() for each in [*strangers, regular]))
-        looking = together(*(regular.me() for _ in range(20)))
-        failed = f"{ownSetup.module}: attempt 2 failed"
-        await service.process.whenWritten(failed)
-        assert not visiting.called
-        assert not looking.called
-        await done(server.start)
-        bodies = [answer.body for answer in await visiting]
-        assert bodies == [{"visits": 1}] * 20 + [{"visits": 2}]
-        assert {name for name, _ in await looking} == {"Ada"}
-        assert len({visitor.cookie for visitor in strangers} - {None}) == 20
 
 
 # Attacks.
@@ -561,30 +515,6 @@ async def test_a_forged_cookie_opens_nothing(tmp_path: Path) -> None:
 
 
 @asynchronous
-async def test_a_chosen_identifier_is_not_adopted(tmp_path: Path) -> None:
-    """
-    An attacker who puts an identifier into the browser of a victim is not logged in
-    with the victim.
-    """
-    async with attacked(tmp_path) as (service, _, path):
-        chosen = "A" * 43
-        victim = Visitor(service, "Eve", chosen)
-        assert (await victim.visit()).body == {"visits": 1}
-        assert victim.cookie not in (None, "", chosen)
-        await victim.logIn()
-        assert await Visitor(service, cookie=chosen).me() == (None, 0)
-        assert sha256(chosen.encode()).digest() not in keysIn(path)
-        attacker = Visitor(service)
-        await attacker.visit()
-        given = attacker.cookie
-        victim = Visitor(service, "Eve", given)
-        await victim.logIn()
-        assert victim.cookie not in (None, "", given)
-        assert await victim.me() == ("Eve", 1)
-        assert await attacker.me() == (None, 0)
-
-
-@asynchronous
 async def test_a_cookie_is_worthless_after_the_logout(tmp_path: Path) -> None:
     """
     Requests that overtake the logout, or are overtaken by it, do not bring the
@@ -618,7 +548,7 @@ async def test_the_number_of_new_sessions_is_limited(tmp_path: Path) -> None:
         before = keysIn(path)
         answers = await together(*(Visitor(service).visit() for _ in range(100)))
         kinds = Counter(answer.kind for answer in answers)
-        assert set(kinds) == {"200", "429"}
         # In the time that it took there was room for some more.
         assert kinds["200"] < 20
+        assert kinds["200"] + kinds["429"] == 100
         assert len(keysIn(path) - before) == kinds["200"]

@@ -49,7 +49,7 @@ from .databases import PostgreSQL
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
 from .processes import ROOT
-from .redis_server import Redis
+from .redis_server import Redis, Timed
 from .redis_server import redis as redis
 from .support import resultOf
 from .websupport import asynchronous
@@ -127,21 +127,6 @@ class TestPostgreSQL(InDatabase, decorate=limited):
     @pytest.fixture(autouse=True)
     def prepared(self, database: Server) -> None:
         self.url = database.url
-
-
-class Timed:
-    """
-    The real reactor, except for the time, which the test decides.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        from twisted.internet import reactor
-
-        self._reactor = reactor
-        self.seconds = clock.seconds
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
 
 
 class TestRedis(SharedSessionStoreTests, decorate=limited):
