@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 
 from tsrv import Closed, OutcomeUnknown, QueuingWrapper, State
 
-from .support import Result, Trouble, inState, lose, ready, resultOf, wrap
+from .support import Trouble, inState, lose, ready, resultOf, wrap
 
 BEFORE_CLOSING = [each for each in State if each not in (State.CLOSING, State.CLOSED)]
 
@@ -46,17 +46,6 @@ def test_close_in_every_state(clock: Clock, state: State) -> None:
         assert isinstance(error, Closed)
         assert str(error) == "Module is closed"
     assert module.calls == calls
-
-
-def test_close_cancels_the_attempt(clock: Clock) -> None:
-    """
-    Closing cancels the attempt in progress.
-    """
-    module, wrapper, _ = inState(clock, State.INITIALIZING)
-    wrapper.close()
-    assert module.attempts[0].called
-    module.closings[0].callback(None)
-    assert wrapper.state is State.CLOSED
 
 
 def test_calls_in_progress_end_as_the_module_ends_them(clock: Clock) -> None:
@@ -173,40 +162,4 @@ def test_module_without_close(clock: Clock) -> None:
     wrapper = QueuingWrapper(Simple(), clock)
     wrapper.initialize()
     assert resultOf(wrapper.close()).value is None
-    assert wrapper.state is State.CLOSED
-
-
-@pytest.mark.parametrize("where", ["command", "waiter"])
-def test_close_from_a_callback(clock: Clock, where: str) -> None:
-    """
-    Closing in the callback of a drained call or of a waiter refuses the rest of
-    the queue.
-    """
-    module, wrapper, proxy = wrap(clock)
-    first = proxy.count(1) if where == "command" else wrapper.whenInitialized()
-    first.addCallback(lambda _: wrapper.close())  # type: ignore[attr-defined]
-    second = resultOf(proxy.write(2))
-    ready(module, wrapper)
-    assert isinstance(second.error, Closed)
-    assert module.calls == ([("count", 1)] if where == "command" else [])
-    module.closings[0].callback(None)
-    assert wrapper.state is State.CLOSED
-
-
-def test_callbacks_of_refused_calls_call_back(clock: Clock) -> None:
-    """
-    The errback of a refused call may close again and call again: it waits for the
-    same end, and is refused again.
-    """
-    module, wrapper, proxy = inState(clock, State.INITIALIZING)
-    again: list[Result] = []
-
-    def callBack(_: object) -> None:
-        again.extend([resultOf(wrapper.close()), resultOf(proxy.write(2))])
-
-    proxy.write(1).addErrback(callBack)
-    closed = resultOf(wrapper.close())
-    module.closings[0].callback(None)
-    assert (closed.value, again[0].value) == (None, None)
-    assert isinstance(again[1].error, Closed)
     assert wrapper.state is State.CLOSED

@@ -1,38 +1,22 @@
 """
-fail(): the initialisation is given up from outside.
-
-Every foreign callable that the wrapper calls may be the one that gives up, closes or
-begins again: the module, its cancellers, the retry policy.
+fail(): the initialisation is given up from outside, or by what it calls.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from tsrv import (
-    Closed,
-    IllegalTransition,
-    InitializationFailed,
-    OutcomeUnknown,
-    QueuingWrapper,
-    State,
-)
+from tsrv import Closed, IllegalTransition, InitializationFailed, State
 
 from .support import (
-    Module,
     Refused,
     Result,
     Trouble,
     inState,
-    lose,
     messageOf,
-    ready,
     resultOf,
     shut,
     wrap,
@@ -101,203 +85,61 @@ def test_initialized_again(clock: Clock, state: State) -> None:
     assert (asked.value, call.value) == (None, "done")
 
 
-def test_calls_after_a_loss(clock: Clock) -> None:
-    """
-    A call that is queued again fails with the reason; a call whose outcome is
-    unknown gets OutcomeUnknown all the same.
-    """
-    module, wrapper, proxy = wrap(clock, replay=["read"])
-    results = [resultOf(proxy.read(1)), resultOf(proxy.write(2))]
-    ready(module, wrapper)
-    lose(module)
-    reason = Trouble()
-    wrapper.fail(reason)
-    assert isinstance(results[0].error, InitializationFailed)
-    assert results[0].error.__cause__ is reason
-    assert results[1].pending
-    clock.advance(0)
-    assert isinstance(results[1].error, OutcomeUnknown)
-    assert module.calls == [("read", 1), ("write", 2)]
-
-
-@pytest.mark.parametrize("state", CAN_FAIL)
-def test_closed_after_it_was_given_up(clock: Clock, state: State) -> None:
-    """
-    After fail() the module is closed if there ever was an attempt.
-    """
-    module, wrapper, _ = inState(clock, state)
-    wrapper.fail(Trouble())
-    closed = resultOf(wrapper.close())
-    if state is State.NEW:
-        assert module.closings == []
-    else:
-        (closing,) = module.closings
-        closing.callback(None)
-    assert (closed.value, wrapper.state) == (None, State.CLOSED)
-
-
-@pytest.mark.parametrize("where", ["initialize", "whenLost"])
-def test_the_module_gives_up(clock: Clock, where: str) -> None:
-    """
-    A module may call fail() while it is initialised, or asked for losses: its
-    attempt is no success.
-    """
-    reason = Trouble("no such host")
-
-    class Hopeless(Module):
-        def initialize(self) -> Deferred[None]:
-            if where == "initialize":
-                wrapper.fail(reason)
-            return super().initialize()
-
-        def whenLost(self) -> Deferred[None]:
-            wrapper.fail(reason)
-            return super().whenLost()
-
-    module = Hopeless()
-    wrapper = QueuingWrapper(module, clock)
-    result = resultOf(wrapper.initialize())
-    if where == "whenLost":
-        module.attempts[0].callback(None)
-    assert isinstance(result.error, InitializationFailed)
-    assert result.error.__cause__ is reason
-    assert (wrapper.state, module.attempts[0].called) == (State.FAILED, True)
-    assert [each.kind for each in wrapper.history.attempts] == ["CancelledError"]
-
-
-@pytest.mark.parametrize("lost", [True, False])
-def test_the_policy_gives_up(clock: Clock, lost: bool) -> None:
-    """
-    A policy that calls fail() ends the attempts, whatever delay it returns.
-    """
-    reason = Trouble("enough")
-
-    def policy(attempts: int) -> float:
-        wrapper.fail(reason)
-        return 1.0
-
-    module, wrapper, _ = wrap(clock, retryPolicy=policy)
-    result = resultOf(wrapper.initialize())
-    if lost:
-        module.attempts[-1].callback(None)
-        lose(module)
-    else:
-        module.attempts[-1].errback(Trouble("an attempt"))
-        assert result.error.__cause__ is reason
-    assert (wrapper.state, wrapper.lastError) == (State.FAILED, reason)
-    assert clock.getDelayedCalls() == []
-
-
 # The canceller of an attempt.
 
 
-def ignore(result: object) -> None:
+@pytest.mark.parametrize("where", ["initialize", "canceller", "policy", "whenLost"])
+@pytest.mark.parametrize("how", ["fails", "closes", "begins again"])
+def test_foreign_code_gives_up(clock: Clock, where: str, how: str) -> None:
     """
-    Ignore a result.
+    The module, its canceller and the retry policy may give up, close or begin again
+    while they are called; the attempt in progress then has no effect.
     """
+    reason = Trouble("given up")
+    attempts: list[Deferred[None]] = []
+    once = iter([where])
 
+    def act(here: str) -> None:
+        if here == where and next(once, None):
+            if how == "closes":
+                wrapper.close()
+            else:
+                wrapper.fail(reason)
+            if how == "begins again":
+                again.append(resultOf(wrapper.initialize()))
 
-class Cancellable(Module):
-    """
-    A module whose first attempt does something when it is cancelled.
-    """
+    def initialize() -> Deferred[None]:
+        act("initialize")
+        attempts.append(Deferred(lambda _: act("canceller")))
+        return attempts[-1]
 
-    def __init__(self, clock: Clock, **options: Any) -> None:
-        super().__init__()
-        self.wrapper = QueuingWrapper(self, clock, retryPolicy=lambda _: 1.0, **options)
-        self.onCancel: Callable[[], object] = bool
+    def policy(number: int) -> float:
+        act("policy")
+        return 1.0
 
-    def initialize(self) -> Deferred[None]:
-        if self.attempts:
-            return super().initialize()
-        attempt: Deferred[None] = Deferred(lambda _: ignore(self.onCancel()))
-        self.attempts.append(attempt)
-        return attempt
+    def whenLost() -> Deferred[None]:
+        act("whenLost")
+        return Deferred()
 
-
-def giveUp(clock: Clock, module: Cancellable, overdue: bool) -> None:
-    """
-    Have the attempt in progress cancelled.
-    """
-    if overdue:
-        clock.advance(5)
-    else:
-        module.wrapper.fail(Trouble("the first"))
-
-
-def test_the_canceller_asks_why(clock: Clock) -> None:
-    """
-    A canceller that asks gets the reason that was given to fail().
-    """
-    module = Cancellable(clock)
-    asked: list[Result] = []
-    module.onCancel = lambda: asked.append(resultOf(module.wrapper.whenInitialized()))
-    resultOf(module.wrapper.initialize())
-    reason = Trouble("mine")
-    module.wrapper.fail(reason)
-    assert asked[0].error.__cause__ is reason
-
-
-@pytest.mark.parametrize("overdue", [False, True])
-def test_the_canceller_closes(clock: Clock, overdue: bool) -> None:
-    """
-    A wrapper that the canceller closes is closed, and has not failed.
-    """
-    module = Cancellable(clock, attemptTimeout=5.0, fatal=TimeoutError)
-    wrapper = module.wrapper
-    module.onCancel = wrapper.close
-    results = [resultOf(wrapper.initialize()), resultOf(wrapper.proxy.write(1))]
-    giveUp(clock, module, overdue)
-    results.append(resultOf(wrapper.proxy.write(2)))
-    for result in results:
-        assert isinstance(result.error, Closed)
-    assert wrapper.state is State.CLOSING
-    module.closings[-1].callback(None)
-
-
-@pytest.mark.parametrize("overdue", [False, True])
-def test_the_canceller_begins_again(clock: Clock, overdue: bool) -> None:
-    """
-    If the canceller begins another attempt, that attempt is the only one, and
-    those who wait from then on wait for it.
-    """
-    module = Cancellable(clock, attemptTimeout=5.0)
-    wrapper = module.wrapper
+    _, wrapper, _ = wrap(
+        clock,
+        initialize=initialize,
+        whenLost=whenLost,
+        retryPolicy=policy,
+        attemptTimeout=5.0,
+    )
     again: list[Result] = []
-
-    def cancelled() -> None:
-        if overdue:
-            wrapper.fail(Trouble())
-        again.append(resultOf(wrapper.initialize()))
-
-    module.onCancel = cancelled
-    first, call = resultOf(wrapper.initialize()), resultOf(wrapper.proxy.write(1))
-    giveUp(clock, module, overdue)
-    assert (wrapper.state, wrapper.lastError) == (State.INITIALIZING, None)
-    assert (len(module.attempts), wrapper.retryAfter()) == (2, None)
-    module.attempts[1].callback(None)
-    assert again[0].value is None
-    if overdue:
-        assert isinstance(first.error, InitializationFailed)
-        assert isinstance(call.error, InitializationFailed)
+    first = resultOf(wrapper.initialize())
+    if where == "whenLost":
+        attempts[0].callback(None)
+    elif where != "initialize":
+        clock.advance(5)
+    if how == "closes":
+        assert isinstance(first.error, Closed)
     else:
-        module.answers[0].callback("done")
-        assert (first.value, call.value) == (None, "done")
-
-
-@pytest.mark.parametrize("fatal", [(), TimeoutError])
-def test_the_canceller_of_an_overdue_attempt_gives_up(
-    clock: Clock, fatal: type[BaseException] | tuple[()]
-) -> None:
-    """
-    If the canceller of an overdue attempt calls fail(), that is the reason, and not
-    the timeout.
-    """
-    reason = Trouble("mine")
-    module = Cancellable(clock, attemptTimeout=5.0, fatal=fatal)
-    module.onCancel = lambda: module.wrapper.fail(reason)
-    result = resultOf(module.wrapper.initialize())
-    clock.advance(5)
-    assert (module.wrapper.state, module.wrapper.lastError) == (State.FAILED, reason)
-    assert result.error.__cause__ is reason
-    assert clock.getDelayedCalls() == []
+        assert first.error.__cause__ is reason
+    if how == "begins again":
+        (attempt,) = [each for each in attempts if not each.called]
+        attempt.callback(None)
+        assert (again[0].value, wrapper.state) == (None, State.READY)
+    shut(wrapper)

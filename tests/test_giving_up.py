@@ -18,21 +18,6 @@ from .support import Module, Refused, Trouble, ready, resultOf, shut, wrap
 # Cancelling.
 
 
-def test_cancelled_while_queued(clock: Clock) -> None:
-    """
-    A cancelled call is never started; cancelling it again changes nothing.
-    """
-    module, wrapper, proxy = wrap(clock)
-    calls = [proxy.write(number) for number in range(3)]
-    results = [resultOf(call) for call in calls]
-    calls[1].cancel()
-    calls[1].cancel()
-    assert isinstance(results[1].error, CancelledError)
-    assert (wrapper.pending, wrapper.stats.cancelled) == (2, 1)
-    ready(module, wrapper)
-    assert module.calls == [("write", 0), ("write", 2)]
-
-
 def test_cancelled_in_progress(clock: Clock) -> None:
     """
     Cancelling a call in progress cancels the module's own Deferred.
@@ -209,17 +194,6 @@ def test_timeout(clock: Clock) -> None:
     assert (module.calls, wrapper.state) == ([], State.READY)
 
 
-def test_timeout_of_a_wrapper_that_nobody_initializes(clock: Clock) -> None:
-    """
-    A program that forgets to initialise the wrapper gets an error that says so.
-    """
-    _, _, proxy = wrap(clock, timeout=3.0)
-    result = resultOf(proxy.write(1))
-    clock.advance(3)
-    assert str(result.error) == "waited 3.0 s for Module, which is new after 0 attempts"
-    assert result.error.__cause__ is None
-
-
 def test_no_timeout(clock: Clock) -> None:
     """
     With timeout=None a call waits for ever, without a timer.
@@ -248,45 +222,6 @@ def test_one_timer_for_all(clock: Clock) -> None:
     assert 490 < wrapper.pending < 510
     clock.advance(0.6)
     assert wrapper.pending == 0
-
-
-def test_the_timer_follows_the_oldest_call(clock: Clock) -> None:
-    """
-    When the oldest call is given up, the others keep their own deadlines; when
-    nothing is queued there is no timer.
-    """
-    _, _, proxy = wrap(clock, timeout=5.0)
-    first = proxy.write(1)
-    resultOf(first)
-    clock.advance(2)
-    second = proxy.write(2)
-    result = resultOf(second)
-    first.cancel()
-    clock.advance(4)
-    assert result.pending
-    second.cancel()
-    assert clock.getDelayedCalls() == []
-    third = resultOf(proxy.write(3))
-    clock.advance(4.5)
-    assert third.pending
-    clock.advance(0.5)
-    assert isinstance(third.error, QueueTimeout)
-
-
-def test_timeout_during_the_drain(clock: Clock) -> None:
-    """
-    A call that waits behind slow ones during the drain expires as any other.
-    """
-    module, wrapper, proxy = wrap(clock, timeout=3.0, concurrency=1)
-    proxy.write(1)
-    result = resultOf(proxy.write(2))
-    ready(module, wrapper)
-    clock.advance(3)
-    assert isinstance(result.error, QueueTimeout)
-    assert result.error.state is State.DRAINING
-    module.answers[0].callback(None)
-    clock.advance(0)
-    assert (module.calls, wrapper.state) == ([("write", 1)], State.READY)
 
 
 def test_times_that_cannot_be_told_apart(clock: Clock) -> None:

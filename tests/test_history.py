@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from tsrv import InitializationFailed, QueuingWrapper, State
+from tsrv import QueuingWrapper, State
 from tsrv.queuing.histogram import SECONDS, Histogram
 from tsrv.queuing.history import Attempt, Episodes, Loss, explain
 
@@ -30,32 +30,6 @@ from .support import (
 )
 
 # Histograms.
-
-
-@pytest.mark.parametrize(
-    ("value", "number"),
-    [(0.0, 0), (0.5, 0), (1.0, 0), (1.0000001, 1), (2.0, 1), (3.0, 2), (1e999, 2)],
-)
-def test_a_bound_is_the_largest_value_of_its_class(value: float, number: int) -> None:
-    """
-    A value that equals a bound belongs to the class below it.
-    """
-    expected = [int(each == number) for each in range(3)]
-    one, many = Histogram((1.0, 2.0)), Histogram((1.0, 2.0))
-    one.observe(value)
-    many.observeAll([value])
-    assert one.counts == many.counts == expected
-    assert one.total == many.total == value
-
-
-def test_default_bounds() -> None:
-    """
-    The default bounds are in order, and each class gets its values.
-    """
-    histogram = Histogram()
-    assert histogram.bounds == SECONDS == tuple(sorted(set(SECONDS)))
-    histogram.observeAll([*SECONDS, SECONDS[-1] + 1])
-    assert histogram.counts == [1] * (len(SECONDS) + 1)
 
 
 values = st.one_of(st.sampled_from([*SECONDS, 0.0, -0.0]), st.floats(-10, 1000))
@@ -100,28 +74,6 @@ def test_the_first_and_the_last_episodes_are_kept() -> None:
         episodes.add(number)
     assert list(episodes) == [*range(5), *range(980, 1000)]
     assert episodes.count == 1000
-
-
-def test_the_history_is_bounded(clock: Clock) -> None:
-    """
-    The history of a module that fails and is lost again and again is bounded.
-    """
-    module, wrapper, _ = wrap(clock)
-    history = wrapper.history
-    resultOf(wrapper.initialize())
-    for number in range(50):
-        module.attempts[-1].errback(Trouble(number))
-        clock.advance(1)
-    module.attempts[-1].callback(None)
-    for number in range(50):
-        lose(module, Trouble(number))
-        recover(clock, module)
-    assert [each.error for each in history.losses] == [
-        f"Trouble: {number}" for number in (*range(5), *range(30, 50))
-    ]
-    assert (history.losses.count, history.attempts.count) == (50, 101)
-    assert len(list(history.attempts)) == 25
-    assert sum(history.attemptSeconds.counts) == 101
 
 
 def test_the_history_of_a_module(clock: Clock) -> None:
@@ -188,18 +140,6 @@ def test_an_attempt_that_is_given_up_counts(clock: Clock, how: str) -> None:
     assert wrapper.history.attemptSeconds.total == attempt.ended
 
 
-def test_a_module_that_cannot_be_watched_has_failed(clock: Clock) -> None:
-    """
-    An attempt after which whenLost() fails is recorded as failed, once.
-    """
-    module, wrapper, _ = wrap(clock, whenLost=lambda: None, fatal=TypeError)
-    result = resultOf(wrapper.initialize())
-    module.attempts[-1].callback(None)
-    assert isinstance(result.error, InitializationFailed)
-    assert [each.kind for each in wrapper.history.attempts] == ["TypeError"]
-    assert wrapper.history.becameReady is None
-
-
 def test_no_error_is_kept_alive(clock: Clock) -> None:
     """
     The history keeps the text of an error, and neither the error nor its frames.
@@ -249,23 +189,6 @@ def test_an_error_is_one_line(error: BaseException | None, text: str) -> None:
     assert len(line) <= len("Trouble: ") + 1000
 
 
-def test_an_error_that_cannot_be_printed(clock: Clock) -> None:
-    """
-    A module whose error raises when it is printed is initialised again.
-    """
-
-    class Mute(Trouble):
-        def __str__(self) -> str:
-            raise Trouble("not even that")
-
-    module, wrapper, _ = inState(clock, State.INITIALIZING)
-    module.attempts[-1].errback(Mute())
-    assert wrapper.state is State.RETRYING
-    (attempt,) = wrapper.history.attempts
-    assert attempt.error == "Mute: (an error that cannot be printed)"
-    shut(wrapper)
-
-
 # The time that calls waited.
 
 
@@ -289,37 +212,6 @@ def test_a_call_that_is_started_is_observed(clock: Clock) -> None:
     assert observed(wrapper) == (0, 0.0)
     ready(module, wrapper)
     assert observed(wrapper) == (3, 6.0)
-
-
-@pytest.mark.parametrize("how", ["expired", "cancelled", "failed", "closed"])
-def test_a_call_that_is_not_started_is_observed(clock: Clock, how: str) -> None:
-    """
-    The time that a call waits is recorded, also if it is never started.
-    """
-    module, wrapper, proxy = wrap(clock, timeout=5.0)
-    call = proxy.write(1)
-    result = resultOf(call)
-    clock.advance(5 if how == "expired" else 2)
-    if how == "cancelled":
-        call.cancel()
-    elif how == "failed":
-        wrapper.fail(Trouble())
-    shut(wrapper)
-    assert not result.pending
-    assert observed(wrapper) == (1, clock.seconds())
-    assert module.calls == []
-
-
-def test_a_call_that_never_waits_is_not_observed(clock: Clock) -> None:
-    """
-    Neither a rejected call nor one that is passed directly has waited.
-    """
-    module, wrapper, proxy = wrap(clock, limit=0, replay=["read"])
-    resultOf(proxy.write(1))
-    ready(module, wrapper)
-    resultOf(proxy.write(2))
-    resultOf(proxy.read(3))
-    assert (wrapper.stats.rejected, observed(wrapper)) == (1, (0, 0.0))
 
 
 def test_a_call_that_waits_twice_is_observed_twice(clock: Clock) -> None:

@@ -21,7 +21,6 @@ from tsrv import (
 
 from .support import (
     Refused,
-    Result,
     Trouble,
     inState,
     lose,
@@ -155,34 +154,6 @@ def test_fatal_failure(clock: Clock) -> None:
         assert str(result.error) == "the users failed to initialize, for good"
     stats = wrapper.stats
     assert (stats.failed, stats.rejected, module.calls) == (1, 1, [])
-
-
-def test_initialized_again_after_a_fatal_failure(clock: Clock) -> None:
-    """
-    After a fatal failure initialize() begins again, and calls are queued again.
-    """
-    module, wrapper, proxy = inState(clock, State.FAILED)
-    asked, call = resultOf(wrapper.initialize()), resultOf(proxy.write(1))
-    assert (wrapper.state, wrapper.attempts) == (State.INITIALIZING, 1)
-    assert wrapper.lastError is None
-    module.attempts[-1].callback(None)
-    module.answers[-1].callback("done")
-    assert (asked.value, call.value) == (None, "done")
-
-
-def test_initialized_again_from_the_errback(clock: Clock) -> None:
-    """
-    A caller that initialises again in the errback of its call waits for the new
-    attempt.
-    """
-    module, wrapper, proxy = inState(clock, State.INITIALIZING)
-    again: list[Result] = []
-    call = proxy.write(1)
-    call.addErrback(lambda _: again.append(resultOf(wrapper.initialize())))
-    module.attempts[-1].errback(Refused())
-    assert wrapper.state is State.INITIALIZING
-    module.attempts[-1].callback(None)
-    assert again[0].value is None
 
 
 def test_the_cause_is_that_of_the_attempt_that_failed(clock: Clock) -> None:

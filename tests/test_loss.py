@@ -7,11 +7,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from tsrv import InitializationFailed, OutcomeUnknown, QueuingWrapper, State
+from tsrv import InitializationFailed, QueuingWrapper, State
 
 from .support import (
     Module,
@@ -119,42 +119,6 @@ def test_replay(clock: Clock) -> None:
     assert (stats.submitted, stats.started, stats.pending) == (3, 3, 0)
 
 
-def test_replay_goes_before_queued_calls(clock: Clock) -> None:
-    """
-    After a loss during the drain, calls in progress go before queued ones.
-    """
-    module, wrapper, proxy = wrap(clock, replay=["read"], concurrency=2)
-    for number in range(4):
-        proxy.read(number)
-    ready(module, wrapper)
-    lose(module)
-    recover(clock, module)
-    assert numbers(module) == [0, 1, 0, 1]
-    module.answers[2].callback(None)
-    module.answers[3].callback(None)
-    clock.advance(0)
-    assert numbers(module) == [0, 1, 0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("when", ["queued again", "running again"])
-def test_late_answer_to_the_first_run(clock: Clock, when: str) -> None:
-    """
-    A call that is made again ends with the answer to its second run.
-    """
-    module, wrapper, proxy = wrap(clock, replay=["read"])
-    result = resultOf(proxy.read(1))
-    ready(module, wrapper)
-    lose(module)
-    if when == "queued again":
-        module.answers[0].callback("first")
-    recover(clock, module)
-    if when == "running again":
-        module.answers[0].callback("first")
-    assert result.pending
-    module.answers[1].callback("second")
-    assert result.value == "second"
-
-
 def test_calls_fail_before_the_loss_is_reported(clock: Clock) -> None:
     """
     Calls that fail before the module reports the loss are made again.
@@ -205,52 +169,6 @@ def test_a_failure_of_a_module_that_reports_no_losses(clock: Clock) -> None:
     assert isinstance(resultOf(wrapper.proxy.read()).error, Trouble)
 
 
-@pytest.mark.parametrize("lost", [True, False])
-def test_cancelled_while_its_failure_is_in_doubt(clock: Clock, lost: bool) -> None:
-    """
-    A call that has failed, and is cancelled before the loss is reported, is not
-    made again.
-    """
-    module, wrapper, proxy = wrap(clock, replay=["read"])
-    ready(module, wrapper)
-    call = proxy.read(1)
-    result = resultOf(call)
-    module.answers[0].errback(Trouble())
-    call.cancel()
-    assert isinstance(result.error, CancelledError)
-    if lost:
-        lose(module)
-        recover(clock, module)
-    clock.advance(0)
-    assert (wrapper.state, len(module.calls)) == (State.READY, 1)
-
-
-def test_cancelled_in_progress_then_lost(clock: Clock) -> None:
-    """
-    A cancelled call is not made again, also if the module ignores the
-    cancellation.
-    """
-
-    class Slow(Module):
-        def read(self, what: object) -> Deferred[Any]:
-            return super().read(what).addErrback(lambda _: Deferred())
-
-    module = Slow()
-    wrapper = QueuingWrapper(
-        module, clock, replay=["read"], retryPolicy=lambda attempts: 1.0
-    )
-    ready(module, wrapper)
-    call = wrapper.proxy.read(1)
-    result = resultOf(call)
-    call.cancel()
-    assert result.pending
-    lose(module)
-    clock.advance(0)
-    assert isinstance(result.error, CancelledError)
-    recover(clock, module)
-    assert len(module.calls) == 1
-
-
 def test_calls_that_are_made_again_have_all_their_time(clock: Clock) -> None:
     """
     The timeout of a call that is queued again begins at the loss; later calls keep
@@ -270,54 +188,6 @@ def test_calls_that_are_made_again_have_all_their_time(clock: Clock) -> None:
     clock.advance(0.5)
     assert not again.pending
     shut(wrapper)
-
-
-def test_methods_that_were_kept_queue_after_a_loss(clock: Clock) -> None:
-    """
-    Methods named in replay and coroutine methods queue after a loss, also if they
-    were taken from the proxy before.
-    """
-    module, wrapper, proxy = wrap(clock, replay=["read"])
-    ready(module, wrapper)
-    read, compute = proxy.read, proxy.compute
-    lose(module)
-    read(1)
-    resultOf(compute(2))
-    assert (wrapper.pending, module.calls) == (2, [])
-    recover(clock, module)
-    assert module.calls == [("read", 1), ("compute", 2)]
-
-
-@pytest.mark.parametrize("method", ["read", "write", "compute"])
-def test_lost_while_the_module_is_called(clock: Clock, method: str) -> None:
-    """
-    A module may report its loss while it is being called: the rest of the queue
-    waits for its recovery.
-    """
-
-    class Brittle(Module):
-        def _later(self, name: str, what: object) -> Deferred[Any]:
-            answer = super()._later(name, what)
-            if len(self.calls) == 1:
-                lose(self)
-            return answer
-
-    module = Brittle()
-    wrapper = QueuingWrapper(
-        module, clock, replay=["read"], retryPolicy=lambda attempts: 1.0
-    )
-    result = resultOf(getattr(wrapper.proxy, method)(1))
-    second = resultOf(wrapper.proxy.write(2))
-    ready(module, wrapper)
-    assert (wrapper.state, len(module.calls)) == (State.LOST, 1)
-    recover(clock, module)
-    for answer in module.answers[1:]:
-        answer.callback("done")
-    assert second.value == "done"
-    if method == "read":
-        assert result.value == "done"
-    else:
-        assert isinstance(result.error, OutcomeUnknown)
 
 
 # Retries, and watching.
@@ -411,13 +281,3 @@ def test_no_attempt_after_a_loss(clock: Clock) -> None:
     assert wrapper.state is State.FAILED
     assert isinstance(result.error, InitializationFailed)
     assert result.error.__cause__ is cause
-
-
-def test_a_loss_that_is_reported_when_it_is_closed(clock: Clock) -> None:
-    """
-    A loss that is reported after close() changes nothing.
-    """
-    module, wrapper, _ = inState(clock, State.CLOSING)
-    lose(module, Trouble("because it was closed"))
-    module.closings[-1].callback(None)
-    assert wrapper.state is State.CLOSED

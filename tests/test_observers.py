@@ -5,13 +5,12 @@ Observers, and what they see.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from tsrv import Closed, QueuingWrapper, State
+from tsrv import QueuingWrapper, State
 from tsrv.queuing.observers import Observers
 
 from .support import (
@@ -35,21 +34,6 @@ def watch(wrapper: QueuingWrapper[Module]) -> list[State]:
     seen: list[State] = []
     wrapper.addObserver(lambda: seen.append(wrapper.state))
     return seen
-
-
-def when(
-    wrapper: QueuingWrapper[Module], state: State, act: Callable[[], object]
-) -> None:
-    """
-    Do something once, as soon as an observer sees a state.
-    """
-
-    def look() -> None:
-        if wrapper.state is state:
-            wrapper.removeObserver(look)
-            act()
-
-    wrapper.addObserver(look)
 
 
 def test_each_change_of_state_is_notified(clock: Clock) -> None:
@@ -136,19 +120,6 @@ def test_a_failure_is_notified_after_calls_and_waiters(clock: Clock) -> None:
     assert seen == [(0, False, False)]
 
 
-def test_calls_notify_nobody(clock: Clock) -> None:
-    """
-    A call does not change the state, and notifies nobody.
-    """
-    module, wrapper, proxy = inState(clock, State.LOST)
-    seen = watch(wrapper)
-    for number in range(1000):
-        resultOf(proxy.write(number))
-    assert seen == []
-    recover(clock, module)
-    assert seen == [State.INITIALIZING, State.DRAINING, State.READY]
-
-
 def test_since(clock: Clock) -> None:
     """
     since is the time at which the state was entered.
@@ -184,48 +155,6 @@ def test_oldest(clock: Clock) -> None:
     assert wrapper.oldest == 0.0
     ready(module, wrapper)
     assert wrapper.oldest is None
-
-
-@pytest.mark.parametrize("concurrency", [None, 1])
-def test_oldest_after_a_loss(clock: Clock, concurrency: int | None) -> None:
-    """
-    A call that is queued again at a loss waits from then on; the oldest call may be
-    one behind it.
-    """
-    module, wrapper, proxy = wrap(clock, replay=["read"], concurrency=concurrency)
-    for what in (1, 2):
-        resultOf(proxy.read(what))
-    clock.advance(4)
-    ready(module, wrapper)
-    lose(module)
-    clock.advance(0.5)
-    assert wrapper.oldest == (0.5 if concurrency is None else 4.5)
-    shut(wrapper)
-
-
-@pytest.mark.parametrize(
-    "state", [State.INITIALIZING, State.DRAINING, State.READY, State.LOST]
-)
-def test_an_observer_may_close(clock: Clock, state: State) -> None:
-    """
-    An observer may close the wrapper in any state, and nothing runs afterwards.
-    """
-    module, wrapper, proxy = wrap(clock)
-    when(wrapper, state, wrapper.close)
-    call, waiting = resultOf(proxy.write(1)), resultOf(wrapper.initialize())
-    if state is not State.INITIALIZING:
-        module.attempts[-1].callback(None)
-        assert waiting.value is None
-    if state is State.LOST:
-        lose(module)
-    assert wrapper.state is State.CLOSING
-    assert isinstance(resultOf(proxy.write(2)).error, Closed)
-    if state in (State.INITIALIZING, State.DRAINING):
-        assert module.calls == []
-        assert isinstance(call.error, Closed)
-    module.closings[-1].callback(None)
-    clock.advance(0)
-    assert (wrapper.state, call.pending) == (State.CLOSED, False)
 
 
 def test_registering_observers(clock: Clock) -> None:

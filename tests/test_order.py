@@ -73,47 +73,6 @@ def test_calls_start_in_order(clock: Clock) -> None:
     assert numbers(module) == list(range(9))
 
 
-@pytest.mark.parametrize("where", ["command", "waiter"])
-def test_call_from_a_callback_during_the_drain(clock: Clock, where: str) -> None:
-    """
-    A call made in a callback of the drain is queued behind all others.
-    """
-    module, wrapper, proxy = wrap(clock)
-    callback: Any = proxy.count(1)
-    proxy.write(2)
-    if where == "waiter":
-        callback = wrapper.whenInitialized()
-    callback.addCallback(lambda _: proxy.write(3))
-    ready(module, wrapper)
-    assert numbers(module) == [1, 2, 3]
-
-
-def test_call_between_two_slices(clock: Clock) -> None:
-    """
-    A call made between two slices of the drain is queued behind all others.
-    """
-    module, wrapper, work = busy(clock, 0.004, 5)
-    wrapper.initialize()
-    assert (module.calls, wrapper.state) == ([0, 1], State.DRAINING)
-    work(5)
-    assert module.calls == [0, 1]
-    clock.pump([0, 0])
-    assert (module.calls, wrapper.state) == ([0, 1, 2, 3, 4, 5], State.READY)
-
-
-def test_call_after_a_loss_during_the_drain(clock: Clock) -> None:
-    """
-    A call made after a loss is queued behind those that were not started before.
-    """
-    module, wrapper, work = busy(clock, 0.006, 3)
-    wrapper.initialize()
-    module.watches[0].callback(None)
-    work(3)
-    assert (module.calls, wrapper.state) == ([0], State.LOST)
-    clock.pump([1, 0, 0, 0])
-    assert (module.calls, wrapper.state) == ([0, 1, 2, 3], State.READY)
-
-
 def test_a_clock_that_is_set_back_ends_the_slice(clock: Clock) -> None:
     """
     A slice ends when the clock is set back.

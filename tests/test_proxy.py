@@ -263,40 +263,6 @@ def test_signatures(clock: Clock) -> None:
         ready(module, wrapper)
 
 
-def test_coroutine_methods(clock: Clock) -> None:
-    """
-    A coroutine method returns a Deferred, before the module is ready and after.
-    """
-    module, wrapper, proxy = wrap(clock)
-    results = [resultOf(proxy.compute(1))]
-    ready(module, wrapper)
-    results.append(resultOf(proxy.compute(2)))
-    for answer in module.answers:
-        answer.callback("done")
-    assert [result.value for result in results] == ["done", "done"]
-
-
-def test_a_method_that_returns_a_coroutine(clock: Clock) -> None:
-    """
-    A queued call of an ordinary method that returns a coroutine runs it.
-    """
-
-    class Client:
-        def initialize(self) -> None:
-            pass
-
-        def find(self, what: str) -> Any:
-            return self._find(what)
-
-        async def _find(self, what: str) -> str:
-            return what
-
-    wrapper = QueuingWrapper(Client(), clock)
-    found = resultOf(wrapper.proxy.find("it"))
-    wrapper.initialize()
-    assert found.value == "it"
-
-
 def test_keywords(clock: Clock) -> None:
     """
     Queued calls keep their keyword arguments, also when they are made again.

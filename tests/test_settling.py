@@ -153,19 +153,6 @@ def test_a_call_that_fails_while_others_expire(wrapped: Wrapped, clock: Clock) -
     assert result.value == "done"
 
 
-def test_a_method_that_was_kept_queues_after_a_loss(wrapped: Wrapped) -> None:
-    """
-    A method taken from the proxy while the module is ready queues after a loss.
-    """
-    read = wrapped.proxy.read
-    wrapped.lose()
-    call = resultOf(read(1))
-    assert wrapped.wrapper.pending == 1
-    wrapped.recover()
-    wrapped.answer(0)
-    assert call.value == "done"
-
-
 def test_a_call_that_fails_after_the_recovery_is_made_again_at_once(
     wrapped: Wrapped,
 ) -> None:
@@ -179,18 +166,6 @@ def test_a_call_that_fails_after_the_recovery_is_made_again_at_once(
     assert wrapped.numbers == [1, 1]
     wrapped.answer(1)
     assert call.value == "done"
-
-
-def test_a_call_that_succeeds_after_the_loss_has_succeeded(wrapped: Wrapped) -> None:
-    """
-    The result of a call counts, also after a loss.
-    """
-    call = resultOf(wrapped.proxy.read(1))
-    wrapped.lose()
-    wrapped.answer(0)
-    assert call.value == "done"
-    wrapped.recover()
-    assert wrapped.numbers == [1]
 
 
 @pytest.mark.parametrize("moment", ["before", "after", "queued again"])
@@ -272,3 +247,25 @@ def test_each_call_keeps_its_context(wrapped: Wrapped) -> None:
     assert seen == ["mine"] * 4
     wrapped.answer(2, 3)
     assert [each.value for each in calls] == ["done", "done"]
+
+
+@pytest.mark.parametrize("moduleType", [Module, Settling])
+@pytest.mark.parametrize("method", ["read", "compute"])
+def test_a_method_that_was_kept_queues_after_a_loss(
+    clock: Clock, moduleType: type[Module], method: str
+) -> None:
+    """
+    A method taken from the proxy while the module is ready queues after a loss.
+    """
+    module = moduleType()
+    wrapper = QueuingWrapper(
+        module, clock, replay=["read"], retryPolicy=lambda attempts: 1.0
+    )
+    ready(module, wrapper)
+    kept = getattr(wrapper.proxy, method)
+    lose(module)
+    call = resultOf(kept(1))
+    assert (wrapper.pending, module.calls) == (1, [])
+    recover(clock, module)
+    module.answers[0].callback("done")
+    assert call.value == "done"
