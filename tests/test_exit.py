@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from twisted.internet.error import ReactorNotRunning
 
 from tsrv.starting.exit import stopWithStatus
 
-from .processes import Process, running, spawned
+from .processes import running, spawned
 from .websupport import asynchronous
 
-MODULES = '''
+MODULES = """
 import atexit
 import sys
 
@@ -33,18 +32,10 @@ from twisted.internet.task import deferLater
 from tsrv import Startup
 
 
-class Bad(Exception):
-    """
-    An error that no retry cures.
-    """
-
-
 class Part:
-    def __init__(self, name):
+    def __init__(self, name, initialize=lambda: None):
         self.name = name
-
-    def initialize(self):
-        print(f"initialized {self.name}")
+        self.initialize = initialize
 
     def close(self):
         print(f"closed {self.name}")
@@ -52,31 +43,20 @@ class Part:
         return deferLater(reactor, 0.01)
 
 
-class FailsAtOnce(Part):
-    def initialize(self):
-        raise Bad("no way")
+def fail():
+    raise LookupError("no way")
 
 
-class FailsLater(Part):
-    def initialize(self):
-        return deferLater(reactor, 0.01, raiseBad)
+def failLater():
+    return deferLater(reactor, 0.01, fail)
 
 
-class Hangs(Part):
-    def initialize(self):
-        return Deferred()
-
-
-def raiseBad():
-    raise Bad("no way")
-
-
-def make(kind, **options):
-    startup = Startup(reactor, **options)
+def makeStartup(initialize):
+    startup = Startup(reactor)
     startup.add("first", Part("first"))
     startup.add("second", Part("second"), needs=["first"])
-    timeout = 0.05 if kind is Hangs else None
-    startup.add("third", kind("third"), needs=["second"], fatal=Bad, timeout=timeout)
+    third = Part("third", initialize)
+    startup.add("third", third, needs=["second"], fatal=LookupError, timeout=0.5)
     return startup
 
 
@@ -87,14 +67,23 @@ def atEnd():
 
 
 atexit.register(atEnd)
-reactor.callWhenRunning(print, "It runs", flush=True)
-'''
+"""
 
-LOGGING = """
+STANDALONE = """
+from twisted.internet.task import react
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
 observers = [textFileLogObserver(sys.__stdout__)]
 globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False)
+
+
+def start(reactor):
+    startup = makeStartup({initialize})
+    reactor.addSystemEventTrigger("before", "shutdown", startup.stopService)
+    startup.startService()
+    return Deferred()
+
+
 """
 
 RUNNERS = {
@@ -102,62 +91,28 @@ RUNNERS = {
 from twisted.application.service import Application
 
 application = Application("program")
-make({kind}{options}).setServiceParent(application)
+makeStartup({initialize}).setServiceParent(application)
 """,
-    "react": f"""
-from twisted.internet.task import react
-
-
-def main(reactor):
-    startup = make({{kind}}{{options}})
-    reactor.addSystemEventTrigger("before", "shutdown", startup.stopService)
-    startup.startService()
-    return Deferred()
-
-{LOGGING}
-react(main)
-""",
-    "run": f"""
-{LOGGING}
-startup = make({{kind}}{{options}})
-reactor.addSystemEventTrigger("before", "shutdown", startup.stopService)
-startup.startService()
-reactor.run()
-""",
+    "react": f"{STANDALONE}react(start)\n",
+    "run": f"{STANDALONE}start(reactor)\nreactor.run()\n",
 }
-
-ERRORS = {
-    "FailsAtOnce": "Bad: no way",
-    "FailsLater": "Bad: no way",
-    "Hangs": "TimeoutError: not ready within 0.05 seconds",
-}
-
-
-def program(
-    directory: Path, runner: str, kind: str, options: str = ""
-) -> AbstractAsyncContextManager[Process]:
-    """
-    Run a program whose last module cannot be initialised.
-    """
-    source = MODULES + RUNNERS[runner].format(kind=kind, options=options)
-    (directory / "program.py").write_text(source)
-    if runner == "twistd":
-        return running(directory, "-n", "-y", "program.py")
-    return spawned(directory, "program.py")
 
 
 @pytest.mark.parametrize(
-    ("runner", "kind"),
+    ("runner", "initialize", "error"),
     [
-        ("twistd", "FailsAtOnce"),
-        ("twistd", "Hangs"),
-        ("react", "FailsLater"),
-        ("run", "FailsAtOnce"),
+        ("twistd", "fail", "LookupError: no way"),
+        ("react", "failLater", "LookupError: no way"),
+        ("run", "Deferred", "TimeoutError: not ready within 0.5 seconds"),
     ],
 )
 @asynchronous
 async def test_a_required_module_that_fails_for_good_ends_the_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str, kind: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runner: str,
+    initialize: str,
+    error: str,
 ) -> None:
     """
     The exit status is 1, one line of the log names the module, all modules are closed
@@ -165,34 +120,23 @@ async def test_a_required_module_that_fails_for_good_ends_the_program(
     """
     # Processes buffer their output by default.
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    async with program(tmp_path, runner, kind) as process:
+    source = MODULES + RUNNERS[runner].format(initialize=initialize)
+    (tmp_path / "program.py").write_text(source)
+    isTwistd = runner == "twistd"
+    run, words = (running, ["-n", "-y"]) if isTwistd else (spawned, [])
+    async with run(tmp_path, *words, "program.py") as process:
         assert await process.ended == 1
     written = process.output
     line = "third is required, and failed; stopping"
     assert written.count(line) == 1
-    assert written.count(ERRORS[kind]) == 1
+    assert written.count(error) == 1
     assert process.errors == ""
     assert "Traceback" not in written
-    closed = [line.partition("closed ")[2] for line in written.splitlines()]
-    assert [name for name in closed if name] == ["third", "second", "first"]
+    assert re.findall(r"closed (\w+)", written) == ["third", "second", "first"]
     assert written.index(line) < written.index("closed third")
-    assert written.count("exited through stdout") == (0 if runner == "twistd" else 1)
+    assert written.count("exited through stdout") == (0 if isTwistd else 1)
     assert written.count("exited through the real one") == 1
     assert not (tmp_path / "twistd.pid").exists()
-
-
-@asynchronous
-async def test_a_program_that_stays_up_is_stopped_by_a_signal(tmp_path: Path) -> None:
-    """
-    With C{stayUp} a program reports the failure until it is stopped like any other.
-    """
-    async with program(tmp_path, "run", "Hangs", ", stayUp=True") as process:
-        await process.whenWritten("staying up to report it")
-        await process.whenWritten("It runs")
-        process.terminate()
-        assert await process.ended == 0
-    assert "closed first" in process.output
-    assert "; stopping" not in process.output
 
 
 @asynchronous
@@ -220,78 +164,45 @@ async def test_a_server_whose_database_fails_for_good_ends(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-class Reactor:
+class StoppedReactor:
     """
-    A reactor that runs when the test says so.
+    A reactor that cannot be stopped any more.
     """
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.stopped = 0
-        self.scheduled: list[Callable[[], object]] = []
-        self._error = error
 
     def callWhenRunning(self, call: Any, *arguments: Any) -> None:
-        self.scheduled.append(lambda: call(*arguments))
+        call(*arguments)
 
     def stop(self) -> None:
-        self.stopped += 1
-        if self._error is not None:
-            raise self._error
+        raise ReactorNotRunning
 
 
-class Broken(StringIO):
+class BrokenStream(StringIO):
     """
     A stream whose reader is gone.
     """
 
     def flush(self) -> None:
-        raise BrokenPipeError()
+        raise BrokenPipeError
 
 
-@pytest.fixture
-def atExit(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+def test_nothing_keeps_the_status_from_being_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """
-    The calls to Python's own way to exit, in order.
+    The reactor may be stopping already, a stream may be broken, and other exit
+    functions run once before the process ends.
     """
     calls: list[tuple[Any, ...]] = []
 
-    def record(name: str) -> Callable[..., None]:
-        return lambda *arguments: calls.append((name, *arguments))
+    def record(module: Any, name: str) -> None:
+        monkeypatch.setattr(module, name, lambda *words: calls.append((name, *words)))
 
-    monkeypatch.setattr(atexit, "register", record("register"))
-    monkeypatch.setattr(atexit, "unregister", record("unregister"))
-    monkeypatch.setattr(atexit, "_run_exitfuncs", record("others"))
-    monkeypatch.setattr(os, "_exit", record("exit"))
-    return calls
-
-
-@pytest.mark.parametrize("error", [None, ReactorNotRunning()])
-def test_the_reactor_is_stopped_when_it_runs(
-    atExit: list[tuple[Any, ...]], error: Exception | None
-) -> None:
-    """
-    A module may fail before the reactor runs, or after it was stopped.
-    """
-    reactor = Reactor(error)
-    stopWithStatus(reactor, 3)
-    assert reactor.stopped == 0
-    for call in reactor.scheduled:
-        call()
-    assert reactor.stopped == 1
-    ((what, leave, status),) = atExit
-    assert (what, status) == ("register", 3)
-    leave(status)
-
-
-def test_the_status_is_set_after_everything_else(
-    atExit: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    Other exit functions run once before, and a broken stream does not matter.
-    """
-    stopWithStatus(Reactor(), 3)
-    _, leave, status = atExit.pop()
-    monkeypatch.setattr(sys, "stdout", Broken())
+    for name in ("register", "unregister", "_run_exitfuncs"):
+        record(atexit, name)
+    record(os, "_exit")
+    monkeypatch.setattr(sys, "stdout", BrokenStream())
     monkeypatch.setattr(sys, "stderr", None)
+    stopWithStatus(StoppedReactor(), 3)
+    ((_, leave, status),) = calls
     leave(status)
-    assert atExit == [("unregister", leave), ("others",), ("exit", 3)]
+    assert calls[1:] == [("unregister", leave), ("_run_exitfuncs",), ("_exit", 3)]

@@ -24,7 +24,7 @@ from tsrv.server.process import handleSignals
 from tsrv.startup import GraphError
 from tsrv.web.site import Site
 
-from .support import Empty, Refused, Result, Trouble, resultOf
+from .support import Empty, Module, Refused, Result, Trouble, resultOf
 from .websupport import Answer, Peer, Teller, answersIn, ask, errorsIn, logged, textsOf
 
 SAY = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -92,7 +92,9 @@ class Parts:
     A server on port 80, and its parts.
     """
 
-    def __init__(self, machine: Machine, *arguments: str, notify: str = "") -> None:
+    def __init__(
+        self, machine: Machine, *arguments: str, notify: str = "", **fakes: object
+    ) -> None:
         self.machine = machine
         self.steps = machine.steps
         self.clock = Slow(self.steps)
@@ -100,7 +102,7 @@ class Parts:
         options.parseOptions(["--listen=tcp:80", *arguments])
         self.operations = 81 if options["operations-listen"] else 80
         environment = {"NOTIFY_SOCKET": notify} if notify else {}
-        replacements = {"clock": self.clock, "database": Empty()}
+        replacements = {"clock": self.clock, "database": Empty(), **fakes}
         self.server = assemble(options, machine, environment, replacements)
 
     def start(self) -> None:
@@ -123,17 +125,14 @@ class Parts:
         self.machine.advance(0)
         return stopped
 
-    def closeAtOnce(self) -> None:
+    def stopAtOnce(self) -> Result:
+        """
+        Stop the server; its ports and its clock close at once.
+        """
         for port in self.machine.ports.values():
             port.closed.callback(None)
         self.clock.closing.callback(None)
-
-    def stopAtOnce(self) -> None:
-        """
-        Stop a server on which nothing is in progress.
-        """
-        self.closeAtOnce()
-        assert self.stop().value is None
+        return self.stop()
 
     def connect(self, data: bytes = SAY, port: int = 80) -> Peer:
         """
@@ -212,19 +211,16 @@ def test_it_listens_before_it_initialises(separate: Parts) -> None:
     assert texts[0] == "Started"
     assert "Async module initialized" in texts
     assert "ready after 2.5" in max(texts, key=len)
-    separate.stopAtOnce()
+    assert separate.stopAtOnce().value is None
 
 
 def test_wrong_modules_are_found_before_it_listens(machine: Machine) -> None:
     """
     A mistake in the graph of modules ends the start before a port is open.
     """
-    options = Options({})
-    options.parseOptions(["--listen=tcp:80"])
-    replacements = {"clok": Slow([]), "clock": Slow([]), "database": Empty()}
-    server = assemble(options, machine, {}, replacements)
+    parts = Parts(machine, clok=Slow([]))
     with pytest.raises(GraphError, match="'clok' is replaced, but was never added"):
-        server.privilegedStartService()
+        parts.server.privilegedStartService()
     assert machine.steps == []
 
 
@@ -291,7 +287,7 @@ def test_with_stay_up_a_failed_server_reports(machine: Machine) -> None:
     assert b"clock" in parts.askReady().body
     assert parts.ask("/say").status == 503
     waiting.leave()
-    parts.stopAtOnce()
+    assert parts.stopAtOnce().value is None
 
 
 def test_without_queues_the_clock_is_called_directly(machine: Machine) -> None:
@@ -303,8 +299,64 @@ def test_without_queues_the_clock_is_called_directly(machine: Machine) -> None:
     peer = parts.connect()
     parts.clock.answers[0].callback("Something")
     assert [answer.body for answer in peer.answers] == [b"I say: Something"]
-    peer.leave()
-    parts.stopAtOnce()
+    assert parts.stopAtOnce().value is None
+
+
+@pytest.mark.parametrize("option", ["--queue-timeout=5", "--queue-limit=0"])
+def test_a_request_that_cannot_wait_fails(machine: Machine, option: str) -> None:
+    """
+    At the queue timeout, or if the queue is full, a request fails and is told when to
+    retry.
+    """
+    parts = Parts(machine, option)
+    parts.start()
+    peer = parts.connect()
+    machine.advance(5)
+    assert [answer.status for answer in peer.answers] == [503]
+    assert int(peer.answers[0].headers["retry-after"]) > 0
+    assert parts.stopAtOnce().value is None
+
+
+class Store(Module):
+    """
+    A session store whose calls the test answers.
+    """
+
+    def get(self, key: str) -> Deferred[Any]:
+        return self.read(f"get {key}")
+
+    def all(self) -> Deferred[Any]:
+        return self.read("all")
+
+    def length(self) -> Deferred[Any]:
+        return self.read("length")
+
+    def destroy(self, key: str) -> Deferred[Any]:
+        return self.read(f"destroy {key}")
+
+
+def test_reads_of_sessions_are_repeated_after_a_loss(machine: Machine) -> None:
+    """
+    When a store of sessions is lost, only the calls that read are sent again.
+    """
+    store = Store()
+    parts = Parts(machine, "--sessions=redis://127.0.0.1:1/", sessions=store)
+    parts.start()
+    store.attempts[0].callback(None)
+    proxy = parts.server.startup.wrappers["sessions"].proxy
+    reads = [resultOf(call) for call in (proxy.get("a"), proxy.all(), proxy.length())]
+    proxy.destroy("a")
+    store.watches[0].callback(None)
+    machine.advance(4)
+    store.attempts[1].callback(None)
+    repeated = [call for _, call in store.calls[4:]]
+    assert repeated == ["get a", "all", "length"]
+    for answer in store.answers[4:]:
+        answer.callback(1)
+    assert [read.value for read in reads] == [1, 1, 1]
+    stopped = parts.stopAtOnce()
+    store.closings[0].callback(None)
+    assert stopped.value is None
 
 
 # Stopping.
@@ -345,9 +397,8 @@ def test_queued_requests_are_answered_during_shutdown(parts: Parts) -> None:
     that wait for it.
     """
     parts.start()
-    parts.closeAtOnce()
     peer = parts.connect()
-    stopped = parts.stop()
+    stopped = parts.stopAtOnce()
     parts.clock.starting.callback(None)
     parts.clock.answers[0].callback("Something")
     assert [answer.status for answer in peer.answers] == [200]
@@ -430,37 +481,25 @@ def test_pending_connections_are_accepted(parts: Parts) -> None:
     stopped = parts.stop()
     assert parts.steps[:19] == ["connect"] * 19
     assert "close 80" in parts.steps[19:22]
-    parts.closeAtOnce()
+    parts.machine.ports[80].closed.callback(None)
+    parts.clock.closing.callback(None)
     parts.machine.advance(1)
     assert all(peer.closed for peer in peers)
     assert stopped.value is None
 
 
-@pytest.mark.parametrize(
-    ("error", "about"),
-    [
-        (Trouble("stuck"), "Trouble: stuck"),
-        (SystemExit(3), "SystemExit: 3"),
-        (None, "TimeoutError"),
-    ],
-)
-def test_a_clock_that_does_not_close_is_left_behind(
-    parts: Parts, error: BaseException | None, about: str
-) -> None:
+def test_a_clock_that_does_not_close_is_left_behind(parts: Parts) -> None:
     """
-    A module whose closing fails or takes too long does not stop the shutdown.
+    A module whose closing fails does not stop the shutdown.
     """
     parts.startReady()
     parts.machine.ports[80].closed.callback(None)
     with logged() as events:
         stopped = parts.stop()
-        if error is None:
-            parts.machine.advance(10)
-        else:
-            parts.clock.closing.errback(Failure(error))
+        parts.clock.closing.errback(Failure(Trouble("stuck")))
         assert stopped.value is None
     (text,) = textsOf(errorsIn(events))
-    assert f"clock: failed to close ({about}" in text
+    assert "clock: failed to close (Trouble: stuck)" in text
 
 
 def test_an_initialisation_without_requests_is_given_up(parts: Parts) -> None:
@@ -469,7 +508,7 @@ def test_an_initialisation_without_requests_is_given_up(parts: Parts) -> None:
     """
     parts.start()
     with logged() as events:
-        parts.stopAtOnce()
+        assert parts.stopAtOnce().value is None
     assert parts.clock.starting.called
     assert errorsIn(events) == []
     assert "Async module initialized" not in textsOf(events)
@@ -493,7 +532,9 @@ def test_repeated_stops_wait_for_one_shutdown(separate: Parts) -> None:
         cancelled = resultOf(second)
         second.cancel()
         assert not cancelled.pending
-        separate.closeAtOnce()
+        for port in separate.machine.ports.values():
+            port.closed.callback(None)
+        separate.clock.closing.callback(None)
         assert first.value is None
         assert separate.stop().value is None
     assert separate.steps == ["close 80", "close clock", "close 81"]
@@ -520,7 +561,7 @@ def test_systemd_is_notified(machine: Machine, tmp_path: Path) -> None:
         parts.server.announceStop()
         assert systemd.recv(4096) == b"STOPPING=1\nSTATUS=stopping"
         assert parts.steps == ["open 80", "initialize"]
-        parts.stopAtOnce()
+        assert parts.stopAtOnce().value is None
         with pytest.raises(BlockingIOError):
             systemd.recv(4096)
 
@@ -538,7 +579,7 @@ def test_by_default_all_pages_are_on_one_site(parts: Parts) -> None:
     for path in ("/say", *OPERATIONS):
         assert parts.status(path, 80) == 200, path
         assert path == "/" or f'href="{path}"' in page
-    parts.stopAtOnce()
+    assert parts.stopAtOnce().value is None
 
 
 def test_a_separate_site_has_the_pages_for_operators(separate: Parts) -> None:
@@ -557,7 +598,7 @@ def test_a_separate_site_has_the_pages_for_operators(separate: Parts) -> None:
     metrics = separate.ask("/metrics", 81).body
     assert b'route="(unknown)"' in metrics
     assert b'route="/livez"' in metrics
-    separate.stopAtOnce()
+    assert separate.stopAtOnce().value is None
 
 
 def test_a_separate_site_is_served_until_the_end(separate: Parts) -> None:
@@ -605,9 +646,7 @@ def test_messages_of_errors_are_for_operators(
     for path in ("/", "/readyz", "/startup"):
         assert b"Trouble" in bodies[path]
     assert json.loads(bodies["/startup"])["modules"][0]["name"] == "clock"
-    parts.closeAtOnce()
-    stopped = parts.stop()
-    assert stopped.value is None
+    assert parts.stopAtOnce().value is None
 
 
 # Signals.
@@ -665,7 +704,6 @@ def test_a_second_signal_skips_the_drain(
     signal.signal(signal.SIGINT, loop.interrupt)
     handleSignals(loop, parts.server)
     parts.start()
-    parts.closeAtOnce()
     peer = parts.connect()
     signal.raise_signal(first)
     # Inside a signal handler nothing but scheduling a call is safe.
@@ -674,7 +712,7 @@ def test_a_second_signal_skips_the_drain(
     loop.turn()
     assert loop.stopped == [how]
     assert b"stopping" in parts.askReady().body
-    stopped = parts.stop()
+    stopped = parts.stopAtOnce()
     assert stopped.pending
     signal.raise_signal(second)
     loop.turn()
