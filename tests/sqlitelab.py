@@ -42,16 +42,17 @@ __all__ = [
 
 SCHEMA = Schema(
     "things",
-    [
-        [
-            "CREATE TABLE things (id INTEGER PRIMARY KEY, name TEXT UNIQUE, "
-            "size INTEGER NOT NULL DEFAULT 1 CHECK (size > 0))",
-            "CREATE TABLE parts (name TEXT PRIMARY KEY, thing INTEGER "
-            "REFERENCES things (id) DEFERRABLE INITIALLY DEFERRED, "
-            "other INTEGER REFERENCES things (id))",
+    {
+        "sqlite": [
+            [
+                "CREATE TABLE things (id INTEGER PRIMARY KEY, name TEXT UNIQUE, "
+                "size INTEGER NOT NULL DEFAULT 1 CHECK (size > 0))",
+                "CREATE TABLE parts (name TEXT PRIMARY KEY, thing INTEGER "
+                "REFERENCES things (id) DEFERRABLE INITIALLY DEFERRED, "
+                "other INTEGER REFERENCES things (id))",
+            ]
         ]
-    ],
-    [[]],
+    },
 )
 
 ADD = Statement("INSERT INTO things (name) VALUES (?) RETURNING id")

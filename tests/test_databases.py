@@ -30,8 +30,16 @@ from .databases import errorOf, opened
 from .support import resultOf
 from .websupport import asynchronous
 
+
+def schema(part: str, *versions: list[str]) -> Schema:
+    """
+    A schema with the same steps for every kind.
+    """
+    return Schema(part, {"sqlite": versions, "postgresql": versions})
+
+
 MAKE = "CREATE TABLE things (name VARCHAR(9) UNIQUE NOT NULL, size INTEGER)"
-SCHEMA = Schema("things", sqlite=[[MAKE]], postgresql=[[MAKE]])
+SCHEMA = schema("things", [MAKE])
 
 ADD = Statement("INSERT INTO things (name, size) VALUES (?, ?)")
 RETURNING = Statement("INSERT INTO things (name) VALUES (?) RETURNING name, size")
@@ -81,8 +89,8 @@ async def test_each_type_is_read_as_it_was_written(url: str) -> None:
     if url.startswith("postgresql"):
         types = ("BIGINT", "BIGINT", "DOUBLE PRECISION", "BYTEA", "TEXT", "TEXT")
     columns = ", ".join(f"c{number} {kind}" for number, kind in enumerate(types))
-    steps = [[f"CREATE TABLE typed ({columns})"]]
-    async with opened(url, [Schema("typed", steps, steps)]) as database:
+    typed = schema("typed", [f"CREATE TABLE typed ({columns})"])
+    async with opened(url, [typed]) as database:
         await database.write(
             Statement("INSERT INTO typed VALUES (?, ?, ?, ?, ?, ?)"), *sent
         )
@@ -206,7 +214,7 @@ async def test_only_missing_steps_are_made(url: str) -> None:
     A newer program adds its steps; an older one refuses the newer tables.
     """
     more = "ALTER TABLE things ADD COLUMN colour VARCHAR(9)"
-    newer = Schema("things", [[MAKE], [more]], [[MAKE], [more]])
+    newer = schema("things", [MAKE], [more])
     async with opened(url, [SCHEMA]) as database:
         await database.write(ADD, "a", 1)
     for _ in range(2):
@@ -237,7 +245,7 @@ async def test_a_step_that_fails_changes_nothing(url: str) -> None:
     """
     Trying again would not help, and the message says what is wrong.
     """
-    bad = Schema("bad", [[MAKE, "nonsense"]], [[MAKE, "nonsense"]])
+    bad = schema("bad", [MAKE, "nonsense"])
     with pytest.raises(DatabaseRefused, match="nonsense"):
         async with opened(url, [bad]):
             pass

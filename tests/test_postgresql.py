@@ -35,7 +35,7 @@ from .networks import Relay, blackHole, relaying
 from .websupport import asynchronous, errorsIn, logged, textsOf
 
 MAKE = "CREATE TABLE things (name TEXT)"
-SCHEMA = Schema("things", sqlite=[[MAKE]], postgresql=[[MAKE]])
+SCHEMA = Schema("things", {"postgresql": [[MAKE]]})
 
 ONE = Statement("SELECT 1")
 SLEEP = Statement("SELECT 1 FROM pg_sleep(?)")

@@ -52,7 +52,7 @@ class LateDatabase:
 
     def __init__(self) -> None:
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
-        for step in schemaOf().sqlite[0]:
+        for step in schemaOf().versions["sqlite"][0]:
             self.connection.execute(step)
         self.asked: list[str] = []
         self.late = False

@@ -806,7 +806,7 @@ def test_the_schema_is_brought_up_to_date(lab: Lab) -> None:
     lab.together(database, (ADD, "one"))
     lab.end(database)
     more = ["ALTER TABLE things ADD COLUMN color TEXT DEFAULT 'red'"]
-    newer = Schema("things", [*SCHEMA.sqlite, more], [[], []])
+    newer = Schema("things", {"sqlite": [*SCHEMA.versions["sqlite"], more]})
     database = Database(lab, f"sqlite:{lab.path}", [newer])
     opening = resultOf(database.initialize())
     lab.work(opening)

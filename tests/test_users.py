@@ -36,7 +36,7 @@ class MemoryDatabase:
     def __init__(self) -> None:
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
         self.afterRead: Callable[[], object] | None = None
-        for step in SCHEMA.sqlite:
+        for step in SCHEMA.versions["sqlite"]:
             for statement in step:
                 self.connection.execute(statement)
 

@@ -14,13 +14,13 @@ from .interface import (
     DatabaseRefused,
     DatabaseUnavailable,
     IDatabase,
-    Location,
     Row,
     Schema,
     Settings,
     Statement,
     UniqueViolated,
 )
+from .location import Location
 
 __all__ = [
     "ConstraintViolated",

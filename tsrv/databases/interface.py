@@ -14,11 +14,10 @@ was not, and trying again would not help.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeAlias
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, Final, Literal, TypeAlias
 
 from twisted.internet.defer import Deferred
 
@@ -30,9 +29,8 @@ __all__ = [
     "DatabaseError",
     "DatabaseRefused",
     "DatabaseUnavailable",
-    "Engine",
     "IDatabase",
-    "Location",
+    "Kind",
     "OutcomeUnknown",
     "Row",
     "Schema",
@@ -40,6 +38,10 @@ __all__ = [
     "Statement",
     "UniqueViolated",
 ]
+
+Kind: TypeAlias = Literal["sqlite", "postgresql"]
+
+RETRY_AFTER_SECONDS: Final = 1.0
 
 Row: TypeAlias = tuple[Any, ...]
 """
@@ -85,10 +87,8 @@ class DatabaseUnavailable(Unavailable):
     @ivar code: The SQLSTATE, or the name of SQLite's extended result code.
     """
 
-    def __init__(
-        self, message: str, retryAfter: float | None = None, code: str = ""
-    ) -> None:
-        super().__init__(message, retryAfter)
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message, RETRY_AFTER_SECONDS)
         self.code = code
 
 
@@ -119,14 +119,16 @@ class Schema:
     The tables of one part of the program, and how they are made.
 
     @ivar part: The name under which the database remembers the version.
-    @ivar sqlite: For each version, beginning with 1, the statements that make it
-        from the version before.
-    @ivar postgresql: The same for PostgreSQL, with as many versions.
+    @ivar versions: For each kind of database, and each version beginning with 1, the
+        statements that make it from the version before.
     """
 
     part: str
-    sqlite: Sequence[Sequence[str]]
-    postgresql: Sequence[Sequence[str]]
+    versions: Mapping[Kind, Sequence[Sequence[str]]]
+
+    def __post_init__(self) -> None:
+        if len(set(map(len, self.versions.values()))) > 1:
+            raise ValueError(f"{self.part}: every kind needs as many versions")
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,10 @@ class Settings:
 
     @ivar connections: Maximum number of connections; SQLite has one more, to write.
     @ivar statementTimeout: Maximum time for one statement, in seconds.
-    @ivar connectTimeout: Maximum time to connect, in seconds; also for an idle
-        connection to show that the server is still there, and for SQLite to wait
-        until another process unlocks the file.
+    @ivar connectTimeout: Maximum time for the database to show that it is there, in
+        seconds: to connect; for an idle connection to answer; for another process to
+        unlock SQLite's file; and for SQLite to stop at the end of
+        C{statementTimeout}, before its disk counts as stalled.
     @ivar limit: Maximum number of calls that wait for a connection. One more fails
         with L{DatabaseUnavailable}.
     """
@@ -192,109 +195,4 @@ class IDatabase(IAsyncModule):
         Fail queued calls with L{DatabaseUnavailable}, let calls in progress finish
         within their time limit, and close all connections. It may be called at any
         time, and repeatedly.
-        """
-
-
-@dataclass(frozen=True)
-class Location:
-    """
-    Where a database is. Its representations do not show a password.
-
-    @ivar kind: The kind of the database.
-    @ivar target: The path of SQLite's file, or the URL for PostgreSQL, which may
-        contain a password.
-    """
-
-    kind: Literal["sqlite", "postgresql"]
-    target: str = field(repr=False)
-
-    @classmethod
-    def parse(cls, url: str) -> Location:
-        """
-        @param url: C{sqlite:PATH}, or C{postgresql://USER:PASSWORD@HOST/NAME} as
-            libpq understands it.
-        @return: The location.
-        @raise ValueError: The URL is neither. The message does not repeat it.
-        """
-        scheme, _, rest = url.strip().partition(":")
-        if scheme == "sqlite" and rest.removeprefix("//"):
-            path = rest.removeprefix("//")
-            if "\0" not in path and path != ":memory:":
-                return cls("sqlite", path)
-        elif scheme in ("postgresql", "postgres") and rest.startswith("//"):
-            user, _, _ = rest[2:].rpartition("@")
-            # libpq and urllib disagree about the end of such a password, and would
-            # show what is behind it.
-            if "#" in rest or set(user) & set("/?@[]"):
-                raise ValueError(
-                    "special characters in the URL of a database have to be written "
-                    "as %XX: # as %23, / as %2F, ? as %3F, @ as %40"
-                )
-            try:
-                urlsplit(url.strip())
-            except ValueError:
-                pass
-            else:
-                return cls("postgresql", f"postgresql:{rest}")
-        raise ValueError(
-            "the URL of a database is sqlite:PATH or "
-            "postgresql://USER:PASSWORD@HOST:PORT/NAME"
-        )
-
-    @property
-    def hasPassword(self) -> bool:
-        """
-        Whether the URL is a secret.
-        """
-        if self.kind == "sqlite":
-            return False
-        split = urlsplit(self.target)
-        return ":" in split.netloc.rpartition("@")[0] or any(
-            name in ("password", "sslpassword") for name, _ in parse_qsl(split.query)
-        )
-
-    def __str__(self) -> str:
-        if self.kind == "sqlite":
-            return f"sqlite:{self.target}"
-        split = urlsplit(self.target)
-        user, at, host = split.netloc.rpartition("@")
-        return f"postgresql://{user.partition(':')[0]}{at}{host}{split.path}"
-
-
-class Engine(Protocol):
-    """
-    One kind of database: L{IDatabase}'s methods on connections that are opened once
-    and closed once.
-
-    @ivar stuck: Number of threads that do not return, and that nobody waits for.
-    """
-
-    stuck: int
-
-    def open(self) -> Deferred[None]:
-        """
-        Connect, and bring the schema up to date.
-
-        @return: A Deferred that fails with L{DatabaseRefused} or
-            L{DatabaseUnavailable}. If it fails or is cancelled, nothing stays open.
-        """
-
-    def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
-        """
-        Carry out a statement that changes nothing.
-        """
-
-    def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
-        """
-        Carry out a statement that changes something, as a transaction.
-        """
-
-    def whenLost(self) -> Deferred[None]:
-        """
-        Wait until the database can no longer be used.
-        """
-
-    def close(self) -> Deferred[None]:
-        """
-        Close all connections, those in use when their calls have finished.
         """

@@ -9,7 +9,6 @@ lends one connection to several clients, cannot confuse two statements.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
@@ -19,13 +18,14 @@ from psycopg import generators, pq
 from psycopg.abc import PQGen
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.types.numeric import Int8Dumper
-from twisted.internet.defer import Deferred
 
-from .interface import DatabaseError, OutcomeUnknown, Row
-from .sqlstate import READ_ONLY, UNKNOWN_OUTCOME, errorOf, unavailable
+from ..errors import OutcomeUnknown
+from .engine import Call
+from .interface import DatabaseError, DatabaseUnavailable, Row
+from .sqlstate import READ_ONLY, UNKNOWN_OUTCOME, errorOf
 from .twistedpsycopg import Connection
 
-__all__ = ["Call", "PooledConnection"]
+__all__ = ["PooledConnection"]
 
 MAX_PREPARED_STATEMENTS: Final = 100
 """
@@ -47,54 +47,6 @@ _TUPLES: Final = pq.ExecStatus.TUPLES_OK
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 
 Results = list[pq.abc.PGresult]
-
-
-class Call:
-    """
-    A statement that a caller waits for.
-
-    @ivar answer: The Deferred of the caller; L{None} once it has fired.
-    @ivar isSent: Whether the statement may have reached the server.
-    @ivar onCancel: Called with the call if the caller gives up while it is queued.
-    """
-
-    __slots__ = ("answer", "isSent", "isWrite", "onCancel", "parameters", "sql")
-
-    def __init__(self, sql: str, parameters: tuple[object, ...], isWrite: bool) -> None:
-        """
-        @param sql: The statement, with numbered parameters.
-        """
-        self.sql = sql
-        self.parameters = parameters
-        self.isWrite = isWrite
-        self.isSent = False
-        self.onCancel: Callable[[Call], object] | None = None
-        self.answer: Deferred[list[Row]] | None = Deferred(self._cancelled)
-
-    def _cancelled(self, answer: Deferred[list[Row]]) -> None:
-        self.answer = None
-        if self.onCancel is not None:
-            self.onCancel(self)
-
-    def settle(self, outcome: list[Row] | Exception) -> None:
-        """
-        Fire the answer, unless the caller has given up.
-        """
-        answer, self.answer = self.answer, None
-        if answer is None:
-            return
-        if isinstance(outcome, Exception):
-            answer.errback(outcome)
-        else:
-            answer.callback(outcome)
-
-    def interrupted(self, reason: str) -> Exception:
-        """
-        @return: The error for a call that gets no answer from the server.
-        """
-        if self.isSent and self.isWrite:
-            return OutcomeUnknown("write")
-        return unavailable(reason)
 
 
 class PooledConnection:
@@ -135,14 +87,15 @@ class PooledConnection:
             return self._outcome(call, results)
         except Exception as error:
             if connection.closed:
-                return call.interrupted(f"the connection was lost: {error}")
+                return _interrupted(call, f"the connection was lost: {error}")
             if call.isSent and call.isWrite:
                 # psycopg cannot convert a column of an answer.
                 return OutcomeUnknown("write")
             # psycopg cannot convert a parameter; its message may repeat it.
             code = getattr(error, "sqlstate", None) or "22000"
             reason = type(error).__name__
-            return DatabaseError(f"cannot carry out: {call.sql}: {reason}", code)
+            text = f"cannot carry out: {call.statement.sql}: {reason}"
+            return DatabaseError(text, code)
 
     def _execute(self, call: Call) -> PQGen[Results]:
         results: Results = yield from self._send(call)
@@ -155,6 +108,7 @@ class PooledConnection:
     def _send(self, call: Call) -> PQGen[Results]:
         pgconn, transformer = self.connection.pgconn, self._transformer
         results: Results
+        sql = call.statement.numbered
         count = len(call.parameters)
         if count > MAX_PARAMETERS:
             raise psycopg.DataError("too many parameters")
@@ -162,22 +116,22 @@ class PooledConnection:
         types, formats = transformer.types, transformer.formats
         # If the server has closed the connection, nothing has been sent.
         pgconn.consume_input()
-        name = _nameOf(call.sql, types)
+        name = _nameOf(sql, types)
         hasRoom = self._canPrepare and len(self._prepared) < MAX_PREPARED_STATEMENTS
         if hasRoom and name not in self._prepared:
-            pgconn.send_prepare(name, call.sql.encode(), types)
+            pgconn.send_prepare(name, sql.encode(), types)
             results = yield from generators.execute(pgconn)
             if _codeOf(results) is not None:
                 return results
             self._prepared.add(name)
-        if call.answer is None:
+        if call.answer.called:
             # The caller gave up.
             return []
         call.isSent = True
         if name in self._prepared:
             pgconn.send_query_prepared(name, values, formats)
         else:
-            pgconn.send_query_params(call.sql.encode(), values, types, formats)
+            pgconn.send_query_params(sql.encode(), values, types, formats)
         results = yield from generators.execute(pgconn)
         return results
 
@@ -198,12 +152,18 @@ class PooledConnection:
                     isUnknown = isUnknown or isPooler or result is not results[0]
                 if error.code == READ_ONLY:
                     connection.abort("the server accepts no writes")
-                return call.interrupted(str(error)) if isUnknown else error
+                return _interrupted(call, str(error)) if isUnknown else error
         if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             # COPY, or a transaction that is left open: the server rolls it back.
-            connection.abort(f"not a statement of its own: {call.sql}")
+            connection.abort(f"not a statement of its own: {call.statement.sql}")
             return DatabaseError(connection.lossReason, "0A000")
         return rows
+
+
+def _interrupted(call: Call, reason: str) -> Exception:
+    if call.isSent and call.isWrite:
+        return OutcomeUnknown("write")
+    return DatabaseUnavailable(reason)
 
 
 def _codeOf(results: Results) -> bytes | None:

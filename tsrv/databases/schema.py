@@ -8,24 +8,39 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from collections.abc import Generator, Iterable, Sequence
+from typing import Final
 
-from .interface import DatabaseRefused, Row, Schema, Statement
+from .interface import DatabaseRefused, Kind, Row, Schema, Statement
 
-__all__ = ["CREATE", "VERSIONS", "Step", "stepsTo"]
+__all__ = ["upgrade"]
 
-Step = tuple[Statement, Sequence[object]]
+Steps = Generator[tuple[Statement, Sequence[object]], list[Row] | None, None]
 """
-A statement and its parameters.
+Statements with their parameters; the generator is sent the rows of each.
 """
 
-CREATE: Final = Statement(
+POSTGRESQL_LOCK: Final = 0x74737276
+"""
+The number of the advisory lock that processes hold while they update the schema.
+"""
+
+_EXISTS: Final = {
+    "sqlite": "SELECT count(*) FROM sqlite_master WHERE name = 'tsrv_schema'",
+    "postgresql": "SELECT count(to_regclass('tsrv_schema'))",
+}
+
+_LOCK: Final = {
+    "sqlite": ["BEGIN IMMEDIATE"],
+    "postgresql": ["BEGIN", f"SELECT pg_advisory_xact_lock({POSTGRESQL_LOCK})"],
+}
+
+_CREATE: Final = (
     "CREATE TABLE IF NOT EXISTS tsrv_schema "
     "(part TEXT PRIMARY KEY, version INTEGER NOT NULL)"
 )
 
-VERSIONS: Final = Statement("SELECT part, version FROM tsrv_schema")
+_VERSIONS: Final = Statement("SELECT part, version FROM tsrv_schema")
 
 _RECORD: Final = Statement(
     "INSERT INTO tsrv_schema (part, version) VALUES (?, ?) "
@@ -33,22 +48,29 @@ _RECORD: Final = Statement(
 )
 
 
-def stepsTo(
-    schemas: Iterable[Schema],
-    kind: Literal["sqlite", "postgresql"],
-    versions: Iterable[Row],
-) -> list[Step]:
+def upgrade(schemas: Sequence[Schema], kind: Kind) -> Steps:
     """
-    @param schemas: The tables that have to exist.
-    @param kind: The kind of the database.
-    @param versions: The rows of L{VERSIONS}.
-    @return: The missing steps, in order.
+    Bring the tables up to date.
+
+    @return: What to carry out, in order.
     @raise DatabaseRefused: A newer program has changed the database.
     """
-    steps: list[Step] = []
-    current: dict[str, int] = {row[0]: row[1] for row in versions}
+    exists = yield Statement(_EXISTS[kind]), ()
+    versions = (yield _VERSIONS, ()) if exists == [(1,)] else []
+    if next(_missing(schemas, kind, versions or []), None) is None:
+        # There is no need to wait for the lock.
+        return
+    for sql in (*_LOCK[kind], _CREATE):
+        yield Statement(sql), ()
+    versions = yield _VERSIONS, ()
+    yield from _missing(schemas, kind, versions or [])
+    yield Statement("COMMIT"), ()
+
+
+def _missing(schemas: Sequence[Schema], kind: Kind, rows: Iterable[Row]) -> Steps:
+    current = {row[0]: row[1] for row in rows}
     for schema in schemas:
-        known = schema.sqlite if kind == "sqlite" else schema.postgresql
+        known = schema.versions[kind]
         version = current.get(schema.part, 0)
         if version > len(known):
             raise DatabaseRefused(
@@ -56,7 +78,7 @@ def stepsTo(
                 f"newer tsrv; this one knows {len(known)}: upgrade tsrv"
             )
         for statements in known[version:]:
-            steps.extend((Statement(sql), ()) for sql in statements)
+            for sql in statements:
+                yield Statement(sql), ()
         if version < len(known):
-            steps.append((_RECORD, (schema.part, len(known))))
-    return steps
+            yield _RECORD, (schema.part, len(known))

@@ -32,31 +32,38 @@ batches that have begun finish.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 
-from ..queuing.waiters import Waiters
-from .interface import DatabaseUnavailable, Row, Schema, Settings, Statement
-from .sqlitefile import Connection, File, unavailable
-from .sqlitethread import Batch, Call, Reads, Writes, refusedError
+from .engine import Call, Engine, Queue
+from .interface import DatabaseUnavailable, Schema, Settings
+from .sqlitefile import Connection, File
+from .sqlitethread import Batch, Reads, Writes, refusedError
 
 __all__ = ["SQLite"]
 
-_log = Logger("tsrv.databases")
+MAX_STUCK_THREADS: Final = 8
+"""
+Maximum number of threads that may be blocked on the stalled disk of one file.
+"""
+
+_stuckThreads: Final[Counter[str]] = Counter()
+"""
+The number of threads that are blocked, for each path.
+"""
 
 _MAX_BATCH_SIZE: Final = 256
 _MAX_GATHERING_SECONDS: Final = 0.01
 _SLOW_AFTER_SECONDS: Final = 0.02
 _WATCH_SECONDS: Final = 0.1
 _REPEAT_WARNING_SECONDS: Final = 60.0
-_MAX_WAITERS: Final = 10_000
 _STALLED: Final = "the disk does not answer"
 
 
@@ -135,7 +142,7 @@ class _ConnectionThread:
     def _ended(self) -> None:
         self._thread.join()
         if self.isStuck:
-            self._role.engine.stuck -= 1
+            _stuckThreads[self._role.engine.path] -= 1
         else:
             self._timer.cancel()
             self._role.engine.forget(self)
@@ -177,9 +184,9 @@ class _ConnectionThread:
             self._connection.interrupt()
         else:
             self.isStuck = True
-            self._role.engine.stuck += 1
+            _stuckThreads[self._role.engine.path] += 1
             self.close()
-            self._finish(unavailable(_STALLED))
+            self._finish(DatabaseUnavailable(_STALLED))
             self._role.engine.forget(self)
 
 
@@ -199,7 +206,7 @@ class _Role:
         self.engine = engine
         self.name = name
         self.openConnection = openConnection
-        self.waiting: OrderedDict[Call, None] = OrderedDict()
+        self.queue = Queue()
         self.threads: list[_ConnectionThread] = []
         self._reactor = engine.reactor
         self._makeBatch = makeBatch
@@ -216,22 +223,27 @@ class _Role:
         try:
             thread = _ConnectionThread(self)
         except RuntimeError as error:
-            return fail(unavailable(f"cannot start a thread: {error}"))
+            raise DatabaseUnavailable(f"cannot start a thread: {error}") from None
         self.threads.append(thread)
         return thread.open()
 
-    def gather(self) -> None:
-        if self.waiting and self._gathering is None:
+    def add(self, call: Call) -> None:
+        call.queue = self.queue
+        self.queue[call] = inf
+        self._gather()
+
+    def _gather(self) -> None:
+        if self.queue and self._gathering is None:
             self._gatheringSince = self._reactor.seconds()
             self._gatherForOneTurn()
 
     def _gatherForOneTurn(self) -> None:
-        self._gathered = len(self.waiting)
+        self._gathered = len(self.queue)
         self._gathering = self._reactor.callLater(0, self._gatherMore)
 
     def _gatherMore(self) -> None:
         self._gathering = None
-        waiting = len(self.waiting)
+        waiting = len(self.queue)
         # Clients whose calls are about to be settled may come back with more.
         isMoreExpected = bool(self._finished) or waiting > self._gathered
         seconds = self._reactor.seconds() - self._gatheringSince
@@ -249,10 +261,10 @@ class _Role:
             elif not thread.isSlow:
                 # That thread is soon idle.
                 return
-        if idle is not None and self.waiting:
-            count = min(len(self.waiting), _MAX_BATCH_SIZE)
-            calls = [self.waiting.popitem(last=False)[0] for _ in range(count)]
-            idle.carryOut(self._makeBatch(calls, list(self.waiting)))
+        if idle is not None and self.queue:
+            count = min(len(self.queue), _MAX_BATCH_SIZE)
+            calls = [self.queue.popitem(last=False)[0] for _ in range(count)]
+            idle.carryOut(self._makeBatch(calls, list(self.queue)))
 
     def takeBack(self, batch: Batch) -> None:
         finished = batch.takeFinished()
@@ -263,10 +275,10 @@ class _Role:
     def _putBack(self, batch: Batch) -> None:
         for call in reversed(batch.takeBack()):
             if not call.answer.called:
-                self.waiting[call] = None
-                self.waiting.move_to_end(call, last=False)
+                self.queue[call] = inf
+                self.queue.move_to_end(call, last=False)
         if self.engine.isOver:
-            self.failWaiting()
+            self.engine.failQueued()
 
     def finish(self, batch: Batch, error: Exception | None) -> None:
         if error is None:
@@ -276,29 +288,29 @@ class _Role:
             calls = batch.giveUp(_STALLED if stalled else type(error).__name__)
         if batch.refused:
             # The calls behind the batch have waited as long for the lock.
-            behind = [call for call in batch.behind if call in self.waiting]
+            behind = [call for call in batch.behind if call in self.queue]
             for call in (*batch.takeBack(), *behind):
-                self.waiting.pop(call, None)
-                call.error = refusedError(batch.refused)
+                self.queue.pop(call, None)
+                call.outcome = refusedError(batch.refused)
                 calls.append(call)
         self._putBack(batch)
         if batch.lost:
             # whenLost() fires before any call fails.
-            self._settle([call for call in calls if call.error is None])
+            self._settle([call for call in calls if not call.hasFailed])
             self.engine.lose(batch.lost)
         else:
             self._warnAbout(calls)
-            self.gather()
+            self._gather()
         self._settle(calls)
 
     def _warnAbout(self, calls: Sequence[Call]) -> None:
         for call in calls:
-            if isinstance(call.error, DatabaseUnavailable):
-                now, code = self._reactor.seconds(), call.error.code
+            if isinstance(call.outcome, DatabaseUnavailable):
+                now, code = self._reactor.seconds(), call.outcome.code
                 isRecent = 0 <= now - self._warnedAt < _REPEAT_WARNING_SECONDS
                 if code != self._lastWarning or not isRecent:
                     self._lastWarning, self._warnedAt = code, now
-                    _log.warn("{reason}", reason=call.error)
+                    self.engine.log.warn("{reason}", reason=call.outcome)
                 return
 
     def _settle(self, calls: Sequence[Call]) -> None:
@@ -324,102 +336,54 @@ class _Role:
         for thread in self.threads:
             thread.close()
 
-    def failWaiting(self) -> None:
-        while self.waiting:
-            call, _ = self.waiting.popitem(last=False)
-            call.error = unavailable(self.engine.whyUnusable)
-            call.settle()
 
-
-class SQLite:
+class SQLite(Engine):
     """
-    The connections to one file of SQLite, opened once and closed once.
+    The connections to one file of SQLite.
     """
 
     def __init__(
-        self,
-        reactor: Any,
-        path: str,
-        schemas: Iterable[Schema] = (),
-        settings: Settings | None = None,
+        self, reactor: Any, path: str, schemas: Iterable[Schema], settings: Settings
     ) -> None:
         """
-        @param reactor: Provides time, and the thread to come back to.
         @param path: The path of the file, which is created if it does not exist.
         @param schemas: The tables to create or upgrade.
-        @param settings: How the database is used.
         """
-        self.reactor = reactor
-        self.settings = settings = settings or Settings()
+        super().__init__(reactor, settings)
+        self.path = path
         self.file = file = File(path, tuple(schemas), settings)
-        self.stuck = 0
-        self.isOver = False
         self._writes = _Role(self, "writer", file.openWriter, Writes, settledPerTurn=3)
         self._reads = _Role(self, "reader", file.openReader, Reads, settledPerTurn=16)
-        self.whyUnusable = "the database is not open"
-        self._lost = Waiters(_MAX_WAITERS, "for the loss of the database")
-        self._closed = Waiters(_MAX_WAITERS, "for the database to close")
+        self.queues = [self._writes.queue, self._reads.queue]
 
-    def open(self) -> Deferred[None]:
+    async def connect(self) -> None:
         """
         Open the file, and bring its schema up to date.
         """
-        return Deferred.fromCoroutine(self._open())
+        if (stuck := _stuckThreads[self.path]) >= MAX_STUCK_THREADS:
+            raise DatabaseUnavailable(f"{stuck} threads wait for a stalled disk")
+        readers = max(1, self.settings.connections)
+        for role in (self._writes, *readers * (self._reads,)):
+            await role.startThread()
 
-    async def _open(self) -> None:
-        try:
-            readers = max(1, self.settings.connections)
-            for role in (self._writes, *readers * (self._reads,)):
-                await role.startThread()
-                if self.isOver:
-                    raise unavailable(self.whyUnusable)
-        except CancelledError:
-            self._end("the database is closed")
-            raise
-        except Exception:
-            await self.close()
-            raise
-        self.whyUnusable = ""
+    def accept(self, call: Call) -> None:
+        """
+        Put a call into the queue of its role.
+        """
+        (self._writes if call.isWrite else self._reads).add(call)
 
-    def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
+    def stop(self) -> None:
         """
-        Carry out a statement that changes nothing.
+        Settle the calls that have finished, and let the threads end.
         """
-        return self._ask(self._reads, statement, parameters)
+        self._writes.end()
+        self._reads.end()
 
-    def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
+    def isClosed(self) -> bool:
         """
-        Carry out a statement that changes something.
+        Return whether all threads have ended or were given up.
         """
-        return self._ask(self._writes, statement, parameters)
-
-    def _ask(
-        self, role: _Role, statement: Statement, parameters: tuple[object, ...]
-    ) -> Deferred[list[Row]]:
-        if self.whyUnusable:
-            return fail(unavailable(self.whyUnusable))
-        limit = self.settings.limit
-        if len(self._reads.waiting) + len(self._writes.waiting) >= limit:
-            return fail(unavailable(f"{limit} statements are waiting already"))
-        call = Call(statement, parameters, role.waiting)
-        role.waiting[call] = None
-        role.gather()
-        return call.answer
-
-    def whenLost(self) -> Deferred[None]:
-        """
-        Return a Deferred that fires when the database is lost or closed.
-        """
-        return succeed(None) if self.isOver else self._lost.wait()
-
-    def close(self) -> Deferred[None]:
-        """
-        End everything, and wait for all threads that are not stuck.
-        """
-        self._end("the database is closed")
-        if self._writes.threads or self._reads.threads:
-            return self._closed.wait()
-        return succeed(None)
+        return not self._writes.threads and not self._reads.threads
 
     def forget(self, thread: _ConnectionThread) -> None:
         """
@@ -428,23 +392,4 @@ class SQLite:
         for role in (self._writes, self._reads):
             if thread in role.threads:
                 role.threads.remove(thread)
-        if not self._writes.threads and not self._reads.threads:
-            self._closed.succeed()
-
-    def lose(self, reason: str) -> None:
-        """
-        End everything, because only new connections can help.
-        """
-        if not self.isOver:
-            _log.warn("Lost the database: {reason}", reason=reason)
-            self._end("the database was lost")
-
-    def _end(self, why: str) -> None:
-        if not self.isOver:
-            self.isOver = True
-            self.whyUnusable = why
-            self._writes.end()
-            self._reads.end()
-            self._lost.succeed()
-            self._writes.failWaiting()
-            self._reads.failWaiting()
+        self.checkClosed()

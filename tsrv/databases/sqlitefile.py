@@ -17,8 +17,8 @@ from threading import Event
 from time import monotonic
 from typing import Final
 
-from .interface import DatabaseRefused, DatabaseUnavailable, Schema, Settings
-from .schema import CREATE, VERSIONS, stepsTo
+from .interface import DatabaseRefused, DatabaseUnavailable, Row, Schema, Settings
+from .schema import upgrade
 
 __all__ = [
     "TEMPORARY",
@@ -26,10 +26,7 @@ __all__ = [
     "File",
     "FileMoved",
     "nameOf",
-    "unavailable",
 ]
-
-_RETRY_AFTER_SECONDS: Final = 1.0
 
 TEMPORARY: Final = re.compile(
     "SQLITE_(ABORT|BUSY|FULL|INTERRUPT|IOERR|LOCKED|NOMEM|PROTOCOL|SCHEMA)|FileMoved|"
@@ -66,13 +63,6 @@ def nameOf(error: BaseException) -> str:
         return errno.errorcode.get(error.errno or 0, "OSError")
     name: str = getattr(error, "sqlite_errorname", type(error).__name__)
     return name
-
-
-def unavailable(message: str, code: str = "") -> DatabaseUnavailable:
-    """
-    Return an error that passes.
-    """
-    return DatabaseUnavailable(message, _RETRY_AFTER_SECONDS, code)
 
 
 def _identityOf(path: str) -> tuple[int, int]:
@@ -170,7 +160,7 @@ class File:
         reason = error.strerror if isinstance(error, OSError) else error
         text = f"cannot open {self._given}: {reason} ({name})"
         if TEMPORARY.match(name):
-            return unavailable(text, name)
+            return DatabaseUnavailable(text, name)
         advice = _ADVICE.get(name, "check the permissions of file and directory")
         return DatabaseRefused(f"{text}: {advice}", name)
 
@@ -227,21 +217,10 @@ class File:
                     raise
 
     def _upgrade(self, opened: sqlite3.Connection) -> None:
-        execute = opened.execute
-        try:
-            versions = execute(VERSIONS.sql).fetchall()
-        except sqlite3.OperationalError as error:
-            if nameOf(error) != "SQLITE_ERROR":
-                raise
-            # The table of versions does not exist.
-        else:
-            if not stepsTo(self._schemas, "sqlite", versions):
-                # No need to wait for the lock.
-                return
         # Closing the connection rolls back what an error leaves behind.
-        execute("BEGIN IMMEDIATE")
-        execute(CREATE.sql)
-        versions = execute(VERSIONS.sql).fetchall()
-        for statement, parameters in stepsTo(self._schemas, "sqlite", versions):
-            execute(statement.sql, tuple(parameters))
-        execute("COMMIT")
+        steps = upgrade(self._schemas, "sqlite")
+        rows: list[Row] | None = None
+        with suppress(StopIteration):
+            while True:
+                statement, parameters = steps.send(rows)
+                rows = opened.execute(statement.sql, tuple(parameters)).fetchall()

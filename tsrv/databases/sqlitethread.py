@@ -17,25 +17,23 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
-from twisted.internet.defer import Deferred
-
+from ..errors import OutcomeUnknown
+from .engine import Call
 from .interface import (
     ConstraintViolated,
     DatabaseError,
     DatabaseUnavailable,
-    OutcomeUnknown,
-    Row,
     Statement,
     UniqueViolated,
 )
-from .sqlitefile import TEMPORARY, File, FileMoved, nameOf, unavailable
+from .sqlitefile import TEMPORARY, File, FileMoved, nameOf
 
-__all__ = ["Batch", "Call", "Reads", "Writes", "refusedError"]
+__all__ = ["Batch", "Reads", "Writes", "refusedError"]
 
 _NEEDS_NEW_CONNECTION: Final = re.compile(
     # Plain READONLY is a statement of read() that tried to write.
@@ -71,7 +69,7 @@ def refusedError(code: str) -> DatabaseUnavailable:
     Return the error of a statement that cannot be carried out now.
     """
     text = f"the database cannot carry out a statement now ({code})"
-    return unavailable(text, code)
+    return DatabaseUnavailable(text, code)
 
 
 def _errorOf(error: BaseException, statement: Statement) -> Exception:
@@ -85,47 +83,6 @@ def _errorOf(error: BaseException, statement: Statement) -> Exception:
     # But the name of a missing table or column comes from the statement.
     detail = f": {error}" if str(error).startswith("no such ") else ""
     return DatabaseError(f"cannot carry out ({name}{detail}): {statement.sql}", name)
-
-
-class Call:
-    """
-    One statement, and its outcome.
-
-    @ivar answer: The Deferred that the caller has.
-    @ivar rows: The result.
-    @ivar error: The error, instead of a result.
-    """
-
-    __slots__ = ("_waiting", "answer", "error", "parameters", "rows", "statement")
-
-    def __init__(
-        self,
-        statement: Statement,
-        parameters: tuple[object, ...],
-        waiting: OrderedDict[Call, None],
-    ) -> None:
-        """
-        @param waiting: The queue that it leaves when the caller cancels it.
-        """
-        self.statement = statement
-        self.parameters = parameters
-        self.rows: list[Row] = []
-        self.error: Exception | None = None
-        self.answer: Deferred[list[Row]] = Deferred(self._leave)
-        self._waiting = waiting
-
-    def _leave(self, answer: Deferred[list[Row]]) -> None:
-        self._waiting.pop(self, None)
-
-    def settle(self) -> None:
-        """
-        Tell the outcome to the caller, unless the caller knows it or cancelled.
-        """
-        if not self.answer.called:
-            if self.error is None:
-                self.answer.callback(self.rows)
-            else:
-                self.answer.errback(self.error)
 
 
 class Batch:
@@ -181,15 +138,14 @@ class Batch:
         self.lost = reason
         calls = self.takeFinished()
         for call in self.takeBack():
-            call.error = refusedError(reason)
+            call.outcome = refusedError(reason)
             calls.append(call)
         for call in self._unfinished:
-            call.error = self._unknownOutcome(reason)
+            # A read has changed nothing.
+            error = OutcomeUnknown("write") if call.isWrite else refusedError(reason)
+            call.outcome = error
             calls.append(call)
         return calls
-
-    def _unknownOutcome(self, reason: str) -> Exception:
-        return OutcomeUnknown("write")
 
     def _next(self) -> Iterator[Call]:
         try:
@@ -224,9 +180,9 @@ class Reads(Batch):
         execute = connection.execute
         for call in self._next():
             try:
-                call.rows = execute(call.statement.sql, call.parameters).fetchall()
+                call.outcome = execute(call.statement.sql, call.parameters).fetchall()
             except Exception as error:
-                call.error = _errorOf(error, call.statement)
+                call.outcome = _errorOf(error, call.statement)
                 self._noteLoss(error)
             self._finished.append(call)
             if connection.in_transaction:
@@ -234,10 +190,6 @@ class Reads(Batch):
                 connection.rollback()
             if self.lost:
                 break
-
-    def _unknownOutcome(self, reason: str) -> Exception:
-        # It has changed nothing.
-        return refusedError(reason)
 
 
 class Writes(Batch):
@@ -291,8 +243,6 @@ class Writes(Batch):
             constraint = committing and _CONSTRAINT.match(nameOf(error))
             isOfOneCall = constraint or isinstance(error, _HalfDone)
             if isOfOneCall and len(calls) > 1 and not (self.stopped or self.lost):
-                for call in calls:
-                    call.error = None
                 self._todo.extendleft(reversed(calls))
                 return False
             self._fail(calls, error, committing)
@@ -303,9 +253,9 @@ class Writes(Batch):
         execute, changes = connection.execute, connection.total_changes
         try:
             # No variable keeps the cursor: the changes count when it is gone.
-            call.rows = execute(call.statement.sql, call.parameters).fetchall()
+            call.outcome = execute(call.statement.sql, call.parameters).fetchall()
         except Exception as error:
-            call.error = _errorOf(error, call.statement)
+            call.outcome = _errorOf(error, call.statement)
             self._noteLoss(error)
             if self.lost or not connection.in_transaction:
                 raise _RolledBack from None
@@ -325,6 +275,6 @@ class Writes(Batch):
         if unknown:
             self.lost = name
         for call in calls:
-            if call.error is None:
+            if not call.hasFailed:
                 known = _errorOf(error, call.statement)
-                call.error = self._unknownOutcome(name) if unknown else known
+                call.outcome = OutcomeUnknown("write") if unknown else known

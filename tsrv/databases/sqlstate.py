@@ -18,9 +18,7 @@ from .interface import (
     UniqueViolated,
 )
 
-__all__ = ["READ_ONLY", "UNKNOWN_OUTCOME", "errorOf", "refusalOf", "unavailable"]
-
-RETRY_AFTER_SECONDS: Final = 1.0
+__all__ = ["READ_ONLY", "UNKNOWN_OUTCOME", "errorOf", "refusalOf"]
 
 READ_ONLY: Final = "25006"
 """
@@ -56,14 +54,6 @@ _ADVICE: Final = {
 }
 
 
-def unavailable(reason: str, code: str = "") -> DatabaseUnavailable:
-    """
-    @return: The error for a statement that was not carried out, but may succeed
-        later.
-    """
-    return DatabaseUnavailable(reason, RETRY_AFTER_SECONDS, code)
-
-
 def _isTransient(code: str) -> bool:
     return code.startswith(_TRANSIENT) and code not in _NOT_TRANSIENT
 
@@ -92,7 +82,7 @@ def errorOf(result: pq.abc.PGresult) -> DatabaseError | DatabaseUnavailable:
     elif not code.startswith(_REPEATING_VALUES):
         text += f": {message}"
     if _isTransient(code):
-        return unavailable(text, code)
+        return DatabaseUnavailable(text, code)
     if code.startswith("23"):
         return (UniqueViolated if code == "23505" else ConstraintViolated)(text, code)
     return DatabaseError(text, code)
@@ -109,4 +99,4 @@ def refusalOf(error: psycopg.Error) -> DatabaseRefused | DatabaseUnavailable:
         return DatabaseRefused(f"{text}: {_ADVICE.get(code, _OPTIONS)}", code)
     if not code and isinstance(error, psycopg.ProgrammingError):
         return DatabaseRefused(f"{text}: {_OPTIONS}")
-    return unavailable(text, code)
+    return DatabaseUnavailable(text, code)

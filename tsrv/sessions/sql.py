@@ -42,25 +42,20 @@ def schemaOf(table: str = TABLE) -> Schema:
     @raise ValueError: This cannot be the name of the table.
     """
     checkTable(table)
+    columns = (
+        "key {} PRIMARY KEY, data {} NOT NULL, version {} NOT NULL, "
+        "created {} NOT NULL, expires {} NOT NULL"
+    )
+    sqlite = columns.format("BLOB", "BLOB", "INTEGER", "REAL", "REAL")
+    double = "double precision"
+    postgresql = columns.format("bytea", "bytea", "bigint", double, double)
     index = f'CREATE INDEX "{table}_expires" ON "{table}" (expires)'
     return Schema(
         f"sessions:{table}",
-        sqlite=[
-            [
-                f'CREATE TABLE "{table}" (key BLOB PRIMARY KEY, data BLOB NOT NULL, '
-                "version INTEGER NOT NULL, created REAL NOT NULL, "
-                "expires REAL NOT NULL) WITHOUT ROWID",
-                index,
-            ]
-        ],
-        postgresql=[
-            [
-                f'CREATE TABLE "{table}" (key bytea PRIMARY KEY, data bytea NOT NULL, '
-                "version bigint NOT NULL, created double precision NOT NULL, "
-                "expires double precision NOT NULL)",
-                index,
-            ]
-        ],
+        {
+            "sqlite": [[f'CREATE TABLE "{table}" ({sqlite}) WITHOUT ROWID', index]],
+            "postgresql": [[f'CREATE TABLE "{table}" ({postgresql})', index]],
+        },
     )
 
 

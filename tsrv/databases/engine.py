@@ -1,0 +1,219 @@
+"""
+What the kinds of databases have in common: connections that are opened once and lost
+or closed once, and the calls that wait for them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.logger import Logger
+
+from ..queuing.waiters import Waiters
+from .interface import DatabaseUnavailable, Row, Settings, Statement
+
+__all__ = ["Call", "Engine", "Queue"]
+
+MAX_WAITERS: Final = 10_000
+"""
+Maximum number of callers that wait for the database to be lost or closed.
+"""
+
+
+class Call:
+    """
+    A statement that a caller waits for.
+
+    @ivar answer: The Deferred of the caller.
+    @ivar queue: Where the call waits to be started.
+    @ivar outcome: The rows, or the error.
+    @ivar isSent: Whether the statement may have reached the database.
+    """
+
+    __slots__ = (
+        "answer",
+        "isSent",
+        "isWrite",
+        "outcome",
+        "parameters",
+        "queue",
+        "statement",
+    )
+
+    def __init__(
+        self, statement: Statement, parameters: Sequence[object], isWrite: bool
+    ) -> None:
+        self.statement = statement
+        self.parameters = parameters
+        self.isWrite = isWrite
+        self.isSent = False
+        self.queue: Queue | None = None
+        self.outcome: list[Row] | Exception = []
+        self.answer: Deferred[list[Row]] = Deferred(self._cancelled)
+
+    def _cancelled(self, answer: Deferred[list[Row]]) -> None:
+        if self.queue is not None:
+            self.queue.pop(self, None)
+
+    @property
+    def hasFailed(self) -> bool:
+        """
+        Whether the outcome is an error.
+        """
+        return isinstance(self.outcome, Exception)
+
+    def settle(self) -> None:
+        """
+        Fire the answer with the outcome, unless the caller has given up.
+        """
+        if not self.answer.called:
+            if isinstance(self.outcome, Exception):
+                self.answer.errback(self.outcome)
+            else:
+                self.answer.callback(self.outcome)
+
+    def fail(self, error: Exception) -> None:
+        """
+        Settle the call with an error.
+        """
+        self.outcome = error
+        self.settle()
+
+
+Queue = OrderedDict[Call, float]
+"""
+The calls that wait, in order; each with the time until which it may wait.
+"""
+
+
+class Engine(ABC):
+    """
+    One kind of database, from its opening to its end.
+
+    @ivar refusal: Why calls are not accepted; empty while they are.
+    @ivar isOver: Whether the database was lost or closed.
+    @ivar queues: The calls that wait to be started.
+    """
+
+    log = Logger("tsrv.databases")
+
+    def __init__(self, reactor: Any, settings: Settings) -> None:
+        self.reactor = reactor
+        self.settings = settings
+        self.refusal = "the database is not open"
+        self.isOver = False
+        self.queues: list[Queue] = []
+        self._losses = Waiters(MAX_WAITERS, "for the database to be lost")
+        self._closings = Waiters(MAX_WAITERS, "for the database to close")
+
+    @abstractmethod
+    async def connect(self) -> None:
+        """
+        Connect, and bring the schema up to date.
+        """
+
+    @abstractmethod
+    def accept(self, call: Call) -> None:
+        """
+        Start a call, or put it into a queue.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """
+        Close the connections; those in use when their calls have finished.
+        """
+
+    @abstractmethod
+    def isClosed(self) -> bool:
+        """
+        Return whether all connections are closed.
+        """
+
+    async def open(self) -> None:
+        """
+        Connect, and bring the schema up to date.
+
+        @raise DatabaseRefused: No retry will help.
+        @raise DatabaseUnavailable: A retry may help.
+        """
+        try:
+            await self.connect()
+        except CancelledError:
+            self.end("the opening was cancelled")
+            raise
+        except Exception:
+            await self.close()
+            raise
+        self.refusal = ""
+
+    def ask(
+        self, statement: Statement, parameters: Sequence[object], isWrite: bool
+    ) -> Deferred[list[Row]]:
+        """
+        Carry out a statement.
+        """
+        call = Call(statement, parameters, isWrite)
+        if self.refusal:
+            call.fail(DatabaseUnavailable(self.refusal))
+        elif sum(map(len, self.queues)) >= self.settings.limit:
+            text = f"{self.settings.limit} statements wait already"
+            call.fail(DatabaseUnavailable(text))
+        else:
+            self.accept(call)
+        return call.answer
+
+    def whenLost(self) -> Deferred[None]:
+        """
+        Return a Deferred that fires when the database is lost or closed.
+        """
+        return succeed(None) if self.isOver else self._losses.wait()
+
+    def close(self) -> Deferred[None]:
+        """
+        Return a Deferred that fires when all connections are closed.
+        """
+        self.end("the database was closed")
+        closing = self._closings.wait()
+        self.checkClosed()
+        return closing
+
+    def lose(self, reason: str) -> None:
+        """
+        End everything, because only new connections can help.
+        """
+        if not self.isOver:
+            self.log.warn("Lost the database: {reason}", reason=reason)
+            self.end("the database was lost")
+
+    def end(self, refusal: str) -> None:
+        """
+        Accept no more calls, and fail those that wait.
+        """
+        if not self.isOver:
+            self.isOver = True
+            self.refusal = refusal
+            self.stop()
+            self._losses.succeed()
+            self.failQueued()
+            self.checkClosed()
+
+    def failQueued(self) -> None:
+        """
+        Fail the calls that wait.
+        """
+        for queue in self.queues:
+            while queue:
+                call, _ = queue.popitem(last=False)
+                call.fail(DatabaseUnavailable(self.refusal))
+
+    def checkClosed(self) -> None:
+        """
+        Settle C{close()} if all connections are closed.
+        """
+        if self.isOver and self.isClosed():
+            self._closings.succeed()
