@@ -230,12 +230,12 @@ class _Role:
     def add(self, call: Call) -> None:
         call.queue = self.queue
         self.queue[call] = inf
-        self._gather()
+        if self._gathering is None:
+            self._gather()
 
     def _gather(self) -> None:
-        if self.queue and self._gathering is None:
-            self._gatheringSince = self._reactor.seconds()
-            self._gatherForOneTurn()
+        self._gatheringSince = self._reactor.seconds()
+        self._gatherForOneTurn()
 
     def _gatherForOneTurn(self) -> None:
         self._gathered = len(self.queue)
@@ -300,7 +300,8 @@ class _Role:
             self.engine.lose(batch.lost)
         else:
             self._warnAbout(calls)
-            self._gather()
+            if self.queue and self._gathering is None:
+                self._gather()
         self._settle(calls)
 
     def _warnAbout(self, calls: Sequence[Call]) -> None:
