@@ -5,7 +5,7 @@ never answer.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from socket import socket
 from typing import Any, cast
@@ -24,67 +24,7 @@ from zope.interface import implementer
 
 from .websupport import reservedPort
 
-__all__ = ["BlackHole", "Relay", "blackHole", "relaying", "unanswered"]
-
-
-class _Accepting:
-    """
-    A port that counts its connections.
-
-    @ivar port: The port.
-    @ivar accepted: The number of connections accepted so far.
-    """
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.accepted = 0
-        self._waiting: list[tuple[int, Deferred[None]]] = []
-        self._listening: Any = None
-
-    def whenAccepted(self, count: int) -> Deferred[None]:
-        """
-        @return: A Deferred that fires when so many connections have been accepted.
-        """
-        deferred: Deferred[None] = Deferred(lambda _: self._waiting.remove(entry))
-        entry = (count, deferred)
-        self._waiting.append(entry)
-        self._fire()
-        return deferred
-
-    def count(self) -> None:
-        """
-        Count one more connection.
-        """
-        self.accepted += 1
-        self._fire()
-
-    def _fire(self) -> None:
-        for entry in list(self._waiting):
-            if entry[0] <= self.accepted:
-                self._waiting.remove(entry)
-                entry[1].callback(None)
-
-    async def listen(self, build: Callable[[], Protocol], port: int = 0) -> None:
-        """
-        Accept connections on the loopback interface.
-        """
-        from twisted.internet import reactor
-
-        factory: Any = Factory.forProtocol(cast(Any, build))
-        factory.noisy = False
-        endpoint = TCP4ServerEndpoint(
-            cast(Any, reactor), port, backlog=1024, interface="127.0.0.1"
-        )
-        self._listening = await endpoint.listen(factory)
-        self.port = self._listening.getHost().port
-
-    async def refuse(self) -> None:
-        """
-        Refuse new connections; those that are open stay open.
-        """
-        if self._listening is not None:
-            listening, self._listening = self._listening, None
-            await listening.stopListening()
+__all__ = ["Relay", "blackHole", "relaying", "unanswered"]
 
 
 @implementer(IPushProducer)
@@ -176,7 +116,7 @@ class _End(Protocol):
                 self.transport.pauseProducing()
 
 
-class Relay(_Accepting):
+class Relay:
     """
     A network between clients and a server on the loopback interface.
 
@@ -185,13 +125,17 @@ class Relay(_Accepting):
     acknowledges what it receives, so TCP's keep-alive does not notice.
 
     @ivar target: The port of the server.
+    @ivar port: The port for clients.
     @ivar silent: Whether it is silent.
     """
 
-    def __init__(self, target: int) -> None:
-        super().__init__()
+    def __init__(self, target: int, port: int) -> None:
         self.target = target
+        self.port = port
         self.silent = False
+        self._listening: Any = None
+        self._accepted = 0
+        self._waiting: list[tuple[int, Deferred[None]]] = []
         self._ends: set[_End] = set()
         self._unconnected: set[_End] = set()
         self._connecting: set[Deferred[Any]] = set()
@@ -203,11 +147,41 @@ class Relay(_Accepting):
         """
         return sum(end.isClient for end in self._ends)
 
+    def whenAccepted(self, count: int) -> Deferred[None]:
+        """
+        @return: A Deferred that fires when so many connections have been accepted.
+        """
+        deferred: Deferred[None] = Deferred()
+        self._waiting.append((count, deferred))
+        self._fire()
+        return deferred
+
+    def _fire(self) -> None:
+        for entry in list(self._waiting):
+            if entry[0] <= self._accepted:
+                self._waiting.remove(entry)
+                entry[1].callback(None)
+
     async def accept(self) -> None:
         """
         Accept connections, on the same port as before.
         """
-        await self.listen(lambda: _End(self, True), self.port)
+        from twisted.internet import reactor
+
+        factory: Any = Factory.forProtocol(cast(Any, lambda: _End(self, True)))
+        factory.noisy = False
+        endpoint = TCP4ServerEndpoint(
+            cast(Any, reactor), self.port, backlog=1024, interface="127.0.0.1"
+        )
+        self._listening = await endpoint.listen(factory)
+
+    async def refuse(self) -> None:
+        """
+        Refuse new connections; those that are open stay open.
+        """
+        if self._listening is not None:
+            listening, self._listening = self._listening, None
+            await listening.stopListening()
 
     def silence(self) -> None:
         """
@@ -249,7 +223,8 @@ class Relay(_Accepting):
             self._unconnected.add(end)
         else:
             self._connect(end)
-        self.count()
+        self._accepted += 1
+        self._fire()
 
     def lost(self, end: _End) -> None:
         """
@@ -281,47 +256,6 @@ class Relay(_Accepting):
         connecting.addBoth(finished)
 
 
-class _Silent(Protocol):
-    """
-    A connection on which nothing is read or written.
-    """
-
-    transport: Any
-
-    def __init__(self, hole: BlackHole) -> None:
-        self._hole = hole
-        self.closed: Deferred[None] = Deferred()
-
-    def connectionMade(self) -> None:
-        self.transport.pauseProducing()
-        self._hole.opened.append(self)
-        self._hole.count()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.closed.callback(None)
-
-
-class BlackHole(_Accepting):
-    """
-    A server that accepts connections, and neither reads nor writes.
-
-    @ivar opened: The connections.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.opened: list[_Silent] = []
-
-
-async def _settle() -> None:
-    """
-    Let the other ends of closed connections notice.
-    """
-    from twisted.internet import reactor
-
-    await deferLater(cast(Any, reactor), 0, lambda: None)
-
-
 @asynccontextmanager
 async def relaying(target: int) -> AsyncIterator[Relay]:
     """
@@ -329,33 +263,28 @@ async def relaying(target: int) -> AsyncIterator[Relay]:
 
     @param target: The port of the server.
     """
+    from twisted.internet import reactor
+
     with reservedPort() as port:
-        relay = Relay(target)
-        relay.port = port
+        relay = Relay(target, port)
         await relay.accept()
         try:
             yield relay
         finally:
             await relay.refuse()
             await relay.cut()
-            await _settle()
+            # Let the other ends notice.
+            await deferLater(cast(Any, reactor), 0, lambda: None)
 
 
 @asynccontextmanager
-async def blackHole() -> AsyncIterator[BlackHole]:
+async def blackHole() -> AsyncIterator[Relay]:
     """
-    Listen on a free port, and never answer.
+    A server that accepts connections, and neither reads nor writes.
     """
-    hole = BlackHole()
-    await hole.listen(lambda: _Silent(hole))
-    try:
+    async with relaying(0) as hole:
+        hole.silence()
         yield hole
-    finally:
-        await hole.refuse()
-        for each in hole.opened:
-            each.transport.abortConnection()
-        await gatherResults([each.closed for each in hole.opened])
-        await _settle()
 
 
 @contextmanager

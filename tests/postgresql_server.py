@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from itertools import count
@@ -280,27 +280,31 @@ class PostgreSQL:
         """
         Start the server, and wait until it accepts connections.
         """
-        (self.directory / "recovery.signal").unlink(missing_ok=True)
-        self._start("ready", {})
+        assert self.process is None, "it runs already"
+        settings = {**_SETTINGS, "port": str(self.port)}
+        # All its processes inherit one end; it is closed when the last one ends.
+        self._pipe, end = os.pipe()
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: S603
+                [
+                    self._installation.programs / "postgres",
+                    f"-D{self.directory}",
+                    *(f"-c{name}={value}" for name, value in settings.items()),
+                ],
+                cwd=self.directory,
+                env={"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[end],
+                # An interrupt from the terminal is for the tests alone.
+                start_new_session=True,
+                **self._installation.user,
+            )
+        os.close(end)
+        self._waitUntilReady()
 
     start = _threaded(startNow)
-
-    def startHeldNow(self) -> None:
-        """
-        Start the server, but keep it in the state in which it refuses connections
-        because "the database system is starting up".
-        """
-        # It recovers from an archive whose first file never arrives.
-        hold = self.directory / "hold"
-        hold.unlink(missing_ok=True)
-        os.mkfifo(hold)
-        hold.chmod(0o666)
-        signal = self.directory / "recovery.signal"
-        signal.touch()
-        signal.chmod(0o666)
-        self._start("starting", {"restore_command": "cat hold", "hot_standby": "off"})
-
-    startHeld = _threaded(startHeldNow)
 
     def killNow(self) -> None:
         """
@@ -393,35 +397,10 @@ class PostgreSQL:
         self.killNow()
         self._installation.removeDirectory(self.directory)
 
-    def _start(self, status: str, settings: Mapping[str, str]) -> None:
-        assert self.process is None, "it runs already"
-        settings = {**_SETTINGS, "port": str(self.port), **settings}
-        # All its processes inherit one end; it is closed when the last one ends.
-        self._pipe, end = os.pipe()
-        with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603
-                [
-                    self._installation.programs / "postgres",
-                    f"-D{self.directory}",
-                    *(f"-c{name}={value}" for name, value in settings.items()),
-                ],
-                cwd=self.directory,
-                env={"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[end],
-                # An interrupt from the terminal is for the tests alone.
-                start_new_session=True,
-                **self._installation.user,
-            )
-        os.close(end)
-        self._waitFor(status)
-
-    def _waitFor(self, status: str) -> None:
+    def _waitUntilReady(self) -> None:
         assert self.process is not None
         file = self.directory / "postmaster.pid"
-        expected = [str(self.process.pid), status]
+        expected = [str(self.process.pid), "ready"]
         deadline = monotonic() + MAX_STEP_SECONDS
         while monotonic() < deadline:
             with suppress(FileNotFoundError):
@@ -432,7 +411,7 @@ class PostgreSQL:
                 self.process.wait(0.01)
                 self._reap()
                 break
-        raise AssertionError(f"PostgreSQL is not {status}: {self.log}")
+        raise AssertionError(f"PostgreSQL is not ready: {self.log}")
 
     def _reap(self) -> None:
         assert self.process is not None

@@ -6,11 +6,9 @@ to the file, the disk and the threads.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +23,25 @@ from tsrv.databases import (
     DatabaseError,
     DatabaseRefused,
     DatabaseUnavailable,
-    Schema,
     Statement,
     UniqueViolated,
 )
 from tsrv.errors import OutcomeUnknown
 
-from .processes import ROOT
 from .sqlitelab import (
     ADD,
     ALL,
     GET,
-    SCHEMA,
     Gate,
     Hook,
     Lab,
     connect,
     files,
     make,
-    namesIn,
     running,
     trouble,
 )
-from .support import Result, resultOf
+from .support import resultOf
 from .websupport import asynchronous, logged, textsOf
 
 ENDLESS = Statement(
@@ -84,16 +78,6 @@ def database(lab: Lab) -> Iterator[Database]:
 
 
 # Batches.
-
-
-def test_what_was_written_can_be_read(lab: Lab, database: Database) -> None:
-    """
-    A write is on the disk when it is answered, and reads find it.
-    """
-    assert lab.together(database, (ADD, "one"))[0].value == [(1,)]
-    assert lab.find(database, GET, 1) == [("one",)]
-    assert lab.find(database, GET, 2) == []
-    assert lab.names() == ["one"]
 
 
 def test_writes_that_wait_are_one_transaction_in_order(
@@ -413,29 +397,6 @@ def test_a_lock_that_is_held_too_long_fails_those_who_waited(lab: Lab) -> None:
 
 
 # The lab.
-
-
-def test_a_full_disk_loses_nothing_that_was_acknowledged(
-    lab: Lab, database: Database
-) -> None:
-    """
-    Writes that do not fit fail and may be retried; reads succeed.
-    """
-    lab.together(database, (Statement("PRAGMA max_page_count = 12"),))
-    written = lab.together(
-        database, *((ADD, f"{number} {'x' * 500}") for number in range(100))
-    )
-    acknowledged = [
-        number for number, each in enumerate(written) if isinstance(each.fired[0], list)
-    ]
-    assert 0 < len(acknowledged) < 100
-    errors = [each.error for each in written if not isinstance(each.fired[0], list)]
-    assert {type(error) for error in errors} == {DatabaseUnavailable}
-    assert [int(name.split()[0]) for name in lab.names()] == acknowledged
-    assert lab.find(database, GET, 1)[0][0].startswith("0 ")
-    more = Statement("PRAGMA max_page_count = 1000")
-    _, again = lab.together(database, (more,), (ADD, "again"))
-    assert again.value
 
 
 @pytest.mark.parametrize("code", ["SQLITE_FULL", "SQLITE_INTERRUPT"])
@@ -798,41 +759,6 @@ def test_the_log_is_waited_for_although_sqlite_does_not(lab: Lab, free: bool) ->
 # The schema.
 
 
-def test_the_schema_is_brought_up_to_date(lab: Lab) -> None:
-    """
-    A program that is upgraded loses nothing; an older one refuses a newer schema.
-    """
-    database = lab.open()
-    lab.together(database, (ADD, "one"))
-    lab.end(database)
-    more = ["ALTER TABLE things ADD COLUMN color TEXT DEFAULT 'red'"]
-    newer = Schema("things", {"sqlite": [*SCHEMA.versions["sqlite"], more]})
-    database = Database(lab, f"sqlite:{lab.path}", [newer])
-    opening = resultOf(database.initialize())
-    lab.work(opening)
-    assert opening.value is None
-    rows = lab.find(database, Statement("SELECT name, color FROM things"))
-    assert rows == [("one", "red")]
-    lab.end(database)
-    error = lab.refused()
-    assert isinstance(error, DatabaseRefused)
-    assert "upgrade tsrv" in str(error)
-
-
-def test_a_schema_that_cannot_be_made_leaves_the_file_as_it_was(lab: Lab) -> None:
-    """
-    The steps of a schema are made all or none.
-    """
-    with closing(connect(lab.path)) as connection:
-        connection.execute("CREATE TABLE parts (mine)")
-    error = lab.refused()
-    assert isinstance(error, DatabaseRefused)
-    assert "tables" in str(error)
-    with closing(connect(lab.path)) as connection:
-        found = connection.execute("SELECT name FROM sqlite_master").fetchall()
-    assert found == [("parts",)]
-
-
 def test_opening_waits_for_a_lock_only_to_change_the_schema(lab: Lab) -> None:
     """
     A server can start beside one that is busy, and waits no longer than configured.
@@ -1039,31 +965,6 @@ def test_a_cancelled_call_is_never_started(
     assert lab.names() == [*before, "kept"]
 
 
-def test_no_more_calls_wait_than_allowed(lab: Lab) -> None:
-    """
-    One more fails at once; calls that were cancelled or have begun do not count.
-    """
-    database = lab.open(limit=2)
-    gate = lab.gate("BEGIN")
-    held = [resultOf(database.read(GET, 1)), resultOf(database.write(ADD, "begun"))]
-    gate.wait()
-    held.append(resultOf(database.read(GET, 1)))
-    for _ in range(1000):
-        given = database.write(ADD, "given up")
-        given.addErrback(lambda f: f.trap(CancelledError))
-        given.cancel()
-    held.append(resultOf(database.write(ADD, "waiting")))
-    for each in (database.write(ADD, "over"), database.read(GET, 1)):
-        error = resultOf(each).error
-        assert isinstance(error, DatabaseUnavailable)
-        assert error.retryAfter is not None
-    gate.open()
-    lab.work()
-    assert not any(each.pending for each in held)
-    assert lab.together(database, (ADD, "again"))[0].value == [(3,)]
-    lab.end(database)
-
-
 # Opening and closing.
 
 
@@ -1110,53 +1011,6 @@ def test_a_thread_that_cannot_be_started_may_be_tried_again(
     assert not lab.path.exists()
 
 
-def test_closing_ends_what_waits_and_lets_finish_what_has_begun(lab: Lab) -> None:
-    """
-    Every Deferred of close() and whenLost() fires.
-    """
-    database = lab.open()
-    gate = lab.gate("BEGIN")
-    begun = resultOf(database.write(ADD, "begun"))
-    gate.wait()
-    waiting = [resultOf(database.write(ADD, "waiting")), resultOf(database.read(ALL))]
-    waiters = [database.whenLost() for _ in range(4)]
-    results = [resultOf(each) for each in waiters]
-    waiters[0].cancel()
-    waiters[1].addCallback(lambda _: waiters[2].cancel())
-    closings = [resultOf(database.close()) for _ in range(2)]
-    for each in waiting:
-        assert isinstance(each.error, DatabaseUnavailable)
-    assert closings[0].pending
-    gate.open()
-    lab.work(*closings)
-    assert begun.value == [(1,)]
-    for each in (results[0], results[2]):
-        assert isinstance(each.error, CancelledError)
-    for each in (results[1], results[3], *closings):
-        assert each.value is None
-    lab.end(database)
-    assert lab.names() == ["begun"]
-
-
-def test_it_can_be_closed_from_a_callback(lab: Lab) -> None:
-    """
-    The calls that have finished together are all answered.
-    """
-    database = lab.open()
-    answers: list[Any] = []
-    closed: list[Result] = []
-
-    def close(result: Any) -> None:
-        answers.append(result)
-        closed.append(resultOf(database.close()))
-
-    for _ in range(20):
-        database.read(GET, 1).addBoth(close)
-    lab.work()
-    assert answers == [[]] * 20
-    assert {each.value for each in closed} == {None}
-
-
 # Real time, and several processes.
 
 
@@ -1189,76 +1043,3 @@ async def test_endless_statements_end_and_others_go_on(tmp_path: Path) -> None:
         assert isinstance(each.error, DatabaseUnavailable)
         assert each.error.code == "SQLITE_INTERRUPT"
     assert running() == files() == []
-
-
-CHILD = """
-import sys
-from pathlib import Path
-from twisted.internet import reactor
-from twisted.internet.defer import Deferred
-from tests.sqlitelab import ADD, make
-
-path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-database = make(reactor, path)
-
-async def write(part):
-    for number in range(count):
-        text = f"{name}-{part}-{number}"
-        await database.write(ADD, text)
-        sys.stdout.write(text + "\\n")
-        sys.stdout.flush()
-
-async def main():
-    sys.stdin.readline()
-    await database.initialize()
-    for each in [Deferred.fromCoroutine(write(part)) for part in range(16)]:
-        await each
-    await database.close()
-
-def ended(result):
-    if result is not None:
-        print(result)
-    reactor.stop()
-
-reactor.callWhenRunning(lambda: Deferred.fromCoroutine(main()).addBoth(ended))
-reactor.run()
-"""
-
-
-def spawn(stack: ExitStack, path: Path, name: str, count: int) -> Any:
-    """
-    Start a process that writes after a line of input, and prints its writes.
-    """
-    process = stack.enter_context(
-        subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", CHILD, str(path), name, str(count)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    )
-    stack.callback(process.kill)
-    return process
-
-
-def test_processes_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    """
-    They make a file at the same moment, and share it; one of them is killed.
-    """
-    path = tmp_path / "the.db"
-    with ExitStack() as stack:
-        killed = spawn(stack, path, "x", 1_000_000)
-        processes = [spawn(stack, path, str(number), 10) for number in range(3)]
-        for each in (killed, *processes):
-            each.stdin.write("\n")
-            each.stdin.flush()
-        said = [killed.stdout.readline().strip() for _ in range(500)]
-        others = [line for each in processes for line in each.stdout.read().split()]
-        killed.kill()
-        # The last line may not be whole.
-        said += killed.stdout.read().split("\n")[:-1]
-    names = namesIn(path)
-    assert len(names) == len(set(names))
-    assert len(others) == 3 * 16 * 10
-    assert {*said, *others} <= set(names)

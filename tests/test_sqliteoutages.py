@@ -8,23 +8,11 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-import pytest
-from twisted.internet.defer import Deferred
-
 from .census import SmallDisk
 from .census import smallDisk as smallDisk
-from .processes import spawned
 from .services import pause, serving
 from .userload import FIRST, Load, underTwoServers
 from .websupport import asynchronous
-
-HOLD = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("BEGIN IMMEDIATE")
-print("held", flush=True)
-sys.stdin.readline()
-"""
 
 
 def emailsInFile(path: Path) -> list[str]:
@@ -46,31 +34,6 @@ async def test_two_servers_share_one_file(tmp_path: Path) -> None:
     path = tmp_path / "users.db"
     load = await underTwoServers(tmp_path, f"sqlite:{path}")
     load.check(emailsInFile(path))
-
-
-@asynchronous
-async def test_a_locked_file_is_waited_for_a_limited_time(tmp_path: Path) -> None:
-    """
-    Writes are refused until it is unlocked; reads succeed.
-    """
-    path = tmp_path / "users.db"
-    async with serving(tmp_path, f"sqlite:{path}", "--connect-timeout=0.3") as service:
-        await service.ready()
-        assert (await service.ask("POST", "/users", FIRST)).status == 201
-        async with spawned(tmp_path, "-c", HOLD, str(path)) as holder:
-            await holder.whenWritten("held")
-            user = {"name": "Ada", "email": "second@x"}
-            assert (await service.ask("POST", "/users", user)).kind == "not now"
-            assert (await service.ask("GET", "/users/1")).status == 200
-            assert (await service.ask("GET", "/readyz")).status == 200
-            waiting = Deferred.fromCoroutine(service.ask("POST", "/users", user))
-            holder.write("\n")
-            await holder.ended
-        answer = await waiting
-        if answer.kind == "not now":
-            answer = await service.ask("POST", "/users", user)
-        assert answer.status == 201
-    assert emailsInFile(path) == ["first@x", "second@x"]
 
 
 @asynchronous
@@ -98,31 +61,15 @@ async def test_a_disk_that_is_full_loses_nothing(
         load.check(emailsInFile(path))
 
 
-@pytest.mark.parametrize(
-    ("what", "stay"), [("text", True), ("directory", False), ("nowhere", True)]
-)
 @asynchronous
-async def test_a_path_that_is_no_database_is_reported_once(
-    tmp_path: Path, what: str, stay: bool
-) -> None:
+async def test_a_path_that_is_no_database_is_reported_once(tmp_path: Path) -> None:
     """
     The log names the path and says what to do; the file is left as it is.
     """
     path = tmp_path / "users.db"
-    if what == "text":
-        path.write_text("no database, but somebody's letter\n" * 1000)
-    elif what == "directory":
-        path.mkdir()
-    else:
-        path = tmp_path / "nowhere" / "users.db"
-    words = ["--stay-up"] if stay else []
-    async with serving(tmp_path, f"sqlite:{path}", *words) as service:
-        await service.process.whenWritten("database is required, and failed")
-        if stay:
-            assert (await service.ask("GET", "/users")).kind == "not now"
-            assert (await service.ask("GET", "/readyz")).status == 503
-        else:
-            assert await service.process.ended == 1
+    path.write_text("no database, but somebody's letter\n" * 1000)
+    async with serving(tmp_path, f"sqlite:{path}") as service:
+        assert await service.process.ended == 1
         log = service.process.output
         assert log.count("database is required, and failed") == 1
         # Once with its own cause, and once for the sessions, which are in it.
@@ -131,28 +78,30 @@ async def test_a_path_that_is_no_database_is_reported_once(
         assert log.count(": failed for good (") == 2
         assert str(path) in log
         assert "Traceback" not in log
-    if what == "text":
-        assert path.read_text().startswith("no database")
+    assert path.read_text().startswith("no database")
 
 
 @asynchronous
-async def test_acknowledged_writes_survive_a_killed_server(tmp_path: Path) -> None:
+async def test_acknowledged_writes_survive_the_end_of_the_server(
+    tmp_path: Path,
+) -> None:
     """
-    The server is killed while it writes, and started again.
+    The server is killed while it writes; after SIGTERM requests in progress finish.
     """
     path = tmp_path / "users.db"
-    load = None
-    for round_ in range(2):
-        async with serving(tmp_path / str(round_), f"sqlite:{path}") as service:
+    for name, signal in (("killed", "KILL"), ("stopped", "TERM")):
+        async with serving(tmp_path / name, f"sqlite:{path}") as service:
             await service.ready()
-            load = Load([service], name=f"round{round_}")
+            load = Load([service], name=name)
             done = load.start(8)
-            await load.until(200)
-            await service.kill()
+            await load.until(100)
+            service.process.transport.signalProcess(signal)
+            status = await service.process.ended
             load.stopping = True
             await done
+            assert signal == "KILL" or status == 0
             found = emailsInFile(path)
-            load.check([each for each in found if each.endswith(load.name)])
+            load.check([each for each in found if each.endswith(name)])
 
 
 @asynchronous
@@ -172,23 +121,3 @@ async def test_a_file_that_is_replaced_is_not_written_to(tmp_path: Path) -> None
         await service.ready()
         assert (await service.ask("POST", "/users", user)).status == 201
     assert emailsInFile(path) == ["second@x"]
-
-
-@asynchronous
-async def test_a_graceful_shutdown_finishes_requests_in_progress(
-    tmp_path: Path,
-) -> None:
-    """
-    After SIGTERM requests in progress finish.
-    """
-    path = tmp_path / "users.db"
-    async with serving(tmp_path, f"sqlite:{path}") as service:
-        await service.ready()
-        load = Load([service])
-        done = load.start(8)
-        await load.until(100)
-        service.process.terminate()
-        assert await service.process.ended == 0
-        load.stopping = True
-        await done
-    load.check(emailsInFile(path))
