@@ -147,9 +147,15 @@ async def test_many_calls_share_a_few_connections(url: str) -> None:
 @asynchronous
 async def test_one_call_too_many_fails_at_once(url: str) -> None:
     """
-    The queue is bounded; the calls in it are carried out.
+    The queue is bounded; the calls in it are carried out. A cancelled call leaves it.
     """
     async with opened(url, [SCHEMA], connections=1, limit=2) as database:
+        busy = database.read(COUNT)
+        for _ in range(8):
+            given = database.read(COUNT)
+            given.cancel()
+            assert isinstance(await errorOf(given), CancelledError)
+        assert await busy == [(0,)]
         calls = [database.read(COUNT) for _ in range(8)]
         errors = [await errorOf(each) for each in calls[3:]]
         assert {type(each) for each in errors} == {DatabaseUnavailable}
@@ -374,3 +380,26 @@ def test_closing_gives_up_waiting_for_the_url() -> None:
     closing()
     assert isinstance(opening.error, CancelledError)
     assert not database.initialized
+
+
+@asynchronous
+async def test_waiting_for_the_end_can_be_given_up(url: str) -> None:
+    """
+    Cancelling fails the caller's Deferred alone, and the database closes.
+    """
+    async with opened(url, [SCHEMA], connections=1) as database:
+        call = database.read(COUNT)
+        given, closing = database.close(), database.close()
+        assert not given.called
+        given.cancel()
+        assert isinstance(await errorOf(given), CancelledError)
+        await closing
+        await DeferredList([call], consumeErrors=True)
+
+
+def test_every_kind_has_as_many_versions_of_a_schema() -> None:
+    """
+    A version means the same for each kind.
+    """
+    with pytest.raises(ValueError, match="things: every kind needs as many"):
+        Schema("things", {"sqlite": [[MAKE]], "postgresql": []})

@@ -1022,7 +1022,7 @@ async def test_endless_statements_end_and_others_go_on(tmp_path: Path) -> None:
     from twisted.internet import reactor
 
     path = tmp_path / "the.db"
-    database = make(reactor, path, statementTimeout=0.5, connections=2)
+    database = make(reactor, path, statementTimeout=0.3, connections=2)
     await database.initialize()
     endless = [
         resultOf(database.write(ADD_ENDLESS)),

@@ -11,7 +11,7 @@ from pathlib import Path
 from .census import SmallDisk
 from .census import smallDisk as smallDisk
 from .services import pause, serving
-from .userload import FIRST, Load, underTwoServers
+from .userload import Load, underTwoServers
 from .websupport import asynchronous
 
 
@@ -102,22 +102,3 @@ async def test_acknowledged_writes_survive_the_end_of_the_server(
             assert signal == "KILL" or status == 0
             found = emailsInFile(path)
             load.check([each for each in found if each.endswith(name)])
-
-
-@asynchronous
-async def test_a_file_that_is_replaced_is_not_written_to(tmp_path: Path) -> None:
-    """
-    A write into a deleted file would be lost.
-    """
-    path = tmp_path / "users.db"
-    async with serving(tmp_path, f"sqlite:{path}") as service:
-        await service.ready()
-        assert (await service.ask("POST", "/users", FIRST)).status == 201
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink()
-        user = {"name": "Ada", "email": "second@x"}
-        first = await service.ask("POST", "/users", user)
-        assert first.kind == "not now"
-        await service.ready()
-        assert (await service.ask("POST", "/users", user)).status == 201
-    assert emailsInFile(path) == ["second@x"]
