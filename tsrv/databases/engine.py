@@ -24,11 +24,14 @@ Maximum number of callers that wait for the database to be lost or closed.
 """
 
 
+_SETTLED: Final[Deferred[list[Row]]] = succeed([])
+
+
 class Call:
     """
     A statement that a caller waits for.
 
-    @ivar answer: The Deferred of the caller.
+    @ivar answer: The Deferred of the caller; another one that has fired, afterwards.
     @ivar queue: Where the call waits to be started.
     @ivar outcome: The rows, or the error.
     @ivar isSent: Whether the statement may have reached the database.
@@ -70,11 +73,14 @@ class Call:
         """
         Fire the answer with the outcome, unless the caller has given up.
         """
-        if not self.answer.called:
-            if isinstance(self.outcome, Exception):
-                self.answer.errback(self.outcome)
-            else:
-                self.answer.callback(self.outcome)
+        # Without a cycle through its canceller no garbage has to be collected.
+        answer, self.answer = self.answer, _SETTLED
+        if answer.called:
+            return
+        if isinstance(self.outcome, Exception):
+            answer.errback(self.outcome)
+        else:
+            answer.callback(self.outcome)
 
     def fail(self, error: Exception) -> None:
         """
@@ -158,14 +164,18 @@ class Engine(ABC):
         Carry out a statement.
         """
         call = Call(statement, parameters, isWrite)
+        answer = call.answer
+        waiting = 0
+        for queue in self.queues:
+            waiting += len(queue)
         if self.refusal:
             call.fail(DatabaseUnavailable(self.refusal))
-        elif sum(map(len, self.queues)) >= self.settings.limit:
+        elif waiting >= self.settings.limit:
             text = f"{self.settings.limit} statements wait already"
             call.fail(DatabaseUnavailable(text))
         else:
             self.accept(call)
-        return call.answer
+        return answer
 
     def whenLost(self) -> Deferred[None]:
         """

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, TypeAlias
 from twisted.internet.defer import Deferred
 
 from ..asyncmodule import IAsyncModule
-from ..errors import OutcomeUnknown, Unavailable
+from ..errors import Unavailable
 
 __all__ = [
     "ConstraintViolated",
@@ -31,7 +31,6 @@ __all__ = [
     "DatabaseUnavailable",
     "IDatabase",
     "Kind",
-    "OutcomeUnknown",
     "Row",
     "Schema",
     "Settings",
