@@ -162,7 +162,7 @@ def test_a_table_has_every_name_of_the_wrapper() -> None:
         for name in row[0].split(", ")
     }
     public = {name for name in vars(QueuingWrapper) if not name.startswith("_")}
-    assert listed == public | {"proxy", "module", "history"}
+    assert listed == public | {"proxy", "module", "history", "limit"}
 
 
 @pytest.mark.parametrize("end", ["-m pytest", "twistd -n tsrv"])
