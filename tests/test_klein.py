@@ -123,31 +123,19 @@ class Site:
         self.resource = app.resource()
 
     def procure(self, request: Any) -> Deferred[KleinSession]:
-        """
-        Have Klein find the session of a request.
-        """
         return cast("Deferred[KleinSession]", self._procurer.procureSession(request))
 
     def refuse(self, request: Any, failure: Failure) -> str:
-        """
-        Answer with an error.
-        """
         isUnavailable = failure.check(Unavailable)
         request.setResponseCode(503 if isUnavailable else 403)
         return "not now" if isUnavailable else "no session"
 
     async def visit(self, request: Any) -> str:
-        """
-        Count the visits.
-        """
         session = await self.procure(request)
         stored = await session.change(Changes(added={"visits": 1}))
         return str(stored.counted["visits"])
 
     async def login(self, request: Any) -> str:
-        """
-        Log somebody in.
-        """
         session = await self.procure(request)
         name = request.args[b"name"][0].decode()
         identifier = await session.renew(Changes(assigned={"user": name}))
@@ -156,36 +144,21 @@ class Site:
         return identifier
 
     async def logout(self, request: Any) -> str:
-        """
-        Log somebody out.
-        """
         session = await self.procure(request)
         return str(await session.destroy())
 
     def made(self, *kind: Any) -> KleinSession:
-        """
-        @return: A new session.
-        """
         return cast(KleinSession, resultOf(self.sessions.newSession(*kind)).value)
 
     def load(self, identifier: str, *kind: Any) -> Result:
-        """
-        Look for a session.
-        """
         return resultOf(self.sessions.loadSession(identifier, *kind))
 
     def isFound(self, identifier: str, *kind: Any) -> bool:
-        """
-        @return: Whether there is such a session.
-        """
         (found,) = self.load(identifier, *kind).fired
         assert isinstance(found, KleinSession) or found.check(NoSuchSession)
         return isinstance(found, KleinSession)
 
     def count(self) -> int:
-        """
-        @return: The number of stored sessions.
-        """
         return cast(int, resultOf(self.memory.length()).value)
 
 
@@ -203,18 +176,12 @@ class Browser:
         self._stub: Any = StubTreq(site.resource)
 
     def send(self, method: str, url: str, **headers: str) -> Result:
-        """
-        Send a request, but do not wait.
-        """
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.cookies:
             named["Cookie"] = "; ".join(map("=".join, self.cookies.items()))
         return resultOf(self._stub.request(method, f"{url}", headers=named))
 
     def receive(self, asked: Result) -> tuple[int, str]:
-        """
-        Read a response.
-        """
         self._stub.flush()
         response = asked.value
         for line in response.headers.getRawHeaders("set-cookie", []):

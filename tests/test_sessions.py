@@ -5,18 +5,18 @@ The session of a request: changes are saved, and found by the next request.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
-from twisted.web.server import Site as TwistedSite
+from twisted.python.failure import Failure
+from twisted.web.server import Request
 
 from tsrv import QueuingWrapper
 from tsrv.sessions import (
@@ -29,10 +29,10 @@ from tsrv.sessions import (
     makeIdentifier,
 )
 from tsrv.sessions.shared import RetiredIdentifiers
-from tsrv.web.responses import AsyncResource, Response
-from tsrv.web.site import Site
+from tsrv.web.responses import AsyncResource, Response, respond
 
-from .support import Result, Trouble, resultOf
+from .exchanges import exchange
+from .support import Trouble, resultOf
 from .visitors import Do, Place, Shopper
 from .websupport import logged, textsOf
 
@@ -62,47 +62,19 @@ class Page(AsyncResource):
         return Response(body, b"application/json", headers=self.headers)
 
 
-class Plain(Resource):
-    """
-    A resource as anybody writes one, which writes 11 bytes.
-    """
-
-    isLeaf = True
-
-    def __init__(self, sessions: Sessions) -> None:
-        super().__init__()
-        self._sessions = sessions
-        self.do: Callable[[Request, Session], object]
-
-    def render_GET(self, request: Request) -> int:
-        request.setHeader(b"Content-Length", b"11")
-        found = self._sessions.get(request)
-        found.addCallback(partial(self.do, request))
-        found.addErrback(request.processingFailed)
-        return NOT_DONE_YET
-
-
 class Shop(Place):
     """
-    Two sites with the same sessions: one of tsrv, one of Twisted.
+    A site with one page.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(Page, **options)
         self.page: Page = self.site.resource
-        self.plain = Plain(self.sessions)
-        self.plainSite: Any = TwistedSite(self.plain, timeout=None, reactor=self.clock)
 
     def visitor(self, cookie: str | None = None) -> Shopper:
-        """
-        @return: A browser.
-        """
         return Shopper(self.site, self.clock, cookie)
 
     def returning(self, **members: Any) -> Shopper:
-        """
-        @return: A browser whose session has members.
-        """
         visitor = self.visitor()
         visitor.do(put(**members))
         return visitor
@@ -214,7 +186,8 @@ def test_an_empty_session_is_not_stored(place: Shop, do: Do) -> None:
 
 def test_a_cookie_is_sent_once(place: Shop) -> None:
     """
-    The cookie is sent when the session is created; no page of it is cached.
+    The cookie is sent when the session is created, beside those of the page, which is
+    cached only if it says so.
     """
     visitor = place.visitor()
     first = visitor.do(put(a=1))
@@ -224,17 +197,10 @@ def test_a_cookie_is_sent_once(place: Shop) -> None:
     assert "set-cookie" not in second.headers
     for answer in (first, second):
         assert answer.headers["cache-control"] == "no-store"
-    place.page.headers = [(b"Cache-Control", b"private, max-age=1")]
-    assert visitor.do(dict).headers["cache-control"] == "private, max-age=1"
-
-
-def test_other_cookies_of_a_page_are_kept(place: Shop) -> None:
-    """
-    A resource may set cookies as a header, too.
-    """
-    place.page.headers = [(b"Set-Cookie", b"theme=dark")]
+    place.page.headers = [(b"Cache-Control", b"private"), (b"Set-Cookie", b"a=b")]
+    assert visitor.do(dict).headers["cache-control"] == "private"
     answer = place.visitor().do(put(a=1))
-    assert answer.headers["set-cookie"].startswith("theme=dark, __Host-session=")
+    assert answer.headers["set-cookie"].startswith("a=b, __Host-session=")
 
 
 def test_the_store_does_not_know_the_identifier(place: Shop) -> None:
@@ -260,25 +226,17 @@ def test_an_unknown_identifier_is_never_adopted(place: Shop) -> None:
     assert place.count() == 1
 
 
-def test_the_name_of_a_member_is_a_string(place: Shop) -> None:
-    """
-    JSON would turn any other name into a string.
-    """
-
-    def number(session: Any) -> None:
-        with pytest.raises(TypeError):
-            session[1] = 1
-
-    assert place.visitor().do(number).status == 200
-
-
 @pytest.mark.parametrize("value", [object(), float("nan"), {1, 2}])
 def test_a_value_that_cannot_be_json_is_an_error(
     place: Shop, value: object, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A value that cannot be JSON fails the request, and nothing is stored.
+    A value that cannot be JSON fails the request, and nothing is stored; the name of
+    a member is a string.
     """
+    session: Any = Begun(place).session
+    with pytest.raises(TypeError):
+        session[1] = 1
     assert place.visitor().do(put(a=value)).status == 500
     assert place.count() == 0
     visitor = place.returning(a=1)
@@ -742,158 +700,121 @@ def test_a_client_that_leaves_gets_no_session(
 # Loading.
 
 
-class Parts(Page):
+class Begun:
     """
-    A page of three parts, each of which asks for the session.
+    A request on a site of twisted.web whose resource does what the test says.
     """
 
-    results: list[Result]
-    asked: list[Deferred[Session]]
+    def __init__(self, place: Shop, cookie: str | None = None, **members: Any) -> None:
+        cookie = place.returning(**members).cookie if members else cookie
+        sent = [] if cookie is None else [("Cookie", f"__Host-session={cookie}")]
+        self.cookie = cookie
+        self.request = exchange(*sent, secure=True)
+        self.request.setHeader(b"Content-Length", b"11")
+        self.transport: Any = self.request.transport
+        self._sessions = place.sessions
 
-    async def render_GET(self, request: Request) -> Response:
-        self.asked = [self._sessions.get(request) for _ in range(3)]
-        self.do(self.asked)  # type: ignore[arg-type]
-        self.results = [resultOf(each) for each in self.asked]
-        return await Deferred()
+    def get(self) -> Deferred[Session]:
+        return self._sessions.get(self.request)
+
+    @property
+    def session(self) -> Session:
+        return cast(Session, resultOf(self.get()).value)
+
+    @property
+    def body(self) -> bytes:
+        return cast(bytes, self.transport.value().partition(b"\r\n\r\n")[2])
+
+    def leave(self) -> None:
+        self.request.connectionLost(Failure(ConnectionDone()))
 
 
-@pytest.fixture
-def parts(place: Shop) -> Iterator[Parts]:
+def load(place: Shop) -> list[Deferred[Session]]:
     """
-    A page of three parts, whose session is being loaded.
+    Let three parts of a page ask for a session, which the store does not return yet.
     """
-    visitor = place.returning(a=1)
     place.store.late.add("get")
-    parts = Parts(place.sessions)
-    visitor.site = Site(parts, place.clock)
-    parts.do = lambda asked: asked[0].addBoth(lambda _: asked[1].cancel())  # type: ignore[index]
-    begun = visitor.begin()
-    yield parts
-    begun.leave()
+    begun = Begun(place, a=1)
+    return [begun.get() for _ in range(3)]
 
 
-def test_a_session_is_loaded_once_for_a_request(place: Shop, parts: Parts) -> None:
+def test_a_session_is_loaded_once_for_a_request(place: Shop) -> None:
     """
-    All parts of a page get the same object, whenever they ask for it; the callback of
-    one may cancel another.
+    All parts of a page get the same object; the callback of one may cancel another.
     """
+    asked = load(place)
+    asked[0].addBoth(lambda session: (asked[1].cancel(), session)[1])
+    results = [resultOf(each) for each in asked]
     place.fire()
     assert place.store.asked.count("get") == 1
-    assert parts.results[2].value["a"] == 1
-    assert isinstance(parts.results[1].error, CancelledError)
+    assert results[0].value is results[2].value
+    assert results[2].value["a"] == 1
+    assert isinstance(results[1].error, CancelledError)
 
 
-def test_all_parts_fail_if_the_session_cannot_be_loaded(
-    place: Shop, parts: Parts
-) -> None:
-    """
-    Each caller gets the error of the store.
-    """
-    place.store.waiting[0].errback(UNAVAILABLE)
-    assert parts.results[2].error is UNAVAILABLE
-
-
-def test_each_part_may_give_up_alone(place: Shop, parts: Parts) -> None:
+def test_each_part_may_give_up_alone(place: Shop) -> None:
     """
     Cancelling one call leaves the others; the last one cancels the store's call.
     """
-    parts.asked[0].cancel()
-    assert parts.results[2].pending
-    assert not place.store.waiting[0].called
-    parts.asked[2].cancel()
+    asked = load(place)
+    results = [resultOf(each) for each in asked]
+    for each in asked:
+        assert not place.store.waiting[0].called
+        each.cancel()
     assert place.store.waiting[0].called
+    assert all(isinstance(each.error, CancelledError) for each in results)
 
 
 def test_a_request_asks_again_after_an_error(place: Shop) -> None:
     """
-    A session that could not be loaded is looked up again by the next call.
+    All parts get the error of the store; the next call looks the session up again.
     """
-    visitor = place.returning(a=1)
-    found: list[Session] = []
-
-    class Twice(Page):
-        """
-        A page that asks until it has the session.
-        """
-
-        async def render_GET(self, request: Request) -> Response:
-            with pytest.raises(SessionsUnavailable):
-                await self._sessions.get(request)
-            place.store.errors.clear()
-            for _ in range(2):
-                found.append(await self._sessions.get(request))
-            return Response(b"", b"text/plain")
-
-    place.store.errors["get"] = UNAVAILABLE
-    visitor.site = Site(Twice(place.sessions), place.clock)
-    assert visitor.ask().status == 200
-    assert found[0] is found[1]
+    begun = Begun(place, a=1)
+    place.store.late.add("get")
+    results = [resultOf(begun.get()) for _ in range(3)]
+    place.store.waiting[0].errback(UNAVAILABLE)
+    assert [each.error for each in results] == [UNAVAILABLE] * 3
+    place.store.late.clear()
+    assert begun.session is begun.session
 
 
-# Resources that know nothing of tsrv, and when a response is sent.
-
-
-def plainVisitor(place: Shop, do: Callable[[Request, Session], object]) -> Shopper:
-    """
-    @return: A visitor with a session, whose next request is to the plain resource.
-    """
-    visitor = place.returning(a=1)
-    place.plain.do = do
-    visitor.site = place.plainSite
-    return visitor
-
-
-def write(request: Request, *pieces: bytes) -> None:
-    """
-    Write a response.
-    """
-    for piece in pieces:
-        request.write(piece)
-    request.finish()
+# When a response is sent.
 
 
 def test_nothing_is_sent_before_the_session_is_saved(place: Shop) -> None:
     """
-    The response of any resource of twisted.web waits for the save, and is sent in
-    order.
+    The response waits for the save, and is sent in order.
     """
-
-    def do(request: Request, session: Session) -> None:
-        session["a"] = 1
-        write(request, b"one ", b"two ", b"six")
-
-    visitor = plainVisitor(place, do)
-    visitor.cookie = None
+    begun = Begun(place)
+    begun.session["a"] = 1
     place.store.late.add("create")
-    begun = visitor.begin()
-    assert begun.received == b""
+    for piece in (b"one ", b"two ", b"six"):
+        begun.request.write(piece)
+    begun.request.finish()
+    assert begun.transport.value() == b""
     place.fire()
-    assert visitor.end(begun).body == b"one two six"
-    assert visitor.cookie is not None
+    assert begun.body == b"one two six"
+    assert b"Set-Cookie: __Host-session=" in begun.transport.value()
 
 
 def test_changes_after_the_response_has_begun_are_saved(place: Shop) -> None:
     """
     They are saved before the bytes that follow them.
     """
-
-    def do(request: Request, session: Session) -> None:
-        session["a"] = 2
-        request.write(b"begun ")
-        session["a"] = 3
-        request.write(b"ended")
-        session["b"] = 4
-        request.finish()
-
-    visitor = plainVisitor(place, do)
+    begun = Begun(place, a=1)
+    session = begun.session
     place.store.late.add("set")
-    begun = visitor.begin()
+    session["a"] = 2
+    begun.request.write(b"begun ")
+    session["a"] = 3
+    begun.request.write(b"ended")
+    session["b"] = 4
+    begun.request.finish()
     for number in range(2):
-        assert begun.received == b""
+        assert begun.transport.value() == b""
         place.store.waiting[number].callback(None)
-    assert visitor.end(begun).body == b"begun ended"
-    visitor.site = place.site
-    assert visitor.says(dict) == {"a": 3, "b": 4}
+    assert begun.body == b"begun ended"
+    assert place.visitor(begun.cookie).says(dict) == {"a": 3, "b": 4}
 
 
 @pytest.mark.parametrize("how", ["new", "login", "unavailable"])
@@ -904,44 +825,36 @@ def test_a_save_that_fails_after_the_first_byte_aborts_the_response(
     A part of a response must not be taken for the whole; and after the first byte no
     session can be created or renewed.
     """
-
-    def do(request: Request, session: Session) -> None:
-        request.write(b"begun ")
-        if how == "login":
-            session.regenerate()
-        session["a"] = 2
-        write(request, b"ended")
-
-    visitor = plainVisitor(place, do)
-    if how == "new":
-        visitor.cookie = None
+    begun = Begun(place) if how == "new" else Begun(place, a=1)
+    session = begun.session
+    begun.request.write(b"begun ")
+    if how == "login":
+        session.regenerate()
     if how == "unavailable":
         place.store.errors["set"] = UNAVAILABLE
-    begun = visitor.begin()
-    assert begun.transport.aborted
-    assert begun.received.endswith(b"begun ")
-    begun.leave()
+    session["a"] = 2
+    begun.request.write(b"ended")
+    begun.request.finish()
+    assert begun.transport.disconnected
+    assert begun.body == b"begun "
     error = SessionsUnavailable if how == "unavailable" else SessionError
     assert loggedFailures.pop()["log_failure"].check(error)
-    visitor.site = place.site
-    assert visitor.says(dict) == ({} if how == "new" else {"a": 1})
+    left = {} if how == "new" else {"a": 1}
+    assert place.visitor(begun.cookie).says(dict) == left
 
 
 def test_a_session_that_cannot_be_saved_is_the_response(place: Shop) -> None:
     """
     The response of the resource is dropped.
     """
-
-    def do(request: Request, session: Session) -> None:
-        session["a"] = 2
-        request.write(b"one ")
-        write(request, b"two")
-
-    visitor = plainVisitor(place, do)
+    begun = Begun(place, a=1)
+    begun.session["a"] = 2
     place.store.errors["set"] = UNAVAILABLE
-    answer = visitor.ask()
-    assert answer.status == 503
-    assert b"one" not in answer.body
+    begun.request.write(b"one ")
+    begun.request.write(b"two")
+    begun.request.finish()
+    assert begun.transport.value().startswith(b"HTTP/1.1 503 ")
+    assert b"one" not in begun.body
 
 
 def test_a_deferred_response_is_not_mixed_with_an_error(
@@ -951,24 +864,17 @@ def test_a_deferred_response_is_not_mixed_with_an_error(
     A resource that fails half way, while its response is deferred, aborts it.
     """
 
-    class Partly(Page):
-        """
-        A page that fails half way.
-        """
+    def render(request: Request) -> Response:
+        with pytest.raises(TypeError):
+            request.write("text")
+        request.write(b"PARTIAL")
+        raise Trouble("half way")
 
-        async def render_GET(self, request: Request) -> Response:
-            session = await self._sessions.get(request)
-            session["a"] = 1
-            with pytest.raises(TypeError):
-                request.write("text")
-            request.write(b"PARTIAL")
-            raise Trouble("half way")
-
+    begun = Begun(place)
+    begun.session["a"] = 1
     place.store.late.add("create")
-    visitor = place.visitor()
-    visitor.site = Site(Partly(place.sessions), place.clock)
-    begun = visitor.begin()
-    assert (begun.transport.aborted, begun.received) == (True, b"")
+    respond(begun.request, render)
+    assert (begun.transport.disconnected, begun.transport.value()) == (True, b"")
     begun.leave()
     place.fire()
     assert loggedFailures.pop()["log_failure"].check(Trouble)
@@ -978,28 +884,23 @@ def test_a_client_that_leaves_is_sent_nothing(place: Shop) -> None:
     """
     A save in progress goes on, no other begins, and a failure is logged.
     """
-    requests: list[tuple[Request, Session]] = []
-
-    def do(request: Request, session: Session) -> None:
-        requests.append((request, session))
-        session["b"] = len(requests)
-        request.write(b"begun ")
-
-    visitor = plainVisitor(place, do)
+    first = Begun(place, a=1)
+    second = Begun(place, first.cookie)
     place.store.late.add("set")
-    for _ in range(2):
-        visitor.begin().leave()
-    request, session = requests[1]
-    session["c"] = 1
-    write(request, b"ended")
-    place.store.late.clear()
+    for begun, value in ((first, 1), (second, 2)):
+        begun.session["b"] = value
+        begun.request.write(b"begun ")
+        begun.leave()
+        begun.session["c"] = 1
+        begun.request.write(b"ended")
+        begun.request.finish()
     with logged() as events:
         place.store.waiting[0].errback(Trouble("the disk is full"))
         place.store.waiting[1].callback(None)
     (text,) = textsOf(events)
     assert "its changes were not saved: the disk is full" in text
-    visitor.site = place.site
-    assert visitor.says(dict) == {"a": 1, "b": 2}
+    assert second.transport.value() == b""
+    assert place.visitor(first.cookie).says(dict) == {"a": 1, "b": 2}
 
 
 def test_a_deferred_response_is_bounded(
@@ -1008,19 +909,15 @@ def test_a_deferred_response_is_bounded(
     """
     A store that does not answer cannot fill the memory with responses.
     """
-
-    def do(request: Request, session: Session) -> None:
-        session["a"] = 2
-        for _ in range(64):
-            request.write(piece)
-        assert loggedFailures == []
-        request.write(b"x")
-
+    begun = Begun(place)
+    begun.session["a"] = 1
+    place.store.late.add("create")
     piece = b"x" * (1024 * 1024)
-    visitor = plainVisitor(place, do)
-    place.store.late.add("set")
-    begun = visitor.begin()
-    assert begun.transport.aborted
+    for _ in range(64):
+        begun.request.write(piece)
+    assert not begun.transport.disconnected
+    begun.request.write(b"x")
+    assert begun.transport.disconnected
     begun.leave()
     place.fire()
     assert loggedFailures.pop()["log_failure"].check(MemoryError)
@@ -1032,18 +929,11 @@ def test_a_response_that_cannot_be_sent_is_aborted(
     """
     The client of a response that Twisted refuses does not wait for ever.
     """
-
-    def do(request: Request, session: Session) -> None:
-        session["a"] = 2
-        request.cookies.append(object())  # type: ignore[arg-type]
-        write(request, b"one")
-
-    visitor = plainVisitor(place, do)
-    place.store.late.add("set")
-    begun = visitor.begin()
-    place.fire()
-    assert begun.transport.aborted
-    begun.leave()
+    begun = Begun(place, a=1)
+    begun.session["a"] = 2
+    begun.request.cookies.append(object())  # type: ignore[arg-type]
+    begun.request.write(b"one")
+    assert begun.transport.disconnected
     assert loggedFailures.pop()["log_failure"].check(AttributeError)
 
 

@@ -92,9 +92,6 @@ class Visitor:
         headers: Mapping[str, str] | None = None,
         data: bytes = b"",
     ) -> Peer:
-        """
-        Send a request over a connection of its own.
-        """
         sent = {"Host": "test", "X-Forwarded-Proto": "https", **(headers or {})}
         sent["Content-Length"] = str(len(data))
         if self.cookie is not None:
@@ -116,9 +113,6 @@ class Visitor:
         return answer
 
     def ask(self, path: str = "/", **question: Any) -> Answer:
-        """
-        Send a request, and read the response.
-        """
         return self.end(self.begin(path, **question))
 
 
@@ -135,15 +129,9 @@ class Shopper(Visitor):
         return self.begin()
 
     def do(self, do: Do) -> Answer:
-        """
-        Have something done to the session.
-        """
         return self.end(self.start(do))
 
     def says(self, do: Do) -> Any:
-        """
-        @return: The result of the page.
-        """
         answer = self.do(do)
         assert answer.status == 200, answer
         return json.loads(answer.body)
@@ -174,21 +162,12 @@ class Place:
         self.site: Any = Site(root, self.clock, knownErrors=knownErrors or {})
 
     def visitor(self, cookie: str | None = None) -> Visitor:
-        """
-        @return: A browser, with a cookie.
-        """
         return Visitor(self.site, self.clock, cookie)
 
     def count(self) -> Any:
-        """
-        @return: The number of stored sessions.
-        """
         return resultOf(self.memory.length()).value
 
     def close(self) -> None:
-        """
-        Close the store.
-        """
         self.memory.close()
         self.clock.advance(0)
         assert self.clock.getDelayedCalls() == []
