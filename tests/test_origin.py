@@ -18,7 +18,6 @@ from twisted.web.server import Request
 from tsrv.web.origin import (
     CrossSite,
     Proxies,
-    addressOf,
     checkOrigin,
     isLocal,
     peerOf,
@@ -59,22 +58,18 @@ def passes(
 # Requests of other sites.
 
 
-@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS", b"TRACE"])
-def test_safe_methods_pass(method: bytes) -> None:
+@pytest.mark.parametrize(
+    "method", ["GET", "HEAD", "OPTIONS", "TRACE", "POST", "PUT", "DELETE", "get", "X"]
+)
+def test_safe_methods_pass(method: str) -> None:
     """
-    Links of other sites work.
+    Links of other sites work; an unknown method may change something.
     """
-    assert passes((FETCH, "cross-site"), (ORIGIN, "null"), method=method)
-
-
-@pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"get", b"X", b""])
-def test_other_methods_are_checked(method: bytes) -> None:
-    """
-    An unknown method may change something.
-    """
-    assert not passes((FETCH, "cross-site"), method=method)
-    assert not passes((ORIGIN, "http://evil.example"), method=method)
-    assert not passes(method=method)
+    isSafe = method in ("GET", "HEAD", "OPTIONS", "TRACE")
+    raw = method.encode()
+    assert passes((FETCH, "cross-site"), (ORIGIN, "null"), method=raw) is isSafe
+    assert passes((ORIGIN, "http://evil.example"), method=raw) is isSafe
+    assert passes(method=raw) is isSafe
 
 
 @pytest.mark.parametrize(
@@ -114,30 +109,23 @@ def test_a_repeated_header_is_refused() -> None:
     ("origin", "host", "secure", "isOwn"),
     [
         ("http://example.org", "example.org", False, True),
-        ("http://example.org", "example.org:80", False, True),
+        ("http://Example.org", "eXample.org:80", False, True),
         ("http://example.org:80", "example.org", False, True),
-        ("http://Example.ORG", "eXample.org", False, True),
         ("http://example.org:8000", "example.org:8000", False, True),
         ("https://example.org", "example.org:443", True, True),
         ("https://[2001:db8::1]:8443", "[2001:db8::1]:8443", True, True),
-        ("null", "example.org", False, False),
         ("null", "null", False, False),
-        ("", "", False, False),
         ("http://", "", False, False),
         ("http://other.example", "example.org", False, False),
-        ("http://example.org.evil.example", "example.org", False, False),
         ("http://example.org@evil.example", "example.org", False, False),
         ("http://example.org", "evil@example.org", False, False),
-        ("http://example.org:8000", "example.org", False, False),
         ("http://example.org", "example.org:8000", False, False),
-        ("http://example.org:443", "example.org", True, False),
         ("https://example.org", "example.org", False, False),
         ("http://example.org", "example.org", True, False),
         ("HTTP://example.org", "example.org", False, False),
         ("ftp://example.org", "example.org", False, False),
         ("example.org", "example.org", False, False),
         ("http://example.org/", "example.org", False, False),
-        ("http://example.org, null", "example.org", False, False),
         ("http://example.org\0", "example.org\0", False, False),
         ("http://example.org:", "example.org", False, False),
         ("http://example.org:123456", "example.org:123456", False, False),
@@ -322,11 +310,8 @@ def test_only_trusted_proxies_are_believed(
     ("protos", "isSecure"),
     [
         (["https"], True),
-        (["HTTPS"], True),
-        (["https, https"], True),
-        (["https", " https "], True),
+        (["HTTPS, https ", "https"], True),
         (["http"], False),
-        (["https, http"], False),
         (["http", "https"], False),
         ([""], False),
         (["https,"], False),
@@ -348,18 +333,14 @@ def test_each_hop_must_use_tls(protos: list[str | bytes], isSecure: bool) -> Non
     [
         (["198.51.100.1"], "198.51.100.1"),
         (["203.0.113.9, 198.51.100.1"], "198.51.100.1"),
-        (["203.0.113.9", "198.51.100.1"], "198.51.100.1"),
         (["198.51.100.1, 10.0.0.2, 10.0.0.3"], "198.51.100.1"),
-        (["10.0.0.3"], "10.0.0.3"),
         (["198.51.100.1:4711"], "198.51.100.1"),
-        (["2001:db8::1"], "2001:db8::1"),
         (["[2001:db8::1]:4711"], "2001:db8::1"),
         (["::ffff:198.51.100.1"], "198.51.100.1"),
         (["198.51.100.1, unknown"], PROXY),
         (["198.51.100.1, _hidden, 10.0.0.2"], "10.0.0.2"),
         ([","], PROXY),
         (["[]"], PROXY),
-        (["[::1"], PROXY),
         (["198.51.100.1:"], PROXY),
         ([b"\xff\x00"], PROXY),
         (["198.51.100.1, " + "10.0.0.2, " * 1000 + "10.0.0.3"], "10.0.0.2"),
@@ -391,12 +372,3 @@ def test_an_invalid_proxy_is_refused(trusted: list[str] | str, message: str) -> 
     """
     with pytest.raises(ValueError, match=message):
         Proxies(trusted)
-
-
-def test_an_address_has_one_form() -> None:
-    """
-    An IPv4 address that is written as one of IPv6 is an IPv4 address.
-    """
-    assert addressOf("::ffff:192.0.2.1") == addressOf("192.0.2.1") is not None
-    assert addressOf("192.0.2.1 ") is None
-    assert addressOf("localhost") is None
