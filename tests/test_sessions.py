@@ -33,7 +33,7 @@ from tsrv.web.responses import AsyncResource, Response, respond
 
 from .exchanges import exchange
 from .support import Trouble, resultOf
-from .visitors import Do, Place, Shopper
+from .visitors import COOKIE, Do, Place, Shopper
 from .websupport import logged, textsOf
 
 UNAVAILABLE = SessionsUnavailable("not now", 2)
@@ -125,26 +125,45 @@ destroy: Do = Session.destroy
 regenerate: Do = Session.regenerate
 
 
-class Slow:
+class Begun:
     """
-    Something that is done to a session by a request that then takes a while.
+    A request on a site of twisted.web, and the session of that request.
     """
 
-    def __init__(self, do: Do) -> None:
-        self._do = do
-        self.waiting: list[Deferred[Any]] = []
+    def __init__(self, place: Shop, cookie: str | None = None, **members: Any) -> None:
+        cookie = place.returning(**members).cookie if members else cookie
+        sent = [] if cookie is None else [("Cookie", f"__Host-session={cookie}")]
+        self.cookie = cookie
+        self.request = exchange(*sent, secure=True)
+        self.request.setHeader(b"Content-Length", b"11")
+        self.transport: Any = self.request.transport
+        self._sessions = place.sessions
 
-    def __call__(self, session: Session) -> Deferred[Any]:
-        self._do(session)
-        self.waiting.append(Deferred())
-        return self.waiting[-1]
+    def get(self) -> Deferred[Session]:
+        return self._sessions.get(self.request)
 
-    def fire(self) -> None:
-        """
-        Let the requests end.
-        """
-        for each in self.waiting:
-            each.callback(None)
+    @property
+    def session(self) -> Session:
+        return cast(Session, resultOf(self.get()).value)
+
+    @property
+    def body(self) -> bytes:
+        return cast(bytes, self.transport.value().partition(b"\r\n\r\n")[2])
+
+    def finish(self, *pieces: bytes) -> None:
+        for piece in pieces or [b"12345678901"]:
+            self.request.write(piece)
+        self.request.finish()
+        found = COOKIE.search(self.transport.value().decode())
+        if found is not None:
+            self.cookie = found[1]
+
+    @property
+    def isCookieSet(self) -> bool:
+        return b"Set-Cookie" in self.transport.value()
+
+    def leave(self) -> None:
+        self.request.connectionLost(Failure(ConnectionDone()))
 
 
 # Saving and finding.
@@ -307,12 +326,12 @@ def test_concurrent_requests_keep_the_changes_of_each_other(place: Shop) -> None
     """
     A slow request does not undo what a fast one does meanwhile.
     """
-    visitor = place.returning(a=1, b=1, c=1)
-    slow = Slow(lambda session: session.update(a=2) or session.pop("c"))
-    begun = visitor.start(slow)
+    slow = Begun(place, a=1, b=1, c=1)
+    slow.session["a"] = 2
+    del slow.session["c"]
+    visitor = place.visitor(slow.cookie)
     visitor.do(put(b=2, d=1))
-    slow.fire()
-    assert visitor.end(begun).status == 200
+    slow.finish()
     assert visitor.says(dict) == {"a": 2, "b": 2, "d": 1}
 
 
@@ -321,14 +340,9 @@ def test_add_loses_no_count(place: Shop) -> None:
     32 requests that have all read the same number add to it one after the other.
     """
     visitor = place.returning(n=0)
-    slow = Slow(lambda session: session["n"])
-
-    def countLater(session: Session) -> Any:
-        return slow(session).addCallback(lambda _: session.add("n"))
-
-    begun = [visitor.start(countLater) for _ in range(32)]
-    slow.fire()
-    results = [json.loads(visitor.end(each).body) for each in begun]
+    sessions = [Begun(place, visitor.cookie).session for _ in range(32)]
+    assert {session["n"] for session in sessions} == {0}
+    results = [resultOf(session.add("n")).value for session in sessions]
     assert sorted(results) == list(range(1, 33))
     assert visitor.says(dict) == {"n": 32}
 
@@ -339,18 +353,14 @@ def test_a_counter_that_is_read_while_it_is_counted_loses_nothing(
     """
     The number that a resource sees before the store answers is not written back.
     """
-    visitor = place.returning(n=1)
+    begun = Begun(place, n=1)
     place.store.late.add("set")
-
-    def countAndRead(session: Session) -> Any:
-        counting = session.add("n")
-        assert session["n"] == 1
-        return counting
-
-    begun = visitor.start(countAndRead)
+    counting = resultOf(begun.session.add("n"))
+    assert begun.session["n"] == 1
     place.fire()
-    assert visitor.end(begun).body == b"2"
-    assert visitor.says(dict) == {"n": 2}
+    assert counting.value == 2
+    begun.finish()
+    assert place.visitor(begun.cookie).says(dict) == {"n": 2}
 
 
 def test_add_saves_earlier_changes(place: Shop) -> None:
@@ -392,20 +402,15 @@ def test_a_session_that_is_destroyed_meanwhile_stays_so(
     A slow request does not bring back a visitor who has logged out, nor does it take
     away his next cookie.
     """
-    visitor = place.returning(a=1)
-    slow = Slow(dict if isCounted else put(a=2))
-
-    def do(session: Session) -> Any:
-        waits = slow(session)
-        return waits.addCallback(lambda _: session.add("a")) if isCounted else waits
-
-    begun = visitor.start(do)
-    assert visitor.cookie is not None
-    place.memory.destroy(visitor.cookie)
-    slow.fire()
-    answer = visitor.end(begun)
-    assert answer.status == 200
-    assert "set-cookie" not in answer.headers
+    slow = Begun(place, a=1)
+    session = slow.session
+    if not isCounted:
+        session["a"] = 2
+    place.visitor(slow.cookie).do(destroy)
+    if isCounted:
+        assert resultOf(session.add("a")).value == 1
+    slow.finish()
+    assert not slow.isCookieSet
     assert place.count() == 0
 
 
@@ -511,32 +516,28 @@ def test_a_slow_login_does_not_undo_a_logout(place: Shop) -> None:
     A request that renews a session which was destroyed meanwhile creates none, and
     what the session had is gone.
     """
-    visitor = place.returning(before="old")
-    slow, login = Slow(regenerate), Slow(regenerate)
-    begun = visitor.start(slow)
-    assigned = visitor.start(both(put(name="Ada"), login))
-    visitor.do(destroy)
-    slow.fire()
-    assert "set-cookie" not in visitor.end(begun).headers
+    slow = Begun(place, before="old")
+    login = Begun(place, slow.cookie)
+    for each in (slow, login):
+        each.session.regenerate()
+    login.session["name"] = "Ada"
+    place.visitor(slow.cookie).do(destroy)
+    slow.finish()
+    assert not slow.isCookieSet
     assert place.count() == 0
-    login.fire()
-    visitor.end(assigned)
-    assert visitor.says(dict) == {"name": "Ada"}
+    login.finish()
+    assert place.visitor(login.cookie).says(dict) == {"name": "Ada"}
 
 
 def test_renewing_keeps_the_counts_of_others(place: Shop) -> None:
     """
     Counts of other requests, while a session is renewed, are kept.
     """
-    visitor = place.returning(n=1)
-    slow = Slow(regenerate)
-    begun = visitor.start(slow)
-    for _ in range(2):
-        visitor.do(count)
-    slow.fire()
-    visitor.end(begun)
-    assert visitor.says(dict) == {"n": 3}
-    assert visitor.says(both(regenerate, count)) == 4
+    slow = Begun(place, n=1)
+    slow.session.regenerate()
+    place.visitor(slow.cookie).do(count)
+    slow.finish()
+    assert place.visitor(slow.cookie).says(both(regenerate, count)) == 3
 
 
 def test_of_many_logins_at_once_one_renews(place: Shop) -> None:
@@ -544,11 +545,12 @@ def test_of_many_logins_at_once_one_renews(place: Shop) -> None:
     Ten logins with one cookie make one session.
     """
     visitor = place.returning(a=1)
-    slow = Slow(regenerate)
-    begun = [visitor.start(slow) for _ in range(10)]
-    slow.fire()
-    for each in begun:
-        visitor.end(each)
+    logins = [Begun(place, visitor.cookie) for _ in range(10)]
+    for each in logins:
+        each.session.regenerate()
+    for each in logins:
+        each.finish()
+    assert [each.isCookieSet for each in logins] == [True] + [False] * 9
     assert place.count() == 1
 
 
@@ -676,21 +678,16 @@ def test_a_client_that_leaves_gets_no_session(
     """
     Nothing is stored under an identifier that no browser has received.
     """
-    visitor = place.returning(a=1) if isLogin else place.visitor()
-    sessions: list[Session] = []
+    begun = Begun(place, a=1) if isLogin else Begun(place)
+    session = begun.session
     place.store.late.update(("create", "renew"))
-
-    def change(session: Session) -> Any:
-        sessions.append(session)
-        if isLogin:
-            session.regenerate()
-        session["a"] = 2
-        if isSaving:
-            session.save()
-        return Deferred()
-
-    visitor.start(change).leave()
-    saving = resultOf(sessions[0].save())
+    if isLogin:
+        session.regenerate()
+    session["a"] = 2
+    if isSaving:
+        session.save()
+    begun.leave()
+    saving = resultOf(session.save())
     place.fire()
     assert saving.value is None
     # Nobody has the identifier of the renewed session.
@@ -698,35 +695,6 @@ def test_a_client_that_leaves_gets_no_session(
 
 
 # Loading.
-
-
-class Begun:
-    """
-    A request on a site of twisted.web whose resource does what the test says.
-    """
-
-    def __init__(self, place: Shop, cookie: str | None = None, **members: Any) -> None:
-        cookie = place.returning(**members).cookie if members else cookie
-        sent = [] if cookie is None else [("Cookie", f"__Host-session={cookie}")]
-        self.cookie = cookie
-        self.request = exchange(*sent, secure=True)
-        self.request.setHeader(b"Content-Length", b"11")
-        self.transport: Any = self.request.transport
-        self._sessions = place.sessions
-
-    def get(self) -> Deferred[Session]:
-        return self._sessions.get(self.request)
-
-    @property
-    def session(self) -> Session:
-        return cast(Session, resultOf(self.get()).value)
-
-    @property
-    def body(self) -> bytes:
-        return cast(bytes, self.transport.value().partition(b"\r\n\r\n")[2])
-
-    def leave(self) -> None:
-        self.request.connectionLost(Failure(ConnectionDone()))
 
 
 def load(place: Shop) -> list[Deferred[Session]]:
@@ -787,9 +755,7 @@ def test_nothing_is_sent_before_the_session_is_saved(place: Shop) -> None:
     begun = Begun(place)
     begun.session["a"] = 1
     place.store.late.add("create")
-    for piece in (b"one ", b"two ", b"six"):
-        begun.request.write(piece)
-    begun.request.finish()
+    begun.finish(b"one ", b"two ", b"six")
     assert begun.transport.value() == b""
     place.fire()
     assert begun.body == b"one two six"
@@ -832,8 +798,7 @@ def test_a_save_that_fails_after_the_first_byte_aborts_the_response(
     if how == "unavailable":
         place.store.errors["set"] = UNAVAILABLE
     session["a"] = 2
-    begun.request.write(b"ended")
-    begun.request.finish()
+    begun.finish(b"ended")
     assert begun.transport.disconnected
     assert begun.body == b"begun "
     error = SessionsUnavailable if how == "unavailable" else SessionError
@@ -849,9 +814,7 @@ def test_a_session_that_cannot_be_saved_is_the_response(place: Shop) -> None:
     begun = Begun(place, a=1)
     begun.session["a"] = 2
     place.store.errors["set"] = UNAVAILABLE
-    begun.request.write(b"one ")
-    begun.request.write(b"two")
-    begun.request.finish()
+    begun.finish(b"one ", b"two")
     assert begun.transport.value().startswith(b"HTTP/1.1 503 ")
     assert b"one" not in begun.body
 
@@ -891,8 +854,7 @@ def test_a_client_that_leaves_is_sent_nothing(place: Shop) -> None:
         begun.request.write(b"begun ")
         begun.leave()
         begun.session["c"] = 1
-        begun.request.write(b"ended")
-        begun.request.finish()
+        begun.finish(b"ended")
     with logged() as events:
         place.store.waiting[0].errback(Trouble("the disk is full"))
         place.store.waiting[1].callback(None)

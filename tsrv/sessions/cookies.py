@@ -56,7 +56,6 @@ class Cookies:
         trustedProxies: Sequence[str] = (),
     ) -> None:
         """
-        @param clock: Provides the time.
         @param name: The name of the cookie, without a prefix.
         @param sameSite: Which requests of other sites carry it: C{Strict} for none,
             C{Lax} for links, C{None} for all.
@@ -72,6 +71,7 @@ class Cookies:
             raise ValueError(f"sameSite must be Strict, Lax or None, not {sameSite!r}")
         self.proxies = Proxies(trustedProxies)
         self._clock = clock
+        self._complainedAt: float | None = None
         self._plain = name.encode("ascii")
         self._prefixed = b"__Host-" + self._plain
         # Browsers accept None for secure cookies only.
@@ -85,13 +85,11 @@ class Cookies:
             each: re.compile(rb"(?:\A|;)[ \t]*+" + re.escape(each) + rb"=([^;]*)")
             for each in self._attributes
         }
-        self._complainedAt: float | None = None
 
     def read(self, request: Request) -> str | None:
         """
-        @param request: A request whose client is still connected.
-        @return: The identifier that the browser has sent; L{None} without a cookie
-            that this class could have written.
+        Return the identifier that the browser has sent; L{None} without a cookie that
+        this class could have written, or if the client has disconnected.
         """
         name = self._nameFor(request)
         headers = request.requestHeaders.getRawHeaders(b"Cookie")
@@ -109,22 +107,18 @@ class Cookies:
         """
         Return whether a cookie in the response would reach the browser and be kept.
         If the browser would drop it, that is logged, at most once a minute.
-
-        @param request: A request.
         """
-        if request.startedWriting or _isOver(request):
+        isOpen = not (request.startedWriting or _isOver(request))
+        if isOpen and self._nameFor(request) is None:
+            self._complain(request)
             return False
-        if self._nameFor(request) is not None:
-            return True
-        self._complain(request)
-        return False
+        return isOpen
 
     def write(self, request: Request, identifier: str) -> bool:
         """
         Set the cookie. It replaces a session cookie that is already in the response.
 
-        @param request: A request.
-        @param identifier: The identifier: letters and digits, C{-} and C{_}.
+        @param identifier: Letters and digits, C{-} and C{_}.
         @return: Whether the cookie is in the response.
         @raise ValueError: The identifier has other characters.
         """
@@ -134,10 +128,7 @@ class Cookies:
 
     def expire(self, request: Request) -> bool:
         """
-        Let the browser remove the cookie.
-
-        @param request: A request.
-        @return: Whether that is in the response.
+        Let the browser remove the cookie; return whether that is in the response.
         """
         return self._set(request, b"", _EXPIRED)
 

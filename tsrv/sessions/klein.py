@@ -85,10 +85,9 @@ class KleinSession:
     """
     A session of a request.
 
-    It holds no data: each method asks the store, and so sees what other requests have
-    changed. A Deferred fails with C{klein.interfaces.NoSuchSession} if the session
-    has ended, and with an L{Unavailable<tsrv.errors.Unavailable>} if the store is
-    unavailable.
+    Each method asks the store, and so sees what other requests have changed. Its
+    Deferred fails with C{klein.interfaces.NoSuchSession} if the session has ended, and
+    with L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable.
 
     @ivar identifier: The text that the visitor sends.
     @ivar isConfidential: Whether it is sent over HTTPS only.
@@ -115,9 +114,7 @@ class KleinSession:
     ) -> dict[type[Interface], Any]:
         granted = {}
         for interface in interfaces:
-            authorizer = self._authorizers.get(interface)
-            if authorizer is None:
-                continue
+            authorizer = self._authorizers.get(interface, lambda session: None)
             try:
                 provider = await maybeDeferred(authorizer, self)
             except NoSuchSession:
@@ -135,9 +132,8 @@ class KleinSession:
 
     def change(self, changes: Changes) -> Deferred[StoredSession]:
         """
-        Change the session.
+        Change the session, and keep the changes of other requests.
 
-        @param changes: The changes. Those of other requests are kept.
         @return: A Deferred of the session after the change. It fails with
             L{SessionError<tsrv.sessions.SessionError>} if the data would be too
             large, or cannot be JSON.
@@ -150,24 +146,20 @@ class KleinSession:
         somebody logs in or gets more rights, then send L{identifier} to the browser.
 
         @param changes: Changes to make at the same time.
-        @return: A Deferred of the new L{identifier}. It fails with the errors of
-            L{change}.
+        @return: A Deferred of the new L{identifier}; see L{change} for its errors.
         """
+        return Deferred.fromCoroutine(self._renew(changes or Changes()))
+
+    async def _renew(self, changes: Changes) -> str:
         identifier = self.identifier[0] + makeIdentifier()
         old, new = _keyOf(self.identifier), _keyOf(identifier)
-
-        def renewed(stored: StoredSession | None) -> str:
-            _existing(stored)
-            self.identifier = identifier
-            return identifier
-
-        return self._store.renew(old, new, changes or Changes()).addCallback(renewed)
+        _existing(await self._store.renew(old, new, changes))
+        self.identifier = identifier
+        return identifier
 
     def destroy(self) -> Deferred[bool]:
         """
-        End the session.
-
-        @return: A Deferred of whether it existed.
+        End the session. The Deferred fires with whether it existed.
         """
         return self._store.destroy(_keyOf(self.identifier))
 
@@ -203,7 +195,7 @@ class KleinSessionStore:
         self._store = store
         self._admit = admit or (lambda: None)
         self._authorizers = dict(authorizers or {})
-        # The keys of sessions that are being destroyed, or could not be.
+        # Keys of sessions that are being destroyed, or could not be.
         self._disclosed: dict[str, None] = {}
         self._hasComplained = False
 
@@ -260,9 +252,9 @@ class KleinSessionStore:
             self._destroy(_keyOf(each))
 
     def _destroy(self, key: str) -> None:
-        if key not in self._disclosed and len(self._disclosed) >= MAX_DISCLOSED:
-            del self._disclosed[next(iter(self._disclosed))]
         self._disclosed[key] = None
+        if len(self._disclosed) > MAX_DISCLOSED:
+            del self._disclosed[next(iter(self._disclosed))]
         destroying = self._store.destroy(key)
         destroying.addCallbacks(self._destroyed, self._complain, callbackArgs=(key,))
 

@@ -4,6 +4,7 @@ A limit on new sessions: for each client, and for all clients together.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from math import ceil
@@ -57,7 +58,7 @@ class Quota:
         self._clock, self._seconds, self._peerOf = clock, seconds, peerOf
         self._perPeer, self._total = perPeer, total
         self._begin, self._all = clock.seconds(), 0
-        self._peers: dict[bytes, int] = {}
+        self._peers: Counter[bytes] = Counter()
 
     def count(self, request: Request) -> None:
         """
@@ -67,14 +68,13 @@ class Quota:
         now = self._clock.seconds()
         # A clock may be set back.
         if not 0 <= now - self._begin < self._seconds:
-            self._begin, self._all, self._peers = now, 0, {}
+            self._begin, self._all, self._peers = now, 0, Counter()
         address = addressOf(self._peerOf(request))
         # All 4 bytes of an IPv4 address, the network of an IPv6 address.
         peer = b"" if address is None else address.packed[:8]
-        count = self._peers.get(peer, 0)
-        if count >= self._perPeer or self._all >= self._total:
+        if self._peers[peer] >= self._perPeer or self._all >= self._total:
             raise TooMany(self._begin + self._seconds - now)
         self._all += 1
-        self._peers[peer] = count + 1
+        self._peers[peer] += 1
         if len(self._peers) > MAX_PEERS:
             del self._peers[next(iter(self._peers))]

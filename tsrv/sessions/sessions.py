@@ -77,7 +77,6 @@ class Sessions:
         """
         @param reactor: Provides the time.
         @param store: The store, possibly behind a wrapper.
-        @param cookies: Read and write the identifiers of browsers.
         @param limits: The limits of the store, if it has no attribute C{limits}.
         @param quota: The limit on new sessions; L{None} for no limit.
         """
