@@ -651,23 +651,19 @@ def test_an_unavailable_store_is_503(place: Shop, method: str) -> None:
     assert visitor.cookie == cookie
 
 
-def test_requests_wait_for_a_store_that_is_not_ready() -> None:
+def test_requests_wait_for_a_store_that_is_not_ready(place: Shop) -> None:
     """
     Behind a wrapper, a request waits until the store is ready.
     """
-    first = Shop()
-    visitor = first.returning(a=1)
-    first.memory.close()
-    wrapper = QueuingWrapper(first.memory, first.clock)
-    place = Shop(store=wrapper.proxy)
-    visitor.site = place.site
-    begun = visitor.start(dict)
-    assert begun.received == b""
+    cookie = place.returning(a=1).cookie
+    place.memory.close()
+    wrapper = QueuingWrapper(place.memory, place.clock)
+    begun = Begun(Shop(store=wrapper.proxy), cookie)
+    asked = resultOf(begun.get())
+    assert asked.pending
     wrapper.initialize()
-    assert json.loads(visitor.end(begun).body) == {"a": 1}
+    assert dict(asked.value) == {"a": 1}
     resultOf(wrapper.close())
-    place.close()
-    first.close()
 
 
 @pytest.mark.parametrize("isLogin", [False, True])
