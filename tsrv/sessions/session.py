@@ -370,6 +370,8 @@ class Session(MutableMapping[str, Any]):
         if encoded is None:
             encoded = {} if previous is None else _encodeAll(previous.data)
         theirs = _encodeAll(stored.data)
+        if theirs == encoded:
+            return
         for name in theirs.keys() | encoded.keys():
             now = _encode(data[name]) if name in data else None
             if now != encoded.get(name) or now == theirs.get(name):
