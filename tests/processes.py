@@ -86,14 +86,11 @@ class Process(ProcessProtocol):
     def _look(self) -> None:
         for each in list(self._waiting):
             text, deferred = each
-            if text in self.output or text in self.errors:
+            isWritten = text in self.output or text in self.errors
+            if isWritten or self.status is not None:
                 self._waiting.remove(each)
-                deferred.callback(None)
-            elif self.status is not None:
-                self._waiting.remove(each)
-                deferred.errback(
-                    AssertionError(f"{text!r} not in {self.output}{self.errors}")
-                )
+                error = AssertionError(f"{text!r} not in {self.output}{self.errors}")
+                deferred.callback(None if isWritten else Failure(error))
 
 
 @asynccontextmanager

@@ -30,6 +30,8 @@ __all__ = ["Answer", "Service", "pause", "serving", "tried"]
 
 UNKNOWN = "The request was interrupted: it may have been carried out, or not"
 
+LOST = (ConnectError, ConnectionLost, RequestTransmissionFailed, ResponseFailed)
+
 _COOKIE = re.compile("session=([^;]*);")
 
 
@@ -37,10 +39,9 @@ def pause(seconds: float) -> Deferred[None]:
     """
     Wait before something is looked at again.
     """
-    from twisted.internet import reactor as theReactor
+    from twisted.internet import reactor
 
-    reactor: Any = theReactor
-    return deferLater(reactor, seconds)
+    return deferLater(cast(Any, reactor), seconds)
 
 
 @dataclass
@@ -76,24 +77,13 @@ class Answer:
 class Service:
     """
     A running server.
+
+    @ivar origin: The origin of the site, as browsers send it.
     """
 
     process: Any
-    port: int
+    origin: str
     pool: HTTPConnectionPool
-
-    @property
-    def client(self) -> HTTPClient:
-        from twisted.internet import reactor
-
-        return HTTPClient(Agent(reactor, pool=self.pool))
-
-    @property
-    def origin(self) -> str:
-        """
-        The origin of the site, as browsers send it.
-        """
-        return f"http://127.0.0.1:{self.port}"
 
     async def ask(
         self,
@@ -102,29 +92,27 @@ class Service:
         body: object = None,
         headers: dict[bytes | str, bytes | str] | None = None,
     ) -> Answer:
+        from twisted.internet import reactor
+
         options: dict[str, Any] = {} if body is None else {"json": body}
         url = f"{self.origin}{path}"
+        # A client that is used again would keep cookies.
+        client = HTTPClient(Agent(reactor, pool=self.pool))
         try:
-            response = await self.client.request(
+            response = await client.request(
                 method, url, headers=headers, allow_redirects=False, **options
             )
             data = await response.content()
-        except (
-            ConnectError,
-            ConnectionLost,
-            RequestTransmissionFailed,
-            ResponseFailed,
-        ):
+        except LOST:
             return Answer(0)
         isJSON = "json" in response.headers.getRawHeaders("Content-Type", [""])[0]
         cookies = response.headers.getRawHeaders("Set-Cookie", [])
-        assert len(cookies) <= 1, cookies
-        found = [_COOKIE.match(each) for each in cookies]
+        found = [each[1] for each in map(_COOKIE.match, cookies) if each is not None]
         return Answer(
             response.code,
             response.headers.hasHeader("Retry-After"),
             json.loads(data) if isJSON else data.decode(),
-            *[each[1] for each in found if each is not None],
+            *found,
         )
 
     async def until(self, path: str, met: Callable[[Answer], bool]) -> Answer:
@@ -162,9 +150,8 @@ async def serving(
 
     @param url: The URL of its database.
     """
-    from twisted.internet import reactor as theReactor
+    from twisted.internet import reactor
 
-    reactor: Any = theReactor
     directory.mkdir(exist_ok=True)
     (directory / "url").write_text(url)
     pool = HTTPConnectionPool(reactor)
@@ -172,14 +159,13 @@ async def serving(
     pool.retryAutomatically = False
     with reservedPort() as free:
         port = port or free
-        common = [f"--listen=tcp:{port}:interface=127.0.0.1:backlog=1024", "--delay=0"]
-        common.append(f"--database-file={directory / 'url'}")
-        command = ["-n", "--pidfile=", "tsrv", *common, *words]
-        async with running(directory, *command) as process:
+        command = ["-n", "--pidfile=", "tsrv", "--delay=0"]
+        command.append(f"--listen=tcp:{port}:interface=127.0.0.1:backlog=1024")
+        command.append(f"--database-file={directory / 'url'}")
+        async with running(directory, *command, *words) as process:
             await process.whenWritten("Started")
-            service = Service(process, port, pool)
             try:
-                yield service
+                yield Service(process, f"http://127.0.0.1:{port}", pool)
             finally:
                 await pool.closeCachedConnections()
                 if process.status is None:
