@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import zip_longest
 from math import ceil, floor
 from typing import Final
 
@@ -159,8 +159,8 @@ def _stretches(
         yield "lost", loss["lost"], end if ready is None else ready, because
     if ready is not None:
         yield "ready", ready, end, ""
-    for attempt, following in pairwise([*module["attempts"], None]):
-        assert attempt is not None
+    attempts = module["attempts"]
+    for attempt, following in zip_longest(attempts, attempts[1:]):
         begun, ended = attempt["begun"], attempt["ended"]
         yield "attempt", begun, end if ended is None else ended, ""
         if ended is not None and attempt["kind"] is not None:
