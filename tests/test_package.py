@@ -79,7 +79,7 @@ def isListed(directory: Path, program: str = "twistd", **environment: str) -> bo
     """
     @return: Whether a program of an environment lists C{tsrv}.
     """
-    listed = run(directory / program, "--help", **environment)
+    listed = run(directory / program, "--help", status=0, **environment)
     return "\n    tsrv " in listed
 
 
