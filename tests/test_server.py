@@ -241,10 +241,13 @@ def test_modules_need_what_the_options_say(
     machine: Machine, arguments: list[str], database: list[str], sessions: list[str]
 ) -> None:
     """
-    The database waits for the settings only if they name it; the sessions wait for the
-    database only if they are in it.
+    The database waits for the settings only if they name it, and only then are they
+    required; the sessions wait for the database only if they are in it.
     """
     modules = Parts(machine, *arguments).server.startup.report()["modules"]
+    optional = [module["name"] for module in modules if not module["required"]]
+    hasSettings = any("config" in argument for argument in arguments)
+    assert optional == (["configuration"] if hasSettings and not database else [])
     needs = {module["name"]: module["needs"] for module in modules}
     assert needs.pop("configuration", []) == []
     assert needs == {"clock": [], "database": database, "sessions": sessions}
