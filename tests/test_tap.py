@@ -104,6 +104,7 @@ async def test_a_service_queues_and_answers() -> None:
         assert [response.code for response in responses] == [200, 200]
         wrappers = server.startup.wrappers.values()
         await gatherResults([wrapper.whenInitialized() for wrapper in wrappers])
+        await server.startup.whenReady()
         await server.stopService()
     assert errorsIn(events) == []
     assert {"tsrv.server", "tsrv.startup", "tsrv.databases"} <= {
