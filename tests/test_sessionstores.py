@@ -170,7 +170,7 @@ async def using(
     Use a store in a database.
     """
     database = makeDatabase(url, table)
-    store = SQLSessionStore(clock, database, table, limits, random=lambda: 0.5)
+    store = SQLSessionStore(clock, database, table, limits)
     await store.initialize()
     try:
         yield store, database

@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from math import inf
-from random import random as _random
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
@@ -67,18 +66,16 @@ class BaseStore(ABC):
         self,
         reactor: Any,
         limits: Limits | None = None,
-        random: Callable[[], float] = _random,
     ) -> None:
         """
         @param reactor: Provides the time.
         @param limits: Lifetimes and maximum size of sessions.
-        @param random: Returns random numbers from 0 to 1.
         """
         self._reactor = reactor
         self.limits = limits or Limits()
         self._merger = Merger(reactor, self.limits, self._get, self._replace)
         self._sweeper = Sweeper(
-            reactor, self._removeExpired, random, sweeps=not self.expiresByItself
+            reactor, self._removeExpired, sweeps=not self.expiresByItself
         )
         self._watchers = Waiters(MAX_WATCHERS, "for the store to be lost")
 
@@ -104,18 +101,14 @@ class BaseStore(ABC):
     def _read(self, key: bytes) -> Deferred[Row | None]: ...
 
     @abstractmethod
-    def _insert(self, key: bytes, row: Row) -> _Result[bool]:
-        """
-        Insert a row, unless there is one.
-        """
+    def _insert(self, key: bytes, row: Row) -> _Result[bool]: ...
 
     @abstractmethod
     def _replace(
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
         """
-        Replace a row of this version, in one step, by one with another key or the
-        same.
+        Replace a row of this version, in one step; the key may stay the same.
         """
 
     @abstractmethod
@@ -127,7 +120,7 @@ class BaseStore(ABC):
     @abstractmethod
     def _delete(self, key: bytes, version: Any = None) -> _Result[bool]:
         """
-        Delete a row, if a version is given only with this version.
+        Delete a row; with a version, only if it has that version.
         """
 
     @abstractmethod

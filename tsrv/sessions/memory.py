@@ -4,9 +4,8 @@ Sessions in memory, for tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from random import random as _random
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -34,16 +33,14 @@ class MemorySessionStore(BaseStore):
         limits: Limits | None = None,
         *,
         limit: int = 100_000,
-        random: Callable[[], float] = _random,
     ) -> None:
         """
         @param reactor: Provides the time.
         @param limits: Lifetimes and maximum size of sessions.
         @param limit: Maximum number of sessions, including expired ones that were
             not removed yet; creating one more fails with L{SessionsUnavailable}.
-        @param random: Returns random numbers from 0 to 1.
         """
-        super().__init__(reactor, limits, random)
+        super().__init__(reactor, limits)
         self._limit = limit
         self.rows: dict[bytes, Row] = {}
 

@@ -4,8 +4,7 @@ Sessions in a table of a database, SQLite or PostgreSQL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from random import random as _random
+from collections.abc import Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, succeed
@@ -73,7 +72,6 @@ class SQLSessionStore(BaseStore):
         limits: Limits | None = None,
         *,
         owned: bool = True,
-        random: Callable[[], float] = _random,
     ) -> None:
         """
         @param reactor: Provides the time.
@@ -82,10 +80,9 @@ class SQLSessionStore(BaseStore):
         @param limits: Lifetimes and maximum size of sessions.
         @param owned: Whether the store initialises and closes the database.
             Otherwise the database must be initialised first.
-        @param random: Returns random numbers from 0 to 1.
         @raise ValueError: This cannot be the name of the table.
         """
-        super().__init__(reactor, limits, random)
+        super().__init__(reactor, limits)
         self._database = database
         self._owned = owned
         self._statements = _Statements(checkTable(table))

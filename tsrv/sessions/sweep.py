@@ -6,6 +6,7 @@ pauses; and the timer that does so for expired sessions.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from random import uniform
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -49,7 +50,6 @@ class Sweeper:
         self,
         reactor: Any,
         removeExpired: Callable[[float, int], Awaitable[int]],
-        random: Callable[[], float],
         *,
         sweeps: bool,
     ) -> None:
@@ -57,12 +57,10 @@ class Sweeper:
         @param reactor: Provides the time.
         @param removeExpired: Removes some of the sessions that will have expired at
             a time, at most so many; returns how many.
-        @param random: Returns random numbers from 0 to 1.
         @param sweeps: Whether to remove expired sessions at intervals.
         """
         self._reactor = reactor
         self._removeExpired = removeExpired
-        self._random = random
         self._sweeps = sweeps
         self._running = False
         self._timer = LoopingCall(self._sweep)
@@ -77,7 +75,7 @@ class Sweeper:
             # A stopped timer may still wait for its last sweep.
             self._timer = LoopingCall(self._sweep)
             self._timer.clock = self._reactor
-            share = 1 - JITTER + 2 * JITTER * self._random()
+            share = uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
             self._timer.start(INTERVAL_SECONDS * share, now=False)
 
     def stop(self) -> None:

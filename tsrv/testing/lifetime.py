@@ -4,7 +4,7 @@ Tests of how a store opens and closes, and how sessions end.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -24,6 +24,11 @@ from ..sessions import (
 from .base import BaseTests, create, errorOf, isUnknown, outcomesOf, read
 
 __all__ = ["LifetimeTests"]
+
+MAX_POLLS: Final = 1_000
+"""
+Maximum number of looks at something that a store does after its result.
+"""
 
 _ADD = Changes(added={"n": 1})
 
@@ -220,20 +225,23 @@ class LifetimeTests(BaseTests):
             first, second, third = [made[key] for key, _ in await store.all()]
             await self.damage(store, first)
             assert [key for key, _ in await store.all(limit=1)] == [keyOf(second)]
-            await self._length(store, 2)
+            await self._waitForLength(store, 2)
             assert (await store.create(first, {"n": 3})).data == {"n": 3}
             await self.damage(store, first)
             assert await store.get(first) is None
             await self.damage(store, second)
             assert await store.set(second, Changes({"a": 1})) is None
-            await self._length(store, 1)
+            await self._waitForLength(store, 1)
             assert await store.touch(second) is False
             assert (await read(store, third)).data == {}
 
-    async def _length(self, store: ISessionStore, expected: int) -> None:
-        # A removal that was asked for before is done before this one.
-        await store.destroy(makeIdentifier())
-        assert await store.length() == expected
+    async def _waitForLength(self, store: ISessionStore, expected: int) -> None:
+        for _ in range(MAX_POLLS):
+            if await store.length() == expected:
+                return
+            # A removal that was asked for before is done before this one.
+            await store.destroy(makeIdentifier())
+        raise AssertionError(f"there are not {expected} sessions")
 
     async def test_every_call_can_be_cancelled(self) -> None:
         """
