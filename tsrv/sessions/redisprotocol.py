@@ -42,11 +42,6 @@ __all__ = [
     "unavailable",
 ]
 
-RETRY_AFTER_SECONDS: Final = 1.0
-"""
-Seconds after which a retry is reasonable.
-"""
-
 MAX_COMMANDS: Final = 10_000
 """
 Maximum number of commands that wait for their answers.
@@ -92,7 +87,7 @@ def unavailable(reason: str) -> SessionsUnavailable:
     """
     @return: The error of a command that was not carried out.
     """
-    return SessionsUnavailable(reason, RETRY_AFTER_SECONDS)
+    return SessionsUnavailable(reason, retryAfter=1.0)
 
 
 _CLUSTER: Final = "a cluster is not supported: use a single server"
@@ -173,7 +168,7 @@ class Connection(Protocol):
         self._unanswered: deque[tuple[Deferred[Any], str | None, int]] = deque()
         self._bytesSent = 0
         self._bytesReceived = 0
-        self._silent = 0
+        self._silentSeconds = 0
         self._timer = LoopingCall(self._tick)
         self._timer.clock = reactor
         self._usable = False
@@ -196,9 +191,7 @@ class Connection(Protocol):
             raise SessionsRefused(needed) from None
         except ConnectingCancelledError:
             raise CancelledError from None
-        except DNSLookupError:
-            raise unavailable(f"the host {location.host} is unknown") from None
-        except ConnectError as error:
+        except (ConnectError, DNSLookupError) as error:
             reason = str(error).rstrip(".")
             raise unavailable(f"cannot connect to {location}: {reason}") from None
         if location.password:
@@ -242,14 +235,11 @@ class Connection(Protocol):
         if not self._usable or self._finishing:
             return fail(unavailable("Redis is not connected"))
         data = pack_command(cast(Any, words))
-        if (
-            len(self._unanswered) >= MAX_COMMANDS
-            or self._bytesSent + len(data) > MAX_BYTES
-        ):
-            count = len(self._unanswered)
+        count = len(self._unanswered)
+        if count >= MAX_COMMANDS or self._bytesSent + len(data) > MAX_BYTES:
             return fail(unavailable(f"{count} commands wait for Redis already"))
         if not self._unanswered:
-            self._silent = 0
+            self._silentSeconds = 0
         answer: Deferred[Any] = Deferred()
         self._unanswered.append((answer, method, len(data)))
         self._bytesSent += len(data)
@@ -266,11 +256,11 @@ class Connection(Protocol):
         self._timer.start(1.0, now=False)
 
     def _tick(self) -> None:
-        self._silent += 1
+        self._silentSeconds += 1
         if self._unanswered:
-            if self._silent >= ANSWER_TIMEOUT_SECONDS:
+            if self._silentSeconds >= ANSWER_TIMEOUT_SECONDS:
                 self.abort(f"no answer in {ANSWER_TIMEOUT_SECONDS} s")
-        elif self._silent >= PING_AFTER_SECONDS:
+        elif self._silentSeconds >= PING_AFTER_SECONDS:
             # If it fails, the connection is lost, and L{abort} reports that.
             self.ask("PING").addErrback(lambda _: None)
 
@@ -296,7 +286,7 @@ class Connection(Protocol):
         if not self._unanswered:
             self.abort("it sends what nobody has asked for")
             return
-        self._silent = 0
+        self._silentSeconds = 0
         waiting, _, size = self._unanswered.popleft()
         self._bytesSent -= size
         if isinstance(answer, ReplyError):

@@ -117,10 +117,8 @@ class Limits:
     Lifetimes and maximum size of sessions. With neither an idle nor an
     absolute limit, a session lives for a day.
 
-    @ivar idle: Seconds after its last use at which a session expires; L{None} for
-        no such limit.
-    @ivar absolute: Seconds after its creation at which a session expires; L{None}
-        for no such limit.
+    @ivar idle: Seconds after its last use at which a session expires, or L{None}.
+    @ivar absolute: Seconds after its creation at which it expires, or L{None}.
     @ivar size: Maximum size of a session's JSON, in bytes.
     """
 
@@ -143,10 +141,7 @@ class Limits:
 
     def isWorthAWrite(self, created: float, expires: float, now: float) -> bool:
         """
-        @param created: Time of its creation, in seconds since the epoch.
-        @param expires: Time at which it expires unless it is used again.
-        @param now: Time of this use.
-        @return: Whether this use moves its expiry by at least a twentieth of the
+        @return: Whether a use now moves the expiry by at least a twentieth of the
             idle limit. Smaller moves are not written.
         """
         if self.idle is None:
@@ -225,7 +220,7 @@ class ISessionStore(IAsyncModule):
     """
     A store of sessions. It keeps each session under L{keyOf} its identifier. An
     identifier that is unknown, malformed, or whose session has expired means "no
-    session"; no method creates one for it, except L{create}.
+    session"; only L{create} creates one.
 
     Every Deferred can be cancelled; an operation that has not started then never
     starts. A Deferred fails with L{Unavailable<tsrv.errors.Unavailable>} if the
@@ -237,10 +232,8 @@ class ISessionStore(IAsyncModule):
 
     def get(identifier: str) -> Deferred[StoredSession | None]:
         """
-        Find a session.
-
-        @return: A Deferred of the session or L{None}. A damaged session is logged
-            and removed, and counts as absent.
+        Find a session. A damaged session is logged and removed, and counts as
+        absent.
         """
 
     def set(
@@ -249,7 +242,6 @@ class ISessionStore(IAsyncModule):
         """
         Change a session, and count this as a use of it.
 
-        @param changes: The changes.
         @param known: The session as it was found. If it still has this version, it
             is not read again.
         @return: A Deferred of the session after the change, or of L{None} if there
@@ -274,9 +266,7 @@ class ISessionStore(IAsyncModule):
 
         @param identifier: The present identifier, which becomes invalid.
         @param replacement: A new one, see L{makeIdentifier}.
-        @param changes: The changes.
-        @return: A Deferred of the session, or of L{None} if it does not exist. The
-            Deferred fails for the reasons of L{set}.
+        @return: As for L{set}.
         """
 
     def touch(identifier: str) -> Deferred[bool]:
@@ -305,7 +295,7 @@ class ISessionStore(IAsyncModule):
 
     def length() -> Deferred[int]:
         """
-        @return: A Deferred of the number of sessions.
+        Count the sessions.
         """
 
     def clear() -> Deferred[int]:
@@ -331,8 +321,6 @@ class ISessionStore(IAsyncModule):
     def close() -> Deferred[None]:
         """
         Release everything. Can be called repeatedly, and at any time.
-
-        @return: A Deferred that fires when nothing is left open.
         """
 
 
@@ -343,9 +331,7 @@ _ENCODER: Final = json.JSONEncoder(
 
 def encode(data: Mapping[str, Any], limits: Limits) -> bytes:
     """
-    @param data: The content of a session.
-    @param limits: How large it may be.
-    @return: The content as JSON in UTF-8.
+    @return: The content of a session as JSON in UTF-8.
     @raise SessionTooLarge: It is too large.
     @raise SessionError: It is not JSON, or nested too deeply.
     """
