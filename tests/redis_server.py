@@ -68,16 +68,13 @@ def _required() -> str:
 class Redis:
     """
     A server on the loopback interface, which keeps its port while it is down.
-
-    @ivar program: The path of the program.
-    @ivar port: Its TCP port.
-    @ivar directory: Where its files are.
     """
 
     def __init__(self, program: str, port: int) -> None:
         self.program = program
         self.port = port
         self.directory = Path(mkdtemp(prefix="tsrv-redis-"))
+        self._log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
 
@@ -119,22 +116,18 @@ class Redis:
             stdin.write("\n".join(lines).encode())
         self._wait(self._process)
 
-    @property
-    def _log(self) -> Path:
-        return self.directory / "log"
-
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
         deadline = monotonic() + MAX_SECONDS
         while monotonic() < deadline:
-            with suppress(OSError):
-                try:
-                    self.ask("PING")
-                except ReplyError as error:
-                    # It needs a password first, or still reads its data.
-                    if not str(error).startswith("LOADING"):
-                        return
-                else:
+            try:
+                self.ask("PING")
+                return
+            except ReplyError as error:
+                # It needs a password first, or still reads its data.
+                if not str(error).startswith("LOADING"):
                     return
+            except OSError:
+                pass
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.01)
                 break

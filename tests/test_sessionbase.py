@@ -14,7 +14,6 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from tsrv.asyncmodule import NotInitialized
 from tsrv.databases import IDatabase, Statement, UniqueViolated
 from tsrv.errors import OutcomeUnknown
 from tsrv.sessions import (
@@ -48,9 +47,6 @@ class LateDatabase:
     A database in memory. While it is late, the test lets it answer.
 
     @ivar asked: The names of all calls that use it, in order.
-    @ivar late: Whether calls wait for the test.
-    @ivar opening: Fires when it is initialised.
-    @ivar lost: Fires when it is lost.
     """
 
     initialized = True
@@ -113,16 +109,10 @@ class LateDatabase:
             answer.callback(rows)
 
     def answerAll(self) -> None:
-        """
-        Answer all calls, and those that follow from them.
-        """
         while self._waiting:
             self.answer()
 
     def damage(self, sql: str, *parameters: Any) -> None:
-        """
-        Change rows behind the back of the store.
-        """
         self.connection.execute(sql, parameters)
 
 
@@ -137,21 +127,11 @@ def database() -> Iterator[LateDatabase]:
 
 
 @pytest.fixture
-def limits() -> Limits:
+def store(clock: Clock, database: LateDatabase) -> Iterator[SQLSessionStore]:
     """
-    The limits of the store.
+    A store that is initialised, with sessions of at most 200 bytes.
     """
-    return Limits(size=200)
-
-
-@pytest.fixture
-def store(
-    clock: Clock, database: LateDatabase, limits: Limits
-) -> Iterator[SQLSessionStore]:
-    """
-    A store that is initialised.
-    """
-    store = SQLSessionStore(clock, database, limits=limits, owned=False)
+    store = SQLSessionStore(clock, database, limits=Limits(size=200), owned=False)
     store.initialize()
     yield store
     store.close()
@@ -680,18 +660,6 @@ def test_a_sweep_ends_at_a_close(
     assert clock.getDelayedCalls() == []
 
 
-def test_there_is_one_sweep_however_often_the_store_is_initialised(
-    clock: Clock, store: SQLSessionStore
-) -> None:
-    """
-    A wrapper initialises the store again after each loss.
-    """
-    store.initialize()
-    store.close()
-    store.initialize()
-    assert len(clock.getDelayedCalls()) == 1
-
-
 # The database of the store.
 
 
@@ -701,7 +669,6 @@ def test_a_shared_database_is_neither_initialised_nor_closed(
     """
     Its loss is not that of the store, which can be closed alone.
     """
-    assert resultOf(store.initialize()).value is None
     lost = resultOf(store.whenLost())
     database.late = True
     reading = resultOf(store.get(makeIdentifier()))
@@ -729,6 +696,8 @@ def test_simultaneous_initialisations_start_one_sweep(
     assert not store.initialized
     database.opening.callback(None)
     assert [result.value for result in results] == [None, None]
+    assert len(clock.getDelayedCalls()) == 1
+    assert resultOf(store.initialize()).value is None
     assert len(clock.getDelayedCalls()) == 1
     database.lost.callback(None)
     assert not store.initialized
@@ -763,34 +732,20 @@ def test_a_use_that_is_written_late_does_not_shorten_a_session(
 
 def test_the_size_of_a_store_in_memory_is_limited(clock: Clock) -> None:
     """
-    Expired sessions count until they are removed.
+    It keeps its sessions while it is closed, until they have expired.
     """
     store = MemorySessionStore(clock, limit=3)
-    early = resultOf(store.get("x"))
-    assert isinstance(early.error, NotInitialized)
     store.initialize()
-    for _ in range(3):
-        store.create(makeIdentifier(), {})
+    identifiers = [makeIdentifier() for _ in range(3)]
+    for identifier in identifiers:
+        store.create(identifier, {"a": 1})
+    store.close()
+    store.initialize()
+    assert resultOf(store.get(identifiers[0])).value.data == {"a": 1}
     error = resultOf(store.create(makeIdentifier(), {})).error
     assert isinstance(error, SessionsUnavailable)
     assert "3 sessions" in str(error)
     clock.advance(31 * MINUTE)
     assert resultOf(store.length()).value == 0
     assert resultOf(store.create(makeIdentifier(), {})).value.data == {}
-    store.close()
-
-
-def test_a_store_in_memory_keeps_its_sessions_while_it_is_closed(
-    clock: Clock,
-) -> None:
-    """
-    Tests of an outage need what was there before.
-    """
-    store = MemorySessionStore(clock)
-    store.initialize()
-    identifier = makeIdentifier()
-    store.create(identifier, {"a": 1})
-    store.close()
-    store.initialize()
-    assert resultOf(store.get(identifier)).value.data == {"a": 1}
     store.close()
