@@ -654,10 +654,12 @@ def test_a_sweep_ends_at_a_close(
     with logged() as events:
         store.close()
         store.close()
+        if not isPausing:
+            database.answer()
+        assert clock.getDelayedCalls() == []
         clock.advance(4 * SWEEP)
     assert textsOf(events) == []
     assert database.asked == ["write"]
-    assert clock.getDelayedCalls() == []
 
 
 # The database of the store.
