@@ -5,7 +5,6 @@ of its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -158,55 +157,43 @@ def cookieOf(page: Page) -> Any:
     return cookie
 
 
-def checkCookie(visit: Visit, site: Server, name: str) -> None:
+def test_the_cookie_belongs_to_the_host(secureSite: Server, browse: Any) -> None:
     """
-    Follow the cookie of a visitor from the first visit to the logout.
+    A browser accepts the cookie with the prefix __Host-, and shows it to no script. It
+    changes with the login, and stops working with the logout.
     """
-    page = visit.open(f"{site.url}login", ignore_https_errors=True)
-    assert page.context.cookies() == []
-    page.goto(f"{site.url}visits")
-    before = cookieOf(page)
-    login(page, site, "Ada")
-    cookie = cookieOf(page)
-    assert cookie["value"] != before["value"]
-    assert len(cookie["value"]) == 43
-    assert cookie == {
-        "name": name,
-        "value": cookie["value"],
-        "domain": "127.0.0.1",
-        "path": "/",
-        "expires": -1,
-        "httpOnly": True,
-        "secure": site.url.startswith("https"),
-        "sameSite": "Lax",
-    }
-    assert page.evaluate("document.cookie") == ""
-    assert page.locator("#visits").inner_text() == "1"
-    stranger = visit.open(f"{site.url}login", ignore_https_errors=True)
-    for sent, expected in ((before, None), (cookie, "Ada")):
-        stranger.context.add_cookies([sent])
-        assert nameOf(stranger, site) == expected
-    logout(page, site)
-    assert page.context.cookies() == []
-    assert nameOf(stranger, site) is None
-    assert visit.complaints == []
+    site = secureSite
 
+    def visit(visit: Visit) -> None:
+        page = visit.open(f"{site.url}login", ignore_https_errors=True)
+        assert page.context.cookies() == []
+        page.goto(f"{site.url}visits")
+        before = cookieOf(page)
+        login(page, site, "Ada")
+        cookie = cookieOf(page)
+        assert cookie["value"] != before["value"]
+        assert cookie == {
+            "name": "__Host-session",
+            "value": cookie["value"],
+            "domain": "127.0.0.1",
+            "path": "/",
+            "expires": -1,
+            "httpOnly": True,
+            "secure": True,
+            "sameSite": "Lax",
+        }
+        assert page.evaluate("document.cookie") == ""
+        assert page.locator("#visits").inner_text() == "1"
+        stranger = visit.open(f"{site.url}login", ignore_https_errors=True)
+        for sent, expected in ((before, None), (cookie, "Ada")):
+            stranger.context.add_cookies([sent])
+            assert nameOf(stranger, site) == expected
+        logout(page, site)
+        assert page.context.cookies() == []
+        assert nameOf(stranger, site) is None
+        assert visit.complaints == []
 
-def test_the_cookie_ends_with_the_logout(site: Server, browse: Any) -> None:
-    """
-    No script can read the cookie; it changes with the login, and stops working with the
-    logout.
-    """
-    browse(lambda visit: checkCookie(visit, site, "session"))
-
-
-def test_over_tls_the_cookie_belongs_to_the_host(
-    secureSite: Server, browse: Any
-) -> None:
-    """
-    A browser accepts the cookie with the prefix __Host-.
-    """
-    browse(lambda visit: checkCookie(visit, secureSite, "__Host-session"))
+    browse(visit)
 
 
 def test_a_visitor_needs_a_keyboard_only(site: Server, browse: Any) -> None:
@@ -214,14 +201,8 @@ def test_a_visitor_needs_a_keyboard_only(site: Server, browse: Any) -> None:
     The forms can be used with the keyboard, and a name is text.
     """
 
-    def visits(page: Page) -> Any:
-        page.goto(f"{site.url}visits")
-        return json.loads(page.inner_text("body"))["visits"]
-
     def visit(visit: Visit) -> None:
-        page = visit.open(f"{site.url}visits")
-        assert visits(page) == 2
-        page.goto(f"{site.url}me")
+        page = visit.open(f"{site.url}me")
         page.wait_for_url(f"{site.url}login")
         page.keyboard.press("Tab")
         assert page.locator(":focus").get_attribute("name") == "name"
@@ -234,13 +215,10 @@ def test_a_visitor_needs_a_keyboard_only(site: Server, browse: Any) -> None:
         page.wait_for_url(f"{site.url}me")
         assert page.get_by_role("heading").inner_text() == f"Hello, {EVIL}"
         assert page.title() == f"Hello, {EVIL}"
-        assert visits(page) == 3
-        page.goto(f"{site.url}me")
         page.keyboard.press("Tab")
         assert page.locator(":focus").inner_text() == "Log out"
         page.keyboard.press("Enter")
         page.wait_for_url(f"{site.url}login")
-        assert visits(page) == 1
         assert visit.complaints == []
 
     browse(visit)
