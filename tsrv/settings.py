@@ -100,19 +100,18 @@ class _UnusableResponse(Exception):
 
 class _Body(Protocol):
     """
-    Collects a body up to a limit, and disconnects when it is cancelled.
+    Collects a body; disconnects if the body is too long, or when it is cancelled.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self) -> None:
         self.finished: Deferred[bytes] = Deferred(self._disconnect)
-        self._limit = limit
         self._data = bytearray()
 
     def dataReceived(self, data: bytes) -> None:
         self._data += data
-        if len(self._data) > self._limit and not self.finished.called:
+        if len(self._data) > MAX_SETTINGS_BYTES and not self.finished.called:
             self._disconnect()
-            message = f"sent more than {self._limit} bytes"
+            message = f"sent more than {MAX_SETTINGS_BYTES} bytes"
             self.finished.errback(_UnusableResponse(message))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -311,7 +310,7 @@ class RemoteSettings:
             unbuffered=True,
             reactor=self._reactor,
         )
-        body = _Body(MAX_SETTINGS_BYTES)
+        body = _Body()
         response.deliverBody(body)
         status: int = response.code
         if status == 200:
@@ -379,11 +378,6 @@ def _date(seconds: float | None) -> str:
 
 
 def _readCopy(path: str, source: str) -> tuple[dict[str, Any], float]:
-    """
-    Read the settings of a copy, and the time of their fetch.
-
-    @raise ValueError: The file is damaged, or is a copy of another source.
-    """
     # JSON may be longer in the file than it was on the wire.
     with open(path, "rb") as file:
         data = file.read(8 * MAX_SETTINGS_BYTES)

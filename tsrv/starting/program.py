@@ -37,7 +37,6 @@ class StartupFailed(Exception):
     """
     A required module has failed for good; its error is the C{__cause__}.
 
-    @ivar name: The name of the module.
     @ivar reason: Its error, in one line.
     """
 
@@ -51,7 +50,6 @@ class Skipped(Exception):
     """
     A module was not initialised, because a module that it needs has failed.
 
-    @ivar name: The name of the module.
     @ivar need: The name of the failed one.
     """
 

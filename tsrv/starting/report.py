@@ -12,7 +12,12 @@ from typing import Final, TypedDict
 __all__ = ["AttemptReport", "LossReport", "ModuleReport", "Report", "describe"]
 
 
-class AttemptReport(TypedDict):
+class _ErrorReport(TypedDict):
+    kind: str | None
+    error: str | None
+
+
+class AttemptReport(_ErrorReport):
     """
     One attempt to initialise a module.
 
@@ -24,11 +29,9 @@ class AttemptReport(TypedDict):
 
     begun: float
     ended: float | None
-    kind: str | None
-    error: str | None
 
 
-class LossReport(TypedDict):
+class LossReport(_ErrorReport):
     """
     One loss of a module.
 
@@ -40,20 +43,15 @@ class LossReport(TypedDict):
 
     lost: float
     recovered: float | None
-    kind: str | None
-    error: str | None
 
 
 class ModuleReport(TypedDict):
     """
     One module.
 
-    @ivar name: The name of the module.
     @ivar required: Whether the program is not ready without it.
-    @ivar needs: The names of the modules that it needs.
     @ivar status: The value of its L{State<tsrv.State>}; or C{"waiting"} for its
         needs, or C{"skipped"} because one of them has failed.
-    @ivar ready: Whether it is ready.
     @ivar since: The time of its last change of status.
     @ivar reason: Why it is not ready, without the message of any error.
     @ivar note: A note of the module itself, see
@@ -64,10 +62,8 @@ class ModuleReport(TypedDict):
         module could start.
     @ivar attempts: Its attempts, in order. Of many, some in the middle are left
         out.
-    @ivar attemptCount: Number of all attempts.
     @ivar nextAttempt: The time of the next attempt, if one is scheduled.
     @ivar losses: Its losses, in order. Of many, some in the middle are left out.
-    @ivar lossCount: Number of all losses.
     @ivar closed: The time at which it was closed.
     @ivar closeError: The error of its close(), with its message.
     """

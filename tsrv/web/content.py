@@ -24,14 +24,11 @@ __all__ = ["Invalid", "matchesAny", "readJSON", "readQuery", "withETag"]
 
 _T = TypeVar("_T")
 
-MAX_CONTENT_TYPE_LENGTH: Final = 256
-"""
-Maximum length of a C{Content-Type} header, in bytes.
-"""
+MAX_CONTENT_TYPE_BYTES: Final = 256
 
-MAX_CONDITION_LENGTH: Final = 4096
+MAX_CONDITION_BYTES: Final = 4096
 """
-Maximum length of an C{If-Match} or C{If-None-Match} header, in bytes.
+Maximum length of an C{If-Match} or C{If-None-Match} header.
 """
 
 
@@ -182,7 +179,7 @@ def _jsonError(message: str) -> str:
 def _isAccepted(contentType: bytes, accepted: Sequence[str]) -> bool:
     if contentType == b"application/json":
         return "application/json" in accepted
-    if len(contentType) > MAX_CONTENT_TYPE_LENGTH:
+    if len(contentType) > MAX_CONTENT_TYPE_BYTES:
         return False
     kind, *parameters = contentType.decode("latin-1").lower().split(";")
     for parameter in parameters:
@@ -208,7 +205,7 @@ def matchesAny(conditions: Sequence[bytes], tag: str, *, weakly: bool) -> bool:
     listed = b",".join(conditions).decode("latin-1").strip()
     if listed in ("*", tag):
         return True
-    if len(listed) > MAX_CONDITION_LENGTH:
+    if len(listed) > MAX_CONDITION_BYTES:
         return False
     at = 0
     while at < len(listed):
