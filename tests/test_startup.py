@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 from zope.interface import implementer
@@ -49,23 +49,14 @@ class Program(operated.Program):
 
     @property
     def initializing(self) -> set[str]:
-        """
-        The modules whose initialisation was ever asked for.
-        """
         return {name for name, each in self.modules.items() if each.attempts}
 
     @property
     def closing(self) -> set[str]:
-        """
-        The modules whose closing was ever asked for.
-        """
         return {name for name, each in self.modules.items() if each.closings}
 
     @property
     def statusOf(self) -> dict[str, str]:
-        """
-        The status of each module.
-        """
         modules = self.startup.report()["modules"]
         return {each["name"]: each["status"] for each in modules}
 
@@ -128,25 +119,6 @@ def test_a_program_without_modules_is_ready(program: Program) -> None:
     program.start()
     assert program.startup.ready
     assert resultOf(program.startup.whenReady()).value is None
-
-
-def test_a_lost_need_is_waited_for_again(program: Program) -> None:
-    """
-    A module with two needs starts when both are ready at the same time.
-    """
-    program.add("a")
-    program.add("b")
-    program.add("c", "a", "b")
-    program.start()
-    program.succeed("a")
-    program.lose("a")
-    program.succeed("b")
-    assert program.initializing == {"a", "b"}
-    program.clock.advance(1)
-    program.succeed("a")
-    assert program.initializing == {"a", "b", "c"}
-    assert program.startup.reportModule("c")["waitedFor"] == "a"
-    program.succeed("c")
 
 
 def test_a_module_may_be_initialised_by_hand_before(program: Program) -> None:
@@ -287,41 +259,35 @@ def test_an_invalid_argument_is_refused(
 # Time limits and retries.
 
 
-def test_the_timeout_begins_when_the_needs_are_ready(program: Program) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_timeout_begins_when_the_needs_are_ready(
+    program: Program, fails: bool
+) -> None:
     """
-    The timeout of a module does not count the time that its needs take.
+    The timeout of a module does not count the time that its needs take, but all of its
+    attempts. It cancels the attempt and fails queued calls.
     """
     program.add("configuration")
-    wrapper = program.add("database", "configuration", timeout=20)
+    wrapper = program.add("database", "configuration", timeout=20, queueTimeout=None)
+    call = resultOf(wrapper.proxy.read(1))
     program.start()
     program.clock.advance(60)
     program.succeed("configuration")
     program.clock.advance(10)
-    program.fail("database", Trouble, "starting up")
+    message = "not ready within 20 seconds"
+    if fails:
+        program.fail("database", Trouble, "starting up")
+        message += ", because of Trouble: starting up"
     program.clock.advance(9.9)
     assert program.startup.status is Status.STARTING
     program.clock.advance(0.1)
-    assert wrapper.state is State.FAILED
-    error = wrapper.lastError
-    assert isinstance(error, TimeoutError)
-    assert str(error) == (
-        "not ready within 20 seconds, because of Trouble: starting up"
-    )
-    assert isinstance(error.__cause__, Trouble)
     assert program.startup.status is Status.FAILED
-
-
-def test_a_module_that_hangs_times_out(program: Program) -> None:
-    """
-    The attempt is cancelled, and queued calls fail with the timeout as their cause.
-    """
-    wrapper = program.add("database", timeout=20)
-    answer = resultOf(wrapper.proxy.read(1))
-    program.start()
-    program.clock.advance(20)
-    assert program.modules["database"].attempts[0].called
-    assert isinstance(answer.error, InitializationFailed)
-    assert str(answer.error.__cause__) == "not ready within 20 seconds"
+    assert all(attempt.called for attempt in program.modules["database"].attempts)
+    assert isinstance(call.error, InitializationFailed)
+    error = call.error.__cause__
+    assert isinstance(error, TimeoutError)
+    assert str(error) == message
+    assert isinstance(error.__cause__, Trouble) is fails
 
 
 def test_the_timeout_ends_when_the_module_is_ready(program: Program) -> None:
@@ -618,20 +584,6 @@ def test_stopping_cancels_the_timeouts(program: Program) -> None:
     assert stopped.value is None
 
 
-def test_stopping_before_the_start(program: Program) -> None:
-    """
-    Stopping a program that was not started ends queued calls and touches no module.
-    """
-    wrapper = program.add("a")
-    program.add("b", "a")
-    call = resultOf(wrapper.proxy.read(1))
-    program.stop()
-    assert isinstance(call.error, Closed)
-    assert program.initializing == program.closing == set()
-    with pytest.raises(RuntimeError):
-        program.startup.startService()
-
-
 def test_stopping_twice(program: Program) -> None:
     """
     A second stop joins the first; cancelling one Deferred affects no other.
@@ -880,25 +832,23 @@ def test_the_table_is_logged_once(program: Program) -> None:
         program.start()
         program.clock.advance(2)
         program.succeed("configuration")
-        program.fail("database", Trouble)
+        program.fail("database")
         program.clock.advance(1)
         program.clock.advance(0.25)
         program.succeed("database")
-        program.succeed("cache")
         program.lose("database")
         program.clock.advance(1)
         program.succeed("database")
     (table,) = [text for text in textsOf(events) if "configuration" in text]
-    assert table.splitlines() == [
-        "Start-up: degraded, ready after 3.250 s",
-        "  module         status          began    ready    took     attempts  "
-        "waited for",
-        "* configuration  ready           0.000 s  2.000 s  2.000 s  1",
-        "* database       ready           2.000 s  3.250 s  1.250 s  2         "
-        "configuration",
-        "  cache          (initializing)  0.000 s  -        -        1",
-        "* critical path: configuration → database",
-    ]
+    assert table == (
+        """\
+Start-up: degraded, ready after 3.250 s
+  module         status          began    ready    took     attempts  waited for
+* configuration  ready           0.000 s  2.000 s  2.000 s  1
+* database       ready           2.000 s  3.250 s  1.250 s  2         configuration
+  cache          (initializing)  0.000 s  -        -        1
+* critical path: configuration → database"""
+    )
 
 
 def test_a_table_can_be_limited(clock: Clock) -> None:
@@ -987,34 +937,20 @@ def test_an_unused_replacement_is_refused(clock: Clock) -> None:
         startup.startService()
 
 
-def test_a_factory_makes_the_module(clock: Clock) -> None:
+@pytest.mark.parametrize("factory", [Module, partial(Module)])
+def test_a_factory_makes_the_module(clock: Clock, factory: Any) -> None:
     """
     A factory is called once, and its module's methods can be named.
     """
-    made: list[Client] = []
-
-    class Client:
-        def __init__(self) -> None:
-            made.append(self)
-            self.calls: list[str] = []
-
-        def connect(self) -> None:
-            self.calls.append("connect")
-
-        def disconnect(self) -> Deferred[None]:
-            self.calls.append("disconnect")
-            return Deferred()
-
     startup = Startup(clock)
-    wrapper = startup.add(
-        "client", Client, initialize="connect", close="disconnect", closeTimeout=1
-    )
-    assert made == [wrapper.module]
+    options: Any = {"initialize": "whenLost", "whenLost": None, "close": "initialize"}
+    wrapper = startup.add("client", factory, closeTimeout=1, **options)
+    module: Module = wrapper.module
     startup.startService()
-    stopped = resultOf(startup.stopService())
-    assert wrapper.module.calls == ["connect", "disconnect"]
-    clock.advance(1)
-    assert isinstance(stopped.error, ExceptionGroup)
+    assert (len(module.watches), len(module.attempts)) == (1, 0)
+    startup.stopService()
+    assert (len(module.closings), len(module.attempts)) == (0, 1)
+    module.attempts[0].callback(None)
 
 
 def test_errors_name_the_module(program: Program) -> None:
