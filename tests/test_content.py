@@ -5,7 +5,7 @@ JSON bodies, queries and conditions of requests.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -41,6 +41,7 @@ class Book(Struct, forbid_unknown_fields=True):
     ]
     pages: int = 0
     tags: list[Tag] = []
+    form: Literal["paper", "screen"] = "paper"
 
 
 class Query(Struct):
@@ -154,19 +155,18 @@ def test_a_compressed_body_is_refused(encoding: str, status: int) -> None:
         (b'{"title": "secret\xff"}', "it is not UTF-8"),
         ('{"title": "a"}'.encode("utf-16"), "invalid character at byte 0"),
         (b'{"title": "a"} secret', "trailing characters at byte 16"),
-        (b'{"tags":' + b"[" * 100_000, None),
+        (b'{"tags": [{"x":' + b"[" * 100_000, "it is nested too deeply"),
     ],
     ids=range(9),
 )
-def test_a_body_that_is_not_json_is_refused(data: bytes, reason: str | None) -> None:
+def test_a_body_that_is_not_json_is_refused(data: bytes, reason: str) -> None:
     """
     The error says where the body is malformed, and does not repeat it.
     """
     answer, read = post(data)
     assert (answer.status, read) == (400, [])
     assert b"secret" not in answer.body
-    if reason is not None:
-        assert json.loads(answer.body)["error"] == f"The body is not JSON: {reason}"
+    assert json.loads(answer.body)["error"] == f"The body is not JSON: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,7 @@ def test_a_body_that_is_not_json_is_refused(data: bytes, reason: str | None) -> 
         (b'{"title": "a", "pages": 1e999}', "/pages", "Number out of range"),
         (b'{"title": "a", "pages": %s}' % (b"1" * 5000), "/pages", "Integer value out"),
         (b'{"title": "a", "tags": [{}]}', "/tags/0/label", "is missing"),
+        (b'{"title": "a", "form": "secret"}', "/form", "is invalid"),
     ],
 )
 def test_an_invalid_body_is_refused(data: bytes, pointer: str, detail: str) -> None:

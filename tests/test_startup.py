@@ -138,6 +138,8 @@ def test_a_module_may_be_initialised_by_hand_before(program: Program) -> None:
     assert program.startup.status is Status.STARTING
     program.succeed("failed", "late")
     assert program.startup.status is Status.READY
+    # A module that is ready has no time limit.
+    assert program.clock.getDelayedCalls() == []
 
 
 def test_a_module_may_be_ready_at_once(program: Program) -> None:
