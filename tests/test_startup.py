@@ -134,7 +134,7 @@ def test_a_module_may_be_initialised_by_hand_before(program: Program) -> None:
     program.fail("failed", Refused)
     assert program.startup.status is Status.NEW
     program.start()
-    # What had failed is asked for again.
+    # The failed module is initialised again.
     assert program.startup.status is Status.STARTING
     program.succeed("failed", "late")
     assert program.startup.status is Status.READY
@@ -186,7 +186,7 @@ def test_a_chain_may_have_thousands_of_modules(clock: Clock, isBroken: bool) -> 
     program.stop()
 
 
-# What is wrong before anything starts.
+# Errors before the start.
 
 
 def test_an_impossible_graph_is_refused(clock: Clock) -> None:
@@ -393,7 +393,7 @@ def test_stayUp_keeps_a_failed_program_running(clock: Clock) -> None:
     assert program.startup.status is Status.FAILED
     program.succeed("database")
     assert ready.value is None
-    # What was skipped because of it is started now.
+    # The skipped module starts now.
     assert program.statusOf == {"database": "ready", "users": "initializing"}
     assert program.startup.status is Status.STARTING
     assert program.startup.reportModule("users")["waitedFor"] == "database"
@@ -661,7 +661,7 @@ def test_a_callback_of_whenReady_may_stop_the_program(program: Program) -> None:
     assert program.startup.status is Status.STOPPING
 
 
-# Who waits and who watches.
+# Observers.
 
 
 def test_observers_are_notified_of_every_change(program: Program) -> None:
@@ -819,7 +819,7 @@ def test_the_critical_path(program: Program) -> None:
     program.lose("configuration")
     program.clock.advance(1)
     program.succeed("configuration")
-    # It is that of the start, whatever happens later.
+    # Later losses do not change the path of the start.
     assert program.startup.report()["criticalPath"] == report["criticalPath"]
 
 

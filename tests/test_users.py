@@ -1,5 +1,5 @@
 """
-C{/users}: what clients can do with users, and what is refused.
+C{/users}: reading and changing users, conditions, and refused requests.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Launcher:
 
     @ivar work: Starts or skips what is due.
 
-    Members that may have to be started or skipped are put into a queue, which
+    Members that may be due to start or to skip are put into a queue, which
     is worked off in slices. So a chain of ten thousand modules that are ready
     at once neither exhausts the stack nor blocks the reactor.
     """
