@@ -59,9 +59,6 @@ class Failures:
 
     @property
     def all(self) -> list[Failure]:
-        """
-        The failures.
-        """
         return [event["log_failure"] for event in self.events]
 
 
@@ -71,20 +68,12 @@ class Empty:
     """
 
     def initialize(self) -> None:
-        """
-        Become ready.
-        """
+        pass
 
     def read(self, *statement: object) -> Deferred[list[object]]:
-        """
-        Find nothing.
-        """
         return succeed([])
 
     def write(self, *statement: object) -> Deferred[list[object]]:
-        """
-        Change nothing.
-        """
         return succeed([])
 
 
@@ -111,9 +100,6 @@ class Module:
 
     @property
     def session(self) -> object:
-        """
-        A property that cannot be read before the initialisation.
-        """
         return self.connection.session  # type: ignore[attr-defined]
 
     def initialize(self) -> Deferred[None]:
@@ -144,9 +130,6 @@ class Module:
         return self._later("read", what)
 
     async def compute(self, what: object) -> Any:
-        """
-        Do something later, as a coroutine.
-        """
         return await self._later("compute", what)
 
     def count(self, what: object) -> object:
@@ -181,25 +164,16 @@ class Result:
 
     @property
     def pending(self) -> bool:
-        """
-        Whether the Deferred has not fired.
-        """
         return not self.fired
 
     @property
     def value(self) -> Any:
-        """
-        The value that it fired with.
-        """
         (value,) = self.fired
         assert not isinstance(value, Failure), value
         return value
 
     @property
     def error(self) -> BaseException:
-        """
-        The error that it failed with.
-        """
         (failure,) = self.fired
         assert isinstance(failure, Failure)
         assert failure.value is not None
@@ -245,10 +219,7 @@ def lose(module: Module, error: Exception | None = None) -> None:
     """
     Let a module that is ready report its loss.
     """
-    if error is None:
-        module.watches[-1].callback(None)
-    else:
-        module.watches[-1].errback(error)
+    module.watches[-1].callback(None if error is None else Failure(error))
 
 
 def recover(clock: Clock, module: Module) -> None:

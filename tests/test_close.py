@@ -18,8 +18,8 @@ BEFORE_CLOSING = [each for each in State if each not in (State.CLOSING, State.CL
 @pytest.mark.parametrize("state", BEFORE_CLOSING)
 def test_close_in_every_state(clock: Clock, state: State) -> None:
     """
-    Closing ends queued calls and waiters, closes a module that was initialised
-    once, refuses later calls, and leaves no timer.
+    Closing ends the attempt, queued calls and waiters, closes a module that was
+    initialised once, refuses later calls, and leaves no timer.
     """
     module, wrapper, proxy = inState(clock, state, attemptTimeout=9.0)
     isQueuing = state not in (State.READY, State.FAILED)
@@ -31,6 +31,7 @@ def test_close_in_every_state(clock: Clock, state: State) -> None:
         assert isinstance(call.error, Closed)
     if state in (State.NEW, State.INITIALIZING, State.RETRYING, State.LOST):
         assert isinstance(waiter.error, Closed)
+    assert all(attempt.called for attempt in module.attempts)
     if state is State.NEW:
         assert module.closings == []
     else:

@@ -201,19 +201,6 @@ def observed(wrapper: QueuingWrapper[Module]) -> tuple[int, float]:
     return sum(histogram.counts), histogram.total
 
 
-def test_a_call_that_is_started_is_observed(clock: Clock) -> None:
-    """
-    The time that a call waits for its start is recorded.
-    """
-    module, wrapper, proxy = wrap(clock)
-    for number in range(3):
-        resultOf(proxy.write(number))
-        clock.advance(1)
-    assert observed(wrapper) == (0, 0.0)
-    ready(module, wrapper)
-    assert observed(wrapper) == (3, 6.0)
-
-
 def test_a_call_that_waits_twice_is_observed_twice(clock: Clock) -> None:
     """
     A call that is queued again at a loss waits again from then on.

@@ -35,29 +35,18 @@ from .support import (
 
 def test_initialize(clock: Clock) -> None:
     """
-    initialize() and whenInitialized() fire when the module is ready.
+    initialize() and whenInitialized() fire when the module is ready;
+    whenInitialized() starts nothing.
     """
     wrapper = QueuingWrapper(AsyncModule(clock, 10), clock)
-    waiting, result = (
-        resultOf(wrapper.whenInitialized()),
-        resultOf(wrapper.initialize()),
-    )
+    waiting = resultOf(wrapper.whenInitialized())
+    assert (wrapper.state, wrapper.attempts) == (State.NEW, 0)
+    result = resultOf(wrapper.initialize())
     assert (wrapper.state, wrapper.attempts) == (State.INITIALIZING, 1)
     clock.advance(10)
     assert (result.value, waiting.value, wrapper.state) == (None, None, State.READY)
     assert resultOf(wrapper.whenInitialized()).value is None
     assert resultOf(wrapper.initialize()).value is None
-
-
-def test_waiting_does_not_initialize(clock: Clock) -> None:
-    """
-    whenInitialized() starts nothing.
-    """
-    module, wrapper, _ = wrap(clock)
-    waiting = resultOf(wrapper.whenInitialized())
-    assert (module.attempts, wrapper.state) == ([], State.NEW)
-    ready(module, wrapper)
-    assert waiting.value is None
 
 
 def test_transient_failure(clock: Clock) -> None:
@@ -87,14 +76,14 @@ def test_transient_failure(clock: Clock) -> None:
     assert asked == [1, 2, 3]
 
 
-def raising(error: Exception) -> None:
+def raising() -> None:
     """
     Raise an error.
     """
-    raise error
+    raise Trouble("raised")
 
 
-async def coroutine(error: Exception | None) -> None:
+async def coroutine(error: Exception | None = None) -> None:
     """
     Raise an error, if there is one.
     """
@@ -104,34 +93,27 @@ async def coroutine(error: Exception | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "initialize",
+    ("initialize", "state"),
     [
-        lambda: fail(Trouble("a Deferred")),
-        lambda: raising(Trouble("raised")),
-        lambda: coroutine(Trouble("a coroutine")),
+        (lambda: fail(Trouble("a Deferred")), State.RETRYING),
+        (raising, State.RETRYING),
+        (lambda: coroutine(Trouble("a coroutine")), State.RETRYING),
+        (lambda: None, State.READY),
+        (lambda: succeed(1), State.READY),
+        (coroutine, State.READY),
     ],
 )
-def test_ways_to_fail(clock: Clock, initialize: Callable[[], object]) -> None:
+def test_ways_to_end(
+    clock: Clock, initialize: Callable[[], object], state: State
+) -> None:
     """
-    An attempt fails by a Deferred, by raising, or by a coroutine.
+    An attempt ends by a Deferred, by returning or raising, or by a coroutine.
     """
     _, wrapper, _ = wrap(clock, initialize=initialize)
     result = resultOf(wrapper.initialize())
-    assert (wrapper.state, result.pending) == (State.RETRYING, True)
-    assert isinstance(wrapper.lastError, Trouble)
+    assert (wrapper.state, result.pending) == (state, state is State.RETRYING)
+    assert isinstance(wrapper.lastError, Trouble) is result.pending
     shut(wrapper)
-
-
-@pytest.mark.parametrize(
-    "initialize", [lambda: None, lambda: succeed(1), lambda: coroutine(None)]
-)
-def test_ways_to_succeed(clock: Clock, initialize: Callable[[], object]) -> None:
-    """
-    An attempt succeeds by a Deferred, by returning, or by a coroutine.
-    """
-    _, wrapper, _ = wrap(clock, initialize=initialize)
-    assert resultOf(wrapper.initialize()).value is None
-    assert wrapper.state is State.READY
 
 
 def test_fatal_failure(clock: Clock) -> None:

@@ -16,7 +16,6 @@ from tsrv import InitializationFailed, QueuingWrapper, State
 from .support import (
     Module,
     Trouble,
-    inState,
     lose,
     messageOf,
     ready,
@@ -56,18 +55,6 @@ def test_loss(clock: Clock) -> None:
     module.answers[-1].callback("done")
     assert (call.value, waiting.value, again.value) == ("done", None, None)
     assert (wrapper.state, wrapper.lastError) == (State.READY, None)
-
-
-def test_loss_without_a_reason(clock: Clock) -> None:
-    """
-    A module may report a loss without an error.
-    """
-    module, wrapper, _ = inState(clock, State.READY)
-    with capturedLogs() as logged:
-        lose(module)
-    assert (wrapper.state, wrapper.lastError) == (State.LOST, None)
-    assert messageOf(logged[0]) == ("Module: lost (no reason given); retry in 1.0 s")
-    recover(clock, module)
 
 
 # Calls that must not run twice.

@@ -7,8 +7,7 @@ happen in the next callback that the wrapper runs. The machine notes all that it
 and checks after each step that every call ends once, in order, with its result or
 the true reason, and that nothing runs after its caller gave up.
 
-The number of random programs is C{TSRV_EXAMPLES}; C{TSRV_NOSHRINK} reports a failure
-without looking for a shorter one.
+The number of random programs is C{TSRV_EXAMPLES}.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -228,7 +227,6 @@ class Machine(RuleBasedStateMachine):
         self.waiters: list[tuple[Deferred[None], list[Any]]] = []
         self.closers: list[tuple[Deferred[None], list[Any]]] = []
         self.attempts: list[Deferred[None]] = []
-        self.late: list[Deferred[None]] = []
         self.watches: list[Deferred[None]] = []
         self.closings: list[Deferred[None]] = []
         self.problems: list[str] = []
@@ -281,14 +279,6 @@ class Machine(RuleBasedStateMachine):
             f"an observer sees {stats.pending} of {len(waiting)} waiting",
         )
         self.check(
-            stats.submitted == sum(call.queued for call in self.calls),
-            f"an observer sees {stats.submitted} calls",
-        )
-        self.check(
-            wrapper.oldest is None or wrapper.pending > 0,
-            "an observer sees the age of nothing",
-        )
-        self.check(
             (wrapper.retryAfter() is not None)
             == (state in (State.RETRYING, State.LOST)),
             f"an observer sees an attempt scheduled in state {state}",
@@ -321,17 +311,8 @@ class Machine(RuleBasedStateMachine):
             return fail(Refused("at once"))
         if how == "succeed":
             return succeed(None)
-        attempt: Deferred[None] = Deferred(self.cancelAttempt)
-        answer = attempt
-        if how == "stubborn":
-            # When it is cancelled it takes its time, and then succeeds.
-            late: Deferred[None] = Deferred()
-            self.late.append(late)
-            attempt.addErrback(lambda why: late if why.check(CancelledError) else why)
-            answer = succeed(None)
-            answer.addCallback(lambda _: attempt)
-        self.attempts.append(attempt)
-        return answer
+        self.attempts.append(Deferred(self.cancelAttempt))
+        return self.attempts[-1]
 
     def cancelAttempt(self, attempt: Deferred[None]) -> None:
         self.cancellingAttempts += 1
@@ -349,14 +330,8 @@ class Machine(RuleBasedStateMachine):
 
     def closing(self) -> Deferred[None]:
         self.reenter()
-        closing: Deferred[None] = Deferred()
-        self.closings.append(closing)
-        if len(self.calls) % 2:
-            # It does not let itself be cancelled.
-            closing.addErrback(
-                lambda why: Deferred() if why.check(CancelledError) else why
-            )
-        return closing
+        self.closings.append(Deferred())
+        return self.closings[-1]
 
     def run(self, number: int) -> Run:
         """
@@ -601,7 +576,7 @@ class Machine(RuleBasedStateMachine):
         self.answerAttempt(None)
 
     @precondition(lambda self: self.nextAttempt == "later")
-    @rule(how=st.sampled_from(["later", "succeed", "raise", "refuse", "stubborn"]))
+    @rule(how=st.sampled_from(["later", "succeed", "raise", "refuse"]))
     def chooseNextAttempt(self, how: str) -> None:
         self.nextAttempt = how
 
@@ -619,22 +594,6 @@ class Machine(RuleBasedStateMachine):
             planned = bool(self.plans)
             open_[-1].errback(reason)
             assert planned or not current or self.wrapper.lastError is reason
-
-    @precondition(lambda self: self.isNotReady() and not self.plans)
-    @rule()
-    def abandonAnAttemptThatSucceedsLate(self) -> None:
-        self.nextAttempt = "stubborn"
-        self.wait(start=True)
-        self.clock.advance(self.wrapper.retryAfter() or 0)
-        self.clock.advance(2.0)
-        self.clock.advance(self.wrapper.retryAfter() or 0)
-        self.answerLateAttempts()
-
-    @precondition(lambda self: bool(unfired(self.late)))
-    @rule()
-    def answerLateAttempts(self) -> None:
-        for late in unfired(self.late):
-            late.callback(None)
 
     @precondition(lambda self: any(call.runs for call in self.calls))
     @rule(which=st.integers(0, 9), error=st.sampled_from([None, None, Trouble]))
@@ -876,7 +835,7 @@ class Machine(RuleBasedStateMachine):
             # An error that nobody handled is reported when nobody can any more.
             for kept in (self.calls, self.waiters, self.closers):
                 kept.clear()
-            for deferreds in (self.attempts, self.late, self.watches, self.closings):
+            for deferreds in (self.attempts, self.watches, self.closings):
                 deferreds.clear()
             gc.collect()
             self.nothingWentWrong()
@@ -897,7 +856,6 @@ class Machine(RuleBasedStateMachine):
     def closeEverything(self) -> None:
         self.closeWrapper()
         self.clock.advance(0)
-        self.answerLateAttempts()
         for attempt in unfired(self.attempts):
             attempt.callback(None)
         # The module need not answer: closing has a time limit, and then calls in
@@ -925,6 +883,5 @@ TestMachine.settings = settings(
     deadline=None,
     derandomize="TSRV_EXAMPLES" not in os.environ,
     database=None,
-    phases=[Phase.generate] if "TSRV_NOSHRINK" in os.environ else list(Phase),
     suppress_health_check=list(HealthCheck),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import Phase, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -274,6 +274,5 @@ Programs.TestCase.settings = settings(
     deadline=None,
     derandomize="TSRV_EXAMPLES" not in os.environ,
     database=None,
-    phases=[Phase.generate] if "TSRV_NOSHRINK" in os.environ else list(Phase),
 )
 TestPrograms = Programs.TestCase

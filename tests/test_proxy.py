@@ -45,23 +45,29 @@ def test_methods_of_a_ready_module_are_its_own(clock: Clock) -> None:
     assert "__getattr__" not in dir(object.__getattribute__(proxy, "__class__"))
 
 
-def test_a_method_that_was_kept(clock: Clock) -> None:
+@pytest.mark.parametrize("method", ["write", "read", "compute"])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_method_that_was_kept(clock: Clock, method: str, early: bool) -> None:
     """
-    A method taken from the proxy before the module is ready queues, passes or
-    refuses each call, as the state demands.
+    A method taken from the proxy queues, passes or refuses each call, as the state
+    demands; only a ready module's own method stays that.
     """
-    module, wrapper, proxy = wrap(clock)
-    write = proxy.write
-    resultOf(write(1))
+    module, wrapper, proxy = wrap(clock, replay=["read"])
+    kept = getattr(proxy, method)
+    resultOf(kept(1))
     assert wrapper.pending == 1
     ready(module, wrapper)
-    write(2)
-    assert module.calls == [("write", 1), ("write", 2)]
+    if not early and method != "write":
+        kept = getattr(proxy, method)
+    resultOf(kept(2))
+    assert module.calls == [(method, 1), (method, 2)]
+    module.answers[0].callback(None)
+    module.answers[1].callback(None)
     lose(module)
-    resultOf(write(3))
+    resultOf(kept(3))
     assert wrapper.pending == 1
     shut(wrapper)
-    assert resultOf(write(4)).error.args == ("Module is closed",)
+    assert resultOf(kept(4)).error.args == ("Module is closed",)
     clock.advance(0)
 
 

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from tsrv import Closed, QueueTimeout, QueuingWrapper, State
+from tsrv import Closed, QueueTimeout, QueuingWrapper
 from tsrv.asyncmodule import ISettlesCalls
 
 from .support import Module, Trouble, lose, ready, recover, resultOf
@@ -22,250 +22,218 @@ from .support import Module, Trouble, lose, ready, recover, resultOf
 @implementer(ISettlesCalls)
 class Settling(Module):
     """
-    A module that answers all its calls.
-    """
-
-    def now(self, what: object) -> object:
-        """
-        Answer at once.
-        """
-        if isinstance(what, Exception):
-            raise what
-        return what
-
-    async def slowly(self, what: object) -> object:
-        """
-        Answer with a coroutine.
-        """
-        return await self.read(what)
-
-
-class Wrapped:
-    """
-    Such a module, with its wrapper, and ready.
+    A module that answers all its calls, with its wrapper, and ready.
     """
 
     def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.module = Settling()
+        super().__init__()
         self.wrapper = QueuingWrapper(
-            self.module,
+            self,
             clock,
             replay=["read", "now", "slowly"],
             retryPolicy=lambda attempts: 1.0,
         )
         self.proxy: Any = self.wrapper.proxy
-        ready(self.module, self.wrapper)
+        ready(self, self.wrapper)
 
-    def lose(self) -> None:
-        lose(self.module)
-        assert self.wrapper.state is State.LOST
+    def now(self, what: object) -> object:
+        if isinstance(what, Exception):
+            raise what
+        return what
 
-    def recover(self) -> None:
-        recover(self.clock, self.module)
-        assert self.wrapper.state is State.READY
+    async def slowly(self, what: object) -> object:
+        return await self.read(what)
 
     def answer(self, *numbers: int) -> None:
         for number in numbers:
-            self.module.answers[number].callback("done")
+            self.answers[number].callback("done")
 
-    def fail(self, *numbers: int) -> None:
+    def failCalls(self, *numbers: int) -> None:
         for number in numbers:
-            self.module.answers[number].errback(Trouble("gone"))
+            self.answers[number].errback(Trouble("gone"))
 
     @property
     def numbers(self) -> list[object]:
-        return [what for _, what in self.module.calls]
+        return [what for _, what in self.calls]
 
 
 @pytest.fixture
-def wrapped(clock: Clock) -> Wrapped:
+def module(clock: Clock) -> Settling:
     """
     A module that is ready.
     """
-    return Wrapped(clock)
+    return Settling(clock)
 
 
-def test_a_successful_call_is_the_modules_own(wrapped: Wrapped) -> None:
+def test_a_successful_call_is_the_modules_own(module: Settling) -> None:
     """
     A call returns the module's own Deferred; a value and a coroutine become
     Deferreds.
     """
-    call = wrapped.proxy.read(1)
-    assert call is wrapped.module.answers[0]
-    slowly, now = wrapped.proxy.slowly(2), wrapped.proxy.now(3)
-    wrapped.answer(0, 1)
+    call = module.proxy.read(1)
+    assert call is module.answers[0]
+    slowly, now = module.proxy.slowly(2), module.proxy.now(3)
+    module.answer(0, 1)
     results = [resultOf(each).value for each in (call, slowly, now)]
     assert results == ["done", "done", 3]
 
 
-def test_a_failure_without_a_loss_stands(wrapped: Wrapped, clock: Clock) -> None:
+def test_a_failure_without_a_loss_stands(module: Settling, clock: Clock) -> None:
     """
     A call fails with its own error when no loss is reported within a turn.
     """
-    call = resultOf(wrapped.proxy.read(1))
-    raised = resultOf(wrapped.proxy.now(Trouble("at once")))
-    wrapped.fail(0)
+    call = resultOf(module.proxy.read(1))
+    raised = resultOf(module.proxy.now(Trouble("at once")))
+    module.failCalls(0)
     assert call.pending
     clock.advance(0)
     assert [str(each.error) for each in (call, raised)] == ["gone", "at once"]
-    assert wrapped.numbers == [1]
+    assert module.numbers == [1]
 
 
 @pytest.mark.parametrize("first", ["failures", "loss"])
 def test_calls_that_fail_around_a_loss_are_made_again(
-    wrapped: Wrapped, first: str
+    module: Settling, clock: Clock, first: str
 ) -> None:
     """
     Calls that fail before or after the loss are made again, in order, before
     later calls.
     """
-    calls = [resultOf(wrapped.proxy.read(number)) for number in range(3)]
+    calls = [resultOf(module.proxy.read(number)) for number in range(3)]
     if first == "failures":
-        wrapped.fail(0, 1, 2)
-    wrapped.lose()
-    calls.append(resultOf(wrapped.proxy.read(3)))
+        module.failCalls(0, 1, 2)
+    lose(module)
+    calls.append(resultOf(module.proxy.read(3)))
     if first == "loss":
-        wrapped.fail(0, 1, 2)
-    assert wrapped.wrapper.pending == 4
-    wrapped.recover()
-    assert wrapped.numbers == [0, 1, 2, 0, 1, 2, 3]
-    wrapped.answer(3, 4, 5, 6)
+        module.failCalls(0, 1, 2)
+    assert module.wrapper.pending == 4
+    recover(clock, module)
+    assert module.numbers == [0, 1, 2, 0, 1, 2, 3]
+    module.answer(3, 4, 5, 6)
     assert [each.value for each in calls] == ["done"] * 4
 
 
-def test_a_call_that_fails_while_others_expire(wrapped: Wrapped, clock: Clock) -> None:
+def test_a_call_that_fails_while_others_expire(module: Settling, clock: Clock) -> None:
     """
     A call that fails while others of the same loss expire is queued again, and has
     all its time.
     """
-    first, second, third = (wrapped.proxy.read(number) for number in range(3))
+    first, second, third = (module.proxy.read(number) for number in range(3))
     result = resultOf(third)
-    wrapped.lose()
-    wrapped.fail(0, 1)
-    first.addErrback(lambda _: wrapped.fail(2))
-    clock.advance(1)
-    clock.advance(29)
+    lose(module)
+    module.failCalls(0, 1)
+    first.addErrback(lambda _: module.failCalls(2))
+    clock.pump([1, 29])
     assert isinstance(resultOf(second).error, QueueTimeout)
-    assert (result.pending, wrapped.wrapper.pending) == (True, 1)
-    wrapped.module.attempts[-1].callback(None)
-    wrapped.answer(3)
+    assert (result.pending, module.wrapper.pending) == (True, 1)
+    module.attempts[-1].callback(None)
+    module.answer(3)
     assert result.value == "done"
 
 
-def test_a_call_that_fails_after_the_recovery_is_made_again_at_once(
-    wrapped: Wrapped,
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_call_of_before_the_loss_ends_after_the_recovery(
+    module: Settling, clock: Clock, failing: bool
 ) -> None:
     """
-    A call of before the loss that fails after the recovery is made again.
+    A call that fails after the recovery is made again at once; a result counts.
     """
-    call = resultOf(wrapped.proxy.read(1))
-    wrapped.lose()
-    wrapped.recover()
-    wrapped.fail(0)
-    assert wrapped.numbers == [1, 1]
-    wrapped.answer(1)
+    call = resultOf(module.proxy.read(1))
+    lose(module)
+    recover(clock, module)
+    if failing:
+        module.failCalls(0)
+        assert module.numbers == [1, 1]
+    module.answer(-1)
     assert call.value == "done"
 
 
 @pytest.mark.parametrize("moment", ["before", "after", "queued again"])
-def test_a_cancelled_call_is_not_made_again(wrapped: Wrapped, moment: str) -> None:
+def test_a_cancelled_call_is_not_made_again(
+    module: Settling, clock: Clock, moment: str
+) -> None:
     """
     A call that is cancelled before the loss, after it, or while it is queued
     again, is not made again.
     """
-    call = wrapped.proxy.read(1)
+    call = module.proxy.read(1)
     result = resultOf(call)
     if moment == "before":
         call.cancel()
-    wrapped.lose()
+    lose(module)
     if moment == "queued again":
-        wrapped.fail(0)
-        assert wrapped.wrapper.pending == 1
+        module.failCalls(0)
+        assert module.wrapper.pending == 1
     call.cancel()
     assert isinstance(result.error, CancelledError)
-    assert wrapped.wrapper.pending == 0
-    wrapped.recover()
-    assert wrapped.numbers == [1]
+    assert module.wrapper.pending == 0
+    recover(clock, module)
+    assert module.numbers == [1]
 
 
-@pytest.mark.parametrize("how", ["closed", "given up"])
+@pytest.mark.parametrize("how", ["closed", "given up", "queued again and closed"])
 def test_a_call_that_fails_when_nothing_will_run_again(
-    wrapped: Wrapped, how: str
+    module: Settling, how: str
 ) -> None:
     """
     A call fails with the module's own error when the wrapper is closed, or has
-    given the module up.
+    given the module up; a call that is queued again then gets Closed.
     """
-    call = resultOf(wrapped.proxy.read(1))
-    if how == "closed":
-        wrapped.wrapper.close()
+    call = resultOf(module.proxy.read(1))
+    if how != "closed":
+        lose(module)
+    if how == "queued again and closed":
+        module.failCalls(0)
+    if how == "given up":
+        module.wrapper.fail(Trouble("for good"))
     else:
-        wrapped.lose()
-        wrapped.wrapper.fail(Trouble("for good"))
-    wrapped.fail(0)
-    assert str(call.error) == "gone"
-    if how == "closed":
-        wrapped.module.closings[0].callback(None)
+        module.wrapper.close()
+        module.closings[0].callback(None)
+    if how == "queued again and closed":
+        assert isinstance(call.error, Closed)
+    else:
+        module.failCalls(0)
+        assert str(call.error) == "gone"
 
 
-def test_a_call_that_is_queued_again_ends_with_the_wrapper(wrapped: Wrapped) -> None:
-    """
-    A call that is queued again gets Closed when the wrapper is closed.
-    """
-    call = resultOf(wrapped.proxy.read(1))
-    wrapped.lose()
-    wrapped.fail(0)
-    wrapped.wrapper.close()
-    wrapped.module.closings[0].callback(None)
-    assert isinstance(call.error, Closed)
-    assert isinstance(resultOf(wrapped.proxy.read(2)).error, Closed)
-
-
-def test_each_call_keeps_its_context(wrapped: Wrapped) -> None:
+def test_each_call_keeps_its_context(module: Settling, clock: Clock) -> None:
     """
     A call that is made again runs in the context of its caller.
     """
     variable: ContextVar[str] = ContextVar("variable", default="nobody's")
     seen: list[str] = []
-    own = wrapped.module.read
+    own = module.read
 
     def read(what: object) -> Deferred[Any]:
         seen.append(variable.get())
         return own(what)
 
-    wrapped.lose()
-    wrapped.module.read = read  # type: ignore[method-assign]
-    wrapped.recover()
+    lose(module)
+    module.read = read  # type: ignore[method-assign]
+    recover(clock, module)
     token = variable.set("mine")
-    calls = [resultOf(wrapped.proxy.read(number)) for number in range(2)]
+    calls = [resultOf(module.proxy.read(number)) for number in range(2)]
     variable.reset(token)
-    wrapped.fail(0)
-    wrapped.lose()
-    wrapped.recover()
-    wrapped.fail(1)
+    module.failCalls(0)
+    lose(module)
+    recover(clock, module)
+    module.failCalls(1)
     assert seen == ["mine"] * 4
-    wrapped.answer(2, 3)
+    module.answer(2, 3)
     assert [each.value for each in calls] == ["done", "done"]
 
 
-@pytest.mark.parametrize("moduleType", [Module, Settling])
-@pytest.mark.parametrize("method", ["read", "compute"])
+@pytest.mark.parametrize("method", ["read", "slowly"])
 def test_a_method_that_was_kept_queues_after_a_loss(
-    clock: Clock, moduleType: type[Module], method: str
+    module: Settling, clock: Clock, method: str
 ) -> None:
     """
     A method taken from the proxy while the module is ready queues after a loss.
     """
-    module = moduleType()
-    wrapper = QueuingWrapper(
-        module, clock, replay=["read"], retryPolicy=lambda attempts: 1.0
-    )
-    ready(module, wrapper)
-    kept = getattr(wrapper.proxy, method)
+    kept = getattr(module.proxy, method)
     lose(module)
     call = resultOf(kept(1))
-    assert (wrapper.pending, module.calls) == (1, [])
+    assert (module.wrapper.pending, module.calls) == (1, [])
     recover(clock, module)
-    module.answers[0].callback("done")
+    module.answer(0)
     assert call.value == "done"
