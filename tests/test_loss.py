@@ -106,6 +106,25 @@ def test_replay(clock: Clock) -> None:
     assert (stats.submitted, stats.started, stats.pending) == (3, 3, 0)
 
 
+@pytest.mark.parametrize("when", ["queued again", "running again"])
+def test_late_answer_to_the_first_run(clock: Clock, when: str) -> None:
+    """
+    A call that is made again ends with the answer to its second run.
+    """
+    module, wrapper, proxy = wrap(clock, replay=["read"])
+    result = resultOf(proxy.read(1))
+    ready(module, wrapper)
+    lose(module)
+    if when == "queued again":
+        module.answers[0].callback("first")
+    recover(clock, module)
+    if when == "running again":
+        module.answers[0].callback("first")
+    assert result.pending
+    module.answers[1].callback("second")
+    assert result.value == "second"
+
+
 def test_calls_fail_before_the_loss_is_reported(clock: Clock) -> None:
     """
     Calls that fail before the module reports the loss are made again.

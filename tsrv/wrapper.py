@@ -10,20 +10,17 @@ It connects four parts that do not know each other; only the initialisation repo
 every event to the lifecycle:
 
   - L{Lifecycle<tsrv.queuing.states.Lifecycle>}: the state, and which events are
-    legal in it. Its module explains the states, and what each of them means for a
-    call; read it first.
+    legal in it. Its module explains what each state means for a call; read it first.
 
   - L{Initialization<tsrv.queuing.initialization.Initialization>}: attempts until one
     succeeds, and again when the module is lost.
 
   - L{CommandQueue<tsrv.queuing.queue.CommandQueue>}: the calls. They are queued,
-    started, passed to the module or refused, as the wrapper says on each change of
-    state.
+    started, passed to the module or refused, as the wrapper says.
 
   - L{ProxySwitch<tsrv.queuing.proxy.ProxySwitch>}: the proxy that callers hold. While
-    the module is ready its methods are the module's own bound methods, and nothing of
-    tsrv is in the way. At other times they are callables that queue
-    (L{Methods<tsrv.queuing.methods.Methods>}).
+    the module is ready its methods are the module's own bound methods. At other times
+    they are callables that queue (L{Methods<tsrv.queuing.methods.Methods>}).
 
 Every call ends exactly once. A call that is never handed to the module ends with the
 reason: C{QueueFull}, C{QueueTimeout}, C{InitializationFailed}, C{Closed}, or
@@ -32,8 +29,8 @@ the module's own result. If the module is lost or closed while working on it, th
 is made again if it is safe to run twice (C{replay}); otherwise it ends with
 C{OutcomeUnknown}, unless the module still answers.
 
-There is one compromise. While the module is ready, tsrv does not see the calls: seeing
-them would cost something. So a call made then, of a method that is not named in
+There is one compromise. While the module is ready, tsrv does not see the calls, because
+that would cost something. So a call made then, of a method that is not named in
 C{replay}, is the module's to end.
 
 The module, its cancellers, the retry policy, observers and callbacks may do anything
@@ -130,8 +127,7 @@ class QueuingWrapper(Generic[_Module]):
             L{None} for no limit.
         @param closeTimeout: The seconds that closing the module may take; L{None}
             for no limit.
-        @param initialize: Initialises the module; by default its
-            C{initialize()}.
+        @param initialize: Initialises the module; by default its C{initialize()}.
         @param close: Closes the module; by default its C{close()}, if it has one.
         @param whenLost: Returns a Deferred that fires when the module stops
             working; by default its C{whenLost()}, if it has one.
@@ -145,15 +141,10 @@ class QueuingWrapper(Generic[_Module]):
         checkCount("limit", limit, 0)
         if concurrency is not None:
             checkCount("concurrency", concurrency, 1)
-        checkSeconds(
-            timeout=timeout, attemptTimeout=attemptTimeout, closeTimeout=closeTimeout
-        )
-        checkCallable(
-            retryPolicy=retryPolicy,
-            initialize=initialize,
-            close=close,
-            whenLost=whenLost,
-        )
+        checkSeconds("timeout", timeout)
+        checkSeconds("attemptTimeout", attemptTimeout)
+        checkSeconds("closeTimeout", closeTimeout)
+        checkCallable("retryPolicy", retryPolicy)
         if isinstance(replay, str):
             raise TypeError("replay must be a collection of names, not one name")
 
@@ -245,8 +236,7 @@ class QueuingWrapper(Generic[_Module]):
     @property
     def oldest(self) -> float | None:
         """
-        The age of the oldest queued call, in seconds; L{None} if no call waits to
-        be started.
+        The age of the oldest queued call, in seconds; L{None} if there is none.
         """
         return self._queue.oldest
 
@@ -274,8 +264,8 @@ class QueuingWrapper(Generic[_Module]):
 
     def retryAfter(self) -> float | None:
         """
-        @return: The seconds until it is worth asking again, if they are known: until
-            the next attempt begins, or the present one ends.
+        @return: The seconds until the next attempt begins, or the present one ends,
+            if they are known.
         """
         if self.state is State.INITIALIZING:
             return secondsLeft(self.module)
@@ -406,8 +396,7 @@ class QueuingWrapper(Generic[_Module]):
         self._queue.interrupt()
 
     def _failedForGood(self) -> None:
-        # A callback may initialise again: later waiters wait for another attempt,
-        # which may fail for another reason.
+        # A callback may initialise again: later waiters wait for that attempt.
         waiters = self._waiters.takeAll()
         makeError = partial(self._makeFailed, self.lastError)
         self._queue.refuseCalls(makeError)

@@ -21,10 +21,8 @@ __all__ = ["Attempt", "Episodes", "History", "Loss", "count", "explain"]
 FIRST_EPISODES: Final = 5
 LAST_EPISODES: Final = 20
 
+# Maximum length of an error's text, in characters.
 MAX_ERROR_LENGTH: Final = 1000
-"""
-Maximum length of an error's text, in characters.
-"""
 
 
 @dataclass(slots=True)

@@ -231,18 +231,17 @@ class Initialization:
                 calls=count(self._pending(), "call"),
             )
 
-    def _failedOnce(self, failure: Failure, attempt: _Attempt) -> None:
-        if attempt is self._attempt:
-            assert failure.value is not None
-            self._endAttempt(attempt, failure.value)
-
     def _timedOut(self, attempt: _Attempt) -> None:
         attempt.timer = None
         error = TimeoutError(f"no answer within {self._timeout:g} seconds")
-        self._endAttempt(attempt, error)
+        self._failedOnce(Failure(error), attempt)
 
-    def _endAttempt(self, attempt: _Attempt, error: BaseException) -> None:
+    def _failedOnce(self, failure: Failure, attempt: _Attempt) -> None:
+        if attempt is not self._attempt:
+            return
         self._attempt = None
+        error = failure.value
+        assert error is not None
         self._history.attemptEnded(error)
         attempt.end()
         if self._isOvertaken(State.INITIALIZING):
@@ -325,5 +324,4 @@ class Initialization:
         self._lifecycle.on(Event.LOSE)
         self._history.lost(error)
         self._lost()
-        if not self._isOvertaken(State.LOST):
-            self._scheduleRetry(error)
+        self._scheduleRetry(error)

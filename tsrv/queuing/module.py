@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 
 from ..asyncmodule import IHasNote, IPredictable
+from .options import checkCallable
 
 __all__ = [
     "ModuleMethod",
@@ -40,10 +41,8 @@ __all__ = [
 
 ModuleMethod = Callable[..., Any]
 
+# Maximum length of a note in the report, in characters.
 MAX_NOTE_LENGTH: Final = 200
-"""
-Maximum length of a note in the report, in characters.
-"""
 
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
@@ -177,7 +176,9 @@ def lifecycleMethod(
     @param given: The callable to use instead, if there is one.
     @return: The callable, if there is one, and the names under which the module
         itself has it.
+    @raise TypeError: C{given} is not callable.
     """
+    checkCallable(name, given)
     if given is not None:
         same = (each for each, method in publicMethods(module) if method == given)
         return given, frozenset(same)
@@ -193,14 +194,11 @@ def closeWithin(
     timeout: float | None, reactor: IReactorTime, close: Callable[[], object]
 ) -> Deferred[BaseException | None]:
     """
-    Close a module, and wait for it, but not for ever.
+    Close a module, and wait for it for a limited time.
 
-    @param timeout: The seconds to wait; L{None} for no limit.
-    @param reactor: Provides the time.
-    @param close: Closes the module.
     @return: A Deferred that fires with the error if closing failed.
     """
-    # The time is up also for a module that ignores its cancellation.
+    # The time limit holds for a module that ignores its cancellation, too.
     ended: Deferred[Any] = Deferred()
     closing = maybeDeferred(close)
     closing.chainDeferred(ended)

@@ -18,22 +18,20 @@ def checkCount(name: str, count: object, minimum: int) -> None:
         raise ValueError(f"{name} must be at least {minimum}, not {count!r}")
 
 
-def checkSeconds(**options: float | None) -> None:
+def checkSeconds(name: str, seconds: float | None) -> None:
     """
-    @raise ValueError: An option is neither a number of seconds nor L{None}.
+    @raise ValueError: The option is neither a number of seconds nor L{None}.
     """
-    for name, seconds in options.items():
-        if seconds is not None and not (isfinite(seconds) and seconds >= 0):
-            raise ValueError(f"{name} must be seconds >= 0 or None, not {seconds!r}")
+    if seconds is not None and not (isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"{name} must be seconds >= 0 or None, not {seconds!r}")
 
 
-def checkCallable(**options: Callable[..., object] | None) -> None:
+def checkCallable(name: str, given: Callable[..., object] | None) -> None:
     """
-    @raise TypeError: An option is neither a callable nor L{None}.
+    @raise TypeError: The option is neither a callable nor L{None}.
     """
-    for name, given in options.items():
-        if given is not None and not callable(given):
-            raise TypeError(f"{name} must be callable, not {given!r}")
+    if given is not None and not callable(given):
+        raise TypeError(f"{name} must be callable, not {given!r}")
 
 
 def errorTypes(

@@ -38,15 +38,11 @@ from .slices import SlicedWork
 
 __all__ = ["CommandQueue", "Stats"]
 
+# Maximum number of commands that one timer call takes out of the queue.
 MAX_EXPIRED_AT_ONCE: Final = 5000
-"""
-Maximum number of commands that one timer call takes out of the queue.
-"""
 
+# Two times this close are considered the same.
 TIME_RESOLUTION_SECONDS: Final = 1e-6
-"""
-Two times this close are considered the same.
-"""
 
 
 @dataclass

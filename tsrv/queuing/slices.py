@@ -11,10 +11,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 __all__ = ["SlicedWork"]
 
+# Maximum time for which one slice blocks the reactor, in seconds.
 MAX_SLICE_SECONDS: Final = 0.005
-"""
-Maximum time for which one slice blocks the reactor, in seconds.
-"""
 
 
 class SlicedWork:

@@ -134,7 +134,7 @@ class Member:
         """
         @raise ValueError: C{timeout} is negative or not a number.
         """
-        checkSeconds(timeout=self.timeout)
+        checkSeconds("timeout", self.timeout)
 
     def stopTimer(self) -> None:
         """
