@@ -42,7 +42,7 @@ def serve() -> Iterator[Callable[..., Server]]:
     with reservedPort() as port:
 
         def start(*names: str) -> Server:
-            words = ["-m", "tests._shown", str(port), *names]
+            words = ["-m", "tests.statusserver", str(port), *names]
             servers.append(Server(port, words, ROOT, "listening"))
             return servers[-1]
 
