@@ -35,20 +35,13 @@ def berlin() -> Iterator[None]:
     time.tzset()
 
 
-def test_interfaces(clock: Clock) -> None:
-    """
-    The clock provides the interfaces of a module.
-    """
-    module = AsyncModule(clock)
-    verifyObject(IAsyncModule, module)
-    verifyObject(IPredictable, module)
-
-
 def test_it_needs_ten_seconds(clock: Clock) -> None:
     """
     By default the clock starts in ten seconds, and says how many are left.
     """
     module = AsyncModule(clock)
+    verifyObject(IAsyncModule, module)
+    verifyObject(IPredictable, module)
     assert module.secondsUntilInitialized() is None
     result = resultOf(module.initialize())
     clock.advance(4)

@@ -17,7 +17,6 @@ from .support import (
     Module,
     Refused,
     Trouble,
-    inState,
     lose,
     ready,
     recover,
@@ -38,13 +37,16 @@ def watch(wrapper: QueuingWrapper[Module]) -> list[State]:
 
 def test_each_change_of_state_is_notified(clock: Clock) -> None:
     """
-    Observers are notified once of each change of state.
+    Observers are notified once of each change of state; since is its time.
     """
     module, wrapper, proxy = wrap(clock, fatal=Refused)
     seen = watch(wrapper)
+    clock.advance(1)
     resultOf(wrapper.initialize())
     module.attempts[-1].errback(Trouble())
+    assert wrapper.since == 1.0
     recover(clock, module)
+    assert wrapper.since == 2.0
     lose(module)
     clock.advance(1)
     module.attempts[-1].errback(Refused())
@@ -78,16 +80,6 @@ def test_an_attempt_that_ends_at_once_is_not_notified(clock: Clock) -> None:
     assert seen == [State.DRAINING, State.READY]
 
 
-def test_a_loss_without_a_retry_is_notified_as_a_failure(clock: Clock) -> None:
-    """
-    After a loss that no attempt follows observers see FAILED only.
-    """
-    module, wrapper, _ = inState(clock, State.READY, retryPolicy=lambda _: 1 / 0)
-    seen = watch(wrapper)
-    lose(module, Trouble())
-    assert seen == [State.FAILED]
-
-
 def test_all_that_belongs_to_a_change_has_been_done(clock: Clock) -> None:
     """
     When observers are notified, waiters have been told, and calls go where they go
@@ -118,23 +110,6 @@ def test_a_failure_is_notified_after_calls_and_waiters(clock: Clock) -> None:
     )
     wrapper.fail(Trouble())
     assert seen == [(0, False, False)]
-
-
-def test_since(clock: Clock) -> None:
-    """
-    since is the time at which the state was entered.
-    """
-    clock.advance(7)
-    module, wrapper, proxy = wrap(clock)
-    assert wrapper.since == 7.0
-    clock.advance(1)
-    resultOf(wrapper.initialize())
-    assert wrapper.since == 8.0
-    clock.advance(1)
-    resultOf(proxy.write(1))
-    assert wrapper.since == 8.0
-    module.attempts[-1].callback(None)
-    assert wrapper.since == 9.0
 
 
 def test_oldest(clock: Clock) -> None:

@@ -172,18 +172,6 @@ def test_concurrency(clock: Clock, concurrency: int) -> None:
     assert numbers(module) == list(range(6))
 
 
-def test_calls_that_end_at_once_are_not_in_progress(clock: Clock) -> None:
-    """
-    A call that ends before the module returns does not count for concurrency.
-    """
-    module, wrapper, proxy = wrap(clock, concurrency=1)
-    for number in range(3):
-        resultOf(proxy.fail(number))
-        proxy.count(number)
-    ready(module, wrapper)
-    assert (len(module.calls), wrapper.state) == (6, State.READY)
-
-
 @pytest.mark.parametrize("which", ["running", "queued"])
 def test_cancelling_continues_the_drain(clock: Clock, which: str) -> None:
     """

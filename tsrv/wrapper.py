@@ -236,7 +236,7 @@ class QueuingWrapper(Generic[_Module]):
     @property
     def oldest(self) -> float | None:
         """
-        The age of the oldest queued call, in seconds; L{None} if there is none.
+        The age of the oldest queued call, in seconds; L{None} if no call is queued.
         """
         return self._queue.oldest
 
