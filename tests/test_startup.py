@@ -796,6 +796,8 @@ def test_a_reason_never_has_the_message_of_an_error(program: Program) -> None:
     program.fail("d", Refused)
     assert reason("d") == "failed for good (Refused)"
     assert reason("all") == "needs d, which failed"
+    program.clock.advance(1)
+    assert reason("c") == "attempt 1 since the loss is in progress"
     program.stop()
     assert reason("a") == "closed"
 
