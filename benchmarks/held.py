@@ -58,10 +58,10 @@ class _Side:
             Child("benchmarks.support.sayserver", self._name) as server,
         ):
             # The first request pays for what all requests share.
-            before = _hold(load, server, 1)
+            before = _holdMore(load, server, 1)
             after = before
             while after["held"] < requests:
-                after = _hold(load, server, min(_BURST, requests - after["held"]))
+                after = _holdMore(load, server, min(_BURST, requests - after["held"]))
             taken = after["memory"] - before["memory"]
             self.memory.append(taken / (after["held"] - before["held"]))
 
@@ -74,7 +74,7 @@ class _Side:
             self.costs.append((end["cpu"] - after["cpu"]) * 1e3)
 
 
-def _hold(load: Child, server: Child, more: int) -> dict[str, Any]:
+def _holdMore(load: Child, server: Child, more: int) -> dict[str, Any]:
     """
     Send further requests.
 

@@ -59,16 +59,16 @@ class _Server:
         """
         twistd = os.fspath(Path(sys.executable).with_name("twistd"))
         port = listening.getsockname()[1]
-        words = [sys.executable]
+        command = [sys.executable]
         endpoint = f"tcp:{port}:interface=127.0.0.1:backlog={_BACKLOG}"
         self._files = []
         if held:
-            words += ["-c", _ACTIVATE, str(listening.fileno())]
+            command += ["-c", _ACTIVATE, str(listening.fileno())]
             endpoint = "systemd:domain=INET:index=0"
             self._files.append(listening.fileno())
-        words += [twistd, "-n", "--pidfile=", "tsrv"]
-        words += [f"--listen={endpoint}", f"--delay={delay / 1e3}"]
-        self._words = words
+        command += [twistd, "-n", "--pidfile=", "tsrv"]
+        command += [f"--listen={endpoint}", f"--delay={delay / 1e3}"]
+        self._command = command
         self._directory = TemporaryDirectory()
 
     def __enter__(self) -> Self:
@@ -90,7 +90,7 @@ class _Server:
         @raise RuntimeError: It ended.
         """
         self._process = subprocess.Popen(  # noqa: S603
-            self._words,
+            self._command,
             cwd=self._directory.name,
             stdout=subprocess.PIPE,
             text=True,

@@ -5,7 +5,7 @@ JSON bodies, queries and conditions of requests.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pytest
 from hypothesis import given
@@ -23,6 +23,13 @@ from .websupport import Answer, Peer, ask
 JSON = "application/json"
 
 
+Code = TypeVar("Code")
+
+Letters = Annotated[
+    str, Meta(min_length=1, pattern="^[a-z ]+$", description="small letters")
+]
+
+
 class Tag(Struct):
     """
     An object in an array.
@@ -31,17 +38,26 @@ class Tag(Struct):
     label: str
 
 
+class Coded(Struct, Generic[Code], forbid_unknown_fields=True):
+    """
+    A generic object.
+    """
+
+    code: Code
+    name: Letters = "a"
+
+
 class Book(Struct, forbid_unknown_fields=True):
     """
     The body of the requests.
     """
 
-    title: Annotated[
-        str, Meta(min_length=1, pattern="^[a-z ]+$", description="small letters")
-    ]
+    title: Letters
     pages: int = 0
     tags: list[Tag] = []
     form: Literal["paper", "screen"] = "paper"
+    prices: dict[str, int] = {}
+    coded: Coded[int] | None = None
 
 
 class Query(Struct):
@@ -172,15 +188,27 @@ def test_a_body_that_is_not_json_is_refused(data: bytes, reason: str) -> None:
 @pytest.mark.parametrize(
     ("data", "pointer", "detail"),
     [
-        (b'"secret"', "", "Expected object, got str"),
+        (b'"secret"', "", "Expected object, got string"),
         (b"{}", "/title", "is missing"),
-        (b'{"title": 1}', "/title", "Expected str, got int"),
-        (b'{"title": ""}', "/title", "Expected str of length >= 1"),
-        (b'{"title": "SECRET"}', "/title", "must be: small letters"),
+        (b'{"title": 1}', "/title", "Expected string, got integer"),
+        (b'{"title": ""}', "/title", "Expected string of length >= 1"),
+        (b'{"title": "SECRET"}', "/title", "Expected small letters"),
         (b'{"title": "a", "secret": 1}', "", "has members other than title and pages"),
         (b'{"title": "a", "pages": 1e999}', "/pages", "Number out of range"),
         (b'{"title": "a", "pages": %s}' % (b"1" * 5000), "/pages", "Integer value out"),
         (b'{"title": "a", "tags": [{}]}', "/tags/0/label", "is missing"),
+        (b'{"title": "a", "tags": [{"label": 1}]}', "/tags/0/label", "Expected string"),
+        (
+            b'{"title": "a", "coded": {"code": 1, "secret": 1}}',
+            "/coded",
+            "has an unknown member",
+        ),
+        (b'{"title": "a", "prices": {"secret": "x"}}', "/prices", "Expected integer"),
+        (
+            b'{"title": "a", "coded": {"code": 1, "name": "SECRET"}}',
+            "/coded/name",
+            "is invalid",
+        ),
         (b'{"title": "a", "form": "secret"}', "/form", "is invalid"),
     ],
 )
@@ -245,7 +273,9 @@ def test_an_invalid_query_is_refused(value: str) -> None:
     answer = ask(Books(), f"/?limit={value}")
     (error,) = json.loads(answer.body)["errors"]
     assert (answer.status, error["parameter"]) == (400, "limit")
-    assert error["detail"].startswith(("Expected int", "Integer value", "is repeated"))
+    assert error["detail"].startswith(
+        ("Expected integer", "Integer value", "is repeated")
+    )
     assert b"secret" not in answer.body
 
 

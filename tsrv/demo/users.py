@@ -44,7 +44,7 @@ Name = Annotated[
         r"[^\x00-\x20\x7f-\xa0\xad\u1680\u180e\u2000-\u200f\u2028-\u202f"
         r"\u205f-\u2064\u3000\u3164\ufeff]"
         r"[^\x00-\x1f\x7f-\x9f]*" + _END,
-        description="a visible character at least, and no control characters",
+        description="at least one visible character, and no control characters",
         examples=["Ada"],
     ),
 ]

@@ -134,36 +134,53 @@ def _fieldNames(struct: Any) -> list[str]:
     return [field.encode_name for field in msgspec.structs.fields(struct)]
 
 
-_PLACE: Final = re.compile(r" - at `\$(.*)`\Z")
+_PATH: Final = re.compile(r" - at .*`\$(.*)`\Z")
+
+_STEP: Final = re.compile(r"\.(\w+)|\[(\w+)\]|\[\.\.\.\]")
 
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 
 _POSITION: Final = re.compile(r".*: ([a-z0-9 -]+) \(byte (\d+)\)\Z")
 
+_JSON_TYPES: Final = {"int": "integer", "str": "string", "bool": "boolean"}
+
 
 def _explain(struct: type[Any], message: str) -> tuple[str, str]:
     # A pointer and a reason from a message of msgspec, without what was sent.
-    found = _PLACE.search(message)
-    place = found[1].replace(".", "/").replace("[", "/").rstrip("]") if found else ""
-    message = _PLACE.sub("", message)
+    found = _PATH.search(message)
+    pointer = "" if found is None else _pointerFrom(found[1])
+    message = _PATH.sub("", message)
     if (missing := _MISSING.match(message)) is not None:
-        return f"{place}/{missing[1]}", "is missing"
+        return f"{pointer}/{missing[1]}", "is missing"
     if "unknown field" in message:
-        known = " and ".join(_fieldNames(struct))
-        return place, f"has members other than {known}"
+        if pointer:
+            return pointer, "has an unknown member"
+        return pointer, f"has members other than {' and '.join(_fieldNames(struct))}"
     if "matching regex" in message:
-        return place, _descriptionOf(struct, place)
+        return pointer, _descriptionOf(struct, pointer)
     if message.startswith("Expected") or message.endswith("out of range"):
-        return place, message.replace("`", "")
-    return place, "is invalid"
+        words = (_JSON_TYPES.get(word, word) for word in re.split(r"`|\b", message))
+        return pointer, "".join(words)
+    return pointer, "is invalid"
+
+
+def _pointerFrom(path: str) -> str:
+    pointer = ""
+    for name, index in _STEP.findall(path):
+        if not (name or index):
+            # A member of a mapping, whose name the client chose.
+            break
+        pointer += f"/{name or index}"
+    return pointer
 
 
 def _descriptionOf(struct: type[Any], pointer: str) -> str:
     # The description of a field says in words what its pattern is.
-    schema = msgspec.json.schema(struct)["$defs"][struct.__name__]
-    field = schema["properties"].get(pointer.removeprefix("/"), {})
-    description = field.get("description")
-    return "is invalid" if description is None else f"must be: {description}"
+    schema = msgspec.json.schema(struct)
+    name = schema.get("$ref", "").rpartition("/")[2]
+    properties = schema.get("$defs", {}).get(name, {}).get("properties", {})
+    description = properties.get(pointer.removeprefix("/"), {}).get("description")
+    return "is invalid" if description is None else f"Expected {description}"
 
 
 def _notJSON(reason: str) -> HTTPError:
