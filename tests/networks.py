@@ -89,12 +89,20 @@ class _End(Protocol):
         if self._relay.silent or self._other is None:
             self._read(False)
             return
-        self._forward()
-        self._other._forward()
+        self.forward()
+        self._other.forward()
         self._read(not self._isFull)
         if not self._other.isOpen and self.isOpen:
             self.transport.unregisterProducer()
             self.transport.loseConnection()
+
+    def forward(self) -> None:
+        """
+        Send what was received to the other end, if that is open.
+        """
+        if self._received and self._other is not None and self._other.isOpen:
+            received, self._received = self._received, []
+            self._other.transport.write(b"".join(received))
 
     def reset(self) -> None:
         """
@@ -102,11 +110,6 @@ class _End(Protocol):
         """
         if self.isOpen:
             self.transport.abortConnection()
-
-    def _forward(self) -> None:
-        if self._received and self._other is not None and self._other.isOpen:
-            received, self._received = self._received, []
-            self._other.transport.write(b"".join(received))
 
     def _read(self, reading: bool) -> None:
         if self.isOpen:

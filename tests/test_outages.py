@@ -137,16 +137,16 @@ async def test_a_silent_database_is_waited_for_a_limited_time(
     tmp_path: Path,
 ) -> None:
     """
-    The server accepts connections, and is silent.
+    A request fails after C{--queue-timeout}, and can be repeated, though the
+    database accepts connections and never answers.
     """
     async with blackHole() as hole:
         url = f"postgresql://u:hush@127.0.0.1:{hole.port}/n"
         words = ["--connect-timeout=0.5", "--queue-timeout=1.5"]
         async with serving(tmp_path, url, *words) as service:
-            begun = service.now()
             answer = await service.ask("GET", "/users/1")
             assert answer.kind == "not now"
-            assert 1 < service.now() - begun < 10
+            assert answer.body["error"] == "The service did not become ready in time"
             ready = await service.ask("GET", "/readyz")
             assert ready.status == 503
             missing = [each["module"] for each in ready.body["missing"]]
@@ -163,11 +163,12 @@ async def test_a_refused_password_is_reported_once_and_at_once(
     Waiting would not help. The log says what to do, and does not show the password.
     """
     url = database.server.urlFor(password="hush", database=database.name)  # noqa: S106
-    async with serving(tmp_path, url, "--stay-up") as service:
+    # A request that waited would not be answered before the test's time limit.
+    words = ["--stay-up", "--queue-timeout=3600"]
+    async with serving(tmp_path, url, *words) as service:
         await service.process.whenWritten("database is required, and failed")
-        begun = service.now()
         answer = await service.ask("GET", "/users")
-        assert (answer.kind, service.now() - begun < 5) == ("not now", True)
+        assert answer.kind == "not now"
         assert (await service.ask("GET", "/readyz")).status == 503
         command = Path(f"/proc/{service.process.transport.pid}/cmdline")
         assert b"hush" not in command.read_bytes()

@@ -5,16 +5,18 @@ psycopg's documented operations on Twisted's reactor, against a real server.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import aclosing, asynccontextmanager
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from typing import Any, cast
 
 import psycopg
 import pytest
 from psycopg import errors, sql
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, PGconn, TransactionStatus
 from psycopg.rows import TupleRow, dict_row
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.error import ConnectionLost
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tsrv.databases.postgresql import Connection, connect
@@ -134,6 +136,23 @@ async def test_a_server_cursor_and_a_stream_read_in_parts(database: Database) ->
 
 
 @asynchronous
+async def test_a_stream_may_be_left_early(database: Database) -> None:
+    """
+    C{aclosing} ends its query, and the connection remains usable.
+    """
+    series = "SELECT n, repeat('x', 1000) FROM generate_series(1, 1000000) n"
+    async with connected(database.url) as connection:
+        await connection.set_autocommit(True)
+        # psycopg declares less than the generator that it is.
+        rows: Any = connection.cursor().stream(series)
+        async with aclosing(rows):
+            async for number, _ in rows:
+                assert number == 1
+                break
+        assert await (await connection.execute("SELECT 'next'")).fetchone() == ("next",)
+
+
+@asynchronous
 async def test_copy_writes_and_reads(database: Database) -> None:
     """
     More is copied, in both directions, than fits into a socket.
@@ -180,6 +199,60 @@ async def test_notifications_arrive(database: Database) -> None:
         assert (await later).payload == "late"
         for timeout in (0, 0.01):
             assert [each async for each in connection.notifies(timeout=timeout)] == []
+
+
+async def sendNews(database: Database, *payloads: int) -> None:
+    """
+    Send notifications, and give the reactor a turn to read them.
+    """
+    from twisted.internet import reactor
+
+    for payload in payloads:
+        await database.ask("SELECT pg_notify('news', %s)", str(payload))
+    await deferLater(cast(Any, reactor), 0)
+
+
+@asynchronous
+async def test_a_slow_consumer_misses_no_notification(database: Database) -> None:
+    """
+    Notifications that arrive while an earlier one is handled are kept.
+    """
+    found = []
+    async with connected(database.url) as connection:
+        await connection.set_autocommit(True)
+        await connection.execute("LISTEN news")
+        await sendNews(database, 0)
+        async for each in connection.notifies(stop_after=10):
+            found.append(int(each.payload))
+            if found[-1] % 3 == 0 and found[-1] < 9:
+                await sendNews(database, *(found[-1] + n for n in (1, 2, 3)))
+    assert found == list(range(10))
+
+
+@asynchronous
+async def test_a_consumer_may_stop_before_the_end(database: Database) -> None:
+    """
+    Later notifications are kept for the next consumer, and a loss is noticed.
+    """
+    async with connected(database.url) as connection:
+        await connection.set_autocommit(True)
+        await connection.execute("LISTEN news")
+        await sendNews(database, 0)
+        async for each in connection.notifies():
+            assert each.payload == "0"
+            await sendNews(database, 1, 2)
+            break
+        await sendNews(database, 3)
+        found = [each.payload async for each in connection.notifies(stop_after=3)]
+        assert found == ["1", "2", "3"]
+        await sendNews(database, 4)
+        async for _ in connection.notifies():
+            await sendNews(database, 5)
+            break
+        lost = connection.whenLost()
+        await database.endConnections()
+        await lost
+        assert connection.broken
 
 
 @asynchronous
@@ -476,6 +549,26 @@ async def test_closing_fails_the_query(database: Database) -> None:
 
 
 # Connecting.
+
+
+@asynchronous
+async def test_without_a_free_descriptor_the_connection_is_closed(
+    database: Database,
+) -> None:
+    """
+    It does not stay open until it is garbage.
+    """
+    from twisted.internet import reactor
+
+    pgconn = PGconn.connect(database.url.encode())
+    limits = getrlimit(RLIMIT_NOFILE)
+    setrlimit(RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Connection(reactor, pgconn)
+    finally:
+        setrlimit(RLIMIT_NOFILE, limits)
+    assert pgconn.status == ConnStatus.BAD
 
 
 @pytest.mark.parametrize(

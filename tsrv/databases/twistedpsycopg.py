@@ -56,6 +56,16 @@ Maximum number of callers that wait for one connection to be lost.
 
 @implementer(IReadWriteDescriptor)
 class _Socket:
+    """
+    The socket of a connection, as the reactor watches it.
+
+    While an operation waits, C{_wanted} is READ, WRITE or both, and C{_waiting} is
+    its Deferred; otherwise they are 0 and None. The reactor always watches for input,
+    and for space to write only while an operation wants to write. Input that nobody
+    may read yet would wake the reactor again and again: then C{doRead} stops watching,
+    until an operation wants to read or the connection's lock is released.
+    """
+
     def __init__(
         self, reactor: Any, descriptor: int, readIdle: Callable[[], bool]
     ) -> None:
@@ -66,7 +76,14 @@ class _Socket:
         self._readIdle = readIdle
         self._wanted = 0
         self._waiting: Deferred[int] | None = None
-        reactor.addReader(self)
+        self.watch()
+
+    def watch(self) -> None:
+        """
+        Watch for input, unless the socket is closed.
+        """
+        if self._descriptor >= 0:
+            self._reactor.addReader(self)
 
     def wait(self, wanted: int) -> Deferred[int]:
         if self._descriptor < 0:
@@ -101,7 +118,6 @@ class _Socket:
         if self._wanted & READ:
             self._ready(READ)
         elif self._wanted or not self._readIdle():
-            # Until an operation wants to read.
             self._reactor.removeReader(self)
 
     def doWrite(self) -> None:
@@ -113,7 +129,7 @@ class _Socket:
         if self._wanted:
             self._ready(self._wanted)
         elif self._readIdle():
-            self._reactor.addReader(self)
+            self.watch()
 
     def close(self) -> Deferred[int] | None:
         """
@@ -132,6 +148,17 @@ class _Socket:
         return waiting
 
 
+class _Lock(DeferredLock):
+    def __init__(self, released: Callable[[], None]) -> None:
+        super().__init__()
+        self._released = released
+
+    def release(self) -> None:
+        super().release()
+        if not self.locked:
+            self._released()
+
+
 class Connection(AsyncConnection[Row]):
     """
     A psycopg connection for a Twisted program.
@@ -139,30 +166,47 @@ class Connection(AsyncConnection[Row]):
     Cancelling a Deferred or coroutine that waits for a query cancels the query on
     the server too; then the connection can be used again, or is closed.
 
+    Twisted does not close an asynchronous generator that the program leaves early,
+    by C{break} or an exception. C{stream()} of a cursor would then block the
+    connection for ever, so use it with C{contextlib.aclosing}::
+
+        async with aclosing(cursor.stream("SELECT name FROM people")) as rows:
+            async for (name,) in rows:
+                if name == wanted:
+                    break
+
     @ivar cancelTimeout: Maximum time for the server to end a cancelled query, in
         seconds; then the connection is closed. 0 closes it at once.
     @ivar lossReason: Why the connection was closed or lost.
     """
 
+    lock: DeferredLock  # type: ignore[assignment]
+
     def __init__(self, reactor: Any, pgconn: pq.abc.PGconn) -> None:
         """
         @param reactor: Provides time, and watches the socket.
         @param pgconn: An open connection that does not block.
-        @raise OSError: Too many files are open.
+        @raise OSError: Too many files are open; C{pgconn} is closed.
         """
         super().__init__(pgconn)
         self.cancelTimeout = 5.0
         self.lossReason = ""
-        self.lock = DeferredLock()  # type: ignore[assignment]
         self._reactor = reactor
         self._losses = Waiters(MAX_WAITERS, "for a connection to be lost")
         self._idleNotifications = 0
-        self._socket = _Socket(reactor, pgconn.socket, self._readIdle)
+        try:
+            self._socket = _Socket(reactor, pgconn.socket, self._readIdle)
+        except OSError:
+            pgconn.finish()
+            raise
+        self.lock = _Lock(self._socket.watch)
 
     def whenLost(self) -> Deferred[None]:
         """
         @return: A Deferred that fires when the connection is closed or lost,
             before the operation in progress fails.
+            A loss while C{notifies()} or C{stream()} is suspended is noticed when
+            the program continues or leaves it.
         """
         lost = self._losses.wait()
         if self.closed:
@@ -284,8 +328,14 @@ class Connection(AsyncConnection[Row]):
         @return: Whether to continue to read.
         """
         pgconn = self.pgconn
-        if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-            # Rows that the program has not asked for yet.
+        if (
+            # The input belongs to an operation that is suspended between two parts
+            # of its result: notifications for notifies(), or rows for stream().
+            self.lock.locked
+            # Data that the program has not asked for yet, of COPY for example.
+            or pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+            or self._idleNotifications >= MAX_IDLE_NOTIFICATIONS
+        ):
             return False
         try:
             pgconn.consume_input()
@@ -299,7 +349,7 @@ class Connection(AsyncConnection[Row]):
         except Exception:
             # There is no operation that it could fail.
             _log.failure("A notify handler failed")
-        return self._idleNotifications < MAX_IDLE_NOTIFICATIONS
+        return True
 
 
 async def drive(reactor: Any, gen: PQGenConn[T]) -> T:
