@@ -16,11 +16,11 @@ from twisted.internet.defer import Deferred, gatherResults
 from tsrv import QueuingWrapper
 from tsrv.databases import Database, Settings, Statement
 
-from .census import Census
 from .databases import PostgreSQL
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
 from .networks import blackHole, relaying
+from .resources import ResourceUsage
 from .services import Answer, serving, tried
 from .userload import FIRST, Load, underTwoServers
 from .websupport import asynchronous
@@ -124,10 +124,10 @@ async def test_restarts_leave_nothing_behind(database: Any) -> None:
         # What is created once, with the first restarts, is not growth.
         for _ in range(10):
             await restart()
-        before = Census.of()
+        before = ResourceUsage.of()
         for _ in range(40):
             await restart()
-        assert Census.of().grownFrom(before, memory=8 * 2**20) == {}
+        assert ResourceUsage.of().grownFrom(before, memory=8 * 2**20) == {}
         assert relay.connections == 1
         await wrapper.close()
 

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 
-from .census import Census
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
 from .redis_server import ownRedis as ownRedis
 from .redis_server import redis as redis
+from .resources import ResourceUsage
 from .services import Answer, Service, pause, serving, tried
 from .websupport import asynchronous, reservedPort
 
@@ -502,10 +502,10 @@ async def test_a_forged_cookie_opens_nothing(tmp_path: Path) -> None:
 
         # What the first ones need once is no growth.
         await together(*(guess(25) for _ in range(20)))
-        census = Census.of(service.process.transport.pid)
+        before = ResourceUsage.of(service.process.transport.pid)
         await together(*(guess(100) for _ in range(20)))
-        now = Census.of(service.process.transport.pid)
-        assert "memory" not in now.grownFrom(census, memory=16 * 2**20)
+        now = ResourceUsage.of(service.process.transport.pid)
+        assert "memory" not in now.grownFrom(before, memory=16 * 2**20)
         evil: dict[bytes | str, bytes | str] = {"Origin": "http://evil.example"}
         for page in ("/login", "/logout"):
             answer = await visitor.ask("POST", page, {"name": "Eve"}, evil)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from .census import SmallDisk
-from .census import smallDisk as smallDisk
+from .resources import SmallDisk
+from .resources import smallDisk as smallDisk
 from .services import pause, serving
 from .userload import Load, underTwoServers
 from .websupport import asynchronous

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["Census", "SmallDisk", "smallDisk"]
+__all__ = ["ResourceUsage", "SmallDisk", "smallDisk"]
 
 
 class SmallDisk:
@@ -56,7 +56,7 @@ def smallDisk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 @dataclass(frozen=True)
-class Census:
+class ResourceUsage:
     """
     The resources of a process.
 
@@ -70,7 +70,7 @@ class Census:
     memory: int
 
     @classmethod
-    def of(cls, pid: int | None = None) -> Census:
+    def of(cls, pid: int | None = None) -> ResourceUsage:
         process = Path("/proc") / str(pid or os.getpid())
         pages = int((process / "statm").read_text().split()[1])
         return cls(
@@ -79,7 +79,7 @@ class Census:
             memory=pages * os.sysconf("SC_PAGE_SIZE"),
         )
 
-    def grownFrom(self, earlier: Census, memory: int) -> dict[str, int]:
+    def grownFrom(self, earlier: ResourceUsage, memory: int) -> dict[str, int]:
         """
         @param memory: Bytes of memory that do not count as growth.
         @return: How much each resource has grown, for those that have.
