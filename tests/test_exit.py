@@ -151,7 +151,7 @@ async def test_a_server_whose_database_fails_for_good_ends(tmp_path: Path) -> No
         process.output.index(text)
         for text in (
             "Started",
-            "DatabaseRefused",
+            "database: failed for good (",
             "database is required, and failed; stopping",
             "Stopped listening",
             "Stopped\n",

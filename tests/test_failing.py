@@ -97,6 +97,7 @@ def test_foreign_code_gives_up(clock: Clock, where: str, how: str) -> None:
     """
     reason = Trouble("given up")
     attempts: list[Deferred[None]] = []
+    losses: list[Deferred[None]] = []
     once = iter([where])
 
     def act(here: str) -> None:
@@ -119,7 +120,8 @@ def test_foreign_code_gives_up(clock: Clock, where: str, how: str) -> None:
 
     def whenLost() -> Deferred[None]:
         act("whenLost")
-        return Deferred()
+        losses.append(Deferred())
+        return losses[-1]
 
     _, wrapper, _ = wrap(
         clock,
@@ -143,3 +145,6 @@ def test_foreign_code_gives_up(clock: Clock, where: str, how: str) -> None:
         attempt.callback(None)
         assert (again[0].value, wrapper.state) == (None, State.READY)
     shut(wrapper)
+    # Nobody is interested any more, so nobody has to handle the errors.
+    for lost in losses:
+        lost.errback(Trouble("cut off"))

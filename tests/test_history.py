@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tsrv import QueuingWrapper, State
+from tsrv.errors import Unavailable
 from tsrv.queuing.histogram import SECONDS, Histogram
 from tsrv.queuing.history import Attempt, Episodes, Loss, explain
 
@@ -170,6 +171,8 @@ def test_no_error_is_kept_alive(clock: Clock) -> None:
     [
         (None, "no reason given"),
         (Trouble(), "Trouble: "),
+        (Unavailable(""), "Unavailable: "),
+        (Unavailable("connection refused"), "connection refused"),
         (Trouble("no such host\n\tHINT: look\r\nthere "), "Trouble: no such host HINT"),
         (Trouble("x" * 1000), "Trouble: " + "x" * 1000),
         (Trouble("x" * 1001), "Trouble: " + "x" * 999 + "…"),

@@ -419,7 +419,7 @@ async def test_a_killed_server_is_noticed_before_calls_fail(
         events: list[str] = []
         read, write = await inProgress(module)
         queued = module.write(ADD, "queued")
-        early = module.whenLost().addCallback(lambda _: module.read(ONE))
+        early = module.whenLost().addErrback(lambda _: module.read(ONE))
         calls: list[Deferred[Any]] = [early, read, write, queued]
         for deferred in calls:
             deferred.addBoth(lambda result: events.append(result.type.__name__))
@@ -443,7 +443,9 @@ async def test_an_idle_connection_that_ends_is_a_loss(database: Database) -> Non
         async with opened(database.url) as module:
             lost = module.whenLost()
             await database.endConnections()
-            await lost
+            error = await errorOf(lost)
+            assert isinstance(error, DatabaseUnavailable)
+            assert "connection" in str(error)
             assert not module.initialized
         return len(os.listdir("/proc/self/fd"))
 
@@ -466,7 +468,7 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
         error = await errorOf(write)
         assert isinstance(error, DatabaseUnavailable)
         assert error.code == "57P01"
-        await lost
+        assert isinstance(await errorOf(lost), DatabaseUnavailable)
         await module.initialize()
         closing = module.close()
         assert not closing.called
@@ -489,7 +491,7 @@ async def test_a_silent_network_is_noticed_while_idle(database: Database) -> Non
         assert await module.read(SLEEP, 1.1) == [(1,)]
         assert not lost.called
         relay.silence()
-        await lost
+        assert str(await errorOf(lost)) == "PostgreSQL did not answer in time"
 
 
 @asynchronous
@@ -535,7 +537,7 @@ async def test_a_server_that_accepts_no_writes_is_lost(database: Database) -> No
         error = await errorOf(module.write(ADD, "a"))
         assert isinstance(error, DatabaseUnavailable)
         assert error.code == "25006"
-        await lost
+        assert str(await errorOf(lost)) == "the server accepts no writes"
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:
@@ -637,4 +639,4 @@ async def test_the_end_of_a_connection_says_what_is_known(
     async with scripted([*OPENING, *answers]) as url, opened(url) as module:
         lost = module.whenLost()
         assert type(await errorOf(module.write(ONE))) is kind
-        await lost
+        assert isinstance(await errorOf(lost), DatabaseUnavailable)

@@ -13,15 +13,18 @@ from socket import AF_UNIX, SOCK_DGRAM, socket
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
 
 from tsrv.server.assembly import assemble, checkSettings
 from tsrv.server.options import Options
 from tsrv.server.process import handleSignals
-from tsrv.startup import GraphError
+from tsrv.server.server import Listener, Server
+from tsrv.server.systemd import SystemdService
+from tsrv.startup import GraphError, Startup
 from tsrv.web.site import Site
 
 from .support import Empty, Module, Refused, Result, Trouble, resultOf
@@ -514,6 +517,29 @@ def test_repeated_stops_wait_for_one_shutdown(separate: Parts) -> None:
         assert separate.stop().value is None
     assert separate.steps == ["close 80", "close clock", "close 81"]
     assert textsOf(events).count("Stopped") == 1
+
+
+class StuckSite(Site):
+    """
+    A site that cannot stop.
+    """
+
+    def stop(self, timeout: float) -> Deferred[int]:
+        return fail(Trouble("stuck"))
+
+
+def test_everybody_who_waits_gets_the_error_of_the_shutdown(machine: Machine) -> None:
+    """
+    A shutdown that fails fails for each caller, also for one that comes later.
+    """
+    listener = Listener(StuckSite(Resource(), machine), ["tcp:80"], machine)
+    startup = Startup(machine)
+    systemd = SystemdService(startup, machine, {})
+    server = Server(machine, startup, 1.0, listener, None, systemd)
+    stops = [resultOf(server.stopService()) for _ in range(2)]
+    machine.advance(0)
+    stops.append(resultOf(server.stopService()))
+    assert [str(stop.error) for stop in stops] == ["stuck"] * 3
 
 
 def test_systemd_is_notified(machine: Machine, tmp_path: Path) -> None:

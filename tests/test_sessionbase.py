@@ -14,7 +14,12 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from tsrv.databases import IDatabase, Statement, UniqueViolated
+from tsrv.databases import (
+    DatabaseUnavailable,
+    IDatabase,
+    Statement,
+    UniqueViolated,
+)
 from tsrv.errors import OutcomeUnknown
 from tsrv.sessions import (
     Changes,
@@ -687,7 +692,8 @@ def test_simultaneous_initialisations_start_one_sweep(
     clock: Clock, database: LateDatabase
 ) -> None:
     """
-    One that is cancelled does not initialise the store; a loss ends the sweep.
+    One that is cancelled does not initialise the store; a loss, whose reason the store
+    passes on, ends the sweep.
     """
     store = SQLSessionStore(clock, database)
     cancelled = store.initialize()
@@ -701,7 +707,10 @@ def test_simultaneous_initialisations_start_one_sweep(
     assert len(clock.getDelayedCalls()) == 1
     assert resultOf(store.initialize()).value is None
     assert len(clock.getDelayedCalls()) == 1
-    database.lost.callback(None)
+    lost = resultOf(store.whenLost())
+    reason = DatabaseUnavailable("connection refused")
+    database.lost.errback(reason)
+    assert lost.error is reason
     assert not store.initialized
     assert clock.getDelayedCalls() == []
 

@@ -438,13 +438,15 @@ def test_an_invalid_answer_ends_the_connection(server: Server, data: bytes) -> N
     lost = resultOf(server.store.whenLost())
     with logged() as events:
         server.answer(data, ROW)
-    assert lost.value is None
+    assert isinstance(lost.error, SessionsUnavailable)
+    reason = "unix:///socket?db=0: it does not speak the protocol of Redis"
+    assert str(lost.error) == reason
     assert server.transport.disconnecting
     assert isinstance(reading.error, SessionsUnavailable)
     assert isinstance(writing.error, OutcomeUnknown)
     assert writing.error.method == "destroy"
-    (text,) = textsOf(events)
-    assert text == "Lost unix:///socket?db=0: it does not speak the protocol of Redis"
+    # Whoever waits for the loss has the reason.
+    assert textsOf(events) == []
 
 
 def test_an_answer_is_limited_in_size(server: Server) -> None:
@@ -528,12 +530,15 @@ def test_a_loss_is_told_before_any_call_fails(server: Server) -> None:
     told: list[str] = []
     again: list[Result] = []
 
-    def lost(_: None) -> None:
+    def lost(reason: Failure) -> None:
+        assert str(reason.value).startswith(
+            "unix:///socket?db=0: Connection was closed"
+        )
         told.append("lost")
         assert not server.store.initialized
         again.append(resultOf(server.store.initialize()))
 
-    server.store.whenLost().addCallback(lost)
+    server.store.whenLost().addErrback(lost)
     server.store.get(ONE).addErrback(lambda _: told.append("read"))
     server.store.destroy(ONE).addErrback(lambda _: told.append("write"))
     server.drop()
@@ -559,7 +564,7 @@ def test_a_silent_redis_is_lost(server: Server, reactor: MemoryReactorClock) -> 
     reactor.pump([1.0] * 4)
     assert lost.pending
     reactor.pump([1.0] * 2)
-    assert lost.value is None
+    assert str(lost.error) == "unix:///socket?db=0: no answer in 5 s"
     assert isinstance(reading.error, SessionsUnavailable)
     assert "no answer in 5 s" in str(reading.error)
     assert isinstance(writing.error, OutcomeUnknown)
@@ -1041,6 +1046,19 @@ async def test_redis_can_be_reached_by_localhost_and_by_a_socket(redis: Redis) -
     with pytest.raises(SessionsUnavailable, match="cannot connect to unix://"):
         async with using(f"unix://{redis.directory / 'missing'}"):
             pass
+
+
+@asynchronous
+async def test_attempts_to_connect_are_not_logged(tmp_path: Path) -> None:
+    """
+    The wrapper has a line for each of them.
+    """
+    store = storeAt(f"unix://{tmp_path / 'missing'}")
+    with logged() as events:
+        with pytest.raises(SessionsUnavailable, match="cannot connect"):
+            await store.initialize()
+        await store.close()
+    assert textsOf(events) == []
 
 
 def makeCertificate(directory: Path) -> tuple[str, str]:

@@ -45,7 +45,7 @@ from tsrv.sessions.redis import RedisSessionStore
 from tsrv.testing import SessionStoreTests, SharedSessionStoreTests
 
 from .databases import Database as Server
-from .databases import PostgreSQL
+from .databases import PostgreSQL, errorOf
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
 from .processes import ROOT
@@ -432,7 +432,7 @@ async def test_a_loss_of_the_database_is_told(
         made = await store.create(identifier, {"name": "Ada"})
         lost = store.whenLost()
         await ownPostgresql.kill()
-        await lost
+        assert isinstance(await errorOf(lost), Unavailable)
         assert not store.initialized
         assert clock.getDelayedCalls() == []
         with pytest.raises((NotInitialized, Unavailable)):

@@ -424,7 +424,12 @@ def test_nobody_knows_what_became_of_a_commit_that_failed(lab: Lab, code: str) -
     database = lab.open()
     lab.together(database, (ADD, "one"))
     happened: list[str] = []
-    database.whenLost().addCallback(lambda _: happened.append("lost"))
+
+    def noticed(reason: Failure) -> Failure:
+        happened.append("lost")
+        return reason
+
+    lost = resultOf(database.whenLost().addBoth(noticed))
     gate = lab.gate("COMMIT", trouble(code))
     writing = database.write(ADD, "two")
 
@@ -444,7 +449,10 @@ def test_nobody_knows_what_became_of_a_commit_that_failed(lab: Lab, code: str) -
     assert isinstance(waiting.error, DatabaseUnavailable)
     # Of this one it is known that it was not carried out.
     assert isinstance(unique.error, UniqueViolated)
-    assert textsOf(events) == [f"Lost the database: {code}"]
+    assert isinstance(lost.error, DatabaseUnavailable)
+    assert str(lost.error) == code
+    # Whoever waits for the loss has the reason.
+    assert textsOf(events) == []
     assert all(each.closed for each in lab.made)
     assert not database.initialized
 
@@ -504,7 +512,7 @@ def test_a_read_that_fails_for_the_disk_ends_the_connection(
     assert happened == [
         "first",
         "fine",
-        "lost",
+        "lost DatabaseUnavailable",
         "behind DatabaseUnavailable",
         "wrong DatabaseError",
         "fails DatabaseUnavailable",
@@ -610,7 +618,7 @@ def test_a_file_that_is_taken_away_ends_the_connection(
     ask = database.write if statement is ADD else database.read
     failing, lost = resultOf(ask(statement, 1)), resultOf(database.whenLost())
     lab.work()
-    assert lost.value is None
+    assert isinstance(lost.error, DatabaseUnavailable)
     assert isinstance(failing.error, DatabaseUnavailable)
     assert running() == []
     if not suffix and not replaced:
@@ -911,7 +919,10 @@ def test_a_disk_that_stalls_is_given_up(
     cancelled = closed and where == "PRAGMA"
     assert isinstance(result.error, CancelledError if cancelled else expected)
     assert isinstance(behind.error, (DatabaseUnavailable, NotInitialized))
-    assert lost.value is None
+    if closed or where == "PRAGMA":
+        assert lost.value is None
+    else:
+        assert str(lost.error) == "the disk does not answer"
     lab.end(database)
     assert len(running()) == 1
     gate.open()

@@ -334,8 +334,8 @@ def test_a_failed_optional_module_degrades_the_program(program: Program) -> None
     assert program.statuses == []
     assert textsOf(events) == [
         "cache: failed for good (Refused: no)",
-        "warmer: failed for good (Skipped: warmer needs cache, which failed)",
-        "index: failed for good (Skipped: index needs warmer, which failed)",
+        "warmer: failed for good (warmer needs cache, which failed)",
+        "index: failed for good (index needs warmer, which failed)",
     ]
     for answer in (waiting, resultOf(warmer.proxy.read(2))):
         assert isinstance(answer.error, InitializationFailed)
@@ -412,7 +412,7 @@ def test_a_need_of_a_required_module_is_required(program: Program) -> None:
     assert program.statuses == [1]
     error = resultOf(program.startup.whenReady()).error
     assert str(error) == (
-        "users is required, and failed: Skipped: users needs cache, which failed"
+        "users is required, and failed: users needs cache, which failed"
     )
 
 

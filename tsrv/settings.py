@@ -40,6 +40,8 @@ from .queuing.retry import jitteredBackoff
 
 __all__ = ["RemoteSettings", "SettingsRefused", "SettingsUnavailable", "Source"]
 
+_log = Logger("tsrv.settings")
+
 MAX_SETTINGS_BYTES: Final = 1024 * 1024
 """
 Maximum size of the settings.
@@ -138,8 +140,6 @@ class RemoteSettings:
     @ivar stale: Whether the source is unavailable, and the settings may be old.
     @ivar fetched: The time of the last successful fetch, in seconds of the epoch.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -246,7 +246,7 @@ class RemoteSettings:
     def _warnOnce(self, subject: str, message: str) -> None:
         if self._warned.get(subject) != message:
             self._warned[subject] = message
-            self._log.warn("Settings: {message}", message=message)
+            _log.warn("Settings: {message}", message=message)
 
     async def _fetchOrUseCopy(self) -> None:
         try:
@@ -287,12 +287,12 @@ class RemoteSettings:
                 reason = f"failed ({type(cause).__name__})"
             raise SettingsUnavailable(f"{self._source} {reason}") from error
         if self.stale:
-            self._log.info("Settings from {source}: recovered", source=self._source)
+            _log.info("Settings from {source}: recovered", source=self._source)
         self.stale = False
         self._failures = 0
         self._warned.pop("stale", None)
         if self.initialized and settings != self.settings:
-            self._log.info(
+            _log.info(
                 "Settings from {source}: changed; modules use the new ones when they "
                 "connect the next time",
                 source=self._source,

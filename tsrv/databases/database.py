@@ -108,7 +108,7 @@ class Database:
         finally:
             self._opening = None
         self._engine = engine
-        engine.whenLost().addCallback(lambda _: self._lost(engine))
+        engine.whenLost().addBoth(lambda _: self._lost(engine))
         _log.info("Connected to {location}", location=location)
 
     async def _locate(self) -> Location:
@@ -155,7 +155,8 @@ class Database:
 
     def whenLost(self) -> Deferred[None]:
         """
-        Wait until the database can no longer be used.
+        Return a Deferred that fires when the database is closed, and fails with the
+        reason when it is lost.
         """
         if self._engine is None:
             return succeed(None)

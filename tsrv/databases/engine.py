@@ -112,6 +112,7 @@ class Engine(ABC):
         self.settings = settings
         self.refusal = "the database is not open"
         self.isOver = False
+        self._lossReason = ""
         self.queues: list[Queue] = []
         self._losses = Waiters(MAX_WAITERS, "for the database to be lost")
         self._closings = Waiters(MAX_WAITERS, "for the database to close")
@@ -179,9 +180,13 @@ class Engine(ABC):
 
     def whenLost(self) -> Deferred[None]:
         """
-        Return a Deferred that fires when the database is lost or closed.
+        Return a Deferred that fires when the database is closed, and fails with the
+        reason when it is lost.
         """
-        return succeed(None) if self.isOver else self._losses.wait()
+        lost = self._losses.wait()
+        if self.isOver:
+            self._fireLosses()
+        return lost
 
     def close(self) -> Deferred[None]:
         """
@@ -197,7 +202,7 @@ class Engine(ABC):
         End everything, because only new connections can help.
         """
         if not self.isOver:
-            self.log.warn("Lost the database: {reason}", reason=reason)
+            self._lossReason = reason or "the database was lost"
             self.end("the database was lost")
 
     def end(self, refusal: str) -> None:
@@ -208,9 +213,15 @@ class Engine(ABC):
             self.isOver = True
             self.refusal = refusal
             self.stop()
-            self._losses.succeed()
+            self._fireLosses()
             self.failQueued()
             self.checkClosed()
+
+    def _fireLosses(self) -> None:
+        if self._lossReason:
+            self._losses.fail(lambda: DatabaseUnavailable(self._lossReason))
+        else:
+            self._losses.succeed()
 
     def failQueued(self) -> None:
         """

@@ -186,7 +186,8 @@ class IDatabase(IAsyncModule):
     def whenLost() -> Deferred[None]:
         """
         @return: A Deferred that fires when the database can no longer be used,
-            before any call fails for that reason.
+            before any call fails for that reason. If the database was lost, it fails
+            with L{DatabaseUnavailable}, which says why.
         """
 
     def close() -> Deferred[None]:

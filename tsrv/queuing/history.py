@@ -162,7 +162,8 @@ class History:
 def explain(error: BaseException | None) -> str:
     """
     @return: An error in one line of bounded length, even if the error itself
-        raises when it is printed.
+        raises when it is printed. The messages of tsrv's own errors say enough;
+        others begin with their type.
     """
     if error is None:
         return "no reason given"
@@ -174,7 +175,9 @@ def explain(error: BaseException | None) -> str:
         text = "(an error that cannot be printed)"
     if len(text) > MAX_ERROR_LENGTH:
         text = f"{text[: MAX_ERROR_LENGTH - 1]}…"
-    return f"{type(error).__name__}: {text}"
+    kind = type(error)
+    isOwn = kind.__module__.startswith("tsrv.")
+    return text if isOwn and text else f"{kind.__name__}: {text}"
 
 
 def count(number: int, noun: str) -> str:

@@ -205,6 +205,8 @@ class Initialization:
             self._failedOnce(Failure(), attempt)
             return
         if attempt is not self._attempt:
+            if lost is not None:
+                lost.addErrback(lambda _: None)
             return
         self._lifecycle.on(Event.SUCCEED)
         self.lastError = None

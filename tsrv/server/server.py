@@ -19,6 +19,7 @@ from twisted.internet.defer import (
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ..startup import Startup
 from ..web.site import Site
@@ -104,7 +105,7 @@ class Server(MultiService):
             each.setServiceParent(self)
         self._systemd = systemd
         self._draining: Deferred[int] = succeed(0)
-        self._stopped: Deferred[None] | None = None
+        self._stopped: Deferred[BaseException | None] | None = None
 
     def privilegedStartService(self) -> None:
         """
@@ -145,12 +146,22 @@ class Server(MultiService):
         Stop accepting connections, finish requests in progress, close the modules.
 
         @return: A Deferred that fires when the server has stopped. Repeated calls wait
-            for the same shutdown; cancelling a wait does not affect it.
+            for the same shutdown, and get the same error; cancelling a wait does not
+            affect it.
         """
         if self._stopped is None:
-            self._stopped = Deferred.fromCoroutine(self._stop())
+            stopping = Deferred.fromCoroutine(self._stop())
+            self._stopped = stopping.addErrback(_errorOf)
         stopped: Deferred[None] = Deferred()
-        self._stopped.addBoth(stopped.callback)
+
+        def settle(error: BaseException | None) -> BaseException | None:
+            if error is None:
+                stopped.callback(None)
+            else:
+                stopped.errback(error)
+            return error
+
+        self._stopped.addCallback(settle)
         return stopped
 
     def _initialize(self) -> None:
@@ -194,6 +205,11 @@ class Server(MultiService):
     async def _drain(self, site: Site, timeout: float) -> int:
         self._draining = site.stop(timeout)
         return await self._draining
+
+
+def _errorOf(failure: Failure) -> BaseException:
+    assert failure.value is not None
+    return failure.value
 
 
 def _ignoreResult(result: object) -> None: ...

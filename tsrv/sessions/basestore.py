@@ -31,6 +31,8 @@ from .sweep import Sweeper
 
 __all__ = ["BaseStore", "Row"]
 
+_log = Logger("tsrv.sessions")
+
 MAX_WATCHERS: Final = 10_000
 """
 Maximum number of callers that wait for a store to be lost.
@@ -57,8 +59,6 @@ class BaseStore(ABC):
         the store need not.
     """
 
-    _log = Logger()
-
     initialized = False
     expiresByItself = False
 
@@ -83,14 +83,21 @@ class BaseStore(ABC):
         self.initialized = True
         self._sweeper.start()
 
-    def _end(self) -> None:
+    def _end(self, makeReason: Callable[[], BaseException] | None = None) -> None:
+        """
+        @param makeReason: Makes the reason of a loss; L{None} if the store is closed.
+        """
         self.initialized = False
         self._sweeper.stop()
-        self._watchers.succeed()
+        if makeReason is None:
+            self._watchers.succeed()
+        else:
+            self._watchers.fail(makeReason)
 
     def whenLost(self) -> Deferred[None]:
         """
-        Tell when the store is lost or closed.
+        Return a Deferred that fires when the store is closed, and fails with the
+        reason when it is lost.
         """
         return self._watchers.wait() if self.initialized else succeed(None)
 
@@ -178,16 +185,14 @@ class BaseStore(ABC):
                 decode(text), float(created), float(expires), int(version)
             )
         except (TypeError, ValueError):
-            self._log.warn("Removed a damaged session: {key}", key=key.hex()[:12])
+            _log.warn("Removed a damaged session: {key}", key=key.hex()[:12])
             deleting = ensureDeferred(self._delete(key, version))
             deleting.addErrback(self._notDeleted)
             return None
         return session if session.expires > self._reactor.seconds() else None
 
     def _notDeleted(self, failure: Failure) -> None:
-        self._log.warn(
-            "Cannot remove a damaged session: {reason}", reason=failure.value
-        )
+        _log.warn("Cannot remove a damaged session: {reason}", reason=failure.value)
 
     def create(
         self, identifier: str, data: Mapping[str, Any]

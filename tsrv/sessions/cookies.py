@@ -21,6 +21,8 @@ from ..web.origin import Proxies, isLocal, peerOf
 
 __all__ = ["Cookies"]
 
+_log = Logger("tsrv.sessions")
+
 MAX_HEADER_BYTES: Final = 16 * 1024
 """
 Maximum number of bytes of C{Cookie} headers that are searched.
@@ -44,8 +46,6 @@ class Cookies:
 
     @ivar proxies: The trusted proxies.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class Cookies:
         if last is not None and 0 <= now - last < COMPLAINT_INTERVAL_SECONDS:
             return
         self._complainedAt = now
-        self._log.error(
+        _log.error(
             "No session cookie was sent to {peer}: browsers would drop it, since this "
             "is not TLS. Listen with TLS; or, if this is behind a proxy that does, let "
             "it set X-Forwarded-Proto, and name its address among the trusted proxies. "

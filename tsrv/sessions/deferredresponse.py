@@ -23,6 +23,8 @@ from ..web.responses import IBegun, abort, writeProblem
 
 __all__ = ["DeferredResponse"]
 
+_log = Logger("tsrv.sessions")
+
 MAX_DEFERRED_BYTES: Final = 64 * 1024 * 1024
 """
 Maximum number of bytes of a response that wait for the store.
@@ -35,8 +37,6 @@ class DeferredResponse:
     anything to save, before it passes on what was written. If that fails, the error
     becomes the response, or, if the response has begun, aborts the connection.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class DeferredResponse:
     def _notSaved(self, failure: Failure) -> None:
         self._isSaving = False
         if self._isClosed:
-            self._log.warn(
+            _log.warn(
                 "The client has disconnected, and its changes were not saved: {reason}",
                 reason=failure.value,
             )

@@ -45,6 +45,8 @@ except ImportError as error:
 
 __all__ = ["Authorizer", "KleinSession", "KleinSessionStore"]
 
+_log = Logger("tsrv.sessions")
+
 _LETTERS: Final = {
     (True, SessionMechanism.Cookie): "C",
     (True, SessionMechanism.Header): "H",
@@ -178,8 +180,6 @@ class KleinSessionStore:
     L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable.
     """
 
-    _log = Logger()
-
     def __init__(
         self,
         store: ISessionStore,
@@ -262,13 +262,13 @@ class KleinSessionStore:
         self._disclosed.pop(key, None)
         self._hasComplained = False
         if existed:
-            self._log.warn("Ended a session whose identifier was sent over plain HTTP")
+            _log.warn("Ended a session whose identifier was sent over plain HTTP")
 
     def _complain(self, reason: Failure) -> None:
         # Anybody can invent identifiers: log this once in an outage.
         if not self._hasComplained:
             self._hasComplained = True
-            self._log.warn(
+            _log.warn(
                 "A session whose identifier was sent over plain HTTP could not be "
                 "ended yet: {reason}",
                 reason=reason.value,

@@ -30,6 +30,8 @@ from .store import ISessionStore, Limits
 
 __all__ = ["RedisSessionStore", "SessionsRefused"]
 
+_log = Logger("tsrv.sessions")
+
 PREFIX: Final = "tsrv:session:"
 
 SCAN_COUNT: Final = 500
@@ -119,8 +121,6 @@ class RedisSessionStore(BaseStore):
     counted twice.
     """
 
-    _log = Logger()
-
     expiresByItself = True
 
     def __init__(
@@ -186,7 +186,7 @@ class RedisSessionStore(BaseStore):
         finally:
             self._opening = None
         self._begin()
-        self._log.info("Connected to {location}", location=self._location)
+        _log.info("Connected to {location}", location=self._location)
 
     async def _prepare(self) -> None:
         await self._connection.open(self._location, self._connectTimeout + 1)
@@ -195,10 +195,7 @@ class RedisSessionStore(BaseStore):
 
     def _lost(self, connection: Connection, reason: str) -> None:
         if connection is self._connection and self.initialized:
-            self._log.warn(
-                "Lost {location}: {reason}", location=self._location, reason=reason
-            )
-            self._end()
+            self._end(lambda: unavailable(f"{self._location}: {reason}"))
 
     def close(self) -> Deferred[None]:
         """

@@ -18,14 +18,13 @@ from typing import Any, Final, cast
 
 from hiredis import ProtocolError, Reader, ReplyError, pack_command
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.endpoints import connectProtocol
 from twisted.internet.error import (
     ConnectError,
     ConnectingCancelledError,
     DNSLookupError,
 )
 from twisted.internet.interfaces import ITCPTransport
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
@@ -184,8 +183,11 @@ class Connection(Protocol):
         @raise SessionsRefused: A retry would fail too.
         @raise SessionsUnavailable: A retry may succeed.
         """
+        factory = Factory.forProtocol(lambda: self)
+        # Otherwise each attempt would log its beginning and its end.
+        factory.noisy = False
         try:
-            await connectProtocol(location.endpoint(self._reactor, timeout), self)
+            await location.endpoint(self._reactor, timeout).connect(factory)
         except ImportError:
             needed = "rediss:// needs a package: pip install 'twisted[tls]'"
             raise SessionsRefused(needed) from None

@@ -31,6 +31,8 @@ from .store import Changes, SessionError, StoredSession, makeIdentifier
 
 __all__ = ["Session"]
 
+_log = Logger("tsrv.sessions")
+
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, allow_nan=False)
 
 _Counters = Mapping[str, int | float]
@@ -61,8 +63,6 @@ class Session(MutableMapping[str, Any]):
     Requests that change the same session at the same time lose nothing of each
     other, see L{Changes<tsrv.sessions.Changes>}. Use L{add} to count.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -330,7 +330,7 @@ class Session(MutableMapping[str, Any]):
             exists = await self._shared.store.touch(identifier)
         except (Unavailable, OutcomeUnknown) as error:
             # The response does not depend on it.
-            self._log.debug("A use was not counted: {reason}", reason=error)
+            _log.debug("A use was not counted: {reason}", reason=error)
         else:
             if not exists:
                 self._forget()

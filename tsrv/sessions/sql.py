@@ -101,7 +101,13 @@ class SQLSessionStore(BaseStore):
     def _opened(self, result: None) -> None:
         if not self.initialized:
             self._begin()
-            self._database.whenLost().addCallback(lambda _: self._end())
+            lost = self._database.whenLost()
+            lost.addCallbacks(lambda _: self._end(), self._lost)
+
+    def _lost(self, reason: Failure) -> None:
+        error = reason.value
+        assert error is not None
+        self._end(lambda: error)
 
     def close(self) -> Deferred[None]:
         """

@@ -315,7 +315,8 @@ class ISessionStore(IAsyncModule):
     def whenLost() -> Deferred[None]:
         """
         @return: A Deferred that fires when the store, once initialised, no longer
-            is. It fires before that makes a call fail.
+            is. It fires before that makes a call fail. If the store was lost, it may
+            fail with the reason.
         """
 
     def close() -> Deferred[None]:

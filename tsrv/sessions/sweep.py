@@ -17,6 +17,8 @@ from .store import SessionsUnavailable
 
 __all__ = ["Sweeper"]
 
+_log = Logger("tsrv.sessions")
+
 MAX_REMOVED_TOGETHER: Final = 1_000
 """
 Maximum number of sessions that are removed in one transaction.
@@ -43,8 +45,6 @@ class Sweeper:
     """
     Removes sessions in parts, and expired ones every quarter of an hour.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Sweeper:
             removed = await self.removeAll(self._reactor.seconds())
         except Exception as error:
             if self._running:
-                self._log.warn("Cannot remove expired sessions: {reason}", reason=error)
+                _log.warn("Cannot remove expired sessions: {reason}", reason=error)
         else:
             if removed:
-                self._log.info("Removed {count} expired sessions", count=removed)
+                _log.info("Removed {count} expired sessions", count=removed)

@@ -38,7 +38,7 @@ from .requestid import requestIdOf
 
 __all__ = ["HTTPError", "KnownErrors", "responseTo"]
 
-_log = Logger()
+_log = Logger("tsrv.web")
 
 KnownErrors: TypeAlias = Mapping[type[BaseException], tuple[HTTPStatus, str]]
 """

@@ -20,6 +20,8 @@ from .traffic import Traffic
 
 __all__ = ["Body", "SiteRequest"]
 
+_log = Logger("tsrv.web")
+
 
 class Body(BytesIO):
     """
@@ -55,8 +57,6 @@ class SiteRequest(Request):
     @ivar startTime: Start of its progress, in seconds; L{None} before, and if the site
         does not count.
     """
-
-    _log = Logger()
 
     channel: Any
     site: Any
@@ -106,7 +106,7 @@ class SiteRequest(Request):
         failed, or a resource of another kind.
         """
         if self.finished or self.channel is None:
-            self._log.failure("After the end of the response", failure=reason)
+            _log.failure("After the end of the response", failure=reason)
         else:
             # maybeDeferred() makes a failed Deferred of a Failure.
             respond(self, lambda _: reason)

@@ -37,7 +37,7 @@ __all__ = [
     "writeProblem",
 ]
 
-_log = Logger()
+_log = Logger("tsrv.web")
 
 NO_ROUTE: Final = "(other)"
 """

@@ -26,6 +26,8 @@ from .traffic import Traffic
 
 __all__ = ["Site"]
 
+_log = Logger("tsrv.web")
+
 
 class Site(TwistedSite):
     """
@@ -36,8 +38,6 @@ class Site(TwistedSite):
     @ivar stopping: Whether the site is being stopped.
     @ivar connectionsAccepted: Number of connections since the start.
     """
-
-    _log = Logger()
 
     noisy = False
     protocol = Channel  # type: ignore[assignment]
@@ -178,4 +178,4 @@ class Site(TwistedSite):
             channel.transport.abortConnection()
 
     def _logLine(self, line: str, requestId: str) -> None:
-        self._log.info("{line} {requestId}", line=line, requestId=requestId)
+        _log.info("{line} {requestId}", line=line, requestId=requestId)
