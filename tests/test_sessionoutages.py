@@ -502,10 +502,10 @@ async def test_a_forged_cookie_opens_nothing(tmp_path: Path) -> None:
 
         # What the first ones need once is no growth.
         await together(*(guess(25) for _ in range(20)))
-        before = ResourceUsage.of(service.process.transport.pid)
+        earlier = ResourceUsage.of(service.process.transport.pid)
         await together(*(guess(100) for _ in range(20)))
         now = ResourceUsage.of(service.process.transport.pid)
-        assert "memory" not in now.grownFrom(before, memory=16 * 2**20)
+        assert "memory" not in now.grownFrom(earlier, memory=16 * 2**20)
         evil: dict[bytes | str, bytes | str] = {"Origin": "http://evil.example"}
         for page in ("/login", "/logout"):
             answer = await visitor.ask("POST", page, {"name": "Eve"}, evil)
