@@ -4,19 +4,33 @@ Settings that are fetched over the network.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
 from treq.testing import StubTreq
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.error import ConnectionRefusedError as TwistedRefused
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request
@@ -523,17 +537,20 @@ class RawSource(Protocol):
     A source that responds to one client with fixed bytes.
 
     @ivar received: The bytes that the client sent.
-    @ivar disconnected: Fires when the client has disconnected.
+    @ivar disconnected: Fires when the client has disconnected, with the type of
+        the error.
     """
 
-    def __init__(self, response: bytes) -> None:
+    def __init__(self, response: bytes, certificate: Any = None) -> None:
         from twisted.internet import reactor
 
         self.reactor = cast(Any, reactor)
         self.received = b""
-        self.disconnected: Deferred[None] = Deferred()
+        self.disconnected: Deferred[object] = Deferred()
         self._response = response
-        factory = Factory.forProtocol(lambda: self)
+        factory: Any = Factory.forProtocol(lambda: self)
+        if certificate is not None:
+            factory = TLSMemoryBIOFactory(certificate.options(), False, factory)
         self._port = self.reactor.listenTCP(0, factory, interface="127.0.0.1")
 
     def url(self, scheme: str) -> str:
@@ -545,30 +562,95 @@ class RawSource(Protocol):
         self.transport.write(self._response)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._port.stopListening().chainDeferred(self.disconnected)
+        stopped = self._port.stopListening()
+        stopped.addCallback(lambda _: self.disconnected.callback(reason.type))
 
 
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrivateCertificate:
+    """
+    A trusted certificate of localhost.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .sign(key, SHA256())
+    )
+    public = signed.public_bytes(Encoding.PEM)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = tmp_path / "certificates.pem"
+    path.write_bytes(public)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    loaded: PrivateCertificate = PrivateCertificate.loadPEM(public + private)
+    return loaded
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+DEPRECATED_IN_TWISTED = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL")
+
+GZIP = b"Content-Encoding: gzip\r\n"
+
+COMPRESSED = gzip.compress(b'{"a": 1}')
+
+
+@DEPRECATED_IN_TWISTED
+@pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize(
     ("response", "reason"),
     [
-        (b"HTTP/1.1 200 OK\r\n\r\n{", "took more than 0.1 s"),
-        (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 1_100_000, "sent more than 1048576"),
+        (b"", "took more than 0.2 s"),
+        (OK + b"\r\n{", "took more than 0.2 s"),
+        (OK + b"\r\n" + b" " * 1_100_000, "sent more than 1048576"),
+        (OK + b"Content-Encoding: br\r\n\r\n", "sent a compressed body"),
+        (OK + GZIP + b"\r\n" + COMPRESSED, "sent a compressed body"),
+        (OK + GZIP + GZIP + b"\r\n" + COMPRESSED, "sent a compressed body"),
         (b"HTTP/1.1 503 No\r\n\r\nwait", "responded with status 503"),
+        (b"HTTP/1.1 503 No\r\n" + GZIP + b"\r\nwait", "with status 503"),
     ],
-    ids=range(3),
+    ids=range(8),
 )
 @asynchronous
-async def test_an_endless_response_leaves_no_connection(
-    response: bytes, reason: str
+async def test_a_response_that_is_given_up_leaves_no_connection(
+    response: bytes, reason: str, scheme: str, certificate: PrivateCertificate
 ) -> None:
     """
-    The client disconnects when it gives a response up.
+    The client resets the connection, and waits for nothing from the source.
     """
-    source = RawSource(response)
-    settings = RemoteSettings(source.reactor, source.url("http"), timeout=0.1)
+    source = RawSource(response, certificate if scheme == "https" else None)
+    timeout = 0.2 if "0.2 s" in reason else 10
+    settings = RemoteSettings(source.reactor, source.url(scheme), timeout=timeout)
     with pytest.raises(SettingsUnavailable, match=reason):
         await settings.initialize()
-    await source.disconnected
+    assert await source.disconnected is ConnectionLost
+
+
+@DEPRECATED_IN_TWISTED
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("encoding", [b"", b"Content-Encoding: Identity\r\n"])
+@asynchronous
+async def test_settings_come_uncompressed(
+    encoding: bytes, scheme: str, certificate: PrivateCertificate
+) -> None:
+    """
+    The client asks for a body without compression, closes its connection although
+    the source keeps it open, and logs nothing about connections.
+    """
+    response = OK + encoding + b'Content-Length: 8\r\n\r\n{"a": 1}'
+    source = RawSource(response, certificate if scheme == "https" else None)
+    settings = RemoteSettings(source.reactor, source.url(scheme))
+    with logged() as events:
+        await settings.initialize()
+        assert await source.disconnected is ConnectionLost
+    assert valueOf(settings, "a") == 1
+    assert source.received.lower().count(b"accept-encoding") == 1
+    assert b"\r\naccept-encoding: identity\r\n" in source.received.lower()
+    assert not any("HTTP11ClientFactory" in line for line in textsOf(events))
 
 
 @asynchronous

@@ -24,14 +24,17 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
 from .asyncmodule import IAsyncModule, IHasNote, NotInitialized
@@ -56,8 +59,7 @@ class SettingsUnavailable(Unavailable):
 
 class SettingsRefused(Exception):
     """
-    The settings cannot be fetched, or are unusable, and no retry will help. The
-    message says what to do.
+    No retry will fetch usable settings. The message says what to do.
     """
 
 
@@ -101,10 +103,6 @@ class _UnusableResponse(Exception):
 
 
 class _Body(Protocol):
-    """
-    Collects a body; disconnects if the body is too long, or when it is cancelled.
-    """
-
     def __init__(self) -> None:
         self.finished: Deferred[bytes] = Deferred(self._disconnect)
         self._data = bytearray()
@@ -125,6 +123,53 @@ class _Body(Protocol):
     def _disconnect(self, cancelled: object = None) -> None:
         assert self.transport is not None
         self.transport.loseConnection()
+
+
+class _AbortingTransport(ProtocolWrapper):
+    transport: Any
+
+    def loseConnection(self) -> None:
+        # Over TLS, a connection that is not aborted waits for the peer forever.
+        self.transport.abortConnection()
+
+
+@implementer(IStreamClientEndpoint)
+class _AbortingEndpoint:
+    def __init__(self, endpoint: Any) -> None:
+        self._endpoint = endpoint
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        wrapping = WrappingFactory(factory)
+        wrapping.protocol = _AbortingTransport
+        wrapping.noisy = factory.noisy = False
+        connected: Deferred[Any] = self._endpoint.connect(wrapping)
+        return connected.addCallback(lambda wrapper: wrapper.wrappedProtocol)
+
+
+@implementer(IAgent, IAgentEndpointFactory)
+class _AbortingAgent:
+    def __init__(self, reactor: Any, timeout: float) -> None:
+        self._tcpEndpoint = partial(HostnameEndpoint, reactor, timeout=timeout)
+        self._agent = Agent.usingEndpointFactory(reactor, self)
+
+    def endpointForURI(self, uri: Any) -> _AbortingEndpoint:
+        endpoint: Any = self._tcpEndpoint(uri.host, uri.port)
+        if uri.scheme == b"https":
+            endpoint = wrapClientTLS(optionsForClientTLS(uri.host.decode()), endpoint)
+        return _AbortingEndpoint(endpoint)
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Any = None, bodyProducer: Any = None
+    ) -> Deferred[Any]:
+        # A few compressed bytes may become more than the memory can hold.
+        headers.setRawHeaders(b"Accept-Encoding", [b"identity"])
+        fetch: Deferred[Any] = self._agent.request(method, uri, headers, bodyProducer)
+        return fetch.addCallback(self._preventDecoding)
+
+    def _preventDecoding(self, response: Any) -> Any:
+        # treq decodes from the last encoding backwards, up to one it does not know.
+        response.headers.addRawHeader(b"Content-Encoding", b"identity")
+        return response
 
 
 _retryPolicy: Final = jitteredBackoff(5.0, 300.0)
@@ -154,8 +199,7 @@ class RemoteSettings:
     ) -> None:
         """
         @param reactor: Provides time, connections and threads.
-        @param url: The URL. A user and a password in it are sent as Basic
-            authorization.
+        @param url: The URL. Credentials in it are sent as Basic authorization.
         @param timeout: Time limit of a fetch, in seconds.
         @param refresh: Seconds between two fetches; L{None} fetches once.
         @param copy: The path of the file for the last good copy.
@@ -172,7 +216,7 @@ class RemoteSettings:
         # A copy belongs to one source, whose URL may be a secret.
         self._copySource = sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
         self._check = check
-        self._client = client or HTTPClient(Agent(reactor))
+        self._client: Any = client or HTTPClient(_AbortingAgent(reactor, timeout))
         self.initialized = False
         self.settings: Mapping[str, Any] = {}
         self.stale = False
@@ -278,13 +322,12 @@ class RemoteSettings:
             settings = await exchange
         except (CancelledError, SettingsRefused):
             raise
+        except _UnusableResponse as error:
+            raise SettingsUnavailable(f"{self._source} {error}") from error
         except Exception as error:
-            if isinstance(error, _UnusableResponse):
-                reason = str(error)
-            else:
-                # The message may contain the URL.
-                cause = getattr(error, "reasons", [Failure(error)])[0].value
-                reason = f"failed ({type(cause).__name__})"
+            # The message may contain the URL.
+            cause = getattr(error, "reasons", [Failure(error)])[0].value
+            reason = f"failed ({type(cause).__name__})"
             raise SettingsUnavailable(f"{self._source} {reason}") from error
         if self.stale:
             _log.info("Settings from {source}: recovered", source=self._source)
@@ -292,11 +335,8 @@ class RemoteSettings:
         self._failures = 0
         self._warned.pop("stale", None)
         if self.initialized and settings != self.settings:
-            _log.info(
-                "Settings from {source}: changed; modules use the new ones when they "
-                "connect the next time",
-                source=self._source,
-            )
+            message = "Settings from {source}: changed; used by the next connections"
+            _log.info(message, source=self._source)
         self.settings = settings
         self.fetched = self._reactor.seconds()
         await self._writeCopy(settings)
@@ -304,7 +344,7 @@ class RemoteSettings:
     async def _exchange(self) -> dict[str, Any]:
         response = await self._client.get(
             self._source.url,
-            headers=Headers({"Accept": ["application/json"]}),
+            headers={"Accept": "application/json"},
             auth=self._source.credentials,
             allow_redirects=False,
             unbuffered=True,
@@ -313,7 +353,9 @@ class RemoteSettings:
         body = _Body()
         response.deliverBody(body)
         status: int = response.code
-        if status == 200:
+        encodings = response.headers.getRawHeaders("Content-Encoding", [""])[0]
+        isCompressed = re.sub(r"identity|[\s,]", "", encodings, flags=re.I)
+        if status == 200 and not isCompressed:
             try:
                 settings = json.loads(await body.finished)
             except (ValueError, RecursionError):
@@ -325,15 +367,16 @@ class RemoteSettings:
             return settings
         body.finished.addErrback(lambda failure: None)
         body.finished.cancel()
+        if status == 200:
+            raise _UnusableResponse("sent a compressed body")
+        responded = f"responded with status {status}"
         if 300 <= status < 400:
             advice = "pass the URL to which it redirects"
         elif 400 <= status < 500 and status not in (408, 425, 429):
             advice = "check the URL and its permissions"
         else:
-            raise _UnusableResponse(f"responded with status {status}")
-        raise SettingsRefused(
-            f"{self._source} responded with status {status}: {advice}"
-        )
+            raise _UnusableResponse(responded)
+        raise SettingsRefused(f"{self._source} {responded}: {advice}")
 
     async def _useCopy(self) -> bool:
         if self._copyPath is None:
