@@ -17,6 +17,15 @@ from .browsing import browse as browse
 from .support import Failures
 
 
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """
+    Mark the tests that need a browser.
+    """
+    for item in items:
+        if "browse" in item.fixturenames:
+            item.add_marker("browser")
+
+
 def pytest_collection_finish() -> None:
     """
     Let collections of garbage skip everything that exists by now.
