@@ -19,7 +19,7 @@ from benchmarks.support.processes import MAX_PROCESS_SECONDS
 
 __all__ = ["EXPRESS", "Server", "hasExpress"]
 
-EXPRESS: Final = Path(__file__).parent / "peers" / "express"
+EXPRESS: Final = Path(__file__).parent.parent / "peers" / "express"
 
 
 def hasExpress(peer: Path = EXPRESS) -> bool:
