@@ -36,7 +36,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -79,7 +79,7 @@ class _ConnectionThread:
         self._reactor = role.engine.reactor
         self._settings = role.engine.settings
         self._file = role.engine.file
-        self._connection = Connection()
+        self._connection = Connection(role.engine.closing)
         self._batch: Batch | None = None
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._opening: Deferred[None] | None = None
@@ -352,6 +352,7 @@ class SQLite(Engine):
         """
         super().__init__(reactor, settings)
         self.path = path
+        self.closing = Lock()
         self.file = file = File(path, tuple(schemas), settings)
         self._writes = _Role(self, "writer", file.openWriter, Writes, settledPerTurn=3)
         self._reads = _Role(self, "reader", file.openReader, Reads, settledPerTurn=16)

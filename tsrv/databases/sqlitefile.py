@@ -13,7 +13,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
-from threading import Event
+from threading import Event, Lock
 from time import monotonic
 from typing import Final
 
@@ -78,8 +78,12 @@ class Connection:
     @ivar interrupted: Set when nobody waits any more for the connection to open.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, closing: Lock) -> None:
+        """
+        @param closing: Held while any connection to the file closes.
+        """
         self.sqlite: sqlite3.Connection | None = None
+        self._closing = closing
         self.interrupted = Event()
 
     def interrupt(self) -> None:
@@ -98,7 +102,10 @@ class Connection:
         """
         opened, self.sqlite = self.sqlite, None
         if opened is not None:
-            opened.close()
+            # The last connection to close removes the log. Two that close at the
+            # same time may both leave it.
+            with self._closing:
+                opened.close()
 
 
 class File:
