@@ -325,6 +325,66 @@ async def test_closing_ends_every_call(url: str) -> None:
         assert await database.read(NAMES) == [(str(name),) for name in written]
 
 
+@asynchronous
+async def test_it_is_idle_when_no_call_is_in_progress(url: str) -> None:
+    """
+    Queued calls are waited for, and calls that their callbacks make. Each waiter can
+    give up.
+    """
+    from twisted.internet import reactor
+
+    unused = Database(reactor, url, [SCHEMA])
+    await unused.whenIdle()
+    async with opened(url, [SCHEMA], connections=1) as database:
+        await database.whenIdle()
+        calls: list[Deferred[Any]] = [
+            database.write(ADD, str(number), number) for number in range(40)
+        ]
+        calls += [database.read(NAMES) for _ in range(40)]
+        counts = [each.addCallback(lambda _: database.read(COUNT)) for each in calls]
+        given, idle = database.whenIdle(), database.whenIdle()
+        given.cancel()
+        assert isinstance(await errorOf(given), CancelledError)
+        assert not idle.called
+        await idle
+        assert [each for each in counts if not each.called] == []
+        assert await database.read(COUNT) == [(40,)]
+
+
+@pytest.mark.parametrize("sent", [False, True])
+@asynchronous
+async def test_it_is_idle_when_all_calls_were_cancelled(url: str, sent: bool) -> None:
+    """
+    A statement that has begun is waited for nevertheless.
+    """
+    async with opened(url, [SCHEMA], connections=1) as database:
+        if sent:
+            await database.read(COUNT)
+        calls = [database.read(COUNT), database.write(ADD, "a", 1), database.read(ONE)]
+        for each in calls:
+            each.cancel()
+        await DeferredList(calls, consumeErrors=True)
+        await database.whenIdle()
+        assert await database.read(COUNT) in ([(0,)], [(1,)])
+
+
+@asynchronous
+async def test_it_is_idle_when_it_is_closed(url: str) -> None:
+    """
+    All its calls have ended by then.
+    """
+    async with opened(url, [SCHEMA], connections=1) as database:
+        calls = [database.write(ADD, str(number), 1) for number in range(9)]
+        outcomes = DeferredList(calls, consumeErrors=True)
+        ended: list[bool] = []
+        idle = database.whenIdle()
+        idle.addCallback(lambda _: ended.append(outcomes.called))
+        await database.close()
+        await idle
+        assert ended == [True]
+        await database.whenIdle()
+
+
 @pytest.mark.parametrize("how", ["close", "cancel"])
 @asynchronous
 async def test_initialising_can_be_given_up(url: str, how: str) -> None:

@@ -423,8 +423,10 @@ async def test_a_killed_server_is_noticed_before_calls_fail(
         calls: list[Deferred[Any]] = [early, read, write, queued]
         for deferred in calls:
             deferred.addBoth(lambda result: events.append(result.type.__name__))
+        idle = module.whenIdle()
         await ownPostgresql.kill()
         await gatherResults(calls)
+        await idle
         assert events[0] in ("NotInitialized", "DatabaseUnavailable")
         assert sorted(events[1:]) == [
             "DatabaseUnavailable",
@@ -459,7 +461,7 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
 ) -> None:
     """
     The server has said that it ended the write: it was not carried out. Closing waits
-    for the read, also when the database was initialised again.
+    for the read, also when the database was initialised again; so does C{whenIdle()}.
     """
     async with opened(database.url, [SCHEMA], connections=2) as module:
         lost = module.whenLost()
@@ -470,7 +472,10 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
         assert error.code == "57P01"
         assert isinstance(await errorOf(lost), DatabaseUnavailable)
         await module.initialize()
+        assert await module.read(ONE) == [(1,)]
+        idle = module.whenIdle()
         closing = module.close()
+        assert not idle.called
         assert not closing.called
         assert not read.called
         await database.server.ask(
@@ -478,6 +483,7 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
             " AND pid <> pg_backend_pid()"
         )
         assert isinstance(await errorOf(read), DatabaseUnavailable)
+        await idle
         await closing
 
 

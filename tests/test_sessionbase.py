@@ -74,6 +74,9 @@ class LateDatabase:
     def whenLost(self) -> Deferred[None]:
         return self.lost
 
+    def whenIdle(self) -> Deferred[None]:
+        return succeed(None)
+
     def close(self) -> Deferred[None]:
         self.asked.append("close")
         return succeed(None)
@@ -554,8 +557,10 @@ def test_many_sessions_are_removed_in_parts(
     fill(database, 2999)
     database.late = True
     result = resultOf(store.cleanup())
+    idle = resultOf(store.whenIdle())
     clock.advance(0.25)
     database.answer()
+    assert idle.pending
     clock.advance(0.24)
     assert database.asked == ["write"]
     clock.advance(0.02)
@@ -566,6 +571,7 @@ def test_many_sessions_are_removed_in_parts(
     assert database.asked == ["write"] * 3
     database.answer()
     assert result.value == 2999
+    assert idle.value is None
 
 
 def test_removing_can_be_cancelled(

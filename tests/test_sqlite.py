@@ -530,9 +530,16 @@ def test_calls_that_are_made_during_a_loss_fail(lab: Lab) -> None:
         for _ in range(20)
     ]
     results = [resultOf(call) for call in (*calls, database.read(ALL))]
+    idle = resultOf(database.whenIdle())
+    ended = resultOf(
+        database.whenIdle().addCallback(
+            lambda _: [each for each in results if each.pending]
+        )
+    )
     lab.work()
     for each in results:
         assert isinstance(each.error, DatabaseUnavailable)
+    assert (idle.value, ended.value) == (None, [])
 
 
 def test_an_error_in_one_read_does_not_end_the_connection(
@@ -909,6 +916,7 @@ def test_a_disk_that_stalls_is_given_up(
     lost = resultOf(database.whenLost())
     gate.wait()
     behind = resultOf(ask(statement, 2))
+    idle = resultOf(database.whenIdle())
     if closed:
         database.close()
         # The others end at once.
@@ -916,7 +924,9 @@ def test_a_disk_that_stalls_is_given_up(
             lab.deliver()
     lab.pump([0.1] * 29)
     assert result.pending or where == "PRAGMA"
+    assert idle.pending is (where != "PRAGMA")
     lab.pump([0.1] * 13)
+    assert idle.value is None
     cancelled = closed and where == "PRAGMA"
     assert isinstance(result.error, CancelledError if cancelled else expected)
     assert isinstance(behind.error, (DatabaseUnavailable, NotInitialized))

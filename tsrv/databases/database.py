@@ -162,6 +162,17 @@ class Database:
             return succeed(None)
         return self._engine.whenLost()
 
+    def whenIdle(self) -> Deferred[None]:
+        """
+        Return a Deferred that fires when no call is in progress. After a loss, calls
+        of the lost engine may still finish in their time.
+        """
+        return Deferred.fromCoroutine(self._waitUntilIdle())
+
+    async def _waitUntilIdle(self) -> None:
+        while busy := [each for each in self._engines if not each.isIdle()]:
+            await busy[0].whenIdle()
+
     def close(self) -> Deferred[None]:
         """
         Close all connections, and give up an initialisation in progress.

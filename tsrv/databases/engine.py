@@ -116,6 +116,7 @@ class Engine(ABC):
         self.queues: list[Queue] = []
         self._losses = Waiters(MAX_WAITERS, "for the database to be lost")
         self._closings = Waiters(MAX_WAITERS, "for the database to close")
+        self._idlings = Waiters(MAX_WAITERS, "for the calls in progress")
 
     @abstractmethod
     async def connect(self) -> None:
@@ -139,6 +140,12 @@ class Engine(ABC):
     def isClosed(self) -> bool:
         """
         Return whether all connections are closed.
+        """
+
+    @abstractmethod
+    def isIdle(self) -> bool:
+        """
+        Return whether no call waits, and no statement is in progress.
         """
 
     async def open(self) -> None:
@@ -215,6 +222,7 @@ class Engine(ABC):
             self.stop()
             self._fireLosses()
             self.failQueued()
+            self.checkIdle()
             self.checkClosed()
 
     def _fireLosses(self) -> None:
@@ -238,3 +246,18 @@ class Engine(ABC):
         """
         if self.isOver and self.isClosed():
             self._closings.succeed()
+
+    def whenIdle(self) -> Deferred[None]:
+        """
+        Return a Deferred that fires when the last call and statement has ended.
+        """
+        idle = self._idlings.wait()
+        self.checkIdle()
+        return idle
+
+    def checkIdle(self) -> None:
+        """
+        Settle C{whenIdle()} if no call is in progress.
+        """
+        if self._idlings and self.isIdle():
+            self._idlings.succeed()

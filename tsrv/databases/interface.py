@@ -190,6 +190,13 @@ class IDatabase(IAsyncModule):
             with L{DatabaseUnavailable}, which says why.
         """
 
+    def whenIdle() -> Deferred[None]:
+        """
+        @return: A Deferred that fires when no call is in progress: at once, or when
+            all calls have ended, also by a loss or C{close()}. A statement whose
+            call was cancelled counts until it ends too.
+        """
+
     def close() -> Deferred[None]:
         """
         Fail queued calls with L{DatabaseUnavailable}, let calls in progress finish

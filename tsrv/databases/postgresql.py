@@ -196,6 +196,7 @@ class PostgreSQL(Engine):
             # Its callbacks find the connection in use, or free.
             finished.settle()
         self._serving -= 1
+        self.checkIdle()
         self.checkClosed()
 
     def _next(self, pooled: PooledConnection) -> Call | None:
@@ -283,6 +284,13 @@ class PostgreSQL(Engine):
         Return whether no connection is open, and no call in progress.
         """
         return not self._connections and not self._serving
+
+    def isIdle(self) -> bool:
+        """
+        Return whether all connections are idle. A call in the queue waits for one
+        that is not.
+        """
+        return not self._serving and not self._queue
 
     def checkClosed(self) -> None:
         """

@@ -75,12 +75,12 @@ class _ConnectionThread:
 
     def __init__(self, role: _Role) -> None:
         self.isIdle = self.isSlow = self.isStuck = self._isClosing = False
+        self.batch: Batch | None = None
         self._role = role
         self._reactor = role.engine.reactor
         self._settings = role.engine.settings
         self._file = role.engine.file
         self._connection = Connection(role.engine.closing)
-        self._batch: Batch | None = None
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._opening: Deferred[None] | None = None
         self._timer: IDelayedCall
@@ -116,7 +116,7 @@ class _ConnectionThread:
             assert self._connection.sqlite is not None
             batch.carryOut(self._connection.sqlite, self._file)
 
-        self._batch = batch
+        self.batch = batch
         self._watch(self._settings.statementTimeout)
         self._tasks.put(task)
 
@@ -148,10 +148,11 @@ class _ConnectionThread:
             self._role.engine.forget(self)
 
     def _finish(self, error: Exception | None) -> None:
-        batch, self._batch = self._batch, None
         opening, self._opening = self._opening, None
-        if batch is not None:
-            self._role.finish(batch, error)
+        if self.batch is not None:
+            self._role.finish(self.batch, error)
+            self.batch = None
+            self._role.engine.checkIdle()
         elif opening is not None and not opening.called:
             if error is None:
                 opening.callback(None)
@@ -174,13 +175,13 @@ class _ConnectionThread:
         overtimeLeft = self._settings.connectTimeout - overtime
         if overtime < 0:
             self._lookAfter(min(_WATCH_SECONDS, -overtime))
-            if self._batch is not None and self._batch.begun and not self.isSlow:
+            if self.batch is not None and self.batch.begun and not self.isSlow:
                 self.isSlow = True
-                self._role.takeBack(self._batch)
+                self._role.takeBack(self.batch)
         elif overtimeLeft > 0:
             self._lookAfter(min(_WATCH_SECONDS, overtimeLeft))
-            if self._batch is not None:
-                self._batch.stopped = True
+            if self.batch is not None:
+                self.batch.stopped = True
             self._connection.interrupt()
         else:
             self.isStuck = True
@@ -261,7 +262,10 @@ class _Role:
             elif not thread.isSlow:
                 # That thread is soon idle.
                 return
-        if idle is not None and self.queue:
+        if not self.queue:
+            # All of them were cancelled.
+            self.engine.checkIdle()
+        elif idle is not None:
             count = min(len(self.queue), _MAX_BATCH_SIZE)
             calls = [self.queue.popitem(last=False)[0] for _ in range(count)]
             idle.carryOut(self._makeBatch(calls, list(self.queue)))
@@ -328,6 +332,13 @@ class _Role:
             self._finished.popleft().settle()
         if self._finished:
             self._settling = self._reactor.callLater(0, self._settleSome)
+        else:
+            self.engine.checkIdle()
+
+    @property
+    def isIdle(self) -> bool:
+        threads = any(thread.batch is not None for thread in self.threads)
+        return not (self.queue or self._finished or threads)
 
     def end(self) -> None:
         for timer in (self._gathering, self._settling):
@@ -386,6 +397,12 @@ class SQLite(Engine):
         Return whether all threads have ended or were given up.
         """
         return not self._writes.threads and not self._reads.threads
+
+    def isIdle(self) -> bool:
+        """
+        Return whether no call waits, and no thread works on one.
+        """
+        return self._writes.isIdle and self._reads.isIdle
 
     def forget(self, thread: _ConnectionThread) -> None:
         """

@@ -35,7 +35,7 @@ _log = Logger("tsrv.sessions")
 
 MAX_WATCHERS: Final = 10_000
 """
-Maximum number of callers that wait for a store to be lost.
+Maximum number of callers that wait for a store to be lost, or to be idle.
 """
 
 _T = TypeVar("_T")
@@ -78,6 +78,8 @@ class BaseStore(ABC):
             reactor, self._removeExpired, sweeps=not self.expiresByItself
         )
         self._watchers = Waiters(MAX_WATCHERS, "for the store to be lost")
+        self._idlers = Waiters(MAX_WATCHERS, "for the store to be idle")
+        self._inProgress = 0
 
     def _begin(self) -> None:
         self.initialized = True
@@ -100,6 +102,12 @@ class BaseStore(ABC):
         reason when it is lost.
         """
         return self._watchers.wait() if self.initialized else succeed(None)
+
+    def whenIdle(self) -> Deferred[None]:
+        """
+        Return a Deferred that fires when no call is in progress.
+        """
+        return self._idlers.wait() if self._inProgress else succeed(None)
 
     # Each kind of store implements these methods. A boolean says whether there was
     # such a row. To all of them but C{_read} an expired row does not exist.
@@ -152,7 +160,7 @@ class BaseStore(ABC):
         self, operation: Callable[..., _Result[_T]], *arguments: Any
     ) -> Deferred[_T]:
         if self.initialized:
-            return ensureDeferred(operation(*arguments))
+            return self._counted(operation(*arguments))
         return fail(NotInitialized("The store of sessions is not initialised"))
 
     def _onKey(
@@ -164,8 +172,18 @@ class BaseStore(ABC):
     ) -> Deferred[_T]:
         key = keyOf(identifier)
         if key is not None and self.initialized:
-            return ensureDeferred(operation(key, *arguments))
+            return self._counted(operation(key, *arguments))
         return self._whenReady(succeed, absent)
+
+    def _counted(self, result: _Result[_T]) -> Deferred[_T]:
+        self._inProgress += 1
+        return ensureDeferred(result).addBoth(self._ended)
+
+    def _ended(self, result: _T) -> _T:
+        self._inProgress -= 1
+        if not self._inProgress:
+            self._idlers.succeed()
+        return result
 
     def get(self, identifier: str) -> Deferred[StoredSession | None]:
         """

@@ -11,13 +11,14 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
+from ..asyncmodule import ISettlesCalls
 from .basestore import BaseStore, Row
 from .store import ISessionStore, Limits, SessionsUnavailable
 
 __all__ = ["MemorySessionStore"]
 
 
-@implementer(ISessionStore)
+@implementer(ISessionStore, ISettlesCalls)
 class MemorySessionStore(BaseStore):
     """
     A store that answers at once. It keeps its sessions as long as it exists, also

@@ -228,6 +228,10 @@ class ISessionStore(IAsyncModule):
     <tsrv.errors.OutcomeUnknown>} if the store was lost during a change, and with
     L{NotInitialized<tsrv.asyncmodule.NotInitialized>} before C{initialize()} and
     after L{close}.
+
+    One more method is optional. C{whenIdle()} returns a Deferred that fires when no
+    call is in progress: at once, or when all calls have ended, also by a loss or
+    L{close}.
     """
 
     def get(identifier: str) -> Deferred[StoredSession | None]:

@@ -5,6 +5,7 @@ Tests of how a store opens and closes, and how sessions end.
 from __future__ import annotations
 
 from typing import Any, Final
+from unittest import SkipTest
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -91,6 +92,28 @@ class LifetimeTests(BaseTests):
                 assert not isinstance(outcome, Exception) or isinstance(
                     outcome, NotInitialized | Unavailable | OutcomeUnknown
                 ), repr(outcome)
+
+    async def test_a_store_may_say_when_it_is_idle(self) -> None:
+        """
+        C{whenIdle()} fires at once if no call is in progress, otherwise when all
+        calls have ended, also by a close. Each waiter can give up.
+        """
+        async with self.using() as (store, _):
+            whenIdle = getattr(store, "whenIdle", None)
+            if whenIdle is None:
+                raise SkipTest("the store has no whenIdle()")
+            identifier = await create(store)
+            assert whenIdle().called
+            for isClosing in (False, True):
+                calls = _callAll(store, identifier)
+                given, idle = whenIdle(), whenIdle()
+                given.cancel()
+                idle.addCallback(lambda _, calls=calls: [c.called for c in calls])
+                if isClosing:
+                    await store.close()
+                assert await idle == [True] * len(calls)
+                await outcomesOf([given, *calls])
+            assert whenIdle().called
 
     async def test_a_destroyed_session_stays_destroyed(self) -> None:
         """
