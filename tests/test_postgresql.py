@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
-from tsrv import databases
+from tsrv import QueuingWrapper, databases
 from tsrv.databases import (
     ConstraintViolated,
     DatabaseError,
@@ -32,6 +32,7 @@ from .databases import Database, PostgreSQL, errorOf, opened, watchedSockets
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
 from .networks import Relay, blackHole, relaying
+from .services import pause
 from .websupport import asynchronous, errorsIn, logged, textsOf
 
 MAKE = "CREATE TABLE things (name TEXT)"
@@ -485,6 +486,51 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
         assert isinstance(await errorOf(read), DatabaseUnavailable)
         await idle
         await closing
+
+
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+@asynchronous
+async def test_a_read_given_up_around_a_loss_is_not_made_again(
+    database: Database, when: str
+) -> None:
+    """
+    A wrapper makes the other reads again.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    await database.ask("CREATE SEQUENCE given; CREATE SEQUENCE kept")
+    wrapper = QueuingWrapper(
+        module(database.url, connections=2),
+        reactor,
+        replay=["read"],
+        retryPolicy=lambda attempts: 0.01,
+    )
+    await wrapper.initialize()
+    await gatherResults([wrapper.proxy.read(SLEEP, 0.05) for _ in range(2)])
+    reads = [
+        wrapper.proxy.read(Statement(f"SELECT nextval('{name}'), pg_sleep(0.5)"))
+        for name in ("given", "kept")
+    ]
+    given = reads[0]
+    ended: list[Any] = []
+    given.addErrback(lambda failure: ended.append(failure.value))
+    asleep = "state = 'active' AND query LIKE 'SELECT nextval%%'"
+    count = f"SELECT 1 FROM pg_stat_activity WHERE {asleep} AND pid <> pg_backend_pid()"  # noqa: S608
+    while len(await database.ask(count)) < 2:
+        pass
+    if when == "before":
+        given.cancel()
+    elif when == "during":
+        wrapper.addObserver(given.cancel)
+    await database.endConnections(asleep)
+    while not wrapper.history.losses.count:
+        await pause(0.001)
+    given.cancel()
+    assert (await reads[1])[0][0] == 2
+    assert [type(error) for error in ended] == [CancelledError]
+    assert await database.ask("SELECT last_value FROM given") == [(1,)]
+    await wrapper.close()
 
 
 @asynchronous

@@ -24,6 +24,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tsrv import QueuingWrapper, State
 from tsrv.asyncmodule import NotInitialized
 from tsrv.errors import OutcomeUnknown
 from tsrv.sessions import (
@@ -547,6 +548,42 @@ def test_a_loss_is_told_before_any_call_fails(server: Server) -> None:
     server.answer(*LOGIN)
     assert again[0].value is None
     assert server.store.initialized
+
+
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_read_given_up_around_a_loss_is_not_made_again(
+    reactor: MemoryReactorClock, when: str
+) -> None:
+    """
+    A wrapper makes the other reads again.
+    """
+    server = Server(reactor)
+    wrapper = QueuingWrapper(
+        server.store, reactor, replay=["get"], retryPolicy=lambda attempts: 1.0
+    )
+    wrapper.initialize()
+    server.accept()
+    server.answer(*LOGIN)
+    server.commands()
+    given, kept = wrapper.proxy.get(ONE), resultOf(wrapper.proxy.get(ONE))
+    result = resultOf(given)
+    if when == "before":
+        given.cancel()
+    elif when == "during":
+        wrapper.addObserver(given.cancel)
+    server.drop()
+    assert wrapper.state is State.LOST
+    given.cancel()
+    assert isinstance(result.error, CancelledError)
+    reactor.advance(1)
+    server.accept()
+    server.answer(*LOGIN)
+    reactor.advance(0)
+    assert [words[0] for words in server.commands()][-2:] == [b"EVALSHA", b"HMGET"]
+    server.answer(NONE)
+    assert kept.value is None
+    wrapper.close()
+    server.drop()
 
 
 def test_a_silent_redis_is_lost(server: Server, reactor: MemoryReactorClock) -> None:

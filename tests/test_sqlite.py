@@ -16,6 +16,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from tsrv import QueuingWrapper, State
 from tsrv.asyncmodule import NotInitialized
 from tsrv.databases import (
     ConstraintViolated,
@@ -985,6 +986,39 @@ def test_a_cancelled_call_is_never_started(
     before = ["given up"] if where == "COMMIT" else []
     assert kept.value == [(len(before) + 1,)]
     assert lab.names() == [*before, "kept"]
+
+
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_read_given_up_around_a_loss_is_not_made_again(lab: Lab, when: str) -> None:
+    """
+    A wrapper makes the other reads again.
+    """
+    database = lab.make(connections=1, statementTimeout=2.0, connectTimeout=1.0)
+    wrapper = QueuingWrapper(
+        database, lab, replay=["read"], retryPolicy=lambda attempts: 1.0
+    )
+    lab.work(resultOf(wrapper.initialize()))
+    gate = lab.gate(GET.sql)
+    given, kept = wrapper.proxy.read(GET, 1), resultOf(wrapper.proxy.read(GET, 2))
+    result = resultOf(given)
+    gate.wait()
+    begun = lab.count(GET.sql)
+    if when == "before":
+        given.cancel()
+    elif when == "during":
+        wrapper.addObserver(given.cancel)
+    lab.pump([0.1] * 32)
+    assert wrapper.state is State.LOST
+    given.cancel()
+    assert isinstance(result.error, CancelledError)
+    lab.advance(1)
+    lab.work(kept)
+    assert kept.value == []
+    assert begun == [GET.sql]
+    gate.open()
+    lab.work(resultOf(wrapper.close()))
+    while running():
+        lab.deliver()
 
 
 # Opening and closing.
