@@ -263,6 +263,8 @@ def inState(
         module.attempts[-1].callback(None)
     if state is State.LOST:
         lose(module)
+    if state is State.PAUSED:
+        resultOf(wrapper.pause())
     if state in (State.CLOSING, State.CLOSED):
         wrapper.close()
     if state is State.CLOSED:

@@ -384,7 +384,7 @@ def test_a_listing_that_fails(clock: Clock) -> None:
     """
     module = Unlisted()
     vars(module)[3] = "three"  # type: ignore[index]
-    wrapper = QueuingWrapper(module, clock)
+    wrapper = QueuingWrapper(module, clock, settles=True)
     ready(module, wrapper)
     assert wrapper.proxy.write == module.write
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs
+from twisted.logger import LogEvent, capturedLogs
 
 from tsrv import InitializationFailed, QueuingWrapper, State
 
@@ -232,7 +232,7 @@ def test_lost_before_it_is_drained(clock: Clock) -> None:
     assert (module.calls, result.value) == ([("write", 1)], None)
 
 
-def test_watching_that_fails(clock: Clock) -> None:
+def test_watching_that_fails(clock: Clock, loggedFailures: list[LogEvent]) -> None:
     """
     An attempt fails if whenLost() raises, or does not return a Deferred.
     """
@@ -249,6 +249,7 @@ def test_watching_that_fails(clock: Clock) -> None:
     assert isinstance(wrapper.lastError, Trouble)
     clock.advance(1)
     assert str(wrapper.lastError) == "whenLost() returned None, not a Deferred"
+    assert loggedFailures.pop()["log_failure"].value is wrapper.lastError
     clock.advance(1)
     assert wrapper.state is State.READY
 

@@ -36,10 +36,10 @@ def test_types(clock: Clock) -> None:
 
 def test_methods_of_a_ready_module_are_its_own(clock: Clock) -> None:
     """
-    While the module is ready the proxy's methods are the module's own bound
-    methods, found without __getattr__.
+    While a module that settles its calls is ready, the proxy's methods are the
+    module's own bound methods, found without __getattr__.
     """
-    module, _, proxy = inState(clock, State.READY)
+    module, _, proxy = inState(clock, State.READY, settles=True)
     assert proxy.write == module.write
     assert vars(proxy)["write"] == module.write
     assert "__getattr__" not in dir(object.__getattribute__(proxy, "__class__"))

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from tsrv import Closed, QueueTimeout, QueuingWrapper
+from tsrv import QueuingWrapper
 from tsrv.asyncmodule import ISettlesCalls
 
 from .support import Module, Trouble, lose, ready, recover, resultOf
@@ -67,15 +67,12 @@ def module(clock: Clock) -> Settling:
 
 def test_a_successful_call_is_the_modules_own(module: Settling) -> None:
     """
-    A call returns the module's own Deferred; a value and a coroutine become
-    Deferreds.
+    A call ends with the module's result; a value is returned as it is.
     """
-    call = module.proxy.read(1)
-    assert call is module.answers[0]
-    slowly, now = module.proxy.slowly(2), module.proxy.now(3)
+    calls = [resultOf(module.proxy.read(1)), resultOf(module.proxy.slowly(2))]
     module.answer(0, 1)
-    results = [resultOf(each).value for each in (call, slowly, now)]
-    assert results == ["done", "done", 3]
+    assert [each.value for each in calls] == ["done", "done"]
+    assert module.proxy.now(3) == 3
 
 
 def test_a_failure_without_a_loss_stands(module: Settling, clock: Clock) -> None:
@@ -111,24 +108,6 @@ def test_calls_that_fail_around_a_loss_are_made_again(
     assert module.numbers == [0, 1, 2, 0, 1, 2, 3]
     module.answer(3, 4, 5, 6)
     assert [each.value for each in calls] == ["done"] * 4
-
-
-def test_a_call_that_fails_while_others_expire(module: Settling, clock: Clock) -> None:
-    """
-    A call that fails while others of the same loss expire is queued again, and has
-    all its time.
-    """
-    first, second, third = (module.proxy.read(number) for number in range(3))
-    result = resultOf(third)
-    lose(module)
-    module.failCalls(0, 1)
-    first.addErrback(lambda _: module.failCalls(2))
-    clock.pump([1, 29])
-    assert isinstance(resultOf(second).error, QueueTimeout)
-    assert (result.pending, module.wrapper.pending) == (True, 1)
-    module.attempts[-1].callback(None)
-    module.answer(3)
-    assert result.value == "done"
 
 
 @pytest.mark.parametrize("failing", [True, False])
@@ -169,31 +148,6 @@ def test_a_cancelled_call_is_not_made_again(
     assert module.wrapper.pending == 0
     recover(clock, module)
     assert module.numbers == [1]
-
-
-@pytest.mark.parametrize("how", ["closed", "given up", "queued again and closed"])
-def test_a_call_that_fails_when_nothing_will_run_again(
-    module: Settling, how: str
-) -> None:
-    """
-    A call fails with the module's own error when the wrapper is closed, or has
-    given the module up; a call that is queued again then gets Closed.
-    """
-    call = resultOf(module.proxy.read(1))
-    if how != "closed":
-        lose(module)
-    if how == "queued again and closed":
-        module.failCalls(0)
-    if how == "given up":
-        module.wrapper.fail(Trouble("for good"))
-    else:
-        module.wrapper.close()
-        module.closings[0].callback(None)
-    if how == "queued again and closed":
-        assert isinstance(call.error, Closed)
-    else:
-        module.failCalls(0)
-        assert str(call.error) == "gone"
 
 
 def test_each_call_keeps_its_context(module: Settling, clock: Clock) -> None:

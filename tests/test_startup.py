@@ -526,12 +526,16 @@ def test_an_error_of_closing_stops_no_other_module(program: Program) -> None:
         program.modules["a"].closings[0].errback(Trouble("full"))
     assert textsOf(errorsIn(events)) == [
         "d: failed to close (Trouble: locked)",
-        "c: failed to close (TimeoutError: no end within 5 s)",
+        "c: failed to close (TimeoutError: close() did not end within 5 s)",
         "a: failed to close (Trouble: full)",
     ]
     error = stopped.error
     assert isinstance(error, ExceptionGroup)
-    assert list(map(str, error.exceptions)) == ["full", "no end within 5 s", "locked"]
+    assert list(map(str, error.exceptions)) == [
+        "full",
+        "close() did not end within 5 s",
+        "locked",
+    ]
     closings = {
         each["name"]: (each["closed"], each["closeError"])
         for each in program.startup.report()["modules"]
@@ -539,7 +543,7 @@ def test_an_error_of_closing_stops_no_other_module(program: Program) -> None:
     assert closings == {
         "a": (7.0, "Trouble: full"),
         "b": (7.0, None),
-        "c": (7.0, "TimeoutError: no end within 5 s"),
+        "c": (7.0, "TimeoutError: close() did not end within 5 s"),
         "d": (2.0, "Trouble: locked"),
     }
 

@@ -38,12 +38,13 @@ class IAsyncModule(Interface):
     """
     A module that cannot work before it is initialised.
 
-    Two more methods are optional. C{close()} releases what the module holds; it
+    Three more methods are optional. C{close()} releases what the module holds; it
     may return a Deferred, and it does no harm after an initialisation that failed
     or was cancelled. C{whenLost()} is called after each successful initialisation
-    and returns a Deferred that fires, with or without an error, when the module
+    and returns a new Deferred that fires, with or without an error, when the module
     stops working. A module that notices the loss before its calls in progress fail
-    should fire it first.
+    should fire it first. C{whenIdle()} returns a Deferred that fires when all calls
+    that are in progress have ended.
     """
 
     initialized: bool = Attribute("Whether the module can work now.")
@@ -72,10 +73,10 @@ class IPredictable(Interface):
 
 class ISettlesCalls(Interface):
     """
-    A module that promises to answer each of its calls, if necessary with an error,
+    A module that promises to end each of its calls, if necessary with an error,
     also when it is lost or closed in the meantime. To promise this is all that it
-    has to do. Calls of the methods that are named in C{replay} then cost nearly
-    nothing.
+    has to do. A wrapper then need not watch its calls, and while the module is
+    ready they cost what direct calls cost.
     """
 
 
@@ -101,6 +102,7 @@ class State(Enum):
     RETRYING = "retrying"
     DRAINING = "draining"
     READY = "ready"
+    PAUSED = "paused"
     LOST = "lost"
     FAILED = "failed"
     CLOSING = "closing"

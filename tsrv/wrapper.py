@@ -29,9 +29,9 @@ the module's own result. If the module is lost or closed while working on it, th
 is made again if it is safe to run twice (C{replay}); otherwise it ends with
 C{OutcomeUnknown}, unless the module still answers.
 
-There is one compromise. While the module is ready, tsrv does not see the calls, because
-that would cost something. So a call made then, of a method that is not named in
-C{replay}, is the module's to end.
+For that, tsrv tracks the calls that are made while the module is ready. It does not if
+the module promises to end each of its calls itself, or cannot be lost: such a call is
+the module's own, and costs what a direct call costs.
 
 The module, its cancellers, the retry policy, observers and callbacks may do anything
 while they are called, even close the wrapper. So each method here changes the state
@@ -43,24 +43,28 @@ Design Patterns}, "Asynchronously initialized modules".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, Generic, TypeVar, cast
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from .asyncmodule import State
-from .errors import Closed, InitializationFailed, QueueFull, QueueTimeout
+from .asyncmodule import ISettlesCalls, State
+from .queuing.foreign import checkThread
 from .queuing.history import History, count, explain
+from .queuing.holds import Holds
 from .queuing.initialization import Initialization
+from .queuing.inspection import Inspection
 from .queuing.methods import Methods
-from .queuing.module import closeWithin, lifecycleMethod, secondsLeft
+from .queuing.module import lifecycleMethod, secondsLeft
 from .queuing.observers import Observers
-from .queuing.options import checkCallable, checkCount, checkSeconds, errorTypes
+from .queuing.options import checkCount, checkNames, errorTypes
 from .queuing.proxy import ProxySwitch
 from .queuing.queue import CommandQueue, Stats
+from .queuing.refusals import closed, initializationFailed, queueFull, queueTimeout
 from .queuing.retry import jitteredBackoff
 from .queuing.states import Event, IllegalTransition, Lifecycle
 from .queuing.waiters import Waiters
@@ -75,7 +79,7 @@ _Module = TypeVar("_Module", covariant=True)
 MIN_WAITER_LIMIT: Final = 10_000
 
 
-class QueuingWrapper(Generic[_Module]):
+class QueuingWrapper(Inspection, Generic[_Module]):
     """
     A queue in front of any object that needs initialising. It takes every call at
     once, queues it until the module is ready, runs the queued calls in order, and
@@ -84,9 +88,6 @@ class QueuingWrapper(Generic[_Module]):
     @ivar module: The module.
     @ivar proxy: The object that callers use in place of the module: it has the
         module's public methods, and its type.
-    @ivar limit: Maximum number of queued calls.
-    @ivar history: The attempts and losses so far, and how long they took and the
-        calls waited.
     """
 
     def __init__(
@@ -105,6 +106,13 @@ class QueuingWrapper(Generic[_Module]):
         initialize: Callable[[], object] | None = None,
         close: Callable[[], object] | None = None,
         whenLost: Callable[[], object] | None = None,
+        whenIdle: Callable[[], object] | None = None,
+        ping: Callable[[], object] | None = None,
+        pingInterval: float = 10.0,
+        settles: bool | None = None,
+        alwaysDeferred: bool = False,
+        lazy: bool | Callable[[], object] = False,
+        attemptSlots: DeferredSemaphore | None = None,
         name: str | None = None,
     ) -> None:
         """
@@ -131,158 +139,107 @@ class QueuingWrapper(Generic[_Module]):
         @param close: Closes the module; by default its C{close()}, if it has one.
         @param whenLost: Returns a Deferred that fires when the module stops
             working; by default its C{whenLost()}, if it has one.
+        @param whenIdle: Returns a Deferred that fires when the module works on no
+            call; by default its C{whenIdle()}, if it has one.
+        @param ping: Called while the module is ready. If it fails, or does not end
+            within C{pingInterval}, the module is lost.
+        @param pingInterval: The seconds from the end of one ping to the next.
+        @param settles: Whether the module promises to end each of its calls itself, so
+            that they need not be tracked; by default, whether it says so
+            (L{ISettlesCalls<tsrv.asyncmodule.ISettlesCalls>}) or cannot be lost.
+        @param alwaysDeferred: Whether the proxy's methods return a Deferred in every
+            state, also where the module's own return a plain value.
+        @param lazy: Whether the first call initialises the module; or what is called
+            at the first call instead.
+        @param attemptSlots: Limits the number of attempts in progress, together with
+            those of other wrappers that have the same semaphore.
         @param name: The name of the module in errors and in the log; by default
             the name of its type.
-        @raise TypeError: The module has no C{initialize()} and none is given, or
-            an option has the wrong type.
+        @raise TypeError: The module is a class or has no C{initialize()} and none is
+            given, or an option has the wrong type.
         @raise ValueError: A number is out of range, or C{replay} names something
             that is not a method of the module.
         """
+        self.name = type(module).__name__ if name is None else name
+        if isinstance(module, type):
+            raise TypeError(f"{module.__name__} is a class: pass an instance of it")
         checkCount("limit", limit, 0)
-        if concurrency is not None:
-            checkCount("concurrency", concurrency, 1)
-        checkSeconds("timeout", timeout)
-        checkSeconds("attemptTimeout", attemptTimeout)
-        checkSeconds("closeTimeout", closeTimeout)
-        checkCallable("retryPolicy", retryPolicy)
-        if isinstance(replay, str):
-            raise TypeError("replay must be a collection of names, not one name")
-
-        self.module: _Module = module
-        self.history = History(reactor)
-        self._name = type(module).__name__ if name is None else name
-        self._reactor = reactor
-        self.limit: Final = limit
-        self._closeTimeout = closeTimeout
+        replayed = frozenset(checkNames("replay", replay))
         initialize, initializers = lifecycleMethod(module, "initialize", initialize)
         close, closers = lifecycleMethod(module, "close", close)
         whenLost, watchers = lifecycleMethod(module, "whenLost", whenLost)
+        whenIdle, idlers = lifecycleMethod(module, "whenIdle", whenIdle)
         if initialize is None:
-            raise TypeError(f"{self._name} has no initialize(): pass initialize=")
-        self._closeModule = close
-
+            raise TypeError(f"{self.name} has no initialize(): pass initialize=")
+        self.module: _Module = module
+        self.limit = limit
+        self.history = History(reactor)
+        self._firstCall = self._initializeAtCall if lazy is True else lazy or None
         self._observers: Observers[[]] = Observers()
         waiterLimit = max(limit, MIN_WAITER_LIMIT)
-        self._waiters = Waiters(waiterLimit, f"for {self._name} to become ready")
-        self._closers = Waiters(waiterLimit, f"for {self._name} to be closed")
+        self._waiters = Waiters(waiterLimit, f"for {self.name} to become ready")
+        self._closers = Waiters(waiterLimit, f"for {self.name} to be closed")
         self._lifecycle = Lifecycle(reactor)
         self._initialization = Initialization(
             reactor,
             self._lifecycle,
             self.history,
-            self._name,
+            self.name,
             initialize=initialize,
             whenLost=whenLost,
-            retryPolicy=jitteredBackoff() if retryPolicy is None else retryPolicy,
+            close=close,
+            closeTimeout=closeTimeout,
+            ping=ping,
+            pingInterval=pingInterval,
+            retryPolicy=retryPolicy or jitteredBackoff(),
             fatal=errorTypes("fatal", fatal),
             timeout=attemptTimeout,
+            slots=attemptSlots,
+            secondsLeft=partial(secondsLeft, module),
             pending=lambda: self._queue.pending,
             ready=self._becameReady,
             lost=self._becameLost,
             failed=self._failedForGood,
             changed=self._observers.notify,
         )
+        losable = settles is False or whenLost is not None or ping is not None
         self._queue = CommandQueue(
             reactor,
             limit=limit,
             timeout=timeout,
             concurrency=concurrency,
-            losable=whenLost is not None,
+            losable=losable,
             waited=self.history.queueSeconds,
-            makeQueueFull=self._makeQueueFull,
-            makeQueueTimeout=self._makeQueueTimeout,
+            makeQueueFull=partial(queueFull, self),
+            makeQueueTimeout=partial(queueTimeout, self),
             drained=self._drained,
         )
+        self._holds = Holds(self.name, self.history, self._queue.running, whenIdle)
+        if settles is None:
+            settles = ISettlesCalls.implementedBy(type(module))
         # A caller who initialises or closes the proxy means the wrapper.
         lifecycle = dict.fromkeys(initializers, self.initialize)
         lifecycle |= dict.fromkeys(closers, self.close)
-        replayed = frozenset(replay)
-        self._methods = Methods(module, self._queue, replayed, lifecycle)
+        self._methods = Methods(
+            module,
+            self._queue,
+            replay=replayed,
+            tracked=losable and not settles,
+            alwaysDeferred=alwaysDeferred,
+            lifecycle=lifecycle,
+            queued=None if self._firstCall is None else self._called,
+        )
         self._proxySwitch = ProxySwitch(
             module,
-            hidden=watchers,
+            hidden=watchers | idlers,
             describe=self._describe,
-            replacementFor=self._methods.replacementFor,
+            whileWaiting=self._methods.whileWaiting,
+            whileReady=self._methods.whileReady,
         )
         self.proxy: _Module = cast(_Module, self._proxySwitch.proxy)
         for each in replayed:
             if each in lifecycle or not self._proxySwitch.mayHave(each):
-                raise ValueError(f"replay: {self._name} has no method {each!r}")
-
-    def __repr__(self) -> str:
-        return f"<QueuingWrapper of {self._name}: {self._describe()}>"
-
-    @property
-    def state(self) -> State:
-        """
-        The L{State} now.
-        """
-        return self._lifecycle.state
-
-    @property
-    def since(self) -> float:
-        """
-        The time at which that state was entered, by the reactor, in seconds.
-        """
-        return self._lifecycle.since
-
-    @property
-    def pending(self) -> int:
-        """
-        The number of queued calls.
-        """
-        return self._queue.pending
-
-    @property
-    def oldest(self) -> float | None:
-        """
-        The age of the oldest queued call, in seconds; L{None} if no call is queued.
-        """
-        return self._queue.oldest
-
-    @property
-    def stats(self) -> Stats:
-        """
-        Counters of the calls that went through the queue.
-        """
-        return self._queue.stats
-
-    @property
-    def attempts(self) -> int:
-        """
-        The number of attempts since the module was last ready.
-        """
-        return self._initialization.attempts
-
-    @property
-    def lastError(self) -> BaseException | None:
-        """
-        The reason why the module is not ready: the error of the last attempt, or
-        of the loss.
-        """
-        return self._initialization.lastError
-
-    def retryAfter(self) -> float | None:
-        """
-        @return: The seconds until the next attempt begins, or the present one ends,
-            if they are known.
-        """
-        if self.state is State.INITIALIZING:
-            return secondsLeft(self.module)
-        return self._initialization.secondsToRetry()
-
-    def addObserver(self, observer: Callable[[], object]) -> None:
-        """
-        Register an observer, which is called without arguments after each change of
-        L{state}. It may do anything to the wrapper.
-        """
-        self._observers.add(observer)
-
-    def removeObserver(self, observer: Callable[[], object]) -> None:
-        """
-        Unregister an observer. An unknown one is ignored.
-        """
-        self._observers.remove(observer)
+                raise ValueError(f"replay: {self.name} has no method {each!r}")
 
     def initialize(self) -> Deferred[None]:
         """
@@ -296,6 +253,7 @@ class QueuingWrapper(Generic[_Module]):
             L{InitializationFailed} if no retry will help, with L{Closed} if the
             wrapper is closed, and with L{QueueFull} if too many are waiting.
         """
+        checkThread("initialize")
         if self.state not in (State.NEW, State.FAILED):
             return self.whenInitialized()
         waiter = self._waiters.wait()
@@ -309,12 +267,12 @@ class QueuingWrapper(Generic[_Module]):
 
         @return: A Deferred that fires as the one of L{initialize} does.
         """
-        if self.state in (State.DRAINING, State.READY):
+        if self.state in (State.DRAINING, State.READY, State.PAUSED):
             return succeed(None)
         if self.state is State.FAILED:
-            return fail(self._makeFailed(self.lastError))
+            return fail(initializationFailed(self.name, self.lastError))
         if self.state in (State.CLOSING, State.CLOSED):
-            return fail(self._makeClosed())
+            return fail(closed(self.name))
         return self._waiters.wait()
 
     def fail(self, reason: BaseException) -> None:
@@ -327,7 +285,81 @@ class QueuingWrapper(Generic[_Module]):
         @raise IllegalTransition: The module is ready, or has failed already, or
             is closed; nothing has changed.
         """
+        checkThread("fail")
         self._initialization.fail(reason)
+
+    def reset(self, reason: BaseException) -> None:
+        """
+        Treat the module as lost, for example because it needs another password: close
+        it, and initialise it again at once. An attempt in progress is given up first;
+        one that is scheduled begins now.
+
+        @param reason: Why; it becomes L{lastError}.
+        @raise IllegalTransition: Nobody has initialised the module, or it has failed
+            for good, or it is closed; nothing has changed.
+        """
+        checkThread("reset")
+        self._initialization.reset(reason)
+
+    def pause(self, by: object = None) -> Deferred[None]:
+        """
+        Hold the calls of the module, while its server is restarted for example. Until
+        L{resume} they are queued. A module that is not ready goes on with its
+        attempts, and is paused when one succeeds.
+
+        @param by: Who pauses the module. It is resumed when all who have paused it
+            have resumed it.
+        @return: A Deferred that fires when the calls in progress have ended: those
+            that tsrv tracks, and those that the module knows of (C{whenIdle}). It
+            fails with L{Closed} if the wrapper is closed, with C{CancelledError} if
+            the module is resumed first, and with the error of C{whenIdle}.
+        """
+        checkThread("pause")
+        if self.state in (State.CLOSING, State.CLOSED):
+            return fail(closed(self.name))
+        isFirst = self._holds.add(by)
+        if isFirst and self.state in (State.DRAINING, State.READY):
+            self._lifecycle.on(Event.PAUSE)
+            self._proxySwitch.toWaiting()
+            self._queue.queueCalls()
+        idle = self._holds.whenIdle()
+        if isFirst:
+            _log.info("{module}: paused", module=self.name)
+            self._observers.notify()
+        return idle
+
+    def resume(self, by: object = None) -> None:
+        """
+        End a pause: run the queued calls. Without a pause this does nothing.
+
+        @param by: Who has paused the module.
+        """
+        checkThread("resume")
+        if not self._holds.remove(by):
+            return
+        _log.info(
+            "{module}: resumed, {calls} queued",
+            module=self.name,
+            calls=count(self.pending, "call"),
+        )
+        if self.state is State.PAUSED:
+            self._lifecycle.on(Event.RESUME)
+        self._observers.notify()
+        if self.state is State.DRAINING:
+            self._queue.drain()
+
+    @asynccontextmanager
+    async def pausing(self) -> AsyncIterator[None]:
+        """
+        Pause the module for the time of an C{async with}, which begins when its calls
+        in progress have ended.
+        """
+        by = object()
+        try:
+            await self.pause(by)
+            yield
+        finally:
+            self.resume(by)
 
     def close(self) -> Deferred[None]:
         """
@@ -339,6 +371,7 @@ class QueuingWrapper(Generic[_Module]):
         @return: A Deferred that fires when everything is closed; it fails with the
             error of the module's own closing. Cancelling it only ends the waiting.
         """
+        checkThread("close")
         if self.state is State.CLOSED:
             return succeed(None)
         waiter = self._closers.wait()
@@ -347,26 +380,25 @@ class QueuingWrapper(Generic[_Module]):
         return waiter
 
     async def _close(self) -> None:
-        touched = self.history.attempts.count > 0
+        makeClosed = partial(closed, self.name)
         self._lifecycle.on(Event.CLOSE)
         self._proxySwitch.toWaiting()
         waiters = self._waiters.takeAll()
         self._initialization.stop()
-        refused = self._queue.refuseCalls(self._makeClosed)
-        waiters.fail(self._makeClosed)
+        refused = self._queue.refuseCalls(makeClosed)
+        waiters.fail(makeClosed)
+        self._holds.clear(makeClosed)
         self._observers.notify()
-        close, error = self._closeModule, None
-        if touched and close is not None:
-            error = await closeWithin(self._closeTimeout, self._reactor, close)
-        await self._queue.running.abandon()
+        error = await self._initialization.closeModule()
         await refused
+        await self._queue.running.abandon()
         self._lifecycle.on(Event.CLOSED)
         if error is None:
             self._closers.succeed()
         else:
             _log.error(
                 "{module}: failed to close ({error})",
-                module=self._name,
+                module=self.name,
                 error=explain(error),
             )
             self._closers.fail(lambda: error)
@@ -377,18 +409,24 @@ class QueuingWrapper(Generic[_Module]):
     def _becameReady(self) -> None:
         self._methods.update()
         if self.state is State.DRAINING:
+            if self._holds:
+                self._lifecycle.on(Event.PAUSE)
             self._waiters.succeed()
             self._observers.notify()
         if self.state is State.DRAINING:
             self._queue.drain()
 
     def _drained(self) -> None:
+        # To look up names runs foreign code.
+        toReady = self._proxySwitch.prepare()
+        if self.state is not State.DRAINING:
+            return
+        if self.pending:
+            self._queue.drainSoon()
+            return
         self._lifecycle.on(Event.DRAINED)
         self._queue.passCalls()
-        self._proxySwitch.toReady()
-        if self.state is not State.READY:
-            # Reading the module's attributes made it go away.
-            self._proxySwitch.toWaiting()
+        toReady()
         self._observers.notify()
 
     def _becameLost(self) -> None:
@@ -398,37 +436,15 @@ class QueuingWrapper(Generic[_Module]):
     def _failedForGood(self) -> None:
         # A callback may initialise again: later waiters wait for that attempt.
         waiters = self._waiters.takeAll()
-        makeError = partial(self._makeFailed, self.lastError)
+        makeError = partial(initializationFailed, self.name, self.lastError)
         self._queue.refuseCalls(makeError)
         waiters.fail(makeError)
         self._observers.notify()
 
-    def _describe(self) -> str:
-        waiting = f", {self.pending} waiting" if self.pending else ""
-        return f"{self.state.value}{waiting}"
+    def _called(self) -> None:
+        call, self._firstCall = self._firstCall, None
+        if call is not None and self.state is State.NEW:
+            call()
 
-    def _makeQueueFull(self) -> QueueFull:
-        return QueueFull(
-            f"{self.limit} calls are waiting for {self._name} already",
-            self.retryAfter(),
-        )
-
-    def _makeQueueTimeout(self, waited: float) -> QueueTimeout:
-        error = QueueTimeout(
-            f"waited {waited:.1f} s for {self._name}, which is "
-            f"{self.state.value} after {count(self.attempts, 'attempt')}",
-            self.retryAfter(),
-            waited,
-            self.state,
-            self.attempts,
-        )
-        error.__cause__ = self.lastError
-        return error
-
-    def _makeFailed(self, cause: BaseException | None) -> InitializationFailed:
-        error = InitializationFailed(f"{self._name} failed to initialize, for good")
-        error.__cause__ = cause
-        return error
-
-    def _makeClosed(self) -> Closed:
-        return Closed(f"{self._name} is closed")
+    def _initializeAtCall(self) -> None:
+        self.initialize().addErrback(lambda _: None)

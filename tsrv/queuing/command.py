@@ -19,8 +19,11 @@ A command is always in one of these stages::
     ENDED       fired
 
 A command that is safe to run twice goes back from RUNNING or FAILED to WAITING
-when the module is lost; every other one goes on to LOST. Each stage leads to
-ENDED.
+when the module is lost, unless its caller gave up; every other one goes on to
+LOST. Each stage leads to ENDED.
+
+A caller who fires the Deferred has given up the call, too: it is not started, and
+what the module answers is not needed.
 """
 
 from __future__ import annotations
@@ -30,10 +33,16 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import AlreadyCalledError, Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .answer import Answer
+from .foreign import checkThread
+
 __all__ = ["Command", "CommandList", "Method"]
+
+_log = Logger("tsrv.wrapper")
 
 # Plain numbers, because every queued call compares them several times.
 WAITING: Final = 0
@@ -65,7 +74,7 @@ class Method:
     direct: Callable[..., Any] = field(init=False)
 
 
-class Command(Deferred[Any]):
+class Command(Answer):
     """
     One call, and its caller's Deferred.
 
@@ -109,6 +118,7 @@ class Command(Deferred[Any]):
         if self.called:
             super().cancel()
         else:
+            checkThread("cancel")
             self.method.cancel(self)
 
     def end(self, result: object) -> None:
@@ -117,6 +127,7 @@ class Command(Deferred[Any]):
         keep the module, the arguments or other commands alive.
         """
         self.stage = ENDED
+        name = self.method.name
         previous, following = self.previous, self.next
         previous.next = following
         following.previous = previous
@@ -125,7 +136,10 @@ class Command(Deferred[Any]):
         self.arguments = ()
         if self.keywords is not None:
             self.keywords = None
-        self.callback(result)
+        try:
+            self.callback(result)
+        except AlreadyCalledError:
+            _log.failure("the caller of {name}() has fired its Deferred", name=name)
 
     def unlink(self) -> None:
         """

@@ -1,6 +1,6 @@
 """
-The history of a module: its attempts, its losses, and their durations. The history
-is bounded, however long a program runs.
+The history of a module: its attempts, losses and pauses, and their durations. The
+history is bounded, however long a program runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from .histogram import Histogram
 
-__all__ = ["Attempt", "Episodes", "History", "Loss", "count", "explain"]
+__all__ = ["Attempt", "Episodes", "History", "Loss", "Pause", "count", "explain"]
 
 # Numbers of episodes kept from the beginning, which tell how it all began, and from
 # the end.
@@ -59,12 +59,25 @@ class Loss:
     error: str | None = None
 
 
+@dataclass(slots=True)
+class Pause:
+    """
+    A time for which the calls of a module were held on purpose.
+
+    @ivar begun: Its beginning, by the reactor's time.
+    @ivar ended: Its end; L{None} while the module is paused.
+    """
+
+    begun: float
+    ended: float | None = None
+
+
 _Episode = TypeVar("_Episode")
 
 
 class Episodes(Generic[_Episode]):
     """
-    Attempts or losses in order: the first few and the last few.
+    Attempts, losses or pauses in order: the first few and the last few.
 
     @ivar count: The number of all episodes, whether they are kept or not.
     """
@@ -98,6 +111,7 @@ class History:
 
     @ivar attempts: The attempts to initialise it.
     @ivar losses: Its losses.
+    @ivar pauses: The times for which it was paused.
     @ivar becameReady: The time when it was ready for the first time, by the
         reactor; L{None} until then.
     @ivar attemptSeconds: The durations of all attempts, in seconds.
@@ -108,12 +122,14 @@ class History:
     def __init__(self, reactor: IReactorTime) -> None:
         self.attempts: Episodes[Attempt] = Episodes()
         self.losses: Episodes[Loss] = Episodes()
+        self.pauses: Episodes[Pause] = Episodes()
         self.becameReady: float | None = None
         self.attemptSeconds = Histogram()
         self.queueSeconds = Histogram()
         self._reactor = reactor
         self._attempt: Attempt | None = None
         self._loss: Loss | None = None
+        self._pause: Pause | None = None
 
     def attemptBegan(self) -> None:
         """
@@ -157,6 +173,21 @@ class History:
         self.losses.add(self._loss)
         if error is not None:
             self._loss.kind, self._loss.error = type(error).__name__, explain(error)
+
+    def paused(self) -> None:
+        """
+        Record that somebody paused the module.
+        """
+        self._pause = Pause(self._reactor.seconds())
+        self.pauses.add(self._pause)
+
+    def resumed(self) -> None:
+        """
+        Record that nobody pauses the module any more.
+        """
+        if self._pause is not None:
+            self._pause.ended = self._reactor.seconds()
+            self._pause = None
 
 
 def explain(error: BaseException | None) -> str:

@@ -3,7 +3,11 @@ Making one module ready, and keeping it so: attempts, retries and losses.
 
 Each attempt is an object of its own, and an answer counts only while its
 attempt is the current one. So whatever an abandoned attempt still has to say
-changes nothing.
+changes nothing. An attempt stays current while the module is ready.
+
+A module is lost when its C{whenLost()} says so, when a ping fails, or when somebody
+resets it. In the last two cases the module itself does not know that anything is
+wrong, so it is closed before it is initialised again.
 
 The module, its cancellers and the retry policy are foreign code: each of them may
 close the wrapper, give up the initialisation or begin another one while it is
@@ -13,43 +17,45 @@ called. So each caller looks afterwards whether something else has overtaken it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from math import isfinite
-from types import CoroutineType
-from typing import Any
+from typing import Final
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredSemaphore,
+    succeed,
+)
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .attempt import OneAttempt
+from .foreign import Results, callForeign, callWithin
 from .history import History, count, explain
-from .states import Event, Lifecycle, State
+from .options import checkArguments, checkSeconds
+from .ping import Ping
+from .states import Event, IllegalTransition, Lifecycle, State
+from .watch import StaleWatch, Watch
 
 __all__ = ["Initialization"]
 
 _log = Logger("tsrv.wrapper")
 
+# Errors that are mistakes in a program rather than trouble in its surroundings.
+PROGRAMMING_ERRORS: Final = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
 
-@dataclass(eq=False)
-class _Attempt:
-    """
-    One attempt, and, if it succeeds, the time of being ready that follows.
 
-    @ivar answer: The Deferred of the module's C{initialize()}, until it fires.
-    @ivar timer: Ends an attempt that hangs.
-    """
-
-    answer: Deferred[Any] | None = None
-    timer: IDelayedCall | None = None
-
-    def end(self) -> None:
-        answer, self.answer = self.answer, None
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        if answer is not None:
-            answer.cancel()
+_READY_STATES: Final = (State.DRAINING, State.READY, State.PAUSED)
 
 
 class Initialization:
@@ -71,9 +77,15 @@ class Initialization:
         *,
         initialize: Callable[[], object],
         whenLost: Callable[[], object] | None,
+        close: Callable[[], object] | None,
+        closeTimeout: float | None,
+        ping: Callable[[], object] | None,
+        pingInterval: float,
         retryPolicy: Callable[[int], float],
         fatal: tuple[type[BaseException], ...],
         timeout: float | None,
+        slots: DeferredSemaphore | None,
+        secondsLeft: Callable[[], float | None],
         pending: Callable[[], int],
         ready: Callable[[], None],
         lost: Callable[[], None],
@@ -83,31 +95,47 @@ class Initialization:
         """
         L{QueuingWrapper<tsrv.QueuingWrapper>} explains the options.
 
+        @param secondsLeft: Returns the seconds that the attempt in progress will
+            still take, if they are known.
         @param pending: Returns the number of queued calls.
         @param ready: Called when the module has become ready.
         @param lost: Called when the module is lost.
         @param failed: Called when there will be no further attempt.
-        @param changed: Called last when an attempt has begun, and when the next
-            one has been scheduled.
+        @param changed: Called last when an attempt has begun or waits for its turn,
+            and when the next one has been scheduled.
         """
+        checkSeconds("attemptTimeout", timeout)
+        checkSeconds("closeTimeout", closeTimeout)
+        checkArguments("retryPolicy", retryPolicy, 1)
         self.attempts = 0
         self.lastError: BaseException | None = None
+        # Fires when the module has been closed for a reset.
+        self._closing: Deferred[BaseException | None] | None = None
         self._reactor = reactor
         self._lifecycle = lifecycle
         self._history = history
         self._name = name
         self._initialize = initialize
-        self._whenLost = whenLost
+        self._watch = Watch(whenLost, self._noticeLoss)
+        self._close = close
+        self._closeTimeout = closeTimeout
+        self._ping: Ping | None = None
+        if ping is not None:
+            self._ping = Ping(reactor, ping, pingInterval, self.reset)
         self._retryPolicy = retryPolicy
-        self._fatal = fatal
+        self._fatal = (*fatal, StaleWatch)
         self._timeout = timeout
+        self._slots = slots
+        self._secondsLeft = secondsLeft
         self._pending = pending
         self._ready = ready
         self._lost = lost
         self._failed = failed
         self._changed = changed
-        self._attempt: _Attempt | None = None
+        self._results = Results()
+        self._attempt: OneAttempt | None = None
         self._retryCall: IDelayedCall | None = None
+        self._tracebackLogged = False
         # Attempts since the module was last ready for longer than the last delay:
         # the delays go on growing if it is lost as soon as it is ready.
         self._policyAttempts = 0
@@ -123,10 +151,11 @@ class Initialization:
         self._lifecycle.on(Event.INITIALIZE)
         self.attempts = self._policyAttempts = 0
         self.lastError = None
+        self._tracebackLogged = False
         self._unreadySince = self._reactor.seconds()
         self._begin()
 
-    def stop(self) -> None:
+    def stop(self, reason: BaseException | None = None) -> None:
         """
         Give up whatever is in progress, without reporting anything.
         """
@@ -135,8 +164,72 @@ class Initialization:
             self._retryCall.cancel()
             self._retryCall = None
         if attempt is not None:
-            self._history.attemptEnded(CancelledError("given up"))
+            self._history.attemptEnded(reason or CancelledError("given up"))
             attempt.end()
+        if self._ping is not None:
+            self._ping.stop()
+
+    def reset(self, reason: BaseException) -> None:
+        """
+        Close the module, and initialise it again without a delay.
+
+        @raise IllegalTransition: Nobody has initialised the module, or it has failed
+            for good, or it is closed; nothing has changed.
+        """
+        state = self._lifecycle.state
+        if state in (State.RETRYING, State.LOST):
+            # It is closed already, or has yet to be initialised.
+            if self._retryCall is not None:
+                self._retryCall.cancel()
+                self._retry()
+            return
+        if state in _READY_STATES:
+            self._lose(reason)
+            state = State.LOST
+        elif state is State.INITIALIZING:
+            self._lifecycle.on(Event.FAIL)
+            self.lastError = reason
+            self.stop(reason)
+            state = State.RETRYING
+        else:
+            raise IllegalTransition(state, Event.LOSE)
+        if self._isOvertaken(state):
+            return
+        _log.warn("{module}: reset ({error})", module=self._name, error=explain(reason))
+        # The module may reset or close the wrapper while it is being closed.
+        closing = Deferred[BaseException | None]()
+        self._closing = closing.addCallback(self._closed)
+        self._callClose().addCallback(closing.callback)
+        if self._closing is not None:
+            self._changed()
+
+    def closeModule(self) -> Deferred[BaseException | None]:
+        """
+        Close the module, if it was ever initialised.
+
+        @return: A Deferred that fires with the error, if there was one.
+        """
+        # A reset may have begun to close it.
+        return self._callClose() if self._closing is None else self._closing
+
+    def _callClose(self) -> Deferred[BaseException | None]:
+        if self._close is None or not self._history.attempts.count:
+            return succeed(None)
+        return callWithin(self._closeTimeout, self._reactor, self._close, "close")
+
+    def _closed(self, error: BaseException | None) -> BaseException | None:
+        self._closing = None
+        if error is not None:
+            _log.warn(
+                "{module}: failed to close for the reset ({error})",
+                module=self._name,
+                error=explain(error),
+            )
+        if self._attempt is not None:
+            self._waitForTurn(self._attempt)
+        elif self._lifecycle.state in (State.RETRYING, State.LOST):
+            self._retry()
+        return error
 
     def fail(self, reason: BaseException) -> None:
         """
@@ -158,11 +251,13 @@ class Initialization:
         )
         self._failed()
 
-    def secondsToRetry(self) -> float | None:
+    def retryAfter(self) -> float | None:
         """
-        Return the seconds until the next attempt, or L{None} if none is
-        scheduled.
+        @return: The seconds until the next attempt begins, or the present one ends,
+            if they are known.
         """
+        if self._lifecycle.state is State.INITIALIZING:
+            return self._secondsLeft()
         if self._retryCall is None:
             return None
         return max(0.0, self._retryCall.getTime() - self._reactor.seconds())
@@ -170,43 +265,66 @@ class Initialization:
     # Attempts.
 
     def _begin(self) -> None:
+        attempt = self._attempt = OneAttempt()
+        if self._closing is None:
+            self._waitForTurn(attempt)
+        else:
+            self._changed()
+
+    def _waitForTurn(self, attempt: OneAttempt) -> None:
+        if self._slots is None:
+            self._run(attempt)
+            return
+        attempt.turn = turn = self._slots.acquire()
+        turn.addCallbacks(self._gotTurn, lambda _: None, callbackArgs=(attempt,))
+        if attempt.turn is not None:
+            self._changed()
+
+    def _gotTurn(self, slots: DeferredSemaphore, attempt: OneAttempt) -> None:
+        attempt.turn = None
+        # Another module's attempt does not begin in the middle of this one's end.
+        attempt.release = partial(self._reactor.callLater, 0, slots.release)
+        self._run(attempt)
+
+    def _run(self, attempt: OneAttempt) -> None:
         self.attempts += 1
         self._policyAttempts += 1
         self._history.attemptBegan()
-        attempt = self._attempt = _Attempt()
         if self._timeout is not None:
             attempt.timer = self._reactor.callLater(
                 self._timeout, self._timedOut, attempt
             )
-        answer = maybeDeferred(self._initialize)
+        answer = callForeign(self._initialize)
         if self._attempt is not attempt:
             # It was given up while the module was being called.
-            answer.addErrback(lambda _: None)
-            answer.cancel()
+            self._results.abandon(answer)
             return
         attempt.answer = answer
-        answer.addCallbacks(
-            self._succeeded,
-            self._failedOnce,
-            callbackArgs=(attempt,),
-            errbackArgs=(attempt,),
-        )
+        self._results.observe(answer, self._answered, attempt)
         if attempt.answer is not None:
             self._changed()
 
-    def _succeeded(self, result: object, attempt: _Attempt) -> None:
+    def _answered(self, result: object, attempt: OneAttempt) -> None:
         if attempt is not self._attempt:
             return
+        attempt.answer = None
+        if isinstance(result, Failure):
+            self._failedOnce(result, attempt)
+        else:
+            self._succeeded(attempt)
+
+    def _succeeded(self, attempt: OneAttempt) -> None:
         attempt.end()
+        if attempt is not self._attempt:
+            return
         try:
-            lost = self._watch()
+            lost = self._watch.ask()
         except BaseException:
             # A module that cannot be watched is not ready.
             self._failedOnce(Failure(), attempt)
             return
         if attempt is not self._attempt:
-            if lost is not None:
-                lost.addErrback(lambda _: None)
+            self._watch.forget(lost)
             return
         self._lifecycle.on(Event.SUCCEED)
         self.lastError = None
@@ -214,10 +332,11 @@ class Initialization:
         self._history.attemptEnded()
         self._history.ready()
         self._logReady()
-        if lost is not None:
-            lost.addBoth(self._noticeLoss, attempt)
+        self._watch.begin(lost)
         # It may be lost already.
         if attempt is self._attempt:
+            if self._ping is not None:
+                self._ping.start()
             self._ready()
 
     def _logReady(self) -> None:
@@ -233,12 +352,12 @@ class Initialization:
                 calls=count(self._pending(), "call"),
             )
 
-    def _timedOut(self, attempt: _Attempt) -> None:
+    def _timedOut(self, attempt: OneAttempt) -> None:
         attempt.timer = None
         error = TimeoutError(f"no answer within {self._timeout:g} seconds")
         self._failedOnce(Failure(error), attempt)
 
-    def _failedOnce(self, failure: Failure, attempt: _Attempt) -> None:
+    def _failedOnce(self, failure: Failure, attempt: OneAttempt) -> None:
         if attempt is not self._attempt:
             return
         self._attempt = None
@@ -251,17 +370,23 @@ class Initialization:
         self.lastError = error
         if isinstance(error, self._fatal):
             self.fail(error)
-        else:
-            self._scheduleRetry(error)
+            return
+        if isinstance(error, PROGRAMMING_ERRORS) and not self._tracebackLogged:
+            self._tracebackLogged = True
+            text = "{module}: a mistake in the program"
+            _log.failure(text, failure, module=self._name)
+        self._scheduleRetry(error)
 
     # Retries.
 
     def _scheduleRetry(self, error: BaseException | None) -> None:
         state = self._lifecycle.state
         try:
-            delay = self._retryPolicy(self._policyAttempts)
-            if not (isfinite(delay) and delay >= 0):
-                raise ValueError(f"not a number of seconds: {delay!r}")
+            given = self._retryPolicy(self._policyAttempts)
+            if not (isfinite(given) and given >= 0):
+                raise ValueError(f"not a number of seconds: {given!r}")
+            # It may be a Decimal, for example.
+            delay = float(given)
         except BaseException as policyError:
             if self._isOvertaken(state):
                 return
@@ -292,7 +417,7 @@ class Initialization:
 
     def _isOvertaken(self, state: State) -> bool:
         # Foreign code has closed the wrapper, given up or begun again.
-        begun = self._attempt is not None or self._retryCall is not None
+        begun = (self._attempt, self._retryCall, self._closing) != (None, None, None)
         return begun or self._lifecycle.state is not state
 
     def _retry(self) -> None:
@@ -302,28 +427,24 @@ class Initialization:
 
     # Losses.
 
-    def _watch(self) -> Deferred[Any] | None:
-        if self._whenLost is None:
-            return None
-        lost = self._whenLost()
-        if type(lost) is CoroutineType:
-            lost = Deferred.fromCoroutine(lost)
-        if not isinstance(lost, Deferred):
-            raise TypeError(f"whenLost() returned {lost!r}, not a Deferred")
-        return lost
-
-    def _noticeLoss(self, reason: object, attempt: _Attempt) -> None:
-        if attempt is not self._attempt:
+    def _noticeLoss(self, error: BaseException | None) -> None:
+        if self._lifecycle.state not in _READY_STATES:
             return
+        self._lose(error)
+        if not self._isOvertaken(State.LOST):
+            self._scheduleRetry(error)
+
+    def _lose(self, error: BaseException | None) -> None:
         self._attempt = None
-        error = reason.value if isinstance(reason, Failure) else None
         now = self._reactor.seconds()
         if now - self._readySince >= self._lastDelay:
             self._policyAttempts = 0
         self.attempts = 0
         self._unreadySince = now
+        self._tracebackLogged = False
         self.lastError = error
         self._lifecycle.on(Event.LOSE)
         self._history.lost(error)
         self._lost()
-        self._scheduleRetry(error)
+        if self._ping is not None:
+            self._ping.stop()

@@ -3,37 +3,36 @@ The callables that replace a module's methods.
 
 Each L{Method} has two callables. C{enqueue} is right at any time: it queues,
 passes or refuses a call, as the moment demands. C{direct} is for the time when
-the module is ready. For most methods it is the module's own bound method, so that
-nothing of tsrv is in the way. Only two kinds of methods need something in
-between:
+the module is ready. If nothing has to be known of a call, this is the module's own
+bound method, so that nothing of tsrv is in the way. Otherwise it is one of two:
 
-  - A method that is C{async def} has to return a Deferred.
+  - A tracked call ends, whatever becomes of the module. If the module has not
+    answered when its method returns, the call becomes a L{Command}, which is in
+    progress until the module answers, or is lost or closed. The calls of a module
+    that can be lost are tracked, unless it promises to end them itself; and those
+    of methods that are safe to run twice (C{replay}).
 
-  - A call of a method that is safe to run twice (C{replay}) is made again when
-    the module is lost while working on it. So tsrv has to remember the call:
-    from the beginning, or, if the module promises to answer all of its calls
-    (L{ISettlesCalls<tsrv.asyncmodule.ISettlesCalls>}), not before it has failed.
+  - A converted call returns a Deferred where the module does not: always
+    (C{alwaysDeferred}), or if the method is C{async def}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextvars import Context, copy_context
-from functools import partial
-from types import CoroutineType
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from threading import get_ident
 
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail
+from twisted.python import threadable
 from twisted.python.failure import Failure
 
-from ..asyncmodule import ISettlesCalls
+from .answer import Answer
 from .command import Command, Method
+from .foreign import asDeferred, checkThread
 from .module import ModuleMethod, copySignature, isAsync
 from .queue import CommandQueue
 
 __all__ = ["Methods"]
-
-Arguments = tuple[object, ...]
-Keywords = dict[str, object]
 
 
 class Methods:
@@ -45,32 +44,50 @@ class Methods:
         self,
         module: object,
         queue: CommandQueue,
+        *,
         replay: frozenset[str],
+        tracked: bool,
+        alwaysDeferred: bool,
         lifecycle: Mapping[str, ModuleMethod],
+        queued: Callable[[], None] | None,
     ) -> None:
         """
         @param replay: The names of methods that are safe to run twice.
+        @param tracked: Whether calls of the other methods are tracked, too.
+        @param alwaysDeferred: Whether every call returns a Deferred.
         @param lifecycle: By name, what is called in place of the methods that
             initialise and close the module.
+        @param queued: Called after each call that was queued or refused; L{None} if
+            nobody needs to know.
         """
         self._module = module
         self._queue = queue
         self._replay = replay
+        self._tracked = tracked
+        self._alwaysDeferred = alwaysDeferred
         self._lifecycle = lifecycle
-        self._settlesCalls = ISettlesCalls.implementedBy(type(module))
+        self._queued = queued
         self._methods: dict[str, Method] = {}
 
-    def replacementFor(self, name: str, own: ModuleMethod) -> ModuleMethod:
+    def whileWaiting(self, name: str, own: ModuleMethod) -> ModuleMethod:
         """
         @param name: The name of a public method.
         @param own: The module's own method.
-        @return: The replacement that the proxy has until the state changes.
+        @return: What the proxy has in its place while the module is not ready. It is
+            right at any other time, too.
         """
         if name in self._lifecycle:
             return self._lifecycle[name]
-        if not self._queue.passing:
-            return self._find(name, own).enqueue
-        if name in self._replay or isAsync(own):
+        return self._find(name, own).enqueue
+
+    def whileReady(self, name: str, own: ModuleMethod) -> ModuleMethod:
+        """
+        @return: What the proxy has in its place while the module is ready.
+        """
+        if name in self._lifecycle:
+            return self._lifecycle[name]
+        tracked = self._tracked or name in self._replay
+        if tracked or self._alwaysDeferred or isAsync(own):
             return self._find(name, own).direct
         return own
 
@@ -84,7 +101,7 @@ class Methods:
             try:
                 own = getattr(self._module, method.name)
             except BaseException as error:
-                own = partial(fail, error)
+                own = _failing(error)
             self._connect(method, own)
 
     def _find(self, name: str, own: ModuleMethod) -> Method:
@@ -92,6 +109,8 @@ class Methods:
         if method is None:
             method = Method(name, name in self._replay, self._queue.cancel, own)
             enqueue = self._queue.makeEnqueue(method)
+            if self._queued is not None:
+                enqueue = _followed(enqueue, self._queued)
             method.enqueue = copySignature(enqueue, own)
             self._connect(method, own)
             self._methods[name] = method
@@ -99,94 +118,81 @@ class Methods:
 
     def _connect(self, method: Method, own: ModuleMethod) -> None:
         method.target = own
-        if method.replay and self._settlesCalls:
-            method.direct = self._makeRetrying(method)
-        elif method.replay:
-            method.direct = self._makeRemembering(method)
-        elif isAsync(own):
-            method.direct = self._makeAsync(method)
+        if method.replay or self._tracked:
+            method.direct = copySignature(self._makeTracked(method, own), own)
+        elif self._alwaysDeferred or isAsync(own):
+            method.direct = copySignature(self._makeConverted(method), own)
         else:
             method.direct = own
 
-    # The callables that are not the module's own. A caller may keep one of them
-    # beyond a loss; so each has to look whether the module is ready.
+    # A caller may keep one of these callables beyond a loss; so each has to look
+    # whether the module is ready.
 
-    def _makeAsync(self, method: Method) -> ModuleMethod:
-        def call(*arguments: object, **keywords: object) -> object:
-            if not self._queue.passing:
-                return method.enqueue(*arguments, **keywords)
-            result = method.target(*arguments, **keywords)
-            if type(result) is CoroutineType:
-                return Deferred.fromCoroutine(result)
-            return result
-
-        return copySignature(call, method.target)
-
-    def _makeRemembering(self, method: Method) -> ModuleMethod:
-        def call(*arguments: object, **keywords: object) -> object:
-            if not self._queue.passing:
-                return method.enqueue(*arguments, **keywords)
-            command = makeCommand(method, arguments, keywords, copy_context())
-            self._queue.running.start(command)
-            return command
-
-        return copySignature(call, method.target)
-
-    def _makeRetrying(self, method: Method) -> ModuleMethod:
-        queue, running, target = self._queue, self._queue.running, method.target
+    def _makeTracked(self, method: Method, target: ModuleMethod) -> ModuleMethod:
+        queue, running, getThread = self._queue, self._queue.running, get_ident
+        isReplayed, alwaysDeferred = method.replay, self._alwaysDeferred
 
         def call(*arguments: object, **keywords: object) -> object:
             if not queue.passing:
                 return method.enqueue(*arguments, **keywords)
+            if threadable.ioThread != getThread():
+                checkThread(method.name)
             # The module may notice a loss, and report it, while it is called.
-            losses = running.losses
+            interruptions = running.interruptions
             try:
                 result = target(*arguments, **keywords)
+                if not isinstance(result, Deferred):
+                    answer = asDeferred(result)
+                    if answer is None:
+                        return _answered(result) if alwaysDeferred else result
+                    result = answer
             except BaseException:
+                if not (isReplayed or alwaysDeferred):
+                    raise
                 result = fail(Failure())
-            if type(result) is CoroutineType:
-                result = Deferred.fromCoroutine(result)
-            elif not isinstance(result, Deferred):
-                return succeed(result)
-            return result.addErrback(
-                failed, arguments, keywords, copy_context(), losses
+            isFired = result.called and not result.paused
+            if isFired and not (isReplayed and isinstance(result.result, Failure)):
+                return result
+            return running.follow(
+                method, arguments, keywords, copy_context(), result, interruptions
             )
 
-        def failed(
-            failure: Failure,
-            arguments: Arguments,
-            keywords: Keywords,
-            context: Context,
-            losses: int,
-        ) -> object:
-            if failure.check(CancelledError) or queue.refusing:
-                return failure
-            lost = losses != running.losses
-            if lost and queue.passing:
-                # The module has recovered in the meantime.
-                return context.run(call, *arguments, **keywords)
-            command = makeCommand(method, arguments, keywords, context)
-            if lost:
-                command.run = 1
-                queue.putBack(command)
-            else:
-                running.failedDirectly(command, failure)
-            return command
+        return call
 
-        return copySignature(call, target)
+    def _makeConverted(self, method: Method) -> ModuleMethod:
+        queue, alwaysDeferred = self._queue, self._alwaysDeferred
+
+        def call(*arguments: object, **keywords: object) -> object:
+            if not queue.passing:
+                return method.enqueue(*arguments, **keywords)
+            try:
+                result = method.target(*arguments, **keywords)
+                answer = asDeferred(result)
+            except BaseException:
+                if not alwaysDeferred:
+                    raise
+                return fail(Failure())
+            if answer is None:
+                return _answered(result) if alwaysDeferred else result
+            return answer
+
+        return call
 
 
-def makeCommand(
-    method: Method, arguments: Arguments, keywords: Keywords, context: Context
-) -> Command:
-    """
-    @return: A command that does not wait.
-    """
-    command = Command()
-    command.method = method
-    command.arguments = arguments
-    if keywords:
-        command.keywords = keywords
-    command.context = context
-    command.since = None
-    return command
+def _answered(result: object) -> Answer:
+    answer = Answer()
+    answer.callback(result)
+    return answer
+
+
+def _failing(error: BaseException) -> ModuleMethod:
+    return lambda *_, **__: fail(error)
+
+
+def _followed(enqueue: ModuleMethod, queued: Callable[[], None]) -> ModuleMethod:
+    def call(*arguments: object, **keywords: object) -> object:
+        command: Command = enqueue(*arguments, **keywords)
+        queued()
+        return command
+
+    return call

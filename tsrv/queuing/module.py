@@ -18,17 +18,13 @@ from inspect import (
     unwrap,
 )
 from types import MemberDescriptorType
-from typing import Any, Final, NoReturn, TypeVar
-
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IReactorTime
+from typing import Any, Final, TypeVar
 
 from ..asyncmodule import IHasNote, IPredictable
-from .options import checkCallable
+from .options import checkArguments
 
 __all__ = [
     "ModuleMethod",
-    "closeWithin",
     "copySignature",
     "findMethod",
     "hasDynamicAttributes",
@@ -85,13 +81,13 @@ def publicMethods(module: object) -> Iterator[tuple[str, ModuleMethod | None]]:
     """
     try:
         listed = dir(module)
-    except Exception:
+    except BaseException:
         listed = dir(type(module))
     for name in sorted({*listed, *_annotated(type(module))}, key=str):
         if isinstance(name, str) and not name.startswith("_"):
             try:
                 yield name, findMethod(module, name)
-            except Exception:
+            except BaseException:
                 # Reading the attribute raises this error again.
                 yield name, None
 
@@ -101,7 +97,7 @@ def _annotated(moduleType: type) -> set[str]:
     for each in moduleType.__mro__:
         # Since Python 3.14 annotations are evaluated here, and may rely on what
         # only a type checker imports.
-        with suppress(Exception):
+        with suppress(BaseException):
             names.update(get_annotations(each))
     return names
 
@@ -114,7 +110,7 @@ def isAsync(method: ModuleMethod) -> bool:
     try:
         inner = unwrap(method)
         return iscoroutinefunction(inner) or iscoroutinefunction(type(inner).__call__)
-    except Exception:
+    except BaseException:
         return False
 
 
@@ -127,11 +123,11 @@ def copySignature(function: _Callable, method: ModuleMethod) -> _Callable:
     @return: C{function}
     """
     for name in ("__module__", "__name__", "__qualname__", "__doc__"):
-        with suppress(Exception):
+        with suppress(BaseException):
             value = getattr(method, name)
             if isinstance(value, str):
                 setattr(function, name, value)
-    with suppress(Exception):
+    with suppress(BaseException):
         # Built-in functions, for example, have none.
         vars(function)["__signature__"] = signature(method)
     return function
@@ -147,7 +143,7 @@ def secondsLeft(module: object) -> float | None:
     try:
         seconds = IPredictable(module).secondsUntilInitialized()
         return None if seconds is None else max(0.0, float(seconds))
-    except Exception:
+    except BaseException:
         # This is only a hint; the error that it belongs to must not get lost.
         return None
 
@@ -161,7 +157,7 @@ def noteOf(module: object) -> str | None:
     try:
         note = IHasNote(module).note()
         return None if note is None else " ".join(note.split())[:MAX_NOTE_LENGTH]
-    except Exception:
+    except BaseException:
         # The report must not get lost because of a note.
         return None
 
@@ -176,37 +172,21 @@ def lifecycleMethod(
     @param given: The callable to use instead, if there is one.
     @return: The callable, if there is one, and the names under which the module
         itself has it.
-    @raise TypeError: C{given} is not callable.
+    @raise TypeError: The callable cannot be called without arguments.
     """
-    checkCallable(name, given)
     if given is not None:
+        checkArguments(name, given, 0)
         same = (each for each, method in publicMethods(module) if method == given)
         return given, frozenset(same)
     # A module that makes up attributes would have one of this name, too.
-    if getattr_static(module, name, None) is not None:
-        own = getattr(module, name)
-        if callable(own):
-            return own, frozenset({name})
+    static = getattr_static(module, name, None)
+    if static is None:
+        return None, frozenset()
+    own = None if isinstance(static, property) else getattr(module, name)
+    if callable(own):
+        checkArguments(f"{type(module).__name__}.{name}", own, 0)
+        return own, frozenset({name})
+    if name.startswith("when"):
+        # Nothing else has such a name.
+        raise TypeError(f"{type(module).__name__}.{name} is not a method")
     return None, frozenset()
-
-
-def closeWithin(
-    timeout: float | None, reactor: IReactorTime, close: Callable[[], object]
-) -> Deferred[BaseException | None]:
-    """
-    Close a module, and wait for it for a limited time.
-
-    @return: A Deferred that fires with the error if closing failed.
-    """
-    # The time limit holds for a module that ignores its cancellation, too.
-    ended: Deferred[Any] = Deferred()
-    closing = maybeDeferred(close)
-    closing.chainDeferred(ended)
-
-    def timedOut(result: object, timeout: float) -> NoReturn:
-        closing.cancel()
-        raise TimeoutError(f"no end within {timeout:g} s")
-
-    if timeout is not None:
-        ended.addTimeout(timeout, reactor, timedOut)
-    return ended.addCallbacks(lambda _: None, lambda failure: failure.value)

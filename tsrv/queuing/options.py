@@ -4,10 +4,19 @@ Checks of options that are numbers, callables or types of errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from inspect import signature
 from math import isfinite
+from numbers import Real
 
-__all__ = ["checkCallable", "checkCount", "checkSeconds", "errorTypes"]
+__all__ = [
+    "checkArguments",
+    "checkCount",
+    "checkInterval",
+    "checkNames",
+    "checkSeconds",
+    "errorTypes",
+]
 
 
 def checkCount(name: str, count: object, minimum: int) -> None:
@@ -18,20 +27,60 @@ def checkCount(name: str, count: object, minimum: int) -> None:
         raise ValueError(f"{name} must be at least {minimum}, not {count!r}")
 
 
-def checkSeconds(name: str, seconds: float | None) -> None:
+def checkSeconds(name: str, seconds: object) -> None:
     """
-    @raise ValueError: The option is neither a number of seconds nor L{None}.
+    @raise TypeError: The option is neither a number nor L{None}.
+    @raise ValueError: It is negative or infinite.
     """
-    if seconds is not None and not (isfinite(seconds) and seconds >= 0):
+    if seconds is None:
+        return
+    if not isinstance(seconds, Real):
+        raise TypeError(f"{name} must be seconds or None, not {seconds!r}")
+    if not (isfinite(seconds) and float(seconds) >= 0):
         raise ValueError(f"{name} must be seconds >= 0 or None, not {seconds!r}")
 
 
-def checkCallable(name: str, given: Callable[..., object] | None) -> None:
+def checkInterval(name: str, seconds: object) -> None:
     """
-    @raise TypeError: The option is neither a callable nor L{None}.
+    @raise TypeError: The option is not a number.
+    @raise ValueError: It is not positive, or infinite.
     """
-    if given is not None and not callable(given):
-        raise TypeError(f"{name} must be callable, not {given!r}")
+    if not isinstance(seconds, Real):
+        raise TypeError(f"{name} must be seconds, not {seconds!r}")
+    if not (isfinite(seconds) and float(seconds) > 0):
+        raise ValueError(f"{name} must be seconds > 0, not {seconds!r}")
+
+
+def checkArguments(name: str, function: object, count: int) -> None:
+    """
+    @raise TypeError: This is not a callable that takes so many arguments.
+    """
+    if not callable(function):
+        raise TypeError(f"{name} must be callable, not {function!r}")
+    try:
+        parameters = signature(function)
+    except Exception:
+        # Built-in functions, for example, have none.
+        return
+    try:
+        parameters.bind(*[None] * count)
+    except TypeError as error:
+        takes = f"{count} argument" if count == 1 else "no arguments"
+        raise TypeError(f"{name} must take {takes}: {error}") from None
+
+
+def checkNames(name: str, given: Iterable[str]) -> list[str]:
+    """
+    @return: The names, each of them once.
+    @raise TypeError: The option is one string, or has other members than strings.
+    """
+    if isinstance(given, str):
+        raise TypeError(f"{name} must be a collection of names, not one name")
+    names = list(dict.fromkeys(given))
+    for each in names:
+        if not isinstance(each, str):
+            raise TypeError(f"{name} must be names, not {each!r}")
+    return names
 
 
 def errorTypes(

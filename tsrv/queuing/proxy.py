@@ -33,6 +33,9 @@ class ProxySwitch:
     @ivar proxy: The proxy.
     @ivar module: The module.
     @ivar describe: Describes the state of the module in a few words.
+    @ivar whileWaiting: Makes what the proxy has in place of a method while the module
+        is not ready.
+    @ivar whileReady: Likewise, while it is ready.
     """
 
     def __init__(
@@ -41,18 +44,21 @@ class ProxySwitch:
         *,
         hidden: frozenset[str],
         describe: Callable[[], str],
-        replacementFor: Callable[[str, ModuleMethod], ModuleMethod],
+        whileWaiting: Callable[[str, ModuleMethod], ModuleMethod],
+        whileReady: Callable[[str, ModuleMethod], ModuleMethod],
     ) -> None:
         """
         @param hidden: Public names that the proxy does not have.
-        @param replacementFor: Takes the name of a public method and the module's
-            own method; returns what the proxy has until its next switch.
+        @param whileWaiting: Takes the name of a public method and the module's own
+            method; returns what the proxy has while the module is not ready.
+        @param whileReady: Likewise, while it is ready.
         """
         self.proxy = WaitingProxy(self)
         self.module = module
         self.describe = describe
         self._hidden = hidden
-        self._replacementFor = replacementFor
+        self.whileWaiting = whileWaiting
+        self.whileReady = whileReady
         self._added: set[str] = set()
 
     def names(self) -> set[str]:
@@ -76,22 +82,23 @@ class ProxySwitch:
         if name in self._hidden:
             raise AttributeError(f"{name!r} belongs to the wrapper, and is not proxied")
 
-    def addMethod(self, name: str, own: ModuleMethod) -> ModuleMethod:
+    def addMethod(self, name: str, method: ModuleMethod) -> None:
         """
-        Give the proxy one of the module's methods, until its next switch.
+        Give the proxy a method until its next switch.
         """
-        method = self._replacementFor(name, own)
         # An attribute of the object itself is found without __getattr__.
         object.__setattr__(self.proxy, name, method)
         self._added.add(name)
-        return method
 
-    def toReady(self) -> None:
+    def prepare(self) -> Callable[[], None]:
         """
-        The module is ready: give the proxy the module's own methods.
+        Look up all that the proxy has while the module is ready. This runs foreign
+        code, which may do anything to the wrapper.
+
+        @return: A callable that gives it to the proxy. This runs no foreign code.
         """
-        self._clear()
         attributes: dict[str, object] = {}
+        methods: dict[str, ModuleMethod] = {}
         if hasDynamicAttributes(type(self.module)):
             attributes["__getattr__"] = _getReadyAttribute
         for name, method in publicMethods(self.module):
@@ -100,8 +107,16 @@ class ProxySwitch:
             if method is None:
                 attributes[name] = _forwarded(name)
             else:
+                methods[name] = self.whileReady(name, method)
+        readyClass = type("ReadyProxy", (_Proxy,), attributes)
+
+        def toReady() -> None:
+            self._clear()
+            for name, method in methods.items():
                 self.addMethod(name, method)
-        _setClass(self.proxy, type("ReadyProxy", (_Proxy,), attributes))
+            _setClass(self.proxy, readyClass)
+
+        return toReady
 
     def toWaiting(self) -> None:
         """
@@ -167,7 +182,11 @@ class WaitingProxy(_Proxy):
                 f"{type(switch.module).__name__}.{name} is not a method: it can be "
                 f"read only while the module is ready, and it is {switch.describe()}"
             )
-        return switch.addMethod(name, method)
+        waiting = switch.whileWaiting(name, method)
+        # The module may have become ready in the meantime.
+        if type(self) is WaitingProxy:
+            switch.addMethod(name, waiting)
+        return waiting
 
     def __dir__(self) -> Iterable[str]:
         switch = self._switch
@@ -179,12 +198,17 @@ def _getReadyAttribute(proxy: _Proxy, name: str) -> Any:
     """
     The C{__getattr__} in front of a module that makes up attributes.
     """
-    switch = proxy._switch
+    switch, kind = proxy._switch, type(proxy)
     switch.check(name)
     method = findMethod(switch.module, name)
     if method is None:
         return getattr(switch.module, name)
-    return switch.addMethod(name, method)
+    ready = switch.whileReady(name, method)
+    if type(proxy) is not kind:
+        # The module has been lost in the meantime.
+        return getattr(proxy, name)
+    switch.addMethod(name, ready)
+    return ready
 
 
 def _forwarded(name: str) -> property:

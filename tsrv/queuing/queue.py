@@ -23,16 +23,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from ..errors import QueueFull, QueueTimeout
 from .command import WAITING, Command, CommandList, Method
+from .foreign import checkThread
 from .histogram import Histogram
+from .options import checkCount, checkSeconds
 from .running import RunningCommands
 from .slices import SlicedWork
 
@@ -58,6 +62,8 @@ class Stats:
     @ivar failed: Commands that waited when the module failed for good or was
         closed.
     @ivar pending: Commands that wait now.
+    @ivar unknown: Calls that ended with
+        L{OutcomeUnknown<tsrv.OutcomeUnknown>}, whether they were queued or not.
     """
 
     started: int = 0
@@ -66,13 +72,15 @@ class Stats:
     cancelled: int = 0
     failed: int = 0
     pending: int = 0
+    unknown: int = 0
 
     @property
     def submitted(self) -> int:
         """
-        Calls made while the module was not ready; the sum of all other counters.
+        Calls made while the module was not ready.
         """
-        return sum(astuple(self))
+        notStarted = self.rejected + self.expired + self.cancelled + self.failed
+        return self.started + notStarted + self.pending
 
 
 class CommandQueue:
@@ -106,6 +114,9 @@ class CommandQueue:
             seconds.
         @param drained: Called when L{drain} has started the last command.
         """
+        checkSeconds("timeout", timeout)
+        if concurrency is not None:
+            checkCount("concurrency", concurrency, 1)
         self.pending = 0
         self.passing = False
         self.running = RunningCommands(
@@ -113,7 +124,7 @@ class CommandQueue:
             losable=losable,
             queueAgain=self.putBack,
             endAll=self._endAll,
-            ended=None if concurrency is None else self._continueDraining,
+            ended=None if concurrency is None else self.drainSoon,
         )
         self._reactor = reactor
         self._limit = limit
@@ -146,7 +157,7 @@ class CommandQueue:
         """
         A copy of the counters.
         """
-        return replace(self._stats, pending=self.pending)
+        return replace(self._stats, pending=self.pending, unknown=self.running.unknown)
 
     @property
     def oldest(self) -> float | None:
@@ -185,6 +196,13 @@ class CommandQueue:
         """
         self._draining = True
         self._work.now()
+
+    def drainSoon(self) -> None:
+        """
+        Go on draining in the next turn of the reactor.
+        """
+        if self._draining:
+            self._work.soon()
 
     def passCalls(self) -> None:
         """
@@ -231,9 +249,11 @@ class CommandQueue:
         """
         # This is what a queued call costs, so everything is written out.
         root = self._waiting.root
-        seconds = self._reactor.seconds
+        seconds, getThread = self._reactor.seconds, get_ident
 
         def enqueue(*arguments: object, **keywords: object) -> object:
+            if threadable.ioThread != getThread():
+                checkThread(method.name)
             pending = self.pending
             if pending >= self._room and not self._makeRoom():
                 if self.passing:
@@ -260,6 +280,10 @@ class CommandQueue:
         Queue a command that was in progress at a loss: behind the others that
         were, before all that came later.
         """
+        if self.passing:
+            # The module has recovered while it was being called.
+            self.running.start(command)
+            return
         if command.since is not None:
             self._stats.started -= 1
         command.since = self._reactor.seconds()
@@ -271,6 +295,10 @@ class CommandQueue:
         self._waiting.add(command, before)
         self._lastPutBack = command
         self.pending += 1
+        if self._refusal is not None:
+            self._stats.failed += 1
+            self._endWaiting(command, Failure(self._refusal()))
+            return
         self._watchDeadline()
 
     def cancel(self, command: Command) -> None:
@@ -302,7 +330,7 @@ class CommandQueue:
         self.pending -= 1
         if not self.pending:
             self._nothingWaits()
-            self._continueDraining()
+            self.drainSoon()
         command.end(result)
 
     def _nothingWaits(self) -> None:
@@ -320,10 +348,6 @@ class CommandQueue:
         self._endings.append((commands, end, done))
         self._work.now()
         return done
-
-    def _continueDraining(self) -> None:
-        if self._draining:
-            self._work.soon()
 
     def _step(self) -> bool:
         if self._endings:
@@ -345,6 +369,11 @@ class CommandQueue:
             )
         ):
             return False
+        if command.called:
+            # Its caller has fired it, so nobody waits for the module's answer.
+            self._stats.cancelled += 1
+            self._endWaiting(command, None)
+            return True
         root.next = following = command.next
         following.previous = root
         self.pending -= 1

@@ -13,16 +13,21 @@ module is about losses, of which two facts are unpleasant:
   - Others report the loss first, and answer their calls afterwards; or never. So
     a command that must not run twice gets one turn of the reactor, too, for the
     module's own answer. Then it ends with L{OutcomeUnknown}.
+
+A million commands may be in progress at a loss. What happens to them there runs no
+foreign code, but it takes its time, so most of it is done in slices. Until it has
+come to a command, that command counts as in progress, and no other is started.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from types import CoroutineType
+from contextvars import Context
+from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..errors import OutcomeUnknown
@@ -35,9 +40,19 @@ from .command import (
     WAITING,
     Command,
     CommandList,
+    Method,
 )
+from .foreign import Results, asDeferred, cancelForeign
+from .slices import SlicedWork
+from .waiters import Waiters
 
 __all__ = ["RunningCommands"]
+
+# Maximum number of commands that are looked at in the moment of a loss.
+MAX_INTERRUPTED_AT_ONCE: Final = 5000
+
+# Maximum number of Deferreds that wait for the last command to end.
+MAX_IDLE_WAITERS: Final = 10_000
 
 
 class RunningCommands:
@@ -45,7 +60,9 @@ class RunningCommands:
     The commands in progress.
 
     @ivar count: The number of commands in progress.
-    @ivar losses: The number of losses.
+    @ivar interruptions: The number of losses, and one more if the module was
+        closed.
+    @ivar unknown: The number of commands whose outcome is unknown.
     """
 
     def __init__(
@@ -60,20 +77,25 @@ class RunningCommands:
         """
         @param losable: Whether the module can report a loss.
         @param endAll: Ends many commands, one after another, with a callable.
-        @param ended: Called when a command in progress ends; L{None} if nobody
+        @param ended: Called when a command in progress has ended; L{None} if nobody
             needs to know.
         """
         self.count = 0
-        self.losses = 0
-        self._reactor = reactor
+        self.interruptions = 0
+        self.unknown = 0
         self._losable = losable
         self._queueAgain = queueAgain
         self._endAll = endAll
         self._ended = ended
+        # Whether anything depends on the number of commands in progress.
+        self._observed = ended is not None
+        self._idleWaiters = Waiters(MAX_IDLE_WAITERS, "for the calls in progress")
         self._running = CommandList()
         self._lost = CommandList()
         self._failed: deque[Command] = deque()
-        self._settleCall: IDelayedCall | None = None
+        self._results = Results()
+        self._settling = SlicedWork(reactor, self._settle)
+        self._interrupting = 0
 
     def start(self, command: Command) -> None:
         """
@@ -94,21 +116,56 @@ class RunningCommands:
                 result = context.run(
                     method.target, *command.arguments, **command.keywords
                 )
-            if type(result) is CoroutineType:
-                result = context.run(Deferred.fromCoroutine, result)
+            if not isinstance(result, Deferred):
+                answer = context.run(asDeferred, result)
+                if answer is None:
+                    self._answered(result, command, run)
+                    return
+                result = answer
         except BaseException:
             # As a Deferred does with whatever its callbacks raise.
-            result = Failure()
-        if not isinstance(result, Deferred):
-            self._answered(result, command, run)
-        elif command.stage == ENDED:
+            self._answered(Failure(), command, run)
+            return
+        if command.stage == ENDED:
             # The caller gave up while the module was being called.
-            result.addErrback(lambda _: None)
-            result.cancel()
+            self._results.abandon(result)
         else:
-            if command.stage != WAITING:
-                command.answer = result
-            result.addBoth(self._answered, command, run)
+            self._observe(command, result)
+
+    def follow(
+        self,
+        method: Method,
+        arguments: tuple[object, ...],
+        keywords: dict[str, object],
+        context: Context,
+        answer: Deferred[Any],
+        interruptions: int,
+    ) -> Command:
+        """
+        Take charge of a call that was passed to the module directly.
+
+        @param answer: The module's answer.
+        @param interruptions: L{interruptions} before the module was called.
+        """
+        command = Command()
+        command.method = method
+        command.arguments = arguments
+        if keywords:
+            command.keywords = keywords
+        command.context = context
+        command.since = None
+        command.stage = RUNNING
+        command.answer = None
+        if method.replay:
+            command.run = 1
+        self._running.add(command)
+        self.count += 1
+        if interruptions != self.interruptions:
+            # The module was lost or closed while it was being called.
+            self._interrupt(command)
+        if command.stage != ENDED:
+            self._observe(command, answer)
+        return command
 
     def cancel(self, command: Command) -> None:
         """
@@ -118,20 +175,9 @@ class RunningCommands:
         if isinstance(answer, Deferred):
             if command.stage == RUNNING:
                 command.stage = CANCELLING
-            answer.cancel()
-        else:
-            self._end(command, Failure(CancelledError()))
-
-    def failedDirectly(self, command: Command, failure: Failure) -> None:
-        """
-        A call that had been passed to the module directly has failed, and is safe
-        to run twice: treat it as a command that has.
-        """
-        command.stage = RUNNING
-        command.run = 1
-        self._running.add(command)
-        self.count += 1
-        self._answered(failure, command, 1)
+            if cancelForeign(answer) or command.stage not in (CANCELLING, LOST):
+                return
+        self._end(command, Failure(CancelledError()))
 
     def interrupt(self) -> None:
         """
@@ -139,18 +185,14 @@ class RunningCommands:
         order; the others wait for the module's answer until the next turn of the
         reactor.
         """
-        for command in self._running:
-            command.unlink()
-            if command.method.replay and command.stage != CANCELLING:
-                self._queueAgain(command)
-                continue
-            if command.stage == CANCELLING:
-                command.answer = Failure(CancelledError())
-            command.stage = LOST
-            self._lost.add(command)
-            self._settleSoon()
-        self.count = 0
-        self.losses += 1
+        self.interruptions += 1
+        commands = self._running.takeAll()
+        for _ in range(MAX_INTERRUPTED_AT_ONCE):
+            if not commands:
+                return
+            self._interrupt(commands.root.next)
+        self._interrupting += 1
+        self._endAll(commands, self._interrupt).addCallback(self._interrupted)
 
     def abandon(self) -> Deferred[None]:
         """
@@ -158,10 +200,24 @@ class RunningCommands:
 
         @return: A Deferred that fires when the last command has ended.
         """
-        if self._settleCall is not None:
-            self._settleCall.cancel()
-            self._settle()
+        self.interruptions += 1
+        self._settling.stop()
+        self._endAll(self._lost.takeAll(), self._endUnanswered)
         return self._endAll(self._running.takeAll(), self._endUnanswered)
+
+    def whenIdle(self) -> Deferred[None]:
+        """
+        @return: A Deferred that fires when no command is in progress.
+        """
+        if not self.count:
+            return succeed(None)
+        self._observed = True
+        return self._idleWaiters.wait()
+
+    def _observe(self, command: Command, answer: Deferred[Any]) -> None:
+        if command.stage != WAITING:
+            command.answer = answer
+        self._results.observe(answer, self._answered, command, command.run)
 
     def _answered(self, result: object, command: Command, run: int) -> None:
         stage = command.stage
@@ -172,21 +228,15 @@ class RunningCommands:
             command.stage = FAILED
             command.answer = result
             self._failed.append(command)
-            self._settleSoon()
+            self._settling.soon()
             return
-        # This is _end(), written out because every command passes here.
-        if stage != LOST:
-            self.count -= 1
-            if self._ended is not None:
-                self._ended()
-        command.end(result)
+        self._end(command, result)
 
     def _end(self, command: Command, result: object) -> None:
-        if command.stage != LOST:
-            self.count -= 1
-            if self._ended is not None:
-                self._ended()
+        self.count -= 1
         command.end(result)
+        if self._observed:
+            self._countChanged()
 
     def _endUnanswered(self, command: Command) -> None:
         if isinstance(command.answer, Failure):
@@ -194,20 +244,46 @@ class RunningCommands:
         elif command.stage == CANCELLING:
             failure = Failure(CancelledError())
         else:
+            self.unknown += 1
             failure = Failure(OutcomeUnknown(command.method.name))
         self._end(command, failure)
 
-    def _settleSoon(self) -> None:
-        if self._settleCall is None:
-            self._settleCall = self._reactor.callLater(0, self._settle)
+    def _countChanged(self) -> None:
+        if self._ended is not None:
+            self._ended()
+        if not self.count:
+            self._observed = self._ended is not None
+            self._idleWaiters.takeAll().succeed()
 
-    def _settle(self) -> None:
+    def _interrupt(self, command: Command) -> None:
+        command.unlink()
+        isGivenUp = command.stage == CANCELLING or command.called
+        if command.method.replay and not isGivenUp:
+            self.count -= 1
+            self._queueAgain(command)
+            if self._observed:
+                self._countChanged()
+            return
+        if isGivenUp:
+            command.answer = Failure(CancelledError())
+        command.stage = LOST
+        self._lost.add(command)
+        self._settling.soon()
+
+    def _interrupted(self, _: object) -> None:
+        self._interrupting -= 1
+        self._settling.soon()
+
+    def _settle(self) -> bool:
         # No loss has explained the failures, and nothing has answered the commands
         # in progress at a loss.
-        self._settleCall = None
-        while self._failed:
+        if self._interrupting:
+            return False
+        if self._failed:
             command = self._failed.popleft()
             if command.stage == FAILED:
                 self._end(command, command.answer)
+            return True
         if self._lost:
             self._endAll(self._lost.takeAll(), self._endUnanswered)
+        return False

@@ -54,15 +54,18 @@ class SlicedWork:
         self._call = None
         step, seconds = self._step, self._reactor.seconds
         begun = seconds()
-        more = False
+        isOver = False
+        more = True
         try:
-            while not more and step():
+            while not isOver and step():
                 # A clock that was set back ends the slice, too.
-                more = not 0 <= seconds() - begun < MAX_SLICE_SECONDS
+                isOver = not 0 <= seconds() - begun < MAX_SLICE_SECONDS
+            more = isOver
         finally:
+            # An error of one step does not affect the next.
             self._working = False
-        if more:
-            self.soon()
+            if more:
+                self.soon()
         self._ended(more)
 
     def soon(self) -> None:
@@ -71,3 +74,11 @@ class SlicedWork:
         """
         if self._call is None and not self._working:
             self._call = self._reactor.callLater(0, self.now)
+
+    def stop(self) -> None:
+        """
+        Cancel the slice that is due.
+        """
+        call, self._call = self._call, None
+        if call is not None and call.active():
+            call.cancel()

@@ -10,11 +10,13 @@ The state decides what happens to a call::
 
                       call is     why
     NEW               queued      nobody has asked for the module yet
-    INITIALIZING      queued      an attempt is in progress
+    INITIALIZING      queued      an attempt is in progress, or waits for its turn
     RETRYING          queued      an attempt failed, the next one is scheduled
     DRAINING          queued      the module is ready, but earlier calls wait
     READY             passed      the proxy's methods are the module's own
-    LOST              queued      it was ready, the next attempt is scheduled
+    PAUSED            queued      the module is ready, but somebody holds its calls
+    LOST              queued      it was ready; it is being closed (reset()), or the
+                                  next attempt is scheduled
     FAILED            refused     no retry will help (InitializationFailed)
     CLOSING, CLOSED   refused     nothing will ever run again (Closed)
 
@@ -24,6 +26,10 @@ afterwards, and a call made in the meantime overtakes all that waited.
 
 C{RETRYING} and C{LOST} both wait for a timer. They differ in what they mean to an
 operator: the one has not been ready since it was asked, the other has just been.
+
+C{PAUSED} is entered from a healthy module only. A module that is paused while it is
+not ready goes through its other states as always, and is paused when it would
+otherwise run the queued calls.
 """
 
 from __future__ import annotations
@@ -46,11 +52,13 @@ class Event(Enum):
 
     INITIALIZE = "initialize() is called"
     SUCCEED = "the attempt succeeds"
-    FAIL = "the attempt fails, but another one may succeed"
+    FAIL = "the attempt fails, but another one may succeed; or reset() is called"
     FAIL_FOR_GOOD = "the attempt fails and no retry will help, or fail() is called"
-    RETRY = "the delay before the next attempt is over"
+    RETRY = "the next attempt is due"
     DRAINED = "the last queued call has been started"
-    LOSE = "the module stops working"
+    PAUSE = "pause() is called, or was called before the module became ready"
+    RESUME = "the last one who paused the module resumes it"
+    LOSE = "the module stops working, or reset() is called"
     CLOSE = "close() is called"
     CLOSED = "the module is closed and every queued call has ended"
 
@@ -75,10 +83,20 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
         },
         State.DRAINING: {
             Event.DRAINED: State.READY,
+            Event.PAUSE: State.PAUSED,
             Event.LOSE: State.LOST,
             Event.CLOSE: State.CLOSING,
         },
-        State.READY: {Event.LOSE: State.LOST, Event.CLOSE: State.CLOSING},
+        State.READY: {
+            Event.PAUSE: State.PAUSED,
+            Event.LOSE: State.LOST,
+            Event.CLOSE: State.CLOSING,
+        },
+        State.PAUSED: {
+            Event.RESUME: State.DRAINING,
+            Event.LOSE: State.LOST,
+            Event.CLOSE: State.CLOSING,
+        },
         State.LOST: {
             Event.RETRY: State.INITIALIZING,
             Event.FAIL_FOR_GOOD: State.FAILED,

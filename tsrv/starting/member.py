@@ -44,6 +44,12 @@ class WrapperOptions(TypedDict, total=False):
     initialize: Callable[[], object] | str | None
     close: Callable[[], object] | str | None
     whenLost: Callable[[], object] | str | None
+    whenIdle: Callable[[], object] | str | None
+    ping: Callable[[], object] | str | None
+    pingInterval: float
+    settles: bool | None
+    alwaysDeferred: bool
+    lazy: bool
 
 
 class ModuleOptions(WrapperOptions, total=False):
@@ -78,7 +84,7 @@ def wrapModule(
     wrapperOptions: dict[str, Any] = {**options}
     if "queueTimeout" in wrapperOptions:
         wrapperOptions["timeout"] = wrapperOptions.pop("queueTimeout")
-    for option in ("initialize", "close", "whenLost"):
+    for option in ("initialize", "close", "whenLost", "whenIdle", "ping"):
         method = wrapperOptions.get(option)
         if isinstance(method, str):
             if not hasattr(module, method):

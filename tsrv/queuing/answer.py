@@ -1,0 +1,74 @@
+"""
+Deferreds of methods whose result is entered or iterated.
+
+C{async with module.transaction()} and C{async for row in module.rows()} work on what
+these methods return at once. While calls are queued there is nothing to work on yet;
+an L{Answer} waits for it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, NoReturn
+
+from twisted.internet.defer import Deferred
+
+__all__ = ["Answer"]
+
+
+class Answer(Deferred[Any]):
+    """
+    A Deferred whose result can be entered with C{async with}, and iterated with
+    C{async for}.
+    """
+
+    _entered: Any = None
+    _iterator: Any = None
+
+    async def __aenter__(self) -> Any:
+        self._entered = entered = await self
+        try:
+            enter = type(entered).__aenter__
+        except AttributeError:
+            raise TypeError(
+                f"{type(entered).__name__} is not an asynchronous context manager"
+            ) from None
+        return await enter(entered)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Any:
+        entered, self._entered = self._entered, None
+        return await type(entered).__aexit__(entered, kind, error, traceback)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._iterator is None:
+            self._iterator = aiter(await self)
+        return await anext(self._iterator)
+
+    async def aclose(self) -> None:
+        """
+        End the iteration, as for an asynchronous generator. A call that is in progress
+        is cancelled.
+        """
+        if self._iterator is None and not self.called:
+            self.addErrback(lambda _: None)
+            self.cancel()
+            return
+        iterated = await self if self._iterator is None else self._iterator
+        await iterated.aclose()
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError(
+            "'with' cannot wait for a call that may be queued: use 'async with'"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        pass

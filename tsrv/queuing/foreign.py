@@ -1,0 +1,191 @@
+"""
+Calls of foreign code: whatever it returns, raises or is, tsrv goes on.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable
+from contextlib import suppress
+from threading import get_ident
+from types import CoroutineType
+from typing import Any, NoReturn
+from weakref import ref
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python import threadable
+from twisted.python.failure import Failure
+
+__all__ = [
+    "Results",
+    "asDeferred",
+    "callForeign",
+    "callWithin",
+    "cancelForeign",
+    "checkThread",
+    "readResult",
+]
+
+_log = Logger("tsrv.wrapper")
+
+
+def asDeferred(result: object) -> Deferred[Any] | None:
+    """
+    @return: The Deferred of anything that can be awaited; L{None} for other values.
+    """
+    if isinstance(result, Deferred):
+        return result
+    if type(result) is CoroutineType:
+        return Deferred.fromCoroutine(result)
+    if isinstance(result, Future):
+        return Deferred.fromFuture(result)
+    if hasattr(type(result), "__await__"):
+        return Deferred.fromCoroutine(_wait(result))
+    return None
+
+
+async def _wait(awaitable: Any) -> object:
+    return await awaitable
+
+
+def callForeign(function: Callable[[], object]) -> Deferred[Any]:
+    """
+    Call a function, and wait for what it returns, if that can be awaited.
+
+    @return: A Deferred that fires with the result or the error.
+    """
+    try:
+        result = function()
+        deferred = asDeferred(result)
+    except BaseException:
+        return fail(Failure())
+    return succeed(result) if deferred is None else deferred
+
+
+def callWithin(
+    timeout: float | None,
+    reactor: IReactorTime,
+    function: Callable[[], object],
+    name: str,
+) -> Deferred[BaseException | None]:
+    """
+    Call a function, and wait for its end for a limited time.
+
+    @param timeout: The seconds; L{None} for no limit.
+    @param name: The name of the function, for the error.
+    @return: A Deferred that fires with the error, if there was one. It never fails.
+        Cancelling it cancels what the function returned.
+    """
+    result = callForeign(function)
+
+    def cancelResult(_: object) -> None:
+        cancelForeign(result)
+
+    # The time limit holds for a function that ignores its cancellation, too.
+    ended: Deferred[Any] = Deferred(cancelResult)
+    result.chainDeferred(ended)
+
+    def timedOut(_: object, timeout: float) -> NoReturn:
+        raise TimeoutError(f"{name}() did not end within {timeout:g} s")
+
+    if timeout is not None:
+        ended.addTimeout(timeout, reactor, timedOut)
+    return ended.addCallbacks(lambda _: None, lambda failure: failure.value)
+
+
+def cancelForeign(deferred: Deferred[Any]) -> bool:
+    """
+    Cancel a Deferred. An error of its canceller is logged.
+
+    @return: Whether there was no such error.
+    """
+    try:
+        deferred.cancel()
+    except BaseException:
+        _log.failure("a canceller raised an error")
+        return False
+    return True
+
+
+def checkThread(what: str) -> None:
+    """
+    @param what: The name of what was called.
+    @raise RuntimeError: This is not the thread of the reactor.
+    """
+    if threadable.ioThread not in (None, get_ident()):
+        raise RuntimeError(
+            f"{what}() was called outside of the thread of the reactor: "
+            "call it with reactor.callFromThread()"
+        )
+
+
+def readResult(deferred: Deferred[Any]) -> object:
+    """
+    @param deferred: A Deferred that has fired.
+    @return: Its result, which it keeps. A failure counts as handled.
+    """
+    result: object = deferred.result
+    if isinstance(result, Failure):
+        # This is what "await" does.
+        with suppress(BaseException):
+            next(deferred.__await__())
+    return result
+
+
+class Results:
+    """
+    Results of foreign Deferreds. Such a Deferred keeps its result, because a module
+    may return it more than once. Only a failure that comes later is taken away, since
+    it would be logged as unhandled; the last such failure is remembered.
+    """
+
+    def __init__(self) -> None:
+        self._failed: ref[Deferred[Any]] | None = None
+        self._failure: Failure | None = None
+
+    def observe(
+        self, deferred: Deferred[Any], callback: Callable[..., object], *arguments: Any
+    ) -> None:
+        """
+        Call a function with the result, and with more arguments.
+        """
+        if not deferred.called or deferred.paused:
+            deferred.addBoth(self._fired, deferred, callback, arguments)
+            return
+        result = readResult(deferred)
+        if result is None and self._failed is not None and self._failed() is deferred:
+            result = self._failure
+        callback(result, *arguments)
+
+    def abandon(self, deferred: Deferred[Any]) -> None:
+        """
+        Cancel a Deferred whose result nobody needs.
+        """
+        self.observe(deferred, _ignore)
+        cancelForeign(deferred)
+
+    def _fired(
+        self,
+        result: object,
+        deferred: Deferred[Any],
+        callback: Callable[..., object],
+        arguments: tuple[Any, ...],
+    ) -> object:
+        if isinstance(result, Failure):
+            # Others may wait for the same failure; they come first.
+            deferred.addErrback(self._handled, ref(deferred, self._forget))
+        callback(result, *arguments)
+        return result
+
+    def _handled(self, failure: Failure, deferred: ref[Deferred[Any]]) -> None:
+        self._failed, self._failure = deferred, failure
+
+    def _forget(self, deferred: ref[Deferred[Any]]) -> None:
+        if deferred is self._failed:
+            self._failed = self._failure = None
+
+
+def _ignore(_: object) -> None:
+    pass

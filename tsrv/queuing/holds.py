@@ -1,0 +1,119 @@
+"""
+Who holds the calls of a healthy module, and when the module is idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from .foreign import callForeign, cancelForeign
+from .history import History
+from .running import RunningCommands
+from .waiters import Waiters
+
+__all__ = ["Holds"]
+
+# Maximum number of Deferreds that wait for a module to become idle.
+MAX_IDLE_WAITERS: Final = 10_000
+
+
+class Holds:
+    """
+    The holders of one module: it is paused as long as there is one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        history: History,
+        running: RunningCommands,
+        whenIdle: Callable[[], object] | None,
+    ) -> None:
+        """
+        @param running: The calls in progress that tsrv knows of.
+        @param whenIdle: Returns a Deferred that fires when those have ended that the
+            module knows of.
+        """
+        self._history = history
+        self._running = running
+        self._whenIdle = whenIdle
+        self._holders: dict[object, None] = {}
+        self._waiters = Waiters(MAX_IDLE_WAITERS, f"for {name} to become idle")
+        # The question whether it is idle, as long as it is not answered.
+        self._question: object = None
+        self._asked: Deferred[None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._holders)
+
+    def add(self, holder: object) -> bool:
+        """
+        @return: Whether this is the first holder.
+        """
+        isFirst = not self._holders
+        self._holders[holder] = None
+        if isFirst:
+            self._history.paused()
+        return isFirst
+
+    def remove(self, holder: object) -> bool:
+        """
+        @return: Whether this was the last holder.
+        """
+        if holder not in self._holders:
+            return False
+        del self._holders[holder]
+        if self._holders:
+            return False
+        self._end(lambda: CancelledError("resumed before the module was idle"))
+        return True
+
+    def clear(self, makeError: Callable[[], BaseException]) -> None:
+        """
+        Remove all holders, because the module is closed.
+        """
+        self._holders.clear()
+        self._end(makeError)
+
+    def whenIdle(self) -> Deferred[None]:
+        """
+        @return: A Deferred that fires when no call is in progress.
+        """
+        waiter = self._waiters.wait()
+        if self._question is None:
+            question = self._question = object()
+            asked = Deferred.fromCoroutine(self._untilIdle())
+            asked.addBoth(self._answered, question)
+            # The module may have answered, or ended the pause, while it was asked.
+            if self._question is question:
+                self._asked = asked
+        return waiter
+
+    async def _untilIdle(self) -> None:
+        await self._running.whenIdle()
+        if self._whenIdle is not None:
+            await callForeign(self._whenIdle)
+
+    def _answered(self, result: object, question: object) -> None:
+        if question is not self._question:
+            return
+        self._question = self._asked = None
+        waiters = self._waiters.takeAll()
+        if isinstance(result, Failure) and result.value is not None:
+            error = result.value
+            waiters.fail(lambda: error)
+        else:
+            waiters.succeed()
+
+    def _end(self, makeError: Callable[[], BaseException]) -> None:
+        self._history.resumed()
+        self._question = None
+        asked, self._asked = self._asked, None
+        waiters = self._waiters.takeAll()
+        if asked is not None:
+            cancelForeign(asked)
+        waiters.fail(makeError)

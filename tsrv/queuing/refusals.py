@@ -1,0 +1,57 @@
+"""
+The errors of calls that are not handed to their module.
+"""
+
+from __future__ import annotations
+
+from ..asyncmodule import State
+from ..errors import Closed, InitializationFailed, QueueFull, QueueTimeout
+from .history import count
+from .inspection import Inspection
+
+__all__ = ["closed", "initializationFailed", "queueFull", "queueTimeout"]
+
+
+def queueFull(wrapper: Inspection) -> QueueFull:
+    """
+    @param wrapper: The wrapper of the module.
+    """
+    return QueueFull(
+        f"{wrapper.limit} calls are waiting for {wrapper.name} already",
+        wrapper.retryAfter(),
+    )
+
+
+def queueTimeout(wrapper: Inspection, waited: float) -> QueueTimeout:
+    """
+    @param waited: The time that the call waited, in seconds.
+    """
+    state, attempts = wrapper.state, wrapper.attempts
+    if state is State.NEW:
+        why = "but its initialize() was never called"
+    elif state is State.PAUSED:
+        why = "which is paused"
+    else:
+        why = f"which is {state.value} after {count(attempts, 'attempt')}"
+    message = f"waited {waited:.1f} s for {wrapper.name}, {why}"
+    error = QueueTimeout(message, wrapper.retryAfter(), waited, state, attempts)
+    error.__cause__ = wrapper.lastError
+    return error
+
+
+def initializationFailed(
+    name: str, cause: BaseException | None
+) -> InitializationFailed:
+    """
+    @param cause: Why no further attempt is made.
+    """
+    error = InitializationFailed(f"{name} failed to initialize, for good")
+    error.__cause__ = cause
+    return error
+
+
+def closed(name: str) -> Closed:
+    """
+    @param name: The name of the module.
+    """
+    return Closed(f"{name} is closed")
