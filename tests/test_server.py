@@ -19,6 +19,7 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
+from tsrv import OutcomeUnknown
 from tsrv.server.assembly import assemble, checkSettings
 from tsrv.server.options import Options
 from tsrv.server.process import handleSignals
@@ -351,7 +352,7 @@ def test_reads_of_sessions_are_repeated_after_a_loss(machine: Machine) -> None:
     store.attempts[0].callback(None)
     proxy = parts.server.startup.wrappers["sessions"].proxy
     reads = [resultOf(call) for call in (proxy.get("a"), proxy.all(), proxy.length())]
-    proxy.destroy("a")
+    change = resultOf(proxy.destroy("a"))
     store.watches[0].callback(None)
     machine.advance(4)
     store.attempts[1].callback(None)
@@ -360,6 +361,7 @@ def test_reads_of_sessions_are_repeated_after_a_loss(machine: Machine) -> None:
     for answer in store.answers[4:]:
         answer.callback(1)
     assert [read.value for read in reads] == [1, 1, 1]
+    assert isinstance(change.error, OutcomeUnknown)
     stopped = parts.stopAtOnce()
     store.closings[0].callback(None)
     assert stopped.value is None
