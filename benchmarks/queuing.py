@@ -20,6 +20,7 @@ from timeit import Timer
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.python.threadable import registerAsIOThread
 
 from benchmarks.support.measure import Figure, Module, Size, Target, leastOf, run
 from tsrv import (
@@ -105,6 +106,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
     from twisted.internet import reactor
 
+    # As a running reactor does.
+    registerAsIOThread()
     number, rounds = sizes["commands"], sizes["rounds"]
     fixture = _Fixture(reactor, number)
     names = fixture.names

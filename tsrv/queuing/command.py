@@ -44,6 +44,9 @@ __all__ = ["Command", "CommandList", "Method"]
 
 _log = Logger("tsrv.wrapper")
 
+# What an ended command has in place of its caller's context.
+_NO_CONTEXT: Final = Context()
+
 # Plain numbers, because every queued call compares them several times.
 WAITING: Final = 0
 RUNNING: Final = 1
@@ -127,19 +130,21 @@ class Command(Answer):
         keep the module, the arguments or other commands alive.
         """
         self.stage = ENDED
-        name = self.method.name
+        method = self.method
         previous, following = self.previous, self.next
         previous.next = following
         following.previous = previous
-        del self.previous, self.next, self.context, self.method
+        del self.previous, self.next, self.method
         self.answer = None
+        self.context = _NO_CONTEXT
         self.arguments = ()
         if self.keywords is not None:
             self.keywords = None
         try:
             self.callback(result)
         except AlreadyCalledError:
-            _log.failure("the caller of {name}() has fired its Deferred", name=name)
+            text = "the caller of {name}() has fired its Deferred"
+            _log.failure(text, name=method.name)
 
     def unlink(self) -> None:
         """

@@ -8,8 +8,8 @@ from asyncio import Future
 from collections.abc import Callable
 from contextlib import suppress
 from threading import get_ident
-from types import CoroutineType
-from typing import Any, NoReturn
+from types import CoroutineType, NoneType
+from typing import Any, Final, NoReturn, cast
 from weakref import ref
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -25,23 +25,31 @@ __all__ = [
     "callWithin",
     "cancelForeign",
     "checkThread",
-    "readResult",
 ]
 
 _log = Logger("tsrv.wrapper")
+
+# The types of most results that cannot be awaited.
+PLAIN_TYPES: Final = frozenset(
+    {NoneType, bool, bytes, dict, float, int, list, set, str, tuple}
+)
 
 
 def asDeferred(result: object) -> Deferred[Any] | None:
     """
     @return: The Deferred of anything that can be awaited; L{None} for other values.
     """
+    # To compare types takes a fraction of isinstance().
+    kind = type(result)
+    if kind in PLAIN_TYPES:
+        return None
+    if kind is CoroutineType:
+        return Deferred.fromCoroutine(cast(Any, result))
     if isinstance(result, Deferred):
         return result
-    if type(result) is CoroutineType:
-        return Deferred.fromCoroutine(result)
     if isinstance(result, Future):
         return Deferred.fromFuture(result)
-    if hasattr(type(result), "__await__"):
+    if hasattr(kind, "__await__"):
         return Deferred.fromCoroutine(_wait(result))
     return None
 
@@ -121,19 +129,6 @@ def checkThread(what: str) -> None:
         )
 
 
-def readResult(deferred: Deferred[Any]) -> object:
-    """
-    @param deferred: A Deferred that has fired.
-    @return: Its result, which it keeps. A failure counts as handled.
-    """
-    result: object = deferred.result
-    if isinstance(result, Failure):
-        # This is what "await" does.
-        with suppress(BaseException):
-            next(deferred.__await__())
-    return result
-
-
 class Results:
     """
     Results of foreign Deferreds. Such a Deferred keeps its result, because a module
@@ -151,13 +146,31 @@ class Results:
         """
         Call a function with the result, and with more arguments.
         """
-        if not deferred.called or deferred.paused:
+        if deferred.called and not deferred.paused:
+            callback(self.read(deferred), *arguments)
+        else:
             deferred.addBoth(self._fired, deferred, callback, arguments)
-            return
-        result = readResult(deferred)
-        if result is None and self._failed is not None and self._failed() is deferred:
-            result = self._failure
-        callback(result, *arguments)
+
+    def read(self, deferred: Deferred[Any]) -> object:
+        """
+        @param deferred: A Deferred that has fired.
+        @return: Its result.
+        """
+        result: object = deferred.result
+        if isinstance(result, Failure):
+            # This is what "await" does; now the failure counts as handled.
+            with suppress(BaseException):
+                next(deferred.__await__())
+        elif self._failed is not None and self._failed() is deferred:
+            return self._failure if result is None else result
+        return result
+
+    def takeFailure(self, deferred: Deferred[Any]) -> None:
+        """
+        Take away the failure with which a Deferred is firing at the moment, after
+        others that wait for it.
+        """
+        deferred.addErrback(self._handled, ref(deferred, self._forget))
 
     def abandon(self, deferred: Deferred[Any]) -> None:
         """
@@ -174,8 +187,7 @@ class Results:
         arguments: tuple[Any, ...],
     ) -> object:
         if isinstance(result, Failure):
-            # Others may wait for the same failure; they come first.
-            deferred.addErrback(self._handled, ref(deferred, self._forget))
+            self.takeFailure(deferred)
         callback(result, *arguments)
         return result
 

@@ -19,7 +19,6 @@ bound method, so that nothing of tsrv is in the way. Otherwise it is one of two:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextvars import copy_context
 from threading import get_ident
 
 from twisted.internet.defer import Deferred, fail
@@ -141,7 +140,7 @@ class Methods:
             interruptions = running.interruptions
             try:
                 result = target(*arguments, **keywords)
-                if not isinstance(result, Deferred):
+                if type(result) is not Deferred:
                     answer = asDeferred(result)
                     if answer is None:
                         return _answered(result) if alwaysDeferred else result
@@ -153,9 +152,7 @@ class Methods:
             isFired = result.called and not result.paused
             if isFired and not (isReplayed and isinstance(result.result, Failure)):
                 return result
-            return running.follow(
-                method, arguments, keywords, copy_context(), result, interruptions
-            )
+            return running.follow(method, arguments, keywords, result, interruptions)
 
         return call
 

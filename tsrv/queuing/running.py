@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import copy_context
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -116,7 +116,7 @@ class RunningCommands:
                 result = context.run(
                     method.target, *command.arguments, **command.keywords
                 )
-            if not isinstance(result, Deferred):
+            if type(result) is not Deferred:
                 answer = context.run(asDeferred, result)
                 if answer is None:
                     self._answered(result, command, run)
@@ -129,15 +129,16 @@ class RunningCommands:
         if command.stage == ENDED:
             # The caller gave up while the module was being called.
             self._results.abandon(result)
-        else:
-            self._observe(command, result)
+            return
+        if command.stage != WAITING:
+            command.answer = result
+        self._observe(command, result)
 
     def follow(
         self,
         method: Method,
         arguments: tuple[object, ...],
         keywords: dict[str, object],
-        context: Context,
         answer: Deferred[Any],
         interruptions: int,
     ) -> Command:
@@ -147,18 +148,22 @@ class RunningCommands:
         @param answer: The module's answer.
         @param interruptions: L{interruptions} before the module was called.
         """
+        # This is what a tracked call costs, so everything is written out.
         command = Command()
         command.method = method
         command.arguments = arguments
-        if keywords:
+        if method.replay:
             command.keywords = keywords
-        command.context = context
+            command.context = copy_context()
+            command.run = 1
         command.since = None
         command.stage = RUNNING
-        command.answer = None
-        if method.replay:
-            command.run = 1
-        self._running.add(command)
+        command.answer = answer
+        root = self._running.root
+        last = root.previous
+        command.previous = last
+        command.next = root
+        last.next = root.previous = command
         self.count += 1
         if interruptions != self.interruptions:
             # The module was lost or closed while it was being called.
@@ -215,9 +220,18 @@ class RunningCommands:
         return self._idleWaiters.wait()
 
     def _observe(self, command: Command, answer: Deferred[Any]) -> None:
-        if command.stage != WAITING:
-            command.answer = answer
-        self._results.observe(answer, self._answered, command, command.run)
+        if answer.called and not answer.paused:
+            self._answered(self._results.read(answer), command, command.run)
+        else:
+            answer.addBoth(self._fired, answer, command, command.run)
+
+    def _fired(
+        self, result: object, answer: Deferred[Any], command: Command, run: int
+    ) -> object:
+        if isinstance(result, Failure):
+            self._results.takeFailure(answer)
+        self._answered(result, command, run)
+        return result
 
     def _answered(self, result: object, command: Command, run: int) -> None:
         stage = command.stage
@@ -230,7 +244,11 @@ class RunningCommands:
             self._failed.append(command)
             self._settling.soon()
             return
-        self._end(command, result)
+        # This is _end(), written out because every command passes here.
+        self.count -= 1
+        command.end(result)
+        if self._observed:
+            self._countChanged()
 
     def _end(self, command: Command, result: object) -> None:
         self.count -= 1
