@@ -20,10 +20,11 @@ import resource
 import signal
 import sys
 from collections import Counter
+from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, Final
 
-__all__: list[str] = []
+__all__ = ["Load", "obey"]
 
 MAX_AGE_SECONDS: Final = 600
 MAX_RESPONSE_SECONDS: Final = 60.0
@@ -38,8 +39,8 @@ class Load:
     All requests.
     """
 
-    def __init__(self, port: int, rate: float) -> None:
-        self._port = port
+    def __init__(self, port: int, rate: float = 0.0) -> None:
+        self.port = port
         self._rate = rate
         self._begun = monotonic()
         self._longest = 0.0
@@ -47,7 +48,7 @@ class Load:
         self._errors = Counter[str]()
         self._changed = asyncio.Event()
         self._requests = set[asyncio.Task[None]]()
-        self._starting = asyncio.ensure_future(self._start())
+        self._starting = asyncio.ensure_future(self.start())
 
     async def wait(self, kind: str, more: int) -> None:
         """
@@ -79,23 +80,31 @@ class Load:
             "errors": dict(self._errors.most_common(5)),
         }
 
-    async def _start(self) -> None:
+    async def start(self) -> None:
+        """
+        Begin requests until cancelled.
+        """
         while True:
             while self._counts["begun"] < (monotonic() - self._begun) * self._rate:
-                self._counts["begun"] += 1
-                task = asyncio.ensure_future(
-                    self._count(isSlow=self._counts["begun"] % 2 == 1)
-                )
-                self._requests.add(task)
-                task.add_done_callback(self._requests.discard)
+                self.begin(self._say(isSlow=self._counts["begun"] % 2 == 0))
             self._changed.set()
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _count(self, isSlow: bool) -> None:
+    def begin(self, request: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """
+        Begin a request, and count it and what becomes of it.
+        """
+        self._counts["begun"] += 1
+        task = asyncio.ensure_future(self._count(request))
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+        return task
+
+    async def _count(self, request: Coroutine[Any, Any, None]) -> None:
         begun = monotonic()
         try:
             async with asyncio.timeout(MAX_RESPONSE_SECONDS):
-                await self._request(isSlow)
+                await request
         except Exception as error:
             self._counts["failed"] += 1
             self._errors[f"{type(error).__name__}: {error}"] += 1
@@ -104,8 +113,8 @@ class Load:
             self._longest = max(self._longest, monotonic() - begun)
         self._changed.set()
 
-    async def _request(self, isSlow: bool) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+    async def _say(self, isSlow: bool) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(_HEAD)
             if isSlow:
@@ -123,15 +132,13 @@ class Load:
             raise ValueError(f"unexpected response: {response!r}")
 
 
-async def _main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--rate", type=float, required=True)
-    options = parser.parse_args()
+async def obey(load: Load) -> None:
+    """
+    Carry out the commands on the standard input.
+    """
     signal.alarm(MAX_AGE_SECONDS)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    load = Load(options.port, options.rate)
     loop = asyncio.get_running_loop()
     commands = 0
     while line := await loop.run_in_executor(None, sys.stdin.readline):
@@ -142,6 +149,14 @@ async def _main() -> None:
             await load.wait(command, int(arguments[0]))
         commands += 1
         print(json.dumps(load.report() | {"commands": commands}), flush=True)  # noqa: T201
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--rate", type=float, required=True)
+    options = parser.parse_args()
+    await obey(Load(options.port, options.rate))
 
 
 if __name__ == "__main__":

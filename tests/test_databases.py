@@ -361,10 +361,11 @@ async def test_it_is_idle_when_all_calls_were_cancelled(url: str, sent: bool) ->
         if sent:
             await database.read(COUNT)
         calls = [database.read(COUNT), database.write(ADD, "a", 1), database.read(ONE)]
+        idle = database.whenIdle()
         for each in calls:
             each.cancel()
         await DeferredList(calls, consumeErrors=True)
-        await database.whenIdle()
+        await idle
         assert await database.read(COUNT) in ([(0,)], [(1,)])
 
 

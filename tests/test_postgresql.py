@@ -462,7 +462,8 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
 ) -> None:
     """
     The server has said that it ended the write: it was not carried out. Closing waits
-    for the read, also when the database was initialised again; so does C{whenIdle()}.
+    for the read, also when the database was initialised again; C{whenIdle()} waits for
+    all calls.
     """
     async with opened(database.url, [SCHEMA], connections=2) as module:
         lost = module.whenLost()
@@ -474,9 +475,11 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
         assert isinstance(await errorOf(lost), DatabaseUnavailable)
         await module.initialize()
         assert await module.read(ONE) == [(1,)]
+        ended: list[bool] = []
         idle = module.whenIdle()
+        later = module.read(Statement("SELECT pg_sleep(0.2)::text"))
+        idle.addCallback(lambda _: ended.extend([read.called, later.called]))
         closing = module.close()
-        assert not idle.called
         assert not closing.called
         assert not read.called
         await database.server.ask(
@@ -485,6 +488,7 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
         )
         assert isinstance(await errorOf(read), DatabaseUnavailable)
         await idle
+        assert ended == [True, True]
         await closing
 
 

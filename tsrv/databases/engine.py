@@ -249,11 +249,9 @@ class Engine(ABC):
 
     def whenIdle(self) -> Deferred[None]:
         """
-        Return a Deferred that fires when the last call and statement has ended.
+        Return a Deferred that fires when the calls in progress have ended.
         """
-        idle = self._idlings.wait()
-        self.checkIdle()
-        return idle
+        return self._idlings.wait()
 
     def checkIdle(self) -> None:
         """

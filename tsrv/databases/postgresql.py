@@ -290,7 +290,7 @@ class PostgreSQL(Engine):
         Return whether all connections are idle. A call in the queue waits for one
         that is not.
         """
-        return not self._serving and not self._queue
+        return not self._serving
 
     def checkClosed(self) -> None:
         """

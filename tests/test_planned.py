@@ -1,0 +1,169 @@
+"""
+PostgreSQL is restarted on purpose: its module is paused before and resumed afterwards,
+and no call fails.
+
+The server is a real one, which is stopped as an administrator does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.web.client import HTTPConnectionPool
+
+from tsrv import AsyncModule, QueuingWrapper, Startup, State
+from tsrv.databases import Database, Schema, Statement
+from tsrv.demo.users import SCHEMA, Users
+from tsrv.resources import KNOWN_ERRORS, makeRoot
+from tsrv.sessions import Cookies, Sessions, SQLSessionStore, schemaOf
+from tsrv.web.site import Site
+
+from .databases import PostgreSQL
+from .databases import ownPostgresql as ownPostgresql
+from .services import Service, pause
+from .userload import FIRST, Load
+from .websupport import asynchronous, serving
+
+THINGS = Schema("things", {"postgresql": [["CREATE TABLE things (name TEXT)"]]})
+ADD = Statement("INSERT INTO things VALUES (?)")
+NAMES = Statement("SELECT name FROM things")
+
+BUSY = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE application_name = 'tsrv' AND state <> 'idle'"
+)
+
+
+def soon(attempts: int) -> float:
+    """
+    A retry policy.
+    """
+    return 0.02
+
+
+async def restart(server: PostgreSQL) -> None:
+    """
+    Restart a server that nobody may be using.
+    """
+    assert await server.ask(BUSY) == [(0,)]
+    await server.stop()
+    await server.start()
+
+
+@asynchronous
+async def test_a_wrapper_is_paused_for_a_planned_restart(
+    ownPostgresql: PostgreSQL,
+) -> None:
+    """
+    Reads and writes that were in progress have ended before; others wait. Each write
+    is made once.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    await ownPostgresql.start()
+    module = Database(reactor, ownPostgresql.url, [THINGS])
+    wrapper = QueuingWrapper(module, reactor, replay=["read"], retryPolicy=soon)
+    await wrapper.initialize()
+    written: list[str] = []
+    stopping: list[bool] = []
+
+    async def work(client: int) -> None:
+        while not stopping:
+            name = f"{client}.{len(written)}"
+            await wrapper.proxy.write(ADD, name)
+            written.append(name)
+            await wrapper.proxy.read(NAMES)
+
+    working = gatherResults([Deferred.fromCoroutine(work(n)) for n in range(16)])
+    for number in range(1, 4):
+        while len(written) < 50 * number:
+            await pause(0.001)
+        async with wrapper.pausing():
+            before = len(written)
+            await restart(ownPostgresql)
+            assert len(written) == before
+            assert wrapper.pending == 16
+    stopping.append(True)
+    await working
+    assert wrapper.state is State.READY
+    assert wrapper.history.losses.count == 3
+    assert sorted(await wrapper.proxy.read(NAMES)) == [
+        (name,) for name in sorted(written)
+    ]
+    await wrapper.close()
+
+
+@asynccontextmanager
+async def demo(url: str) -> AsyncIterator[tuple[Startup, Service]]:
+    """
+    Serve the users and the visitors of the demo.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    startup = Startup(reactor)
+    module = Database(reactor, url, [SCHEMA, schemaOf()])
+    database = startup.add("database", module, replay=["read"], retryPolicy=soon).proxy
+    store = startup.add(
+        "sessions",
+        SQLSessionStore(reactor, database, owned=False),
+        needs=["database"],
+    )
+    sessions = Sessions(reactor, store.proxy, Cookies(reactor))
+    root = makeRoot(AsyncModule(reactor), Users(database), sessions)
+    startup.startService()
+    await startup.whenReady()
+    pool = HTTPConnectionPool(reactor)
+    pool.maxPersistentPerHost = 100
+    pool.retryAutomatically = False
+    async with serving(Site(root, reactor, knownErrors=KNOWN_ERRORS)) as served:
+        try:
+            process = SimpleNamespace(output="the demo is in this process")
+            yield startup, Service(process, served.url, pool)
+        finally:
+            await pool.closeCachedConnections()
+            await startup.stopService()
+
+
+async def visit(service: Service, load: Load) -> None:
+    """
+    Count visits until the load stops.
+    """
+    cookie, visits = "", 0
+    while not load.stopping:
+        headers: dict[bytes | str, bytes | str] = {"Cookie": f"session={cookie}"}
+        answer = await service.ask("GET", "/visits", headers=headers)
+        cookie, visits = answer.cookie or cookie, visits + 1
+        assert answer.body == {"visits": visits}
+        await pause(0.005)
+
+
+@asynchronous
+async def test_a_planned_restart_fails_no_request(ownPostgresql: PostgreSQL) -> None:
+    """
+    The table has exactly the acknowledged users, and visitors keep their sessions.
+    """
+    await ownPostgresql.start()
+    async with demo(ownPostgresql.url) as (startup, service):
+        assert (await service.ask("POST", "/users", FIRST)).status == 201
+        load = Load([service])
+        visitors = [Deferred.fromCoroutine(visit(service, load)) for _ in range(4)]
+        done = gatherResults([load.start(16, 4), *visitors])
+        for _ in range(3):
+            await load.until(50)
+            await startup.wrappers["database"].pause()
+            await restart(ownPostgresql)
+            startup.wrappers["database"].resume()
+        await load.until(50)
+        load.stopping = True
+        await done
+        assert {answer.status for answer in load.read} == {200}
+        assert {answer.status for answer in load.written.values()} == {201}
+        emails = await ownPostgresql.ask("SELECT email FROM users ORDER BY id")
+        acknowledged = ["first@x", *load.written]
+        assert sorted(email for (email,) in emails) == sorted(acknowledged)
