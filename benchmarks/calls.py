@@ -6,6 +6,11 @@ proxy should cost what a direct call costs. One method is that of the server's
 clock; the other returns at once, so that the call itself is all of the cost. An
 object with the bound method as an attribute is compared too: without changing the
 module there is no cheaper way to stand in front of it.
+
+Calls of a module that can be lost are tracked, so that each of them ends. What that
+adds is measured for a call whose Deferred has fired already, and for one whose
+Deferred fires later, together with its answer. A module that promises to end its
+calls itself has nothing to pay.
 """
 
 from __future__ import annotations
@@ -14,6 +19,8 @@ from collections.abc import Mapping
 from timeit import Timer
 from types import SimpleNamespace
 from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from benchmarks.support.measure import Figure, Module, Size, Target, leastOf, run
 from tsrv import (
@@ -26,6 +33,34 @@ _SIZES = {
     "calls": Size(1_000, 10, "calls in one round"),
     "rounds": Size(300, 2, "rounds"),
 }
+
+# Tracking a call may add one microsecond.
+_TRACKED = Target(1_000, "ns", isDifference=True)
+
+
+class _Answering(Module):
+    """
+    A module that can be lost.
+    """
+
+    def whenLost(self) -> Deferred[None]:
+        """
+        Return a Deferred that never fires.
+        """
+        return Deferred()
+
+    def ask(self) -> Deferred[Any]:
+        """
+        Return a Deferred that L{answer} fires.
+        """
+        self._asked: Deferred[Any] = Deferred()
+        return self._asked
+
+    def answer(self) -> None:
+        """
+        Answer the last call.
+        """
+        self._asked.callback(None)
 
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
@@ -41,7 +76,10 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     clockWrapper = QueuingWrapper(clock, reactor)
     module = Module()
     wrapper = QueuingWrapper(module, reactor)
-    for each in (clockWrapper, wrapper):
+    lossy = _Answering()
+    tracking = QueuingWrapper(lossy, reactor)
+    settling = QueuingWrapper(_Answering(), reactor, settles=True)
+    for each in (clockWrapper, wrapper, tracking, settling):
         each.initialize()
         while each.state is not State.READY:
             reactor.iterate(0)
@@ -51,6 +89,9 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         "clockProxy": clockWrapper.proxy,
         "module": module,
         "proxy": wrapper.proxy,
+        "lossy": lossy,
+        "tracked": tracking.proxy,
+        "settling": settling.proxy,
         "plain": SimpleNamespace(echo=module.echo),
         # The Deferred of the clock fires in the next turn of the reactor.
         "turn": lambda: reactor.iterate(0),
@@ -64,11 +105,21 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         rounds,
     )
     reactor.iterate(0)
-    echo, plainEcho, directEcho = leastOf(
+    echo, settledEcho, trackedEcho, plainEcho, directEcho = leastOf(
         [
             Timer("proxy.echo(1)", globals=names),
+            Timer("settling.echo(1)", globals=names),
+            Timer("tracked.echo(1)", globals=names),
             Timer("plain.echo(1)", globals=names),
             Timer("module.echo(1)", globals=names),
+        ],
+        number,
+        rounds,
+    )
+    trackedAnswer, directAnswer = leastOf(
+        [
+            Timer("tracked.ask(); lossy.answer()", globals=names),
+            Timer("lossy.ask(); lossy.answer()", globals=names),
         ],
         number,
         rounds,
@@ -89,6 +140,30 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             directEcho,
             "ns",
             Target(1.15),
+        ),
+        Figure(
+            "likewise, of a module that settles its calls",
+            "direct call",
+            settledEcho,
+            directEcho,
+            "ns",
+            Target(1.15),
+        ),
+        Figure(
+            "tracked call of `succeed(x)`",
+            "direct call",
+            trackedEcho,
+            directEcho,
+            "ns",
+            _TRACKED,
+        ),
+        Figure(
+            "tracked call and its answer",
+            "direct call and answer",
+            trackedAnswer,
+            directAnswer,
+            "ns",
+            _TRACKED,
         ),
         Figure(
             "(an object's attribute bound to it)",

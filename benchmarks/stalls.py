@@ -5,7 +5,7 @@ A call that is always scheduled for the next turn of the reactor (C{callLater(0)
 measures the longest time between two turns, while a million queued calls are drained,
 fail because the module failed for good or was closed, or expire. Each call has a
 callback. It is compared with a loop that fires a million Deferreds at once, as most
-such queues do.
+such queues do. So is the end of a million calls in progress whose module is lost.
 
 The processor time of the reactor's thread counts, so other processes do not disturb
 the measurement.
@@ -28,11 +28,7 @@ from twisted.internet.task import deferLater, react
 from twisted.python.failure import Failure
 
 from benchmarks.support.measure import Figure, Module, Size, Target, run
-from tsrv import (
-    AsyncModule,
-    QueuingWrapper,
-    Unavailable,
-)
+from tsrv import AsyncModule, OutcomeUnknown, QueuingWrapper, State, Unavailable
 
 _SIZES = {"commands": Size(1_000_000, 100, "commands")}
 
@@ -111,7 +107,7 @@ class _Callers:
             self.done.callback(None)
 
     def _refused(self, failure: Failure) -> None:
-        failure.trap(Unavailable)
+        failure.trap(Unavailable, OutcomeUnknown)
         self._answered(None)
 
 
@@ -163,6 +159,27 @@ class _Broken(Module):
         raise RuntimeError("out of order")
 
 
+class _Silent(Module):
+    """
+    A module that answers nothing and can be lost.
+    """
+
+    def __init__(self) -> None:
+        self.lost: Deferred[None] = Deferred()
+
+    def whenLost(self) -> Deferred[None]:
+        """
+        Return a Deferred that the measurement fires.
+        """
+        return self.lost
+
+    def ping(self) -> Deferred[None]:
+        """
+        Return a Deferred that never fires.
+        """
+        return Deferred()
+
+
 async def _measure(
     reactor: Any, number: int, report: Callable[[Figure], object]
 ) -> None:
@@ -196,6 +213,16 @@ async def _measure(
         wrapper = wrap(Module(), timeout=0)
         return await _watched(reactor, number, wrapper.proxy.ping, lambda: None)
 
+    async def lost() -> tuple[float, float]:
+        module = _Silent()
+        wrapper = wrap(module, retryPolicy=lambda _: 3600)
+        wrapper.initialize()
+        assert wrapper.state is State.READY
+        lose = partial(module.lost.callback, None)
+        figures = await _watched(reactor, number, wrapper.proxy.ping, lose)
+        await wrapper.close()
+        return figures
+
     def atOnce(fire: Callable[[Deferred[Any]], object]) -> Awaitable[Any]:
         queue: list[Deferred[Any]] = []
 
@@ -220,6 +247,7 @@ async def _measure(
         ("failed by a fatal error", failed, refused),
         ("failed by `close()`", closed, refused),
         ("expired", expired, refused),
+        ("in progress at a loss", lost, refused),
     ):
         longest, collecting = await measure()
         report(

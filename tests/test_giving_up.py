@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import Clock
 
 from tsrv import AsyncModule, QueueFull, QueueTimeout, QueuingWrapper, State
@@ -19,7 +20,8 @@ from .support import Module, Refused, Trouble, ready, resultOf, shut, wrap
 
 
 @pytest.mark.parametrize("handled", [False, True])
-def test_cancelled_in_progress(clock: Clock, handled: bool) -> None:
+@pytest.mark.parametrize("queued", [False, True])
+def test_cancelled_in_progress(clock: Clock, handled: bool, queued: bool) -> None:
     """
     Cancelling a call in progress cancels the module's own Deferred; the module may
     answer with a result of its own.
@@ -32,13 +34,15 @@ def test_cancelled_in_progress(clock: Clock, handled: bool) -> None:
 
     module = Stoppable()
     wrapper = QueuingWrapper(module, clock)
+    if not queued:
+        ready(module, wrapper)
     call = wrapper.proxy.write(1)
     result = resultOf(call)
     ready(module, wrapper)
     call.cancel()
     assert module.answers[0].called
     assert result.value == "done" if handled else result.error
-    assert (wrapper.stats.started, wrapper.stats.cancelled) == (1, 0)
+    assert (wrapper.stats.started, wrapper.stats.cancelled) == (queued, 0)
 
 
 def test_cancelled_when_ready(clock: Clock) -> None:
@@ -176,6 +180,38 @@ def test_timeout(clock: Clock) -> None:
     assert wrapper.stats.expired == 1
     module.attempts[-1].callback(None)
     assert (module.calls, wrapper.state) == ([], State.READY)
+
+
+@pytest.mark.parametrize("isLazy", [True, False])
+def test_nobody_has_initialized_the_module(clock: Clock, isLazy: bool) -> None:
+    """
+    The error of a call that times out says that initialize() was never called.
+    """
+    lazy = (lambda: None) if isLazy else False
+    _, _, proxy = wrap(clock, timeout=3.0, name="the users", lazy=lazy)
+    result = resultOf(proxy.write(1))
+    clock.advance(3)
+    assert isinstance(result.error, QueueTimeout)
+    assert "the users" in str(result.error)
+    assert "initialize() was never called" in str(result.error)
+    assert (result.error.state, result.error.attempts) == (State.NEW, 0)
+
+
+def test_a_deadline_for_one_call(clock: Clock) -> None:
+    """
+    A queued call with a timeout of its own is never started after it.
+    """
+    module, wrapper, proxy = wrap(clock)
+    short = resultOf(proxy.write(1).addTimeout(2, clock))
+    long = resultOf(proxy.write(2).addTimeout(4, clock))
+    clock.advance(3)
+    assert isinstance(short.error, DeferredTimeoutError)
+    assert (wrapper.pending, wrapper.stats.cancelled) == (1, 1)
+    ready(module, wrapper)
+    assert module.calls == [("write", 2)]
+    clock.advance(1)
+    assert isinstance(long.error, DeferredTimeoutError)
+    assert module.answers[0].called
 
 
 def test_no_timeout(clock: Clock) -> None:

@@ -31,46 +31,117 @@ from tsrv import (
 )
 from tsrv.asyncmodule import IPredictable
 
-from .support import Module, Trouble, ready, resultOf, wrap
+from .support import Module, Trouble, lose, ready, recover, resultOf, shut, wrap
 
 
-class Looked(Module):
+class Looked:
     """
-    A module that calls a function when its method is looked up.
+    A descriptor that tells the module when it is read.
     """
 
-    look: Callable[[], object] = lambda: None
+    def __get__(self, instance: Any, owner: type) -> object:
+        if instance is not None:
+            instance.look("descriptor")
+        return 42
+
+
+class Looking(Module):
+    """
+    A module that calls a function when it is looked at.
+
+    @ivar look: Takes where the module is looked at.
+    """
+
+    look: Callable[[str], object] = bool
+    described = Looked()
+
+    def __dir__(self) -> list[str]:
+        self.look("__dir__")
+        return [*super().__dir__()]
+
+
+class Watchful(Looking):
+    """
+    A module that also learns which methods are looked up.
+    """
 
     def __getattribute__(self, name: str) -> Any:
         if name == "write":
-            vars(self).get("look", bool)()
+            object.__getattribute__(self, "look")("__getattribute__")
         return super().__getattribute__(name)
 
 
-@pytest.mark.parametrize("early", [True, False])
-def test_a_loss_while_methods_are_looked_up(clock: Clock, early: bool) -> None:
+@pytest.mark.parametrize("where", ["__dir__", "__getattribute__", "descriptor"])
+@pytest.mark.parametrize("act", ["lost", "closed", "failed", "reset", "paused"])
+@pytest.mark.parametrize("used", ["", "read", "compute"])
+def test_the_module_goes_away_while_it_is_looked_at(
+    clock: Clock, where: str, act: str, used: str
+) -> None:
     """
-    Callers do not learn that the module is ready, and the proxy goes on queuing.
+    If the module goes away while its names and methods are looked up nobody learns
+    that it is ready, and the proxy goes on queuing or refusing.
     """
-    module = Looked()
+    module = Watchful() if where == "__getattribute__" else Looking()
+    wrapper = QueuingWrapper(
+        module, clock, replay=["read"], retryPolicy=lambda _: 1.0, timeout=None
+    )
+    early = resultOf(getattr(wrapper.proxy, used)(0)) if used else None
+    asked = resultOf(wrapper.initialize())
+    done: list[str] = []
 
-    def look() -> None:
-        if len(module.watches) == 1 and not module.watches[0].called:
-            module.watches[0].callback(None)
+    def look(here: str) -> None:
+        if here != where or done or not module.watches:
+            return
+        done.append(here)
+        if act == "lost":
+            lose(module)
+        elif act == "closed":
+            wrapper.close()
+        elif act == "paused":
+            resultOf(wrapper.pause())
+        else:
+            if act == "reset":
+                wrapper.reset(Trouble("rotated"))
+            else:
+                lose(module)
+                wrapper.fail(Trouble("for good"))
 
     module.look = look
-    wrapper = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
-    if early:
-        resultOf(wrapper.proxy.write(1))
-    result = resultOf(wrapper.initialize())
     module.attempts[0].callback(None)
-    assert wrapper.state is State.LOST
-    assert result.pending is early
-    resultOf(wrapper.proxy.write(2))
-    clock.advance(1)
-    module.attempts[1].callback(None)
-    assert wrapper.state is State.READY
-    assert [what for _, what in module.calls] == ([1, 2] if early else [2])
+    assert done == [where]
+    expected = {
+        "lost": State.LOST,
+        "closed": State.CLOSING,
+        "failed": State.FAILED,
+        "reset": State.LOST,
+        "paused": State.PAUSED,
+    }
+    assert wrapper.state is expected[act]
+    calls = len(module.calls)
+    results = [
+        resultOf(getattr(wrapper.proxy, name)(1))
+        for name in ("write", "read", "compute", "count")
+    ]
+    assert len(module.calls) == calls
+    if act in ("closed", "failed"):
+        assert not any(each.pending for each in results)
+        for closing in module.closings:
+            closing.callback(None)
+    else:
+        assert wrapper.pending >= 4
+        if act == "lost":
+            recover(clock, module)
+        elif act == "reset":
+            module.closings[0].callback(None)
+            module.attempts[1].callback(None)
+        else:
+            wrapper.resume()
+        assert wrapper.state is State.READY
+        assert len(module.calls) >= 4
+        assert asked.value is None
+    shut(wrapper)
+    assert early is None or not early.pending
+    clock.advance(0)
 
 
 # Errors.

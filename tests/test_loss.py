@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
 
@@ -252,6 +252,71 @@ def test_watching_that_fails(clock: Clock, loggedFailures: list[LogEvent]) -> No
     assert loggedFailures.pop()["log_failure"].value is wrapper.lastError
     clock.advance(1)
     assert wrapper.state is State.READY
+
+
+@pytest.mark.parametrize("isFailed", [True, False])
+def test_a_watch_that_is_always_the_same(clock: Clock, isFailed: bool) -> None:
+    """
+    If whenLost() returns the Deferred of the last loss, no attempt can succeed: the
+    error says what is wrong, and the module may be initialised by hand.
+    """
+    watch: Deferred[None] = Deferred()
+    module, wrapper, proxy = wrap(clock, whenLost=lambda: watch)
+    ready(module, wrapper)
+    if isFailed:
+        watch.errback(Trouble("cut off"))
+    else:
+        watch.callback(None)
+    assert wrapper.state is State.LOST
+    call = resultOf(proxy.write(1))
+    recover(clock, module)
+    assert wrapper.state is State.FAILED
+    assert isinstance(call.error, InitializationFailed)
+    assert "it has to return a new one for each" in str(call.error.__cause__)
+    watch = Deferred()
+    resultOf(wrapper.initialize())
+    module.attempts[-1].callback(None)
+    assert wrapper.state is State.READY
+
+
+def test_lost_again_and_again_by_new_watches(clock: Clock) -> None:
+    """
+    A new Deferred that has fired already is a loss like any other.
+    """
+    module, wrapper, _ = wrap(clock, whenLost=lambda: succeed(None))
+    resultOf(wrapper.initialize())
+    for losses in range(1, 4):
+        module.attempts[-1].callback(None)
+        assert wrapper.state is State.LOST
+        assert wrapper.history.losses.count == losses
+        clock.advance(1)
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("end", ["close", "fail"])
+@pytest.mark.parametrize("isLate", [True, False])
+def test_a_watch_that_is_not_needed(clock: Clock, end: str, isLate: bool) -> None:
+    """
+    If whenLost() closes or fails the wrapper nobody handles the failure of what it
+    returns, and nobody has to.
+    """
+    watches: list[Deferred[None]] = []
+
+    def whenLost() -> Deferred[None]:
+        if end == "close":
+            resultOf(wrapper.close())
+        else:
+            wrapper.fail(Trouble("given up"))
+        watches.append(Deferred() if isLate else fail(Trouble("closed")))
+        return watches[-1]
+
+    module, wrapper, _ = wrap(clock, whenLost=whenLost)
+    resultOf(wrapper.initialize())
+    module.attempts[0].callback(None)
+    assert wrapper.state is (State.CLOSING if end == "close" else State.FAILED)
+    if isLate and not watches[0].called:
+        watches[0].errback(Trouble("closed"))
+    shut(wrapper)
 
 
 def test_watching_with_a_coroutine(clock: Clock) -> None:

@@ -172,18 +172,49 @@ def test_concurrency(clock: Clock, concurrency: int) -> None:
     assert numbers(module) == list(range(6))
 
 
-@pytest.mark.parametrize("which", ["running", "queued"])
-def test_cancelling_continues_the_drain(clock: Clock, which: str) -> None:
+def test_cancelling_a_call_in_progress_continues_the_drain(clock: Clock) -> None:
     """
-    The drain goes on when the call in progress is cancelled, and ends when the
-    last queued call is.
+    A call in progress that is cancelled lets the next one start.
     """
     module, wrapper, proxy = wrap(clock, concurrency=1)
-    calls = [proxy.write(1), proxy.write(2)]
-    results = [resultOf(each) for each in calls]
+    call = proxy.write(1)
+    results = [resultOf(call), resultOf(proxy.write(2))]
     ready(module, wrapper)
-    calls[0 if which == "running" else 1].cancel()
+    call.cancel()
     clock.advance(0)
     assert wrapper.state is State.READY
-    assert [each.pending for each in results] == [which == "queued", which != "queued"]
-    assert numbers(module) == ([1, 2] if which == "running" else [1])
+    assert [each.pending for each in results] == [False, True]
+    assert numbers(module) == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out", "expired"])
+@pytest.mark.parametrize("isAnswered", [True, False])
+def test_the_last_queued_call_is_given_up(
+    clock: Clock, how: str, isAnswered: bool
+) -> None:
+    """
+    The drain ends when no call is queued any more, whether the calls in progress end
+    or not.
+    """
+    module, wrapper, proxy = wrap(clock, concurrency=1, timeout=5.0)
+    running = resultOf(proxy.write(1))
+    last = [proxy.write(number) for number in (2, 3)]
+    ready(module, wrapper)
+    if how == "timed out":
+        for call in last:
+            call.addTimeout(2, clock)
+    for call in last:
+        resultOf(call)
+    if how == "cancelled":
+        for call in last:
+            call.cancel()
+        clock.advance(0)
+    else:
+        clock.advance(2 if how == "timed out" else 5)
+        clock.advance(0)
+    assert (wrapper.state, wrapper.pending) == (State.READY, 0)
+    if isAnswered:
+        module.answers[0].callback("done")
+        assert running.value == "done"
+    resultOf(proxy.write(4))
+    assert numbers(module) == [1, 4]

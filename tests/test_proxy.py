@@ -367,7 +367,7 @@ def test_methods_that_the_initialisation_changes(clock: Clock) -> None:
 
     class Client:
         def __init__(self) -> None:
-            self.vanishing = lambda: "early"
+            self.vanishing: Any = lambda *arguments, **keywords: "early"
             self.find: Any = lambda: "nothing"
 
         def initialize(self) -> None:
@@ -375,8 +375,12 @@ def test_methods_that_the_initialisation_changes(clock: Clock) -> None:
             self.find = lambda: "something"
 
     wrapper = QueuingWrapper(Client(), clock)
-    vanished = resultOf(wrapper.proxy.vanishing())
+    kept = wrapper.proxy.vanishing
+    vanished = [resultOf(kept()), resultOf(kept(1)), resultOf(kept(1, two=2))]
     found = resultOf(wrapper.proxy.find())
     wrapper.initialize()
-    assert isinstance(vanished.error, AttributeError)
+    for each in vanished:
+        assert isinstance(each.error, AttributeError)
+        assert "'vanishing'" in str(each.error)
+    assert isinstance(resultOf(kept(1)).error, AttributeError)
     assert found.value == wrapper.proxy.find() == "something"

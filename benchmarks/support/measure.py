@@ -34,14 +34,17 @@ class Target:
     @ivar unit: The unit of C{bound}: C{x} for the ratio, otherwise that of the
         figure.
     @ivar atLeast: Whether C{bound} is a minimum.
+    @ivar isDifference: Whether C{bound} is about the difference of the two sides.
     """
 
     bound: float
     unit: str = "x"
     atLeast: bool = False
+    isDifference: bool = False
 
     def __str__(self) -> str:
-        return f"{'≥' if self.atLeast else '≤'} {self.bound:,g} {self.unit}"
+        sign = "+" if self.isDifference else ""
+        return f"{'≥' if self.atLeast else '≤'} {sign}{self.bound:,g} {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Figure:
         if target is None:
             return ""
         value = self.ratio if target.unit == "x" else self.ours
+        if target.isDifference:
+            value -= self.theirs
         good = value >= target.bound if target.atLeast else value <= target.bound
         return "yes" if good else "no"
 

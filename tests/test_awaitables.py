@@ -1,0 +1,395 @@
+"""
+What a module returns: whatever can be awaited is awaited, in every state the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from tsrv import QueuingWrapper, State
+
+from .support import Module, Trouble, inState, lose, resultOf, shut
+
+
+class Awaitable:
+    """
+    An object that can be awaited.
+    """
+
+    def __init__(self, deferred: Deferred[Any]) -> None:
+        self._deferred = deferred
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return (yield from self._deferred.__await__())
+
+
+def coroutine(deferred: Deferred[Any]) -> Any:
+    """
+    @return: A coroutine, from a function that is not C{async}.
+    """
+
+    async def wait() -> Any:
+        return await deferred
+
+    return wait()
+
+
+class Special(Deferred[Any]):
+    """
+    A Deferred of a kind of its own.
+    """
+
+
+def special(deferred: Deferred[Any]) -> Special:
+    """
+    @return: A Deferred of a type of its own.
+    """
+    made = Special()
+    deferred.chainDeferred(made)
+    return made
+
+
+Make = Callable[[Deferred[Any]], Any]
+KINDS: list[Make] = [Awaitable, coroutine, special]
+kinds = pytest.mark.parametrize("make", KINDS)
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """
+    An event loop of asyncio.
+    """
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def future(loop: asyncio.AbstractEventLoop, error: Exception | None) -> Any:
+    """
+    @return: A future that is done.
+    """
+    made = loop.create_future()
+    if error is None:
+        made.set_result("done")
+    else:
+        made.set_exception(error)
+    return made
+
+
+# The life cycle.
+
+
+@kinds
+@pytest.mark.parametrize("error", [None, Trouble("refused")])
+def test_initialize(clock: Clock, make: Make, error: Exception | None) -> None:
+    """
+    The module is not ready before what C{initialize()} returned has ended.
+    """
+    wait: Deferred[Any] = Deferred()
+    module, wrapper, proxy = inState(clock, State.NEW, initialize=lambda: make(wait))
+    call = resultOf(proxy.write(1))
+    asked = resultOf(wrapper.initialize())
+    assert (wrapper.state, module.calls) == (State.INITIALIZING, [])
+    if error is None:
+        wait.callback(None)
+        assert (wrapper.state, asked.value) == (State.READY, None)
+        assert module.calls == [("write", 1)]
+    else:
+        wait.errback(error)
+        assert (wrapper.state, wrapper.lastError) == (State.RETRYING, error)
+        assert (asked.pending, call.pending) == (True, True)
+        shut(wrapper)
+
+
+@kinds
+@pytest.mark.parametrize("error", [None, Trouble("cut off")])
+def test_whenLost(clock: Clock, make: Make, error: Exception | None) -> None:
+    """
+    The module is lost when what C{whenLost()} returned ends.
+    """
+    watches: list[Deferred[Any]] = []
+
+    def whenLost() -> Any:
+        watches.append(Deferred())
+        return make(watches[-1])
+
+    module, wrapper, _ = inState(clock, State.READY, whenLost=whenLost)
+    if error is None:
+        watches[0].callback(None)
+    else:
+        watches[0].errback(error)
+    assert (wrapper.state, wrapper.lastError) == (State.LOST, error)
+    clock.advance(1)
+    module.attempts[-1].callback(None)
+    assert wrapper.state is State.READY
+
+
+@kinds
+@pytest.mark.parametrize("error", [None, Trouble("disk full")])
+def test_close(clock: Clock, make: Make, error: Exception | None) -> None:
+    """
+    The wrapper is closed when what C{close()} returned has ended.
+    """
+    wait: Deferred[Any] = Deferred()
+    _, wrapper, _ = inState(clock, State.READY, close=lambda: make(wait))
+    closed = resultOf(wrapper.close())
+    assert (wrapper.state, closed.pending) == (State.CLOSING, True)
+    if error is None:
+        wait.callback(None)
+        assert closed.value is None
+    else:
+        wait.errback(error)
+        assert closed.error is error
+    assert wrapper.state is State.CLOSED
+
+
+@kinds
+def test_whenIdle(clock: Clock, make: Make) -> None:
+    """
+    pause() waits for what C{whenIdle()} returned.
+    """
+    wait: Deferred[Any] = Deferred()
+    _, wrapper, _ = inState(clock, State.READY, whenIdle=lambda: make(wait))
+    paused = resultOf(wrapper.pause())
+    assert paused.pending
+    wait.callback(None)
+    assert paused.value is None
+
+
+@kinds
+@pytest.mark.parametrize("error", [None, Trouble("no pong")])
+def test_ping(clock: Clock, make: Make, error: Exception | None) -> None:
+    """
+    A ping ends when what C{ping()} returned ends.
+    """
+    pings: list[Deferred[Any]] = []
+
+    def ping() -> Any:
+        pings.append(Deferred())
+        return make(pings[-1])
+
+    _, wrapper, _ = inState(clock, State.READY, ping=ping, pingInterval=5.0)
+    clock.advance(5)
+    assert (len(pings), wrapper.state) == (1, State.READY)
+    if error is None:
+        pings[0].callback("pong")
+        assert wrapper.state is State.READY
+    else:
+        pings[0].errback(error)
+        assert (wrapper.state, wrapper.lastError) == (State.LOST, error)
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("name", ["initialize", "whenLost", "close", "whenIdle"])
+def test_a_future(clock: Clock, loop: asyncio.AbstractEventLoop, name: str) -> None:
+    """
+    Each of them may return an C{asyncio.Future}.
+    """
+    pending: Any = loop.create_future()
+    module, wrapper, _ = inState(clock, State.NEW, **{name: lambda: pending})
+    asked = resultOf(wrapper.initialize())
+    if name == "initialize":
+        assert wrapper.state is State.INITIALIZING
+    else:
+        module.attempts[0].callback(None)
+        assert (wrapper.state, asked.value) == (State.READY, None)
+    ended = resultOf(wrapper.pause() if name == "whenIdle" else wrapper.close())
+    if name in ("close", "whenIdle"):
+        assert ended.pending
+    pending.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    for closing in module.closings:
+        closing.callback(None)
+    assert not ended.pending
+
+
+# Calls.
+
+
+class Returning(Module):
+    """
+    A module that returns what the test says.
+    """
+
+    returned: Callable[[], Any]
+
+    def once(self) -> Any:
+        return self.returned()
+
+    def twice(self) -> Any:
+        return self.returned()
+
+
+def returning(
+    clock: Clock, returned: Callable[[], Any], **options: Any
+) -> tuple[Returning, Any]:
+    """
+    @return: Such a module, and its wrapper.
+    """
+    module = Returning()
+    module.returned = returned
+    wrapper = QueuingWrapper(
+        module, clock, replay=["twice"], retryPolicy=lambda _: 1.0, **options
+    )
+    return module, wrapper
+
+
+@kinds
+@pytest.mark.parametrize("method", ["once", "twice"])
+@pytest.mark.parametrize("isReady", [True, False])
+@pytest.mark.parametrize("error", [None, Trouble("broken")])
+def test_a_call(
+    clock: Clock, make: Make, method: str, isReady: bool, error: Exception | None
+) -> None:
+    """
+    A call gets the result of what the method returned, whether it was queued or not.
+    """
+    wait: Deferred[Any] = Deferred()
+    module, wrapper = returning(clock, lambda: make(wait))
+    if isReady:
+        wrapper.initialize()
+        module.attempts[0].callback(None)
+    call = resultOf(getattr(wrapper.proxy, method)())
+    if not isReady:
+        wrapper.initialize()
+        module.attempts[0].callback(None)
+    assert (call.pending, wrapper.inProgress) == (True, 1)
+    if error is None:
+        wait.callback("done")
+        assert call.value == "done"
+    else:
+        wait.errback(error)
+        clock.advance(0)
+        assert call.error is error
+    assert wrapper.inProgress == 0
+
+
+@pytest.mark.parametrize("method", ["once", "twice"])
+@pytest.mark.parametrize("isReady", [True, False])
+@pytest.mark.parametrize("error", [None, Trouble("broken")])
+def test_a_call_that_returns_a_future(
+    clock: Clock,
+    loop: asyncio.AbstractEventLoop,
+    method: str,
+    isReady: bool,
+    error: Exception | None,
+) -> None:
+    """
+    An C{asyncio.Future} is waited for, too.
+    """
+    made = future(loop, error)
+    module, wrapper = returning(clock, lambda: made)
+    if isReady:
+        wrapper.initialize()
+        module.attempts[0].callback(None)
+    call = resultOf(getattr(wrapper.proxy, method)())
+    if not isReady:
+        wrapper.initialize()
+        module.attempts[0].callback(None)
+    loop.run_until_complete(asyncio.sleep(0))
+    clock.advance(0)
+    assert (call.value if error is None else call.error) == (error or "done")
+
+
+@kinds
+def test_a_call_that_is_lost_or_cancelled(clock: Clock, make: Make) -> None:
+    """
+    What the method returned is cancelled with the call, and tracked like any
+    Deferred.
+    """
+    waits: list[Deferred[Any]] = []
+
+    def returned() -> Any:
+        waits.append(Deferred())
+        return make(waits[-1])
+
+    module, wrapper = returning(clock, returned)
+    wrapper.initialize()
+    module.attempts[0].callback(None)
+    given, lost = wrapper.proxy.once(), wrapper.proxy.twice()
+    results = [resultOf(given), resultOf(lost)]
+    given.cancel()
+    assert not results[0].pending
+    if make is not special:
+        assert waits[0].called
+    lose(module)
+    clock.advance(1)
+    module.attempts[1].callback(None)
+    waits[2].callback("again")
+    assert results[1].value == "again"
+
+
+class Asked:
+    """
+    An object that claims to have every attribute.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+def count() -> Generator[int, None, None]:
+    """
+    An ordinary generator.
+    """
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "value", [None, 0, "text", Asked(), MagicMock(), count(), [succeed(1)], Trouble()]
+)
+def test_a_plain_value(clock: Clock, value: object) -> None:
+    """
+    What cannot be awaited is the result itself, in every state.
+    """
+    module, wrapper = returning(clock, lambda: value)
+    queued = resultOf(wrapper.proxy.once())
+    wrapper.initialize()
+    module.attempts[0].callback(None)
+    assert queued.fired[0] is value
+    assert wrapper.proxy.once() is value
+
+
+def test_calls_of_a_module_that_cannot_be_lost(clock: Clock) -> None:
+    """
+    A queued call of a plain method waits for a coroutine; a ready one is the
+    module's own, as it would be without tsrv.
+    """
+
+    class Simple:
+        def initialize(self) -> None:
+            pass
+
+        def get(self) -> Any:
+            return coroutine(succeed("done"))
+
+    wrapper = QueuingWrapper(Simple(), clock)
+    queued = resultOf(wrapper.proxy.get())
+    wrapper.initialize()
+    assert queued.value == "done"
+    assert resultOf(Deferred.fromCoroutine(wrapper.proxy.get())).value == "done"
+    always = QueuingWrapper(Simple(), clock, alwaysDeferred=True)
+    always.initialize()
+    assert resultOf(always.proxy.get()).value == "done"
+
+
+def test_a_coroutine_that_fails_is_handled(clock: Clock) -> None:
+    """
+    A coroutine that is not needed any more is ended, and its error is nobody's.
+    """
+    wait: Deferred[Any] = fail(Trouble("refused"))
+
+    def initialize() -> Any:
+        wrapper.close()
+        return coroutine(wait)
+
+    _, wrapper, _ = inState(clock, State.NEW, initialize=initialize, close=bool)
+    resultOf(wrapper.initialize())
+    assert wrapper.state is State.CLOSED

@@ -1,0 +1,558 @@
+"""
+pause() and resume(): the calls of a healthy module wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent
+
+from tsrv import Closed, OutcomeUnknown, QueueTimeout, QueuingWrapper, State
+from tsrv.queuing.history import Pause
+
+from .support import (
+    Module,
+    Trouble,
+    inState,
+    lose,
+    ready,
+    recover,
+    resultOf,
+    shut,
+    wrap,
+)
+
+
+def test_calls_wait_until_the_module_is_resumed(clock: Clock) -> None:
+    """
+    While the module is paused calls are queued; resume() starts them in order, before
+    later calls.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    paused = resultOf(wrapper.pause())
+    assert (wrapper.state, wrapper.paused, paused.value) == (State.PAUSED, True, None)
+    results = [resultOf(proxy.write(number)) for number in range(3)]
+    assert (module.calls, wrapper.pending) == ([], 3)
+    wrapper.resume()
+    assert (wrapper.state, wrapper.paused) == (State.READY, False)
+    results.append(resultOf(proxy.write(3)))
+    assert [what for _, what in module.calls] == [0, 1, 2, 3]
+    for answer in module.answers:
+        answer.callback("done")
+    assert [each.value for each in results] == ["done"] * 4
+
+
+def test_queued_calls_expire_as_ever(clock: Clock) -> None:
+    """
+    A call that waits for too long while the module is paused times out.
+    """
+    _, wrapper, proxy = inState(clock, State.PAUSED, timeout=5.0)
+    result = resultOf(proxy.write(1))
+    clock.advance(5)
+    assert isinstance(result.error, QueueTimeout)
+    assert result.error.state is State.PAUSED
+    shut(wrapper)
+
+
+# Holders.
+
+
+def test_each_holder_holds(clock: Clock) -> None:
+    """
+    The module is paused until each holder has resumed it; one that pauses it twice
+    resumes it once.
+    """
+    _, wrapper, _ = inState(clock, State.READY)
+    for by in (None, "backup", "backup", 3):
+        wrapper.pause(by)
+    for by in (None, "backup"):
+        wrapper.resume(by)
+        assert (wrapper.state, wrapper.paused) == (State.PAUSED, True)
+    wrapper.resume(3)
+    assert (wrapper.state, wrapper.paused) == (State.READY, False)
+
+
+@pytest.mark.parametrize("state", State)
+def test_who_does_not_hold_resumes_nothing(clock: Clock, state: State) -> None:
+    """
+    resume() by somebody who did not pause is ignored.
+    """
+    _, wrapper, _ = inState(clock, state)
+    wrapper.resume("somebody else")
+    assert wrapper.state is state
+    assert wrapper.paused is (state is State.PAUSED)
+    shut(wrapper)
+
+
+def test_pausing(clock: Clock) -> None:
+    """
+    C{async with wrapper.pausing()} waits for the calls in progress, and resumes at
+    the end; nested ones do not affect each other.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    resultOf(proxy.write(1))
+    steps: list[Deferred[None]] = [Deferred(), Deferred()]
+    seen: list[str] = []
+
+    async def work(name: str, step: Deferred[None]) -> None:
+        async with wrapper.pausing():
+            seen.append(name)
+            await step
+
+    results = [
+        resultOf(Deferred.fromCoroutine(work(name, step)))
+        for name, step in zip("ab", steps, strict=True)
+    ]
+    assert (wrapper.state, seen) == (State.PAUSED, [])
+    module.answers[0].callback(None)
+    assert seen == ["a", "b"]
+    steps[1].callback(None)
+    assert (results[1].value, wrapper.state) == (None, State.PAUSED)
+    steps[0].errback(Trouble("in the body"))
+    assert str(results[0].error) == "in the body"
+    assert (wrapper.state, wrapper.paused) == (State.READY, False)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "closed", "whenIdle fails"])
+def test_pausing_that_does_not_begin(clock: Clock, end: str) -> None:
+    """
+    A body that is not reached resumes the module, too.
+    """
+    waits: list[Deferred[None]] = []
+
+    def whenIdle() -> Deferred[None]:
+        waits.append(Deferred())
+        return waits[-1]
+
+    module, wrapper, proxy = inState(clock, State.READY, whenIdle=whenIdle)
+
+    async def work() -> None:
+        async with wrapper.pausing():
+            raise AssertionError("must not be reached")
+
+    working = Deferred.fromCoroutine(work())
+    result = resultOf(working)
+    if end == "cancelled":
+        working.cancel()
+        assert isinstance(result.error, CancelledError)
+    elif end == "closed":
+        wrapper.close()
+        module.closings[0].callback(None)
+        assert isinstance(result.error, Closed)
+    else:
+        waits[0].errback(Trouble("no idea"))
+        assert not result.pending
+    assert wrapper.paused is False
+    if end == "cancelled":
+        assert wrapper.state is State.READY
+        assert module.calls == []
+        resultOf(proxy.write(1))
+        assert module.calls == [("write", 1)]
+
+
+# Waiting for the calls in progress.
+
+
+@pytest.mark.parametrize("queued", [True, False])
+@pytest.mark.parametrize("how", ["answered", "failed", "cancelled", "lost"])
+def test_the_calls_in_progress(clock: Clock, queued: bool, how: str) -> None:
+    """
+    The Deferred fires when the last call in progress has ended, however it ends.
+    """
+    module, wrapper, proxy = wrap(clock)
+    if not queued:
+        ready(module, wrapper)
+    calls = [proxy.write(number) for number in range(2)]
+    results = [resultOf(each) for each in calls]
+    ready(module, wrapper)
+    paused = resultOf(wrapper.pause())
+    assert (wrapper.inProgress, paused.pending) == (2, True)
+    module.answers[1].callback("done")
+    assert (wrapper.inProgress, paused.pending) == (1, True)
+    if how == "answered":
+        module.answers[0].callback("done")
+    elif how == "failed":
+        module.answers[0].errback(Trouble())
+    elif how == "cancelled":
+        calls[0].cancel()
+    else:
+        lose(module)
+        clock.advance(0)
+        assert isinstance(results[0].error, OutcomeUnknown)
+    assert (wrapper.inProgress, paused.value) == (0, None)
+    assert results[0].pending is False
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_module_that_counts_its_calls(clock: Clock, own: bool) -> None:
+    """
+    The module's whenIdle() is waited for, too, and is not proxied; it is called when
+    no more calls reach the module.
+    """
+
+    class Counting(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle: list[Deferred[None]] = []
+
+        def whenIdle(self) -> Deferred[None]:
+            assert wrapper.state is State.PAUSED
+            self.idle.append(Deferred())
+            return self.idle[-1]
+
+        def other(self) -> Deferred[None]:
+            return self.whenIdle()
+
+    module = Counting()
+    options: dict[str, Any] = {} if own else {"whenIdle": module.other}
+    wrapper = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0, **options)
+    for _ in range(2):
+        with pytest.raises(AttributeError):
+            getattr(wrapper.proxy, "whenIdle" if own else "other")
+        ready(module, wrapper)
+    resultOf(wrapper.proxy.write(1))
+    paused = resultOf(wrapper.pause())
+    module.answers[0].callback(None)
+    assert paused.pending
+    for idle in module.idle:
+        idle.callback(None)
+    assert paused.value is None
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("isRaised", [True, False])
+def test_whenIdle_that_fails(
+    clock: Clock, loggedFailures: list[LogEvent], isRaised: bool
+) -> None:
+    """
+    The module is paused all the same; who waits learns the error, and resume()
+    works.
+    """
+
+    def whenIdle() -> Deferred[None]:
+        if isRaised:
+            raise Trouble("no idea")
+        return fail(Trouble("no idea"))
+
+    module, wrapper, proxy = inState(clock, State.READY, whenIdle=whenIdle)
+    paused = resultOf(wrapper.pause())
+    assert str(paused.error) == "no idea"
+    assert wrapper.state is State.PAUSED
+    resultOf(proxy.write(1))
+    wrapper.resume()
+    assert (wrapper.state, module.calls) == (State.READY, [("write", 1)])
+    loggedFailures.clear()
+
+
+def test_whenIdle_that_never_fires(clock: Clock) -> None:
+    """
+    Whatever the module says about its calls, closing it ends the waiting.
+    """
+    _, wrapper, _ = inState(clock, State.READY, whenIdle=Deferred)
+    paused = resultOf(wrapper.pause())
+    shut(wrapper)
+    assert isinstance(paused.error, Closed)
+
+
+def test_cancelling_the_waiting(clock: Clock) -> None:
+    """
+    A caller who cancels pause() affects neither the pause nor others who wait.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    resultOf(proxy.write(1))
+    first = wrapper.pause("first")
+    results = [resultOf(first), resultOf(wrapper.pause("second"))]
+    first.cancel()
+    assert isinstance(results[0].error, CancelledError)
+    assert wrapper.state is State.PAUSED
+    module.answers[0].callback(None)
+    assert results[1].value is None
+    wrapper.resume("second")
+    assert wrapper.state is State.PAUSED
+    wrapper.resume("first")
+    assert wrapper.state is State.READY
+
+
+def test_resumed_while_somebody_waits(clock: Clock) -> None:
+    """
+    The Deferred of a pause that has ended fires all the same when the calls that were
+    in progress have ended.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    resultOf(proxy.write(1))
+    paused = resultOf(wrapper.pause())
+    wrapper.resume()
+    module.answers[0].callback(None)
+    assert not paused.pending
+    assert wrapper.state is State.READY
+
+
+# Other states.
+
+
+@pytest.mark.parametrize(
+    "state", [State.NEW, State.INITIALIZING, State.RETRYING, State.LOST, State.FAILED]
+)
+def test_a_module_that_is_not_ready(clock: Clock, state: State) -> None:
+    """
+    A pause takes effect when the module becomes ready: waiters learn that it is, and
+    queued calls wait until it is resumed.
+    """
+    module, wrapper, proxy = inState(clock, state)
+    paused = resultOf(wrapper.pause())
+    assert (wrapper.state, wrapper.paused, paused.value) == (state, True, None)
+    asked = resultOf(wrapper.initialize())
+    call = resultOf(proxy.write(1))
+    if state in (State.RETRYING, State.LOST):
+        clock.advance(1)
+    module.attempts[-1].callback(None)
+    assert (wrapper.state, asked.value) == (State.PAUSED, None)
+    assert resultOf(wrapper.whenInitialized()).value is None
+    assert (module.calls, call.pending) == ([], True)
+    wrapper.resume()
+    assert (wrapper.state, module.calls) == (State.READY, [("write", 1)])
+
+
+@pytest.mark.parametrize(
+    "state", [State.NEW, State.INITIALIZING, State.RETRYING, State.LOST]
+)
+def test_resumed_before_the_module_is_ready(clock: Clock, state: State) -> None:
+    """
+    A pause that has ended by then changes nothing.
+    """
+    module, wrapper, proxy = inState(clock, state)
+    resultOf(wrapper.pause())
+    wrapper.resume()
+    assert (wrapper.state, wrapper.paused) == (state, False)
+    resultOf(wrapper.initialize())
+    resultOf(proxy.write(1))
+    if state in (State.RETRYING, State.LOST):
+        clock.advance(1)
+    module.attempts[-1].callback(None)
+    assert (wrapper.state, module.calls) == (State.READY, [("write", 1)])
+
+
+def test_paused_during_the_drain(clock: Clock) -> None:
+    """
+    The drain stops, and goes on after resume().
+    """
+    module, wrapper, _ = inState(clock, State.DRAINING)
+    paused = resultOf(wrapper.pause())
+    assert (wrapper.state, paused.pending) == (State.PAUSED, True)
+    module.answers[0].callback(None)
+    clock.advance(0)
+    assert (len(module.calls), paused.value) == (1, None)
+    wrapper.resume()
+    clock.advance(0)
+    assert (wrapper.state, len(module.calls)) == (State.READY, 2)
+
+
+@pytest.mark.parametrize("where", ["method", "callback", "observer"])
+def test_paused_by_what_the_drain_calls(clock: Clock, where: str) -> None:
+    """
+    Calls behind one that pauses the module wait, in order.
+    """
+    once = iter([where])
+
+    def pause(here: str) -> None:
+        if here == where and next(once, None):
+            wrapper.pause()
+
+    class Pausing(Module):
+        def count(self, what: object) -> object:
+            if what == 1:
+                pause("method")
+            return super().count(what)
+
+    module = Pausing()
+    wrapper = QueuingWrapper(module, clock)
+    calls: list[Any] = [wrapper.proxy.count(number) for number in range(4)]
+    calls[1].addCallback(lambda _: pause("callback"))
+    wrapper.addObserver(
+        lambda: pause("observer") if wrapper.state is State.DRAINING else None
+    )
+    ready(module, wrapper)
+    assert wrapper.state is State.PAUSED
+    assert len(module.calls) == (0 if where == "observer" else 2)
+    resultOf(wrapper.proxy.count(4))
+    wrapper.resume()
+    assert wrapper.state is State.READY
+    assert [what for _, what in module.calls] == list(range(5))
+
+
+def test_a_loss_while_paused(clock: Clock) -> None:
+    """
+    The module is lost and initialised as ever, and is paused again when it is ready.
+    """
+    module, wrapper, proxy = inState(clock, State.PAUSED)
+    call = resultOf(proxy.write(1))
+    lose(module, Trouble("cut off"))
+    assert (wrapper.state, wrapper.paused) == (State.LOST, True)
+    recover(clock, module)
+    assert (wrapper.state, module.calls) == (State.PAUSED, [])
+    wrapper.resume()
+    module.answers[0].callback("done")
+    assert call.value == "done"
+
+
+def test_resumed_while_lost(clock: Clock) -> None:
+    """
+    A module that is resumed while it is lost drains its queue when it has recovered.
+    """
+    module, wrapper, proxy = inState(clock, State.PAUSED)
+    resultOf(proxy.write(1))
+    lose(module)
+    wrapper.resume()
+    assert wrapper.state is State.LOST
+    recover(clock, module)
+    assert (wrapper.state, module.calls) == (State.READY, [("write", 1)])
+
+
+def test_calls_that_are_made_again_wait(clock: Clock) -> None:
+    """
+    Calls in progress that are safe to run twice are made again after resume(), before
+    those that were queued meanwhile.
+    """
+    module, wrapper, proxy = inState(clock, State.READY, replay=["read"])
+    resultOf(proxy.read(1))
+    paused = resultOf(wrapper.pause())
+    resultOf(proxy.write(2))
+    lose(module)
+    recover(clock, module)
+    assert (wrapper.state, len(module.calls), paused.value) == (State.PAUSED, 1, None)
+    wrapper.resume()
+    assert module.calls == [("read", 1), ("read", 1), ("write", 2)]
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("isWaiting", [True, False])
+def test_closed_while_paused(clock: Clock, isWaiting: bool) -> None:
+    """
+    close() ends a pause: queued calls get Closed, and so do those who wait for calls
+    in progress.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    if isWaiting:
+        resultOf(proxy.write(1))
+    paused = resultOf(wrapper.pause())
+    call = resultOf(proxy.write(2))
+    wrapper.close()
+    assert isinstance(call.error, Closed)
+    module.closings[0].callback(None)
+    assert wrapper.state is State.CLOSED
+    if isWaiting:
+        assert isinstance(paused.error, Closed)
+    else:
+        assert paused.value is None
+
+
+@pytest.mark.parametrize("state", [State.CLOSING, State.CLOSED])
+def test_paused_after_the_close(clock: Clock, state: State) -> None:
+    """
+    pause() fails with Closed, and resume() is ignored.
+    """
+    _, wrapper, _ = inState(clock, state)
+    assert isinstance(resultOf(wrapper.pause()).error, Closed)
+    wrapper.resume()
+    assert (wrapper.state, wrapper.paused) == (state, False)
+    shut(wrapper)
+
+
+def test_failing_while_paused(clock: Clock) -> None:
+    """
+    A hold outlives a failure for good.
+    """
+    module, wrapper, proxy = inState(clock, State.NEW)
+    wrapper.pause()
+    wrapper.fail(Trouble("for good"))
+    assert (wrapper.state, wrapper.paused) == (State.FAILED, True)
+    resultOf(wrapper.initialize())
+    module.attempts[-1].callback(None)
+    assert wrapper.state is State.PAUSED
+    proxy.write(1)
+    wrapper.resume()
+    assert module.calls == [("write", 1)]
+
+
+def test_a_kept_method_queues_while_paused(clock: Clock) -> None:
+    """
+    A tracked method that was taken from the proxy while the module was ready queues.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    kept = proxy.write
+    wrapper.pause()
+    resultOf(kept(1))
+    assert (module.calls, wrapper.pending) == ([], 1)
+    wrapper.resume()
+    assert module.calls == [("write", 1)]
+
+
+# What is recorded.
+
+
+def test_observers_and_history(clock: Clock) -> None:
+    """
+    Each change of state is notified, and the history has each pause.
+    """
+    module, wrapper, _ = inState(clock, State.READY)
+    seen: list[tuple[State, bool]] = []
+    wrapper.addObserver(lambda: seen.append((wrapper.state, wrapper.paused)))
+    clock.advance(10)
+    wrapper.pause()
+    wrapper.pause("again")
+    assert list(wrapper.history.pauses) == [Pause(10.0, None)]
+    clock.advance(2)
+    wrapper.resume()
+    wrapper.resume("again")
+    assert list(wrapper.history.pauses) == [Pause(10.0, 12.0)]
+    wrapper.pause()
+    clock.advance(3)
+    lose(module)
+    assert list(wrapper.history.pauses)[1].begun == 12.0
+    assert seen[:4] == [
+        (State.PAUSED, True),
+        (State.DRAINING, False),
+        (State.READY, False),
+        (State.PAUSED, True),
+    ]
+    shut(wrapper)
+    assert wrapper.history.pauses.count == 2
+    assert all(each.ended is not None for each in wrapper.history.pauses)
+
+
+@pytest.mark.parametrize("act", ["resume", "close", "lose", "reset"])
+def test_an_observer_acts_on_a_pause(clock: Clock, act: str) -> None:
+    """
+    An observer may resume, close or reset the wrapper when it sees PAUSED.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    acts: dict[str, Callable[[], object]] = {
+        "resume": wrapper.resume,
+        "close": wrapper.close,
+        "lose": lambda: lose(module),
+        "reset": lambda: wrapper.reset(Trouble("rotated")),
+    }
+
+    def observe() -> None:
+        if wrapper.state is State.PAUSED:
+            wrapper.removeObserver(observe)
+            acts[act]()
+
+    wrapper.addObserver(observe)
+    paused = resultOf(wrapper.pause())
+    expected = {
+        "resume": State.READY,
+        "close": State.CLOSING,
+        "lose": State.LOST,
+        "reset": State.LOST,
+    }
+    assert wrapper.state is expected[act]
+    assert not paused.pending
+    resultOf(proxy.write(1))
+    shut(wrapper)

@@ -1,0 +1,375 @@
+"""
+reset(): the module is closed and initialised anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent
+
+from tsrv import (
+    Closed,
+    IllegalTransition,
+    InitializationFailed,
+    QueuingWrapper,
+    State,
+)
+from tsrv.queuing.history import Loss
+
+from .support import (
+    Module,
+    Refused,
+    Trouble,
+    inState,
+    lose,
+    ready,
+    resultOf,
+    shut,
+    wrap,
+)
+
+WORKING = [State.READY, State.DRAINING, State.PAUSED]
+
+
+@pytest.mark.parametrize("state", WORKING)
+def test_a_working_module(clock: Clock, state: State) -> None:
+    """
+    A module that works counts as lost with the reason, is closed, and then
+    initialised at once; calls are queued meanwhile.
+    """
+    module, wrapper, proxy = inState(clock, state)
+    reason = Trouble("rotated")
+    clock.advance(7)
+    wrapper.reset(reason)
+    assert (wrapper.state, wrapper.lastError) == (State.LOST, reason)
+    assert wrapper.retryAfter() is None
+    assert list(wrapper.history.losses) == [
+        Loss(7.0, None, "Trouble", "Trouble: rotated")
+    ]
+    call, asked = resultOf(proxy.write("late")), resultOf(wrapper.initialize())
+    assert (len(module.closings), len(module.attempts)) == (1, 1)
+    clock.advance(2)
+    assert (wrapper.state, asked.pending, call.pending) == (State.LOST, True, True)
+    module.closings[0].callback(None)
+    assert (wrapper.state, len(module.attempts)) == (State.INITIALIZING, 2)
+    module.attempts[1].callback(None)
+    assert asked.value is None
+    assert [each.recovered for each in wrapper.history.losses] == [9.0]
+    if state is State.PAUSED:
+        assert wrapper.state is State.PAUSED
+        wrapper.resume()
+    clock.advance(0)
+    if state is State.DRAINING:
+        module.answers[-1].callback(None)
+        clock.advance(0)
+    assert (wrapper.state, module.calls[-1]) == (State.READY, ("write", "late"))
+    module.answers[-1].callback("done")
+    assert call.value == "done"
+    shut(wrapper)
+
+
+def test_a_second_failure_follows_the_policy(clock: Clock) -> None:
+    """
+    The attempt after a reset has no delay; the next ones have those of the policy.
+    """
+    module, wrapper, _ = inState(clock, State.READY)
+    wrapper.reset(Trouble("rotated"))
+    module.closings[0].callback(None)
+    module.attempts[1].errback(Trouble("refused"))
+    assert (wrapper.state, wrapper.retryAfter()) == (State.RETRYING, 1.0)
+    clock.advance(1)
+    module.attempts[2].callback(None)
+    assert wrapper.state is State.READY
+
+
+def test_an_attempt_in_progress(clock: Clock) -> None:
+    """
+    The attempt is given up, the module is closed, and the next attempt begins at
+    once.
+    """
+    module, wrapper, proxy = inState(clock, State.INITIALIZING, attemptTimeout=5.0)
+    call, asked = resultOf(proxy.write(1)), resultOf(wrapper.initialize())
+    wrapper.reset(Trouble("rotated"))
+    assert (wrapper.state, module.attempts[0].called) == (State.RETRYING, True)
+    assert wrapper.retryAfter() is None
+    assert str(wrapper.lastError) == "rotated"
+    assert wrapper.history.losses.count == 0
+    clock.advance(6)
+    assert (len(module.attempts), asked.pending) == (1, True)
+    module.closings[0].callback(None)
+    assert (wrapper.state, len(module.attempts)) == (State.INITIALIZING, 2)
+    module.attempts[1].callback(None)
+    module.answers[0].callback("done")
+    assert (call.value, asked.value) == ("done", None)
+
+
+@pytest.mark.parametrize("state", [State.RETRYING, State.LOST])
+def test_a_delay(clock: Clock, state: State) -> None:
+    """
+    The next attempt begins now; nothing is closed.
+    """
+    module, wrapper, _ = inState(clock, state, retryPolicy=lambda _: 60.0)
+    attempts = len(module.attempts)
+    wrapper.reset(Trouble("rotated"))
+    assert wrapper.state is State.INITIALIZING
+    assert (len(module.attempts), module.closings) == (attempts + 1, [])
+    module.attempts[-1].callback(None)
+    assert (wrapper.state, clock.getDelayedCalls()) == (State.READY, [])
+
+
+@pytest.mark.parametrize(
+    "state", [State.NEW, State.FAILED, State.CLOSING, State.CLOSED]
+)
+def test_a_reset_that_makes_no_sense(clock: Clock, state: State) -> None:
+    """
+    In other states reset() raises IllegalTransition and changes nothing.
+    """
+    module, wrapper, _ = inState(clock, state)
+    before = (wrapper.since, wrapper.lastError, wrapper.stats)
+    closings = len(module.closings)
+    clock.advance(1)
+    with pytest.raises(IllegalTransition):
+        wrapper.reset(Trouble("rotated"))
+    assert (wrapper.since, wrapper.lastError, wrapper.stats) == before
+    assert (wrapper.state, len(module.closings)) == (state, closings)
+    shut(wrapper)
+
+
+# The closing.
+
+
+@pytest.mark.parametrize("state", [State.READY, State.INITIALIZING])
+@pytest.mark.parametrize("how", ["fails", "hangs", "raises", "none"])
+def test_a_closing_that_does_not_work(
+    clock: Clock, loggedFailures: list[LogEvent], state: State, how: str
+) -> None:
+    """
+    The next attempt begins when the closing has failed, or after closeTimeout; and at
+    once if the module has no close().
+    """
+    closings: list[Deferred[None]] = []
+
+    def close() -> Deferred[None]:
+        if how == "raises":
+            raise Trouble("disk full")
+        closings.append(Deferred())
+        return closings[-1]
+
+    options: dict[str, Any] = {"close": close, "closeTimeout": 3.0}
+    if how == "none":
+        options["close"] = bool
+    module, wrapper, _ = inState(clock, state, **options)
+    wrapper.reset(Trouble("rotated"))
+    if how in ("fails", "hangs"):
+        assert len(module.attempts) == 1
+    if how == "fails":
+        closings[0].errback(Trouble("disk full"))
+    elif how == "hangs":
+        clock.advance(3)
+        assert closings[0].called
+    assert (wrapper.state, len(module.attempts)) == (State.INITIALIZING, 2)
+    module.attempts[1].callback(None)
+    assert wrapper.state is State.READY
+    loggedFailures.clear()
+
+
+@pytest.mark.parametrize("state", [State.READY, State.INITIALIZING])
+def test_closed_during_a_reset(clock: Clock, state: State) -> None:
+    """
+    close() waits for the closing in progress, and does not close the module twice.
+    """
+    module, wrapper, proxy = inState(clock, state)
+    wrapper.reset(Trouble("rotated"))
+    call = resultOf(proxy.write(1))
+    closed = resultOf(wrapper.close())
+    assert isinstance(call.error, Closed)
+    assert (wrapper.state, closed.pending) == (State.CLOSING, True)
+    (closing,) = module.closings
+    closing.callback(None)
+    assert (wrapper.state, closed.value) == (State.CLOSED, None)
+    assert (len(module.closings), len(module.attempts)) == (1, 1)
+
+
+def test_closed_during_a_reset_that_hangs(clock: Clock) -> None:
+    """
+    close() ends when the closing in progress has taken closeTimeout.
+    """
+    module, wrapper, _ = inState(clock, State.READY, closeTimeout=3.0)
+    wrapper.reset(Trouble("rotated"))
+    clock.advance(2)
+    closed = resultOf(wrapper.close())
+    clock.advance(3)
+    assert isinstance(closed.error, TimeoutError)
+    assert (wrapper.state, len(module.closings)) == (State.CLOSED, 1)
+
+
+def test_failed_during_a_reset(clock: Clock) -> None:
+    """
+    fail() gives the reset up: there is no further attempt, also when the module has
+    been closed.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    wrapper.reset(Trouble("rotated"))
+    call = resultOf(proxy.write(1))
+    wrapper.fail(Refused("given up"))
+    assert isinstance(call.error, InitializationFailed)
+    assert wrapper.state is State.FAILED
+    module.closings[0].callback(None)
+    assert (wrapper.state, len(module.attempts)) == (State.FAILED, 1)
+
+
+def test_initialized_again_during_a_closing(clock: Clock) -> None:
+    """
+    An initialisation after that does not overlap with the closing in progress.
+    """
+    module, wrapper, _ = inState(clock, State.READY)
+    wrapper.reset(Trouble("rotated"))
+    wrapper.fail(Refused("given up"))
+    asked = resultOf(wrapper.initialize())
+    for closing in module.closings:
+        closing.callback(None)
+    assert len(module.attempts) == 2
+    module.attempts[1].callback(None)
+    assert (asked.value, wrapper.state) == (None, State.READY)
+
+
+@pytest.mark.parametrize("state", [State.READY, State.INITIALIZING])
+def test_reset_during_a_reset(clock: Clock, state: State) -> None:
+    """
+    A second reset while the module is being closed closes nothing twice.
+    """
+    module, wrapper, _ = inState(clock, state)
+    wrapper.reset(Trouble("rotated"))
+    wrapper.reset(Trouble("again"))
+    assert len(module.attempts) == 1
+    (closing,) = module.closings
+    closing.callback(None)
+    assert (wrapper.state, len(module.attempts)) == (State.INITIALIZING, 2)
+    module.attempts[1].callback(None)
+    assert wrapper.state is State.READY
+
+
+# What the old connection still says.
+
+
+@pytest.mark.parametrize("when", ["closing", "initializing", "ready"])
+def test_the_loss_of_the_old_connection(clock: Clock, when: str) -> None:
+    """
+    whenLost() of the connection that was reset is not a further loss.
+    """
+    module, wrapper, _ = inState(clock, State.READY)
+    wrapper.reset(Trouble("rotated"))
+    if when == "closing":
+        module.watches[0].callback(None)
+    module.closings[0].callback(None)
+    if when == "initializing":
+        module.watches[0].errback(Trouble("closed"))
+    module.attempts[1].callback(None)
+    if when == "ready":
+        module.watches[0].callback(None)
+    assert (wrapper.state, wrapper.history.losses.count) == (State.READY, 1)
+    lose(module)
+    assert wrapper.state is State.LOST
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_calls_that_are_safe_to_run_twice(clock: Clock, queued: bool) -> None:
+    """
+    They are made again, before later calls.
+    """
+    module, wrapper, proxy = wrap(clock, replay=["read"])
+    if not queued:
+        ready(module, wrapper)
+    call = resultOf(proxy.read(1))
+    ready(module, wrapper)
+    wrapper.reset(Trouble("rotated"))
+    proxy.count(2)
+    module.answers[0].errback(Trouble("closed"))
+    module.closings[0].callback(None)
+    module.attempts[1].callback(None)
+    assert module.calls == [("read", 1), ("read", 1), ("count", 2)]
+    module.answers[1].callback("done")
+    assert call.value == "done"
+
+
+@pytest.mark.parametrize("where", ["observer", "method", "close", "callback"])
+def test_reset_by_what_the_wrapper_calls(clock: Clock, where: str) -> None:
+    """
+    An observer, the module and callbacks may reset the wrapper.
+    """
+    once = iter([where])
+
+    def act(here: str) -> None:
+        if here == where and next(once, None):
+            wrapper.reset(Trouble("rotated"))
+
+    class Acting(Module):
+        def count(self, what: object) -> object:
+            act("method")
+            return super().count(what)
+
+        def close(self) -> Any:
+            act("close")
+            super().close()
+
+    module = Acting()
+    wrapper = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
+    calls: list[Any] = [wrapper.proxy.count(number) for number in range(3)]
+    calls[0].addCallback(lambda _: act("callback"))
+    results = [resultOf(each) for each in calls]
+    wrapper.addObserver(
+        lambda: act("observer") if wrapper.state is State.DRAINING else None
+    )
+    ready(module, wrapper)
+    if where == "close":
+        wrapper.reset(Trouble("first"))
+    for attempt in module.attempts[1:]:
+        attempt.callback(None)
+    clock.pump([0, 0])
+    assert wrapper.state is State.READY
+    assert not any(each.pending for each in results)
+    started = [what for _, what in module.calls]
+    assert started == sorted(started)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("observe", [State.LOST, State.INITIALIZING])
+@pytest.mark.parametrize("act", ["close", "fail", "pause"])
+def test_an_observer_acts_during_a_reset(
+    clock: Clock, observe: State, act: str
+) -> None:
+    """
+    Whatever an observer does then takes effect.
+    """
+    module, wrapper, _ = inState(clock, State.READY)
+    acts: dict[str, Callable[[], object]] = {
+        "close": wrapper.close,
+        "fail": lambda: wrapper.fail(Trouble("given up")),
+        "pause": wrapper.pause,
+    }
+
+    def look() -> None:
+        if wrapper.state is observe:
+            wrapper.removeObserver(look)
+            acts[act]()
+
+    wrapper.addObserver(look)
+    wrapper.reset(Trouble("rotated"))
+    for closing in module.closings:
+        closing.callback(None)
+    if act == "pause":
+        module.attempts[-1].callback(None)
+        assert wrapper.state is State.PAUSED
+    elif act == "fail":
+        assert wrapper.state is State.FAILED
+    else:
+        for closing in module.closings:
+            if not closing.called:
+                closing.callback(None)
+        assert wrapper.state is State.CLOSED
+    shut(wrapper)
