@@ -46,6 +46,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from types import NoneType
 from typing import Final, Generic, TypeVar, cast
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
@@ -58,10 +59,11 @@ from .queuing.history import History, count, explain
 from .queuing.holds import Holds
 from .queuing.initialization import Initialization
 from .queuing.inspection import Inspection
+from .queuing.lazy import FirstCall
 from .queuing.methods import Methods
 from .queuing.module import lifecycleMethod, secondsLeft
 from .queuing.observers import Observers
-from .queuing.options import checkCount, checkNames, errorTypes
+from .queuing.options import checkCount, checkNames, checkType, errorTypes
 from .queuing.proxy import ProxySwitch
 from .queuing.queue import CommandQueue, Stats
 from .queuing.refusals import closed, initializationFailed, queueFull, queueTimeout
@@ -164,6 +166,9 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         if isinstance(module, type):
             raise TypeError(f"{module.__name__} is a class: pass an instance of it")
         checkCount("limit", limit, 0)
+        checkType("name", name, str, NoneType)
+        checkType("settles", settles, bool, NoneType)
+        checkType("attemptSlots", attemptSlots, DeferredSemaphore, NoneType)
         replayed = frozenset(checkNames("replay", replay))
         initialize, initializers = lifecycleMethod(module, "initialize", initialize)
         close, closers = lifecycleMethod(module, "close", close)
@@ -174,7 +179,6 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         self.module: _Module = module
         self.limit = limit
         self.history = History(reactor)
-        self._firstCall = self._initializeAtCall if lazy is True else lazy or None
         self._observers: Observers[[]] = Observers()
         waiterLimit = max(limit, MIN_WAITER_LIMIT)
         self._waiters = Waiters(waiterLimit, f"for {self.name} to become ready")
@@ -215,6 +219,10 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             drained=self._drained,
         )
         self._holds = Holds(self.name, self.history, self._queue.running, whenIdle)
+        firstCall = None
+        if lazy is not False:
+            action = self.initialize if lazy is True else lazy
+            firstCall = FirstCall(self, action).callQueued
         if settles is None:
             settles = ISettlesCalls.implementedBy(type(module))
         # A caller who initialises or closes the proxy means the wrapper.
@@ -227,7 +235,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             tracked=losable and not settles,
             alwaysDeferred=alwaysDeferred,
             lifecycle=lifecycle,
-            queued=None if self._firstCall is None else self._called,
+            queued=firstCall,
         )
         self._proxySwitch = ProxySwitch(
             module,
@@ -322,7 +330,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             self._lifecycle.on(Event.PAUSE)
             self._proxySwitch.toWaiting()
             self._queue.queueCalls()
-        idle = self._holds.whenIdle()
+        idle = self._holds.whenIdle(self.state is State.PAUSED)
         if isFirst:
             _log.info("{module}: paused", module=self.name)
             self._observers.notify()
@@ -432,6 +440,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     def _becameLost(self) -> None:
         self._proxySwitch.toWaiting()
         self._queue.interrupt()
+        self._holds.moduleLost()
 
     def _failedForGood(self) -> None:
         # A callback may initialise again: later waiters wait for that attempt.
@@ -440,11 +449,3 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         self._queue.refuseCalls(makeError)
         waiters.fail(makeError)
         self._observers.notify()
-
-    def _called(self) -> None:
-        call, self._firstCall = self._firstCall, None
-        if call is not None and self.state is State.NEW:
-            call()
-
-    def _initializeAtCall(self) -> None:
-        self.initialize().addErrback(lambda _: None)

@@ -143,8 +143,10 @@ class Command(Answer):
         try:
             self.callback(result)
         except AlreadyCalledError:
-            text = "the caller of {name}() has fired its Deferred"
-            _log.failure(text, name=method.name)
+            _log.error(
+                "the caller of {name}() has fired its Deferred, so the result is lost",
+                name=method.name,
+            )
 
     def unlink(self) -> None:
         """

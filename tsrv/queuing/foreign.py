@@ -7,8 +7,9 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Callable
 from contextlib import suppress
+from inspect import isawaitable
 from threading import get_ident
-from types import CoroutineType, NoneType
+from types import CoroutineType, GeneratorType, NoneType
 from typing import Any, Final, NoReturn, cast
 from weakref import ref
 
@@ -39,17 +40,18 @@ def asDeferred(result: object) -> Deferred[Any] | None:
     """
     @return: The Deferred of anything that can be awaited; L{None} for other values.
     """
-    # To compare types takes a fraction of isinstance().
+    # To compare types takes a fraction of the time of isinstance().
     kind = type(result)
     if kind in PLAIN_TYPES:
         return None
     if kind is CoroutineType:
         return Deferred.fromCoroutine(cast(Any, result))
-    if isinstance(result, Deferred):
-        return result
-    if isinstance(result, Future):
-        return Deferred.fromFuture(result)
-    if hasattr(kind, "__await__"):
+    # A stand-in for another object may raise when isinstance() looks at it.
+    if issubclass(kind, Deferred):
+        return cast(Deferred[Any], result)
+    if issubclass(kind, Future):
+        return Deferred.fromFuture(cast(Future[Any], result))
+    if hasattr(kind, "__await__") or (kind is GeneratorType and isawaitable(result)):
         return Deferred.fromCoroutine(_wait(result))
     return None
 
@@ -93,7 +95,12 @@ def callWithin(
 
     # The time limit holds for a function that ignores its cancellation, too.
     ended: Deferred[Any] = Deferred(cancelResult)
-    result.chainDeferred(ended)
+
+    def end(value: object) -> None:
+        if not ended.called:
+            ended.callback(value)
+
+    Results().observe(result, end)
 
     def timedOut(_: object, timeout: float) -> NoReturn:
         raise TimeoutError(f"{name}() did not end within {timeout:g} s")
@@ -112,7 +119,7 @@ def cancelForeign(deferred: Deferred[Any]) -> bool:
     try:
         deferred.cancel()
     except BaseException:
-        _log.failure("a canceller raised an error")
+        _log.failure("the canceller of a module's Deferred raised an error")
         return False
     return True
 

@@ -79,23 +79,37 @@ class Holds:
         self._holders.clear()
         self._end(makeError)
 
-    def whenIdle(self) -> Deferred[None]:
+    def whenIdle(self, isReady: bool) -> Deferred[None]:
         """
+        @param isReady: Whether the module can be asked, too.
         @return: A Deferred that fires when no call is in progress.
         """
         waiter = self._waiters.wait()
         if self._question is None:
-            question = self._question = object()
-            asked = Deferred.fromCoroutine(self._untilIdle())
-            asked.addBoth(self._answered, question)
-            # The module may have answered, or ended the pause, while it was asked.
-            if self._question is question:
-                self._asked = asked
+            self._ask(isReady)
         return waiter
 
-    async def _untilIdle(self) -> None:
+    def moduleLost(self) -> None:
+        """
+        The module is lost, and so works on nothing that it knows of.
+        """
+        if self._question is not None:
+            self._ask(False)
+
+    def _ask(self, isReady: bool) -> None:
+        question = self._question = object()
+        previous, self._asked = self._asked, None
+        if previous is not None:
+            cancelForeign(previous)
+        asked = Deferred.fromCoroutine(self._untilIdle(isReady))
+        asked.addBoth(self._answered, question)
+        # The module may have answered, or ended the pause, while it was asked.
+        if self._question is question:
+            self._asked = asked
+
+    async def _untilIdle(self, isReady: bool) -> None:
         await self._running.whenIdle()
-        if self._whenIdle is not None:
+        if isReady and self._whenIdle is not None:
             await callForeign(self._whenIdle)
 
     def _answered(self, result: object, question: object) -> None:

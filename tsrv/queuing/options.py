@@ -76,11 +76,21 @@ def checkNames(name: str, given: Iterable[str]) -> list[str]:
     """
     if isinstance(given, str):
         raise TypeError(f"{name} must be a collection of names, not one name")
+    checkType(name, given, Iterable)
     names = list(dict.fromkeys(given))
     for each in names:
         if not isinstance(each, str):
             raise TypeError(f"{name} must be names, not {each!r}")
     return names
+
+
+def checkType(name: str, given: object, *types: type) -> None:
+    """
+    @raise TypeError: The option has none of these types.
+    """
+    if not isinstance(given, types):
+        expected = " or ".join(each.__name__ for each in types)
+        raise TypeError(f"{name} must be {expected}, not {given!r}")
 
 
 def errorTypes(

@@ -39,7 +39,8 @@ class Ping:
         self._interval = interval
         self._failed = failed
         self._timer: IDelayedCall | None = None
-        self._current: Deferred[Any] | None = None
+        # The ping in progress; while it is being called, a mark in its place.
+        self._current: object = None
 
     def start(self) -> None:
         """
@@ -55,14 +56,13 @@ class Ping:
             self._timer.cancel()
             self._timer = None
         current, self._current = self._current, None
-        if current is not None:
+        if isinstance(current, Deferred):
             current.cancel()
 
     def _begin(self) -> None:
         self._timer = None
         # The module may be closed or lost while it is being called.
-        current: Deferred[Any] = Deferred()
-        self._current = current
+        current = self._current = object()
         ended = callWithin(self._interval, self._reactor, self._ping, "ping")
         if current is not self._current:
             ended.cancel()

@@ -27,14 +27,15 @@ from dataclasses import dataclass, replace
 from threading import get_ident
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from ..errors import QueueFull, QueueTimeout
+from .answer import Answer
 from .command import WAITING, Command, CommandList, Method
-from .foreign import checkThread
+from .foreign import cancelForeign, checkThread
 from .histogram import Histogram
 from .options import checkCount, checkSeconds
 from .running import RunningCommands
@@ -288,7 +289,6 @@ class CommandQueue:
             self._stats.started -= 1
         command.since = self._reactor.seconds()
         command.stage = WAITING
-        command.answer = None
         before = self._lastPutBack
         if before is None or before.stage != WAITING:
             before = self._waiting.root
@@ -306,8 +306,12 @@ class CommandQueue:
         The caller of a command that has not ended gives up.
         """
         if command.stage == WAITING:
+            # The module may be a wrapper's proxy, where the call waits, too.
+            answer = command.answer if command.run else None
             self._stats.cancelled += 1
             self._endWaiting(command, Failure(CancelledError()))
+            if isinstance(answer, Deferred):
+                cancelForeign(answer)
         else:
             self.running.cancel(command)
 
@@ -318,11 +322,13 @@ class CommandQueue:
         self._room = self._limit
         return True
 
-    def _reject(self) -> Deferred[Any]:
+    def _reject(self) -> Answer:
         self._stats.rejected += 1
-        if self._refusal is not None:
-            return fail(self._refusal())
-        return fail(self._makeQueueFull())
+        answer = Answer()
+        answer.errback(
+            self._makeQueueFull() if self._refusal is None else self._refusal()
+        )
+        return answer
 
     def _endWaiting(self, command: Command, result: object) -> None:
         assert command.since is not None

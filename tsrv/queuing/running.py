@@ -37,7 +37,6 @@ from .command import (
     FAILED,
     LOST,
     RUNNING,
-    WAITING,
     Command,
     CommandList,
     Method,
@@ -49,7 +48,7 @@ from .waiters import Waiters
 __all__ = ["RunningCommands"]
 
 # Maximum number of commands that are looked at in the moment of a loss.
-MAX_INTERRUPTED_AT_ONCE: Final = 5000
+MAX_INTERRUPTED_AT_ONCE: Final = 2000
 
 # Maximum number of Deferreds that wait for the last command to end.
 MAX_IDLE_WAITERS: Final = 10_000
@@ -130,9 +129,8 @@ class RunningCommands:
             # The caller gave up while the module was being called.
             self._results.abandon(result)
             return
-        if command.stage != WAITING:
-            command.answer = result
-        self._observe(command, result)
+        command.answer = result
+        self._observe(command, result, run)
 
     def follow(
         self,
@@ -165,11 +163,11 @@ class RunningCommands:
         command.next = root
         last.next = root.previous = command
         self.count += 1
+        run = command.run
         if interruptions != self.interruptions:
             # The module was lost or closed while it was being called.
             self._interrupt(command)
-        if command.stage != ENDED:
-            self._observe(command, answer)
+        self._observe(command, answer, run)
         return command
 
     def cancel(self, command: Command) -> None:
@@ -219,11 +217,11 @@ class RunningCommands:
         self._observed = True
         return self._idleWaiters.wait()
 
-    def _observe(self, command: Command, answer: Deferred[Any]) -> None:
+    def _observe(self, command: Command, answer: Deferred[Any], run: int) -> None:
         if answer.called and not answer.paused:
-            self._answered(self._results.read(answer), command, command.run)
+            self._answered(self._results.read(answer), command, run)
         else:
-            answer.addBoth(self._fired, answer, command, command.run)
+            answer.addBoth(self._fired, answer, command, run)
 
     def _fired(
         self, result: object, answer: Deferred[Any], command: Command, run: int
@@ -276,6 +274,8 @@ class RunningCommands:
     def _interrupt(self, command: Command) -> None:
         command.unlink()
         isGivenUp = command.stage == CANCELLING or command.called
+        if command.stage == FAILED:
+            command.answer = None
         if command.method.replay and not isGivenUp:
             self.count -= 1
             self._queueAgain(command)

@@ -1,0 +1,48 @@
+"""
+Modules that are initialised by their first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..errors import Unavailable
+from .foreign import callForeign
+from .inspection import Inspection
+from .options import checkArguments
+from .states import State
+
+__all__ = ["FirstCall"]
+
+_log = Logger("tsrv.wrapper")
+
+
+class FirstCall:
+    """
+    Does what is due at the first call of a module that nobody has initialised.
+    """
+
+    def __init__(self, wrapper: Inspection, action: Callable[[], object]) -> None:
+        """
+        @param action: Initialises the module, or has it initialised.
+        """
+        checkArguments("lazy", action, 0)
+        self._wrapper = wrapper
+        self._action: Callable[[], object] | None = action
+
+    def callQueued(self) -> None:
+        """
+        A call was queued, or refused.
+        """
+        action, self._action = self._action, None
+        if action is not None and self._wrapper.state is State.NEW:
+            callForeign(action).addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        # The wrapper itself has logged why it is unavailable.
+        if not failure.check(Unavailable):
+            text = "{module}: the first call could not initialise it"
+            _log.failure(text, failure, module=self._wrapper.name)
