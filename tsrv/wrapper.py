@@ -77,8 +77,7 @@ _log = Logger("tsrv.wrapper")
 
 _Module = TypeVar("_Module", covariant=True)
 
-# Maximum number of waiters for the module, if C{limit} is lower.
-MIN_WAITER_LIMIT: Final = 10_000
+MIN_WAITER_LIMIT: Final = 10_000  # Maximum number of waiters, if C{limit} is lower.
 
 
 class QueuingWrapper(Inspection, Generic[_Module]):
