@@ -109,7 +109,6 @@ class Initialization:
         checkArguments("retryPolicy", retryPolicy, 1)
         self.attempts = 0
         self.lastError: BaseException | None = None
-        # Fires when the module has been closed for a reset.
         self._closing: Deferred[BaseException | None] | None = None
         self._reactor = reactor
         self._lifecycle = lifecycle
@@ -178,9 +177,10 @@ class Initialization:
         """
         state = self._lifecycle.state
         if state in (State.RETRYING, State.LOST):
-            # It is closed already, or has yet to be initialised.
-            if self._retryCall is not None:
-                self._retryCall.cancel()
+            # A module that is being closed for another reset begins afterwards.
+            if self._closing is None:
+                if self._retryCall is not None:
+                    self._retryCall.cancel()
                 self._retry()
             return
         if state in _READY_STATES:
