@@ -5,6 +5,7 @@ What a module returns: whatever can be awaited is awaited, in every state the sa
 from __future__ import annotations
 
 import asyncio
+import types
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 from unittest.mock import MagicMock
@@ -41,6 +42,14 @@ def coroutine(deferred: Deferred[Any]) -> Any:
     return wait()
 
 
+@types.coroutine
+def generator(deferred: Deferred[Any]) -> Generator[Any, Any, Any]:
+    """
+    @return: A coroutine made of a generator.
+    """
+    return (yield from deferred.__await__())
+
+
 class Special(Deferred[Any]):
     """
     A Deferred of a kind of its own.
@@ -57,7 +66,7 @@ def special(deferred: Deferred[Any]) -> Special:
 
 
 Make = Callable[[Deferred[Any]], Any]
-KINDS: list[Make] = [Awaitable, coroutine, special]
+KINDS: list[Make] = [Awaitable, coroutine, generator, special]
 kinds = pytest.mark.parametrize("make", KINDS)
 
 

@@ -281,15 +281,14 @@ def test_cancelling_the_waiting(clock: Clock) -> None:
 
 def test_resumed_while_somebody_waits(clock: Clock) -> None:
     """
-    The Deferred of a pause that has ended fires all the same when the calls that were
-    in progress have ended.
+    Who waits for the calls in progress learns that the pause is over.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     resultOf(proxy.write(1))
     paused = resultOf(wrapper.pause())
     wrapper.resume()
+    assert isinstance(paused.error, CancelledError)
     module.answers[0].callback(None)
-    assert not paused.pending
     assert wrapper.state is State.READY
 
 

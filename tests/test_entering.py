@@ -1,0 +1,394 @@
+"""
+Calls that are entered or iterated: C{async with proxy.transaction()} and
+C{async for row in proxy.rows()} work in every state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from tsrv import Closed, OutcomeUnknown, QueuingWrapper, State
+
+from .support import Module, Result, Trouble, lose, ready, recover, resultOf, shut
+
+
+class Store(Module):
+    """
+    A module with transactions and rows.
+
+    @ivar events: What happened to them.
+    @ivar step: Called by each of them; what it returns is awaited.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.step: Callable[[], Deferred[Any]] = lambda: succeed(None)
+
+    @asynccontextmanager
+    async def transaction(self, name: str = "t") -> AsyncIterator[str]:
+        await self.step()
+        self.events.append(f"begin {name}")
+        try:
+            yield name
+        except Trouble:
+            self.events.append(f"roll back {name}")
+            raise
+        except GeneratorExit:
+            self.events.append(f"abandon {name}")
+            raise
+        else:
+            self.events.append(f"commit {name}")
+
+    async def rows(self, number: int = 3) -> AsyncIterator[int]:
+        await self.step()
+        try:
+            for each in range(number):
+                yield each
+        finally:
+            self.events.append("closed")
+
+    def lateTransaction(self) -> Deferred[Any]:
+        return self.step().addCallback(lambda _: self.transaction("late"))
+
+    def lateRows(self) -> Deferred[Any]:
+        return self.step().addCallback(lambda _: self.rows())
+
+    def cursor(self) -> Deferred[Any]:
+        return self.step().addCallback(lambda _: list("abc"))
+
+    def nothing(self) -> Deferred[Any]:
+        return self.step()
+
+
+WAYS = ["new", "initializing", "ready", "lost", "paused", "always"]
+
+
+QUEUED = [each for each in WAYS if each not in ("ready", "always")]
+ways = pytest.mark.parametrize("way", WAYS)
+queued = pytest.mark.parametrize("way", QUEUED)
+
+
+def waysOf(method: str, late: str) -> pytest.MarkDecorator:
+    """
+    Call both methods in each state; the second one, whose Deferred fires with what the
+    first one returns, can be used like this only if the call is queued.
+    """
+    cases = [*((way, method) for way in WAYS), *((way, late) for way in QUEUED)]
+    return pytest.mark.parametrize(("way", "method"), cases)
+
+
+def store(clock: Clock, way: str) -> tuple[Store, Any, Any]:
+    """
+    @return: A store, its wrapper and its proxy, in a state.
+    """
+    module = Store()
+    wrapper = QueuingWrapper(
+        module, clock, retryPolicy=lambda _: 1.0, alwaysDeferred=way == "always"
+    )
+    if way == "initializing":
+        resultOf(wrapper.initialize())
+    elif way != "new":
+        ready(module, wrapper)
+    if way == "lost":
+        lose(module)
+    elif way == "paused":
+        resultOf(wrapper.pause())
+    return module, wrapper, wrapper.proxy
+
+
+def makeReady(clock: Clock, module: Store, wrapper: Any, way: str) -> None:
+    """
+    Let the module take calls.
+    """
+    if way == "lost":
+        recover(clock, module)
+    elif way == "paused":
+        wrapper.resume()
+    else:
+        ready(module, wrapper)
+    assert wrapper.state is State.READY
+
+
+def start(work: Any) -> Result:
+    """
+    @return: The result of a coroutine.
+    """
+    return resultOf(Deferred.fromCoroutine(work))
+
+
+@waysOf("transaction", "lateTransaction")
+@pytest.mark.parametrize("isReady", [True, False])
+@pytest.mark.parametrize("isFailing", [True, False])
+def test_async_with(
+    clock: Clock, way: str, method: str, isReady: bool, isFailing: bool
+) -> None:
+    """
+    The body runs when the module is ready, with what the manager gives; the manager
+    learns how the body ended.
+    """
+    module, wrapper, proxy = store(clock, way)
+
+    async def work() -> str:
+        async with getattr(proxy, method)() as name:
+            module.events.append(f"body {name}")
+            if isFailing:
+                raise Trouble("in the body")
+        return "done"
+
+    result = start(work())
+    if way not in ("ready", "always"):
+        assert (result.pending, module.events) == (True, [])
+    makeReady(clock, module, wrapper, way)
+    name = "late" if method == "lateTransaction" else "t"
+    end = "roll back" if isFailing else "commit"
+    assert module.events == [f"begin {name}", f"body {name}", f"{end} {name}"]
+    if isFailing:
+        assert str(result.error) == "in the body"
+    else:
+        assert result.value == "done"
+    assert wrapper.inProgress == 0
+
+
+@waysOf("rows", "lateRows")
+def test_async_for(clock: Clock, way: str, method: str) -> None:
+    """
+    The loop begins when the module is ready.
+    """
+    module, wrapper, proxy = store(clock, way)
+
+    async def work() -> list[int]:
+        return [each async for each in getattr(proxy, method)()]
+
+    result = start(work())
+    makeReady(clock, module, wrapper, way)
+    assert result.value == [0, 1, 2]
+    assert module.events == ["closed"]
+
+
+@ways
+def test_leaving_a_loop(clock: Clock, way: str) -> None:
+    """
+    C{aclosing()} closes the module's iterator when the loop is left.
+    """
+    module, wrapper, proxy = store(clock, way)
+
+    async def work() -> int:
+        async with aclosing(proxy.rows()) as rows:
+            async for each in rows:
+                if each == 1:
+                    break
+        return int(each)
+
+    result = start(work())
+    makeReady(clock, module, wrapper, way)
+    assert result.value == 1
+    assert module.events == ["closed"]
+
+
+@ways
+@pytest.mark.parametrize("isEntered", [True, False])
+def test_a_loop_that_raises(clock: Clock, way: str, isEntered: bool) -> None:
+    """
+    An error in the body is the caller's, and closes the iterator.
+    """
+    module, wrapper, proxy = store(clock, way)
+
+    async def work() -> None:
+        async with aclosing(proxy.rows()) as rows:
+            if not isEntered:
+                raise Trouble("in the body")
+            async for _ in rows:
+                raise Trouble("in the body")
+
+    result = start(work())
+    makeReady(clock, module, wrapper, way)
+    assert str(result.error) == "in the body"
+    assert module.events == (["closed"] if isEntered else [])
+
+
+async def enter(call: Any) -> None:
+    """
+    Enter a call.
+    """
+    async with call:
+        raise AssertionError("must not be reached")
+
+
+async def iterate(call: Any) -> None:
+    """
+    Iterate over a call.
+    """
+    async for _ in call:
+        raise AssertionError("must not be reached")
+
+
+uses = pytest.mark.parametrize("use", [enter, iterate])
+
+
+@queued
+@uses
+def test_a_call_that_is_refused(
+    clock: Clock, way: str, use: Callable[..., Any]
+) -> None:
+    """
+    A call that cannot be made raises its error where it is entered or iterated.
+    """
+    module, wrapper, proxy = store(clock, way)
+    result = start(use(proxy.transaction() if use is enter else proxy.rows()))
+    wrapper.close()
+    assert isinstance(result.error, Closed)
+    late = start(use(proxy.transaction() if use is enter else proxy.rows()))
+    assert isinstance(late.error, Closed)
+    assert module.events == []
+    shut(wrapper)
+
+
+@queued
+@uses
+@pytest.mark.parametrize("isStarted", [True, False])
+def test_a_call_that_is_cancelled(
+    clock: Clock, way: str, use: Callable[..., Any], isStarted: bool
+) -> None:
+    """
+    Cancelling the coroutine that waits for a call cancels the call.
+    """
+    module, wrapper, proxy = store(clock, way)
+    step: Deferred[Any] = Deferred()
+    module.step = lambda: step
+    call = proxy.lateTransaction() if use is enter else proxy.lateRows()
+    work = Deferred.fromCoroutine(use(call))
+    result = resultOf(work)
+    if isStarted:
+        makeReady(clock, module, wrapper, way)
+        assert wrapper.inProgress == 1
+    work.cancel()
+    assert isinstance(result.error, CancelledError)
+    assert (wrapper.pending, wrapper.inProgress, step.called) == (0, 0, isStarted)
+    if not isStarted:
+        makeReady(clock, module, wrapper, way)
+    assert module.events == []
+
+
+@queued
+@uses
+def test_a_call_that_fails(clock: Clock, way: str, use: Callable[..., Any]) -> None:
+    """
+    The module's own error is raised where the call is entered or iterated.
+    """
+    module, wrapper, proxy = store(clock, way)
+    module.step = lambda: fail(Trouble("no disk"))
+    if use is enter:
+        calls = [proxy.transaction(), proxy.lateTransaction()]
+    else:
+        calls = [proxy.rows(), proxy.lateRows()]
+    results = [start(use(each)) for each in calls]
+    makeReady(clock, module, wrapper, way)
+    assert [str(each.error) for each in results] == ["no disk", "no disk"]
+
+
+@uses
+@pytest.mark.parametrize("end", ["loss", "close"])
+def test_a_tracked_call_that_gets_lost(
+    clock: Clock, use: Callable[..., Any], end: str
+) -> None:
+    """
+    A tracked call can be entered and iterated, too, and its outcome may be unknown.
+    """
+    module, wrapper, proxy = store(clock, "ready")
+    step: Deferred[Any] = Deferred()
+    module.step = lambda: step
+    call = proxy.lateTransaction() if use is enter else proxy.lateRows()
+    result = start(use(call))
+    if end == "loss":
+        lose(module)
+        recover(clock, module)
+    else:
+        resultOf(wrapper.close())
+        module.closings[0].callback(None)
+    assert isinstance(result.error, OutcomeUnknown)
+    step.callback(None)
+    assert module.events == []
+
+
+@pytest.mark.parametrize("isTracked", [True, False])
+def test_a_call_that_is_answered_later(clock: Clock, isTracked: bool) -> None:
+    """
+    A call in progress, tracked or queued before, is entered and iterated when the
+    module has answered.
+    """
+    module, wrapper, proxy = store(clock, "ready" if isTracked else "new")
+    steps: list[Deferred[Any]] = [Deferred(), Deferred(), succeed(None)]
+    module.step = lambda: steps.pop(0)
+    waiting = steps[:2]
+    transaction, rows = proxy.lateTransaction(), proxy.lateRows()
+
+    async def work() -> list[int]:
+        async with transaction:
+            return [each async for each in rows]
+
+    result = start(work())
+    ready(module, wrapper)
+    steps.append(succeed(None))
+    for step in waiting:
+        assert result.pending
+        step.callback(None)
+    assert result.value == [0, 1, 2]
+    assert module.events == ["begin late", "closed", "commit late"]
+
+
+@pytest.mark.parametrize(
+    ("method", "use"),
+    [("cursor", enter), ("nothing", enter), ("nothing", iterate)],
+)
+def test_what_cannot_be_entered(
+    clock: Clock, method: str, use: Callable[..., Any]
+) -> None:
+    """
+    A result that is no manager or iterable raises what Python raises.
+    """
+    module, wrapper, proxy = store(clock, "new")
+    result = start(use(getattr(proxy, method)()))
+    ready(module, wrapper)
+    assert isinstance(result.error, TypeError | AttributeError)
+
+
+@ways
+def test_with_cannot_wait(clock: Clock, way: str) -> None:
+    """
+    C{with} raises at once, and says what to write instead; the call is given up.
+    """
+    module, wrapper, proxy = store(clock, way)
+    step: Deferred[Any] = Deferred()
+    module.step = lambda: step
+    call = proxy.nothing()
+    with pytest.raises(TypeError, match="async with"), call:
+        raise AssertionError("must not be reached")
+    call.addErrback(lambda _: None)
+    call.cancel()
+    makeReady(clock, module, wrapper, way)
+
+
+@ways
+def test_a_call_may_be_awaited_and_then_entered(clock: Clock, way: str) -> None:
+    """
+    A call can be awaited as ever; what it returns is the module's own.
+    """
+    module, wrapper, proxy = store(clock, way)
+
+    async def work() -> str:
+        call = proxy.transaction()
+        manager = await call if isinstance(call, Deferred) else call
+        async with manager as name:
+            return str(name)
+
+    result = start(work())
+    makeReady(clock, module, wrapper, way)
+    assert result.value == "t"
+    assert module.events[0] == "begin t"

@@ -1,0 +1,352 @@
+"""
+ping: clients that never tell that they are lost are asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent
+
+from tsrv import OutcomeUnknown, QueuingWrapper, State
+
+from .support import Module, Trouble, lose, ready, recover, resultOf, shut
+
+
+class Pinged(Module):
+    """
+    A module that is pinged.
+
+    @ivar pings: The Deferreds of C{ping()}, in order.
+    @ivar answer: What C{ping()} does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pings: list[Deferred[Any]] = []
+        self.answer: Callable[[], Any] = lambda: None
+
+    def ping(self) -> Any:
+        self.answer()
+        self.pings.append(Deferred())
+        return self.pings[-1]
+
+
+@pytest.fixture
+def module() -> Pinged:
+    """
+    A module that is pinged.
+    """
+    return Pinged()
+
+
+def wrapped(clock: Clock, module: Pinged, **options: Any) -> QueuingWrapper[Pinged]:
+    """
+    @return: Its wrapper, ready.
+    """
+    options.setdefault("ping", module.ping)
+    wrapper = QueuingWrapper(
+        module, clock, pingInterval=5.0, retryPolicy=lambda _: 1.0, **options
+    )
+    ready(module, wrapper)
+    return wrapper
+
+
+def test_a_ping_every_few_seconds(clock: Clock, module: Pinged) -> None:
+    """
+    A ready module is pinged every C{pingInterval} seconds; the first ping is due
+    after the first interval.
+    """
+    wrapper = wrapped(clock, module)
+    for number in range(1, 4):
+        clock.advance(4.5)
+        assert len(module.pings) == number - 1
+        clock.advance(0.5)
+        assert len(module.pings) == number
+        module.pings[-1].callback("pong")
+    assert wrapper.state is State.READY
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("how", ["fails", "fails later", "raises", "hangs"])
+def test_a_ping_that_fails_is_a_loss(clock: Clock, module: Pinged, how: str) -> None:
+    """
+    If a ping fails, or has no answer when the next one is due, the module is lost: it
+    is closed, and then initialised at once.
+    """
+
+    def explode() -> None:
+        raise Trouble("no pong")
+
+    wrapper = wrapped(clock, module)
+    call = resultOf(wrapper.proxy.write(1))
+    clock.advance(5)
+    module.pings[0].callback("pong")
+    if how == "raises":
+        module.answer = explode
+    clock.advance(5)
+    if how in ("fails", "fails later"):
+        clock.advance(0 if how == "fails" else 4.9)
+        module.pings[1].errback(Trouble("no pong"))
+    elif how == "hangs":
+        assert wrapper.state is State.READY
+        clock.advance(5)
+        assert len(module.pings) == 2
+        assert module.pings[1].called
+    assert wrapper.state is State.LOST
+    if how == "hangs":
+        assert isinstance(wrapper.lastError, TimeoutError)
+        assert "ping" in str(wrapper.lastError)
+    else:
+        assert str(wrapper.lastError) == "no pong"
+    assert wrapper.history.losses.count == 1
+    assert (len(module.closings), len(module.attempts)) == (1, 1)
+    clock.advance(0)
+    assert isinstance(call.error, OutcomeUnknown)
+    module.answer = lambda: None
+    module.closings[0].callback(None)
+    assert (wrapper.state, len(module.attempts)) == (State.INITIALIZING, 2)
+    module.attempts[1].callback(None)
+    assert wrapper.state is State.READY
+    before = len(module.pings)
+    clock.advance(5)
+    assert len(module.pings) == before + 1
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("answer", ["pong", Trouble("late")])
+@pytest.mark.parametrize("then", ["lost", "closed", "recovered"])
+def test_a_late_answer(clock: Clock, module: Pinged, answer: object, then: str) -> None:
+    """
+    The answer to a ping of an earlier time means nothing.
+    """
+
+    class Stubborn(Pinged):
+        def ping(self) -> Any:
+            super().ping()
+            late: Deferred[Any] = Deferred()
+            self.late.append(late)
+            return self.pings[-1].addErrback(lambda _: late)
+
+        late: list[Deferred[Any]] = []  # noqa: RUF012
+
+    module = Stubborn()
+    module.late = []
+    wrapper = wrapped(clock, module)
+    clock.advance(5)
+    if then == "closed":
+        shut(wrapper)
+    else:
+        lose(module)
+    if then == "recovered":
+        recover(clock, module)
+    where = module.pings[0] if not module.pings[0].called else module.late[0]
+    if isinstance(answer, Exception):
+        where.errback(answer)
+        if where is module.pings[0]:
+            module.late[0].callback(None)
+    else:
+        where.callback(answer)
+    expected = {"lost": State.LOST, "closed": State.CLOSED, "recovered": State.READY}
+    assert wrapper.state is expected[then]
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("how", ["lost", "closed", "reset"])
+def test_no_ping_when_the_module_is_not_ready(
+    clock: Clock, module: Pinged, how: str
+) -> None:
+    """
+    After a loss, a reset or a close there is neither a timer nor a ping, and a ping
+    in progress is given up.
+    """
+    wrapper = wrapped(clock, module)
+    clock.advance(5)
+    if how == "lost":
+        lose(module)
+    elif how == "reset":
+        wrapper.reset(Trouble("rotated"))
+    else:
+        resultOf(wrapper.close())
+    assert module.pings[0].called
+    clock.advance(1 if how == "lost" else 0)
+    for closing in module.closings:
+        closing.callback(None)
+    clock.advance(50)
+    assert len(module.pings) == 1
+    assert clock.getDelayedCalls() == []
+    shut(wrapper)
+
+
+def test_pings_go_on_while_paused(clock: Clock, module: Pinged) -> None:
+    """
+    A module that is paused is pinged, and may be lost.
+    """
+    wrapper = wrapped(clock, module)
+    paused = resultOf(wrapper.pause())
+    assert paused.value is None
+    clock.advance(5)
+    module.pings[0].callback("pong")
+    clock.advance(5)
+    module.pings[1].errback(Trouble("no pong"))
+    assert wrapper.state is State.LOST
+    module.closings[0].callback(None)
+    module.attempts[1].callback(None)
+    assert wrapper.state is State.PAUSED
+    clock.advance(5)
+    assert len(module.pings) == 3
+    shut(wrapper)
+
+
+def test_pings_go_on_during_the_drain(clock: Clock, module: Pinged) -> None:
+    """
+    A module whose drain never ends is pinged.
+    """
+    wrapper = QueuingWrapper(
+        module,
+        clock,
+        concurrency=1,
+        ping=module.ping,
+        pingInterval=5.0,
+        timeout=None,
+    )
+    results = [resultOf(wrapper.proxy.write(number)) for number in range(2)]
+    wrapper.initialize()
+    module.attempts[0].callback(None)
+    assert wrapper.state is State.DRAINING
+    clock.advance(5)
+    module.pings[0].errback(Trouble("no pong"))
+    clock.advance(0)
+    assert isinstance(results[0].error, OutcomeUnknown)
+    assert (wrapper.state, wrapper.pending) == (State.LOST, 1)
+    shut(wrapper)
+
+
+def test_a_ping_is_no_call(clock: Clock, module: Pinged) -> None:
+    """
+    A ping neither counts as a call in progress nor keeps a pause waiting; the
+    module's own ping() is still proxied.
+    """
+    wrapper = wrapped(clock, module)
+    clock.advance(5)
+    assert wrapper.inProgress == 0
+    assert resultOf(wrapper.pause()).value is None
+    call: Any = wrapper.proxy.ping()
+    assert wrapper.pending == 1
+    wrapper.resume()
+    module.pings[1].callback("pong")
+    assert resultOf(call).value == "pong"
+    shut(wrapper)
+
+
+def test_the_loss_is_noticed_by_a_ping(clock: Clock, module: Pinged) -> None:
+    """
+    A ping may report the loss itself, while it is called.
+    """
+    wrapper = wrapped(clock, module)
+    module.answer = lambda: lose(module, Trouble("cut off"))
+    clock.advance(5)
+    assert wrapper.state is State.LOST
+    assert (str(wrapper.lastError), module.closings) == ("cut off", [])
+    module.answer = lambda: None
+    recover(clock, module)
+    assert wrapper.state is State.READY
+    assert wrapper.history.losses.count == 1
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("act", ["close", "reset", "pause"])
+def test_what_a_ping_may_do(clock: Clock, module: Pinged, act: str) -> None:
+    """
+    A ping may close, reset or pause the wrapper.
+    """
+    wrapper = wrapped(clock, module)
+
+    def answer() -> None:
+        if act == "close":
+            wrapper.close()
+        elif act == "reset":
+            wrapper.reset(Trouble("rotated"))
+        else:
+            wrapper.pause()
+
+    module.answer = answer
+    clock.advance(5)
+    module.answer = lambda: None
+    expected = {"close": State.CLOSING, "reset": State.LOST, "pause": State.PAUSED}
+    assert wrapper.state is expected[act]
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("answer", [None, "pong", succeed("pong")])
+def test_a_ping_that_is_answered_at_once(
+    clock: Clock, module: Pinged, answer: Any
+) -> None:
+    """
+    A ping may return any value, or a Deferred that has fired.
+    """
+    times: list[float] = []
+
+    def ping() -> Any:
+        times.append(clock.seconds())
+        return answer
+
+    wrapper = wrapped(clock, module, ping=ping)
+    clock.pump([5, 5, 5])
+    assert (times, wrapper.state) == ([5.0, 10.0, 15.0], State.READY)
+    shut(wrapper)
+
+
+def test_a_module_without_whenLost(clock: Clock) -> None:
+    """
+    A ping makes the loss of a module known that cannot tell.
+    """
+
+    class Silent:
+        def __init__(self) -> None:
+            self.attempts = 0
+
+        def initialize(self) -> None:
+            self.attempts += 1
+
+        def ping(self) -> Deferred[None]:
+            return fail(Trouble("no pong"))
+
+        def write(self) -> Deferred[None]:
+            return Deferred()
+
+    module = Silent()
+    wrapper = QueuingWrapper(module, clock, ping=module.ping)
+    wrapper.initialize()
+    call = resultOf(wrapper.proxy.write())
+    clock.advance(10)
+    clock.advance(0)
+    assert isinstance(call.error, OutcomeUnknown)
+    assert (wrapper.state, module.attempts) == (State.READY, 2)
+    assert resultOf(wrapper.close()).value is None
+
+
+def test_the_canceller_of_a_ping_raises(
+    clock: Clock, module: Pinged, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    A ping that hangs and cannot be cancelled is a loss all the same.
+    """
+
+    def abort(_: object) -> None:
+        raise Trouble("no transport")
+
+    wrapper = wrapped(clock, module, ping=lambda: Deferred(abort))
+    clock.pump([5, 5])
+    assert wrapper.state is State.LOST
+    assert isinstance(wrapper.lastError, TimeoutError)
+    assert [each["log_failure"].type for each in loggedFailures] == [Trouble]
+    loggedFailures.clear()
+    module.closings[0].callback(None)
+    module.attempts[1].callback(None)
+    assert wrapper.state is State.READY
+    shut(wrapper)

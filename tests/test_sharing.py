@@ -1,0 +1,184 @@
+"""
+Modules that return the same Deferred again: each caller gets its result, and the
+module's own Deferred keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from tsrv import QueuingWrapper, State
+
+from .support import Module, Trouble, lose, ready, recover, resultOf
+
+SETTINGS = {"colour": "blue"}
+
+
+class Sharing(Module):
+    """
+    A module that returns one Deferred to all who call.
+    """
+
+    def __init__(self, settings: Deferred[Any]) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def read(self, what: object) -> Deferred[Any]:
+        self.calls.append(("read", what))
+        return self.settings
+
+    def write(self, what: object) -> Deferred[Any]:
+        self.calls.append(("write", what))
+        return self.settings
+
+    async def compute(self, what: object) -> Any:
+        self.calls.append(("compute", what))
+        return await self.settings
+
+
+def sharing(
+    clock: Clock, settings: Deferred[Any]
+) -> tuple[Sharing, QueuingWrapper[Any], Any]:
+    """
+    @return: Such a module, its wrapper, and its proxy.
+    """
+    module = Sharing(settings)
+    wrapper = QueuingWrapper(module, clock, replay=["read"], retryPolicy=lambda _: 1.0)
+    return module, wrapper, wrapper.proxy
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+@pytest.mark.parametrize("isPending", [True, False])
+def test_queued_calls_share_a_result(
+    clock: Clock, method: str, isPending: bool
+) -> None:
+    """
+    Each queued caller gets the result, and so does the module afterwards.
+    """
+    settings: Deferred[Any] = Deferred() if isPending else succeed(SETTINGS)
+    module, wrapper, proxy = sharing(clock, settings)
+    calls = [resultOf(getattr(proxy, method)(number)) for number in range(3)]
+    ready(module, wrapper)
+    if isPending:
+        settings.callback(SETTINGS)
+    assert [each.value for each in calls] == [SETTINGS] * 3
+    assert len(module.calls) == 3
+    assert resultOf(module.settings).value == SETTINGS
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_ready_calls_share_a_result_that_comes_later(clock: Clock, method: str) -> None:
+    """
+    Each caller of a module that can be lost gets the result, and so does the module
+    afterwards.
+    """
+    settings: Deferred[Any] = Deferred()
+    module, wrapper, proxy = sharing(clock, settings)
+    ready(module, wrapper)
+    calls = [resultOf(getattr(proxy, method)(number)) for number in range(3)]
+    settings.callback(SETTINGS)
+    assert [each.value for each in calls] == [SETTINGS] * 3
+    assert resultOf(module.settings).value == SETTINGS
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+@pytest.mark.parametrize("isPending", [True, False])
+@pytest.mark.parametrize("isReady", [True, False])
+def test_calls_share_a_failure(
+    clock: Clock, method: str, isPending: bool, isReady: bool
+) -> None:
+    """
+    Each caller gets the failure; nobody else has to handle it.
+    """
+    settings: Deferred[Any] = Deferred() if isPending else fail(Trouble("no file"))
+    module, wrapper, proxy = sharing(clock, settings)
+    if isReady:
+        ready(module, wrapper)
+    calls = []
+    for number in range(1 if isReady and not isPending else 3):
+        calls.append(resultOf(getattr(proxy, method)(number)))
+    ready(module, wrapper)
+    if isPending:
+        settings.errback(Trouble("no file"))
+    clock.advance(0)
+    assert [str(each.error) for each in calls] == ["no file"] * len(calls)
+
+
+def test_replayed_calls_share_a_result(clock: Clock) -> None:
+    """
+    Calls that are made again get the shared result, and so does the module.
+    """
+    module, wrapper, proxy = sharing(clock, Deferred())
+    calls = [resultOf(proxy.read(1))]
+    ready(module, wrapper)
+    calls.append(resultOf(proxy.read(2)))
+    lose(module)
+    module.settings.callback("of the old connection")
+    assert resultOf(module.settings).value == "of the old connection"
+    module.settings = succeed(SETTINGS)
+    recover(clock, module)
+    assert [each.value for each in calls] == [SETTINGS] * 2
+    assert resultOf(module.settings).value == SETTINGS
+
+
+@pytest.mark.parametrize("isPending", [True, False])
+def test_the_initialisation_is_shared(clock: Clock, isPending: bool) -> None:
+    """
+    C{initialize()} may return a Deferred whose result the module needs.
+    """
+    connected: Deferred[Any] = Deferred() if isPending else succeed("connection")
+
+    class Client:
+        def initialize(self) -> Deferred[Any]:
+            return connected
+
+        async def use(self) -> Any:
+            return await connected
+
+        async def again(self) -> Any:
+            return await connected
+
+    wrapper = QueuingWrapper(Client(), clock)
+    calls: list[Any] = [wrapper.proxy.use(), wrapper.proxy.again()]
+    results = [resultOf(each) for each in calls]
+    wrapper.initialize()
+    if isPending:
+        connected.callback("connection")
+    assert [each.value for each in results] == ["connection"] * 2
+    assert resultOf(connected).value == "connection"
+
+
+@pytest.mark.parametrize("name", ["whenLost", "close"])
+@pytest.mark.parametrize("isFailed", [True, False])
+def test_the_end_is_shared(clock: Clock, name: str, isFailed: bool) -> None:
+    """
+    So may C{whenLost()} and C{close()}; a failure is nobody else's to handle.
+    """
+    end: Deferred[Any] = Deferred()
+    options: dict[str, Callable[[], Any]] = {"close": bool, name: lambda: end}
+    module = Module()
+    wrapper = QueuingWrapper(
+        module,
+        clock,
+        retryPolicy=lambda _: 1.0,
+        **options,  # type: ignore[arg-type]
+    )
+    ready(module, wrapper)
+    closed = resultOf(wrapper.close()) if name == "close" else None
+    if isFailed:
+        end.errback(Trouble("cut off"))
+    else:
+        end.callback("the reason")
+    if closed is not None:
+        assert str(closed.error if isFailed else closed.value) in ("cut off", "None")
+        assert wrapper.state is State.CLOSED
+    else:
+        assert wrapper.state is State.LOST
+        assert resultOf(wrapper.close()).value is None
+    if not isFailed:
+        assert resultOf(end).value == "the reason"

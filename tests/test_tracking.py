@@ -1,0 +1,620 @@
+"""
+Calls in progress of a module that can be lost: each of them ends with its own result,
+or with OutcomeUnknown.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import Clock
+from zope.interface import implementer
+
+from tsrv import OutcomeUnknown, QueuingWrapper, State
+from tsrv.asyncmodule import ISettlesCalls
+
+from .support import (
+    Module,
+    Result,
+    Trouble,
+    inState,
+    lose,
+    ready,
+    recover,
+    resultOf,
+    shut,
+    wrap,
+)
+
+METHODS = ["write", "compute"]
+
+
+@pytest.fixture(params=["ready", "queued"])
+def begin(request: pytest.FixtureRequest, clock: Clock) -> Callable[..., Any]:
+    """
+    Make a call, which is in progress then, of a module that is ready; or one that was
+    queued before.
+    """
+
+    def begin(method: str, **options: Any) -> tuple[Module, Any, Deferred[Any]]:
+        module, wrapper, proxy = wrap(clock, **options)
+        if request.param == "ready":
+            ready(module, wrapper)
+        call = getattr(proxy, method)(1)
+        ready(module, wrapper)
+        assert isinstance(call, Deferred)
+        assert wrapper.inProgress == 1
+        return module, wrapper, call
+
+    return begin
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("error", [None, Trouble("not found")])
+def test_a_call_ends_with_its_own_result(
+    begin: Callable[..., Any], method: str, error: Exception | None
+) -> None:
+    """
+    While nothing is lost a call ends when, and as, the module ends it.
+    """
+    module, wrapper, call = begin(method)
+    result = resultOf(call)
+    if error is None:
+        module.answers[0].callback("done")
+        assert result.value == "done"
+    else:
+        module.answers[0].errback(error)
+        assert result.error is error
+    assert (wrapper.inProgress, wrapper.stats.unknown) == (0, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("answer", [None, "done", Trouble("cut off")])
+@pytest.mark.parametrize("end", ["loss", "close", "reset"])
+def test_the_module_goes_away(
+    clock: Clock, begin: Callable[..., Any], method: str, answer: object, end: str
+) -> None:
+    """
+    A call in progress at a loss, a reset or a close ends with the module's own
+    result, if there is one in time; otherwise its outcome is unknown. Later answers
+    are ignored.
+    """
+    module, wrapper, call = begin(method)
+    result = resultOf(call)
+    if end == "loss":
+        lose(module)
+    elif end == "reset":
+        wrapper.reset(Trouble("rotated"))
+    else:
+        resultOf(wrapper.close())
+    assert result.pending
+    if isinstance(answer, Exception):
+        module.answers[0].errback(answer)
+    elif answer is not None:
+        module.answers[0].callback(answer)
+    clock.advance(0)
+    for closing in module.closings:
+        closing.callback(None)
+    if isinstance(answer, Exception):
+        assert result.error is answer
+    elif answer is not None:
+        assert result.value == answer
+    else:
+        assert isinstance(result.error, OutcomeUnknown)
+        assert result.error.method == method
+        module.answers[0].errback(Trouble("too late"))
+    assert wrapper.inProgress == 0
+    assert wrapper.stats.unknown == (answer is None)
+    if end == "loss":
+        recover(clock, module)
+    elif end == "reset":
+        module.attempts[-1].callback(None)
+    assert wrapper.state is (State.CLOSED if end == "close" else State.READY)
+    assert module.calls == [(method, 1)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("end", ["working", "loss", "late", "closed"])
+def test_cancelling(
+    clock: Clock, begin: Callable[..., Any], method: str, end: str
+) -> None:
+    """
+    Cancelling a call cancels the module's own Deferred, at whatever time.
+    """
+    module, wrapper, call = begin(method)
+    result = resultOf(call)
+    if end == "loss":
+        lose(module)
+    elif end == "late":
+        lose(module)
+        recover(clock, module)
+        assert isinstance(result.error, OutcomeUnknown)
+    elif end == "closed":
+        resultOf(wrapper.close())
+    call.cancel()
+    if end != "late":
+        assert module.answers[0].called
+        assert isinstance(result.error, CancelledError)
+    clock.advance(0)
+    shut(wrapper)
+    assert (wrapper.inProgress, wrapper.stats.unknown) == (0, end == "late")
+
+
+def test_many_end_in_order(clock: Clock) -> None:
+    """
+    Calls whose outcome is unknown end in the order in which they were made.
+    """
+    module, wrapper, proxy = wrap(clock)
+    ended: list[int] = []
+    for number in range(6):
+        call: Any = proxy.write(number)
+        call.addErrback(lambda _, number=number: ended.append(number))
+        if number == 2:
+            ready(module, wrapper)
+    lose(module)
+    assert wrapper.inProgress == 6
+    clock.advance(0)
+    assert ended == list(range(6))
+    assert (wrapper.inProgress, wrapper.stats.unknown) == (0, 6)
+    recover(clock, module)
+
+
+def test_the_counters(clock: Clock) -> None:
+    """
+    unknown counts calls that were queued and calls that were not; submitted counts
+    only the former, once.
+    """
+    module, wrapper, proxy = wrap(clock)
+    resultOf(proxy.write(1))
+    ready(module, wrapper)
+    resultOf(proxy.write(2))
+    lose(module)
+    clock.advance(0)
+    stats = wrapper.stats
+    assert (stats.submitted, stats.started, stats.unknown) == (1, 1, 2)
+    recover(clock, module)
+
+
+# Which calls are tracked.
+
+
+class Steady:
+    """
+    A module that cannot be lost.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Deferred[Any]] = []
+
+    def initialize(self) -> None:
+        pass
+
+    def write(self, what: object) -> Deferred[Any]:
+        self.answers.append(Deferred())
+        return self.answers[-1]
+
+
+@implementer(ISettlesCalls)
+class Settling(Steady):
+    """
+    A module that promises to end its calls.
+    """
+
+    def whenLost(self) -> Deferred[None]:
+        return Deferred()
+
+
+class Losable(Steady):
+    """
+    A module that can be lost.
+    """
+
+    def whenLost(self) -> Deferred[None]:
+        return Deferred()
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "isTracked"),
+    [
+        (Steady, {}, False),
+        (Steady, {"settles": True}, False),
+        (Steady, {"settles": False}, True),
+        (Steady, {"ping": bool}, True),
+        (Steady, {"ping": bool, "settles": True}, False),
+        (Steady, {"whenLost": Deferred}, True),
+        (Steady, {"replay": ["write"]}, True),
+        (Steady, {"replay": ["write"], "settles": True}, True),
+        (Losable, {}, True),
+        (Losable, {"settles": True}, False),
+        (Settling, {}, False),
+        (Settling, {"settles": False}, True),
+        (Settling, {"settles": True}, False),
+        (Settling, {"replay": ["write"]}, True),
+    ],
+)
+def test_which_calls_are_tracked(
+    clock: Clock, make: Callable[[], Any], options: dict[str, Any], isTracked: bool
+) -> None:
+    """
+    Calls of a module that can be lost are tracked, unless it promises to end them;
+    those that are safe to run twice always are. The others are the module's own.
+    """
+    module = make()
+    wrapper = QueuingWrapper(module, clock, **options)
+    wrapper.initialize()
+    call = wrapper.proxy.write(1)
+    assert (call is not module.answers[0]) is isTracked
+    assert wrapper.inProgress == isTracked
+    assert (vars(wrapper.proxy)["write"] != module.write) is isTracked
+    module.answers[0].callback("done")
+    assert resultOf(call).value == "done"
+    assert wrapper.inProgress == 0
+    wrapper.close()
+
+
+def test_a_settling_module_ends_its_calls_itself(clock: Clock) -> None:
+    """
+    tsrv waits neither at a loss nor at a close for calls of a module that promises to
+    end them, and leaves them alone.
+    """
+    module, wrapper, proxy = inState(clock, State.READY, settles=True)
+    result = resultOf(proxy.write(1))
+    lose(module)
+    recover(clock, module)
+    assert result.pending
+    closed = resultOf(wrapper.close())
+    module.closings[0].callback(None)
+    assert (closed.value, result.pending) == (None, True)
+    module.answers[0].callback("done")
+    assert result.value == "done"
+
+
+# What a tracked call returns.
+
+
+class Quick(Module):
+    """
+    A module that returns what the test says.
+    """
+
+    def now(self, what: Callable[[], Any]) -> Any:
+        return what()
+
+
+def quick(clock: Clock) -> tuple[Quick, QueuingWrapper[Quick]]:
+    """
+    @return: Such a module, and its wrapper, ready.
+    """
+    module = Quick()
+    wrapper = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
+    ready(module, wrapper)
+    return module, wrapper
+
+
+def _same(what: object) -> object:
+    return what
+
+
+def test_what_has_ended_is_returned_as_it_is(clock: Clock) -> None:
+    """
+    A plain value, and a Deferred that has fired, are the module's own.
+    """
+    _, wrapper = quick(clock)
+    value, succeeded, failed = object(), succeed(1), fail(Trouble())
+    for each in (value, succeeded, failed):
+        assert wrapper.proxy.now(partial(_same, each)) is each
+    assert wrapper.inProgress == 0
+    assert resultOf(failed).error
+
+
+def test_a_deferred_that_waits_for_another(clock: Clock) -> None:
+    """
+    A Deferred that has fired, but waits for another one, is in progress.
+    """
+    module, wrapper = quick(clock)
+    further: Deferred[Any] = Deferred()
+    call = resultOf(
+        wrapper.proxy.now(lambda: succeed(None).addCallback(lambda _: further))
+    )
+    lose(module)
+    clock.advance(0)
+    assert isinstance(call.error, OutcomeUnknown)
+    recover(clock, module)
+    further.errback(Trouble("too late"))
+
+
+def test_a_method_that_raises(clock: Clock) -> None:
+    """
+    A method that raises does so for callers of a ready module, too.
+    """
+    _, _, proxy = inState(clock, State.READY)
+    with pytest.raises(Trouble):
+        proxy.fail(1)
+
+
+def test_arguments_and_keywords(clock: Clock) -> None:
+    """
+    A tracked call passes both on.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    proxy.write(what=1)
+    proxy.write(2)
+    assert module.calls == [("write", 1), ("write", 2)]
+    for answer in module.answers:
+        answer.callback(None)
+    with pytest.raises(TypeError, match="what"):
+        proxy.write()  # type: ignore[call-arg]
+    assert wrapper.inProgress == 0
+
+
+def test_an_ended_call_keeps_nothing(clock: Clock) -> None:
+    """
+    A tracked call that has ended keeps neither the module nor its arguments.
+    """
+
+    class Big:
+        pass
+
+    module, wrapper, proxy = inState(clock, State.READY)
+    big = Big()
+    call = proxy.write(big)
+    module.answers[0].callback("done")
+    gone = [weakref.ref(each) for each in (big, module, wrapper)]
+    del big, module, wrapper, proxy
+    gc.collect()
+    assert [each() for each in gone] == [None, None, None]
+    assert call.result == "done"
+
+
+# A loss while the module is being called.
+
+
+@pytest.mark.parametrize("isRecovered", [True, False])
+@pytest.mark.parametrize("answer", ["value", "fired", "raises", "later", "never"])
+def test_the_module_is_lost_while_it_is_called(
+    clock: Clock, isRecovered: bool, answer: str
+) -> None:
+    """
+    A call whose module goes away, and perhaps recovers, while it is being called ends
+    with what the module returns, or its outcome is unknown.
+    """
+    module, wrapper = quick(clock)
+    later: Deferred[Any] = Deferred()
+
+    def act() -> Any:
+        lose(module)
+        if isRecovered:
+            recover(clock, module)
+            assert wrapper.state is State.READY
+        if answer == "raises":
+            raise Trouble("cut off")
+        if answer == "value":
+            return "done"
+        return succeed("done") if answer == "fired" else later
+
+    if answer == "raises":
+        with pytest.raises(Trouble):
+            wrapper.proxy.now(act)
+    else:
+        call = wrapper.proxy.now(act)
+        result: Any = call if answer == "value" else resultOf(call)
+        if answer == "later":
+            later.callback("done")
+        clock.advance(0)
+        if answer == "value":
+            assert result == "done"
+        elif answer == "never":
+            assert isinstance(result.error, OutcomeUnknown)
+            later.errback(Trouble("too late"))
+        else:
+            assert result.value == "done"
+    assert wrapper.inProgress == 0
+    if not isRecovered:
+        recover(clock, module)
+
+
+@pytest.mark.parametrize("isRecovered", [True, False])
+def test_a_replayed_call_is_lost_while_it_is_made(
+    clock: Clock, isRecovered: bool
+) -> None:
+    """
+    If it is safe to run twice it is made again.
+    """
+
+    class Losing(Module):
+        def read(self, what: object) -> Deferred[Any]:
+            answer = super().read(what)
+            if len(self.calls) == 1:
+                lose(self)
+                if isRecovered:
+                    recover(clock, self)
+            return answer
+
+    module = Losing()
+    wrapper = QueuingWrapper(module, clock, replay=["read"], retryPolicy=lambda _: 1.0)
+    ready(module, wrapper)
+    result = resultOf(wrapper.proxy.read(1))
+    if not isRecovered:
+        recover(clock, module)
+    assert module.calls == [("read", 1)] * 2
+    module.answers[0].errback(Trouble("too late"))
+    assert result.pending
+    module.answers[1].callback("done")
+    assert result.value == "done"
+
+
+def test_a_method_closes_the_wrapper(clock: Clock) -> None:
+    """
+    A call during which the wrapper is closed ends with the module's result, or its
+    outcome is unknown.
+    """
+    module, wrapper = quick(clock)
+    later: Deferred[Any] = Deferred()
+
+    def act() -> Any:
+        resultOf(wrapper.close())
+        return later
+
+    result = resultOf(wrapper.proxy.now(act))
+    module.closings[0].callback(None)
+    assert isinstance(result.error, OutcomeUnknown)
+    assert wrapper.state is State.CLOSED
+
+
+# Very many calls.
+
+
+class Passing(Clock):
+    """
+    A clock whose time passes: a little each time when somebody looks.
+    """
+
+    step = 0.0
+
+    def seconds(self) -> float:
+        """
+        Return the time, which passes.
+        """
+        self.rightNow += self.step
+        return super().seconds()
+
+
+class Many:
+    """
+    Very many calls in progress.
+
+    @ivar ended: The numbers of those that have ended.
+    @ivar results: Their results.
+    """
+
+    def __init__(self, number: int, method: str) -> None:
+        self.clock = Passing()
+        self.module, self.wrapper, self.proxy = wrap(
+            self.clock, replay=["read"], timeout=None, limit=2 * number
+        )
+        ready(self.module, self.wrapper)
+        self.ended: list[int] = []
+        self.results: list[Result] = []
+        for each in range(number):
+            call = getattr(self.proxy, method)(each)
+            call.addBoth(self._ended, each)
+            self.results.append(resultOf(call))
+        self.clock.step = 0.001
+
+    def _ended(self, result: object, number: int) -> object:
+        self.ended.append(number)
+        return result
+
+    def run(self, act: Callable[[], object] = bool) -> list[int]:
+        """
+        Let the reactor do all that is due.
+
+        @param act: Called after the first slice.
+        @return: The number of ended calls, once in each turn.
+        """
+        counts: list[int] = []
+
+        def turn() -> None:
+            counts.append(len(self.ended))
+            if len(counts) == 2:
+                act()
+            if len(counts) < 1000:
+                self.clock.callLater(0, turn)
+
+        self.clock.callLater(0, turn)
+        self.clock.advance(0)
+        return counts
+
+
+@pytest.mark.parametrize("number", [200, 7_000])
+def test_very_many_calls_are_lost_in_slices(number: int) -> None:
+    """
+    No turn of the reactor ends many calls, and they end in order.
+    """
+    many = Many(number, "write")
+    if number > 1000:
+        many.clock.step = 0.0001
+    lose(many.module)
+    counts = many.run()
+    assert max(b - a for a, b in pairwise(counts)) <= 60
+    assert counts[10] < number
+    assert many.ended == list(range(number))
+    assert (many.wrapper.inProgress, many.wrapper.stats.unknown) == (0, number)
+    shut(many.wrapper)
+
+
+def test_answers_between_the_slices() -> None:
+    """
+    A call that the module answers before its turn has come ends with that.
+    """
+    many = Many(100, "write")
+    lose(many.module)
+
+    def act() -> None:
+        assert 0 < len(many.ended) < 50
+        many.module.answers[99].callback("done")
+        assert many.results[99].value == "done"
+
+    many.run(act)
+    assert all(isinstance(each.error, OutcomeUnknown) for each in many.results[:99])
+    assert many.wrapper.stats.unknown == 99
+    shut(many.wrapper)
+
+
+@pytest.mark.parametrize("number", [100, 7_000])
+@pytest.mark.parametrize("method", ["write", "read"])
+@pytest.mark.parametrize("then", ["recover", "fail", "close"])
+def test_something_else_happens_between_the_slices(
+    number: int, method: str, then: str
+) -> None:
+    """
+    If the module recovers, fails or is closed in the meantime every call ends once:
+    those that are safe to run twice are made again, in order, before later calls.
+    """
+    many = Many(number, method)
+    if number > 1000:
+        many.clock.step = 0.0001
+    module, wrapper = many.module, many.wrapper
+    late: list[Result] = []
+
+    def act() -> None:
+        assert len(many.ended) < number
+        late.append(resultOf(many.proxy.count(number)))
+        if then == "recover":
+            many.clock.advance(1.0)
+            module.attempts[-1].callback(None)
+        elif then == "fail":
+            wrapper.fail(Trouble("for good"))
+        elif then == "close":
+            wrapper.close()
+            module.closings[-1].callback(None)
+
+    lose(module)
+    many.run(act)
+    assert wrapper.inProgress == 0 or then == "recover"
+    if then == "recover":
+        assert wrapper.state is State.READY
+        again = list(range(number)) if method == "read" else []
+        assert [what for _, what in module.calls[number:]] == [*again, number]
+        for answer in module.answers[number:]:
+            answer.callback("again")
+        assert late[0].value == number
+    shut(wrapper)
+    many.run()
+    assert sorted(many.ended) == list(range(number))
+    assert not late[0].pending
+    kinds = {type(each.fired[0]) for each in many.results}
+    if method == "write":
+        assert {type(each.error) for each in many.results} == {OutcomeUnknown}
+        assert wrapper.stats.unknown == number
+    else:
+        assert len(kinds) == 1
+    assert (wrapper.inProgress, wrapper.pending) == (0, 0)
+    assert many.clock.getDelayedCalls() == []
