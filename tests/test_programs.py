@@ -1,12 +1,23 @@
 """
 Random programs: whatever modules need each other, and whatever becomes of them,
 the promise holds for the program as a whole.
+
+L{Programs} makes random steps. Attempts succeed, fail or time out, modules are lost,
+paused, reset, closed and given up, also by observers, by whoever waits for the program,
+and by cancellers of attempts. L{Watched} notes what is done to a module, in the order
+of all events of the program; each property below is stated in those terms.
+
+The number of random programs is C{TSRV_EXAMPLES}.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,38 +29,110 @@ from hypothesis.stateful import (
 )
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 
-from tsrv import Startup, State
-from tsrv.startup import Skipped, Status
+from tsrv import IllegalTransition, QueuingWrapper, Startup, State
+from tsrv.startup import Restarted, Skipped, Status
 
 from .support import Module, Refused, Result, Trouble, resultOf
 
 READY = (State.DRAINING, State.READY)
 GONE = (State.FAILED, State.CLOSING, State.CLOSED)
+TRYING = (State.INITIALIZING, State.RETRYING)
+QUIET = (Status.NEW, Status.STOPPING, Status.STOPPED)
+
+HOLDERS = (None, "backup")
+
+# What an operator, an observer or a callback may do.
+ACTS = [
+    "initialize",
+    "fail",
+    "close",
+    "pause",
+    "resume",
+    "reset",
+    "call",
+    "wait",
+    "raise",
+    "stop",
+]
+
+
+class Hostile(Exception):
+    """
+    An error of foreign code in a place where none is expected.
+    """
 
 
 class Watched(Module):
     """
-    A module that checks the program when it is initialised or closed.
+    A module that reports to its program what is done to it.
+
+    @ivar begun: When its last attempt began.
+    @ivar closed: When it was closed last.
+    @ivar canceller: What the canceller of an attempt does.
     """
 
-    def __init__(self, programs: Programs, name: str, immediate: bool) -> None:
+    def __init__(
+        self, programs: Programs, name: str, immediate: bool, canceller: str | None
+    ) -> None:
         super().__init__()
-        self.immediate = immediate
         self.programs = programs
         self.name = name
+        self.immediate = immediate
+        self.canceller = canceller
+        self.pings: list[Deferred[None]] = []
+        self.begun = self.closed = 0
 
     def initialize(self) -> Deferred[None]:
-        if not self.attempts:
-            self.programs.checkStart(self.name)
-        attempt = super().initialize()
+        self.begun = self.programs.now()
+        self.programs.checkStart(self.name)
+        attempt: Deferred[None] = Deferred(self.cancelled)
+        self.attempts.append(attempt)
         if self.immediate:
             attempt.callback(None)
         return attempt
 
+    def cancelled(self, attempt: Deferred[None]) -> None:
+        if self.canceller == "raise":
+            raise Hostile
+        if self.canceller == "succeed":
+            attempt.callback(None)
+        elif self.canceller is not None:
+            self.programs.act(self.canceller, self.name)
+
     def close(self) -> Deferred[None]:
-        self.programs.checkClose(self.name)
+        self.closed = self.programs.now()
         return super().close()
+
+    def ping(self) -> Deferred[None]:
+        ping: Deferred[None] = Deferred()
+        self.pings.append(ping)
+        return ping
+
+    def read(self, what: object) -> Deferred[Any]:
+        self.programs.checkCall(self.name)
+        return super().read(what)
+
+
+class Relations:
+    """
+    How one module is related to others, and how it is added.
+    """
+
+    def __init__(self, data: st.DataObject, earlier: list[str]) -> None:
+        def some(of: list[str], most: int) -> list[str]:
+            names = st.lists(st.sampled_from(of), max_size=most)
+            return data.draw(names) if of else []
+
+        self.restartWith = some(earlier, 1)
+        self.needs = [*some(earlier, 2), *self.restartWith]
+        self.after = some([*earlier, "nobody"], 1)
+        self.predecessors = [each for each in self.after if each != "nobody"]
+        self.required = data.draw(st.booleans())
+        self.lazy = not data.draw(st.integers(0, 4))
+        self.timeout = data.draw(st.sampled_from([None, 3.0]))
+        self.ping = "ping" if not data.draw(st.integers(0, 5)) else None
 
 
 class Programs(RuleBasedStateMachine):
@@ -59,53 +142,95 @@ class Programs(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.now = count(1).__next__
         self.clock = Clock()
         self.statuses: list[int] = []
-        self.startup = Startup(self.clock, stopProgram=self.statuses.append)
         self.modules: dict[str, Watched] = {}
-        self.needs: dict[str, list[str]] = {}
-        self.required: dict[str, bool] = {}
+        self.relations: dict[str, Relations] = {}
         self.results: list[Result] = []
         self.calls: list[Result] = []
         self.stopped: Result | None = None
         self.failedOnce = False
         self.wrong: list[str] = []
-        self.initializedByHand: set[str] = set()
-        self.startup.addObserver(self.look)
+        self.plans: list[tuple[str, str]] = []
+        # Modules that were started, closed or given up by hand, or called.
+        self.byHand: set[str] = set()
+        self.closedByHand: set[str] = set()
+        self.called: set[str] = set()
+        self.holders: dict[str, set[str | None]] = {}
+        # Modules that failed before the start.
+        self.stale: set[str] = set()
+        self.states: dict[str, State] = {}
+        # When each was lost, and recovered from it.
+        self.losses: dict[str, int] = {}
+        self.lossCounts: dict[str, int] = {}
+        self.recoveries: dict[str, int] = {}
+        # When each was restarted; and the loss after which it has to be.
+        self.restarts: dict[str, int] = {}
+        self.dues: dict[str, int] = {}
 
     @initialize(data=st.data(), size=st.integers(1, 6))
     def build(self, data: st.DataObject, size: int) -> None:
+        self.slots = data.draw(st.sampled_from([None, None, 1, 2]))
+        self.stopRaises = not data.draw(st.integers(0, 4))
+        self.startup = Startup(
+            self.clock, stopProgram=self.stopProgram, concurrency=self.slots
+        )
+        self.startup.addObserver(self.look)
         names = [f"m{number}" for number in range(size)]
         # In any order, but without a cycle.
         for number in data.draw(st.permutations(range(size))):
             name = names[number]
+            relations = self.relations[name] = Relations(data, names[:number])
+            self.holders[name] = set()
             module = self.modules[name] = Watched(
-                self, name, data.draw(st.integers(0, 3)) == 0
+                self,
+                name,
+                not data.draw(st.integers(0, 3)),
+                data.draw(
+                    st.sampled_from([None, None, "raise", "succeed", "close", "fail"])
+                ),
             )
-            self.needs[name] = data.draw(
-                st.lists(st.sampled_from(names[:number]), max_size=3)
-                if number
-                else st.just([])
-            )
-            self.required[name] = data.draw(st.booleans())
             self.startup.add(
                 name,
                 module,
-                needs=self.needs[name],
-                required=self.required[name],
-                timeout=data.draw(st.sampled_from([None, 3.0])),
+                needs=relations.needs,
+                after=relations.after,
+                restartWith=relations.restartWith,
+                required=relations.required,
+                lazy=relations.lazy,
+                timeout=relations.timeout,
+                ping=relations.ping,
+                pingInterval=2.0,
                 fatal=Refused,
                 retryPolicy=lambda attempts: 1.0,
                 closeTimeout=5.0,
+                queueTimeout=None,
             )
-        self.results.append(resultOf(self.startup.whenReady()))
-        if data.draw(st.integers(0, 9)):
-            self.startup.startService()
+        self.act("wait", "")
+        if data.draw(st.integers(0, 3)):
+            self.start()
+
+    def stopProgram(self, status: int) -> None:
+        self.statuses.append(status)
+        if self.stopRaises:
+            raise Hostile
 
     def pick(self, data: st.DataObject) -> Watched:
         return self.modules[data.draw(st.sampled_from(sorted(self.modules)))]
 
+    def wrapper(self, name: str) -> QueuingWrapper[Watched]:
+        return self.startup.wrappers[name]
+
     # What happens.
+
+    @precondition(lambda self: self.startup.status is Status.NEW)
+    @rule()
+    def start(self) -> None:
+        self.stale |= {
+            name for name in self.modules if self.wrapper(name).state is State.FAILED
+        }
+        self.startup.startService()
 
     @rule(data=st.data(), outcome=st.sampled_from(["good", "good", "bad", "worst"]))
     def conclude(self, data: st.DataObject, outcome: str) -> None:
@@ -116,11 +241,27 @@ class Programs(RuleBasedStateMachine):
                 else:
                     attempt.errback(Trouble() if outcome == "bad" else Refused())
 
+    @rule()
+    def succeedAll(self) -> None:
+        for module in list(self.modules.values()):
+            for attempt in module.attempts[-1:]:
+                if not attempt.called:
+                    attempt.callback(None)
+
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
         for watch in self.pick(data).watches[-1:]:
             if not watch.called:
                 watch.callback(None)
+
+    @rule(data=st.data(), fails=st.booleans())
+    def pong(self, data: st.DataObject, fails: bool) -> None:
+        for ping in self.pick(data).pings[-1:]:
+            if not ping.called:
+                if fails:
+                    ping.errback(Trouble())
+                else:
+                    ping.callback(None)
 
     @rule(data=st.data(), fails=st.booleans())
     def closed(self, data: st.DataObject, fails: bool) -> None:
@@ -134,23 +275,30 @@ class Programs(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 3.0]))
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
+        for _ in self.modules:
+            # The places of attempts that have ended become free a turn later.
+            self.clock.advance(0)
+        self.checkSlotsAreUsed()
 
-    @rule(data=st.data())
-    def call(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), act=st.sampled_from(ACTS))
+    def doByHand(self, data: st.DataObject, act: str) -> None:
+        if act != "raise":
+            self.act(act, self.pick(data).name)
+
+    @rule(data=st.data(), act=st.sampled_from(ACTS))
+    def planForObserver(self, data: st.DataObject, act: str) -> None:
+        self.plans.append((act, self.pick(data).name))
+
+    @rule(data=st.data(), act=st.sampled_from(ACTS))
+    def planForWaiter(self, data: st.DataObject, act: str) -> None:
         name = self.pick(data).name
-        wrapper = self.startup.wrappers[name]
-        if wrapper.state is not State.READY:
-            self.calls.append(resultOf(wrapper.proxy.read(len(self.calls))))
 
-    @rule()
-    def wait(self) -> None:
-        self.results.append(resultOf(self.startup.whenReady()))
+        def react(result: Any) -> Any:
+            if act != "raise":
+                self.act(act, name)
+            return result
 
-    @rule(data=st.data())
-    def tryByHand(self, data: st.DataObject) -> None:
-        name = self.pick(data).name
-        self.initializedByHand.add(name)
-        resultOf(self.startup.wrappers[name].initialize())
+        self.results.append(resultOf(self.startup.whenReady().addBoth(react)))
 
     @precondition(lambda self: self.stopped is None)
     @rule(chance=st.integers(0, 9))
@@ -164,40 +312,212 @@ class Programs(RuleBasedStateMachine):
         if not chance:
             self.stopped = resultOf(self.startup.stopService())
 
-    # What must hold.
+    def act(self, act: str, name: str) -> None:
+        """
+        Do something to a module, or to the program.
+        """
+        startup = self.startup
+        holder = HOLDERS[len(name + act) % 2]
+        try:
+            if act == "initialize":
+                self.byHand.add(name)
+                self.results.append(resultOf(self.wrapper(name).initialize()))
+            elif act == "fail":
+                self.wrapper(name).fail(Trouble())
+            elif act == "close":
+                self.closedByHand.add(name)
+                self.results.append(resultOf(self.wrapper(name).close()))
+            elif act == "pause":
+                if self.wrapper(name).state not in (State.CLOSING, State.CLOSED):
+                    self.holders[name].add(holder)
+                self.results.append(resultOf(startup.pause(name, by=holder)))
+            elif act == "resume":
+                self.holders[name].discard(holder)
+                startup.resume(name, by=holder)
+            elif act == "reset":
+                startup.reset(name, Trouble())
+            elif act == "call":
+                self.call(name)
+            elif act == "wait":
+                self.results.append(resultOf(startup.whenReady()))
+            elif act == "stop":
+                startup.announceStop()
+            else:
+                raise Hostile
+        except IllegalTransition:
+            pass
 
-    def isReady(self, name: str) -> bool:
-        return self.startup.wrappers[name].state in READY
+    def call(self, name: str) -> None:
+        wrapper = self.wrapper(name)
+        if wrapper.state is State.NEW:
+            self.called.add(name)
+        if wrapper.state is not State.READY:
+            self.calls.append(resultOf(wrapper.proxy.read(len(self.calls))))
+
+    # What must hold when something happens.
 
     def checkStart(self, name: str) -> None:
         """
-        A module is initialised when its needs are ready, unless it was initialised by
-        hand.
+        The start-up initialises a module when those that it needs are ready and those
+        that it starts after have settled, and a lazy one when it was called.
         """
-        if name not in self.initializedByHand:
-            for need in self.needs[name]:
-                if not self.isReady(need):
-                    self.wrong.append(f"{name} was initialised before {need}")
-
-    def checkClose(self, name: str) -> None:
-        """
-        A module is closed after its dependents.
-        """
-        if self.startup.running or self.startup.report()["began"] is None:
+        wrapper, relations = self.wrapper(name), self.relations[name]
+        if name in self.states or name in self.byHand:
             return
-        for other, needs in self.needs.items():
-            if name in needs and self.startup.wrappers[other].state is not State.CLOSED:
-                self.wrong.append(f"{name} was closed before {other}")
+        self.states[name] = wrapper.state
+        for need in relations.needs:
+            if not self.isAvailable(need):
+                self.wrong.append(f"{name} was initialised before {need}")
+        for other in relations.predecessors:
+            if not (self.isAvailable(other) or self.wrapper(other).state in GONE):
+                self.wrong.append(f"{name} was initialised before {other}")
+        if relations.lazy and name not in self.called:
+            self.wrong.append(f"{name} was initialised without a call")
+        if self.startup.report()["began"] is None or not self.startup.running:
+            self.wrong.append(f"{name} was initialised at the wrong time")
+
+    def checkCall(self, name: str) -> None:
+        """
+        A module that restarts with another one is closed and initialised after the
+        loss, before it gets a call.
+        """
+        if not self.isRunning():
+            return
+        module = self.modules[name]
+        due = self.dues.get(name, 0)
+        if module.closed < due or module.begun < due:
+            self.wrong.append(f"{name} was called before its restart")
+        for other in self.relations[name].restartWith:
+            if module.begun < self.losses.get(other, 0):
+                self.wrong.append(f"{name} was called with what it lost")
 
     def look(self, name: str) -> None:
         """
+        The program sees a module change its state; so does an observer, who then does
+        what is planned.
+        """
+        if name:
+            self.checkChange(name)
+        elif self.startup.status is Status.FAILED:
+            self.failedOnce = True
+        for each in self.startup.report()["modules"]:
+            self.checkReport(each)
+        if self.plans:
+            self.act(*self.plans.pop())
+
+    def checkChange(self, name: str) -> None:
+        wrapper = self.wrapper(name)
+        state = wrapper.state
+        if state is State.INITIALIZING:
+            self.checkStart(name)
+        before, self.states[name] = self.states.get(name), state
+        if state is not State.FAILED:
+            self.stale.discard(name)
+        if state in (State.CLOSING, State.CLOSED):
+            self.holders[name].clear()
+        if state in READY:
+            self.recoveries[name] = self.now()
+        if state is State.CLOSING and before is not state:
+            self.checkClose(name)
+        lossCount = wrapper.history.losses.count
+        if lossCount > self.lossCounts.get(name, 0):
+            self.lossCounts[name] = lossCount
+            self.checkLoss(name)
+
+    def checkClose(self, name: str) -> None:
+        """
+        In the end a module is closed after all that wait for it at the start.
+        """
+        if self.stopped is None or name in self.closedByHand:
+            return
+        for other, relations in self.relations.items():
+            if name in (*relations.needs, *relations.predecessors):
+                if self.wrapper(other).state is not State.CLOSED:
+                    self.wrong.append(f"{name} was closed before {other}")
+
+    def checkLoss(self, name: str) -> None:
+        """
+        A module is restarted only after a loss of one that it restarts with.
+        """
+        self.losses[name] = now = self.now()
+        error = list(self.wrapper(name).history.losses)[-1].kind
+        if error == Restarted.__name__:
+            others = self.relations[name].restartWith
+            last = max((self.losses.get(each, 0) for each in others), default=0)
+            if last <= self.restarts.get(name, 0):
+                self.wrong.append(f"{name} was restarted without a reason")
+            self.restarts[name] = now
+        if not self.isRunning():
+            return
+        for other, relations in self.relations.items():
+            if name in relations.restartWith:
+                state = self.wrapper(other).state
+                if state is State.PAUSED:
+                    self.dues[other] = now
+                elif state in READY:
+                    self.wrong.append(f"{other} is not held at a loss of {name}")
+
+    def checkReport(self, report: Any) -> None:
+        """
         An observer sees a consistent report.
         """
-        if not name and self.startup.status is Status.FAILED:
-            self.failedOnce = True
-        for module in self.startup.report()["modules"]:
-            if (module["reason"] is None) != self.isReady(module["name"]):
-                self.wrong.append(f"{module['name']}: {module['reason']}")
+        name, status = report["name"], report["status"]
+        wrapper = self.wrapper(name)
+        if (report["reason"] is None) != (wrapper.state in READY):
+            self.wrong.append(f"{name}: {report['reason']}")
+        if report["paused"] != wrapper.paused:
+            self.wrong.append(f"{name}: paused is {report['paused']}")
+        if status == "lazy" and (name in self.called or not self.relations[name].lazy):
+            self.wrong.append(f"{name} is {status}")
+        if (status == "skipped") != (
+            wrapper.state is State.FAILED and isinstance(wrapper.lastError, Skipped)
+        ):
+            self.wrong.append(f"{name} is {status}")
+
+    # What must hold after each step.
+
+    def isRunning(self) -> bool:
+        """
+        Whether the start-up has begun, and the shutdown has not.
+        """
+        return self.startup.running
+
+    def isAvailable(self, name: str) -> bool:
+        """
+        Whether nobody has to wait for a module.
+        """
+        wrapper = self.wrapper(name)
+        wasReady = wrapper.history.becameReady is not None
+        isUnused = self.relations[name].lazy and not wasReady
+        return wrapper.state in READY or (isUnused and not self.hasFailed(name))
+
+    def hasFailed(self, name: str) -> bool:
+        return self.wrapper(name).state in GONE and name not in self.stale
+
+    def attempting(self) -> list[str]:
+        """
+        Return the names of the modules whose attempt is in progress.
+        """
+        names = []
+        for name in self.modules:
+            attempts = list(self.wrapper(name).history.attempts)
+            if attempts and attempts[-1].ended is None:
+                names.append(name)
+        return names
+
+    def checkSlotsAreUsed(self) -> None:
+        """
+        No module waits for its attempt while there is a place.
+        """
+        attempting = self.attempting()
+        waiting = [
+            name
+            for name, module in self.modules.items()
+            if self.wrapper(name).state is State.INITIALIZING
+            and name not in attempting
+            and all(closing.called for closing in module.closings)
+        ]
+        assert not waiting or len(attempting) == self.slots
 
     @invariant()
     def nothingWentWrong(self) -> None:
@@ -208,14 +528,21 @@ class Programs(RuleBasedStateMachine):
         assert self.wrong == []
 
     @invariant()
+    def fewAttemptsAreMade(self) -> None:
+        """
+        No more modules are initialised at the same time than the program allows.
+        """
+        assert self.slots is None or len(self.attempting()) <= self.slots
+
+    @invariant()
     def theStatusIsRight(self) -> None:
-        startup = self.startup
-        states = {name: each.state for name, each in startup.wrappers.items()}
-        missing = [n for n in states if self.required[n] and not self.isReady(n)]
-        optional = [n for n in states if not self.required[n] and not self.isReady(n)]
-        failed = [n for n in missing if states[n] in GONE]
-        assert startup.missing() == missing
-        if startup.status in (Status.NEW, Status.STOPPING, Status.STOPPED):
+        startup, required = self.startup, self.relations
+        missing = [name for name in self.modules if not self.isAvailable(name)]
+        optional = [name for name in missing if not required[name].required]
+        missing = [name for name in missing if required[name].required]
+        failed = [name for name in missing if self.hasFailed(name)]
+        assert startup.missing() == [n for n in startup.wrappers if n in missing]
+        if startup.status in QUIET:
             return
         if failed:
             expected = [Status.FAILED]
@@ -223,8 +550,12 @@ class Programs(RuleBasedStateMachine):
             expected = [Status.STARTING, Status.UNREADY]
         else:
             expected = [Status.DEGRADED if optional else Status.READY]
+        if self.stale:
+            # They have failed since, if a need of them has.
+            expected.append(Status.FAILED)
         assert startup.status in expected
-        assert startup.ready is (not missing)
+        if not self.stale:
+            assert startup.ready is (not missing)
         assert bool(self.statuses) is self.failedOnce
 
     @invariant()
@@ -233,39 +564,81 @@ class Programs(RuleBasedStateMachine):
         Every module is started, waits for one in progress, or is skipped for a failed
         one.
         """
-        if self.startup.status in (Status.NEW, Status.STOPPING, Status.STOPPED):
+        if self.startup.status is Status.NEW or not self.isRunning():
             return
-        for name, needs in self.needs.items():
-            wrapper = self.startup.wrappers[name]
+        for name, relations in self.relations.items():
+            wrapper = self.wrapper(name)
+            missing = [each for each in relations.needs if not self.isAvailable(each)]
+            unsettled = [
+                each
+                for each in relations.predecessors
+                if not (self.isAvailable(each) or self.hasFailed(each))
+            ]
             if wrapper.state is State.NEW:
-                missing = [need for need in needs if not self.isReady(need)]
-                assert missing
-                assert not any(
-                    self.startup.wrappers[need].state in GONE for need in missing
-                )
-            elif isinstance(wrapper.lastError, Skipped):
-                assert wrapper.state is not State.FAILED or not all(
-                    self.isReady(need) for need in needs
-                )
+                assert missing or unsettled or name not in self.called | self.eager
+                assert not any(map(self.hasFailed, missing))
+            elif wrapper.state is State.FAILED:
+                if isinstance(wrapper.lastError, Skipped):
+                    assert missing or unsettled
+
+    @property
+    def eager(self) -> set[str]:
+        return {name for name, each in self.relations.items() if not each.lazy}
+
+    @invariant()
+    def nothingIsHeldInVain(self) -> None:
+        """
+        The calls of a module are held as long as somebody pauses it, or a module that
+        it restarts with has not recovered; and no longer.
+        """
+        for name, relations in self.relations.items():
+            wrapper = self.wrapper(name)
+            if wrapper.state in (State.CLOSING, State.CLOSED):
+                continue
+            if self.holders[name]:
+                assert wrapper.paused
+            elif self.isRunning():
+                others = [self.wrapper(each) for each in relations.restartWith]
+                lost = [each for each in others if each.state not in READY]
+                assert bool(lost) or not wrapper.paused
+            assert not (wrapper.paused and wrapper.state in READY)
+
+    @invariant()
+    def timeIsLimited(self) -> None:
+        """
+        A module with a time limit does not take longer for all its attempts.
+        """
+        if not self.isRunning():
+            return
+        for name, relations in self.relations.items():
+            wrapper = self.wrapper(name)
+            attempts = list(wrapper.history.attempts)
+            if relations.timeout and attempts and name not in self.byHand:
+                if wrapper.state in TRYING and wrapper.history.becameReady is None:
+                    assert self.clock.seconds() - attempts[0].begun < relations.timeout
 
     def teardown(self) -> None:
         """
         In the end every module is closed, every Deferred has fired, and no timer is
         left.
         """
-        stopped = resultOf(self.startup.stopService())
+        if not self.modules:
+            return
+        self.plans.clear()
+        self.stopped = resultOf(self.startup.stopService())
         for _ in range(3 * len(self.modules) + 3):
             self.clock.advance(5)
-        assert not stopped.pending
+        assert not self.stopped.pending
         assert self.startup.status is Status.STOPPED
         for result in self.results:
             assert not result.pending
         for name, module in self.modules.items():
-            assert self.startup.wrappers[name].state is State.CLOSED
-            assert len(module.closings) == bool(module.attempts)
+            assert self.wrapper(name).state is State.CLOSED
+            assert module.closed > module.begun or not module.attempts
         for call in self.calls:
             assert not call.pending
         assert self.clock.getDelayedCalls() == []
+        assert self.wrong == []
 
 
 Programs.TestCase.settings = settings(
@@ -275,4 +648,21 @@ Programs.TestCase.settings = settings(
     derandomize="TSRV_EXAMPLES" not in os.environ,
     database=None,
 )
-TestPrograms = Programs.TestCase
+
+
+@pytest.fixture
+def hostileFailuresAreLogged(loggedFailures: list[LogEvent]) -> Iterator[None]:
+    """
+    Expect the errors of foreign code in the log, but no other.
+    """
+    yield
+    loggedFailures[:] = [
+        event for event in loggedFailures if not event["log_failure"].check(Hostile)
+    ]
+
+
+@pytest.mark.usefixtures("hostileFailuresAreLogged")
+class TestPrograms(Programs.TestCase):
+    """
+    The machine.
+    """

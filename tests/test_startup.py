@@ -5,12 +5,21 @@ Startup: order of start, status, reports, failures and shutdown.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from decimal import Decimal
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import (
+    AsyncMock,
+    MagicMock,
+    Mock,
+    NonCallableMock,
+    create_autospec,
+)
 
 import pytest
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 from zope.interface import implementer
@@ -159,6 +168,37 @@ def test_a_module_may_be_ready_at_once(program: Program) -> None:
     assert program.clock.getDelayedCalls() == []
 
 
+def test_a_failure_before_the_start_counts_no_more(program: Program) -> None:
+    """
+    A module that failed before the start waits for its turn like any other; until
+    then it has not failed.
+    """
+    program.add("configuration")
+    database = program.add("database", "configuration")
+    program.add("users", "database")
+    database.fail(Refused("too early"))
+    program.start()
+    assert (program.startup.status, program.statuses) == (Status.STARTING, [])
+    assert program.statusOf["users"] == "waiting"
+    program.succeed("configuration", "database", "users")
+    assert program.startup.status is Status.READY
+
+
+def test_a_failure_before_the_start_counts_if_a_need_fails(program: Program) -> None:
+    """
+    A module that failed before the start, and whose needs fail afterwards, has failed.
+    """
+    program.add("cache", required=False)
+    warmer = program.add("warmer", "cache")
+    program.add("users", "warmer", required=False)
+    warmer.fail(Refused("too early"))
+    program.start()
+    assert program.startup.status is Status.STARTING
+    program.fail("cache", Refused)
+    assert (program.startup.status, program.statuses) == (Status.FAILED, [1])
+    assert program.statusOf["users"] == "skipped"
+
+
 @pytest.mark.parametrize("isBroken", [False, True])
 def test_a_chain_may_have_thousands_of_modules(clock: Clock, isBroken: bool) -> None:
     """
@@ -228,13 +268,61 @@ def test_a_program_is_started_once(program: Program) -> None:
 
 
 @pytest.mark.parametrize(
+    ("interfere", "error"),
+    [
+        (lambda startup: startup.add("a", Module()), GraphError),
+        (lambda startup: startup.startService(), RuntimeError),
+        (lambda startup: 1 / 0, ZeroDivisionError),
+    ],
+)
+def test_a_factory_may_interfere(
+    interfere: Any, error: type[Exception], program: Program
+) -> None:
+    """
+    A factory that raises, adds a module of the same name or begins the start-up makes
+    add() fail; the program is consistent afterwards.
+    """
+
+    def factory() -> Module:
+        interfere(program.startup)
+        return Module()
+
+    with pytest.raises(error):
+        program.startup.add("a", factory)
+    for name, wrapper in program.startup.wrappers.items():
+        program.modules[name] = wrapper.module
+    if program.startup.status is Status.NEW:
+        program.start()
+    assert program.startup.missing() == list(program.modules)
+    program.succeed(*program.modules)
+    assert program.startup.ready
+
+
+@pytest.mark.parametrize(
     ("name", "options", "error", "about"),
     [
         *(
             (name, {}, ValueError, "is not a name for a module")
             for name in ("", " ", " a", "a\n", "a\0b", "\x1b[31mred")
         ),
-        ("a", {"needs": "configuration"}, TypeError, "must be a collection of names"),
+        *(
+            (
+                "a",
+                {option: value},
+                TypeError,
+                f"{option} must be {about}" if about else "unhashable",
+            )
+            for option in ("needs", "after", "restartWith")
+            for value, about in (
+                ("configuration", "a collection of names"),
+                ([b"configuration"], "names"),
+                ([["configuration"]], ""),
+            )
+        ),
+        ("a", {"needs": None}, TypeError, "not iterable"),
+        (1, {}, TypeError, "1 is not a name for a module"),
+        ("a", {"timeout": "5"}, TypeError, "timeout must be seconds"),
+        ("a", {"timeout": Decimal(5)}, TypeError, "timeout must be seconds"),
         ("a", {"timeout": -1}, ValueError, "timeout must be seconds >= 0"),
         ("a", {"queueTimeout": -1}, ValueError, "timeout must be seconds >= 0"),
         ("a", {"name": "x"}, TypeError, "name"),
@@ -244,7 +332,7 @@ def test_a_program_is_started_once(program: Program) -> None:
     ],
 )
 def test_an_invalid_argument_is_refused(
-    name: str,
+    name: Any,
     options: dict[str, Any],
     error: type[Exception],
     about: str,
@@ -303,6 +391,36 @@ def test_the_timeout_ends_when_the_module_is_ready(program: Program) -> None:
     program.clock.pump([1.0] * 100)
     assert program.statusOf["database"] == "initializing"
     assert program.startup.status is Status.UNREADY
+
+
+@pytest.mark.parametrize("act", ["close", "fail"])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_time_limit_ends_with_a_module(
+    program: Program, act: str, early: bool
+) -> None:
+    """
+    The timeout of a module that is closed or given up by hand is over, before its turn
+    as well as during its attempts.
+    """
+    program.add("configuration")
+    cache = program.add("cache", "configuration", required=False, timeout=20)
+    program.start()
+    if not early:
+        program.succeed("configuration")
+    if act == "close":
+        resultOf(cache.close())
+        for closing in program.modules["cache"].closings:
+            closing.callback(None)
+    else:
+        cache.fail(Refused())
+    if early:
+        program.succeed("configuration")
+    if act == "fail" and early:
+        # It has another chance when its turn comes.
+        assert program.statusOf["cache"] == "initializing"
+        program.succeed("cache")
+    assert program.clock.getDelayedCalls() == []
+    assert program.startup.ready
 
 
 # Failures.
@@ -373,6 +491,112 @@ def test_a_failed_required_module_stops_the_program(program: Program) -> None:
     # Why is in the line before.
     line = "database is required, and failed; stopping"
     assert textsOf([critical]) == [line]
+
+
+@pytest.mark.parametrize("stayUp", [False, True])
+def test_waiters_learn_what_was_true_at_the_failure(clock: Clock, stayUp: bool) -> None:
+    """
+    Everybody who waits for the program gets the error of its failure, even if one of
+    them initialises the failed module again, adds a module or stops the program.
+    """
+    program = Program(clock, stayUp=stayUp)
+    database = program.add("database")
+    others = []
+
+    def recover(failure: Any) -> Any:
+        resultOf(database.initialize())
+        others.append(resultOf(program.startup.whenReady()))
+        return failure
+
+    def add(failure: Any) -> None:
+        program.add("late")
+
+    first = resultOf(program.startup.whenReady().addErrback(recover))
+    second = resultOf(program.startup.whenReady().addErrback(add))
+    third = resultOf(program.startup.whenReady())
+    program.start()
+    program.fail("database", Refused, "password")
+    for result in (first, third):
+        assert isinstance(result.error, StartupFailed)
+        assert isinstance(result.error.__cause__, Refused)
+    assert first.error is not third.error
+    assert isinstance(second.error, RuntimeError)
+    assert program.startup.status is Status.STARTING
+    program.startup.whenReady().addCallback(lambda _: program.startup.stopService())
+    program.succeed("database")
+    assert others[0].value is None
+    assert program.startup.status is Status.STOPPING
+    program.stop()
+
+
+def test_an_observer_may_wait_for_the_program(program: Program) -> None:
+    """
+    whenReady() works while an observer is told that a module has failed, or that it is
+    initialised again.
+    """
+    database = program.add("database")
+    results: list[Any] = []
+    program.startup.addObserver(
+        lambda name: results.append(resultOf(program.startup.whenReady()))
+    )
+    program.start()
+    program.fail("database", Refused)
+    assert isinstance(results[-1].error, StartupFailed)
+    failures = len(results)
+    resultOf(database.initialize())
+    assert results[failures].pending
+    program.succeed("database")
+    assert results[failures].value is None
+
+
+def test_a_failed_module_may_be_initialised_by_its_own_waiter(program: Program) -> None:
+    """
+    A module that is initialised again by whoever waits for it has not failed.
+    """
+    database = program.add("database")
+    database.whenInitialized().addErrback(lambda failure: database.initialize())
+    ready = resultOf(program.startup.whenReady())
+    program.start()
+    program.fail("database", Refused)
+    assert (program.startup.status, program.statuses) == (Status.STARTING, [])
+    program.succeed("database")
+    assert ready.value is None
+
+
+def test_stopProgram_may_raise(
+    clock: Clock, loggedFailures: list[dict[str, Any]]
+) -> None:
+    """
+    An error of the callable that stops the program is logged; waiters get the error of
+    the module.
+    """
+
+    def stopProgram(status: int) -> None:
+        raise Trouble(status)
+
+    startup = Startup(clock, stopProgram=stopProgram)
+    startup.add("a", Module(), **OPTIONS)
+    waiting = resultOf(startup.whenReady())
+    startup.startService()
+    startup.wrappers["a"].module.attempts[0].errback(Refused())
+    assert isinstance(waiting.error, StartupFailed)
+    assert startup.status is Status.FAILED
+    (failure,) = loggedFailures
+    assert failure["log_failure"].check(Trouble)
+    loggedFailures.clear()
+    startup.stopService()
+    startup.wrappers["a"].module.closings[0].callback(None)
+
+
+def test_invalid_options_of_the_program_are_refused(clock: Clock) -> None:
+    """
+    An invalid option of a program is refused when the program is made.
+    """
+    with pytest.raises(TypeError, match="stopProgram must be callable"):
+        Startup(clock, stopProgram=1)  # type: ignore[arg-type]
+    for invalid in (0, -1, 1.5, "2"):
+        with pytest.raises(ValueError, match="concurrency must be at least 1"):
+            Startup(clock, concurrency=invalid)  # type: ignore[arg-type]
 
 
 def test_stayUp_keeps_a_failed_program_running(clock: Clock) -> None:
@@ -506,6 +730,35 @@ def test_modules_are_closed_in_reverse_order(program: Program) -> None:
     assert stopped.value is None
     assert program.startup.status is Status.STOPPED
     assert set(program.statusOf.values()) == {"closed"}
+
+
+@pytest.mark.parametrize("isValid", [True, False])
+def test_a_program_that_was_never_started_is_closed_in_order(
+    program: Program, isValid: bool
+) -> None:
+    """
+    Modules that were initialised by hand are closed after their dependents; in any
+    order if their needs are invalid.
+    """
+    for name, needs in (("a", ""), ("b", "a"), ("c", "b" if isValid else "bx")):
+        resultOf(program.add(name, *needs).initialize())
+        program.succeed(name)
+    stopped = resultOf(program.startup.stopService())
+    assert program.closing == ({"c"} if isValid else {"a", "b", "c"})
+    for name in "cba":
+        program.modules[name].closings[0].callback(None)
+    assert stopped.value is None
+
+
+def test_an_observer_may_stop_the_program_when_it_starts(program: Program) -> None:
+    """
+    stopService() in the first notification starts no module.
+    """
+    program.add("a")
+    program.startup.addObserver(lambda name: program.startup.stopService())
+    program.start()
+    assert program.startup.status is Status.STOPPED
+    assert program.initializing == set()
 
 
 def test_an_error_of_closing_stops_no_other_module(program: Program) -> None:
@@ -648,7 +901,9 @@ def test_stopProgram_may_stop_the_program_at_once(clock: Clock) -> None:
     startup.startService()
     module.attempts[0].errback(Refused())
     assert startup.status is Status.STOPPING
-    assert isinstance(waiting.error, Closed)
+    # It waited when the module failed.
+    assert isinstance(waiting.error, StartupFailed)
+    assert isinstance(resultOf(startup.whenReady()).error, Closed)
     module.closings[0].callback(None)
     other.closings[0].callback(None)
     assert stopped == [None]
@@ -708,8 +963,8 @@ def test_the_report_has_the_history(program: Program) -> None:
     The report has times, attempts, errors and losses of every module, as JSON.
     """
     program.add("configuration")
-    program.add("database", "configuration")
-    program.add("cache", required=False)
+    program.add("database", "configuration", after=["cache"])
+    program.add("cache", required=False, lazy=True)
     assert program.startup.report()["began"] is None
     assert program.statusOf["database"] == "new"
     reason = program.startup.reportModule("database")["reason"]
@@ -736,6 +991,9 @@ def test_the_report_has_the_history(program: Program) -> None:
         "name": "database",
         "required": True,
         "needs": ["configuration"],
+        "after": ["cache"],
+        "restartWith": [],
+        "lazy": False,
         "status": "initializing",
         "ready": False,
         "since": 4.0,
@@ -757,12 +1015,15 @@ def test_the_report_has_the_history(program: Program) -> None:
         "nextAttempt": None,
         "losses": [],
         "lossCount": 0,
+        "paused": False,
+        "pauses": [],
+        "pauseCount": 0,
+        "inProgress": 0,
         "closed": None,
         "closeError": None,
     }
     program.succeed("database")
     program.clock.advance(1)
-    program.succeed("cache")
     program.lose("database", "gone")
     module = program.startup.reportModule("database")
     assert (module["status"], module["since"]) == ("lost", 5.5)
@@ -770,8 +1031,11 @@ def test_the_report_has_the_history(program: Program) -> None:
     assert module["losses"][0]["lost"] == 5.5
     program.stop()
     assert program.startup.reportModule("database")["closed"] == 5.5
-    with pytest.raises(KeyError):
-        program.startup.reportModule("nonsense")
+    with pytest.raises(KeyError) as raised:
+        program.startup.reportModule("databse")
+    assert str(raised.value) == (
+        "there is no module 'databse'; did you mean 'database'?"
+    )
 
 
 def test_a_reason_never_has_the_message_of_an_error(program: Program) -> None:
@@ -933,6 +1197,138 @@ def test_a_fake_may_be_initialised(clock: Clock) -> None:
     startup.stopService()
     for fake in fakes.values():
         fake.closings[0].callback(None)
+
+
+class Reader:
+    """
+    A real module, from which mocks are made.
+    """
+
+    def initialize(self) -> Deferred[None]:
+        raise AssertionError
+
+    def whenLost(self) -> Deferred[None]:
+        raise AssertionError
+
+    def close(self) -> Deferred[None]:
+        raise AssertionError
+
+    def ping(self) -> Deferred[None]:
+        raise AssertionError
+
+    def read(self) -> str:
+        raise AssertionError
+
+
+class AsyncReader:
+    """
+    The same with coroutines.
+    """
+
+    async def initialize(self) -> None:
+        raise AssertionError
+
+    async def whenLost(self) -> None:
+        raise AssertionError
+
+    async def close(self) -> None:
+        raise AssertionError
+
+
+class Inventive:
+    """
+    A fake that makes up attributes.
+    """
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+MOCKS: dict[str, Callable[[], Any]] = {
+    "Mock": Mock,
+    "MagicMock": MagicMock,
+    "AsyncMock": AsyncMock,
+    "NonCallableMock": NonCallableMock,
+    "Mock with spec": lambda: Mock(spec=Reader),
+    "autospec": lambda: create_autospec(Reader),
+    "autospec of coroutines": lambda: create_autospec(AsyncReader, instance=True),
+}
+
+FAKES: dict[str, Callable[[], Any]] = {
+    "object": object,
+    "SimpleNamespace": SimpleNamespace,
+    "SimpleNamespace with values": lambda: SimpleNamespace(initialize=None, connect=1),
+    "SimpleNamespace with mocks": lambda: SimpleNamespace(
+        initialize=Mock(), whenLost=Mock(), close=AsyncMock()
+    ),
+    "list": list,
+    "Inventive": Inventive,
+}
+
+
+@pytest.mark.parametrize("kind", [*MOCKS, *FAKES])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "initialize": "connect",
+            "close": "shutdown",
+            "whenLost": "disconnected",
+            "ping": "ping",
+            "whenIdle": "idle",
+            "replay": ["read", "write"],
+        },
+        {"initialize": impossible, "close": impossible, "whenLost": impossible},
+    ],
+)
+def test_any_replacement_is_ready_at_once(
+    clock: Clock, kind: str, options: dict[str, Any]
+) -> None:
+    """
+    A mock, and whatever lacks the methods that the options name, is ready at once, and
+    never lost.
+    """
+    fake = (MOCKS | FAKES)[kind]()
+    startup = Startup(clock, replacements={"client": fake})
+    startup.add("client", impossible, **options)
+    startup.startService()
+    assert startup.status is Status.READY
+    clock.advance(1)
+    assert startup.reportModule("client")["lossCount"] == 0
+    assert resultOf(startup.stopService()).value is None
+
+
+@pytest.mark.parametrize("option", [{}, {"initialize": "connect"}])
+def test_a_real_method_of_a_replacement_is_used(
+    clock: Clock, option: dict[str, Any]
+) -> None:
+    """
+    A fake is initialised by its own initialize(), also if the options name another
+    method, and even if it is a method of a mock that returns a Deferred.
+    """
+    module = Module()
+    real = SimpleNamespace(initialize=module.initialize, whenLost=module.whenLost)
+    mocked, child = Mock(), Mock()
+    mocked.initialize = module.initialize
+    mocked.connect = module.initialize
+    mocked.whenLost.side_effect = module.whenLost
+    child.initialize.side_effect = module.initialize
+    child.connect.side_effect = module.initialize
+    child.whenLost.side_effect = module.whenLost
+    fakes = {"real": real, "mocked": mocked, "child": child}
+    startup = Startup(clock, replacements=fakes)
+    for name in fakes:
+        startup.add(name, impossible, **option, **OPTIONS)
+    startup.startService()
+    assert startup.missing() == list(fakes)
+    for attempt in module.attempts:
+        attempt.callback(None)
+    assert startup.ready
+    for watch in list(module.watches):
+        watch.callback(None)
+    assert startup.missing() == list(fakes)
+    startup.stopService()
 
 
 def test_an_unused_replacement_is_refused(clock: Clock) -> None:

@@ -4,67 +4,81 @@ Start-up, watch and shutdown of many modules that need each other.
 How it works
 ============
 
-Each module has a wrapper, and L{Startup} observes all wrappers. For every
-module the L{Launcher<tsrv.starting.launcher.Launcher>} counts the needed
-modules that are not ready. When the count becomes zero, the module is
-initialised; when a needed module has failed for good, the module is skipped.
-So an event costs time in proportion to the modules that depend on it, and
-never a look at all others. A L{Shutdown<tsrv.starting.shutdown.Shutdown>}
-closes the modules in reverse order.
+Each module has a wrapper, and L{Startup} observes all wrappers. Every change goes
+through these parts:
 
-L{Startup} itself keeps the status of the program as a whole, which is derived
-from the number of required and of optional modules that are not ready.
+  - L{Tally<tsrv.starting.tally.Tally>} counts the module for the program, whose
+    status is derived from the number of required and of optional modules that
+    are not ready, and for the modules that depend on it.
+
+  - L{Restarts<tsrv.starting.restarts.Restarts>} holds the modules that restart
+    with a lost one, and restarts them when it has recovered.
+
+  - L{Launcher<tsrv.starting.launcher.Launcher>} initialises a module when no
+    module that it waits for is left, and skips it when one that it needs has
+    failed for good.
+
+So an event costs time in proportion to the modules that depend on it, and never a
+look at all others. A L{Shutdown<tsrv.starting.shutdown.Shutdown>} closes the
+modules in reverse order. L{Progress<tsrv.starting.progress.Progress>} keeps the
+status of the program.
+
+Observers, callbacks and the callable that stops the program may do anything while
+they are called. So each method here changes the counts first and calls foreign code
+last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, Unpack, overload
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
-from .errors import Closed
-from .queuing.history import explain
 from .queuing.observers import Observers
+from .queuing.options import checkArguments, checkCount, checkNames
 from .queuing.waiters import Waiters
 from .starting.exit import stopWithStatus
-from .starting.graph import GraphError, checkGraph
+from .starting.graph import GraphError, UnknownModule, checkGraph, logUnknownNames
 from .starting.launcher import Launcher
-from .starting.member import Member, ModuleOptions, WrapperOptions, wrapModule
-from .starting.program import Skipped, StartupFailed, Status
+from .starting.member import Member, connect
+from .starting.options import ModuleOptions, WrapperOptions, wrapModule
+from .starting.program import Restarted, Skipped, StartupFailed, Status
+from .starting.progress import Progress
 from .starting.report import ModuleReport, Report, describe
+from .starting.reporting import reportMember, reportProgram
+from .starting.restarts import Restarts
 from .starting.shutdown import Shutdown
-from .wrapper import QueuingWrapper, State
+from .starting.tally import Tally
+from .wrapper import QueuingWrapper
 
-__all__ = ["GraphError", "Skipped", "Startup", "StartupFailed", "Status", "describe"]
-
-_log = Logger("tsrv.startup")
+__all__ = [
+    "GraphError",
+    "Restarted",
+    "Skipped",
+    "Startup",
+    "StartupFailed",
+    "Status",
+    "UnknownModule",
+    "describe",
+]
 
 _Module = TypeVar("_Module")
-
-MAX_WAITERS: Final = 10_000
-"""
-Maximum number of Deferreds that wait for the program.
-"""
 
 MAX_LOGGED_MODULES: Final = 50
 """
 Maximum number of modules in the table in the log.
 """
 
-_FINAL_STATUSES: Final = (Status.STOPPING, Status.STOPPED)
-
-_makeClosed: Final = partial(Closed, "the program is stopping")
-
-_READY_STATES: Final = (State.DRAINING, State.READY)
-
-_FAILED_STATES: Final = (State.FAILED, State.CLOSING, State.CLOSED)
+MAX_STOP_WAITERS: Final = 10_000
+"""
+Maximum number of Deferreds that wait for the program to stop.
+"""
 
 
 class Startup(Service):
@@ -83,39 +97,51 @@ class Startup(Service):
         replacements: Mapping[str, object] | None = None,
         stayUp: bool = False,
         stopProgram: Callable[[int], object] | None = None,
+        concurrency: int | None = None,
     ) -> None:
         """
         @param reactor: Provides the time.
         @param replacements: Fakes that replace modules, by name, for tests. A
             replaced module that is added by its factory is never made. A fake
-            without C{initialize()} is ready at once.
+            without C{initialize()} is ready at once, and so is a mock.
         @param stayUp: Whether the program keeps running, to report the failure
             of a required module, instead of stopping.
         @param stopProgram: Stops the program with an exit status; by default it
             stops the reactor.
+        @param concurrency: Maximum number of modules that are initialised at the
+            same time; L{None} for any number. A module whose C{initialize()}
+            waits for another module keeps its place meanwhile.
+        @raise TypeError: C{stopProgram} is not callable.
+        @raise ValueError: C{concurrency} is not a positive integer.
         """
+        if stopProgram is not None:
+            checkArguments("stopProgram", stopProgram, 1)
+        self._attemptSlots: DeferredSemaphore | None = None
+        if concurrency is not None:
+            checkCount("concurrency", concurrency, 1)
+            self._attemptSlots = DeferredSemaphore(concurrency)
         self._reactor = reactor
         self._replacements = dict(replacements or {})
-        self._stayUp = stayUp
-        self._stopProgram = stopProgram or partial(stopWithStatus, reactor)
         self._wrappers: dict[str, QueuingWrapper[Any]] = {}
         self.wrappers: Mapping[str, QueuingWrapper[Any]]
         self.wrappers = MappingProxyType(self._wrappers)
         self._members: dict[str, Member] = {}
-        self._status = Status.NEW
-        self._began: float | None = None
-        self._becameReady: float | None = None
-        self._criticalPath: list[str] = []
+        self._isConnected = False
         self._closing = False
-        # Numbers of modules that are not ready: optional ones, required ones.
-        self._unready = [0, 0]
-        # The required modules that have failed, in the order of their failures.
-        self._failed: dict[Member, None] = {}
-        self._lastReady: Member | None = None
-        self._launcher = Launcher(reactor)
-        self._waiters = Waiters(MAX_WAITERS, "for the program to become ready")
-        self._stopWaiters = Waiters(MAX_WAITERS, "for the program to stop")
+        self._launcher = Launcher(reactor, self._stateChanged)
+        self._restarts = Restarts(reactor, self._launcher)
+        self._tally = Tally(self._launcher)
         self._observers: Observers[[str]] = Observers()
+        if stopProgram is None:
+            stopProgram = partial(stopWithStatus, reactor)
+        self._progress = Progress(
+            reactor,
+            self._tally,
+            changed=partial(self._observers.notify, ""),
+            describe=lambda: describe(self.report(), MAX_LOGGED_MODULES),
+            stopProgram=None if stayUp else stopProgram,
+        )
+        self._stopWaiters = Waiters(MAX_STOP_WAITERS, "for the program to stop")
 
     @overload
     def add(
@@ -133,56 +159,93 @@ class Startup(Service):
         module: Any,
         *,
         needs: Iterable[str] = (),
+        after: Iterable[str] = (),
+        restartWith: Iterable[str] = (),
         required: bool = True,
+        lazy: bool = False,
         timeout: float | None = None,
         **options: Unpack[WrapperOptions],
     ) -> QueuingWrapper[Any]:
         """
-        Add a module. Its proxy can be used at once.
+        Add a module. Its proxy can be used at once. Other modules that it names may
+        be added later.
 
         @param name: The name of the module in C{needs}, errors and reports.
         @param module: The module, or a class, function or C{partial} that makes
             it. A factory is not called if the module is replaced.
         @param needs: The names of the modules that must be ready before this one
-            is initialised. They may be added later.
+            is initialised.
+        @param after: The names of modules that this one starts after, if they
+            exist: when each of them is ready, has failed, was skipped or closed.
+        @param restartWith: The names of modules that it needs, and with which it is
+            restarted: after a loss of one of them its calls are held; when the lost
+            module is ready again, this one is closed and initialised again.
         @param required: Whether the program is not ready without the module.
-        @param timeout: Seconds from when its needs are ready within which the
-            module must become ready, with all attempts; L{None} for no limit.
+        @param lazy: Whether its first call initialises it. Until it has been ready
+            once, neither the program nor other modules wait for it.
+        @param timeout: Seconds from the beginning of its first attempt within which
+            the module must become ready, with all attempts; L{None} for no limit.
             Afterwards the module has failed for good.
         @param options: The options of L{QueuingWrapper}. Its C{timeout} is
-            C{queueTimeout} here, and C{initialize}, C{close} and C{whenLost} may
-            be names of methods of the module.
+            C{queueTimeout} here; C{initialize}, C{close}, C{whenLost}, C{whenIdle}
+            and C{ping} may be names of methods of the module.
         @return: The wrapper.
         @raise GraphError: The name is in use.
         @raise RuntimeError: The start-up has begun.
         @raise TypeError: An option does not exist or has the wrong type.
         @raise ValueError: The name or an option has an invalid value.
         """
-        if self._status is not Status.NEW:
-            raise RuntimeError(f"{name!r} was added after the start-up began")
-        if name in self._members:
-            raise GraphError(f"two modules have the name {name!r}", [name])
-        if isinstance(needs, str):
-            raise TypeError("needs must be a collection of names, not one name")
+        self._checkNew(name)
+        restarts = checkNames("restartWith", restartWith)
+        needed = list(dict.fromkeys([*checkNames("needs", needs), *restarts]))
+        predecessors = checkNames("after", after)
         replaced = name in self._replacements
-        if replaced:
-            module = self._replacements[name]
-        wrapper = wrapModule(self._reactor, name, module, options, replaced)
-        member = Member(name, wrapper, list(dict.fromkeys(needs)), required, timeout)
+        wrapper = wrapModule(
+            self._reactor,
+            name,
+            self._replacements[name] if replaced else module,
+            options,
+            isReplacement=replaced,
+            isRestarted=bool(restarts),
+            attemptSlots=self._attemptSlots,
+            lazy=(lambda: self._launcher.want(self._members[name])) if lazy else False,
+        )
+        # A factory may have added the same name, or begun the start-up.
+        self._checkNew(name)
+        member = Member(
+            name,
+            wrapper,
+            needed,
+            predecessors,
+            restarts,
+            bool(required),
+            timeout,
+            bool(lazy),
+        )
         wrapper.addObserver(partial(self._stateChanged, member))
         self._members[name] = member
         self._wrappers[name] = wrapper
-        self._unready[required] += 1
+        self._tally.add(member)
         return wrapper
+
+    def _checkNew(self, name: str) -> None:
+        if self.status is not Status.NEW:
+            raise RuntimeError(f"{name!r} was added after the start-up began")
+        if name in self._members:
+            raise GraphError(f"two modules have the name {name!r}", [name])
 
     def check(self) -> None:
         """
-        Check the needs of all modules.
+        Check the relations of all modules.
 
-        @raise GraphError: A needed module does not exist, modules need each
+        @raise GraphError: A needed module does not exist, modules wait for each
             other, or a replacement is for no module.
         """
-        checkGraph({name: each.needs for name, each in self._members.items()})
+        members = self._members.items()
+        checkGraph(
+            {name: each.needs for name, each in members},
+            {name: each.after for name, each in members if each.after},
+        )
         for name in self._replacements:
             if name not in self._members:
                 raise GraphError(f"{name!r} is replaced, but was never added", [name])
@@ -192,28 +255,28 @@ class Startup(Service):
         """
         The L{Status} of the program.
         """
-        return self._status
+        return self._progress.status
 
     @property
     def ready(self) -> bool:
         """
         Whether every required module is ready, and the program is not stopping.
         """
-        return self._status in (Status.READY, Status.DEGRADED)
+        return self._progress.isReady
 
     @property
     def elapsed(self) -> float:
         """
         Seconds since the start-up began; 0 before.
         """
-        return 0.0 if self._began is None else self._reactor.seconds() - self._began
+        return self._progress.elapsed
 
     def missing(self) -> list[str]:
         """
         Return the names of the required modules that are not ready.
         """
         members = self._members.values()
-        return [each.name for each in members if each.required and not each.ready]
+        return [each.name for each in members if each.required and not each.available]
 
     def whenReady(self) -> Deferred[None]:
         """
@@ -223,13 +286,48 @@ class Startup(Service):
             module has failed for good, and with L{Closed} when the program
             stops.
         """
-        if self.ready:
-            return succeed(None)
-        if self._status is Status.FAILED:
-            return fail(self._makeStartupFailed())
-        if self._status in _FINAL_STATUSES:
-            return fail(_makeClosed())
-        return self._waiters.wait()
+        return self._progress.whenReady()
+
+    def pause(self, name: str, by: object = None) -> Deferred[None]:
+        """
+        Hold the calls of a module until L{resume}; see L{QueuingWrapper.pause}.
+
+        @raise KeyError: No module has this name.
+        """
+        return self._find(name).wrapper.pause(by)
+
+    def resume(self, name: str, by: object = None) -> None:
+        """
+        Release a hold; see L{QueuingWrapper.resume}.
+
+        @raise KeyError: No module has this name.
+        """
+        self._find(name).wrapper.resume(by)
+
+    def pausing(self, name: str) -> AbstractAsyncContextManager[None]:
+        """
+        Pause a module for the time of an C{async with}.
+
+        @raise KeyError: No module has this name.
+        """
+        return self._find(name).wrapper.pausing()
+
+    def reset(self, name: str, reason: BaseException) -> None:
+        """
+        Close a module and initialise it again; see L{QueuingWrapper.reset}. The
+        modules that restart with it follow.
+
+        @param reason: Why; it is reported as the reason of a loss.
+        @raise IllegalTransition: The module is new, has failed, or is closed.
+        @raise KeyError: No module has this name.
+        """
+        self._find(name).wrapper.reset(reason)
+
+    def _find(self, name: str) -> Member:
+        try:
+            return self._members[name]
+        except KeyError:
+            raise UnknownModule(name, self._members) from None
 
     def addObserver(self, observer: Callable[[str], object]) -> None:
         """
@@ -251,18 +349,9 @@ class Startup(Service):
         Return the history and the state of all modules, as data that JSON can
         express. L{describe} formats it as a table.
         """
-        began = None
-        if self._began is not None:
-            date = datetime.fromtimestamp(self._began, UTC)
-            began = date.isoformat(timespec="milliseconds")
-        return {
-            "status": self._status.value,
-            "began": began,
-            "now": round(self.elapsed, 6),
-            "becameReady": self._becameReady,
-            "criticalPath": list(self._criticalPath),
-            "modules": list(map(self.reportModule, self._members)),
-        }
+        return reportProgram(
+            self._progress, list(map(self.reportModule, self._members))
+        )
 
     def reportModule(self, name: str) -> ModuleReport:
         """
@@ -270,11 +359,12 @@ class Startup(Service):
 
         @raise KeyError: No module has this name.
         """
-        return self._members[name].report(self._began, self._reactor.seconds())
+        now = self._reactor.seconds()
+        return reportMember(self._find(name), self._progress.began, now)
 
     def privilegedStartService(self) -> None:
         """
-        Check the needs of all modules, before anything starts.
+        Check the relations of all modules, before anything starts.
 
         @raise GraphError: As L{check} does.
         """
@@ -282,108 +372,43 @@ class Startup(Service):
 
     def startService(self) -> None:
         """
-        Initialise all modules, each when the modules that it needs are ready.
+        Initialise all modules, each when the modules that it waits for are ready.
 
         @raise GraphError: As L{check} does; nothing has been started.
         @raise RuntimeError: The start-up has begun before.
         """
         self.check()
-        if self._status is not Status.NEW:
+        if self.status is not Status.NEW:
             raise RuntimeError("the modules of a program are started only once")
         super().startService()
-        self._began = self._reactor.seconds()
-        self._setStatus(Status.STARTING)
-        self._launcher.begin(self._members)
-        self._updateStatus()
+        members = self._members.values()
+        logUnknownNames({each.name: each.after for each in members})
+        self._connect()
+        self._progress.begin()
+        self._launcher.begin(members)
+        self._progress.update()
+
+    def _connect(self) -> None:
+        self._isConnected = True
+        self._tally.begin(self._members.values())
+        connect(self._members)
 
     def _stateChanged(self, member: Member) -> None:
-        state = member.wrapper.state
-        ready, failed = state in _READY_STATES, state in _FAILED_STATES
-        if ready or failed:
-            member.stopTimer()
-        if ready is not member.ready:
-            member.ready = ready
-            self._unready[member.required] += -1 if ready else 1
-            if ready and member.required:
-                self._lastReady = member
-            self._launcher.readyChanged(member)
-        if failed is not member.failed:
-            member.failed = failed
-            if not failed:
-                # It is initialised once more.
-                self._failed.pop(member, None)
-            else:
-                if member.required:
-                    self._failed[member] = None
-                self._launcher.skipDependents(member)
+        self._tally.update(member)
+        if member.isTimed:
+            self._launcher.checkTime(member)
+        self._restarts.update(member)
         self._observers.notify(member.name)
         self._launcher.work()
-        self._updateStatus()
-
-    def _updateStatus(self) -> None:
-        if self._status is Status.NEW or self._status in _FINAL_STATUSES:
-            return
-        unreadyOptional, unreadyRequired = self._unready
-        if self._failed:
-            self._setStatus(Status.FAILED)
-        elif unreadyRequired:
-            isFirst = self._becameReady is None
-            self._setStatus(Status.STARTING if isFirst else Status.UNREADY)
-        else:
-            self._setStatus(Status.DEGRADED if unreadyOptional else Status.READY)
-
-    def _setStatus(self, status: Status) -> None:
-        if status is self._status:
-            return
-        self._status = status
-        if self.ready:
-            if self._becameReady is None:
-                self._becameReadyFirst()
-            self._waiters.succeed()
-        elif status is Status.FAILED:
-            self._requiredModuleFailed()
-        self._observers.notify("")
-
-    def _becameReadyFirst(self) -> None:
-        self._becameReady = round(self.elapsed, 6)
-        member = self._lastReady
-        while member is not None:
-            self._criticalPath.append(member.name)
-            member = member.waitedFor
-        self._criticalPath.reverse()
-        table = describe(self.report(), MAX_LOGGED_MODULES)
-        _log.info("Start-up: {table}", table=table)
-
-    def _requiredModuleFailed(self) -> None:
-        error = self._makeStartupFailed()
-        # The wrapper has logged the error of an attempt.
-        isLogged = error.__cause__ is not None
-        _log.critical(
-            "{name} is required, and failed{reason}; {outcome}",
-            name=error.name,
-            reason="" if isLogged else f": {error.reason}",
-            outcome="staying up to report it" if self._stayUp else "stopping",
-        )
-        if not self._stayUp:
-            self._stopProgram(1)
-        self._waiters.fail(self._makeStartupFailed)
-
-    def _makeStartupFailed(self) -> StartupFailed:
-        member = next(iter(self._failed))
-        cause = member.wrapper.lastError
-        reason = "it was closed" if cause is None else explain(cause)
-        error = StartupFailed(member.name, reason)
-        error.__cause__ = cause
-        return error
+        self._restarts.work()
+        self._progress.update()
 
     def announceStop(self) -> None:
         """
         Report the program as stopping. Its modules keep working until
         L{stopService}, so that calls in progress can finish.
         """
-        if self._status not in _FINAL_STATUSES:
-            self._setStatus(Status.STOPPING)
-            self._waiters.fail(_makeClosed)
+        self._progress.announceStop()
 
     def stopService(self) -> Deferred[None]:
         """
@@ -395,7 +420,7 @@ class Startup(Service):
             other module from being closed. Cancelling it cancels the waiting
             alone.
         """
-        if self._status is Status.STOPPED:
+        if self.status is Status.STOPPED:
             return succeed(None)
         stopped = self._stopWaiters.wait()
         if not self._closing:
@@ -403,6 +428,13 @@ class Startup(Service):
                 super().stopService()
             self._closing = True
             self._launcher.stop()
+            self._restarts.stop()
+            if not self._isConnected:
+                # Modules may have been initialised by hand. Without a valid order
+                # they are closed in any order.
+                with suppress(GraphError):
+                    self.check()
+                    self._connect()
             for member in self._members.values():
                 member.stopTimer()
             self.announceStop()
@@ -410,7 +442,7 @@ class Startup(Service):
         return stopped
 
     def _stopped(self) -> None:
-        self._setStatus(Status.STOPPED)
+        self._progress.stopped()
         members = self._members.values()
         errors = [each.closeError for each in members if each.closeError is not None]
         if errors:

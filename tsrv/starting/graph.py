@@ -1,21 +1,26 @@
 """
-The needs of modules, checked before anything starts.
+The relations of modules, checked before anything starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 
-__all__ = ["GraphError", "checkGraph"]
+from twisted.logger import Logger
+
+__all__ = ["GraphError", "UnknownModule", "checkGraph", "logUnknownNames"]
+
+_log = Logger("tsrv.startup")
 
 
 class GraphError(ValueError):
     """
-    The needs of the modules cannot be met.
+    The relations of the modules cannot be met.
 
-    @ivar path: Names that show the error; each module needs the next.
+    @ivar path: Names that show the error; each module waits for the next.
     """
 
     def __init__(self, message: str, path: Sequence[str]) -> None:
@@ -23,24 +28,78 @@ class GraphError(ValueError):
         self.path = tuple(path)
 
 
-def checkGraph(needs: Mapping[str, Sequence[str]]) -> None:
+class UnknownModule(KeyError):
     """
-    Check that every need can be met.
+    No module has this name.
+    """
+
+    def __init__(self, name: str, names: Iterable[str]) -> None:
+        super().__init__(name)
+        self._message = f"there is no module {name!r}"
+        similar = _similarName(name, names)
+        if similar is not None:
+            self._message += f"; did you mean {similar!r}?"
+
+    def __str__(self) -> str:
+        return self._message
+
+
+def checkGraph(
+    needs: Mapping[str, Sequence[str]], after: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """
+    Check that every module can start.
 
     @param needs: The names that each module needs, by its name.
-    @raise GraphError: A needed module does not exist, or modules need each
+    @param after: The names that each module starts after, if they exist.
+    @raise GraphError: A needed module does not exist, or modules wait for each
         other.
     """
     for name, needed in needs.items():
         for need in needed:
             if need not in needs:
-                message = f"{name} → {need}: there is no module {need!r}"
-                for similar in get_close_matches(need, needs, n=1):
-                    message += f"; did you mean {similar!r}?"
+                message = f"{name} → {need}: {UnknownModule(need, needs)}"
                 raise GraphError(message, [name, need])
     try:
         TopologicalSorter(needs).prepare()
+        if after:
+            # Names that do not exist are left out of the graph.
+            graph = {
+                name: [
+                    *needed,
+                    *(each for each in after.get(name, ()) if each in needs),
+                ]
+                for name, needed in needs.items()
+            }
+            TopologicalSorter(graph).prepare()
     except CycleError as error:
         circle: list[str] = error.args[1][::-1]
-        message = f"modules need each other: {' → '.join(circle)}"
+        isNeed = all(needed in needs[name] for name, needed in pairwise(circle))
+        verb = "need" if isNeed else "wait for"
+        message = f"modules {verb} each other: {' → '.join(circle)}"
         raise GraphError(message, circle) from None
+
+
+def logUnknownNames(after: Mapping[str, Sequence[str]]) -> None:
+    """
+    Log the names that modules start after but that do not exist. A module may be
+    left out of a configuration on purpose.
+
+    @param after: The names that each module starts after, by its name.
+    """
+    unknown = []
+    for name, predecessors in after.items():
+        for each in predecessors:
+            if each not in after:
+                similar = _similarName(each, after)
+                hint = "" if similar is None else f" (did you mean {similar!r}?)"
+                unknown.append(f"{name} → {each}{hint}")
+    if unknown:
+        _log.info(
+            "Modules to start after do not exist: {unknown}",
+            unknown="; ".join(unknown),
+        )
+
+
+def _similarName(name: str, names: Iterable[str]) -> str | None:
+    return next(iter(get_close_matches(name, list(names), n=1)), None)

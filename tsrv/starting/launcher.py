@@ -1,11 +1,11 @@
 """
-The start of a program: every module is initialised when its needs are ready.
+The start of a program: every module is initialised when its turn comes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -30,26 +30,27 @@ class Launcher:
     at once neither exhausts the stack nor blocks the reactor.
     """
 
-    def __init__(self, reactor: IReactorTime) -> None:
+    def __init__(
+        self, reactor: IReactorTime, changed: Callable[[Member], None]
+    ) -> None:
+        """
+        @param changed: Called after a change that the wrapper does not report.
+        """
         self._reactor = reactor
+        self._changed = changed
         self._queue: deque[Member] = deque()
+        self._begun = False
         self._stopped = False
         self.work = SlicedWork(reactor, self._step).now
 
-    def begin(self, members: Mapping[str, Member]) -> None:
+    def begin(self, members: Iterable[Member]) -> None:
         """
-        Connect the members with their needs, and start those without needs.
+        Start the members without needs.
 
-        @param members: All members, by name.
+        @param members: All members, connected.
         """
-        for member in members.values():
-            for need in member.needs:
-                needed = members[need]
-                member.dependencies.append(needed)
-                needed.dependents.append(member)
-                if not needed.ready:
-                    member.unreadyDependencies += 1
-            self._queue.append(member)
+        self._begun = True
+        self._queue.extend(members)
         self.work()
 
     def stop(self) -> None:
@@ -58,16 +59,39 @@ class Launcher:
         """
         self._stopped = True
 
-    def readyChanged(self, member: Member) -> None:
+    def want(self, member: Member) -> None:
+        """
+        Start a lazy member when its needs are ready.
+        """
+        member.isWanted = True
+        if self._begun:
+            self._queue.append(member)
+            self.work()
+
+    def availableChanged(self, member: Member) -> None:
         """
         Count a member for its dependents, which may have to be started.
         """
-        change = -1 if member.ready else 1
+        change = -1 if member.available else 1
         for dependent in member.dependents:
-            dependent.unreadyDependencies += change
-            if dependent.unreadyDependencies == 0 and not dependent.started:
-                dependent.waitedFor = member
-                self._queue.append(dependent)
+            dependent.unavailableDependencies += change
+            if member.available:
+                self._waitedFor(dependent, member)
+
+    def settledChanged(self, member: Member) -> None:
+        """
+        Count a member for those that start after it.
+        """
+        change = -1 if member.settled else 1
+        for follower in member.followers:
+            follower.unsettledPredecessors += change
+            if member.settled:
+                self._waitedFor(follower, member)
+
+    def _waitedFor(self, waiting: Member, member: Member) -> None:
+        if not waiting.started and _canStart(waiting):
+            waiting.waitedFor = member
+            self._queue.append(waiting)
 
     def skipDependents(self, member: Member) -> None:
         """
@@ -75,35 +99,60 @@ class Launcher:
         """
         self._queue.extend(each for each in member.dependents if not each.started)
 
+    def skip(self, member: Member, failed: Member) -> None:
+        """
+        Give a member up until the failed member that it needs is available.
+        """
+        member.started = False
+        # The first call of a lazy module is refused, and so initialises nothing.
+        member.isWanted = True
+        error = Skipped(member.name, failed.name)
+        wrapper = member.wrapper
+        if wrapper.state in (State.DRAINING, State.READY, State.PAUSED):
+            wrapper.reset(error)
+        if wrapper.state in (
+            State.NEW,
+            State.INITIALIZING,
+            State.RETRYING,
+            State.LOST,
+        ):
+            wrapper.fail(error)
+
+    def checkTime(self, member: Member) -> None:
+        """
+        Start the timer of C{timeout} when the first attempt has begun, and stop
+        it when the module is ready or has failed.
+        """
+        wrapper, timeout = member.wrapper, member.timeout
+        if timeout is None or wrapper.state not in (State.INITIALIZING, State.RETRYING):
+            member.stopTimer()
+        elif member.timer is None and wrapper.attempts:
+            member.timer = self._reactor.callLater(timeout, self._timedOut, member)
+
     def _step(self) -> bool:
         if self._stopped or not self._queue:
             return False
         member = self._queue.popleft()
         if member.started:
             pass
-        elif member.unreadyDependencies == 0:
+        elif member.isWanted and _canStart(member):
             self._start(member)
-        elif member.skippedFor is None:
-            failed = [each.name for each in member.dependencies if each.failed]
-            if failed:
-                self._skip(member, failed[0])
+        elif member.startsAnew or member.wrapper.state is State.NEW:
+            # A module that was initialised by hand is left alone.
+            failed = next((each for each in member.dependencies if each.failed), None)
+            if failed is not None and member.startsAnew:
+                member.startsAnew = False
+                self._changed(member)
+            elif failed is not None:
+                self.skip(member, failed)
         return True
 
     def _start(self, member: Member) -> None:
-        member.started = True
-        member.skippedFor = None
-        # The module may have been initialised by hand before.
-        if member.timeout is not None and not member.ready:
-            call = self._reactor.callLater(member.timeout, self._timedOut, member)
-            member.timer = call
+        member.started = member.isTimed = True
         # The wrapper logs the failure.
         member.wrapper.initialize().addErrback(lambda failure: None)
-
-    def _skip(self, member: Member, failed: str) -> None:
-        member.skippedFor = failed
-        # A module that was initialised by hand is left alone.
-        if member.wrapper.state is State.NEW:
-            member.wrapper.fail(Skipped(member.name, failed))
+        # The module may have been initialised by hand before.
+        self.checkTime(member)
 
     def _timedOut(self, member: Member) -> None:
         member.timer = None
@@ -114,3 +163,7 @@ class Launcher:
         error = TimeoutError(message)
         error.__cause__ = last
         member.wrapper.fail(error)
+
+
+def _canStart(member: Member) -> bool:
+    return not (member.unavailableDependencies or member.unsettledPredecessors)

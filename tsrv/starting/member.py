@@ -4,234 +4,152 @@ One module of a program: its wrapper and its place in the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from types import FunctionType, MethodType
-from typing import Any, Final, TypedDict, cast
+from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
-from ..queuing.history import explain
-from ..queuing.module import noteOf
 from ..queuing.options import checkSeconds
 from ..wrapper import QueuingWrapper, State
-from .report import ModuleReport
+from .program import Skipped
 
-__all__ = ["Member", "WrapperOptions", "wrapModule"]
-
-_FACTORY_TYPES: Final = (type, FunctionType, MethodType, partial)
-
-MAX_NAMED_NEEDS: Final = 3
-"""
-Maximum number of unready needs that a reason names.
-"""
+__all__ = ["Member", "connect"]
 
 
-class WrapperOptions(TypedDict, total=False):
-    """
-    The options of L{QueuingWrapper} for a module of a program.
-    """
-
-    limit: int
-    queueTimeout: float | None
-    retryPolicy: Callable[[int], float] | None
-    fatal: type[BaseException] | Iterable[type[BaseException]]
-    replay: Iterable[str]
-    concurrency: int | None
-    attemptTimeout: float | None
-    closeTimeout: float | None
-    initialize: Callable[[], object] | str | None
-    close: Callable[[], object] | str | None
-    whenLost: Callable[[], object] | str | None
-    whenIdle: Callable[[], object] | str | None
-    ping: Callable[[], object] | str | None
-    pingInterval: float
-    settles: bool | None
-    alwaysDeferred: bool
-    lazy: bool
-
-
-class ModuleOptions(WrapperOptions, total=False):
-    """
-    All options of a module of a program; see L{tsrv.Startup.add}.
-    """
-
-    needs: Iterable[str]
-    required: bool
-    timeout: float | None
-
-
-def wrapModule(
-    reactor: IReactorTime,
-    name: str,
-    module: object,
-    options: WrapperOptions,
-    isReplacement: bool,
-) -> QueuingWrapper[Any]:
-    """
-    Make the wrapper of a module.
-
-    @param module: The module, or its factory.
-    @param isReplacement: Whether the options are meant for another module.
-    @raise TypeError: An option does not exist or has the wrong type.
-    @raise ValueError: The name or an option has an invalid value.
-    """
-    if not (name and name == name.strip() and name.isprintable()):
-        raise ValueError(f"{name!r} is not a name for a module")
-    if isinstance(module, _FACTORY_TYPES):
-        module = cast(Callable[[], object], module)()
-    wrapperOptions: dict[str, Any] = {**options}
-    if "queueTimeout" in wrapperOptions:
-        wrapperOptions["timeout"] = wrapperOptions.pop("queueTimeout")
-    for option in ("initialize", "close", "whenLost", "whenIdle", "ping"):
-        method = wrapperOptions.get(option)
-        if isinstance(method, str):
-            if not hasattr(module, method):
-                raise TypeError(f"{type(module).__name__} has no {method}()")
-            wrapperOptions[option] = getattr(module, method)
-        elif isReplacement:
-            # The method belongs to the replaced module.
-            wrapperOptions.pop(option, None)
-    if isReplacement and not hasattr(module, "initialize"):
-        wrapperOptions.setdefault("initialize", lambda: None)
-    return QueuingWrapper(module, reactor, name=name, **wrapperOptions)
-
-
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Member:
     """
     One module of a program.
 
-    @ivar required: Whether the program is not ready without it.
+    @ivar needs: The names of the modules that it needs, with those that it
+        restarts with.
+    @ivar after: The names of the modules that it starts after, if they exist.
+    @ivar restartWith: The names of the modules that it restarts with.
+    @ivar required: Whether the program is not ready without the module.
     @ivar timeout: Seconds within which it must become ready.
-    @ivar dependencies: The modules that it needs, once the start-up has begun.
+    @ivar lazy: Whether its first call initialises it.
+
+    @ivar dependencies: The modules that it needs, once they are connected.
     @ivar dependents: The modules that need it, likewise.
-    @ivar unreadyDependencies: Number of dependencies that are not ready.
-    @ivar openDependents: Number of dependents that are not closed, during the
-        shutdown.
+    @ivar predecessors: The modules that it starts after but does not need.
+    @ivar followers: The modules that start after it but do not need it.
+    @ivar restarters: The dependents that restart with it.
+
+    @ivar unavailableDependencies: Number of dependencies that are not available.
+    @ivar unsettledPredecessors: Number of predecessors that are not settled.
+    @ivar openDependents: Number of dependents and followers that are not closed,
+        during the shutdown.
+    @ivar isWanted: Whether it is to be initialised when its turn comes: not
+        before the first call if it is lazy.
     @ivar started: Whether the start-up has initialised it.
-    @ivar skippedFor: The name of the failed dependency because of which it was
-        skipped.
-    @ivar waitedFor: The dependency that became ready last.
+    @ivar startsAnew: Whether it failed before the start-up began, and so is
+        initialised again when its turn comes.
+    @ivar waitedFor: The dependency or predecessor that it waited for last.
+    @ivar isTimed: Whether C{timeout} limits it now.
+    @ivar timer: The timer of C{timeout}, once an attempt has begun.
+
     @ivar ready: Whether its last known state was ready.
+    @ivar available: Whether the program and its dependents need not wait for it:
+        it is ready, or lazy and was never ready.
     @ivar failed: Whether its last known state was failed or closed.
-    @ivar timer: The timer of C{timeout}.
+
+    @ivar lossCount: Number of its known losses.
+    @ivar isHeld: Whether its calls are held until it has been restarted.
+    @ivar heldFor: The modules that it waits for before it is restarted.
     """
 
     name: str
     wrapper: QueuingWrapper[Any]
-    needs: Sequence[str]
-    required: bool
-    timeout: float | None
+    needs: Sequence[str] = ()
+    after: Sequence[str] = ()
+    restartWith: Sequence[str] = ()
+    required: bool = True
+    timeout: float | None = None
+    lazy: bool = False
+
     dependencies: list[Member] = field(default_factory=list)
     dependents: list[Member] = field(default_factory=list)
-    unreadyDependencies: int = 0
+    predecessors: list[Member] = field(default_factory=list)
+    followers: list[Member] = field(default_factory=list)
+    restarters: list[Member] = field(default_factory=list)
+
+    unavailableDependencies: int = 0
+    unsettledPredecessors: int = 0
     openDependents: int = 0
+    isWanted: bool = True
     started: bool = False
-    skippedFor: str | None = None
+    startsAnew: bool = False
     waitedFor: Member | None = None
-    ready: bool = False
-    failed: bool = False
+    isTimed: bool = False
     timer: IDelayedCall | None = None
+
+    ready: bool = False
+    available: bool = False
+    failed: bool = False
+
+    lossCount: int = 0
+    isHeld: bool = False
+    heldFor: dict[Member, None] = field(default_factory=dict)
+
     closeError: BaseException | None = None
 
     def __post_init__(self) -> None:
         """
-        @raise ValueError: C{timeout} is negative or not a number.
+        @raise TypeError: C{timeout} is not a number.
+        @raise ValueError: C{timeout} is negative.
         """
         checkSeconds("timeout", self.timeout)
+        if self.timeout is not None:
+            # The reactor adds it to a float.
+            self.timeout = float(self.timeout)
+        self.isWanted = not self.lazy
+        self.available = self.lazy
+
+    @property
+    def settled(self) -> bool:
+        """
+        Whether a module that starts after this one need not wait for it.
+        """
+        return self.available or self.failed
+
+    @property
+    def skipped(self) -> Skipped | None:
+        """
+        Why it was skipped, if it was.
+        """
+        error = self.wrapper.lastError
+        isSkipped = self.wrapper.state is State.FAILED and isinstance(error, Skipped)
+        return error if isSkipped else None  # type: ignore[return-value]
 
     def stopTimer(self) -> None:
         """
-        Cancel the timer of C{timeout}.
+        End the limit of C{timeout}.
         """
+        self.isTimed = False
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
-    def report(self, began: float | None, now: float) -> ModuleReport:
-        """
-        Return the entry of the module in the report of the program.
 
-        @param began: The time at which the start-up began.
-        """
-        origin = began or 0.0
+def connect(members: Mapping[str, Member]) -> None:
+    """
+    Connect all members with those that they need, start after or restart with.
 
-        def after(seconds: float | None) -> float | None:
-            if seconds is None or began is None:
-                return None
-            return round(seconds - began, 6)
-
-        wrapper, history = self.wrapper, self.wrapper.history
-        attempts = list(history.attempts)
-        state, status, since = wrapper.state, wrapper.state.value, wrapper.since
-        if self.skippedFor is not None and state is State.FAILED:
-            status = "skipped"
-        elif began is not None and state is State.NEW:
-            status, since = "waiting", began
-        isScheduled = state in (State.RETRYING, State.LOST)
-        delay = wrapper.retryAfter() if isScheduled else None
-        return {
-            "name": self.name,
-            "required": self.required,
-            "needs": list(self.needs),
-            "status": status,
-            "ready": self.ready,
-            "since": after(since),
-            "reason": self._reason(status),
-            "note": noteOf(wrapper.module) if self.ready else None,
-            "begun": after(attempts[0].begun) if attempts else None,
-            "becameReady": after(history.becameReady),
-            "waitedFor": None if self.waitedFor is None else self.waitedFor.name,
-            "attempts": [
-                {
-                    "begun": round(each.begun - origin, 6),
-                    "ended": after(each.ended),
-                    "kind": each.kind,
-                    "error": each.error,
-                }
-                for each in attempts
-            ],
-            "attemptCount": history.attempts.count,
-            "nextAttempt": None if delay is None else after(now + delay),
-            "losses": [
-                {
-                    "lost": round(each.lost - origin, 6),
-                    "recovered": after(each.recovered),
-                    "kind": each.kind,
-                    "error": each.error,
-                }
-                for each in history.losses
-            ],
-            "lossCount": history.losses.count,
-            "closed": after(since) if state is State.CLOSED else None,
-            "closeError": None if self.closeError is None else explain(self.closeError),
-        }
-
-    def _reason(self, status: str) -> str | None:
-        """
-        Say why the module is not ready, without the message of any error.
-        """
-        if status == "waiting":
-            missing = [each.name for each in self.dependencies if not each.ready]
-            more = len(missing) - MAX_NAMED_NEEDS
-            named = ", ".join(missing[:MAX_NAMED_NEEDS])
-            return f"needs {named}" + (f" and {more} more" if more > 0 else "")
-        if status == "skipped":
-            return f"needs {self.skippedFor}, which failed"
-        wrapper = self.wrapper
-        error = wrapper.lastError
-        because = "" if error is None else f" ({type(error).__name__})"
-        losses = list(wrapper.history.losses)
-        isLost = bool(losses) and losses[-1].recovered is None
-        attempt = f"attempt {wrapper.attempts}" + (" since the loss" if isLost else "")
-        return {
-            State.NEW: "not started",
-            State.INITIALIZING: f"{attempt} is in progress",
-            State.RETRYING: f"{attempt} failed{because}",
-            State.LOST: f"lost{because}",
-            State.FAILED: f"failed for good{because}",
-            State.CLOSING: "is being closed",
-            State.CLOSED: "closed",
-        }.get(wrapper.state)
+    @param members: All members, by name.
+    """
+    for member in members.values():
+        for name in member.needs:
+            needed = members[name]
+            member.dependencies.append(needed)
+            needed.dependents.append(member)
+            member.unavailableDependencies += not needed.available
+        for name in member.restartWith:
+            members[name].restarters.append(member)
+        for name in member.after:
+            # It may not exist.
+            if name in members and name not in member.needs:
+                predecessor = members[name]
+                member.predecessors.append(predecessor)
+                predecessor.followers.append(member)
+                member.unsettledPredecessors += not predecessor.settled

@@ -1,12 +1,12 @@
 """
-The status of a program, and the errors of its start-up.
+The status of a program, and the errors of its modules.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Skipped", "StartupFailed", "Status"]
+__all__ = ["Restarted", "Skipped", "StartupFailed", "Status"]
 
 
 class Status(Enum):
@@ -17,10 +17,14 @@ class Status(Enum):
       - C{STARTING}: A required module has not been ready yet.
       - C{READY}: All modules are ready.
       - C{DEGRADED}: All required modules are ready, but an optional one is not.
-      - C{UNREADY}: The program was ready, but a required module was lost.
+      - C{UNREADY}: The program was ready, but a required module was lost or is
+        paused.
       - C{FAILED}: A required module has failed for good.
       - C{STOPPING}: The program is going to stop, or closes its modules.
       - C{STOPPED}: All modules are closed.
+
+    A lazy module counts as ready until it has been ready for the first time,
+    unless it fails for good.
     """
 
     NEW = "new"
@@ -57,3 +61,17 @@ class Skipped(Exception):
         super().__init__(f"{name} needs {need}, which failed")
         self.name = name
         self.need = need
+
+
+class Restarted(Exception):
+    """
+    A module is initialised again, because a module that it restarts with was
+    lost and has recovered.
+
+    @ivar recovered: The name of the recovered one.
+    """
+
+    def __init__(self, name: str, recovered: str) -> None:
+        super().__init__(f"{name} restarts with {recovered}, which has recovered")
+        self.name = name
+        self.recovered = recovered

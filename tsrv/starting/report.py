@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, TypedDict
 
-__all__ = ["AttemptReport", "LossReport", "ModuleReport", "Report", "describe"]
+__all__ = [
+    "AttemptReport",
+    "LossReport",
+    "ModuleReport",
+    "PauseReport",
+    "Report",
+    "describe",
+]
 
 
 class _ErrorReport(TypedDict):
@@ -45,25 +52,46 @@ class LossReport(_ErrorReport):
     recovered: float | None
 
 
+class PauseReport(TypedDict):
+    """
+    One time in which the calls of a module were held.
+
+    @ivar begun: The time of its begin.
+    @ivar ended: The time of its end; L{None} while it lasts.
+    """
+
+    begun: float
+    ended: float | None
+
+
 class ModuleReport(TypedDict):
     """
     One module.
 
     @ivar required: Whether the program is not ready without it.
-    @ivar status: The value of its L{State<tsrv.State>}; or C{"waiting"} for its
-        needs, or C{"skipped"} because one of them has failed.
+    @ivar needs: The names of the modules that it needs, with those that it
+        restarts with.
+    @ivar after: The names of the modules that it starts after, if they exist.
+    @ivar restartWith: The names of the modules that it restarts with.
+    @ivar lazy: Whether its first call initialises it.
+    @ivar status: The value of its L{State<tsrv.State>}; or C{"waiting"} for other
+        modules, C{"skipped"} because a module that it needs has failed, or
+        C{"lazy"} before its first call.
     @ivar since: The time of its last change of status.
     @ivar reason: Why it is not ready, without the message of any error.
     @ivar note: A note of the module itself, see
         L{IHasNote<tsrv.asyncmodule.IHasNote>}.
     @ivar begun: The time of its first attempt.
     @ivar becameReady: The time at which it was ready first.
-    @ivar waitedFor: The need that became ready last, and so decided when this
-        module could start.
+    @ivar waitedFor: The module that it waited for last, and that so decided when
+        this module could start.
     @ivar attempts: Its attempts, in order. Of many, some in the middle are left
         out.
     @ivar nextAttempt: The time of the next attempt, if one is scheduled.
     @ivar losses: Its losses, in order. Of many, some in the middle are left out.
+    @ivar paused: Whether its calls are held, in whatever state it is.
+    @ivar pauses: The times in which they were held, likewise.
+    @ivar inProgress: Number of its calls in progress that tsrv knows of.
     @ivar closed: The time at which it was closed.
     @ivar closeError: The error of its close(), with its message.
     """
@@ -71,6 +99,9 @@ class ModuleReport(TypedDict):
     name: str
     required: bool
     needs: list[str]
+    after: list[str]
+    restartWith: list[str]
+    lazy: bool
     status: str
     ready: bool
     since: float | None
@@ -84,6 +115,10 @@ class ModuleReport(TypedDict):
     nextAttempt: float | None
     losses: list[LossReport]
     lossCount: int
+    paused: bool
+    pauses: list[PauseReport]
+    pauseCount: int
+    inProgress: int
     closed: float | None
     closeError: str | None
 
@@ -131,7 +166,8 @@ def describe(report: Report, maxModules: int | None = None) -> str:
 
         def rank(module: ModuleReport) -> tuple[bool, bool, float]:
             isCritical, took = module["name"] in critical, _secondsTaken(module)
-            return (not isCritical, module["ready"], -(took or 0.0))
+            isQuiet = module["ready"] or module["status"] == "lazy"
+            return (not isCritical, isQuiet, -(took or 0.0))
 
         shown = {module["name"] for module in sorted(modules, key=rank)[:maxModules]}
         modules = [module for module in modules if module["name"] in shown]

@@ -39,11 +39,11 @@ class Shutdown:
 
     def begin(self) -> None:
         """
-        Close the modules without dependents, then those that they needed, and
-        so on.
+        Close the modules that no other one depends on, then those that they waited
+        for, and so on.
         """
         for member in self._members:
-            member.openDependents = len(member.dependents)
+            member.openDependents = len(member.dependents) + len(member.followers)
             if not member.openDependents:
                 self._closable.append(member)
         self._work.now()
@@ -58,10 +58,10 @@ class Shutdown:
     def _closed(self, result: Failure | None, member: Member) -> None:
         if result is not None:
             member.closeError = result.value
-        for needed in member.dependencies:
-            needed.openDependents -= 1
-            if not needed.openDependents:
-                self._closable.append(needed)
+        for earlier in (*member.dependencies, *member.predecessors):
+            earlier.openDependents -= 1
+            if not earlier.openDependents:
+                self._closable.append(earlier)
         self._openCount -= 1
         self._work.now()
 

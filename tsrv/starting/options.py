@@ -1,0 +1,167 @@
+"""
+The options of a module of a program, and the wrapper that is made with them.
+
+A replacement for a module, in a test, gets the options that were meant for the
+module. So whatever it lacks is left out: a fake that has no C{initialize()}, or
+only makes one up as mocks do, is ready at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from inspect import getattr_static
+from types import CoroutineType, FunctionType, MethodType
+from typing import Any, Final, TypedDict, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from ..asyncmodule import ISettlesCalls
+from ..queuing.options import checkNames
+from ..wrapper import QueuingWrapper
+
+__all__ = ["ModuleOptions", "WrapperOptions", "wrapModule"]
+
+_FACTORY_TYPES: Final = (type, FunctionType, MethodType, partial)
+
+# Options that may be names of methods of the module.
+_METHOD_OPTIONS: Final = ("initialize", "close", "whenLost", "whenIdle", "ping")
+
+
+class WrapperOptions(TypedDict, total=False):
+    """
+    The options of L{QueuingWrapper} for a module of a program.
+    """
+
+    limit: int
+    queueTimeout: float | None
+    retryPolicy: Callable[[int], float] | None
+    fatal: type[BaseException] | Iterable[type[BaseException]]
+    replay: Iterable[str]
+    concurrency: int | None
+    attemptTimeout: float | None
+    closeTimeout: float | None
+    initialize: Callable[[], object] | str | None
+    close: Callable[[], object] | str | None
+    whenLost: Callable[[], object] | str | None
+    whenIdle: Callable[[], object] | str | None
+    ping: Callable[[], object] | str | None
+    pingInterval: float
+    settles: bool | None
+    alwaysDeferred: bool
+
+
+class ModuleOptions(WrapperOptions, total=False):
+    """
+    All options of a module of a program; see L{tsrv.Startup.add}.
+    """
+
+    needs: Iterable[str]
+    after: Iterable[str]
+    restartWith: Iterable[str]
+    required: bool
+    lazy: bool
+    timeout: float | None
+
+
+def wrapModule(
+    reactor: IReactorTime,
+    name: str,
+    module: object,
+    options: WrapperOptions,
+    *,
+    isReplacement: bool,
+    isRestarted: bool,
+    **moreOptions: object,
+) -> QueuingWrapper[Any]:
+    """
+    Make the wrapper of a module.
+
+    @param module: The module, or its factory.
+    @param isReplacement: Whether the options are meant for another module.
+    @param isRestarted: Whether it restarts with another module, and so can be lost.
+    @param moreOptions: Options that the program itself gives to the wrapper.
+    @raise TypeError: The name or an option has the wrong type.
+    @raise ValueError: The name or an option has an invalid value.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is not a name for a module")
+    if not (name and name == name.strip() and name.isprintable()):
+        raise ValueError(f"{name!r} is not a name for a module")
+    if isinstance(module, _FACTORY_TYPES):
+        module = cast(Callable[[], object], module)()
+    wrapperOptions: dict[str, Any] = {**options}
+    if "queueTimeout" in wrapperOptions:
+        wrapperOptions["timeout"] = wrapperOptions.pop("queueTimeout")
+    if isReplacement:
+        _adaptToReplacement(module, wrapperOptions)
+    for option in _METHOD_OPTIONS:
+        method = wrapperOptions.get(option)
+        if isinstance(method, str):
+            if not hasattr(module, method):
+                raise TypeError(f"{type(module).__name__} has no {method}()")
+            wrapperOptions[option] = getattr(module, method)
+    if isRestarted and not ISettlesCalls.providedBy(module):
+        # Its calls in progress at a restart have to be known.
+        wrapperOptions.setdefault("settles", False)
+    return QueuingWrapper(module, reactor, name=name, **wrapperOptions, **moreOptions)
+
+
+# Replacements.
+
+
+def _adaptToReplacement(module: object, options: dict[str, Any]) -> None:
+    for option in _METHOD_OPTIONS:
+        given = options.get(option)
+        if given is None:
+            continue
+        # A callable belongs to the replaced module.
+        method = _findCallable(module, given) if isinstance(given, str) else None
+        if method is None:
+            del options[option]
+        else:
+            options[option] = method
+    if "replay" in options:
+        names = checkNames("replay", options["replay"])
+        options["replay"] = [each for each in names if _findCallable(module, each)]
+    if options.get("initialize") is None:
+        initialize = _findOwn(module, "initialize")
+        options["initialize"] = initialize or (lambda: None)
+    whenLost = options.get("whenLost") or _findOwn(module, "whenLost")
+    if _isMock(whenLost):
+        options["whenLost"] = partial(_watchMock, whenLost)
+
+
+def _findCallable(module: object, name: str) -> Callable[[], object] | None:
+    try:
+        method = getattr(module, name)
+    except Exception:
+        return None
+    return method if callable(method) else None
+
+
+def _findOwn(module: object, name: str) -> Callable[[], object] | None:
+    """
+    Find a method that an object has, instead of making it up; except for a mock,
+    where a test may want to know whether it was called.
+    """
+    if _isMock(module) or getattr_static(module, name, None) is not None:
+        return _findCallable(module, name)
+    return None
+
+
+def _isMock(value: object) -> bool:
+    mock = sys.modules.get("unittest.mock")
+    return mock is not None and isinstance(value, mock.NonCallableMock)
+
+
+def _watchMock(whenLost: Callable[[], object]) -> Deferred[Any]:
+    """
+    Let a mock whose result is not a Deferred never be lost.
+    """
+    result = whenLost()
+    if type(result) is CoroutineType:
+        result.close()
+    return result if isinstance(result, Deferred) else Deferred()

@@ -1,0 +1,114 @@
+"""
+The modules of a program, counted by what they mean to the program as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ..queuing.history import explain
+from ..wrapper import State
+from .launcher import Launcher
+from .member import Member
+from .program import StartupFailed, Status
+
+__all__ = ["Tally"]
+
+_READY_STATES: Final = (State.DRAINING, State.READY)
+
+_FAILED_STATES: Final = (State.FAILED, State.CLOSING, State.CLOSED)
+
+
+class Tally:
+    """
+    Counts what the status of the program depends on, and tells the launcher what
+    changes for other modules.
+
+    @ivar failed: The required modules that have failed, in the order of their
+        failures.
+    @ivar lastReady: The required module that became ready last.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.failed: dict[Member, None] = {}
+        self.lastReady: Member | None = None
+        self._launcher = launcher
+        # Numbers of modules that are not available: optional ones, required ones.
+        self._unavailable = [0, 0]
+
+    def add(self, member: Member) -> None:
+        """
+        Count a new module.
+        """
+        self._unavailable[member.required] += not member.available
+
+    def update(self, member: Member) -> None:
+        """
+        Count a module whose state may have changed.
+        """
+        wrapper = member.wrapper
+        state = wrapper.state
+        if state is not State.FAILED:
+            member.startsAnew = False
+        ready = state in _READY_STATES
+        failed = state in _FAILED_STATES and not member.startsAnew
+        isUnused = member.lazy and wrapper.history.becameReady is None
+        available = ready or (isUnused and not failed)
+        wasSettled = member.settled
+        if ready and not member.ready and member.required:
+            self.lastReady = member
+        member.ready = ready
+        hasFailed = failed and not member.failed
+        if failed is not member.failed:
+            member.failed = failed
+            if not failed:
+                # It is initialised once more.
+                self.failed.pop(member, None)
+            elif member.required:
+                self.failed[member] = None
+        if available is not member.available:
+            member.available = available
+            self._unavailable[member.required] += -1 if available else 1
+            self._launcher.availableChanged(member)
+        if member.settled is not wasSettled:
+            self._launcher.settledChanged(member)
+        if hasFailed:
+            self._launcher.skipDependents(member)
+
+    def begin(self, members: Iterable[Member]) -> None:
+        """
+        The start-up begins: modules that failed before have another chance.
+        """
+        for member in members:
+            if member.wrapper.state is State.FAILED:
+                member.startsAnew = member.isWanted = True
+                self.update(member)
+
+    def status(self, wasReady: bool) -> Status:
+        """
+        Return the status of the program while it is not stopping.
+
+        @param wasReady: Whether the program has been ready before.
+        """
+        unavailableOptional, unavailableRequired = self._unavailable
+        if self.failed:
+            return Status.FAILED
+        if unavailableRequired:
+            return Status.UNREADY if wasReady else Status.STARTING
+        return Status.DEGRADED if unavailableOptional else Status.READY
+
+    def explainFailure(self) -> Callable[[], StartupFailed]:
+        """
+        Return what makes errors of the first required module that has failed.
+        """
+        member = next(iter(self.failed))
+        cause = member.wrapper.lastError
+        reason = "it was closed" if cause is None else explain(cause)
+
+        def make() -> StartupFailed:
+            error = StartupFailed(member.name, reason)
+            error.__cause__ = cause
+            return error
+
+        return make
