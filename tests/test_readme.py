@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 
 from tsrv import AsyncModule, QueuingWrapper, Startup
 from tsrv.queuing.states import TRANSITIONS, State
-from tsrv.starting.member import WrapperOptions
+from tsrv.starting.options import WrapperOptions
 
 from .processes import ROOT
 
@@ -149,7 +149,14 @@ def test_a_module_of_a_program_takes_the_options_of_the_wrapper() -> None:
     name there.
     """
     wrapped = set(inspect.signature(QueuingWrapper).parameters)
-    expected = wrapped - {"module", "reactor", "name", "timeout", "attemptSlots"}
+    expected = wrapped - {
+        "module",
+        "reactor",
+        "name",
+        "timeout",
+        "attemptSlots",
+        "lazy",
+    }
     expected |= {"queueTimeout"}
     assert set(WrapperOptions.__annotations__) == expected
 

@@ -417,8 +417,7 @@ class Startup(Service):
 
         @return: A Deferred that fires when all modules are closed. It fails with
             an L{ExceptionGroup} of the errors of closing; an error keeps no
-            other module from being closed. Cancelling it cancels the waiting
-            alone.
+            other module from being closed. Cancelling it only ends the waiting.
         """
         if self.status is Status.STOPPED:
             return succeed(None)
@@ -430,8 +429,7 @@ class Startup(Service):
             self._launcher.stop()
             self._restarts.stop()
             if not self._isConnected:
-                # Modules may have been initialised by hand. Without a valid order
-                # they are closed in any order.
+                # Modules may have been initialised by hand.
                 with suppress(GraphError):
                     self.check()
                     self._connect()

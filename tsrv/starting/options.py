@@ -74,7 +74,7 @@ def wrapModule(
     *,
     isReplacement: bool,
     isRestarted: bool,
-    **moreOptions: object,
+    **moreOptions: Any,
 ) -> QueuingWrapper[Any]:
     """
     Make the wrapper of a module.
@@ -130,7 +130,7 @@ def _adaptToReplacement(module: object, options: dict[str, Any]) -> None:
         initialize = _findOwn(module, "initialize")
         options["initialize"] = initialize or (lambda: None)
     whenLost = options.get("whenLost") or _findOwn(module, "whenLost")
-    if _isMock(whenLost):
+    if whenLost is not None and _isMock(whenLost):
         options["whenLost"] = partial(_watchMock, whenLost)
 
 
