@@ -139,6 +139,19 @@ def test_a_kept_method(clock: Clock, lost: bool) -> None:
     assert resultOf(kept(3)).value == 3
 
 
+def test_wrong_arguments(clock: Clock) -> None:
+    """
+    A call with wrong arguments fails, also one of an C{async} method; without
+    alwaysDeferred it raises.
+    """
+    for method in ("write", "compute"):
+        _, _, proxy = inState(clock, State.READY, alwaysDeferred=True, settles=True)
+        assert isinstance(resultOf(getattr(proxy, method)()).error, TypeError)
+        _, _, proxy = inState(clock, State.READY, settles=True)
+        with pytest.raises(TypeError):
+            getattr(proxy, method)()
+
+
 def test_calls_are_tracked_all_the_same(clock: Clock) -> None:
     """
     A call in progress at a loss has an unknown outcome.

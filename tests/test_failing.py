@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs
+from twisted.logger import LogEvent, capturedLogs
 
 from tsrv import Closed, IllegalTransition, InitializationFailed, State
 
@@ -90,10 +90,18 @@ def test_initialized_again(clock: Clock, state: State) -> None:
 
 @pytest.mark.parametrize("where", ["initialize", "canceller", "policy", "whenLost"])
 @pytest.mark.parametrize("how", ["fails", "closes", "begins again"])
-def test_foreign_code_gives_up(clock: Clock, where: str, how: str) -> None:
+@pytest.mark.parametrize("isRaising", [False, True])
+def test_foreign_code_gives_up(
+    clock: Clock,
+    loggedFailures: list[LogEvent],
+    where: str,
+    how: str,
+    isRaising: bool,
+) -> None:
     """
     The module, its canceller and the retry policy may give up, close or begin again
-    while they are called; the attempt in progress then has no effect.
+    while they are called, and raise an error then; the attempt in progress has no
+    effect.
     """
     reason = Trouble("given up")
     attempts: list[Deferred[None]] = []
@@ -108,6 +116,8 @@ def test_foreign_code_gives_up(clock: Clock, where: str, how: str) -> None:
                 wrapper.fail(reason)
             if how == "begins again":
                 again.append(resultOf(wrapper.initialize()))
+            if isRaising:
+                raise Trouble("raised")
 
     def initialize() -> Deferred[None]:
         act("initialize")
@@ -141,10 +151,43 @@ def test_foreign_code_gives_up(clock: Clock, where: str, how: str) -> None:
     else:
         assert first.error.__cause__ is reason
     if how == "begins again":
-        (attempt,) = [each for each in attempts if not each.called]
-        attempt.callback(None)
+        # One that cannot be cancelled is still pending.
+        [each for each in attempts if not each.called][-1].callback(None)
         assert (again[0].value, wrapper.state) == (None, State.READY)
     shut(wrapper)
     # Nobody is interested any more, so nobody has to handle the errors.
     for lost in losses:
         lost.errback(Trouble("cut off"))
+    # The error of a canceller is logged.
+    assert len(loggedFailures) == (isRaising and where == "canceller")
+    loggedFailures.clear()
+
+
+@pytest.mark.parametrize("how", ["close", "initialize"])
+def test_a_canceller_acts_when_the_wrapper_fails(clock: Clock, how: str) -> None:
+    """
+    What the canceller of the attempt does while the wrapper fails comes last.
+    """
+    attempts: list[Deferred[None]] = []
+
+    def cancel(_: object) -> None:
+        if len(attempts) == 1:
+            resultOf(wrapper.close() if how == "close" else wrapper.initialize())
+
+    def initialize() -> Deferred[None]:
+        attempts.append(Deferred(cancel))
+        return attempts[-1]
+
+    _, wrapper, proxy = wrap(clock, initialize=initialize, close=bool)
+    call, asked = resultOf(proxy.write(1)), resultOf(wrapper.initialize())
+    wrapper.fail(Trouble("given up"))
+    if how == "close":
+        assert wrapper.state is State.CLOSED
+        assert isinstance(call.error, Closed)
+        assert isinstance(asked.error, Closed)
+    else:
+        assert (wrapper.state, len(attempts)) == (State.INITIALIZING, 2)
+        attempts[1].callback(None)
+        assert wrapper.state is State.READY
+        assert not asked.pending
+        shut(wrapper)

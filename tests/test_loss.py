@@ -279,6 +279,22 @@ def test_a_watch_that_is_always_the_same(clock: Clock, isFailed: bool) -> None:
     assert wrapper.state is State.READY
 
 
+def test_a_watch_that_outlives_a_reset(clock: Clock) -> None:
+    """
+    A Deferred that has not fired may be returned again.
+    """
+    watch: Deferred[None] = Deferred()
+    module, wrapper, _ = wrap(clock, whenLost=lambda: watch)
+    ready(module, wrapper)
+    wrapper.reset(Trouble("rotated"))
+    module.closings[0].callback(None)
+    module.attempts[1].callback(None)
+    assert wrapper.state is State.READY
+    watch.callback(None)
+    assert (wrapper.state, wrapper.history.losses.count) == (State.LOST, 2)
+    shut(wrapper)
+
+
 def test_lost_again_and_again_by_new_watches(clock: Clock) -> None:
     """
     A new Deferred that has fired already is a loss like any other.

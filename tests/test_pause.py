@@ -250,14 +250,34 @@ def test_whenIdle_that_fails(
     loggedFailures.clear()
 
 
-def test_whenIdle_that_never_fires(clock: Clock) -> None:
+@pytest.mark.parametrize("end", ["loss", "reset", "close"])
+def test_whenIdle_that_never_fires(clock: Clock, end: str) -> None:
     """
-    Whatever the module says about its calls, closing it ends the waiting.
+    Whatever the module says about its calls, a loss, a reset and a close end the
+    waiting.
     """
-    _, wrapper, _ = inState(clock, State.READY, whenIdle=Deferred)
+    module, wrapper, _ = inState(clock, State.READY, whenIdle=Deferred)
     paused = resultOf(wrapper.pause())
+    if end == "loss":
+        lose(module)
+        assert paused.value is None
+    elif end == "reset":
+        wrapper.reset(Trouble("rotated"))
+        assert paused.value is None
     shut(wrapper)
-    assert isinstance(paused.error, Closed)
+    assert end != "close" or isinstance(paused.error, Closed)
+
+
+@pytest.mark.parametrize("state", [State.NEW, State.INITIALIZING, State.LOST])
+def test_whenIdle_of_a_module_that_is_not_ready(clock: Clock, state: State) -> None:
+    """
+    A module that is not ready is not asked.
+    """
+    asked: list[int] = []
+    _, wrapper, _ = inState(clock, state, whenIdle=lambda: asked.append(1))
+    assert resultOf(wrapper.pause()).value is None
+    assert asked == []
+    shut(wrapper)
 
 
 def test_cancelling_the_waiting(clock: Clock) -> None:

@@ -338,6 +338,71 @@ def test_reset_by_what_the_wrapper_calls(clock: Clock, where: str) -> None:
     assert started == sorted(started)  # type: ignore[type-var]
 
 
+@pytest.mark.parametrize("isLost", [True, False])
+def test_reset_by_the_retry_policy(clock: Clock, isLost: bool) -> None:
+    """
+    The retry policy may ask for an attempt at once.
+    """
+    once = iter([True])
+
+    def policy(attempts: int) -> float:
+        if next(once, False):
+            wrapper.reset(Trouble("at once"))
+        return 60.0
+
+    module, wrapper, _ = wrap(clock, retryPolicy=policy)
+    if isLost:
+        ready(module, wrapper)
+        lose(module)
+    else:
+        resultOf(wrapper.initialize())
+        module.attempts[0].errback(Trouble("refused"))
+        module.closings[0].callback(None)
+    assert (wrapper.state, len(module.attempts)) == (State.INITIALIZING, 2)
+    module.attempts[1].callback(None)
+    assert (wrapper.state, clock.getDelayedCalls()) == (State.READY, [])
+
+
+@pytest.mark.parametrize("act", ["close", "fail", "reset"])
+def test_a_canceller_acts_during_a_reset(clock: Clock, act: str) -> None:
+    """
+    The canceller of the attempt that is given up may close, fail or reset the
+    wrapper.
+    """
+    once = iter([True])
+
+    def cancel(_: object) -> None:
+        if not next(once, False):
+            return
+        if act == "close":
+            resultOf(wrapper.close())
+        elif act == "fail":
+            wrapper.fail(Refused("given up"))
+        else:
+            wrapper.reset(Trouble("again"))
+
+    attempts: list[Deferred[None]] = []
+
+    def initialize() -> Deferred[None]:
+        attempts.append(Deferred(cancel))
+        return attempts[-1]
+
+    module, wrapper, _ = wrap(clock, initialize=initialize)
+    asked = resultOf(wrapper.initialize())
+    wrapper.reset(Trouble("rotated"))
+    for closing in module.closings:
+        closing.callback(None)
+    if act == "fail":
+        assert wrapper.state is State.FAILED
+        assert isinstance(asked.error, InitializationFailed)
+    elif act == "close":
+        assert (wrapper.state, len(module.closings)) == (State.CLOSED, 1)
+    else:
+        attempts[-1].callback(None)
+        assert (wrapper.state, len(attempts)) == (State.READY, 2)
+    shut(wrapper)
+
+
 @pytest.mark.parametrize("observe", [State.LOST, State.INITIALIZING])
 @pytest.mark.parametrize("act", ["close", "fail", "pause"])
 def test_an_observer_acts_during_a_reset(

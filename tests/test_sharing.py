@@ -109,6 +109,22 @@ def test_calls_share_a_failure(
     assert [str(each.error) for each in calls] == ["no file"] * len(calls)
 
 
+def test_a_failure_is_shared_with_later_calls(clock: Clock) -> None:
+    """
+    A queued call that gets the Deferred whose failure another call has got before
+    fails, too.
+    """
+    module, wrapper, proxy = sharing(clock, Deferred())
+    ready(module, wrapper)
+    first = resultOf(proxy.write(1))
+    module.settings.errback(Trouble("no file"))
+    assert str(first.error) == "no file"
+    lose(module)
+    second = resultOf(proxy.write(2))
+    recover(clock, module)
+    assert str(second.error) == "no file"
+
+
 def test_replayed_calls_share_a_result(clock: Clock) -> None:
     """
     Calls that are made again get the shared result, and so does the module.
