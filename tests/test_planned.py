@@ -156,9 +156,9 @@ async def test_a_planned_restart_fails_no_request(ownPostgresql: PostgreSQL) -> 
         done = gatherResults([load.start(16, 4), *visitors])
         for _ in range(3):
             await load.until(50)
-            await startup.wrappers["database"].pause()
+            await startup.pause("database")
             await restart(ownPostgresql)
-            startup.wrappers["database"].resume()
+            startup.resume("database")
         await load.until(50)
         load.stopping = True
         await done

@@ -475,6 +475,7 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
         assert isinstance(await errorOf(lost), DatabaseUnavailable)
         await module.initialize()
         assert await module.read(ONE) == [(1,)]
+        await pause(0)
         ended: list[bool] = []
         idle = module.whenIdle()
         later = module.read(Statement("SELECT pg_sleep(0.2)::text"))

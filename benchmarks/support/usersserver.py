@@ -55,8 +55,8 @@ def _main(url: str) -> None:
         if command == "wait":
             return startup.whenReady()
         if command == "pause":
-            return startup.wrappers["database"].pause()
-        startup.wrappers["database"].resume()
+            return startup.pause("database")
+        startup.resume("database")
         return None
 
     site = Site(root, reactor, knownErrors=KNOWN_ERRORS)
