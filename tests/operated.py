@@ -78,6 +78,12 @@ class Program:
     def lose(self, name: str, message: str = SECRET) -> None:
         self.modules[name].watches[-1].errback(Trouble(message))
 
+    def pause(self, name: str, by: object = None) -> None:
+        resultOf(self.startup.pause(name, by))
+
+    def resume(self, name: str, by: object = None) -> None:
+        self.startup.resume(name, by)
+
     def stop(self) -> None:
         """
         Stop the program; its modules close at once.

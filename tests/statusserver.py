@@ -1,7 +1,7 @@
 """
 A server with a status page, whose modules do what lines on its standard input say:
-C{start}; or C{succeed}, C{fail}, C{lose} or C{call}, and the name of a module. It
-ends when its standard input does.
+C{start}; or C{succeed}, C{fail}, C{lose}, C{pause}, C{resume} or C{call}, and the name
+of a module. It ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def _main(port: int, names: list[str]) -> None:
     program.add("clock")
     program.add("database", "configuration")
     program.add("users", "database")
-    program.add("sessions", "database", required=False)
+    program.add("sessions", restartWith=["database"], after=["clock"], required=False)
+    program.add("mail", lazy=True)
     for name in names:
         program.add(name)
     root = AsyncResource()

@@ -103,6 +103,46 @@ def test_the_page_follows_the_program(serve: Any, browse: Any) -> None:
     browse(visit)
 
 
+def test_pauses_and_lazy_modules_are_followed(serve: Any, browse: Any) -> None:
+    """
+    The page follows a pause and the first call of a lazy module, in place, and draws
+    each of its bars as the legend does.
+    """
+    server = serve()
+    server.tell("start", "succeed configuration", "succeed clock")
+    server.tell("succeed database", "succeed users", "succeed sessions")
+
+    def visit(visit: Visit) -> None:
+        page = visit.open(server.url)
+        waitFor(page, LIVE)
+        waitForText(page, ".headline", "Ready")
+        waitForText(page, row(6, "standing"), "lazy not needed yet")
+        page.focus(f"{row(3, 'standing')} summary")
+        page.keyboard.press("Enter")
+        server.tell("pause database", "call database", "lose clock")
+        waitForText(page, ".headline", "waiting for clock, database (paused)")
+        waitForText(page, row(3, "standing"), "paused calls held for")
+        waitForText(page, row(3, "queue"), "1 of 10,000")
+        assert page.locator("details[open]").count() == 1
+        drawn, legend = (
+            page.evaluate(
+                """(selector) => [...document.querySelectorAll(selector)].map(
+                (each) => each.classList[0] + getComputedStyle(each).stroke)""",
+                f"{bar} > :is(line, rect)",
+            )
+            for bar in ("td .bar", ".legend .bar")
+        )
+        assert set(drawn) <= set(legend)
+        for kind in ("paused", "lost", "lazy", "ready"):
+            assert any(each.startswith(kind) for each in drawn)
+        server.tell("resume database", "call mail")
+        waitForText(page, row(3, "standing"), "ready 1 attempt, paused once")
+        waitForText(page, row(6, "standing"), "attempt 1 is in progress")
+        assert visit.complaints == []
+
+    browse(visit)
+
+
 def test_the_page_survives_a_restart(serve: Any, browse: Any) -> None:
     """
     The page says that the connection is lost, and recovers, with other modules
@@ -127,7 +167,7 @@ def test_the_page_survives_a_restart(serve: Any, browse: Any) -> None:
         serve(EVIL)
         waitFor(page, LIVE)
         waitForText(page, ".headline", "Not started")
-        waitForText(page, row(6, "name"), EVIL)
+        waitForText(page, row(7, "name"), EVIL)
         assert page.evaluate("window.sameDocument")
         # The browser reports failed requests; it ran no script but the page's.
         assert all("ERR_" in each or "502" in each for each in visit.complaints)
@@ -170,7 +210,8 @@ def test_the_page_is_readable_on_every_screen(serve: Any, browse: Any) -> None:
     every text stands out from its background (WCAG AA).
     """
     server = serve("a-name-that-is-so-long-that-it-does-not-fit-into-one-line" * 2)
-    server.tell("start", "succeed configuration", "fail database")
+    server.tell("start", "succeed configuration", "fail database", "succeed clock")
+    server.tell("pause clock", "call clock")
 
     def visit(visit: Visit) -> None:
         grounds = set()
@@ -188,7 +229,7 @@ def test_the_page_is_readable_on_every_screen(serve: Any, browse: Any) -> None:
                     assert box is not None
                     assert box["width"] > 300
                 table = page.get_by_role("table", name="The modules and how they")
-                assert table.get_by_role("rowheader", name="clock").count() == 1
+                assert table.get_by_role("rowheader", name="mail").count() == 1
             grounds.add(
                 page.evaluate("getComputedStyle(document.body).backgroundColor")
             )

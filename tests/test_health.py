@@ -154,6 +154,83 @@ def test_a_lost_module_is_missing_since_its_loss(program: Program) -> None:
     assert missing(program) == ["stopping", closing]
 
 
+def test_a_paused_module_is_missing(program: Program) -> None:
+    """
+    A required module that is paused is missing since it stopped working, whatever
+    happens to it meanwhile.
+    """
+    program.add("database")
+    program.start()
+    program.pause("database")
+    program.clock.advance(1)
+    program.succeed("database")
+    program.clock.advance(1)
+    paused = "database paused for {:.1f} s: paused"
+    assert missing(program) == ["starting", paused.format(2)]
+    program.resume("database")
+    program.clock.advance(10)
+    assert askReady(program).status == 200
+    program.pause("database", "Alice")
+    program.pause("database", "Bob")
+    program.clock.advance(3)
+    program.resume("database", "Alice")
+    assert missing(program) == ["unready", paused.format(3)]
+    answer = askReady(program, "text/plain")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert answer.body == b"unready: database (paused)"
+    program.lose("database")
+    program.clock.advance(2)
+    assert missing(program)[1] == "database lost for 5.0 s: lost (Trouble)"
+    program.clock.advance(3)
+    program.succeed("database")
+    program.clock.advance(7200)
+    assert missing(program)[1] == paused.format(7208)
+    program.resume("database", "Bob")
+    program.clock.advance(1)
+    assert askReady(program).status == 200
+    program.lose("database")
+    program.clock.advance(1)
+    program.pause("database")
+    program.clock.advance(4)
+    program.succeed("database")
+    program.clock.advance(1)
+    assert missing(program)[1] == paused.format(6)
+
+
+def test_a_module_that_restarts_with_a_lost_one_is_missing(program: Program) -> None:
+    """
+    A module that is held for another one says so.
+    """
+    program.add("database")
+    program.add("cache", restartWith=["database"])
+    program.start()
+    program.succeed("database", "cache")
+    program.lose("database")
+    program.clock.advance(1)
+    held = "cache paused for 1.0 s: held until database is ready again"
+    assert missing(program)[2] == held
+
+
+def test_a_lazy_module_is_not_missing(program: Program) -> None:
+    """
+    A lazy module that nobody has called does not make the program unready. One that
+    has failed for good is missing since then.
+    """
+    program.add("a")
+    wrapper = program.add("mail", lazy=True)
+    program.start()
+    assert [line.split()[0] for line in missing(program)] == ["starting", "a"]
+    program.succeed("a")
+    assert askReady(program).body == b"ready\n"
+    program.clock.advance(100)
+    resultOf(wrapper.proxy.read(1))
+    assert askReady(program).status == 200
+    program.clock.advance(1)
+    program.fail("mail", Refused)
+    program.clock.advance(2)
+    assert missing(program)[1].startswith("mail failed for 2.0 s: failed for good")
+
+
 def test_failed_and_skipped_modules_are_listed(program: Program) -> None:
     """
     A module that failed for good is listed with the modules that need it.

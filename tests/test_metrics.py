@@ -191,6 +191,10 @@ NAMES = {
     "tsrv_module_ready": "gauge",
     "tsrv_module_queue_length": "gauge",
     "tsrv_module_oldest_command_age_seconds": "gauge",
+    "tsrv_module_calls_in_progress": "gauge",
+    "tsrv_module_outcome_unknown": "counter",
+    "tsrv_module_paused": "gauge",
+    "tsrv_module_pauses": "counter",
     "tsrv_module_attempts": "counter",
     "tsrv_module_losses": "counter",
     "tsrv_module_queue_duration_seconds": "histogram",
@@ -256,6 +260,47 @@ def test_the_states_of_the_modules_are_shown(program: Measured) -> None:
     assert program.values("tsrv_module_required") == {"database": 1, "cache": 0}
     program.stop()
     assert now() == ("closed", "closed", 0, 0, 0)
+
+
+def test_pauses_are_shown(program: Measured) -> None:
+    """
+    A pause is shown while it lasts, and counted once, whoever shares it. Calls in
+    progress are shown, and those whose outcome is unknown counted.
+    """
+    wrapper = program.add("database")
+    mail = program.add("mail", lazy=True)
+    program.start()
+    program.succeed("database")
+
+    def now() -> tuple[str, float, float, float]:
+        state = program.values("tsrv_module_state", module="database")
+        return (
+            max(state, key=lambda each: state[each]),
+            program.value("tsrv_module_paused", module="database"),
+            program.value("tsrv_module_pauses_total", module="database"),
+            program.value("tsrv_module_calls_in_progress", module="database"),
+        )
+
+    results = [resultOf(wrapper.proxy.write(n)) for n in range(2)]
+    assert now() == ("ready", 0, 0, 2)
+    program.pause("database", "Alice")
+    program.pause("database", "Bob")
+    program.resume("database", "Alice")
+    assert now() == ("paused", 1, 1, 2)
+    assert program.value("tsrv_ready") == 0
+    program.modules["database"].answers[0].callback(None)
+    program.lose("database")
+    program.clock.advance(0)
+    assert now() == ("lost", 1, 1, 0)
+    unknown = program.values("tsrv_module_outcome_unknown_total")
+    assert unknown == {"database": 1, "mail": 0}
+    assert [result.pending for result in results] == [False] * 2
+    program.resume("database", "Bob")
+    program.pause("database")
+    assert now() == ("lost", 1, 2, 0)
+    assert program.value("tsrv_module_state", module="mail", state="lazy") == 1
+    resultOf(mail.proxy.read(1))
+    assert program.value("tsrv_module_state", module="mail", state="lazy") == 0
 
 
 def test_the_outcomes_of_queued_calls_are_shown(program: Measured) -> None:

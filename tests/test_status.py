@@ -12,13 +12,20 @@ from typing import Any, cast
 import pytest
 from twisted.internet.task import Clock
 
-from tsrv.starting.report import AttemptReport, LossReport, ModuleReport, Report
+from tsrv import Startup
+from tsrv.starting.report import (
+    AttemptReport,
+    LossReport,
+    ModuleReport,
+    PauseReport,
+    Report,
+)
 from tsrv.web.responses import AsyncResource
 from tsrv.web.status import putStatus
 from tsrv.web.timeline import duration, piecesOf, windowOf
 
 from .operated import SECRET, Noted, Program
-from .support import Refused
+from .support import Refused, Trouble, resultOf
 from .websupport import Answer, ask
 
 EVIL = "<script>alert(1)</script>&\"'"
@@ -39,6 +46,8 @@ def moduleReport(name: str = "a", **members: Any) -> ModuleReport:
         "waitedFor": None,
         "attempts": [],
         "losses": [],
+        "pauses": [],
+        "lazy": False,
     }
     return cast(ModuleReport, {**module, **members})
 
@@ -65,6 +74,13 @@ def attempt(
     @return: The report of an attempt.
     """
     return {"begun": begun, "ended": ended, "kind": kind, "error": kind}
+
+
+def pause(begun: float, ended: float | None = None) -> PauseReport:
+    """
+    @return: The report of a pause.
+    """
+    return {"begun": begun, "ended": ended}
 
 
 def loss(lost: float, recovered: float | None = None) -> LossReport:
@@ -230,12 +246,87 @@ def test_the_bar_of_a_module_ends(
     assert bar(module, reportOf(module, now=9.0))[-1] == last
 
 
+@pytest.mark.parametrize(
+    ("members", "parts"),
+    [
+        (
+            {"pauses": [pause(3.0, 4.0), pause(5.0)], "status": "paused"},
+            [("ready", 2, 3), ("ready", 4, 5), ("paused", 3, 4), ("paused", 5, 6)],
+        ),
+        (
+            {"pauses": [pause(-1.0, 1.0), pause(3.0, 3.0)]},
+            [("ready", 2, 3), ("ready", 3, 6), ("paused", 0, 1), ("paused", 3, 3)],
+        ),
+        ({"pauses": [pause(1.0)], "status": "paused"}, [("paused", 1, 6)]),
+        (
+            {"pauses": [pause(3.0)], "losses": [loss(4.0, 5.0)], "status": "paused"},
+            [("ready", 2, 3), ("lost", 4, 5), ("paused", 3, 6)],
+        ),
+        (
+            {"pauses": [pause(4.0, 5.5)], "losses": [loss(3.0, 5.0)]},
+            [("ready", 2, 3), ("lost", 3, 5), ("ready", 5.5, 6), ("paused", 4, 5.5)],
+        ),
+        (
+            {"pauses": [pause(3.0, 5.0)], "status": "closed", "since": 5.0},
+            [("ready", 2, 3), ("paused", 3, 5)],
+        ),
+        (
+            {
+                "pauses": [pause(3.0), pause(5.5)],
+                "losses": [loss(4.0)],
+                "status": "failed",
+                "since": 5.0,
+            },
+            [("ready", 2, 3), ("lost", 4, 5), ("paused", 3, 5), ("ended", 5, 6)],
+        ),
+    ],
+    ids=["twice", "before", "first", "lost", "whileLost", "closed", "failed"],
+)
+def test_pauses_have_bars_of_their_own(
+    members: dict[str, Any], parts: list[Any]
+) -> None:
+    """
+    A module that is paused is not shown as ready, and a loss is shown even so.
+    """
+    module = moduleReport(**{"becameReady": 2.0, **members})
+    report = reportOf(module, moduleReport(status="initializing"), now=6.0)
+    assert bar(module, report) == parts
+
+
+@pytest.mark.parametrize(
+    ("members", "parts"),
+    [
+        ({"status": "lazy", "since": 0.0, "begun": None}, [("lazy", 0, 6)]),
+        ({"status": "closed", "since": 3.0, "begun": None}, [("lazy", 0, 3)]),
+        ({"status": "waiting", "since": 0.0, "begun": None}, [("waiting", 0, 6)]),
+        (
+            {"begun": 1.0, "attempts": [attempt(1.0, 2.0)]},
+            [("lazy", 0, 1), ("ready", 2, 6), ("attempt", 1, 2)],
+        ),
+    ],
+    ids=["unused", "closed", "waiting", "used"],
+)
+def test_a_lazy_module_waits_for_its_first_call(
+    members: dict[str, Any], parts: list[Any]
+) -> None:
+    """
+    Before its first call a lazy module does not seem to wait for another one.
+    """
+    module = moduleReport(lazy=True, **members)
+    report = reportOf(module, moduleReport(status="initializing"), now=6.0)
+    assert bar(module, report) == parts
+
+
 def test_the_timeline_of_a_settled_program_does_not_change() -> None:
     """
-    However long the program runs, the start-up stays readable.
+    However long the program runs, the start-up stays readable. A lazy module that
+    nobody needs does not make it grow.
     """
+    lazy = moduleReport("b", status="lazy", lazy=True, begun=None, since=0.0)
     windows = {
-        windowOf(reportOf(moduleReport(), now=now, status="ready", becameReady=2.0))
+        windowOf(
+            reportOf(moduleReport(), lazy, now=now, status="ready", becameReady=2.0)
+        )
         for now in (3.0, 1e6)
     }
     assert [(window.begin, window.end) for window in windows] == [(0, 2.5)]
@@ -274,6 +365,90 @@ def test_a_loss_is_shown_instead_of_the_start_up(
     pieces = piecesOf(module, window, critical=True)
     assert "lost" in [kind for kind, *_ in pieces]
     assert all(0 <= start <= end <= 100 for _, start, end, _ in pieces)
+
+
+@pytest.mark.parametrize(
+    ("members", "now", "title", "end"),
+    [
+        (
+            {"status": "paused", "since": 100.0, "pauses": [pause(100.0)]},
+            7300.0,
+            "Last pause, 1 min 40 s after the start",
+            7300,
+        ),
+        (
+            {"pauses": [pause(100.0, 101.0)], "since": 101.0},
+            9000.0,
+            "Last pause, 1 min 40 s after the start",
+            102,
+        ),
+        (
+            {
+                "pauses": [pause(100.0, 101.0)],
+                "losses": [loss(99.0, 101.0)],
+                "since": 101.0,
+            },
+            9000.0,
+            "Last pause, 1 min 40 s after the start",
+            102,
+        ),
+        (
+            {
+                "status": "lost",
+                "since": 99.0,
+                "pauses": [pause(100.0, 101.0)],
+                "losses": [loss(99.0)],
+            },
+            101.0,
+            "Last loss, 1 min 39 s after the start",
+            101,
+        ),
+        (
+            {"lazy": True, "begun": 100.0, "becameReady": 101.0, "since": 101.0},
+            9000.0,
+            "First call of a, 1 min 40 s after the start",
+            102,
+        ),
+        (
+            {
+                "lazy": True,
+                "status": "retrying",
+                "begun": 100.0,
+                "becameReady": None,
+                "since": 103.0,
+            },
+            104.0,
+            "First call of a, 1 min 40 s after the start",
+            104,
+        ),
+        (
+            {
+                "lazy": True,
+                "status": "lazy",
+                "begun": None,
+                "becameReady": None,
+                "since": 0.0,
+                "pauses": [pause(100.0)],
+            },
+            9000.0,
+            "Last pause, 1 min 40 s after the start",
+            101,
+        ),
+    ],
+    ids=["ongoing", "resumed", "later", "lost", "lazy", "retrying", "unused"],
+)
+def test_later_events_are_shown_instead_of_the_start_up(
+    members: dict[str, Any], now: float, title: str, end: float
+) -> None:
+    """
+    The timeline shows the last pause, loss or first call of a lazy module.
+    """
+    module = moduleReport(**{"becameReady": 2.0, **members})
+    window = windowOf(
+        reportOf(module, moduleReport("b"), now=now, status="ready", becameReady=2.0)
+    )
+    assert (window.title, window.end) == (title, end)
+    assert window.begin == window.origin - 5
 
 
 @pytest.mark.parametrize(
@@ -418,6 +593,136 @@ def test_the_history_of_a_module_is_shown(show: Any) -> None:
     assert "attempts, lost 11 times" in textOf(html)
     assert re.search(r"\d s: lost; recovered", html)
     assert len(re.findall(r"<li>[^<]* s: ", html)) == 10
+
+
+def test_a_paused_module_is_shown(show: Any) -> None:
+    """
+    The page says for how long the calls of a module are held, until the last holder
+    has resumed it, and how many calls wait and are in progress. Old errors do not
+    matter meanwhile.
+    """
+    shown = show()
+    wrapper = shown.add("database", queueTimeout=None)
+    shown.start()
+    shown.fail("database")
+    shown.clock.advance(5)
+    shown.succeed("database")
+    resultOf(wrapper.proxy.read(1))
+    shown.pause("database", "Alice")
+    shown.pause("database", "Bob")
+    for number in range(3):
+        resultOf(wrapper.proxy.read(number))
+    shown.clock.advance(19)
+    shown.resume("database", "Alice")
+    text = shown.text()
+    for words in (
+        "Not ready, waiting for database (paused) 0 of 1 module ready",
+        "3 calls queued, 1 in progress",
+        "paused calls held for 20.00 s 2 attempts, paused once",
+        "5.00 s: paused 3 of 10,000 oldest 20.00 s 1 in progress",
+        "Last pause, 5.00 s after the start",
+    ):
+        assert words in text
+    assert "last error" not in text
+    assert 'class="lamp paused"' in shown.fragment().body.decode()
+    shown.clock.advance(7200)
+    assert "calls held for 2 h 0 min" in shown.text()
+    shown.resume("database", "Bob")
+    shown.clock.advance(0)
+    text = shown.text()
+    assert "Ready 1 of 1 module ready 0 calls queued, 4 in progress" in text
+    assert "calls held" not in text
+    assert "5.00 s: paused for 2 h 0 min" in text
+
+
+def test_a_pause_and_a_loss_are_shown_together(show: Any) -> None:
+    """
+    A module that is lost while it is paused needs help first, and is paused when it
+    has recovered. One that was paused a thousand times has a short history.
+    """
+    shown = show()
+    shown.add("a")
+    shown.start()
+    shown.succeed("a")
+    for _ in range(1000):
+        shown.pause("a")
+        shown.resume("a")
+    shown.pause("a")
+    shown.clock.advance(1)
+    shown.startup.reset("a", Trouble(SECRET))
+    shown.modules["a"].closings[-1].callback(None)
+    shown.fail("a")
+    text = shown.text()
+    assert "waiting for a 0 of 1" in text
+    assert "retrying attempt 1 since the loss failed (Trouble) calls held for" in text
+    assert "next attempt in 4.00 s 2 attempts, lost once, paused 1001 times" in text
+    assert "1.00 s: lost: Trouble" in text
+    assert len(re.findall(r"<li>[^<]* s: ", shown.html())) == 10
+    shown.clock.advance(4)
+    shown.succeed("a")
+    assert "waiting for a (paused)" in shown.text()
+
+
+def test_relations_of_modules_are_shown(show: Any) -> None:
+    """
+    The page shows with which modules one restarts, and after which it starts. While
+    it is held for another one, the other one is the cause.
+    """
+    shown = show()
+    shown.add(EVIL)
+    shown.add("cache", EVIL, restartWith=[EVIL], after=["clock"])
+    shown.add("other", "cache", after=[EVIL])
+    shown.start()
+    shown.succeed(EVIL, "cache", "other")
+    text = shown.text()
+    assert f"critical path restarts with {EVIL} starts after clock" in text
+    assert f"critical path needs cache starts after {EVIL} ready" in text
+    shown.lose(EVIL)
+    text = shown.text()
+    assert f"Not ready, waiting for {EVIL} 1 of 3 modules ready" in text
+    assert f"paused held until {EVIL} is ready again calls held for 1.00 s" in text
+    assert "<script>alert" not in shown.html()
+
+
+def test_a_lazy_module_is_not_missing(show: Any) -> None:
+    """
+    A lazy module is not needed before its first call: it neither makes the program
+    wait nor comes first on the page.
+    """
+    shown = show()
+    shown.add("a")
+    mail = shown.add("mail", "a", lazy=True)
+    shown.start()
+    assert "waiting for a 0 of 2 modules ready, 1 not needed yet" in shown.text()
+    shown.succeed("a")
+    text = shown.text()
+    assert "Ready 1 of 2 modules ready, 1 not needed yet 0 calls queued" in text
+    assert "mail needs a lazy not needed yet 0 of 10,000" in text
+    fragment = shown.fragment(**{"If-None-Match": shown.fragment().headers["etag"]})
+    assert fragment.status == 304
+    shown.clock.advance(100)
+    resultOf(mail.proxy.read(1))
+    assert "initializing attempt 1 is in progress" in shown.text()
+    shown.succeed("mail")
+    text = shown.text()
+    assert "Ready 2 of 2 modules ready 0 calls queued, 1 in progress" in text
+    assert "First call of mail, 1 min 44 s after the start" in text
+
+
+def test_a_module_that_waits_for_its_turn_is_shown(clock: Clock, show: Any) -> None:
+    """
+    If only so many modules are initialised at the same time, the others wait.
+    """
+    shown = show()
+    shown.startup = Startup(clock, concurrency=1, stayUp=True)
+    putStatus(shown.root, shown.startup, clock)
+    shown.add("a")
+    shown.add("b")
+    shown.start()
+    text = shown.text()
+    assert "Starting, waiting for a, b" in text
+    assert "a initializing attempt 1 is in progress" in text
+    assert "b initializing waits for other modules' attempts 0 of" in text
 
 
 def test_messages_are_shown_only_where_they_may_be(show: Any) -> None:
@@ -571,3 +876,15 @@ def test_of_very_many_modules_some_are_shown(show: Any) -> None:
     assert "critical path: … → m280 → m281" in text
     shown.lose("m299")
     assert 'class="name">m299<' in shown.html()
+
+
+def test_of_very_many_modules_lazy_ones_are_shown_last(show: Any) -> None:
+    """
+    A lazy module that nobody has called does not need attention.
+    """
+    shown = show()
+    for number in range(200):
+        shown.add(f"lazy{number}", lazy=True)
+    shown.add("a")
+    shown.start()
+    assert 'class="name">a<' in shown.html()

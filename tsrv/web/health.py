@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 from math import ceil
+from operator import itemgetter
 from typing import Final
 
 from twisted.web.server import Request
@@ -85,17 +86,27 @@ class Ready(AsyncResource):
 
 
 def _missing(module: ModuleReport, now: float) -> dict[str, object]:
-    since: float | None = 0.0
-    if module["becameReady"] is not None:
-        losses = module["losses"]
-        lost = bool(losses) and losses[-1]["recovered"] is None
-        since = losses[-1]["lost"] if lost else module["since"]
     return {
         "module": module["name"],
         "state": module["status"],
         "reason": module["reason"],
-        "seconds": round(now - (since or 0.0), 3),
+        "seconds": round(now - _missingSince(module), 3),
     }
+
+
+def _missingSince(module: ModuleReport) -> float:
+    became, since = module["becameReady"], module["since"]
+    if since is None:
+        return 0.0
+    episodes = [(each["lost"], each["recovered"]) for each in module["losses"]]
+    episodes += [(each["begun"], each["ended"]) for each in module["pauses"]]
+    # A module may be paused while it is lost, and the other way round.
+    for begun, ended in sorted(episodes, key=itemgetter(0), reverse=True):
+        if ended is None or ended >= since:
+            since = min(since, begun)
+    wasReady = became is not None and became < since
+    # A lazy module is not missing before its first call.
+    return since if wasReady or module["lazy"] else 0.0
 
 
 class StartupPage(AsyncResource):

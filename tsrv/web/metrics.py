@@ -53,7 +53,7 @@ OFFERED_TYPES: Final = (
 The formats; text is the default because most clients can read it.
 """
 
-STATUSES: Final = (*(state.value for state in State), "waiting", "skipped")
+STATUSES: Final = (*(state.value for state in State), "waiting", "skipped", "lazy")
 
 OUTCOMES: Final = ("started", "rejected", "expired", "cancelled", "failed")
 
@@ -64,6 +64,31 @@ METRICS_OF_WRAPPERS: Final[Sequence[tuple[Any, str, str, str]]] = (
         "tsrv_module_oldest_command_age_seconds",
         "Age of the oldest queued call; 0 if no call is queued.",
         "oldest",
+    ),
+    (
+        GaugeMetricFamily,
+        "tsrv_module_calls_in_progress",
+        "Calls in progress that tsrv tracks, or has queued before.",
+        "inProgress",
+    ),
+    (
+        CounterMetricFamily,
+        "tsrv_module_outcome_unknown",
+        "Calls that were in progress when the module was lost or closed, and whose "
+        "outcome is unknown.",
+        "stats.unknown",
+    ),
+    (
+        GaugeMetricFamily,
+        "tsrv_module_paused",
+        "Whether somebody holds the calls, in whatever state the module is.",
+        "paused",
+    ),
+    (
+        CounterMetricFamily,
+        "tsrv_module_pauses",
+        "Times for which somebody held the calls, including the present one.",
+        "history.pauses.count",
     ),
     (
         CounterMetricFamily,
@@ -165,7 +190,9 @@ class _Modules:
             labels=("module",),
         )
         ready = GaugeMetricFamily(
-            "tsrv_module_ready", "Whether the module is ready.", labels=("module",)
+            "tsrv_module_ready",
+            "Whether the module is ready. A lazy one is not before its first call.",
+            labels=("module",),
         )
         for module in report["modules"]:
             name = module["name"]

@@ -186,11 +186,13 @@ class _Page:
         window = windowOf(report)
         modules = report["modules"]
         if len(modules) > MAX_MODULES:
-            modules = sorted(modules, key=itemgetter("ready"))[:MAX_MODULES]
+            modules = sorted(modules, key=_isWell)[:MAX_MODULES]
         html = self._template.render(
             report=report,
             headline=_headline(report),
             queued=sum(wrapper.pending for wrapper in wrappers),
+            inProgress=sum(wrapper.inProgress for wrapper in wrappers),
+            unused=sum(module["status"] == "lazy" for module in modules),
             window=window,
             rows=[self._row(module, report, window) for module in modules],
             links=self._links,
@@ -202,14 +204,21 @@ class _Page:
     def _row(self, module: ModuleReport, report: Report, window: Window) -> Any:
         wrapper = self._startup.wrappers[module["name"]]
         critical = module["name"] in report["criticalPath"]
-        due = module["nextAttempt"]
+        now, due = report["now"], module["nextAttempt"]
         history = _history(module)
         errors = [error for _, _, error in history if error]
+        # A paused module works.
+        isWorking = module["ready"] or module["status"] == "paused"
+        reason, restarts = module["reason"], module["restartWith"]
+        pausedSince = module["pauses"][-1]["begun"] if module["paused"] else None
         return {
             **module,
+            "needs": [need for need in module["needs"] if need not in restarts],
             "critical": critical,
-            "lastError": errors[-1] if errors and not module["ready"] else None,
-            "secondsToRetry": None if due is None else max(0.0, due - report["now"]),
+            "reason": None if reason == module["status"] else reason,
+            "lastError": errors[-1] if errors and not isWorking else None,
+            "secondsToRetry": None if due is None else max(0.0, due - now),
+            "secondsPaused": None if pausedSince is None else now - pausedSince,
             "queued": wrapper.pending,
             "limit": wrapper.limit,
             "oldest": wrapper.oldest,
@@ -218,22 +227,33 @@ class _Page:
         }
 
 
+def _isWell(module: ModuleReport) -> bool:
+    return module["ready"] or module["status"] == "lazy"
+
+
 def _headline(report: Report) -> str:
     status = report["status"]
+    causes = [each for each in report["modules"] if not _isWell(each)]
+    names = {module["name"] for module in causes}
     causes = [
         module
-        for module in report["modules"]
-        if not module["ready"] and module["status"] not in ("waiting", "skipped")
+        for module in causes
+        if module["status"] not in ("waiting", "skipped")
+        # The module that it restarts with is the cause.
+        and names.isdisjoint(module["restartWith"])
     ]
     if status == "failed":
         causes = [module for module in causes if module["status"] == "failed"]
     elif status != "degraded":
         causes = [module for module in causes if module["required"]] or causes
-    names = ", ".join(module["name"] for module in causes[:MAX_NAMES_IN_HEADLINE])
+    named = ", ".join(
+        module["name"] + (" (paused)" if module["status"] == "paused" else "")
+        for module in causes[:MAX_NAMES_IN_HEADLINE]
+    )
     more = len(causes) - MAX_NAMES_IN_HEADLINE
     if more > 0:
-        names += f" and {more} more"
-    return HEADLINES[status].format(names or "its modules")
+        named += f" and {more} more"
+    return HEADLINES[status].format(named or "its modules")
 
 
 def _history(module: ModuleReport) -> list[tuple[float, str, str | None]]:
@@ -256,6 +276,10 @@ def _history(module: ModuleReport) -> list[tuple[float, str, str | None]]:
         if recovered is not None:
             text += f"; recovered after {duration(recovered - lost)}"
         events.append((lost, text, error))
+    for pause in module["pauses"]:
+        begun, ended = pause["begun"], pause["ended"]
+        text = "paused" if ended is None else f"paused for {duration(ended - begun)}"
+        events.append((begun, text, None))
     return sorted(events, key=itemgetter(0))
 
 

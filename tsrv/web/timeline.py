@@ -2,8 +2,9 @@
 The timeline of the status page: the period that it shows, and the bars of the
 modules.
 
-It shows the start-up until all modules have settled. After a later loss it shows
-that loss instead: days after the start, the start-up is no longer interesting.
+It shows the start-up until all modules have settled. After a later loss, pause or
+first call of a lazy module it shows that instead: days after the start, the start-up
+is no longer interesting.
 All times are seconds after the start-up began; all positions are percentages of
 the period.
 """
@@ -20,7 +21,7 @@ from ..starting.report import ModuleReport, Report
 
 __all__ = ["Window", "duration", "piecesOf", "windowOf"]
 
-SECONDS_BEFORE_LOSS: Final = 5.0
+SECONDS_BEFORE_EVENT: Final = 5.0
 
 MAX_TICKS: Final = 6
 
@@ -36,6 +37,11 @@ Possible intervals between two ticks, in seconds.
 ENDED: Final = frozenset({"skipped", "failed", "closing", "closed"})
 """
 Statuses that a module does not leave for another attempt.
+"""
+
+SETTLED: Final = ENDED | {"lazy"}
+"""
+Statuses in which a module is not ready, and which may last for ever.
 """
 
 
@@ -87,26 +93,39 @@ def windowOf(report: Report) -> Window:
     @return: The period to show.
     """
     modules, became = report["modules"], report["becameReady"]
-    losses = [
-        (loss["lost"], loss["recovered"])
+    events = [
+        event
         for module in modules
-        for loss in module["losses"]
-        if became is not None and loss["lost"] >= became
+        for event in _events(module)
+        if became is not None and event[0] >= became
     ]
     title, origin, begin = "Start-up", 0.0, 0.0
-    if losses:
-        ongoing = [lost for lost, recovered in losses if recovered is None]
-        origin = min(ongoing) if ongoing else max(losses)[0]
-        title = f"Last loss, {duration(origin)} after the start"
-        begin = max(0.0, origin - SECONDS_BEFORE_LOSS)
-    growing = not all(each["ready"] or each["status"] in ENDED for each in modules)
-    settled = max((module["since"] or 0.0 for module in modules), default=0.0)
+    if events:
+        ongoing = [event for event in events if event[2] is None]
+        origin, text, _ = min(ongoing) if ongoing else max(events)
+        title = f"{text}, {duration(origin)} after the start"
+        begin = max(0.0, origin - SECONDS_BEFORE_EVENT)
+    growing = not all(each["ready"] or each["status"] in SETTLED for each in modules)
+    ends = [event[2] or 0.0 for event in events]
+    settled = max([origin, *ends, *(module["since"] or 0.0 for module in modules)])
     last = report["now"] if growing else settled
     # Once all has settled, a margin shows what came of it.
     length = max(last - begin, 0.1) * (1 if growing else 1.08)
     step = next(each for each in TICK_SECONDS if length / each <= MAX_TICKS)
     end = origin + step * ceil((begin + length - origin) / step)
     return Window(title, origin, begin, end, last if growing else end, step)
+
+
+def _events(module: ModuleReport) -> Iterator[tuple[float, str, float | None]]:
+    """
+    @return: The begin, the title and the end of what may happen long after the start.
+    """
+    for loss in module["losses"]:
+        yield loss["lost"], "Last loss", loss["recovered"]
+    for pause in module["pauses"]:
+        yield pause["begun"], "Last pause", pause["ended"]
+    if module["lazy"] and module["begun"] is not None:
+        yield module["begun"], f"First call of {module['name']}", module["becameReady"]
 
 
 def piecesOf(
@@ -149,16 +168,21 @@ def _stretches(
     if begun != 0:
         # A module that was never begun has waited until it was skipped or closed.
         waitedFor = f" for {module['waitedFor']}" if module["waitedFor"] else ""
-        yield "waiting", 0.0, end if begun is None else begun, waitedFor
+        isLazy = module["lazy"] and status != "waiting"
+        kind, note = ("lazy", "") if isLazy else ("waiting", waitedFor)
+        yield kind, 0.0, end if begun is None else begun, note
     ready = module["becameReady"]
     for loss in module["losses"]:
         if ready is not None:
-            yield "ready", ready, loss["lost"], ""
+            yield from _readyParts(module, ready, loss["lost"])
         ready = loss["recovered"]
         because = f" ({loss['kind']})" if loss["kind"] else ""
         yield "lost", loss["lost"], end if ready is None else ready, because
     if ready is not None:
-        yield "ready", ready, end, ""
+        yield from _readyParts(module, ready, end)
+    for pause in module["pauses"]:
+        begun, ended = pause["begun"], pause["ended"]
+        yield "paused", begun, end if ended is None else ended, ""
     attempts = module["attempts"]
     for attempt, following in zip_longest(attempts, attempts[1:]):
         begun, ended = attempt["begun"], attempt["ended"]
@@ -168,6 +192,25 @@ def _stretches(
             yield "failure", ended, ended, f": {attempt['kind']}"
     if end is not None and status in ("failed", "skipped"):
         yield "ended", end, None, ""
+
+
+def _readyParts(
+    module: ModuleReport, begin: float, end: float | None
+) -> Iterator[tuple[str, float, float | None, str]]:
+    """
+    @return: The parts between two times in which the module was not paused.
+    """
+    for pause in module["pauses"]:
+        begun, ended = pause["begun"], pause["ended"]
+        if end is not None and begun >= end:
+            break
+        if begun > begin:
+            yield "ready", begin, begun, ""
+        if ended is None:
+            return
+        begin = max(begin, ended)
+    if end is None or begin < end:
+        yield "ready", begin, end, ""
 
 
 def duration(seconds: float) -> str:
