@@ -1,24 +1,19 @@
 """
 The wrapper under whatever may happen to it, in any order and from any callback.
 
-L{Machine} makes random steps: callers make calls and cancel them, the module succeeds,
-fails, hangs and is lost, the wrapper is closed. Each step may also be I{planned}, to
-happen in the next callback that the wrapper runs. The machine notes all that it sees,
-and checks after each step that every call ends once, in order, with its result or
-the true reason, and that nothing runs after its caller gave up.
+L{Machine} makes random steps: callers make calls, cancel them and fire them, the module
+succeeds, fails, hangs, is lost and misbehaves, the wrapper is paused, reset and
+closed. Each step may also be I{planned}, to happen in the next callback that the
+wrapper runs, or when it looks up the next attribute. The world notes all that it sees,
+and checks after each step that every call ends once, in order, with its result or the
+true reason, and that nothing runs after its caller gave up (L{tests.machine.checks}).
 
 The number of random programs is C{TSRV_EXAMPLES}.
 """
 
 from __future__ import annotations
 
-import gc
 import os
-from collections import deque
-from collections.abc import Callable, Iterable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -28,161 +23,44 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
-from twisted.python.failure import Failure
+from twisted.logger import LogEvent
 
-from tsrv import (
-    Closed,
-    IllegalTransition,
-    InitializationFailed,
-    OutcomeUnknown,
-    QueueFull,
-    QueueTimeout,
-    QueuingWrapper,
-    State,
+from tsrv import State
+
+from .machine.calls import CAN_FAIL, NOT_READY, READY, Hostile
+from .machine.checks import Checks
+from .machine.steps import HOLDERS, METHODS, PLANS
+from .machine.world import Options
+from .support import Refused, Trouble
+
+CANCELLERS = ["silent", "raise", "other", "slow", "result", "discover"]
+KINDS = ["steady", "tracked", "losable", "losable", "pinged"]
+KINDS += ["interface", "settles", "nested"]
+
+which = st.integers(0, 9)
+methods = st.sampled_from(METHODS)
+holders = st.sampled_from(HOLDERS)
+errors = st.sampled_from([None, None, None, Trouble, Refused, Hostile])
+
+options = st.builds(
+    Options,
+    kind=st.sampled_from(KINDS),
+    replay=st.sampled_from(
+        [("read",), ("read",), ("read", "compute", "eventual"), ("read", "count"), ()]
+    ),
+    alwaysDeferred=st.sampled_from([False, False, True]),
+    lazy=st.sampled_from([False, False, False, True, "callable"]),
+    whenIdle=st.sampled_from([False, False, True]),
+    slots=st.sampled_from([None, None, 1, 2]),
+    limit=st.sampled_from([1, 3, 100, 100, 100]),
+    timeout=st.sampled_from([None, 1.0, 5.0]),
+    concurrency=st.sampled_from([None, None, 1, 2]),
+    attemptTimeout=st.sampled_from([None, 2.0]),
+    tick=st.sampled_from([0.0, 0.0, 0.0, 0.0005]),
+    shared=st.sampled_from(["pending", "succeeded", "failed"]),
 )
-
-from .support import Failures, Refused, Trouble
-
-caller: ContextVar[int | None] = ContextVar("caller", default=None)
-
-METHODS = ["read", "write", "compute", "count", "fail"]
-DEFERRED_METHODS = ["read", "write", "compute"]
-
-PLANS = ["submit", "cancel", "lose", "initialize", "wait", "close", "fail"]
-PLANS += ["submit", "lose", "initialize"]
-
-READY = (State.DRAINING, State.READY)
-REFUSING = (State.FAILED, State.CLOSING, State.CLOSED)
-CAN_FAIL = (State.NEW, State.INITIALIZING, State.RETRYING, State.LOST)
-NOT_READY = (*CAN_FAIL, State.FAILED)
-
-SECONDS_PER_CALL = 0.002
-"""
-How long a drained call keeps the reactor, in seconds.
-"""
-
-
-class Abandoned(Exception):
-    """
-    The reason of fail().
-    """
-
-
-@dataclass(eq=False)
-class Call:
-    """
-    One call, and all that was seen of it.
-
-    @ivar queued: Whether it went through the queue.
-    @ivar since: The time at which it began to wait.
-    @ivar fired: The results of its Deferred.
-    @ivar gaveUp: Whether its caller cancelled it.
-    @ivar rejected: Whether it had to fail at once.
-    @ivar runs: The times that the module was called for it.
-    """
-
-    number: int
-    method: str
-    queued: bool
-    since: float
-    deferred: Deferred[Any] | None = None
-    fired: list[Any] = field(default_factory=list)
-    gaveUp: bool = False
-    rejected: bool = False
-    runs: list[Run] = field(default_factory=list)
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.fired)
-
-
-@dataclass(eq=False)
-class Run:
-    """
-    One time that the module was called. Every third call takes its time when it is
-    cancelled.
-
-    @ivar losses: The number of losses before.
-    @ivar answer: The module's Deferred, if the method returns one.
-    @ivar late: Fires when a call that was cancelled ends.
-    """
-
-    call: Call
-    losses: int
-    answer: Deferred[Any] | None = None
-    late: Deferred[Any] = field(default_factory=Deferred)
-
-    @property
-    def open(self) -> bool:
-        if self.answer is None:
-            return False
-        return not self.answer.called or (
-            isinstance(self.answer.result, Deferred) and not self.late.called
-        )
-
-    def begin(self) -> Deferred[Any]:
-        self.answer = Deferred()
-        self.answer.addErrback(self.cancelled)
-        return self.answer
-
-    def end(self, error: Exception | None) -> None:
-        assert self.answer is not None
-        open_ = self.late if self.answer.called else self.answer
-        if error is None:
-            open_.callback(("done", self.call.number, self.call.runs.index(self)))
-        else:
-            open_.errback(error)
-
-    def cancelled(self, failure: Failure) -> Any:
-        if self.call.number % 3 or not failure.check(CancelledError):
-            return failure
-        return self.late
-
-
-class Modelled:
-    """
-    The module: it reports each step to the machine.
-    """
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-
-    def initialize(self) -> Deferred[None]:
-        return self._machine.initializing()
-
-    def whenLost(self) -> Deferred[None]:
-        return self._machine.watching()
-
-    def close(self) -> Deferred[None]:
-        return self._machine.closing()
-
-    def read(self, number: int) -> Deferred[Any]:
-        return self._machine.run(number).begin()
-
-    def write(self, number: int) -> Deferred[Any]:
-        return self._machine.run(number).begin()
-
-    async def compute(self, number: int) -> Any:
-        return await self._machine.run(number).begin()
-
-    def count(self, number: int) -> object:
-        self._machine.run(number)
-        return ("counted", number)
-
-    def fail(self, number: int) -> object:
-        self._machine.run(number)
-        raise Trouble(number)
-
-
-def unfired(deferreds: Iterable[Deferred[None]]) -> list[Deferred[None]]:
-    """
-    @return: Those Deferreds that have not fired.
-    """
-    return [each for each in deferreds if not each.called]
 
 
 class Machine(RuleBasedStateMachine):
@@ -190,464 +68,376 @@ class Machine(RuleBasedStateMachine):
     One wrapper, with its callers and its module.
     """
 
-    @initialize(
-        limit=st.sampled_from([1, 3, 100, 100]),
-        timeout=st.sampled_from([None, 1.0, 5.0]),
-        concurrency=st.sampled_from([None, None, 1, 2]),
-        attemptTimeout=st.sampled_from([None, 2.0]),
-    )
-    def setUp(
-        self,
-        limit: int,
-        timeout: float | None,
-        concurrency: int | None,
-        attemptTimeout: float | None,
-    ) -> None:
-        self.clock = Clock()
-        self.limit = limit
-        self.timeout = timeout
-        self.concurrency = concurrency
-        self.wrapper = QueuingWrapper(
-            Modelled(self),
-            self.clock,
-            limit=limit,
-            timeout=timeout,
-            concurrency=concurrency,
-            attemptTimeout=attemptTimeout,
-            closeTimeout=3.0,
-            retryPolicy=self.policy,
-            fatal=(Refused,),
-            replay=["read"],
-        )
-        # Methods that are taken before the module is ready are right at any time.
-        self.kept = {name: getattr(self.wrapper.proxy, name) for name in METHODS}
+    right = True
 
-        # What was seen.
-        self.calls: list[Call] = []
-        self.waiters: list[tuple[Deferred[None], list[Any]]] = []
-        self.closers: list[tuple[Deferred[None], list[Any]]] = []
-        self.attempts: list[Deferred[None]] = []
-        self.watches: list[Deferred[None]] = []
-        self.closings: list[Deferred[None]] = []
-        self.problems: list[str] = []
-        self.notified = (self.wrapper.state, self.wrapper.since)
-        self.losses = 0
-        self.begun = 0
-        self.fatals = 0
-        self.cancelled = 0
-        self.queuedTwice = 0
-        self.lastStarted: dict[int, int] = {}
-        self.succeeded = False
-        self.cancellingAttempts = 0
-        self.sliceSeconds = 0.0
-        self.competing = False
+    @initialize(options=options)
+    def setUp(self, options: Options) -> None:
+        self.world = Checks(options)
 
-        # What is to happen.
-        self.plans: deque[Callable[[], None]] = deque()
-        self.nextAttempt = "later"
-
-        self.failures = Failures()
-        globalLogPublisher.addObserver(self.failures)
-        self.wrapper.addObserver(self.observe)
-
-    def check(self, holds: bool, what: str) -> None:
-        # In a callback an exception might be caught by the code under test.
-        if not holds:
-            self.problems.append(what)
-
-    def reenter(self) -> None:
+    def step(self) -> Checks:
         """
-        A callback: do what is planned for it.
+        Begin a step.
         """
-        if self.plans:
-            try:
-                self.plans.popleft()()
-            except Exception as error:
-                self.check(False, f"calling back raised {error!r}")
+        self.world.clock.begin()
+        self.world.disturbed = False
+        return self.world
 
-    # The observer.
-
-    def observe(self) -> None:
-        wrapper, waiting = self.wrapper, self.waiting()
-        state, stats, error = wrapper.state, wrapper.stats, wrapper.lastError
-        self.notified = (state, wrapper.since)
-        # A call that is just being made may have ended without our seeing it, if the
-        # module was lost and given up meanwhile.
-        making = any(call.deferred is None and call.runs for call in self.calls)
-        self.check(
-            making or stats.pending == wrapper.pending == len(waiting),
-            f"an observer sees {stats.pending} of {len(waiting)} waiting",
-        )
-        self.check(
-            (wrapper.retryAfter() is not None)
-            == (state in (State.RETRYING, State.LOST)),
-            f"an observer sees an attempt scheduled in state {state}",
-        )
-        self.check(
-            state not in READY or (self.succeeded and error is None),
-            "an observer sees a module ready that is not",
-        )
-        self.check(
-            state is not State.FAILED or isinstance(error, (Refused, Abandoned)),
-            f"an observer sees a failure because of {error!r}",
-        )
-        self.reenter()
-
-    # The module.
-
-    def initializing(self) -> Deferred[None]:
-        self.succeeded = False
-        self.begun += 1
-        number = self.begun
-        self.reenter()
-        how, self.nextAttempt = self.nextAttempt, "later"
-        if number == self.begun:
-            # No other attempt has begun in that callback.
-            self.succeeded = how == "succeed"
-        if how == "raise":
-            raise Trouble("at once")
-        if how == "refuse":
-            self.fatals += 1
-            return fail(Refused("at once"))
-        if how == "succeed":
-            return succeed(None)
-        self.attempts.append(Deferred(self.cancelAttempt))
-        return self.attempts[-1]
-
-    def cancelAttempt(self, attempt: Deferred[None]) -> None:
-        self.cancellingAttempts += 1
-        self.reenter()
-        self.cancellingAttempts -= 1
-
-    def policy(self, attempts: int) -> float:
-        self.reenter()
-        return float(attempts)
-
-    def watching(self) -> Deferred[None]:
-        self.reenter()
-        self.watches.append(Deferred())
-        return self.watches[-1]
-
-    def closing(self) -> Deferred[None]:
-        self.reenter()
-        self.closings.append(Deferred())
-        return self.closings[-1]
-
-    def run(self, number: int) -> Run:
-        """
-        The module is called.
-        """
-        call, state = self.calls[number], self.wrapper.state
-        self.check(not call.gaveUp, f"call {number} runs after its caller gave up")
-        self.check(not call.ended, f"call {number} runs after it has ended")
-        self.check(caller.get() == number, f"call {number} lost its context")
-        self.check(state in READY, f"call {number} runs in state {state}")
-        self.check(call.method == "read" or not call.runs, f"call {number} runs twice")
-        last = self.lastStarted.get(self.losses, -1)
-        self.check(last < number, f"call {number} runs after {last}")
-        self.lastStarted[self.losses] = number
-        overtaken = [each.number for each in self.waiting() if each.number < number]
-        self.check(not overtaken, f"call {number} overtakes {overtaken}")
-        run = Run(call, self.losses)
-        call.runs.append(run)
-        if state is State.DRAINING:
-            self.work()
-            self.check(
-                self.concurrency is None or self.inProgress() <= self.concurrency,
-                f"call {number} is one too many in progress",
-            )
-        self.reenter()
-        return run
-
-    def work(self) -> None:
-        """
-        Keep the reactor for a while, in competition with other work.
-        """
-        self.check(self.sliceSeconds < 0.006, "one slice goes on and on")
-        self.sliceSeconds += SECONDS_PER_CALL
-        self.clock.rightNow += SECONDS_PER_CALL
-        if not self.competing:
-            self.competing = True
-            self.clock.callLater(0, self.compete)
-
-    def compete(self) -> None:
-        self.competing = False
-        self.sliceSeconds = 0.0
-
-    # The calls.
-
-    def isWaiting(self, call: Call) -> bool:
-        if call.ended or not call.runs:
-            return not call.ended
-        lost = call.runs[-1].losses < self.losses
-        return call.method == "read" and not call.gaveUp and lost
-
-    def waiting(self) -> list[Call]:
-        return [call for call in self.calls if self.isWaiting(call)]
-
-    def inProgress(self) -> int:
-        return sum(
-            run.losses == self.losses and not call.ended
-            for call in self.calls
-            for run in call.runs
-        )
-
-    def isRunning(self, call: Call) -> bool:
-        started = bool(call.runs) and call.runs[-1].losses == self.losses
-        return started and not call.ended and not call.gaveUp
-
-    # The steps.
-
-    def submit(self, method: str, kept: bool = False) -> None:
-        number, wrapper = len(self.calls), self.wrapper
-        state, pending = wrapper.state, wrapper.pending
-        call = Call(number, method, state is not State.READY, self.clock.seconds())
-        self.calls.append(call)
-        function = self.kept[method] if kept else getattr(wrapper.proxy, method)
-        token = caller.set(number)
-        try:
-            answer = function(number)
-        except Trouble as error:
-            answer = fail(error)
-            self.check(not call.queued, f"call {number} raises in state {state}")
-        finally:
-            caller.reset(token)
-        if not isinstance(answer, Deferred):
-            self.check(not call.queued, f"call {number} returns no Deferred")
-            answer = succeed(answer)
-        call.deferred = answer
-        if call.queued and not call.runs:
-            refused = state in REFUSING
-            if refused and self.cancellingAttempts:
-                # Queued calls have not been refused yet, but soon will be.
-                refused = answer.called
-            call.rejected = refused or pending >= self.limit
-            self.check(
-                answer.called == call.rejected,
-                f"call {number} in state {state} with {pending} pending",
-            )
-        answer.addBoth(self.ended, call)
-
-    def ended(self, result: object, call: Call) -> None:
-        call.fired.append(result)
-        if isinstance(result, Failure) and result.check(QueueTimeout):
-            assert result.value is not None
-            self.check(
-                result.value.__cause__ is self.wrapper.lastError,
-                f"call {call.number} lost the cause of its timeout",
-            )
-        self.reenter()
-
-    def cancelCall(self, which: int) -> None:
-        open_ = [call for call in self.calls if call.deferred and not call.ended]
-        if open_:
-            call = open_[which % len(open_)]
-            assert call.deferred is not None
-            self.cancelled += self.isWaiting(call)
-            call.gaveUp = True
-            call.deferred.cancel()
-
-    def wait(self, start: bool) -> None:
-        fired: list[Any] = []
-        wrapper = self.wrapper
-        fatals = self.fatals - (wrapper.state is State.FAILED and not start)
-        deferred = wrapper.initialize() if start else wrapper.whenInitialized()
-        self.waiters.append((deferred, fired))
-
-        def initialized(result: object) -> None:
-            fired.append(result)
-            if isinstance(result, Failure) and result.check(InitializationFailed):
-                self.check(self.fatals > fatals, "a new waiter gets an old failure")
-            self.reenter()
-
-        deferred.addBoth(initialized)
-
-    def closeWrapper(self) -> None:
-        fired: list[Any] = []
-        deferred = self.wrapper.close()
-        self.closers.append((deferred, fired))
-
-        def closed(result: object) -> None:
-            fired.append(result)
-            self.reenter()
-
-        deferred.addBoth(closed)
-
-    def failWrapper(self) -> None:
-        wrapper, reason = self.wrapper, Abandoned()
-
-        def seen() -> tuple[object, ...]:
-            return wrapper.state, wrapper.since, wrapper.lastError, wrapper.stats
-
-        before, planned = seen(), bool(self.plans)
-        legal = wrapper.state in CAN_FAIL
-        self.fatals += legal
-        try:
-            wrapper.fail(reason)
-        except IllegalTransition:
-            self.check(not legal, f"cannot fail in state {before[0]}")
-            self.check(before == seen(), "an illegal fail() has changed something")
-        else:
-            self.check(legal, f"can fail in state {before[0]}")
-            failed = wrapper.state is State.FAILED and wrapper.lastError is reason
-            self.check(planned or failed, f"has not failed, but is {wrapper.state}")
-
-    def loseModule(self, error: Exception | None) -> None:
-        if not unfired(self.watches[-1:]):
-            return
-        if self.wrapper.state in READY:
-            for call in self.calls:
-                if call.method == "read" and self.isRunning(call):
-                    # It is queued again, and begins to wait again.
-                    self.queuedTwice += call.queued
-                    call.queued = True
-                    call.since = self.clock.seconds()
-            self.losses += 1
-        if error is None:
-            self.watches[-1].callback(None)
-        else:
-            self.watches[-1].errback(error)
-
-    def endRun(self, which: int, error: Exception | None) -> None:
-        runs = [run for call in self.calls for run in call.runs if run.open]
-        if runs:
-            runs[which % len(runs)].end(error)
-
-    def beginAttempt(self) -> None:
-        """
-        Let an attempt be in progress, whatever was planned.
-        """
-        self.nextAttempt = "later"
-        self.wait(start=True)
-        self.clock.advance(self.wrapper.retryAfter() or 0)
-
-    def plan(self, what: str, method: str, which: int) -> None:
-        self.plans.append(
-            {
-                "submit": lambda: self.submit(method),
-                "cancel": lambda: self.cancelCall(which),
-                "lose": lambda: self.loseModule(None),
-                "initialize": lambda: self.wait(start=True),
-                "wait": lambda: self.wait(start=False),
-                "close": self.closeWrapper,
-                "fail": self.failWrapper,
-            }[what]
-        )
-
-    # The rules.
+    # Preconditions.
 
     def isReady(self) -> bool:
-        return self.wrapper.state in READY
+        return self.world.wrapper.state in READY
 
     def isNotReady(self) -> bool:
-        return self.wrapper.state in NOT_READY
+        return self.world.wrapper.state in NOT_READY
 
-    @rule(method=st.sampled_from(METHODS), kept=st.booleans())
+    def hasOpenCalls(self) -> bool:
+        return any(not call.ended for call in self.world.calls)
+
+    # Calls.
+
+    @rule(method=methods, kept=st.booleans())
     def makeCall(self, method: str, kept: bool) -> None:
-        self.submit(method, kept)
+        self.step().submit(method, kept)
 
-    @rule(many=st.integers(2, 6), method=st.sampled_from(DEFERRED_METHODS))
+    @rule(many=st.integers(2, 6), method=methods)
     def makeCalls(self, many: int, method: str) -> None:
         for _ in range(many):
-            self.submit(method)
+            self.step().submit(method)
 
-    @precondition(lambda self: any(not call.ended for call in self.calls))
-    @rule(which=st.integers(0, 9))
-    def giveUpACall(self, which: int) -> None:
-        self.cancelCall(which)
+    @precondition(hasOpenCalls)
+    @rule(which=which, how=st.sampled_from(CANCELLERS))
+    def giveUpACall(self, which: int, how: str) -> None:
+        self.step().cancelACall(which, how)
+
+    @precondition(hasOpenCalls)
+    @rule(which=which, failing=st.booleans())
+    def fireACall(self, which: int, failing: bool) -> None:
+        self.step().usurp(which, failing)
+
+    @precondition(lambda self: any(call.runs for call in self.world.calls))
+    @rule(which=which, error=errors)
+    def answerCall(self, which: int, error: type[BaseException] | None) -> None:
+        self.step().endRun(which, None if error is None else Trouble("answer"))
+
+    @precondition(lambda self: not self.world.shared.called)
+    @rule(failing=st.booleans())
+    def answerSharedCalls(self, failing: bool) -> None:
+        self.step().fireShared(failing)
+
+    @rule()
+    def removeOrAddAMethod(self) -> None:
+        self.step().toggleExtra()
+
+    # Attempts.
 
     @precondition(isNotReady)
     @rule(start=st.booleans())
     def waitForTheModule(self, start: bool) -> None:
-        self.wait(start)
+        self.step().wait(start)
 
-    @precondition(lambda self: any(not fired for _, fired in self.waiters))
-    @rule(which=st.integers(0, 9))
+    @precondition(lambda self: any(not fired for _, fired in self.world.waiters))
+    @rule(which=which)
     def stopWaiting(self, which: int) -> None:
-        open_ = [deferred for deferred, fired in self.waiters if not fired]
-        attempts, planned = unfired(self.attempts), bool(self.plans)
+        world = self.step()
+        open_ = [deferred for deferred, fired in world.waiters if not fired]
+        cancelled = [attempt.cancelled for attempt in world.attempts]
+        planned = bool(world.plans)
         open_[which % len(open_)].cancel()
-        assert planned or unfired(attempts) == attempts
+        now = [attempt.cancelled for attempt in world.attempts]
+        assert planned or now == cancelled
 
     @precondition(isNotReady)
     @rule()
     def becomeReady(self) -> None:
-        self.beginAttempt()
-        self.answerAttempt(None)
+        world = self.step()
+        world.beginAttempt()
+        world.answerAttempt(None)
 
-    @precondition(lambda self: self.nextAttempt == "later")
-    @rule(how=st.sampled_from(["later", "succeed", "raise", "refuse"]))
-    def chooseNextAttempt(self, how: str) -> None:
-        self.nextAttempt = how
+    @rule(
+        attempt=st.sampled_from(
+            ["later", "succeed", "raise", "hostile", "refuse", "eventual", "coroutine"]
+        ),
+        watch=st.sampled_from(
+            ["later", "later", "raise", "plain", "same", "lost", "eventual"]
+        ),
+        task=st.sampled_from(
+            ["later", "raise", "plain", "fail", "succeed", "eventual"]
+        ),
+    )
+    def chooseWhatTheModuleDoesNext(self, attempt: str, watch: str, task: str) -> None:
+        world = self.step()
+        world.nextAttempt, world.nextWatch = attempt, watch
+        world.nextClosing = world.nextPing = world.nextIdle = task
 
-    @precondition(lambda self: bool(unfired(self.attempts)))
-    @rule(error=st.sampled_from([None, None, None, Trouble, Refused]))
-    def answerAttempt(self, error: type[Exception] | None) -> None:
-        open_ = unfired(self.attempts)
-        if open_ and error is None:
-            self.succeeded = True
-            open_[-1].callback(None)
-        elif open_ and error is not None:
-            reason = error("later")
-            self.fatals += error is Refused
-            current = self.wrapper.state is State.INITIALIZING
-            planned = bool(self.plans)
-            open_[-1].errback(reason)
-            assert planned or not current or self.wrapper.lastError is reason
+    @precondition(lambda self: any(attempt.open for attempt in self.world.attempts))
+    @rule(error=errors)
+    def answerAttempt(self, error: type[BaseException] | None) -> None:
+        self.step().answerAttempt(None if error is None else error("later"))
 
-    @precondition(lambda self: any(call.runs for call in self.calls))
-    @rule(which=st.integers(0, 9), error=st.sampled_from([None, None, Trouble]))
-    def answerCall(self, which: int, error: type[Exception] | None) -> None:
-        self.endRun(which, None if error is None else error("answer"))
+    @precondition(isNotReady)
+    @rule(
+        how=st.sampled_from(["raise", "other", "succeed", "slow", "discover"]),
+        what=st.sampled_from(["fail", "time", "reset", "close"]),
+    )
+    def giveUpAnAttempt(self, how: str, what: str) -> None:
+        world = self.step()
+        world.beginAttempt()
+        world.attemptCanceller = how
+        if what == "time":
+            world.clock.advance(2.0)
+        elif what == "reset":
+            world.reset()
+        elif what == "close" and len(world.calls) > 9:
+            world.closeWrapper()
+        elif world.wrapper.state in CAN_FAIL:
+            world.failWrapper()
+
+    # Losses.
 
     @precondition(isReady)
-    @rule(error=st.sampled_from([None, Trouble]), failures=st.booleans())
-    def lose(self, error: type[Exception] | None, failures: bool) -> None:
+    @rule(
+        error=st.sampled_from([None, Trouble]),
+        calls=st.sampled_from(["none", "none", "error", "cancel", "result"]),
+        first=st.booleans(),
+    )
+    def lose(self, error: type[Exception] | None, calls: str, first: bool) -> None:
         """
-        The module is lost; many clients fail all that is in progress first.
+        The module is lost; many clients end all that is in progress first, or
+        afterwards.
         """
-        if failures:
-            reads = [call for call in self.calls if call.method == "read"]
-            running = [call for call in reads if self.isRunning(call)]
-            planned = bool(self.plans)
-            for _ in range(len(self.calls)):
-                self.endRun(0, Trouble("connection lost"))
-        self.loseModule(None if error is None else error("loss"))
-        assert not failures or planned or not any(call.ended for call in running)
+        world = self.step()
+        if calls == "none" and world.settles:
+            calls = "error"
+        if first and calls != "none":
+            world.settleCalls(calls)
+        world.loseModule(None if error is None else error("loss"))
+        if not first and calls != "none":
+            world.settleCalls(calls)
 
-    @precondition(lambda self: self.wrapper.state in CAN_FAIL)
+    @rule(
+        method=st.sampled_from(["read", "read", "compute", "write"]),
+        how=st.sampled_from(CANCELLERS),
+        late=st.booleans(),
+        result=st.sampled_from(["none", "error", "cancel", "result"]),
+    )
+    def loseWhileACallIsGivenUp(
+        self, method: str, how: str, late: bool, result: str
+    ) -> None:
+        world = self.step()
+        if self.isNotReady():
+            world.beginAttempt()
+            world.answerAttempt(None)
+        before = len(world.calls)
+        world.submit(method)
+        world.submit("read")
+        self.step()
+        if late:
+            world.loseModule(None)
+        if before < len(world.calls) and not world.calls[before].ended:
+            world.cancelTheCall(world.calls[before], how)
+        if not late:
+            world.loseModule(None)
+        if result != "none" or world.settles:
+            world.settleCalls("error" if result == "none" else result)
+
+    @precondition(isNotReady)
+    @rule(seconds=st.sampled_from([0.3, 0.6, 0.9]))
+    def loseWhileOthersWait(self, seconds: float) -> None:
+        """
+        What is queued again is younger than what has waited behind it.
+        """
+        world = self.step()
+        timeout = world.options.timeout or 1.0
+        world.plans.clear()
+        world.beginAttempt()
+        for method in ["read", "read", "write", "read"]:
+            world.submit(method)
+        world.answerAttempt(None)
+        world.clock.advance(timeout * seconds)
+        self.step()
+        world.loseModule(None)
+        if world.settles:
+            world.settleCalls("error")
+        world.clock.advance(timeout * (1 - seconds) + 0.01)
+
+    @precondition(isNotReady)
+    @rule(
+        then=st.sampled_from(["give up", "give up", "lose", "close", "fire", "nothing"])
+    )
+    def drainSlowly(self, then: str) -> None:
+        """
+        The drain waits for calls in progress.
+        """
+        world = self.step()
+        world.beginAttempt()
+        for method in ["write", "read", "write", "compute"]:
+            world.submit(method)
+        world.answerAttempt(None)
+        self.step()
+        waiting = [each for each in world.waiting() if each.deferred is not None]
+        if then == "lose":
+            world.loseModule(None)
+        elif then == "close" and len(world.calls) > 9:
+            world.closeWrapper()
+        for call in waiting:
+            if then == "give up" and world.isWaiting(call):
+                self.step().cancelTheCall(call, "silent")
+            elif then == "fire":
+                self.step().usurpTheCall(call, False)
+
+    @precondition(lambda self: self.world.wrapper.state is State.NEW)
+    @rule(method=methods)
+    def waitInVain(self, method: str) -> None:
+        """
+        Nobody initialises the module.
+        """
+        self.step().submit(method)
+        self.step().clock.advance((self.world.options.timeout or 0) + 0.1)
+
+    @precondition(isNotReady)
+    @rule()
+    def removeAMethodWhileACallWaits(self) -> None:
+        world = self.step()
+        world.beginAttempt()
+        if not world.module.hasExtra():
+            world.toggleExtra()
+        world.submit("extra")
+        world.toggleExtra()
+        world.answerAttempt(None)
+
+    @precondition(lambda self: self.isNotReady() and len(self.world.calls) < 4)
+    @rule(
+        many=st.sampled_from([20, 60, 100]),
+        method=st.sampled_from(["read", "write"]),
+        what=st.sampled_from(["lose", "reset", "close"]),
+    )
+    def loseManyCalls(self, many: int, method: str, what: str) -> None:
+        world = self.step()
+        world.beginAttempt()
+        world.answerAttempt(None)
+        for _ in range(many):
+            self.step().submit(method)
+        world = self.step()
+        if what == "lose":
+            world.loseModule(None)
+        elif what == "reset" and self.isReady():
+            world.reset()
+        elif what == "close":
+            world.closeWrapper()
+
+    # Pauses, resets, pings.
+
+    @rule(by=holders)
+    def pause(self, by: object) -> None:
+        self.step().pause(by)
+
+    @precondition(lambda self: bool(self.world.holds))
+    @rule(by=holders)
+    def resume(self, by: object) -> None:
+        self.step().resume(by)
+
+    @rule()
+    def enterPause(self) -> None:
+        self.step().enterPause()
+
+    @precondition(lambda self: bool(self.world.contexts))
+    @rule(which=which)
+    def leavePause(self, which: int) -> None:
+        self.step().leavePause(which)
+
+    @precondition(lambda self: bool(self.world.pausers))
+    @rule(which=which)
+    def stopWaitingForAPause(self, which: int) -> None:
+        pausers = self.step().pausers
+        pausers[which % len(pausers)][0].cancel()
+
+    @precondition(lambda self: bool(self.world.idles))
+    @rule(error=errors)
+    def answerWhenIdle(self, error: type[BaseException] | None) -> None:
+        self.step().answerTasks(self.world.idles, error)
+
+    @rule()
+    def reset(self) -> None:
+        self.step().reset()
+
+    @precondition(lambda self: bool(self.world.pings))
+    @rule(error=errors)
+    def answerPing(self, error: type[BaseException] | None) -> None:
+        self.step().answerTasks(self.world.pings, error)
+
+    @precondition(lambda self: self.world.slots and not self.world.slotsTaken)
+    @rule()
+    def takeASlot(self) -> None:
+        if self.world.slots is not None and self.world.slots.tokens:
+            self.step().takeSlot()
+
+    @precondition(lambda self: self.world.slotsTaken)
+    @rule()
+    def giveASlotBack(self) -> None:
+        self.step().releaseSlot()
+
+    # The end of the module, and time.
+
+    @precondition(lambda self: self.world.wrapper.state in CAN_FAIL)
     @rule(twice=st.booleans())
     def giveUpTheModule(self, twice: bool) -> None:
         for _ in range(1 + twice):
-            self.failWrapper()
+            self.step().failWrapper()
 
     @rule(seconds=st.sampled_from([0, 0, 0.5, 1, 2, 7]))
     def passTime(self, seconds: float) -> None:
-        self.clock.advance(seconds)
+        self.step().clock.advance(seconds)
 
-    @precondition(lambda self: len(self.calls) > 12)
+    @precondition(lambda self: len(self.world.calls) > 12)
     @rule()
     def close(self) -> None:
         # Not too early: not much happens afterwards.
-        self.closeWrapper()
+        self.step().closeWrapper()
 
-    @precondition(lambda self: bool(unfired(self.closings)))
-    @rule(error=st.sampled_from([None, Trouble]))
-    def answerClosing(self, error: type[Exception] | None) -> None:
-        for closing in unfired(self.closings):
-            if error is None:
-                closing.callback(None)
-            else:
-                closing.errback(error("closing"))
+    @precondition(lambda self: any(each.open for each in self.world.closings))
+    @rule(error=errors)
+    def answerClosing(self, error: type[BaseException] | None) -> None:
+        self.step().answerTasks(self.world.closings, error)
 
-    @precondition(lambda self: len(self.plans) < 3)
-    @rule(
-        what=st.sampled_from(PLANS),
-        method=st.sampled_from(METHODS),
-        which=st.integers(0, 9),
-    )
+    @rule(method=methods)
+    def callFromAnotherThread(self, method: str) -> None:
+        self.step().callFromThread(method)
+
+    # Plans.
+
+    @precondition(lambda self: len(self.world.plans) < 3)
+    @rule(what=st.sampled_from(PLANS), method=methods, which=which)
     def planForTheNextCallback(self, what: str, method: str, which: int) -> None:
-        self.plan(what, method, which)
+        self.step().plan(what, method, which)
+
+    @precondition(isNotReady)
+    @rule(
+        what=st.sampled_from(["lose", "lose", "close", "reset", "raise", "pause"]),
+        before=st.integers(0, 3),
+        methods=st.lists(methods, max_size=2),
+        late=st.lists(methods, max_size=3),
+    )
+    def lookUpWithPlans(
+        self, what: str, before: int, methods: list[str], late: list[str]
+    ) -> None:
+        """
+        Everything may happen while the wrapper looks at the module's attributes.
+        """
+        world = self.step()
+        if what == "raise" and world.options.replay:
+            # Such a call fails without a run, but not at once.
+            what = "lose"
+        world.lookRaised = world.lookRaised or what == "raise"
+        world.beginAttempt()
+        for method in methods:
+            world.submit(method)
+        for _ in range(before):
+            world.lookPlans.append(lambda: None)
+        world.plan(what, "read", before, look=True)
+        world.answerAttempt(None)
+        world.lookPlans.clear()
+        for method in late:
+            world.submit(method)
 
     @precondition(isNotReady)
     @rule(
@@ -659,21 +449,23 @@ class Machine(RuleBasedStateMachine):
         The canceller, the policy and those who hear of a failure may give the module
         up and begin again.
         """
-        self.plans.clear()
-        self.beginAttempt()
+        world = self.step()
+        world.plans.clear()
+        world.beginAttempt()
         for what in ["fail", "initialize", *whats]:
-            self.plan(what, "read", 0)
+            world.plan(what, "read", 0)
         if overdue:
-            self.clock.advance(2.0)
+            world.clock.advance(2.0)
         else:
-            self.answerAttempt(Trouble)
+            world.answerAttempt(Trouble("attempt"))
 
     @precondition(isNotReady)
     @rule(
-        methods=st.lists(st.sampled_from(METHODS), min_size=1, max_size=4),
+        methods=st.lists(methods, min_size=1, max_size=4),
         whats=st.lists(st.sampled_from([*PLANS, "close"]), min_size=1, max_size=3),
-        which=st.integers(0, 9),
+        which=which,
         error=st.sampled_from([None, None, None, Refused]),
+        watch=st.sampled_from(["later", "later", "lost", "eventual", "same"]),
     )
     def answerAttemptWithPlans(
         self,
@@ -681,207 +473,52 @@ class Machine(RuleBasedStateMachine):
         whats: list[str],
         which: int,
         error: type[Exception] | None,
+        watch: str,
     ) -> None:
         """
         Everything may happen in the callbacks of a drain, or of a fatal failure.
         """
-        self.plans.clear()
-        self.beginAttempt()
+        world = self.step()
+        world.plans.clear()
+        world.beginAttempt()
         for method in methods:
-            self.submit(method)
+            world.submit(method)
         for what in whats:
-            self.plan(what, methods[0], which)
-        self.answerAttempt(error)
-
-    # The invariants.
-
-    @invariant()
-    def nothingWentWrong(self) -> None:
-        assert self.problems == []
-        assert self.failures.all == []
+            world.plan(what, methods[0], which)
+        world.nextWatch = watch
+        world.answerAttempt(None if error is None else error("attempt"))
 
     @invariant()
-    def everyChangeOfStateWasNotified(self) -> None:
-        assert self.notified == (self.wrapper.state, self.wrapper.since)
-
-    @invariant()
-    def readyMeansInitialized(self) -> None:
-        assert self.succeeded or not self.isReady()
-
-    @invariant()
-    def onlyNecessaryTimersExist(self) -> None:
-        state = self.wrapper.state
-        retrying = state in (State.RETRYING, State.LOST)
-        assert (self.wrapper.retryAfter() is not None) == retrying
-        if state is State.READY:
-            now = self.clock.seconds()
-            assert all(call.getTime() <= now for call in self.clock.getDelayedCalls())
-
-    @invariant()
-    def theCountersAgree(self) -> None:
-        stats, waiting = self.wrapper.stats, self.waiting()
-        assert stats.submitted == (
-            stats.started
-            + stats.rejected
-            + stats.expired
-            + stats.cancelled
-            + stats.failed
-            + stats.pending
-        )
-        assert stats.pending == self.wrapper.pending == len(waiting)
-        assert stats.submitted == sum(call.queued for call in self.calls)
-        assert stats.rejected == sum(call.rejected for call in self.calls)
-        assert stats.cancelled == self.cancelled
-        ends = [call.fired[0] for call in self.calls if call.ended]
-        types = [end.type for end in ends if isinstance(end, Failure)]
-        assert stats.expired == types.count(QueueTimeout)
-        unavailable = sum(map(types.count, (Closed, InitializationFailed, QueueFull)))
-        assert stats.failed == unavailable - stats.rejected
-
-    @invariant()
-    def noCallWaitsTooLong(self) -> None:
-        if self.timeout is not None and self.wrapper.state is not State.CLOSING:
-            late = self.clock.seconds() - self.timeout
-            # Work in progress may have moved the clock since.
-            assert all(call.since > late - 0.1 for call in self.waiting())
-
-    @invariant()
-    def theOldestCallIsTheOneThatWaitsLongest(self) -> None:
-        since = [call.since for call in self.waiting()]
-        oldest, now = self.wrapper.oldest, self.clock.seconds()
-        if oldest is not None:
-            assert oldest <= now - min(since) + 1e-6
-        if all(call.getTime() > now for call in self.clock.getDelayedCalls()):
-            # No slice of work is left that will end some of them.
-            assert (oldest is None) == (not since)
-            assert oldest is None or oldest >= now - min(since) - 1e-6
-
-    @invariant()
-    def theHistoryIsComplete(self) -> None:
-        state, history = self.wrapper.state, self.wrapper.history
-        attempts, losses = list(history.attempts), list(history.losses)
-        assert (history.attempts.count, history.losses.count) == (
-            self.begun,
-            self.losses,
-        )
-        assert len(attempts) == min(self.begun, 25)
-        assert len(losses) == min(self.losses, 25)
-        open_ = [attempt for attempt in attempts if attempt.ended is None]
-        assert open_ == (attempts[-1:] if state is State.INITIALIZING else [])
-        assert sum(history.attemptSeconds.counts) == self.begun - len(open_)
-        away = [loss for loss in losses if loss.recovered is None]
-        assert away in ([], losses[-1:])
-        if state in READY:
-            assert away == []
-            assert history.becameReady is not None
-        elif state not in (State.CLOSING, State.CLOSED):
-            assert away == losses[-1:]
-            assert (history.becameReady is not None) == bool(losses)
-
-    @invariant()
-    def everyWaitWasObserved(self) -> None:
-        stats, histogram = self.wrapper.stats, self.wrapper.history.queueSeconds
-        # A call that was started, and queued again at a loss, has waited twice.
-        assert sum(histogram.counts) == self.queuedTwice + (
-            stats.started + stats.expired + stats.cancelled + stats.failed
-        )
-        assert histogram.total >= 0
-
-    @invariant()
-    def everyCallEndsOnceWithTheTrueReason(self) -> None:
-        for call in self.calls:
-            assert len(call.fired) <= 1
-            for result in call.fired:
-                self.checkResult(call, result)
-
-    def checkResult(self, call: Call, result: object) -> None:
-        if not isinstance(result, Failure):
-            done = ("done", call.number, len(call.runs) - 1)
-            assert result in (done, ("counted", call.number))
-            return
-        error = result.value
-        if isinstance(error, QueueFull):
-            assert not call.runs
-        elif isinstance(error, QueueTimeout):
-            assert self.timeout is not None
-            assert error.waited >= self.timeout - 1e-6
-        elif isinstance(error, Closed):
-            assert self.wrapper.state in (State.CLOSING, State.CLOSED)
-        elif isinstance(error, InitializationFailed):
-            assert isinstance(error.__cause__, (Refused, Abandoned))
-        elif isinstance(error, CancelledError):
-            assert call.gaveUp
-        else:
-            assert isinstance(error, (OutcomeUnknown, Trouble))
-            assert call.runs
-
-    # The end.
+    def everythingIsRight(self) -> None:
+        self.right = False
+        self.world.checkAll()
+        self.right = True
 
     def teardown(self) -> None:
-        if not hasattr(self, "clock"):
+        if not hasattr(self, "world"):
             return
         try:
-            self.plans.clear()
-            self.finishTheDrain()
-            self.closeEverything()
-            for each in (
-                self.theCountersAgree,
-                self.theHistoryIsComplete,
-                self.everyWaitWasObserved,
-                self.everyChangeOfStateWasNotified,
-                self.everyCallEndsOnceWithTheTrueReason,
-            ):
-                each()
-            # An error that nobody handled is reported when nobody can any more.
-            for kept in (self.calls, self.waiters, self.closers):
-                kept.clear()
-            for deferreds in (self.attempts, self.watches, self.closings):
-                deferreds.clear()
-            gc.collect()
-            self.nothingWentWrong()
+            if self.right:
+                self.world.finish()
         finally:
-            globalLogPublisher.removeObserver(self.failures)
-
-    def finishTheDrain(self) -> None:
-        while self.wrapper.state is State.DRAINING:
-            before = self.wrapper.pending
-            for _ in range(len(self.calls)):
-                self.endRun(0, None)
-            self.clock.advance(0)
-            assert self.wrapper.pending < max(before, 1)
-        if self.wrapper.state is State.READY:
-            self.clock.advance(0)
-            assert self.clock.getDelayedCalls() == []
-
-    def closeEverything(self) -> None:
-        self.closeWrapper()
-        self.clock.advance(0)
-        for attempt in unfired(self.attempts):
-            attempt.callback(None)
-        # The module need not answer: closing has a time limit, and then calls in
-        # progress have an unknown outcome.
-        self.clock.pump([0, 3.0, 0, 0])
-        assert self.wrapper.state is State.CLOSED
-        for call in self.calls:
-            if not call.ended:
-                # It is the module's own Deferred, of which the wrapper never knew.
-                assert not call.queued
-                assert call.method != "read"
-                (run,) = call.runs
-                run.end(None)
-        assert all(call.ended for call in self.calls)
-        assert all(fired for _, fired in [*self.waiters, *self.closers])
-        assert self.clock.getDelayedCalls() == []
-        # A module that was never initialised is not closed.
-        assert bool(self.closings) == (self.begun > 0)
+            self.world.forget()
+        assert not self.world.unhandled, self.world.unhandled
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(
-    max_examples=int(os.environ.get("TSRV_EXAMPLES", "60")),
-    stateful_step_count=40,
-    deadline=None,
-    derandomize="TSRV_EXAMPLES" not in os.environ,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+def test_the_promise_is_kept(loggedFailures: list[LogEvent]) -> None:
+    """
+    Every call ends exactly once, in order, with its result or the true reason.
+    """
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=int(os.environ.get("TSRV_EXAMPLES", "250")),
+            stateful_step_count=40,
+            deadline=None,
+            derandomize="TSRV_EXAMPLES" not in os.environ,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    # The world has looked at each of them.
+    loggedFailures.clear()
