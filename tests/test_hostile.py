@@ -73,7 +73,7 @@ class Watchful(Looking):
 
 @pytest.mark.parametrize("where", ["__dir__", "__getattribute__", "descriptor"])
 @pytest.mark.parametrize("act", ["lost", "closed", "failed", "reset", "paused"])
-@pytest.mark.parametrize("used", ["", "read", "compute"])
+@pytest.mark.parametrize("used", ["", "write", "read", "compute"])
 def test_the_module_goes_away_while_it_is_looked_at(
     clock: Clock, where: str, act: str, used: str
 ) -> None:
@@ -142,6 +142,80 @@ def test_the_module_goes_away_while_it_is_looked_at(
     shut(wrapper)
     assert early is None or not early.pending
     clock.advance(0)
+
+
+@pytest.mark.parametrize("where", ["__dir__", "__getattribute__", "descriptor"])
+@pytest.mark.parametrize("isPaused", [True, False])
+@pytest.mark.parametrize("used", [True, False])
+def test_a_call_while_the_module_is_looked_at(
+    clock: Clock, where: str, isPaused: bool, used: bool
+) -> None:
+    """
+    A call that is made while names are looked up, and perhaps a short pause, keep
+    neither that call nor those who wait from their turn.
+    """
+    module = Watchful() if where == "__getattribute__" else Looking()
+    wrapper = QueuingWrapper(module, clock)
+    asked = resultOf(wrapper.initialize())
+    if used:
+        resultOf(wrapper.proxy.write(0))
+    calls: list[object] = []
+
+    def look(here: str) -> None:
+        if here == where and not calls and module.watches:
+            calls.append(1)
+            resultOf(wrapper.proxy.count(1))
+            if isPaused:
+                resultOf(wrapper.pause())
+                wrapper.resume()
+
+    module.look = look
+    module.attempts[0].callback(None)
+    clock.advance(0)
+    assert (wrapper.state, asked.value) == (State.READY, None)
+    resultOf(wrapper.proxy.read(2))
+    assert [what for _, what in module.calls] == [0, 1, 2][not used :]
+
+
+def test_the_module_becomes_ready_while_a_method_is_looked_up(clock: Clock) -> None:
+    """
+    The method works all the same, and a later look-up finds the module's own.
+    """
+    module = Watchful()
+    wrapper = QueuingWrapper(module, clock, settles=True)
+    wrapper.initialize()
+
+    def look(_: object) -> None:
+        if not module.attempts[0].called:
+            module.attempts[0].callback(None)
+
+    module.look = look
+    kept = wrapper.proxy.write
+    assert wrapper.state is State.READY
+    resultOf(kept(1))
+    assert module.calls == [("write", 1)]
+    assert wrapper.proxy.write == module.write
+
+
+def test_the_module_is_lost_while_a_made_up_method_is_looked_up(clock: Clock) -> None:
+    """
+    A call of a method that the module makes up is queued then.
+    """
+
+    class Inventing(Module):
+        def __getattr__(self, name: str) -> Any:
+            if self.watches and not self.watches[-1].called:
+                lose(self)
+            return self.count
+
+    module = Inventing()
+    wrapper: Any = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
+    ready(module, wrapper)
+    call = resultOf(wrapper.proxy.invented(1))
+    assert (wrapper.state, wrapper.pending, module.calls) == (State.LOST, 1, [])
+    vars(module)["invented"] = module.count
+    recover(clock, module)
+    assert call.value == 1
 
 
 # Errors.

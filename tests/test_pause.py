@@ -312,6 +312,51 @@ def test_resumed_while_somebody_waits(clock: Clock) -> None:
     assert wrapper.state is State.READY
 
 
+@pytest.mark.parametrize("end", ["answered", "lost"])
+@pytest.mark.parametrize("act", ["resume", "close", "reset", "pause"])
+def test_what_those_who_wait_may_do(clock: Clock, end: str, act: str) -> None:
+    """
+    A callback of pause() may do anything to the wrapper, also at a loss; every call
+    ends once.
+    """
+    module, wrapper, proxy = inState(clock, State.READY, replay=["read"])
+    results = [resultOf(proxy.read(1)), resultOf(proxy.read(2))]
+    paused = wrapper.pause()
+    results.append(resultOf(proxy.count(3)))
+
+    def idle(_: object) -> None:
+        if act == "resume":
+            wrapper.resume()
+        elif act == "close":
+            resultOf(wrapper.close())
+        elif act == "pause":
+            resultOf(wrapper.pause("another"))
+        else:
+            wrapper.reset(Trouble("rotated"))
+
+    waiting = resultOf(paused.addCallback(idle))
+    if end == "lost":
+        lose(module)
+    else:
+        for answer in module.answers:
+            answer.callback("done")
+    assert waiting.value is None
+    if act != "close":
+        for closing in module.closings:
+            closing.callback(None)
+        if wrapper.state is State.LOST:
+            clock.advance(1)
+        if wrapper.state is State.INITIALIZING:
+            module.attempts[-1].callback(None)
+        wrapper.resume()
+        wrapper.resume("another")
+        assert wrapper.state is State.READY
+        again = [1, 2] if end == "lost" else []
+        assert [what for _, what in module.calls] == [1, 2, *again, 3]
+    shut(wrapper)
+    assert not any(each.pending for each in results)
+
+
 # Other states.
 
 

@@ -415,9 +415,9 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def _becameReady(self) -> None:
         self._methods.update()
-        if self.state is State.DRAINING:
-            if self._holds:
-                self._lifecycle.on(Event.PAUSE)
+        if self.state is State.DRAINING and self._holds:
+            self._lifecycle.on(Event.PAUSE)
+        if self.state in (State.DRAINING, State.READY, State.PAUSED):
             self._waiters.succeed()
             self._observers.notify()
         if self.state is State.DRAINING:
