@@ -7,6 +7,7 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from inspect import isawaitable
 from threading import get_ident
 from types import CoroutineType, GeneratorType, NoneType
@@ -34,6 +35,9 @@ _log = Logger("tsrv.wrapper")
 PLAIN_TYPES: Final = frozenset(
     {NoneType, bool, bytes, dict, float, int, list, set, str, tuple}
 )
+
+# Maximum number of failures that are remembered for Deferreds that still exist.
+MAX_FAILURES: Final = 100
 
 
 def asDeferred(result: object) -> Deferred[Any] | None:
@@ -138,14 +142,14 @@ def checkThread(what: str) -> None:
 
 class Results:
     """
-    Results of foreign Deferreds. Such a Deferred keeps its result, because a module
-    may return it more than once. Only a failure that comes later is taken away, since
-    it would be logged as unhandled; the last such failure is remembered.
+    Results of foreign Deferreds. Such a Deferred keeps its result, because a module may
+    return it more than once. Only a failure that comes later is taken away, since it
+    would be logged as unhandled; it is remembered as long as the Deferred exists.
     """
 
     def __init__(self) -> None:
-        self._failed: ref[Deferred[Any]] | None = None
-        self._failure: Failure | None = None
+        # By the identities of their Deferreds.
+        self._failures: dict[int, tuple[ref[Deferred[Any]], Failure]] = {}
 
     def observe(
         self, deferred: Deferred[Any], callback: Callable[..., object], *arguments: Any
@@ -168,8 +172,8 @@ class Results:
             # This is what "await" does; now the failure counts as handled.
             with suppress(BaseException):
                 next(deferred.__await__())
-        elif self._failed is not None and self._failed() is deferred:
-            return self._failure if result is None else result
+        elif result is None and id(deferred) in self._failures:
+            result = self._failures[id(deferred)][1]
         return result
 
     def takeFailure(self, deferred: Deferred[Any]) -> None:
@@ -177,7 +181,7 @@ class Results:
         Take away the failure with which a Deferred is firing at the moment, after
         others that wait for it.
         """
-        deferred.addErrback(self._handled, ref(deferred, self._forget))
+        deferred.addErrback(self._remember, deferred)
 
     def abandon(self, deferred: Deferred[Any]) -> None:
         """
@@ -198,12 +202,15 @@ class Results:
         callback(result, *arguments)
         return result
 
-    def _handled(self, failure: Failure, deferred: ref[Deferred[Any]]) -> None:
-        self._failed, self._failure = deferred, failure
+    def _remember(self, failure: Failure, deferred: Deferred[Any]) -> None:
+        key = id(deferred)
+        forget = partial(self._forget, key)
+        self._failures[key] = ref(deferred, forget), failure
+        if len(self._failures) > MAX_FAILURES:
+            del self._failures[next(iter(self._failures))]
 
-    def _forget(self, deferred: ref[Deferred[Any]]) -> None:
-        if deferred is self._failed:
-            self._failed = self._failure = None
+    def _forget(self, key: int, _: object) -> None:
+        self._failures.pop(key, None)
 
 
 def _ignore(_: object) -> None:

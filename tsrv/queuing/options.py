@@ -76,8 +76,10 @@ def checkNames(name: str, given: Iterable[str]) -> list[str]:
     """
     if isinstance(given, str):
         raise TypeError(f"{name} must be a collection of names, not one name")
-    checkType(name, given, Iterable)
-    names = list(dict.fromkeys(given))
+    try:
+        names = list(dict.fromkeys(given))
+    except TypeError as error:
+        raise TypeError(f"{name} must be names: {error}") from None
     for each in names:
         if not isinstance(each, str):
             raise TypeError(f"{name} must be names, not {each!r}")
