@@ -181,7 +181,7 @@ class BaseStore(ABC):
 
     def _ended(self, result: _T) -> _T:
         self._inProgress -= 1
-        if not self._inProgress:
+        if self._idlers and not self._inProgress:
             self._idlers.succeed()
         return result
 
@@ -189,10 +189,22 @@ class BaseStore(ABC):
         """
         Find a session.
         """
-        return self._onKey(self._get, identifier, None)
+        key = keyOf(identifier)
+        if key is not None and self.initialized:
+            return self._get(key)
+        return self._whenReady(succeed, None)
 
     def _get(self, key: bytes) -> Deferred[StoredSession | None]:
-        return self._read(key).addCallback(self._decode, key)
+        reading = self._read(key)
+        # Nothing is called as often as this, so it is counted by what it needs anyway.
+        self._inProgress += 1
+        return reading.addCallbacks(self._found, self._ended, (key,))
+
+    def _found(self, row: Row | None, key: bytes) -> StoredSession | None:
+        self._inProgress -= 1
+        if self._idlers and not self._inProgress:
+            self._idlers.succeed()
+        return self._decode(row, key)
 
     def _decode(self, row: Row | None, key: bytes) -> StoredSession | None:
         if row is None:
