@@ -16,12 +16,13 @@ BEFORE_CLOSING = [each for each in State if each not in (State.CLOSING, State.CL
 
 
 @pytest.mark.parametrize("state", BEFORE_CLOSING)
-def test_close_in_every_state(clock: Clock, state: State) -> None:
+@pytest.mark.parametrize("settles", [True, False])
+def test_close_in_every_state(clock: Clock, state: State, settles: bool) -> None:
     """
     Closing ends the attempt, queued calls and waiters, closes a module that was
     initialised once, refuses later calls, and leaves no timer.
     """
-    module, wrapper, proxy = inState(clock, state, attemptTimeout=9.0)
+    module, wrapper, proxy = inState(clock, state, attemptTimeout=9.0, settles=settles)
     isQueuing = state not in (State.READY, State.FAILED)
     call = resultOf(proxy.write("queued")) if isQueuing else None
     waiter = resultOf(wrapper.whenInitialized())

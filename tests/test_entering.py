@@ -6,7 +6,7 @@ C{async for row in proxy.rows()} work in every state.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -53,6 +53,11 @@ class Store(Module):
                 yield each
         finally:
             self.events.append("closed")
+
+    @asynccontextmanager
+    async def forgiving(self) -> AsyncIterator[None]:
+        with suppress(Trouble):
+            yield
 
     def lateTransaction(self) -> Deferred[Any]:
         return self.step().addCallback(lambda _: self.transaction("late"))
@@ -154,6 +159,29 @@ def test_async_with(
     else:
         assert result.value == "done"
     assert wrapper.inProgress == 0
+
+
+@ways
+@pytest.mark.parametrize("error", [Trouble("forgiven"), ValueError("not forgiven")])
+def test_a_manager_that_suppresses_errors(
+    clock: Clock, way: str, error: Exception
+) -> None:
+    """
+    The manager gets the error itself, and decides whether the body's caller gets it.
+    """
+    module, wrapper, proxy = store(clock, way)
+
+    async def work() -> str:
+        async with proxy.forgiving():
+            raise error
+        return "done"
+
+    result = start(work())
+    makeReady(clock, module, wrapper, way)
+    if isinstance(error, Trouble):
+        assert result.value == "done"
+    else:
+        assert result.error is error
 
 
 @waysOf("rows", "lateRows")

@@ -28,12 +28,13 @@ from .support import (
 )
 
 
-def test_calls_wait_until_the_module_is_resumed(clock: Clock) -> None:
+@pytest.mark.parametrize("settles", [True, False])
+def test_calls_wait_until_the_module_is_resumed(clock: Clock, settles: bool) -> None:
     """
     While the module is paused calls are queued; resume() starts them in order, before
     later calls.
     """
-    module, wrapper, proxy = inState(clock, State.READY)
+    module, wrapper, proxy = inState(clock, State.READY, settles=settles)
     paused = resultOf(wrapper.pause())
     assert (wrapper.state, wrapper.paused, paused.value) == (State.PAUSED, True, None)
     results = [resultOf(proxy.write(number)) for number in range(3)]

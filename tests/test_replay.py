@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 
 from tsrv import QueuingWrapper
@@ -110,6 +110,37 @@ def test_calls_that_fail_around_a_loss_are_made_again(
     assert module.numbers == [0, 1, 2, 0, 1, 2, 3]
     module.answer(3, 4, 5, 6)
     assert [each.value for each in calls] == ["done"] * 4
+
+
+@pytest.mark.parametrize("isLost", [True, False])
+def test_a_call_that_fails_at_once(
+    module: Replayed, clock: Clock, isLost: bool
+) -> None:
+    """
+    A call that raises, or returns a Deferred that has failed already, is made again
+    if a loss is reported within a turn.
+    """
+    answers: list[Any] = [Trouble("gone"), fail(Trouble("gone")), "done", "done"]
+
+    def now(what: object) -> object:
+        module.calls.append(("now", what))
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    lose(module)
+    module.now = now  # type: ignore[method-assign]
+    recover(clock, module)
+    calls = [resultOf(module.proxy.now(number)) for number in range(2)]
+    if isLost:
+        lose(module)
+        recover(clock, module)
+        assert [each.value for each in calls] == ["done"] * 2
+        assert module.numbers == [0, 1, 0, 1]
+    else:
+        clock.advance(0)
+        assert [str(each.error) for each in calls] == ["gone"] * 2
 
 
 # Calls that their callers give up.

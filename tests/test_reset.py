@@ -245,8 +245,9 @@ def test_reset_during_a_reset(clock: Clock, state: State) -> None:
     """
     module, wrapper, _ = inState(clock, state)
     wrapper.reset(Trouble("rotated"))
+    now = wrapper.state
     wrapper.reset(Trouble("again"))
-    assert len(module.attempts) == 1
+    assert (wrapper.state, len(module.attempts)) == (now, 1)
     (closing,) = module.closings
     closing.callback(None)
     assert (wrapper.state, len(module.attempts)) == (State.INITIALIZING, 2)
