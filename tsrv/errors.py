@@ -80,7 +80,8 @@ class Closed(Unavailable):
 class OutcomeUnknown(Exception):
     """
     The module was lost or closed while working on the call, and never answered:
-    the call may have been carried out, or not.
+    the call may have been carried out, or not. Its C{__cause__} is the reason of the
+    loss, if it is known.
 
     This is not an L{Unavailable}, because making the call again might run it
     twice.
@@ -88,9 +89,12 @@ class OutcomeUnknown(Exception):
     @ivar method: The name of the method that was called.
     """
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, module: str | None = None) -> None:
+        """
+        @param module: The name of the module, for the message.
+        """
         super().__init__(
-            f"{method}() was in progress when its module went away: "
+            f"{method}() was in progress when {module or 'its module'} went away: "
             "it may have been carried out, or not"
         )
         self.method = method

@@ -54,7 +54,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from .asyncmodule import ISettlesCalls, State
-from .queuing.foreign import checkThread
+from .queuing import refusals
+from .queuing.foreign import checkReason, checkThread
 from .queuing.history import History, count, explain
 from .queuing.holds import Holds
 from .queuing.initialization import Initialization
@@ -66,7 +67,6 @@ from .queuing.observers import Observers
 from .queuing.options import checkCount, checkNames, checkType, errorTypes
 from .queuing.proxy import ProxySwitch
 from .queuing.queue import CommandQueue, Stats
-from .queuing.refusals import closed, initializationFailed, queueFull, queueTimeout
 from .queuing.retry import jitteredBackoff
 from .queuing.states import Event, IllegalTransition, Lifecycle
 from .queuing.waiters import Waiters
@@ -161,7 +161,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @raise ValueError: A number is out of range, or C{replay} names something
             that is not a method of the module.
         """
-        self.name = type(module).__name__ if name is None else name
+        self.name = module.__class__.__name__ if name is None else name
         if isinstance(module, type):
             raise TypeError(f"{module.__name__} is a class: pass an instance of it")
         checkCount("limit", limit, 0)
@@ -213,8 +213,9 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             concurrency=concurrency,
             losable=losable,
             waited=self.history.queueSeconds,
-            makeQueueFull=partial(queueFull, self),
-            makeQueueTimeout=partial(queueTimeout, self),
+            makeQueueFull=partial(refusals.queueFull, self),
+            makeQueueTimeout=partial(refusals.queueTimeout, self),
+            makeOutcomeUnknown=partial(refusals.outcomeUnknown, self),
             drained=self._drained,
         )
         self._holds = Holds(self.name, self.history, self._queue.running, whenIdle)
@@ -277,9 +278,9 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         if self.state in (State.DRAINING, State.READY, State.PAUSED):
             return succeed(None)
         if self.state is State.FAILED:
-            return fail(initializationFailed(self.name, self.lastError))
+            return fail(refusals.initializationFailed(self.name, self.lastError))
         if self.state in (State.CLOSING, State.CLOSED):
-            return fail(closed(self.name))
+            return fail(refusals.closed(self.name))
         return self._waiters.wait()
 
     def fail(self, reason: BaseException) -> None:
@@ -293,7 +294,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             is closed; nothing has changed.
         """
         checkThread("fail")
-        self._initialization.fail(reason)
+        self._initialization.fail(checkReason(reason))
 
     def reset(self, reason: BaseException) -> None:
         """
@@ -306,7 +307,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             for good, or it is closed; nothing has changed.
         """
         checkThread("reset")
-        self._initialization.reset(reason)
+        self._initialization.reset(checkReason(reason))
 
     def pause(self, by: object = None) -> Deferred[None]:
         """
@@ -319,11 +320,12 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @return: A Deferred that fires when the calls in progress have ended: those
             that tsrv tracks, and those that the module knows of (C{whenIdle}). It
             fails with L{Closed} if the wrapper is closed, with C{CancelledError} if
-            the module is resumed first, and with the error of C{whenIdle}.
+            the module is resumed first, and with the error of C{whenIdle}, after
+            which the module is still paused.
         """
         checkThread("pause")
         if self.state in (State.CLOSING, State.CLOSED):
-            return fail(closed(self.name))
+            return fail(refusals.closed(self.name))
         isFirst = self._holds.add(by)
         if isFirst and self.state in (State.DRAINING, State.READY):
             self._lifecycle.on(Event.PAUSE)
@@ -344,13 +346,11 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         checkThread("resume")
         if not self._holds.remove(by):
             return
-        _log.info(
-            "{module}: resumed, {calls} queued",
-            module=self.name,
-            calls=count(self.pending, "call"),
-        )
+        calls = count(self.pending, "call")
+        _log.info("{module}: resumed, {calls} queued", module=self.name, calls=calls)
         if self.state is State.PAUSED:
             self._lifecycle.on(Event.RESUME)
+        self._holds.resumed()
         self._observers.notify()
         if self.state is State.DRAINING:
             self._queue.drain()
@@ -387,7 +387,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         return waiter
 
     async def _close(self) -> None:
-        makeClosed = partial(closed, self.name)
+        makeClosed = partial(refusals.closed, self.name)
         self._lifecycle.on(Event.CLOSE)
         self._proxySwitch.toWaiting()
         waiters = self._waiters.takeAll()
@@ -444,7 +444,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     def _failedForGood(self) -> None:
         # A callback may initialise again: later waiters wait for that attempt.
         waiters = self._waiters.takeAll()
-        makeError = partial(initializationFailed, self.name, self.lastError)
+        makeError = partial(refusals.initializationFailed, self.name, self.lastError)
         self._queue.refuseCalls(makeError)
         waiters.fail(makeError)
         self._observers.notify()

@@ -8,9 +8,9 @@ an L{Answer} waits for it first.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from types import TracebackType
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Generator
+from types import TracebackType, coroutine
+from typing import Any, NoReturn, cast
 
 from twisted.internet.defer import Deferred
 
@@ -25,9 +25,17 @@ class Answer(Deferred[Any]):
 
     _entered: Any = None
     _iterator: Any = None
+    _isIterated = False
+
+    def __await__(self) -> Generator[Deferred[Any], None, Any]:
+        result = yield from super().__await__()
+        # A method may return an object to be either awaited or entered.
+        if hasattr(type(result), "__await__"):
+            result = yield from result.__await__()
+        return result
 
     async def __aenter__(self) -> Any:
-        self._entered = entered = await self
+        self._entered = entered = await cast(Awaitable[Any], self._result())
         try:
             enter = type(entered).__aenter__
         except AttributeError:
@@ -50,7 +58,10 @@ class Answer(Deferred[Any]):
 
     async def __anext__(self) -> Any:
         if self._iterator is None:
-            self._iterator = aiter(await self)
+            if self._isIterated:
+                raise StopAsyncIteration
+            self._isIterated = True
+            self._iterator = aiter(await cast(Awaitable[Any], self._result()))
         return await anext(self._iterator)
 
     async def aclose(self) -> None:
@@ -58,12 +69,20 @@ class Answer(Deferred[Any]):
         End the iteration, as for an asynchronous generator. A call that is in progress
         is cancelled.
         """
-        if self._iterator is None and not self.called:
+        if self._iterator is None and not self._isIterated:
+            self._isIterated = True
+            # The error of a call that nobody has iterated is nobody's.
             self.addErrback(lambda _: None)
-            self.cancel()
-            return
-        iterated = await self if self._iterator is None else self._iterator
-        await iterated.aclose()
+            if self.called:
+                self._iterator = await cast(Awaitable[Any], self._result())
+            else:
+                self.cancel()
+        if hasattr(self._iterator, "aclose"):
+            await self._iterator.aclose()
+
+    @coroutine
+    def _result(self) -> Generator[Deferred[Any], None, Any]:
+        return (yield from super().__await__())
 
     def __enter__(self) -> NoReturn:
         raise TypeError(

@@ -6,14 +6,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
 from .foreign import cancelForeign
 
-__all__ = ["OneAttempt"]
+__all__ = ["PROGRAMMING_ERRORS", "OneAttempt"]
+
+# Errors that are mistakes in a program rather than trouble in its surroundings.
+PROGRAMMING_ERRORS: Final = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
 
 
 @dataclass(eq=False)

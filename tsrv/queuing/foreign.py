@@ -26,7 +26,9 @@ __all__ = [
     "callForeign",
     "callWithin",
     "cancelForeign",
+    "checkReason",
     "checkThread",
+    "errorOf",
 ]
 
 _log = Logger("tsrv.wrapper")
@@ -56,7 +58,9 @@ def asDeferred(result: object) -> Deferred[Any] | None:
     if issubclass(kind, Future):
         return Deferred.fromFuture(cast(Future[Any], result))
     if hasattr(kind, "__await__") or (kind is GeneratorType and isawaitable(result)):
-        return Deferred.fromCoroutine(_wait(result))
+        # What can be entered, too, is awaited or entered by the caller.
+        isEntered = hasattr(kind, "__aenter__")
+        return None if isEntered else Deferred.fromCoroutine(_wait(result))
     return None
 
 
@@ -111,7 +115,7 @@ def callWithin(
 
     if timeout is not None:
         ended.addTimeout(timeout, reactor, timedOut)
-    return ended.addCallbacks(lambda _: None, lambda failure: failure.value)
+    return ended.addCallbacks(lambda _: None, errorOf)
 
 
 def cancelForeign(deferred: Deferred[Any]) -> bool:
@@ -126,6 +130,26 @@ def cancelForeign(deferred: Deferred[Any]) -> bool:
         _log.failure("the canceller of a module's Deferred raised an error")
         return False
     return True
+
+
+def errorOf(reason: object) -> BaseException:
+    """
+    @param reason: A failure, or an error.
+    @return: The error. Twisted lets a Deferred fail with anything, such as a string.
+    """
+    if isinstance(reason, Failure):
+        reason = reason.value
+    return reason if isinstance(reason, BaseException) else RuntimeError(str(reason))
+
+
+def checkReason(reason: BaseException) -> BaseException:
+    """
+    @return: The error that a caller gives as a reason, also if it is a failure.
+    @raise TypeError: It is no error.
+    """
+    if not isinstance(reason, BaseException):
+        raise TypeError(f"the reason must be an exception, not {reason!r}")
+    return errorOf(reason)
 
 
 def checkThread(what: str) -> None:

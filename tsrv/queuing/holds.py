@@ -67,10 +67,13 @@ class Holds:
         if holder not in self._holders:
             return False
         del self._holders[holder]
-        if self._holders:
-            return False
+        return not self._holders
+
+    def resumed(self) -> None:
+        """
+        The last holder was removed: end the waiting.
+        """
         self._end(lambda: CancelledError("resumed before the module was idle"))
-        return True
 
     def clear(self, makeError: Callable[[], BaseException]) -> None:
         """

@@ -31,8 +31,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .attempt import OneAttempt
-from .foreign import Results, callForeign, callWithin
+from .attempt import PROGRAMMING_ERRORS, OneAttempt
+from .foreign import Results, callForeign, callWithin, errorOf
 from .history import History, count, explain
 from .options import checkArguments, checkSeconds
 from .ping import Ping
@@ -42,18 +42,6 @@ from .watch import StaleWatch, Watch
 __all__ = ["Initialization"]
 
 _log = Logger("tsrv.wrapper")
-
-# Errors that are mistakes in a program rather than trouble in its surroundings.
-PROGRAMMING_ERRORS: Final = (
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    NotImplementedError,
-    TypeError,
-)
-
 
 _READY_STATES: Final = (State.DRAINING, State.READY, State.PAUSED)
 
@@ -177,6 +165,8 @@ class Initialization:
         """
         state = self._lifecycle.state
         if state in (State.RETRYING, State.LOST):
+            self.lastError = reason
+            self._logReset(reason)
             # A module that is being closed for another reset begins afterwards.
             if self._closing is None:
                 if self._retryCall is not None:
@@ -193,15 +183,20 @@ class Initialization:
             state = State.RETRYING
         else:
             raise IllegalTransition(state, Event.LOSE)
-        if self._isOvertaken(state):
+        if self._isOvertaken(state, self._closing):
             return
-        _log.warn("{module}: reset ({error})", module=self._name, error=explain(reason))
-        # The module may reset or close the wrapper while it is being closed.
-        closing = Deferred[BaseException | None]()
-        self._closing = closing.addCallback(self._closed)
-        self._callClose().addCallback(closing.callback)
+        self._logReset(reason)
+        if self._closing is None:
+            # The module may reset or close the wrapper while it is being closed.
+            closing = Deferred[BaseException | None]()
+            self._closing = closing.addCallback(self._closed)
+            self._callClose().addCallback(closing.callback)
         if self._closing is not None:
             self._changed()
+
+    def _logReset(self, reason: BaseException) -> None:
+        text = "{module}: reset ({error})"
+        _log.warn(text, module=self._name, error=explain(reason))
 
     def closeModule(self) -> Deferred[BaseException | None]:
         """
@@ -361,8 +356,7 @@ class Initialization:
         if attempt is not self._attempt:
             return
         self._attempt = None
-        error = failure.value
-        assert error is not None
+        error = errorOf(failure)
         self._history.attemptEnded(error)
         attempt.end()
         if self._isOvertaken(State.INITIALIZING):
@@ -415,9 +409,9 @@ class Initialization:
         )
         self._changed()
 
-    def _isOvertaken(self, state: State) -> bool:
+    def _isOvertaken(self, state: State, closing: object = None) -> bool:
         # Foreign code has closed the wrapper, given up or begun again.
-        begun = (self._attempt, self._retryCall, self._closing) != (None, None, None)
+        begun = (self._attempt, self._retryCall, self._closing) != (None, None, closing)
         return begun or self._lifecycle.state is not state
 
     def _retry(self) -> None:
@@ -436,6 +430,7 @@ class Initialization:
 
     def _lose(self, error: BaseException | None) -> None:
         self._attempt = None
+        ping = None if self._ping is None else self._ping.detach()
         now = self._reactor.seconds()
         if now - self._readySince >= self._lastDelay:
             self._policyAttempts = 0
@@ -446,5 +441,5 @@ class Initialization:
         self._lifecycle.on(Event.LOSE)
         self._history.lost(error)
         self._lost()
-        if self._ping is not None:
-            self._ping.stop()
+        if ping is not None:
+            ping.cancel()

@@ -5,6 +5,7 @@ Modules that are initialised by their first call.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -32,6 +33,8 @@ class FirstCall:
         checkArguments("lazy", action, 0)
         self._wrapper = wrapper
         self._action: Callable[[], object] | None = action
+        # What the module does later is not done for the first caller.
+        self._context = copy_context()
 
     def callQueued(self) -> None:
         """
@@ -39,7 +42,7 @@ class FirstCall:
         """
         action, self._action = self._action, None
         if action is not None and self._wrapper.state is State.NEW:
-            callForeign(action).addErrback(self._failed)
+            self._context.run(callForeign, action).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
         # The wrapper itself has logged why it is unavailable.

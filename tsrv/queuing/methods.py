@@ -118,7 +118,7 @@ class Methods:
     def _connect(self, method: Method, own: ModuleMethod) -> None:
         method.target = own
         if method.replay or self._tracked:
-            method.direct = copySignature(self._makeTracked(method, own), own)
+            method.direct = copySignature(self._makeTracked(method), own)
         elif self._alwaysDeferred or isAsync(own):
             method.direct = copySignature(self._makeConverted(method), own)
         else:
@@ -127,7 +127,7 @@ class Methods:
     # A caller may keep one of these callables beyond a loss; so each has to look
     # whether the module is ready.
 
-    def _makeTracked(self, method: Method, target: ModuleMethod) -> ModuleMethod:
+    def _makeTracked(self, method: Method) -> ModuleMethod:
         queue, running, getThread = self._queue, self._queue.running, get_ident
         isReplayed, alwaysDeferred = method.replay, self._alwaysDeferred
 
@@ -139,7 +139,7 @@ class Methods:
             # The module may notice a loss, and report it, while it is called.
             interruptions = running.interruptions
             try:
-                result = target(*arguments, **keywords)
+                result = method.target(*arguments, **keywords)
                 if type(result) is not Deferred:
                     answer = asDeferred(result)
                     if answer is None:

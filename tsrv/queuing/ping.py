@@ -52,12 +52,21 @@ class Ping:
         """
         Cancel the ping in progress, and send no other.
         """
+        current = self.detach()
+        if current is not None:
+            current.cancel()
+
+    def detach(self) -> Deferred[Any] | None:
+        """
+        Send no other ping, and do not wait for the one in progress.
+
+        @return: The one in progress. To cancel it runs foreign code.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         current, self._current = self._current, None
-        if isinstance(current, Deferred):
-            current.cancel()
+        return current if isinstance(current, Deferred) else None
 
     def _begin(self) -> None:
         self._timer = None

@@ -32,7 +32,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
-from ..errors import QueueFull, QueueTimeout
+from ..errors import OutcomeUnknown, QueueFull, QueueTimeout
 from .answer import Answer
 from .command import WAITING, Command, CommandList, Method
 from .foreign import cancelForeign, checkThread
@@ -104,6 +104,7 @@ class CommandQueue:
         waited: Histogram,
         makeQueueFull: Callable[[], QueueFull],
         makeQueueTimeout: Callable[[float], QueueTimeout],
+        makeOutcomeUnknown: Callable[[str], OutcomeUnknown],
         drained: Callable[[], None],
     ) -> None:
         """
@@ -113,6 +114,8 @@ class CommandQueue:
         @param waited: Records how long each command waited, in seconds.
         @param makeQueueTimeout: Makes the error of a call that waited for so many
             seconds.
+        @param makeOutcomeUnknown: Makes the error of a call of the method with this
+            name.
         @param drained: Called when L{drain} has started the last command.
         """
         checkSeconds("timeout", timeout)
@@ -123,6 +126,7 @@ class CommandQueue:
         self.running = RunningCommands(
             reactor,
             losable=losable,
+            makeOutcomeUnknown=makeOutcomeUnknown,
             queueAgain=self.putBack,
             endAll=self._endAll,
             ended=None if concurrency is None else self.drainSoon,
@@ -210,6 +214,7 @@ class CommandQueue:
         From now on, pass calls to the module directly.
         """
         self._draining = False
+        self._lastPutBack = None
         self.passing = True
         self._nothingWaits()
 
@@ -291,6 +296,7 @@ class CommandQueue:
         command.stage = WAITING
         before = self._lastPutBack
         if before is None or before.stage != WAITING:
+            # None was put back before, or all of them have been started.
             before = self._waiting.root
         self._waiting.add(command, before)
         self._lastPutBack = command
@@ -333,11 +339,18 @@ class CommandQueue:
     def _endWaiting(self, command: Command, result: object) -> None:
         assert command.since is not None
         self._waited.observe(self._reactor.seconds() - command.since)
+        self._leaves(command)
         self.pending -= 1
         if not self.pending:
             self._nothingWaits()
             self.drainSoon()
         command.end(result)
+
+    def _leaves(self, command: Command) -> None:
+        # Later ones are put back behind those that are still there.
+        if command is self._lastPutBack:
+            before = command.previous
+            self._lastPutBack = None if before is self._waiting.root else before
 
     def _nothingWaits(self) -> None:
         self._room = 0
@@ -366,20 +379,15 @@ class CommandQueue:
             return True
         root = self._waiting.root
         command = root.next
-        if (
-            not self._draining
-            or command is root
-            or (
-                self._concurrency is not None
-                and self.running.count >= self._concurrency
-            )
-        ):
+        if not self._draining or command is root:
             return False
         if command.called:
             # Its caller has fired it, so nobody waits for the module's answer.
             self._stats.cancelled += 1
             self._endWaiting(command, None)
             return True
+        if self._concurrency is not None and self.running.count >= self._concurrency:
+            return False
         root.next = following = command.next
         following.previous = root
         self.pending -= 1
@@ -423,10 +431,9 @@ class CommandQueue:
                 break
             else:
                 count += 1
+                self._leaves(command)
                 command.unlink()
                 late.add(command)
-                if command is self._lastPutBack:
-                    self._lastPutBack = None
         if nextDelay is None:
             self._nothingWaits()
         else:

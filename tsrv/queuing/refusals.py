@@ -5,11 +5,23 @@ The errors of calls that are not handed to their module.
 from __future__ import annotations
 
 from ..asyncmodule import State
-from ..errors import Closed, InitializationFailed, QueueFull, QueueTimeout
+from ..errors import (
+    Closed,
+    InitializationFailed,
+    OutcomeUnknown,
+    QueueFull,
+    QueueTimeout,
+)
 from .history import count
 from .inspection import Inspection
 
-__all__ = ["closed", "initializationFailed", "queueFull", "queueTimeout"]
+__all__ = [
+    "closed",
+    "initializationFailed",
+    "outcomeUnknown",
+    "queueFull",
+    "queueTimeout",
+]
 
 
 def queueFull(wrapper: Inspection) -> QueueFull:
@@ -35,6 +47,15 @@ def queueTimeout(wrapper: Inspection, waited: float) -> QueueTimeout:
         why = f"which is {state.value} after {count(attempts, 'attempt')}"
     message = f"waited {waited:.1f} s for {wrapper.name}, {why}"
     error = QueueTimeout(message, wrapper.retryAfter(), waited, state, attempts)
+    error.__cause__ = wrapper.lastError
+    return error
+
+
+def outcomeUnknown(wrapper: Inspection, method: str) -> OutcomeUnknown:
+    """
+    @param method: The name of the method that was called.
+    """
+    error = OutcomeUnknown(method, wrapper.name)
     error.__cause__ = wrapper.lastError
     return error
 

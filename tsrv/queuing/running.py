@@ -69,6 +69,7 @@ class RunningCommands:
         reactor: IReactorTime,
         *,
         losable: bool,
+        makeOutcomeUnknown: Callable[[str], OutcomeUnknown],
         queueAgain: Callable[[Command], None],
         endAll: Callable[[CommandList, Callable[[Command], None]], Deferred[None]],
         ended: Callable[[], object] | None,
@@ -83,6 +84,7 @@ class RunningCommands:
         self.interruptions = 0
         self.unknown = 0
         self._losable = losable
+        self._makeOutcomeUnknown = makeOutcomeUnknown
         self._queueAgain = queueAgain
         self._endAll = endAll
         self._ended = ended
@@ -261,7 +263,7 @@ class RunningCommands:
             failure = Failure(CancelledError())
         else:
             self.unknown += 1
-            failure = Failure(OutcomeUnknown(command.method.name))
+            failure = Failure(self._makeOutcomeUnknown(command.method.name))
         self._end(command, failure)
 
     def _countChanged(self) -> None:

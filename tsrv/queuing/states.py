@@ -121,7 +121,9 @@ class IllegalTransition(RuntimeError):
     """
 
     def __init__(self, state: State, event: Event) -> None:
-        super().__init__(f"{event.name} is not legal in state {state.name}")
+        super().__init__(
+            f"{event.name} is not legal in state {state.name}: {event.value}"
+        )
         self.state = state
         self.event = event
 

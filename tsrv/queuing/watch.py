@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .foreign import Results, asDeferred
+from .foreign import Results, asDeferred, errorOf
 
 __all__ = ["StaleWatch", "Watch"]
 
@@ -87,4 +87,4 @@ class Watch:
     def _noticeLoss(self, reason: object, answer: object) -> None:
         if answer is self._current:
             self._fired = True
-            self._lost(reason.value if isinstance(reason, Failure) else None)
+            self._lost(errorOf(reason) if isinstance(reason, Failure) else None)
