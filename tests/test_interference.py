@@ -165,45 +165,6 @@ def test_a_call_is_fired_during_the_drain(
 # Foreign code that raises.
 
 
-class Shy:
-    """
-    A value that nobody may ask what it is, as objects that stand in for others
-    outside of their context.
-    """
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        raise Trouble("out of context")
-
-    def __getattr__(self, name: str) -> Any:
-        raise Trouble("out of context")
-
-
-@pytest.mark.parametrize("method", ["once", "twice"])
-def test_values_that_raise_when_they_are_looked_at(clock: Clock, method: str) -> None:
-    """
-    A queued call that returns a value that no Deferred can have ends with the error,
-    and the others go on; a ready module's method returns any value.
-    """
-
-    class Lending(Module):
-        def once(self, what: object) -> Any:
-            return what
-
-        def twice(self, what: object) -> Any:
-            return what
-
-    module = Lending()
-    wrapper = QueuingWrapper(module, clock, replay=["twice"])
-    shy = Shy()
-    results = [resultOf(getattr(wrapper.proxy, method)(each)) for each in (shy, 2)]
-    ready(module, wrapper)
-    assert isinstance(results[0].error, Trouble)
-    assert results[1].value == 2
-    assert getattr(wrapper.proxy, method)(shy) is shy
-    assert wrapper.state is State.READY
-
-
 @pytest.mark.parametrize("error", [Trouble, SystemExit, GeneratorExit])
 @pytest.mark.parametrize("where", ["callback", "observer", "canceller", "method"])
 def test_whatever_raises_does_not_stop_the_drain(

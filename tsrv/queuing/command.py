@@ -147,9 +147,6 @@ class Command(Answer):
                 "the caller of {name}() has fired its Deferred, so the result is lost",
                 name=method.name,
             )
-        except BaseException:
-            # A Deferred asks the value what it is, and the value may raise then.
-            self.errback(Failure())
 
     def unlink(self) -> None:
         """
