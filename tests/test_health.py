@@ -161,8 +161,9 @@ def test_a_paused_module_is_missing(program: Program) -> None:
     """
     program.add("database")
     program.start()
+    program.clock.advance(0.5)
     program.pause("database")
-    program.clock.advance(1)
+    program.clock.advance(0.5)
     program.succeed("database")
     program.clock.advance(1)
     paused = "database paused for {:.1f} s: paused"
@@ -188,13 +189,21 @@ def test_a_paused_module_is_missing(program: Program) -> None:
     program.resume("database", "Bob")
     program.clock.advance(1)
     assert askReady(program).status == 200
+    program.pause("database")
+    program.clock.advance(1)
     program.lose("database")
     program.clock.advance(1)
+    program.resume("database")
+    program.clock.advance(1)
     program.pause("database")
-    program.clock.advance(4)
+    program.clock.advance(3)
     program.succeed("database")
     program.clock.advance(1)
-    assert missing(program)[1] == paused.format(6)
+    assert missing(program)[1] == paused.format(7)
+    program.startup.stopService()
+    program.clock.advance(1)
+    closing = "database closing for 8.0 s: is being closed"
+    assert missing(program)[1] == closing
 
 
 def test_a_module_that_restarts_with_a_lost_one_is_missing(program: Program) -> None:
@@ -227,7 +236,9 @@ def test_a_lazy_module_is_not_missing(program: Program) -> None:
     assert askReady(program).status == 200
     program.clock.advance(1)
     program.fail("mail", Refused)
-    program.clock.advance(2)
+    program.clock.advance(1)
+    program.pause("mail")
+    program.clock.advance(1)
     assert missing(program)[1].startswith("mail failed for 2.0 s: failed for good")
 
 

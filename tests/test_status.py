@@ -434,8 +434,23 @@ def test_a_loss_is_shown_instead_of_the_start_up(
             "Last pause, 1 min 40 s after the start",
             101,
         ),
+        (
+            {"pauses": [pause(100.0, 110.0)]},
+            9000.0,
+            "Last pause, 1 min 40 s after the start",
+            115,
+        ),
     ],
-    ids=["ongoing", "resumed", "later", "lost", "lazy", "retrying", "unused"],
+    ids=[
+        "ongoing",
+        "resumed",
+        "later",
+        "lost",
+        "lazy",
+        "retrying",
+        "unused",
+        "resumedUnused",
+    ],
 )
 def test_later_events_are_shown_instead_of_the_start_up(
     members: dict[str, Any], now: float, title: str, end: float
@@ -624,6 +639,7 @@ def test_a_paused_module_is_shown(show: Any) -> None:
     ):
         assert words in text
     assert "last error" not in text
+    assert "paused paused" not in text
     assert 'class="lamp paused"' in shown.fragment().body.decode()
     shown.clock.advance(7200)
     assert "calls held for 2 h 0 min" in shown.text()
