@@ -651,6 +651,22 @@ def test_a_paused_module_is_shown(show: Any) -> None:
     assert "5.00 s: paused for 2 h 0 min" in text
 
 
+def test_a_module_may_be_paused_before_the_start(show: Any) -> None:
+    """
+    A module that is paused before the start is shown as paused, from before the
+    start.
+    """
+    shown = show()
+    shown.add("a")
+    shown.clock.advance(1000)
+    shown.pause("a")
+    assert "a not started calls held 0 of 10,000" in shown.text()
+    shown.clock.advance(99)
+    shown.start()
+    text = shown.text()
+    assert "calls held for 1 min 41 s 1 attempt, paused once -100.00 s: paused" in text
+
+
 def test_a_pause_and_a_loss_are_shown_together(show: Any) -> None:
     """
     A module that is lost while it is paused needs help first, and is paused when it

@@ -205,20 +205,26 @@ class _Page:
         wrapper = self._startup.wrappers[module["name"]]
         critical = module["name"] in report["criticalPath"]
         now, due = report["now"], module["nextAttempt"]
-        history = _history(module)
+        # Before the start, times have no origin.
+        hasBegun = report["began"] is not None
+        history = _history(module) if hasBegun else []
         errors = [error for _, _, error in history if error]
         # A paused module works.
         isWorking = module["ready"] or module["status"] == "paused"
+        state = "not started" if module["status"] == "new" else module["status"]
         reason, restarts = module["reason"], module["restartWith"]
-        pausedSince = module["pauses"][-1]["begun"] if module["paused"] else None
+        held = "calls held" if module["paused"] else None
+        if held and hasBegun:
+            held += f" for {duration(now - module['pauses'][-1]['begun'])}"
         return {
             **module,
             "needs": [need for need in module["needs"] if need not in restarts],
             "critical": critical,
-            "reason": None if reason == module["status"] else reason,
+            "state": state,
+            "reason": None if reason == state else reason,
             "lastError": errors[-1] if errors and not isWorking else None,
             "secondsToRetry": None if due is None else max(0.0, due - now),
-            "secondsPaused": None if pausedSince is None else now - pausedSince,
+            "held": held,
             "queued": wrapper.pending,
             "limit": wrapper.limit,
             "oldest": wrapper.oldest,
