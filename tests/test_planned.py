@@ -1,29 +1,41 @@
 """
-PostgreSQL is restarted on purpose: its module is paused before and resumed afterwards,
+A database is restarted on purpose: its module is paused before and resumed afterwards,
 and no call fails.
 
-The server is a real one, which is stopped as an administrator does it.
+PostgreSQL is stopped as an administrator does it. Redis is killed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+import pytest
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.web.client import HTTPConnectionPool
 
 from tsrv import AsyncModule, QueuingWrapper, Startup, State
 from tsrv.databases import Database, Schema, Statement
 from tsrv.demo.users import SCHEMA, Users
 from tsrv.resources import KNOWN_ERRORS, makeRoot
-from tsrv.sessions import Cookies, Sessions, SQLSessionStore, schemaOf
+from tsrv.sessions import (
+    Changes,
+    Cookies,
+    PostgreSQLSessionStore,
+    Sessions,
+    SQLSessionStore,
+    makeIdentifier,
+    schemaOf,
+)
+from tsrv.sessions.redis import RedisSessionStore
 from tsrv.web.site import Site
 
 from .databases import PostgreSQL
 from .databases import ownPostgresql as ownPostgresql
+from .redis_server import ownRedis as ownRedis
 from .services import Service, pause
 from .userload import FIRST, Load
 from .websupport import asynchronous, serving
@@ -95,6 +107,54 @@ async def test_a_wrapper_is_paused_for_a_planned_restart(
     assert sorted(await wrapper.proxy.read(NAMES)) == [
         (name,) for name in sorted(written)
     ]
+    await wrapper.close()
+
+
+@pytest.mark.parametrize("kind", ["ownPostgresql", "ownRedis"])
+@asynchronous
+async def test_a_store_is_paused_for_a_planned_restart(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """
+    Each acknowledged change of a session is made once.
+    """
+    from twisted.internet import reactor as theReactor
+
+    reactor: Any = theReactor
+    server: Any = request.getfixturevalue(kind)
+    await maybeDeferred(server.start)
+    isRedis = kind == "ownRedis"
+    Store = RedisSessionStore if isRedis else PostgreSQLSessionStore
+    wrapper: QueuingWrapper[Any] = QueuingWrapper(
+        Store(reactor, server.url), reactor, replay=["get"], retryPolicy=soon
+    )
+    await wrapper.initialize()
+    identifiers = [makeIdentifier() for _ in range(4)]
+    for each in identifiers:
+        await wrapper.proxy.create(each, {})
+    counted: Counter[str] = Counter()
+    stopping: list[bool] = []
+
+    async def work(identifier: str) -> None:
+        while not stopping:
+            found = await wrapper.proxy.get(identifier)
+            await wrapper.proxy.set(identifier, Changes(added={"n": 1}), found)
+            counted[identifier] += 1
+
+    working = [Deferred.fromCoroutine(work(each)) for each in identifiers * 4]
+    for number in range(1, 3):
+        while counted.total() < 50 * number:
+            await pause(0.001)
+        async with wrapper.pausing():
+            await maybeDeferred(server.kill if isRedis else server.stop)
+            await maybeDeferred(server.start)
+            while wrapper.history.losses.count < number:
+                await pause(0.001)
+            assert wrapper.pending == 16
+    stopping.append(True)
+    await gatherResults(working)
+    for each in identifiers:
+        assert (await wrapper.proxy.get(each)).data == {"n": counted[each]}
     await wrapper.close()
 
 
