@@ -264,7 +264,7 @@ def test_the_states_of_the_modules_are_shown(program: Measured) -> None:
 
 def test_pauses_are_shown(program: Measured) -> None:
     """
-    A pause is shown while it lasts, and counted once, whoever shares it. Calls in
+    A pause is shown while it lasts, and counted once, with all its holders. Calls in
     progress are shown, and those whose outcome is unknown counted.
     """
     wrapper = program.add("database")
