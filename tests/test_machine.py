@@ -31,6 +31,7 @@ from tsrv import State
 
 from .machine.calls import CAN_FAIL, NOT_READY, READY, Hostile
 from .machine.checks import Checks
+from .machine.crowd import EVENTS, sufferWithACrowd
 from .machine.steps import HOLDERS, METHODS, PLANS
 from .machine.world import Options
 from .support import Refused, Trouble
@@ -69,6 +70,7 @@ class Machine(RuleBasedStateMachine):
     """
 
     right = True
+    crowded = False
 
     @initialize(options=options)
     def setUp(self, options: Options) -> None:
@@ -134,6 +136,14 @@ class Machine(RuleBasedStateMachine):
     @rule(start=st.booleans())
     def waitForTheModule(self, start: bool) -> None:
         self.step().wait(start)
+
+    @precondition(lambda self: any(not fired for _, fired in self.world.waiters))
+    @rule(which=which)
+    def fireAWaiter(self, which: int) -> None:
+        """
+        Somebody fires the Deferred of initialize(), close() or pause().
+        """
+        self.step().usurpAWaiter(which)
 
     @precondition(lambda self: any(not fired for _, fired in self.world.waiters))
     @rule(which=which)
@@ -325,6 +335,16 @@ class Machine(RuleBasedStateMachine):
         elif what == "close":
             world.closeWrapper()
 
+    @precondition(lambda self: self.world.options.tick and not self.world.begun)
+    @rule(
+        method=st.sampled_from(["read", "read", "write"]), event=st.sampled_from(EVENTS)
+    )
+    def sufferWithACrowd(self, method: str, event: str) -> None:
+        if not self.crowded:
+            # Once is enough: it takes its time.
+            self.crowded = True
+            sufferWithACrowd(method, event)
+
     # Pauses, resets, pings.
 
     @rule(by=holders)
@@ -424,8 +444,10 @@ class Machine(RuleBasedStateMachine):
         Everything may happen while the wrapper looks at the module's attributes.
         """
         world = self.step()
-        if what == "raise" and world.options.replay:
-            # Such a call fails without a run, but not at once.
+        if what == "raise" and (
+            world.tracked or world.options.replay or world.options.alwaysDeferred
+        ):
+            # Until the next loss, the proxy has the module's own method.
             what = "lose"
         world.lookRaised = world.lookRaised or what == "raise"
         world.beginAttempt()

@@ -226,6 +226,10 @@ class Checks(Steps):
         if call.usurped:
             return
         if not isinstance(result, Failure):
+            if call.method == "shared" and result is None:
+                assert not call.tracked
+                assert self.sharedFailsLate()
+                return
             assert result in (call.runs[-1].done, ("shared",))
             assert (call.method == "shared") == (result == ("shared",))
             return
@@ -266,13 +270,21 @@ class Checks(Steps):
                 assert isinstance(error, Trouble) or raised
 
     def theModulesOwnDeferredKeepsItsResult(self) -> None:
-        if self.shared.called:
-            result: object = self.shared.result
-            if isinstance(result, Failure):
-                result = result.value
-                if isinstance(result, CancelledError):
-                    return
-            assert result is self.sharedResult
+        if not self.shared.called:
+            return
+        result: object = self.shared.result
+        if isinstance(result, Failure):
+            result = result.value
+        # A failure for which somebody has waited is taken away.
+        failed = isinstance(result, CancelledError) or self.sharedFailsLate()
+        assert result is self.sharedResult or failed
+
+    def sharedFailsLate(self) -> bool:
+        """
+        @return: Whether the module's own Deferred has failed late.
+        """
+        isLate = self.options.shared == "pending"
+        return isLate and self.shared.result is None
 
     def slotsAreTakenByAttempts(self) -> None:
         slots = self.slots
@@ -282,7 +294,7 @@ class Checks(Steps):
         waiting = self.isWaitingForSlot()
         taken = self.wrapper.state is State.INITIALIZING and not waiting
         assert slots.limit - slots.tokens == self.slotsTaken + taken
-        assert len(slots.waiting) == waiting
+        assert len(slots.waiting) == (waiting and not self.isClosing())
 
     def pingsAreSent(self) -> None:
         if self.options.kind != "pinged" or self.wrapper.state is not State.READY:

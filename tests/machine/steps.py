@@ -14,7 +14,13 @@ from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from tests.support import Trouble
-from tsrv import IllegalTransition, InitializationFailed, QueueTimeout, State
+from tsrv import (
+    Closed,
+    IllegalTransition,
+    InitializationFailed,
+    QueueTimeout,
+    State,
+)
 
 from .calls import (
     CAN_FAIL,
@@ -75,7 +81,8 @@ class Steps(World):
         number = len(self.calls)
         queued = state is not State.READY
         tracked = queued or self.tracked or method in self.options.replay
-        if tracked or method == "compute":
+        converted = method == "compute" and self.options.kind != "nested"
+        if tracked or converted:
             # Methods that are taken before the module is ready are right at any time,
             # as are those whose calls are tracked.
             self.kept.setdefault(method, function)
@@ -140,6 +147,9 @@ class Steps(World):
     def ended(self, result: object, call: Call) -> None:
         self.noticeLosses()
         call.fired.append(result)
+        if isinstance(result, Failure) and result.check(Closed, InitializationFailed):
+            # The module was closed while it was being called: it was queued again.
+            call.queued = True
         if isinstance(result, Failure) and result.check(QueueTimeout):
             assert result.value is not None
             self.check(
@@ -242,6 +252,17 @@ class Steps(World):
             self.reenter()
 
         deferred.addBoth(initialized).addErrback(ignoreHostile)
+
+    def usurpAWaiter(self, which: int) -> None:
+        """
+        Somebody fires the Deferred of initialize(), close() or pause().
+        """
+        pausers = [(deferred, fired) for deferred, fired, _ in self.pausers]
+        waiters = [*self.waiters, *self.closers, *pausers]
+        open_ = [deferred for deferred, fired in waiters if not fired]
+        if open_:
+            self.disturbed = True
+            open_[which % len(open_)].errback(Trouble("usurped"))
 
     def closeWrapper(self) -> None:
         fired: list[Any] = []
