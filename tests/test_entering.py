@@ -5,7 +5,7 @@ C{async for row in proxy.rows()} work in every state.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
@@ -64,6 +64,9 @@ class Store(Module):
 
     def lateRows(self) -> Deferred[Any]:
         return self.step().addCallback(lambda _: self.rows())
+
+    def both(self) -> Any:
+        return Both(self)
 
     def cursor(self) -> Deferred[Any]:
         return self.step().addCallback(lambda _: list("abc"))
@@ -249,6 +252,13 @@ async def enter(call: Any) -> None:
         raise AssertionError("must not be reached")
 
 
+async def collect(call: Any) -> list[object]:
+    """
+    @return: All that a call yields.
+    """
+    return [each async for each in call]
+
+
 async def iterate(call: Any) -> None:
     """
     Iterate over a call.
@@ -385,6 +395,89 @@ def test_what_cannot_be_entered(
     result = start(use(getattr(proxy, method)()))
     ready(module, wrapper)
     assert isinstance(result.error, TypeError | AttributeError)
+
+
+@queued
+def test_a_second_loop(clock: Clock, way: str) -> None:
+    """
+    A call can be iterated once, like an asynchronous generator; it may be closed any
+    number of times.
+    """
+    module, wrapper, proxy = store(clock, way)
+    rows: Any = proxy.rows()
+
+    async def work() -> list[list[int]]:
+        loops = [[each async for each in rows], [each async for each in rows]]
+        await rows.aclose()
+        await rows.aclose()
+        return loops
+
+    result = start(work())
+    makeReady(clock, module, wrapper, way)
+    assert result.value == [[0, 1, 2], []]
+
+
+@queued
+@pytest.mark.parametrize("isAnswered", [True, False])
+def test_a_call_that_is_closed_without_a_loop(
+    clock: Clock, way: str, isAnswered: bool
+) -> None:
+    """
+    Closing a call that was never iterated gives it up, or closes what it returned.
+    """
+    module, wrapper, proxy = store(clock, way)
+    rows: Any = proxy.rows()
+    if isAnswered:
+        makeReady(clock, module, wrapper, way)
+    assert start(rows.aclose()).value is None
+    assert wrapper.pending == 0
+    assert start(collect(rows)).value == []
+    if not isAnswered:
+        makeReady(clock, module, wrapper, way)
+    assert wrapper.stats.started == isAnswered
+
+
+class Both:
+    """
+    An object that can be either awaited or entered, as several libraries return.
+    """
+
+    def __init__(self, module: Store) -> None:
+        self._module = module
+
+    def __await__(self) -> Generator[Any, Any, str]:
+        self._module.events.append("awaited")
+        yield from succeed(None).__await__()
+        return "connection"
+
+    async def __aenter__(self) -> str:
+        self._module.events.append("entered")
+        return "connection"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._module.events.append("left")
+
+
+@ways
+@pytest.mark.parametrize("isEntered", [True, False])
+def test_an_object_to_be_awaited_or_entered(
+    clock: Clock, way: str, isEntered: bool
+) -> None:
+    """
+    The caller decides whether it is awaited or entered, in every state.
+    """
+    module, wrapper, proxy = store(clock, way)
+
+    async def work() -> str:
+        if isEntered:
+            async with proxy.both() as name:
+                return str(name)
+        return str(await proxy.both())
+
+    result = start(work())
+    makeReady(clock, module, wrapper, way)
+    assert result.value == "connection"
+    assert module.events == (["entered", "left"] if isEntered else ["awaited"])
 
 
 @ways

@@ -4,10 +4,13 @@ fail(): the initialisation is given up from outside, or by what it calls.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
+from twisted.python.failure import Failure
 
 from tsrv import Closed, IllegalTransition, InitializationFailed, State
 
@@ -83,6 +86,22 @@ def test_initialized_again(clock: Clock, state: State) -> None:
     module.attempts[-1].callback(None)
     module.answers[-1].callback("done")
     assert (asked.value, call.value) == (None, "done")
+
+
+@pytest.mark.parametrize("name", ["fail", "reset"])
+def test_a_reason_that_is_no_error(clock: Clock, name: str) -> None:
+    """
+    A reason that is not an exception is refused; a failure counts as its error.
+    """
+    _, wrapper, _ = inState(clock, State.INITIALIZING)
+    act: Any = getattr(wrapper, name)
+    with pytest.raises(TypeError, match="must be an exception, not 'rotated'"):
+        act("rotated")
+    assert wrapper.state is State.INITIALIZING
+    reason = Trouble("rotated")
+    act(Failure(reason))
+    assert wrapper.lastError is reason
+    shut(wrapper)
 
 
 # The canceller of an attempt.

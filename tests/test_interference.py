@@ -162,6 +162,23 @@ def test_a_call_is_fired_during_the_drain(
     loggedFailures.clear()
 
 
+def test_the_last_queued_call_is_fired(
+    clock: Clock, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    A queued call that is fired does not wait for those in progress.
+    """
+    module, wrapper, proxy = wrap(clock, concurrency=1)
+    running, fired = resultOf(proxy.write(1)), proxy.write(2)
+    fired.callback("mine")
+    ready(module, wrapper)
+    clock.advance(0)
+    assert (wrapper.state, wrapper.pending) == (State.READY, 0)
+    module.answers[0].callback("done")
+    assert running.value == "done"
+    loggedFailures.clear()
+
+
 # Foreign code that raises.
 
 

@@ -4,6 +4,7 @@ lazy: the first call initialises the module.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -90,6 +91,18 @@ def test_initialized_by_hand(clock: Clock) -> None:
     (attempt,) = module.attempts
     attempt.callback(None)
     assert module.calls == [("write", 1)]
+
+
+def test_the_context_of_the_initialisation(clock: Clock) -> None:
+    """
+    The module is not initialised in the context of its first caller.
+    """
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[str] = []
+    _, _, proxy = wrap(clock, lazy=True, initialize=lambda: seen.append(request.get()))
+    request.set("mine")
+    proxy.count(1)
+    assert seen == ["none"]
 
 
 def test_looking_at_the_proxy_is_no_call(clock: Clock) -> None:

@@ -143,6 +143,34 @@ def test_a_call_that_fails_at_once(
         assert [str(each.error) for each in calls] == ["gone"] * 2
 
 
+def test_the_order_when_others_are_given_up(clock: Clock) -> None:
+    """
+    A call whose method discovers the loss is made again behind those that were made
+    before, also if the last of these has left the queue by then.
+    """
+    module = Replayed(clock, False)
+    own = module.read
+
+    def read(what: object) -> Deferred[Any]:
+        answer = own(what)
+        if what == 2 and module.numbers.count(2) == 1:
+            lose(module)
+            calls[1].cancel()
+        return answer
+
+    lose(module)
+    module.read = read  # type: ignore[method-assign]
+    recover(clock, module)
+    calls = [module.proxy.read(number) for number in range(2)]
+    calls.append(module.proxy.read(2))
+    results = [resultOf(each) for each in calls]
+    results.append(resultOf(module.proxy.read(3)))
+    recover(clock, module)
+    assert module.numbers[3:] == [0, 2, 3]
+    module.answer(3, 4, 5)
+    assert not any(each.pending for each in results)
+
+
 # Calls that their callers give up.
 
 

@@ -116,7 +116,7 @@ def test_a_delay(clock: Clock, state: State) -> None:
     module, wrapper, _ = inState(clock, state, retryPolicy=lambda _: 60.0)
     attempts = len(module.attempts)
     wrapper.reset(Trouble("rotated"))
-    assert wrapper.state is State.INITIALIZING
+    assert (wrapper.state, str(wrapper.lastError)) == (State.INITIALIZING, "rotated")
     assert (len(module.attempts), module.closings) == (attempts + 1, [])
     module.attempts[-1].callback(None)
     assert (wrapper.state, clock.getDelayedCalls()) == (State.READY, [])

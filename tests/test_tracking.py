@@ -89,9 +89,9 @@ def test_the_module_goes_away(
     module, wrapper, call = begin(method)
     result = resultOf(call)
     if end == "loss":
-        lose(module)
+        lose(module, Trouble("gone"))
     elif end == "reset":
-        wrapper.reset(Trouble("rotated"))
+        wrapper.reset(Trouble("gone"))
     else:
         resultOf(wrapper.close())
     assert result.pending
@@ -109,6 +109,11 @@ def test_the_module_goes_away(
     else:
         assert isinstance(result.error, OutcomeUnknown)
         assert result.error.method == method
+        assert str(result.error) == (
+            f"{method}() was in progress when Module went away: "
+            "it may have been carried out, or not"
+        )
+        assert str(result.error.__cause__) == ("None" if end == "close" else "gone")
         module.answers[0].errback(Trouble("too late"))
     assert wrapper.inProgress == 0
     assert wrapper.stats.unknown == (answer is None)
