@@ -44,18 +44,8 @@ QUIET = (Status.NEW, Status.STOPPING, Status.STOPPED)
 HOLDERS = (None, "backup")
 
 # What an operator, an observer or a callback may do.
-ACTS = [
-    "initialize",
-    "fail",
-    "close",
-    "pause",
-    "resume",
-    "reset",
-    "call",
-    "wait",
-    "raise",
-    "stop",
-]
+ACTS = ["initialize", "fail", "pause", "resume", "reset", "call", "wait", "raise"] * 2
+ACTS += ["close", "stop"]
 
 
 class Hostile(Exception):
@@ -110,6 +100,13 @@ class Watched(Module):
         self.pings.append(ping)
         return ping
 
+    def open(self) -> list[Deferred[None]]:
+        """
+        Return what has not ended.
+        """
+        made = (*self.closings, *self.attempts[-1:], *self.pings[-1:])
+        return [each for each in made if not each.called]
+
     def read(self, what: object) -> Deferred[Any]:
         self.programs.checkCall(self.name)
         return super().read(what)
@@ -121,13 +118,14 @@ class Relations:
     """
 
     def __init__(self, data: st.DataObject, earlier: list[str]) -> None:
-        def some(of: list[str], most: int) -> list[str]:
-            names = st.lists(st.sampled_from(of), max_size=most)
+        def some(of: list[str], least: int, most: int) -> list[str]:
+            names = st.lists(st.sampled_from(of), min_size=least, max_size=most)
             return data.draw(names) if of else []
 
-        self.restartWith = some(earlier, 1)
-        self.needs = [*some(earlier, 2), *self.restartWith]
-        self.after = some([*earlier, "nobody"], 1)
+        restarts = data.draw(st.sampled_from([1, 0]))
+        self.restartWith = some(earlier, restarts, 2 * restarts)
+        self.needs = [*some(earlier, 0, 2), *self.restartWith]
+        self.after = some([*earlier, "nobody"], 0, 1)
         self.predecessors = [each for each in self.after if each != "nobody"]
         self.required = data.draw(st.booleans())
         self.lazy = not data.draw(st.integers(0, 4))
@@ -170,7 +168,7 @@ class Programs(RuleBasedStateMachine):
         self.restarts: dict[str, int] = {}
         self.dues: dict[str, int] = {}
 
-    @initialize(data=st.data(), size=st.integers(1, 6))
+    @initialize(data=st.data(), size=st.sampled_from([4, 5, 6, 3, 1]))
     def build(self, data: st.DataObject, size: int) -> None:
         self.slots = data.draw(st.sampled_from([None, None, 1, 2]))
         self.stopRaises = not data.draw(st.integers(0, 4))
@@ -209,8 +207,13 @@ class Programs(RuleBasedStateMachine):
                 queueTimeout=None,
             )
         self.act("wait", "")
-        if data.draw(st.integers(0, 3)):
-            self.start()
+        early = st.sampled_from(["call", "fail", "initialize", "pause"])
+        for act in data.draw(st.lists(early, max_size=2)):
+            self.act(act, self.pick(data).name)
+        self.stale |= {
+            name for name in self.modules if self.wrapper(name).state is State.FAILED
+        }
+        self.startup.startService()
 
     def stopProgram(self, status: int) -> None:
         self.statuses.append(status)
@@ -225,53 +228,54 @@ class Programs(RuleBasedStateMachine):
 
     # What happens.
 
-    @precondition(lambda self: self.startup.status is Status.NEW)
-    @rule()
-    def start(self) -> None:
-        self.stale |= {
-            name for name in self.modules if self.wrapper(name).state is State.FAILED
-        }
-        self.startup.startService()
-
     @rule(data=st.data(), outcome=st.sampled_from(["good", "good", "bad", "worst"]))
     def conclude(self, data: st.DataObject, outcome: str) -> None:
-        for attempt in self.pick(data).attempts[-1:]:
-            if not attempt.called:
-                if outcome == "good":
-                    attempt.callback(None)
-                else:
-                    attempt.errback(Trouble() if outcome == "bad" else Refused())
+        """
+        An attempt, a ping or a close() ends.
+        """
+        busy = [each for each in map(Watched.open, self.modules.values()) if each]
+        if busy:
+            deferred = data.draw(st.sampled_from(data.draw(st.sampled_from(busy))))
+            if outcome == "good":
+                deferred.callback(None)
+            else:
+                deferred.errback(Trouble() if outcome == "bad" else Refused())
 
-    @rule()
-    def succeedAll(self) -> None:
-        for module in list(self.modules.values()):
-            for attempt in module.attempts[-1:]:
-                if not attempt.called:
-                    attempt.callback(None)
+    @rule(seconds=st.sampled_from([0.0, 1.0]))
+    def recover(self, seconds: float) -> None:
+        """
+        Whatever is in progress ends well.
+        """
+        for module in self.modules.values():
+            for each in module.open():
+                if not each.called:
+                    each.callback(None)
+        self.advance(seconds)
 
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
-        for watch in self.pick(data).watches[-1:]:
-            if not watch.called:
-                watch.callback(None)
+    @rule(data=st.data(), calm=st.booleans(), many=st.integers(1, 3))
+    def lose(self, data: st.DataObject, calm: bool, many: int) -> None:
+        """
+        Modules that are ready are lost, most of all those that others restart with,
+        and perhaps after all was well.
+        """
+        for _ in range(3 * calm):
+            self.recover(1.0)
+        for _ in range(many):
+            names = [n for n in self.modules if self.wrapper(n).state in READY]
+            named = [n for n in names if self.restarting(n)] or names
+            if named:
+                name = data.draw(st.sampled_from(named))
+                for watch in self.modules[name].watches[-1:]:
+                    if not watch.called:
+                        watch.callback(None)
+                for other in self.restarting(name):
+                    self.call(other)
 
-    @rule(data=st.data(), fails=st.booleans())
-    def pong(self, data: st.DataObject, fails: bool) -> None:
-        for ping in self.pick(data).pings[-1:]:
-            if not ping.called:
-                if fails:
-                    ping.errback(Trouble())
-                else:
-                    ping.callback(None)
-
-    @rule(data=st.data(), fails=st.booleans())
-    def closed(self, data: st.DataObject, fails: bool) -> None:
-        for closing in self.pick(data).closings:
-            if not closing.called:
-                if fails:
-                    closing.errback(Trouble())
-                else:
-                    closing.callback(None)
+    def restarting(self, name: str) -> list[str]:
+        """
+        Return the names of the modules that restart with one.
+        """
+        return [n for n, each in self.relations.items() if name in each.restartWith]
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 3.0]))
     def advance(self, seconds: float) -> None:
@@ -283,14 +287,14 @@ class Programs(RuleBasedStateMachine):
 
     @rule(data=st.data(), act=st.sampled_from(ACTS))
     def doByHand(self, data: st.DataObject, act: str) -> None:
-        if act != "raise":
+        if act not in ("raise", "stop", "close"):
             self.act(act, self.pick(data).name)
 
     @rule(data=st.data(), act=st.sampled_from(ACTS))
     def planForObserver(self, data: st.DataObject, act: str) -> None:
         self.plans.append((act, self.pick(data).name))
 
-    @rule(data=st.data(), act=st.sampled_from(ACTS))
+    @rule(data=st.data(), act=st.sampled_from([*ACTS, *["initialize"] * 4]))
     def planForWaiter(self, data: st.DataObject, act: str) -> None:
         name = self.pick(data).name
 
@@ -301,17 +305,10 @@ class Programs(RuleBasedStateMachine):
 
         self.results.append(resultOf(self.startup.whenReady().addBoth(react)))
 
-    @precondition(lambda self: self.stopped is None)
-    @rule(chance=st.integers(0, 9))
-    def announce(self, chance: int) -> None:
-        if not chance:
-            self.startup.announceStop()
-
-    @precondition(lambda self: self.stopped is None)
-    @rule(chance=st.integers(0, 5))
-    def stop(self, chance: int) -> None:
-        if not chance:
-            self.stopped = resultOf(self.startup.stopService())
+    @precondition(lambda self: self.stopped is None and self.clock.seconds() > 10)
+    @rule()
+    def stop(self) -> None:
+        self.stopped = resultOf(self.startup.stopService())
 
     def act(self, act: str, name: str) -> None:
         """
@@ -403,10 +400,9 @@ class Programs(RuleBasedStateMachine):
         """
         if name:
             self.checkChange(name)
+            self.checkReport(self.startup.reportModule(name))
         elif self.startup.status is Status.FAILED:
             self.failedOnce = True
-        for each in self.startup.report()["modules"]:
-            self.checkReport(each)
         self.act("wait", "")
         if self.plans:
             self.act(*self.plans.pop())
@@ -440,7 +436,7 @@ class Programs(RuleBasedStateMachine):
 
     def checkTimeout(self, name: str) -> None:
         """
-        A time limit begins with the first attempt.
+        A time limit begins with the first attempt, and ends with the program.
         """
         limit, attempts = (
             self.relations[name].timeout,
@@ -449,6 +445,8 @@ class Programs(RuleBasedStateMachine):
         first = next(iter(attempts), None)
         if limit and (first is None or self.clock.seconds() - first.begun < limit):
             self.wrong.append(f"{name} had no time")
+        if not self.isRunning():
+            self.wrong.append(f"{name} timed out in the shutdown")
 
     def checkClose(self, name: str) -> None:
         """
@@ -475,13 +473,12 @@ class Programs(RuleBasedStateMachine):
             self.restarts[name] = now
         if not self.isRunning():
             return
-        for other, relations in self.relations.items():
-            if name in relations.restartWith:
-                state = self.wrapper(other).state
-                if state is State.PAUSED:
-                    self.dues[other] = now
-                elif state in READY:
-                    self.wrong.append(f"{other} is not held at a loss of {name}")
+        for other in self.restarting(name):
+            state = self.wrapper(other).state
+            if state is State.PAUSED:
+                self.dues[other] = now
+            elif state in READY:
+                self.wrong.append(f"{other} is not held at a loss of {name}")
 
     def checkReport(self, report: Any) -> None:
         """
@@ -554,6 +551,15 @@ class Programs(RuleBasedStateMachine):
         assert self.wrong == []
 
     @invariant()
+    def theReportIsRight(self) -> None:
+        """
+        The report is consistent.
+        """
+        for each in self.startup.report()["modules"]:
+            self.checkReport(each)
+        assert self.wrong == []
+
+    @invariant()
     def fewAttemptsAreMade(self) -> None:
         """
         No more modules are initialised at the same time than the program allows.
@@ -563,12 +569,14 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def theStatusIsRight(self) -> None:
         startup, required = self.startup, self.relations
+        if self.stale & self.doubtful:
+            return
         missing = [name for name in self.modules if not self.isAvailable(name)]
         optional = [name for name in missing if not required[name].required]
         missing = [name for name in missing if required[name].required]
         failed = [name for name in missing if self.hasFailed(name)]
         assert startup.missing() == [n for n in startup.wrappers if n in missing]
-        if startup.status in QUIET or self.stale & self.doubtful:
+        if startup.status in QUIET:
             return
         if failed:
             expected = [Status.FAILED]

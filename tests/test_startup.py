@@ -319,7 +319,7 @@ def test_a_factory_may_interfere(
                 ([["configuration"]], ""),
             )
         ),
-        ("a", {"needs": None}, TypeError, "not iterable"),
+        ("a", {"needs": None}, TypeError, "terable"),
         (1, {}, TypeError, "1 is not a name for a module"),
         ("a", {"timeout": "5"}, TypeError, "timeout must be seconds"),
         ("a", {"timeout": Decimal(5)}, TypeError, "timeout must be seconds"),

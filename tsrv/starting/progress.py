@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from ..errors import Closed
 from ..queuing.waiters import Waiters
-from .program import Status
+from .program import StartupFailed, Status
 from .tally import Tally
 
 __all__ = ["Progress"]
@@ -128,10 +128,17 @@ class Progress:
             waiters = self._waiters.takeAll()
             if self.becameReady is None:
                 self._becameReadyFirst()
+            self._changed()
             waiters.succeed()
         elif status is Status.FAILED:
-            self._failed()
-        self._changed()
+            # Foreign code may initialise the failed module again. The waiters learn
+            # what was true when it failed.
+            waiters, makeError = self._waiters.takeAll(), self._tally.explainFailure()
+            self._failed(makeError())
+            self._changed()
+            waiters.fail(makeError)
+        else:
+            self._changed()
 
     def _becameReadyFirst(self) -> None:
         self.becameReady = round(self.elapsed, 6)
@@ -142,11 +149,7 @@ class Progress:
         self.criticalPath.reverse()
         _log.info("Start-up: {table}", table=self._describe())
 
-    def _failed(self) -> None:
-        # Foreign code may initialise the failed module again. The waiters learn what
-        # was true when it failed.
-        waiters, makeFailed = self._waiters.takeAll(), self._tally.explainFailure()
-        error = makeFailed()
+    def _failed(self, error: StartupFailed) -> None:
         # The wrapper has logged the error of an attempt.
         isLogged = error.__cause__ is not None
         _log.critical(
@@ -160,4 +163,3 @@ class Progress:
                 self._stopProgram(1)
             except BaseException:
                 _log.failure("Cannot stop the program")
-        waiters.fail(makeFailed)
