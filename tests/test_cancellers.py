@@ -233,6 +233,34 @@ def test_a_watch_that_cannot_be_cancelled(
     loggedFailures.clear()
 
 
+@pytest.mark.parametrize("how", ["resume", "lose", "close"])
+def test_the_waiting_for_idleness_is_given_up(
+    clock: Clock, loggedFailures: list[LogEvent], how: str
+) -> None:
+    """
+    The Deferred of whenIdle() stops neither a resume nor a loss nor a close.
+    """
+    module, wrapper, proxy = unstoppable(clock, whenIdle=lambda: Deferred(abort))
+    ready(module, wrapper)
+    paused = resultOf(wrapper.pause())
+    if how == "resume":
+        wrapper.resume()
+        assert isinstance(paused.error, CancelledError)
+        resultOf(proxy.write(1))
+        assert (wrapper.state, module.calls) == (State.READY, [("write", 1)])
+    elif how == "lose":
+        lose(module)
+        assert paused.value is None
+        recover(clock, module)
+        assert wrapper.state is State.PAUSED
+    else:
+        closed = resultOf(wrapper.close())
+        module.closings[0].callback(None)
+        assert isinstance(paused.error, Closed)
+        assert closed.value is None
+    loggedFailures.clear()
+
+
 def test_a_callback_gives_up_another_call(
     clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:

@@ -115,13 +115,16 @@ def test_cancelling_a_call(clock: Clock, isRunning: bool) -> None:
     assert resultOf(call).value == "done"
 
 
-@pytest.mark.parametrize("name", ["initialize", "close", "pause", "resume", "fail"])
+@pytest.mark.parametrize(
+    "name",
+    ["initialize", "close", "pause", "resume", "fail", "reset"],
+)
 def test_the_wrappers_own_methods(clock: Clock, name: str) -> None:
     """
     The methods that change the state are refused, and change nothing.
     """
     _, wrapper, _ = inState(clock, State.NEW)
-    arguments: list[Any] = [ValueError()] if name == "fail" else []
+    arguments: list[Any] = [ValueError()] if name in ("fail", "reset") else []
     error = elsewhere(lambda: getattr(wrapper, name)(*arguments))
     assert isinstance(error, RuntimeError)
     assert "callFromThread" in str(error)
