@@ -12,7 +12,13 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
 from twisted.python.failure import Failure
 
-from tsrv import Closed, IllegalTransition, InitializationFailed, State
+from tsrv import (
+    Closed,
+    IllegalTransition,
+    InitializationFailed,
+    QueueTimeout,
+    State,
+)
 
 from .support import (
     Refused,
@@ -210,3 +216,107 @@ def test_a_canceller_acts_when_the_wrapper_fails(clock: Clock, how: str) -> None
         assert wrapper.state is State.READY
         assert not asked.pending
         shut(wrapper)
+
+
+# Reasons.
+
+
+@pytest.mark.parametrize("act", ["fail", "reset"])
+@pytest.mark.parametrize("reason", ["rotated", Trouble, None, 1, Failure])
+def test_a_reason_that_is_no_error(clock: Clock, act: str, reason: Any) -> None:
+    """
+    fail() and reset() raise TypeError, and change nothing, if the reason is no
+    exception.
+    """
+    module, wrapper, proxy = inState(clock, State.INITIALIZING)
+    call = resultOf(proxy.write(1))
+    with pytest.raises(TypeError, match="exception"):
+        getattr(wrapper, act)(reason)
+    assert (wrapper.state, wrapper.lastError) == (State.INITIALIZING, None)
+    module.attempts[0].callback(None)
+    module.answers[0].callback("done")
+    assert call.value == "done"
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("act", ["fail", "reset"])
+def test_a_reason_that_is_a_failure(clock: Clock, act: str) -> None:
+    """
+    A reason may be the failure that an errback gets; the error counts.
+    """
+    _, wrapper, proxy = inState(clock, State.LOST, timeout=5.0)
+    call = resultOf(proxy.write(1))
+    reason = Trouble("no password")
+    Deferred.fromCoroutine(_raise(reason)).addErrback(getattr(wrapper, act))
+    clock.advance(5)
+    assert (wrapper.lastError, call.error.__cause__) == (reason, reason)
+    shut(wrapper)
+
+
+async def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("reason", ["cut off", Trouble])
+@pytest.mark.parametrize("where", ["initialize", "whenLost", "ping", "close"])
+@pytest.mark.parametrize("end", ["expire", "fail", "close"])
+def test_a_foreign_reason_that_is_no_error(
+    clock: Clock, reason: Any, where: str, end: str
+) -> None:
+    """
+    A Deferred of the module may fail with anything, for example with a string: queued
+    calls end all the same, with an error that tells it.
+    """
+    pings: list[Deferred[None]] = []
+
+    def ping() -> Deferred[None]:
+        pings.append(Deferred())
+        return pings[-1]
+
+    module, wrapper, proxy = wrap(
+        clock, timeout=5.0, retryPolicy=lambda _: 60.0, ping=ping, pingInterval=2.0
+    )
+    asked = resultOf(wrapper.initialize())
+    if where == "initialize":
+        module.attempts[0].errback(reason)
+    else:
+        module.attempts[0].callback(None)
+        assert asked.value is None
+    if where == "whenLost":
+        module.watches[0].errback(reason)
+    elif where == "ping":
+        clock.advance(2)
+        pings[0].errback(reason)
+    elif where == "close":
+        wrapper.reset(Trouble("rotated"))
+        module.closings[0].errback(reason)
+    calls = [resultOf(proxy.write(number)) for number in range(2)]
+    if where != "close":
+        assert isinstance(wrapper.lastError, BaseException)
+        assert str(reason) in str(wrapper.lastError)
+        entries = [*wrapper.history.attempts, *wrapper.history.losses]
+        assert str(reason) in str([each.error for each in entries])
+    if end == "expire":
+        clock.advance(5)
+        for call in calls:
+            assert isinstance(call.error, QueueTimeout)
+            assert call.error.__cause__ is wrapper.lastError
+    elif end == "fail":
+        wrapper.fail(Refused("given up"))
+        assert [type(each.error) for each in calls] == [InitializationFailed] * 2
+    shut(wrapper)
+    assert not any(each.pending for each in calls)
+    assert not asked.pending
+    assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("reason", ["no password", Trouble])
+def test_a_failed_closing_whose_reason_is_no_error(clock: Clock, reason: Any) -> None:
+    """
+    So does closing the module: who waits for it gets an error.
+    """
+    module, wrapper, _ = inState(clock, State.READY)
+    closed = resultOf(wrapper.close())
+    module.closings[0].errback(reason)
+    assert str(reason) in str(closed.error)
+    assert wrapper.state is State.CLOSED

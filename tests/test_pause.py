@@ -313,6 +313,84 @@ def test_resumed_while_somebody_waits(clock: Clock) -> None:
     assert wrapper.state is State.READY
 
 
+@pytest.mark.parametrize("holders", [1, 2, 3])
+@pytest.mark.parametrize("isWaiting", [True, False])
+def test_paused_again_when_the_pause_ends(
+    clock: Clock, holders: int, isWaiting: bool
+) -> None:
+    """
+    Callers who pause the module again when they learn that the pause is over hold it:
+    no call runs until the last of them resumes it.
+    """
+    idle: list[Deferred[Any]] = []
+    again: list[object] = []
+
+    def pauseAgain(failure: Any = None) -> None:
+        again.append(object())
+        resultOf(wrapper.pause(again[-1]))
+
+    def ask() -> Deferred[Any]:
+        # The module is the first to learn it, if it is asked at the moment.
+        first = not idle
+        idle.append(Deferred(lambda _: pauseAgain() if first else None))
+        return idle[-1]
+
+    options: dict[str, Any] = {} if isWaiting else {"whenIdle": ask}
+    module, wrapper, proxy = inState(clock, State.READY, **options)
+    if isWaiting:
+        resultOf(proxy.write(0))
+    for holder in range(holders):
+        wrapper.pause(holder).addErrback(pauseAgain)
+    for holder in range(holders):
+        resultOf(proxy.count(holder))
+        assert (wrapper.state, again) == (State.PAUSED, [])
+        wrapper.resume(holder)
+    assert len(again) == holders + (not isWaiting)
+    for each in again:
+        assert (wrapper.state, wrapper.paused) == (State.PAUSED, True)
+        assert (wrapper.pending, module.calls) == (holders, module.calls[:isWaiting])
+        wrapper.resume(each)
+    assert (wrapper.state, wrapper.paused, wrapper.pending) == (State.READY, False, 0)
+    assert [each.ended is None for each in wrapper.history.pauses] == [False] * 2
+    shut(wrapper)
+    clock.advance(0)
+
+
+@pytest.mark.parametrize("act", ["close", "reset", "lose", "resume", "call"])
+def test_what_a_caller_may_do_when_the_pause_ends(clock: Clock, act: str) -> None:
+    """
+    A callback of a pause that ends may do anything else, too; no call overtakes
+    another, and each ends once.
+    """
+    module, wrapper, proxy = inState(clock, State.READY)
+    results = [resultOf(proxy.write(0))]
+
+    def ended(_: object) -> None:
+        if act == "close":
+            wrapper.close()
+        elif act == "reset":
+            wrapper.reset(Trouble("rotated"))
+        elif act == "lose":
+            lose(module)
+        elif act == "resume":
+            resultOf(wrapper.pause("again"))
+            wrapper.resume("again")
+        else:
+            results.append(resultOf(proxy.count(2)))
+
+    wrapper.pause().addErrback(ended)
+    results.append(resultOf(proxy.count(1)))
+    wrapper.resume()
+    expected = {"close": State.CLOSING, "reset": State.LOST, "lose": State.LOST}
+    assert wrapper.state is expected.get(act, State.READY)
+    if wrapper.state is State.READY:
+        queued = [1, 2] if act == "call" else [1]
+        assert [what for _, what in module.calls] == [0, *queued]
+    shut(wrapper)
+    clock.advance(0)
+    assert not any(each.pending for each in results)
+
+
 @pytest.mark.parametrize("end", ["answered", "lost"])
 @pytest.mark.parametrize("act", ["resume", "close", "reset", "pause"])
 def test_what_those_who_wait_may_do(clock: Clock, end: str, act: str) -> None:

@@ -5,6 +5,7 @@ ping: clients that never tell that they are lost are asked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from twisted.logger import LogEvent
 
 from tsrv import OutcomeUnknown, QueuingWrapper, State
 
-from .support import Module, Trouble, lose, ready, recover, resultOf, shut
+from .support import Module, Trouble, lose, recover, resultOf, shut
 
 
 class Pinged(Module):
@@ -52,7 +53,9 @@ def wrapped(clock: Clock, module: Pinged, **options: Any) -> QueuingWrapper[Ping
     wrapper = QueuingWrapper(
         module, clock, pingInterval=5.0, retryPolicy=lambda _: 1.0, **options
     )
-    ready(module, wrapper)
+    wrapper.initialize()
+    for attempt in module.attempts:
+        attempt.callback(None)
     return wrapper
 
 
@@ -350,3 +353,81 @@ def test_the_canceller_of_a_ping_raises(
     module.attempts[1].callback(None)
     assert wrapper.state is State.READY
     shut(wrapper)
+
+
+# What happens to a wrapper, one thing after another.
+ACTS: dict[str, Callable[[QueuingWrapper[Pinged]], object]] = {
+    "reset": lambda wrapper: wrapper.reset(Trouble("rotated")),
+    "lose": lambda wrapper: lose(wrapper.module),
+    "pause": lambda wrapper: resultOf(wrapper.pause()),
+    "resume": lambda wrapper: wrapper.resume(),
+    "close": lambda wrapper: resultOf(wrapper.close()),
+}
+
+
+@pytest.mark.parametrize("first", ["wait", "ping", "waiter"])
+@pytest.mark.parametrize("acts", list(permutations(ACTS, 3)))
+def test_never_more_than_one_ping(
+    clock: Clock, module: Pinged, acts: tuple[str, ...], first: str
+) -> None:
+    """
+    Whatever happens, also while a loss is handled, a module that is ready or paused is
+    pinged once in each interval, and any other never.
+    """
+
+    def run() -> None:
+        for act in acts:
+            isLost = act == "lose" and module.watches[-1].called
+            if wrapper.state is not State.CLOSED and not isLost:
+                ACTS[act](wrapper)
+
+    wrapper = wrapped(
+        clock, module, initialize=bool, close=bool, replay=["read"], timeout=None
+    )
+    if first == "ping":
+        clock.advance(5)
+        run()
+    elif first == "waiter":
+        # What waits for the calls in progress runs in the middle of the loss.
+        resultOf(wrapper.proxy.read(1))
+        wrapper.pause("waiter").addCallback(lambda _: run())
+        lose(module)
+        wrapper.resume("waiter")
+    else:
+        run()
+    clock.advance(1)
+    isPinged = wrapper.state in (State.READY, State.PAUSED)
+    module.pings.clear()
+    for _ in range(3):
+        before = len(module.pings)
+        clock.advance(5)
+        assert len(module.pings) == before + isPinged
+        if isPinged:
+            module.pings[-1].callback("pong")
+    assert isPinged or wrapper.state is State.CLOSED
+    resultOf(wrapper.close())
+    assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("seconds", [0, 5])
+def test_reset_by_who_waits_for_a_pause_at_a_loss(
+    clock: Clock, module: Pinged, seconds: float
+) -> None:
+    """
+    A reset in C{async with wrapper.pausing()}, which begins because of a loss, starts
+    one series of pings, and closing ends it.
+    """
+    wrapper = wrapped(clock, module, initialize=bool, close=bool, replay=["read"])
+    resultOf(wrapper.proxy.read(1))
+
+    async def rotate() -> None:
+        async with wrapper.pausing():
+            wrapper.reset(Trouble("rotated"))
+
+    rotated = resultOf(Deferred.fromCoroutine(rotate()))
+    lose(module)
+    assert (rotated.value, wrapper.state) == (None, State.READY)
+    clock.advance(seconds)
+    assert len(module.pings) == (seconds == 5)
+    resultOf(wrapper.close())
+    assert clock.getDelayedCalls() == []

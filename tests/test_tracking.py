@@ -497,18 +497,21 @@ class Many:
 
     @ivar ended: The numbers of those that have ended.
     @ivar results: Their results.
+    @ivar calls: All calls.
     """
 
-    def __init__(self, number: int, method: str) -> None:
+    def __init__(self, number: int, method: str, timeout: float | None = None) -> None:
         self.clock = Passing()
         self.module, self.wrapper, self.proxy = wrap(
-            self.clock, replay=["read"], timeout=None, limit=2 * number
+            self.clock, replay=["read"], timeout=timeout, limit=2 * number
         )
         ready(self.module, self.wrapper)
         self.ended: list[int] = []
         self.results: list[Result] = []
+        self.calls: list[Deferred[Any]] = []
         for each in range(number):
             call = getattr(self.proxy, method)(each)
+            self.calls.append(call)
             call.addBoth(self._ended, each)
             self.results.append(resultOf(call))
         self.clock.step = 0.001
@@ -623,3 +626,60 @@ def test_something_else_happens_between_the_slices(
         assert len(kinds) == 1
     assert (wrapper.inProgress, wrapper.pending) == (0, 0)
     assert many.clock.getDelayedCalls() == []
+
+
+# Which of the calls that were put back by the first slice end before the next: their
+# places, counted from the last one.
+GONE = [[1], [1, 2], [2, 1], [1, 3], [2], "first", "half", "all"]
+
+
+@pytest.mark.parametrize("gone", GONE)
+@pytest.mark.parametrize("how", ["cancelled", "fired", "expired"])
+@pytest.mark.parametrize("isSecondLoss", [True, False])
+def test_calls_end_while_others_are_put_back(
+    gone: list[int] | str, how: str, isSecondLoss: bool
+) -> None:
+    """
+    Calls that are put back in slices keep their order, whichever of them end in the
+    meantime; those that were cancelled or have expired are never started again.
+    """
+    number = 3_000
+    many = Many(number, "read", timeout=5.0 if how == "expired" else None)
+    many.clock.step = 0.0
+    module, wrapper, clock = many.module, many.wrapper, many.clock
+    if isSecondLoss:
+        lose(module)
+        many.run()
+        recover(clock, module)
+    start = len(module.calls)
+    many.clock.step = 0.0001
+    lose(module)
+    many.clock.step = 0.0
+    back = wrapper.pending
+    assert 0 < back < number
+    if gone == "first":
+        ends = [0]
+    elif gone == "half":
+        ends = list(range(back // 2, back))
+    elif gone == "all" or how == "expired":
+        ends = list(range(back))
+    else:
+        ends = [back - each for each in gone if isinstance(each, int)]
+    if how == "expired":
+        clock.rightNow += 5.0
+        clock.advance(0)
+    else:
+        for each in ends:
+            if how == "cancelled":
+                many.calls[each].cancel()
+            else:
+                many.calls[each].callback("never mind")
+    many.run()
+    late = resultOf(many.proxy.count(number))
+    recover(clock, module)
+    many.run()
+    again = [what for _, what in module.calls[start:]]
+    assert again == sorted(set(range(number + 1)) - set(ends))
+    assert late.value == number
+    shut(wrapper)
+    many.run()
