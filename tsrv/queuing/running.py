@@ -169,7 +169,10 @@ class RunningCommands:
         if interruptions != self.interruptions:
             # The module was lost or closed while it was being called.
             self._interrupt(command)
-        self._observe(command, answer, run)
+        if answer.called:
+            self._observe(command, answer, run)
+        else:
+            answer.addBoth(self._fired, answer, command, run)
         return command
 
     def cancel(self, command: Command) -> None:
@@ -228,9 +231,17 @@ class RunningCommands:
     def _fired(
         self, result: object, answer: Deferred[Any], command: Command, run: int
     ) -> object:
-        if isinstance(result, Failure):
-            self._results.takeFailure(answer)
-        self._answered(result, command, run)
+        isFailure = isinstance(result, Failure)
+        if isFailure or command.stage != RUNNING or run != command.run:
+            if isFailure:
+                self._results.takeFailure(answer)
+            self._answered(result, command, run)
+            return result
+        # This is _end(), written out because nearly every command passes here.
+        self.count -= 1
+        command.end(result)
+        if self._observed:
+            self._countChanged()
         return result
 
     def _answered(self, result: object, command: Command, run: int) -> None:
@@ -244,11 +255,7 @@ class RunningCommands:
             self._failed.append(command)
             self._settling.soon()
             return
-        # This is _end(), written out because every command passes here.
-        self.count -= 1
-        command.end(result)
-        if self._observed:
-            self._countChanged()
+        self._end(command, result)
 
     def _end(self, command: Command, result: object) -> None:
         self.count -= 1
