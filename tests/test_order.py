@@ -218,18 +218,3 @@ def test_the_last_queued_call_is_given_up(
         assert running.value == "done"
     resultOf(proxy.write(4))
     assert numbers(module) == [1, 4]
-
-
-def test_a_call_that_its_caller_fires_holds_nothing_up(clock: Clock) -> None:
-    """
-    The drain passes over a queued call whose caller has fired its Deferred, also while
-    no other call may start.
-    """
-    module, wrapper, proxy = wrap(clock, concurrency=1, timeout=None)
-    running = resultOf(proxy.write(1))
-    proxy.write(2).callback("never mind")
-    ready(module, wrapper)
-    clock.advance(0)
-    assert (wrapper.state, wrapper.pending) == (State.READY, 0)
-    module.answers[0].callback("done")
-    assert (running.value, numbers(module)) == ("done", [1])
