@@ -7,10 +7,10 @@ clock; the other returns at once, so that the call itself is all of the cost. An
 object with the bound method as an attribute is compared too: without changing the
 module there is no cheaper way to stand in front of it.
 
-Calls of a module that can be lost are tracked, so that each of them ends. What that
-adds is measured for a call whose Deferred has fired already, and for one whose
-Deferred fires later, together with its answer. A module that promises to end its
-calls itself has nothing to pay.
+Calls of a module that can be lost are tracked, so that each of them ends. The cost of
+tracking is measured for a call whose Deferred has fired already, and for a call and
+its answer, if the Deferred fires later. A module that promises to end its calls itself
+has nothing to pay.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Answering(Module):
 
     def answer(self) -> None:
         """
-        Answer the last call.
+        Fire the Deferred of the last call.
         """
         self._asked.callback(None)
 

@@ -1,5 +1,5 @@
 """
-What a module returns: whatever can be awaited is awaited, in every state the same.
+Awaitable results of a module: tsrv awaits them, in every state the same.
 """
 
 from __future__ import annotations
@@ -310,8 +310,7 @@ def test_a_call_that_returns_a_future(
 @kinds
 def test_a_call_that_is_lost_or_cancelled(clock: Clock, make: Make) -> None:
     """
-    What the method returned is cancelled with the call, and tracked like any
-    Deferred.
+    An awaitable result is cancelled with its call, and tracked like any Deferred.
     """
     waits: list[Deferred[Any]] = []
 
@@ -356,7 +355,7 @@ def count() -> Generator[int, None, None]:
 )
 def test_a_plain_value(clock: Clock, value: object) -> None:
     """
-    What cannot be awaited is the result itself, in every state.
+    A value that cannot be awaited is the result itself, in every state.
     """
     module, wrapper = returning(clock, lambda: value)
     queued = resultOf(wrapper.proxy.once())

@@ -152,8 +152,8 @@ def test_a_call_in_progress_is_given_up(
     clock: Clock, loggedFailures: list[LogEvent], method: str, queued: bool
 ) -> None:
     """
-    A call ends with C{CancelledError}, the caller sees no other error, and the
-    answer that comes nevertheless is ignored.
+    A call ends with C{CancelledError}, its caller sees no other error, and a late
+    result is ignored.
     """
     module, wrapper, proxy = unstoppable(clock, replay=["read"])
     if not queued:

@@ -61,8 +61,8 @@ def needy(what: object) -> None:
 @pytest.mark.parametrize("given", [5, "name", succeed(None), needy])
 def test_callables_that_make_no_sense(clock: Clock, name: str, given: object) -> None:
     """
-    An option that has to be called without arguments, but cannot be, is refused by
-    its name.
+    A callable that needs arguments is refused by its name; so is another object in
+    its place.
     """
     with pytest.raises(TypeError, match=name):
         wrap(clock, **{name: given})

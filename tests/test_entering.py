@@ -22,8 +22,8 @@ class Store(Module):
     """
     A module with transactions and rows.
 
-    @ivar events: What happened to them.
-    @ivar step: Called by each of them; what it returns is awaited.
+    @ivar events: Their events, in order.
+    @ivar step: Called by each of them, and awaited.
     """
 
     def __init__(self) -> None:
@@ -389,7 +389,7 @@ def test_what_cannot_be_entered(
     clock: Clock, method: str, use: Callable[..., Any]
 ) -> None:
     """
-    A result that is no manager or iterable raises what Python raises.
+    Another result raises the error that Python raises.
     """
     module, wrapper, proxy = store(clock, "new")
     result = start(use(getattr(proxy, method)()))
@@ -499,7 +499,7 @@ def test_with_cannot_wait(clock: Clock, way: str) -> None:
 @ways
 def test_a_call_may_be_awaited_and_then_entered(clock: Clock, way: str) -> None:
     """
-    A call can be awaited as ever; what it returns is the module's own.
+    A call can be awaited as ever; its result is the module's own.
     """
     module, wrapper, proxy = store(clock, way)
 

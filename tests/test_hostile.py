@@ -151,8 +151,8 @@ def test_a_call_while_the_module_is_looked_at(
     clock: Clock, where: str, isPaused: bool, used: bool
 ) -> None:
     """
-    A call that is made while names are looked up, and perhaps a short pause, keep
-    neither that call nor those who wait from their turn.
+    A call while names are looked up is made in its turn, and waiters learn that the
+    module is ready, also after a short pause.
     """
     module = Watchful() if where == "__getattribute__" else Looking()
     wrapper = QueuingWrapper(module, clock)

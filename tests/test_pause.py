@@ -193,8 +193,8 @@ def test_the_calls_in_progress(clock: Clock, queued: bool, how: str) -> None:
 @pytest.mark.parametrize("own", [True, False])
 def test_a_module_that_counts_its_calls(clock: Clock, own: bool) -> None:
     """
-    The module's whenIdle() is waited for, too, and is not proxied; it is called when
-    no more calls reach the module.
+    pause() waits for the module's whenIdle(), too, which is called after the calls have
+    begun to queue, and is not proxied.
     """
 
     class Counting(Module):
@@ -232,7 +232,7 @@ def test_whenIdle_that_fails(
     clock: Clock, loggedFailures: list[LogEvent], isRaised: bool
 ) -> None:
     """
-    The module is paused all the same; who waits learns the error, and resume()
+    The module is paused all the same. pause() fails with the error, and resume()
     works.
     """
 
@@ -302,7 +302,7 @@ def test_cancelling_the_waiting(clock: Clock) -> None:
 
 def test_resumed_while_somebody_waits(clock: Clock) -> None:
     """
-    Who waits for the calls in progress learns that the pause is over.
+    resume() ends the waiting for the calls in progress.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     resultOf(proxy.write(1))
@@ -560,7 +560,7 @@ def test_resumed_while_lost(clock: Clock) -> None:
 def test_calls_that_are_made_again_wait(clock: Clock) -> None:
     """
     Calls in progress that are safe to run twice are made again after resume(), before
-    those that were queued meanwhile.
+    the queued calls.
     """
     module, wrapper, proxy = inState(clock, State.READY, replay=["read"])
     resultOf(proxy.read(1))
@@ -577,8 +577,8 @@ def test_calls_that_are_made_again_wait(clock: Clock) -> None:
 @pytest.mark.parametrize("isWaiting", [True, False])
 def test_closed_while_paused(clock: Clock, isWaiting: bool) -> None:
     """
-    close() ends a pause: queued calls get Closed, and so do those who wait for calls
-    in progress.
+    close() ends a pause: queued calls, and the waiting for calls in progress, get
+    Closed.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     if isWaiting:
@@ -636,7 +636,7 @@ def test_a_kept_method_queues_while_paused(clock: Clock) -> None:
     assert module.calls == [("write", 1)]
 
 
-# What is recorded.
+# Observers and history.
 
 
 def test_observers_and_history(clock: Clock) -> None:

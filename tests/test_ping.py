@@ -23,7 +23,7 @@ class Pinged(Module):
     A module that is pinged.
 
     @ivar pings: The Deferreds of C{ping()}, in order.
-    @ivar answer: What C{ping()} does.
+    @ivar answer: Called by C{ping()}.
     """
 
     def __init__(self) -> None:

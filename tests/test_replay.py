@@ -145,8 +145,8 @@ def test_a_call_that_fails_at_once(
 
 def test_the_order_when_others_are_given_up(clock: Clock) -> None:
     """
-    A call whose method discovers the loss is made again behind those that were made
-    before, also if the last of these has left the queue by then.
+    A call whose method discovers the loss is made again behind earlier calls, also if
+    the last of the earlier calls has left the queue by then.
     """
     module = Replayed(clock, False)
     own = module.read

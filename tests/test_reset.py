@@ -75,7 +75,7 @@ def test_a_working_module(clock: Clock, state: State) -> None:
 
 def test_a_second_failure_follows_the_policy(clock: Clock) -> None:
     """
-    The attempt after a reset has no delay; the next ones have those of the policy.
+    The attempt after a reset has no delay; the retry policy decides about the next.
     """
     module, wrapper, _ = inState(clock, State.READY)
     wrapper.reset(Trouble("rotated"))
@@ -255,7 +255,7 @@ def test_reset_during_a_reset(clock: Clock, state: State) -> None:
     assert wrapper.state is State.READY
 
 
-# What the old connection still says.
+# Late words of the old connection.
 
 
 @pytest.mark.parametrize("when", ["closing", "initializing", "ready"])

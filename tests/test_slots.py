@@ -196,8 +196,8 @@ def test_observers_see_the_attempt_begin(clock: Clock) -> None:
 
 def test_retries_wait_for_a_slot(clock: Clock) -> None:
     """
-    The attempt after a delay, and the one after a loss, wait for a slot, too, behind
-    those that have waited longer.
+    Attempts after a failure or a loss wait for a slot, too, behind attempts that have
+    waited longer.
     """
     fleet = Fleet(clock, 2, 1)
     fleet.modules[0].attempts[0].errback(Trouble())

@@ -32,7 +32,7 @@ def elsewhere(function: Callable[[], object]) -> BaseException | None:
     """
     Call a function in another thread.
 
-    @return: What it raised.
+    @return: The error that it raised.
     """
     raised: list[BaseException] = []
 

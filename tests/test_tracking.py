@@ -248,8 +248,9 @@ def test_which_calls_are_tracked(
     clock: Clock, make: Callable[[], Any], options: dict[str, Any], isTracked: bool
 ) -> None:
     """
-    Calls of a module that can be lost are tracked, unless it promises to end them;
-    those that are safe to run twice always are. The others are the module's own.
+    Calls of a module that can be lost are tracked, unless it promises to end them.
+    Calls that are safe to run twice are tracked in any case. All other calls are the
+    module's own.
     """
     module = make()
     wrapper = QueuingWrapper(module, clock, **options)
@@ -281,7 +282,7 @@ def test_a_settling_module_ends_its_calls_itself(clock: Clock) -> None:
     assert result.value == "done"
 
 
-# What a tracked call returns.
+# The results of tracked calls.
 
 
 class Quick(Module):
@@ -495,8 +496,8 @@ class Many:
     """
     Very many calls in progress.
 
-    @ivar ended: The numbers of those that have ended.
-    @ivar results: Their results.
+    @ivar ended: The numbers of the ended calls.
+    @ivar results: The results of all calls.
     @ivar calls: All calls.
     """
 
@@ -583,8 +584,8 @@ def test_something_else_happens_between_the_slices(
     number: int, method: str, then: str
 ) -> None:
     """
-    If the module recovers, fails or is closed in the meantime every call ends once:
-    those that are safe to run twice are made again, in order, before later calls.
+    If the module recovers, fails or is closed in the meantime every call ends once.
+    Calls that are safe to run twice are made again, in order, before later calls.
     """
     many = Many(number, method)
     if number > 1000:
