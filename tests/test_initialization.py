@@ -5,13 +5,11 @@ Attempts, retries and backoff.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from twisted.internet.defer import fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
-from twisted.python.failure import Failure
 
 from tsrv import (
     AsyncModule,
@@ -115,32 +113,6 @@ def test_ways_to_end(
     result = resultOf(wrapper.initialize())
     assert (wrapper.state, result.pending) == (state, state is State.RETRYING)
     assert isinstance(wrapper.lastError, Trouble) is result.pending
-    shut(wrapper)
-
-
-@pytest.mark.parametrize("name", ["initialize", "whenLost", "close"])
-def test_failures_that_are_no_errors(clock: Clock, name: str) -> None:
-    """
-    Twisted lets a Deferred fail with a string, which counts as a C{RuntimeError}.
-    """
-    module, wrapper, _ = wrap(clock)
-    resultOf(wrapper.initialize())
-    reason: Any = Failure("refused")
-    if name == "initialize":
-        module.attempts[0].errback(reason)
-        assert wrapper.state is State.RETRYING
-    else:
-        module.attempts[0].callback(None)
-    if name == "whenLost":
-        module.watches[0].errback(reason)
-        assert wrapper.state is State.LOST
-    error: Any = wrapper.lastError
-    if name == "close":
-        closed = resultOf(wrapper.close())
-        module.closings[0].errback(reason)
-        error = closed.error
-    assert isinstance(error, RuntimeError)
-    assert str(error) == "refused"
     shut(wrapper)
 
 
