@@ -45,7 +45,7 @@ HOLDERS = (None, "backup")
 
 # What an operator, an observer or a callback may do.
 ACTS = ["initialize", "fail", "pause", "resume", "reset", "call", "wait", "raise"] * 2
-ACTS += ["close", "stop"]
+ACTS += ["close", "stop", "lose"]
 
 
 class Hostile(Exception):
@@ -89,7 +89,7 @@ class Watched(Module):
         if self.canceller == "succeed":
             attempt.callback(None)
         elif self.canceller is not None:
-            self.programs.act(self.canceller, self.name)
+            self.programs.disturb(self.canceller, self.name)
 
     def close(self) -> Deferred[None]:
         self.closed = self.programs.now()
@@ -150,6 +150,7 @@ class Programs(RuleBasedStateMachine):
         self.stopped: Result | None = None
         self.failedOnce = False
         self.wrong: list[str] = []
+        self.disturbed = False
         self.plans: list[tuple[str, str]] = []
         # Modules that were started, closed or given up by hand, or called.
         self.byHand: set[str] = set()
@@ -265,11 +266,14 @@ class Programs(RuleBasedStateMachine):
             named = [n for n in names if self.restarting(n)] or names
             if named:
                 name = data.draw(st.sampled_from(named))
-                for watch in self.modules[name].watches[-1:]:
-                    if not watch.called:
-                        watch.callback(None)
+                self.loseOne(name)
                 for other in self.restarting(name):
                     self.call(other)
+
+    def loseOne(self, name: str) -> None:
+        for watch in self.modules[name].watches[-1:]:
+            if not watch.called:
+                watch.callback(None)
 
     def restarting(self, name: str) -> list[str]:
         """
@@ -300,15 +304,22 @@ class Programs(RuleBasedStateMachine):
 
         def react(result: Any) -> Any:
             if act != "raise":
-                self.act(act, name)
+                self.disturb(act, name)
             return result
 
         self.results.append(resultOf(self.startup.whenReady().addBoth(react)))
 
-    @precondition(lambda self: self.stopped is None and self.clock.seconds() > 10)
+    @precondition(lambda self: self.stopped is None and self.clock.seconds() > 5)
     @rule()
     def stop(self) -> None:
         self.stopped = resultOf(self.startup.stopService())
+
+    def disturb(self, act: str, name: str) -> None:
+        """
+        Do something in the middle of something else.
+        """
+        self.disturbed = True
+        self.act(act, name)
 
     def act(self, act: str, name: str) -> None:
         """
@@ -344,15 +355,22 @@ class Programs(RuleBasedStateMachine):
                 self.results.append(resultOf(startup.whenReady()))
             elif act == "stop":
                 startup.announceStop()
+            elif act == "lose":
+                # What this one restarts with, perhaps during its restart.
+                for each in self.relations[name].restartWith:
+                    self.loseOne(each)
             else:
                 raise Hostile
         except IllegalTransition:
             pass
 
     def call(self, name: str) -> None:
-        wrapper = self.wrapper(name)
+        # Most of all a lazy one that nobody has called.
+        new = [n for n in self.modules if self.wrapper(n).state is State.NEW]
+        lazy = [n for n in new if self.relations[n].lazy and n not in self.called]
+        wrapper = self.wrapper(next(iter(lazy), name))
         if wrapper.state is State.NEW:
-            self.called.add(name)
+            self.called.add(next(iter(lazy), name))
         if wrapper.state is not State.READY:
             self.calls.append(resultOf(wrapper.proxy.read(len(self.calls))))
 
@@ -405,7 +423,8 @@ class Programs(RuleBasedStateMachine):
             self.failedOnce = True
         self.act("wait", "")
         if self.plans:
-            self.act(*self.plans.pop())
+            act, target = self.plans.pop()
+            self.disturb(act, name if name and act == "lose" else target)
 
     def checkChange(self, name: str) -> None:
         wrapper = self.wrapper(name)
@@ -421,18 +440,19 @@ class Programs(RuleBasedStateMachine):
                 each for each in self.stale if name in self.relations[each].needs
             }
         error = wrapper.lastError
-        if isinstance(error, TimeoutError) and state is State.FAILED:
+        hasFailed = state is State.FAILED and before is not state
+        if hasFailed and isinstance(error, TimeoutError):
             self.checkTimeout(name)
         if state in (State.CLOSING, State.CLOSED):
             self.holders[name].clear()
-        if state in READY:
-            self.recoveries[name] = self.now()
         if state is State.CLOSING and before is not state:
             self.checkClose(name)
         lossCount = wrapper.history.losses.count
         if lossCount > self.lossCounts.get(name, 0):
             self.lossCounts[name] = lossCount
             self.checkLoss(name)
+        if state in READY:
+            self.recoveries[name] = self.now()
 
     def checkTimeout(self, name: str) -> None:
         """
@@ -470,15 +490,24 @@ class Programs(RuleBasedStateMachine):
             last = max((self.losses.get(each, 0) for each in others), default=0)
             if last <= self.restarts.get(name, 0):
                 self.wrong.append(f"{name} was restarted without a reason")
+            if any(map(self.isLost, others)) and not self.disturbed:
+                self.wrong.append(f"{name} was restarted too early")
             self.restarts[name] = now
+        else:
+            # It has nothing left that could be closed.
+            self.dues.pop(name, None)
         if not self.isRunning():
             return
-        for other in self.restarting(name):
-            state = self.wrapper(other).state
-            if state is State.PAUSED:
-                self.dues[other] = now
-            elif state in READY:
-                self.wrong.append(f"{other} is not held at a loss of {name}")
+        reached = [name]
+        for each in reached:
+            for other in self.restarting(each):
+                state = self.wrapper(other).state
+                if state is State.PAUSED:
+                    self.dues[other] = now
+                if state in READY and not self.disturbed:
+                    self.wrong.append(f"{other} is not held at a loss of {name}")
+                if state not in (State.NEW, *GONE) and other not in reached:
+                    reached.append(other)
 
     def checkReport(self, report: Any) -> None:
         """
@@ -517,6 +546,22 @@ class Programs(RuleBasedStateMachine):
     def hasFailed(self, name: str) -> bool:
         return self.wrapper(name).state in GONE and name not in self.stale
 
+    def isLost(self, name: str) -> bool:
+        """
+        Whether a module has not recovered from its last loss, but may do so.
+        """
+        isOver = self.losses.get(name, 0) <= self.recoveries.get(name, 0)
+        return not (isOver or self.hasFailed(name))
+
+    def isHeld(self, name: str) -> bool:
+        """
+        Whether the calls of a module are held until another one has recovered.
+        """
+        others = self.relations[name].restartWith
+        return self.wrapper(name).paused and any(
+            self.isLost(each) or self.isHeld(each) for each in others
+        )
+
     def attempting(self) -> list[str]:
         """
         Return the names of the modules whose attempt is in progress.
@@ -548,7 +593,8 @@ class Programs(RuleBasedStateMachine):
         No check failed inside a callback, where an error would count as that of a
         module.
         """
-        assert self.wrong == []
+        assert self.wrong == [], self.wrong
+        self.disturbed = False
 
     @invariant()
     def theReportIsRight(self) -> None:
@@ -557,7 +603,7 @@ class Programs(RuleBasedStateMachine):
         """
         for each in self.startup.report()["modules"]:
             self.checkReport(each)
-        assert self.wrong == []
+        assert self.wrong == [], self.wrong
 
     @invariant()
     def fewAttemptsAreMade(self) -> None:
@@ -621,16 +667,14 @@ class Programs(RuleBasedStateMachine):
         The calls of a module are held as long as somebody pauses it, or a module that
         it restarts with has not recovered; and no longer.
         """
-        for name, relations in self.relations.items():
+        for name in self.relations:
             wrapper = self.wrapper(name)
             if wrapper.state in (State.CLOSING, State.CLOSED):
                 continue
             if self.holders[name]:
                 assert wrapper.paused
             elif self.isRunning():
-                others = [self.wrapper(each) for each in relations.restartWith]
-                lost = [each for each in others if each.state not in READY]
-                assert bool(lost) or not wrapper.paused
+                assert wrapper.paused is self.isHeld(name)
             assert not (wrapper.paused and wrapper.state in READY)
 
     @invariant()
@@ -669,7 +713,7 @@ class Programs(RuleBasedStateMachine):
         for call in self.calls:
             assert not call.pending
         assert self.clock.getDelayedCalls() == []
-        assert self.wrong == []
+        assert self.wrong == [], self.wrong
 
 
 Programs.TestCase.settings = settings(

@@ -409,6 +409,33 @@ def test_a_module_is_lost_again_during_the_restart(program: Program) -> None:
     assert program.attempts("listener") == 3
 
 
+def test_a_module_is_lost_again_while_another_is_reset(program: Program) -> None:
+    """
+    A module that is lost while another one is reset because of it is waited for again.
+    """
+    _, listener = started(program)
+    call: list[Any] = []
+
+    def lose(name: str) -> None:
+        if name == "listener" and listener.state is State.LOST:
+            program.startup.removeObserver(lose)
+            program.lose("database")
+            call.append(resultOf(listener.proxy.read(1)))
+
+    program.startup.addObserver(lose)
+    program.lose("database")
+    program.clock.advance(1)
+    program.succeed("database")
+    restart(program, "listener")
+    assert listener.state is State.PAUSED
+    program.clock.advance(1)
+    program.succeed("database")
+    restart(program, "listener")
+    assert program.modules["listener"].calls == [("read", 1)]
+    program.modules["listener"].answers[0].callback(None)
+    assert call[0].value is None
+
+
 def test_several_named_modules_are_lost_at_once(program: Program) -> None:
     """
     A module is restarted once, when all lost modules have recovered.
