@@ -13,7 +13,15 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
-from tsrv import Closed, OutcomeUnknown, QueuingWrapper, State
+from tsrv import (
+    Closed,
+    InitializationFailed,
+    OutcomeUnknown,
+    QueueFull,
+    QueueTimeout,
+    QueuingWrapper,
+    State,
+)
 
 from .support import Module, Result, Trouble, lose, ready, recover, resultOf, shut
 
@@ -513,3 +521,129 @@ def test_a_call_may_be_awaited_and_then_entered(clock: Clock, way: str) -> None:
     makeReady(clock, module, wrapper, way)
     assert result.value == "t"
     assert module.events[0] == "begin t"
+
+
+# How a call ends that yields nothing, and what its caller learns.
+ENDS: dict[str, type[BaseException]] = {
+    "expires": QueueTimeout,
+    "is refused": InitializationFailed,
+    "is closed": Closed,
+    "is rejected": QueueFull,
+    "is cancelled": CancelledError,
+    "fails": Trouble,
+    "is lost": OutcomeUnknown,
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("body", ["iterates", "raises", "returns"])
+def test_aclosing_a_call_that_ends_otherwise(clock: Clock, end: str, body: str) -> None:
+    """
+    The loop raises the reason why the call ended. If there was no loop, the reason is
+    nobody's: C{aclosing()} raises the error of its body, or none.
+    """
+    module = Store()
+    step: Deferred[Any] = Deferred()
+    module.step = lambda: step
+    wrapper = QueuingWrapper(
+        module, clock, timeout=5.0, limit=0 if end == "is rejected" else 1
+    )
+    waiting: Deferred[Any] = Deferred()
+
+    async def use() -> None:
+        async with aclosing(proxy.lateRows()) as rows:
+            if body == "iterates":
+                async for _ in rows:
+                    raise AssertionError("must not be reached")
+            with suppress(CancelledError):
+                await waiting
+            if body == "raises":
+                raise ValueError("in the body")
+
+    proxy: Any = wrapper.proxy
+    work = Deferred.fromCoroutine(use())
+    result = resultOf(work)
+    if end == "expires":
+        clock.advance(5)
+    elif end == "is refused":
+        wrapper.fail(Trouble("no"))
+    elif end == "is cancelled":
+        work.cancel()
+    elif end in ("fails", "is lost"):
+        ready(module, wrapper)
+        if end == "fails":
+            step.errback(Trouble("no disk"))
+        else:
+            lose(module)
+            clock.advance(0)
+    shut(wrapper)
+    if not waiting.called:
+        waiting.callback(None)
+    if body == "iterates":
+        assert type(result.error) is ENDS[end]
+    elif body == "raises":
+        assert str(result.error) == "in the body"
+    else:
+        assert result.value is None
+    assert (wrapper.pending, wrapper.inProgress, module.events) == (0, 0, [])
+    clock.advance(0)
+
+
+@pytest.mark.parametrize("end", ["is refused", "is closed", "is rejected", "expires"])
+@pytest.mark.parametrize("isEntered", [True, False])
+def test_an_object_that_does_not_come(clock: Clock, end: str, isEntered: bool) -> None:
+    """
+    A call that is refused is no object to be awaited or entered: both raise the reason.
+    """
+    module = Store()
+    wrapper = QueuingWrapper(
+        module,
+        clock,
+        timeout=5.0,
+        limit=0 if end == "is rejected" else 1,
+        alwaysDeferred=True,
+    )
+
+    async def use() -> None:
+        if isEntered:
+            async with proxy.both():
+                raise AssertionError("must not be reached")
+        await proxy.both()
+
+    proxy: Any = wrapper.proxy
+    results = [start(use())]
+    if end == "expires":
+        clock.advance(5)
+    elif end == "is refused":
+        wrapper.fail(Trouble("no"))
+        results.append(start(use()))
+    shut(wrapper)
+    if end == "is closed":
+        results.append(start(use()))
+    assert [type(each.error) for each in results] == [ENDS[end]] * len(results)
+    assert module.events == []
+
+
+@ways
+def test_an_object_through_two_wrappers(clock: Clock, way: str) -> None:
+    """
+    A wrapper of a proxy passes the object on as it is, and the call is over; the caller
+    awaits it, enters it or leaves it alone.
+    """
+    module, inner, _ = store(clock, way)
+    outer = QueuingWrapper(inner.proxy, clock, initialize=inner.whenInitialized)
+    proxy: Any = outer.proxy
+    outer.initialize()
+    calls = [proxy.both(), proxy.both(), proxy.both()]
+
+    async def use() -> list[str]:
+        async with calls[0] as name:
+            return [name, await calls[1]]
+
+    result = start(use())
+    makeReady(clock, module, inner, way)
+    assert result.value == ["connection", "connection"]
+    assert module.events == ["entered", "awaited", "left"]
+    assert (inner.inProgress, outer.inProgress, outer.pending) == (0, 0, 0)
+    resultOf(outer.close())
+    shut(inner)

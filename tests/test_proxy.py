@@ -74,6 +74,57 @@ def test_a_method_that_was_kept(
     clock.advance(0)
 
 
+@pytest.mark.parametrize("method", ["write", "read", "compute", "count"])
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("alwaysDeferred", [True, False])
+def test_a_method_that_was_kept_and_replaced(
+    clock: Clock, method: str, early: bool, alwaysDeferred: bool
+) -> None:
+    """
+    A method taken from the proxy calls what the latest initialisation has put in its
+    place, not the method of an earlier connection.
+    """
+    module, wrapper, proxy = wrap(clock, replay=["read"], alwaysDeferred=alwaysDeferred)
+    kept = getattr(proxy, method)
+    ready(module, wrapper)
+    if not early:
+        kept = getattr(proxy, method)
+    own = getattr(module, method)
+    setattr(module, method, lambda what: own(f"new {what}"))
+    lose(module)
+    recover(clock, module)
+    calls = [kept(1), getattr(proxy, method)(2)]
+    assert module.calls == [(method, "new 1"), (method, "new 2")]
+    for call in calls:
+        if isinstance(call, Deferred):
+            resultOf(call)
+    shut(wrapper)
+    clock.advance(0)
+
+
+@pytest.mark.parametrize("isReady", [True, False])
+def test_the_proxy_of_a_proxy(clock: Clock, isReady: bool) -> None:
+    """
+    A wrapper of a proxy has the name, the type and the interfaces of the module, and
+    other proxies keep theirs.
+    """
+
+    def wrapped() -> QueuingWrapper[AsyncModule]:
+        return QueuingWrapper(AsyncModule(clock, delay=0), clock)
+
+    inner = wrapped()
+    outer = QueuingWrapper(inner.proxy, clock, initialize=inner.initialize)
+    outermost = QueuingWrapper(outer.proxy, clock, initialize=outer.initialize)
+    if isReady:
+        outermost.initialize()
+        clock.advance(0)
+    for wrapper in (inner, outer, outermost, wrapped()):
+        assert wrapper.name == "AsyncModule"
+        assert repr(wrapper.proxy).startswith("<proxy of AsyncModule: ")
+        assert isinstance(wrapper.proxy, AsyncModule)
+        assert IAsyncModule.providedBy(wrapper.proxy)
+
+
 def test_a_module_with_dynamic_attributes(clock: Clock) -> None:
     """
     The methods that a module makes up in __getattr__ are proxied as any others.

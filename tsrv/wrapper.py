@@ -224,7 +224,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             action = self.initialize if lazy is True else lazy
             firstCall = FirstCall(self, action).callQueued
         if settles is None:
-            settles = ISettlesCalls.implementedBy(type(module))
+            settles = ISettlesCalls.implementedBy(module.__class__)
         # A caller who initialises or closes the proxy means the wrapper.
         lifecycle = dict.fromkeys(initializers, self.initialize)
         lifecycle |= dict.fromkeys(closers, self.close)

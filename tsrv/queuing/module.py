@@ -184,9 +184,9 @@ def lifecycleMethod(
         return None, frozenset()
     own = None if isinstance(static, property) else getattr(module, name)
     if callable(own):
-        checkArguments(f"{type(module).__name__}.{name}", own, 0)
+        checkArguments(f"{module.__class__.__name__}.{name}", own, 0)
         return own, frozenset({name})
     if name.startswith("when"):
         # Nothing else has such a name.
-        raise TypeError(f"{type(module).__name__}.{name} is not a method")
+        raise TypeError(f"{module.__class__.__name__}.{name} is not a method")
     return None, frozenset()

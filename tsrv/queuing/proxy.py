@@ -137,7 +137,7 @@ class _Proxy:
     # isinstance() and zope.interface's providedBy() ask for it.
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return type(self._switch.module)
+        return self._switch.module.__class__
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name!r} cannot be set here, but on the module itself")
@@ -154,7 +154,7 @@ class _Proxy:
 
     def __repr__(self) -> str:
         switch = self._switch
-        return f"<proxy of {type(switch.module).__name__}: {switch.describe()}>"
+        return f"<proxy of {switch.module.__class__.__name__}: {switch.describe()}>"
 
 
 class _NotReadable(NotInitialized, AttributeError):
@@ -179,7 +179,7 @@ class WaitingProxy(_Proxy):
             raise AttributeError(f"{error} (it is {switch.describe()})") from None
         if method is None:
             raise _NotReadable(
-                f"{type(switch.module).__name__}.{name} is not a method: it can be "
+                f"{switch.module.__class__.__name__}.{name} is not a method: it can be "
                 f"read only while the module is ready, and it is {switch.describe()}"
             )
         waiting = switch.whileWaiting(name, method)
