@@ -5,6 +5,8 @@ module's own Deferred keeps it.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +125,52 @@ def test_a_failure_is_shared_with_later_calls(clock: Clock) -> None:
     second = resultOf(proxy.write(2))
     recover(clock, module)
     assert str(second.error) == "no file"
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+@pytest.mark.parametrize("number", [2, 50])
+def test_many_failures_are_shared_with_later_calls(
+    clock: Clock, method: str, number: int
+) -> None:
+    """
+    No failure is forgotten because of another one, in whichever order their Deferreds
+    are returned.
+    """
+    module, wrapper, proxy = sharing(clock, Deferred())
+    shared: list[Deferred[Any]] = [Deferred() for _ in range(number)]
+    setattr(module, method, lambda what: shared[what])
+    first = [resultOf(getattr(proxy, method)(each)) for each in range(number)]
+    ready(module, wrapper)
+    for each in reversed(range(number)):
+        shared[each].errback(Trouble(f"no {each}"))
+    clock.advance(0)
+    wrapper.pause()
+    later = [resultOf(getattr(proxy, method)(each)) for each in range(number)]
+    wrapper.resume()
+    clock.advance(0)
+    errors = [f"no {each}" for each in range(number)]
+    assert [str(each.error) for each in first] == errors
+    assert [str(each.error) for each in later] == errors
+
+
+def test_a_failure_is_remembered_no_longer_than_its_deferred(clock: Clock) -> None:
+    """
+    The failure of a Deferred that the module has let go of is not kept.
+    """
+
+    class Shown(Trouble):
+        pass
+
+    module, wrapper, proxy = sharing(clock, Deferred())
+    call = resultOf(proxy.write(1))
+    ready(module, wrapper)
+    module.settings.errback(Shown("no file"))
+    assert str(call.error) == "no file"
+    gone = weakref.ref(call.error)
+    call.fired.clear()
+    module.settings = succeed(SETTINGS)
+    gc.collect()
+    assert gone() is None
 
 
 def test_replayed_calls_share_a_result(clock: Clock) -> None:

@@ -379,6 +379,54 @@ def test_an_ended_call_keeps_nothing(clock: Clock) -> None:
     assert call.result == "done"
 
 
+@pytest.mark.parametrize("method", ["read", "write"])
+@pytest.mark.parametrize("then", ["ready", "draining", "paused", "lost", "failed"])
+def test_the_wrapper_keeps_no_ended_call(clock: Clock, method: str, then: str) -> None:
+    """
+    The wrapper keeps neither a call that has ended nor its result, whatever it went
+    through and whatever the wrapper does next.
+    """
+
+    class Big:
+        pass
+
+    module, wrapper, proxy = wrap(clock, replay=["read"], concurrency=1)
+    calls = [getattr(proxy, method)(number) for number in range(2)]
+    ready(module, wrapper)
+    lose(module)
+    clock.advance(0)
+    recover(clock, module)
+    if then != "draining":
+        clock.advance(0)
+    results = [resultOf(each) for each in calls]
+    big = Big()
+    if then in ("ready", "paused"):
+        for answer in module.answers:
+            if not answer.called:
+                answer.callback(big)
+            clock.advance(0)
+    else:
+        answer = module.answers[-1]
+        answer.callback(big)
+    if then == "paused":
+        wrapper.pause()
+    elif then == "lost":
+        lose(module)
+    elif then == "failed":
+        lose(module)
+        wrapper.fail(Trouble("given up"))
+    gone = [weakref.ref(big), *map(weakref.ref, calls)]
+    pending = [each.pending for each in results]
+    for result in results:
+        result.fired.clear()
+    module.answers.clear()
+    del big, calls, results, result, answer
+    gc.collect()
+    assert [each() is None for each in gone] == [True, *(not each for each in pending)]
+    shut(wrapper)
+    clock.advance(0)
+
+
 # A loss while the module is being called.
 
 

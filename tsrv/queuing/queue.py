@@ -214,7 +214,6 @@ class CommandQueue:
         From now on, pass calls to the module directly.
         """
         self._draining = False
-        self._lastPutBack = None
         self.passing = True
         self._nothingWaits()
 
@@ -397,6 +396,8 @@ class CommandQueue:
         return True
 
     def _sliceEnded(self, more: bool) -> None:
+        if self._lastPutBack is not None and self._lastPutBack.stage != WAITING:
+            self._lastPutBack = None
         if self._startedSince:
             now = self._reactor.seconds()
             self._waited.observeAll([now - since for since in self._startedSince])
