@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent
+from twisted.logger import LogEvent, capturedLogs
 
 from tsrv import (
     Closed,
@@ -27,6 +27,7 @@ from .support import (
     Trouble,
     inState,
     lose,
+    messageOf,
     ready,
     resultOf,
     shut,
@@ -253,6 +254,48 @@ def test_reset_during_a_reset(clock: Clock, state: State) -> None:
     assert (wrapper.state, len(module.attempts)) == (State.INITIALIZING, 2)
     module.attempts[1].callback(None)
     assert wrapper.state is State.READY
+
+
+def test_each_change_is_observed(clock: Clock) -> None:
+    """
+    Observers learn of the state after a reset, also if the module is still being closed
+    for an earlier one.
+    """
+    module, wrapper, _ = inState(clock, State.READY)
+    seen: list[State] = []
+    wrapper.addObserver(lambda: seen.append(wrapper.state))
+    wrapper.reset(Trouble("rotated"))
+    for _ in range(2):
+        wrapper.fail(Refused("given up"))
+        resultOf(wrapper.initialize())
+        wrapper.reset(Trouble("again"))
+    again = [State.FAILED, State.INITIALIZING, State.RETRYING]
+    assert seen == [State.LOST, *again, *again]
+    (closing,) = module.closings
+    closing.callback(None)
+    assert seen[-1] is wrapper.state is State.INITIALIZING
+    assert (str(wrapper.lastError), len(module.attempts)) == ("again", 2)
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("state", [State.RETRYING, State.LOST, State.INITIALIZING])
+@pytest.mark.parametrize("isClosing", [True, False])
+def test_the_reason_of_each_reset(clock: Clock, state: State, isClosing: bool) -> None:
+    """
+    The latest reason counts, and each is logged; queued calls get it as the cause.
+    """
+    start = State.READY if isClosing and state is State.LOST else state
+    _, wrapper, proxy = inState(clock, start, timeout=5.0)
+    if isClosing:
+        wrapper.reset(Trouble("first"))
+    call = resultOf(proxy.write(1))
+    with capturedLogs() as logged:
+        wrapper.reset(Trouble("second"))
+    assert [messageOf(each) for each in logged] == ["Module: reset (Trouble: second)"]
+    assert str(wrapper.lastError) == "second"
+    clock.advance(5)
+    assert str(call.error.__cause__) == "second"
+    shut(wrapper)
 
 
 # Late words of the old connection.
