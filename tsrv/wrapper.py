@@ -438,7 +438,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def _becameLost(self) -> None:
         self._proxySwitch.toWaiting()
-        self._queue.interrupt()
+        self._queue.interrupt(self.lastError)
         self._holds.moduleLost()
 
     def _failedForGood(self) -> None:

@@ -26,11 +26,12 @@ class Answer(Deferred[Any]):
     _entered: Any = None
     _iterator: Any = None
     _isIterated = False
+    # Whether the result is an object of the module's to be either awaited or entered.
+    isEnterable = False
 
     def __await__(self) -> Generator[Deferred[Any], None, Any]:
         result = yield from super().__await__()
-        # A method may return an object to be either awaited or entered.
-        if hasattr(type(result), "__await__"):
+        if self.isEnterable and hasattr(type(result), "__await__"):
             result = yield from result.__await__()
         return result
 

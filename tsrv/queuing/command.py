@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from twisted.internet.defer import AlreadyCalledError, Deferred
@@ -43,6 +44,9 @@ from .foreign import checkThread
 __all__ = ["Command", "CommandList", "Method"]
 
 _log = Logger("tsrv.wrapper")
+
+# The time since which a command waits that was handed to the module at once.
+NOT_QUEUED: Final = -inf
 
 # What an ended command has in place of its caller's context.
 _NO_CONTEXT: Final = Context()
@@ -82,11 +86,12 @@ class Command(Answer):
     One call, and its caller's Deferred.
 
     @ivar since: The time at which the call began to wait, by the reactor;
-        L{None} if it was handed to the module at once.
+        C{NOT_QUEUED} if it was handed to the module at once.
     @ivar run: The number of times that it was handed to the module, if its method
         is safe to run twice.
     @ivar answer: The module's Deferred while it works on the call; or the failure
         with which the command ends if the module does not answer.
+    @ivar lossReason: The reason of the loss, if it is known.
     """
 
     # A command has no __init__, so that it costs what a Deferred costs: its creator
@@ -106,11 +111,12 @@ class Command(Answer):
     arguments: tuple[object, ...]
     context: Context
     keywords: dict[str, object] | None = None
+    lossReason: BaseException | None = None
     method: Method
     next: Command
     previous: Command
     run: int = 0
-    since: float | None
+    since: float
     stage: int = WAITING
 
     def cancel(self) -> None:

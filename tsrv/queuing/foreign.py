@@ -21,7 +21,7 @@ from twisted.python import threadable
 from twisted.python.failure import Failure
 
 __all__ = [
-    "Results",
+    "abandon",
     "asDeferred",
     "callForeign",
     "callWithin",
@@ -29,6 +29,10 @@ __all__ = [
     "checkReason",
     "checkThread",
     "errorOf",
+    "isEnterable",
+    "observe",
+    "readResult",
+    "takeFailure",
 ]
 
 _log = Logger("tsrv.wrapper")
@@ -39,7 +43,7 @@ PLAIN_TYPES: Final = frozenset(
 )
 
 # Maximum number of failures that are remembered for Deferreds that still exist.
-MAX_FAILURES: Final = 100
+MAX_FAILURES: Final = 10_000
 
 
 def asDeferred(result: object) -> Deferred[Any] | None:
@@ -58,10 +62,19 @@ def asDeferred(result: object) -> Deferred[Any] | None:
     if issubclass(kind, Future):
         return Deferred.fromFuture(cast(Future[Any], result))
     if hasattr(kind, "__await__") or (kind is GeneratorType and isawaitable(result)):
-        # What can be entered, too, is awaited or entered by the caller.
-        isEntered = hasattr(kind, "__aenter__")
-        return None if isEntered else Deferred.fromCoroutine(_wait(result))
+        return Deferred.fromCoroutine(_wait(result))
     return None
+
+
+def isEnterable(result: object) -> bool:
+    """
+    @return: Whether this can be awaited or entered (C{async with}). What a call
+        returns is then for its caller to await or to enter.
+    """
+    kind = type(result)
+    if kind in PLAIN_TYPES or issubclass(kind, Deferred):
+        return False
+    return hasattr(kind, "__await__") and hasattr(kind, "__aenter__")
 
 
 async def _wait(awaitable: Any) -> object:
@@ -108,7 +121,7 @@ def callWithin(
         if not ended.called:
             ended.callback(value)
 
-    Results().observe(result, end)
+    observe(result, end)
 
     def timedOut(_: object, timeout: float) -> NoReturn:
         raise TimeoutError(f"{name}() did not end within {timeout:g} s")
@@ -139,7 +152,12 @@ def errorOf(reason: object) -> BaseException:
     """
     if isinstance(reason, Failure):
         reason = reason.value
-    return reason if isinstance(reason, BaseException) else RuntimeError(str(reason))
+    if isinstance(reason, BaseException):
+        return reason
+    try:
+        return RuntimeError(str(reason))
+    except BaseException:
+        return RuntimeError("(a reason that cannot be printed)")
 
 
 def checkReason(reason: BaseException) -> BaseException:
@@ -164,77 +182,75 @@ def checkThread(what: str) -> None:
         )
 
 
-class Results:
+# Results of foreign Deferreds. Such a Deferred keeps its result, because a module may
+# return it more than once. Only a failure that comes later is taken away, since it
+# would be logged as unhandled. It is remembered as long as the Deferred exists, by the
+# identity of the Deferred.
+_failures: dict[int, tuple[ref[Deferred[Any]], Failure]] = {}
+
+
+def observe(
+    deferred: Deferred[Any], callback: Callable[..., object], *arguments: Any
+) -> None:
     """
-    Results of foreign Deferreds. Such a Deferred keeps its result, because a module may
-    return it more than once. Only a failure that comes later is taken away, since it
-    would be logged as unhandled; it is remembered as long as the Deferred exists.
+    Call a function with the result of a foreign Deferred, and with more arguments.
     """
+    if deferred.called and not deferred.paused:
+        callback(readResult(deferred), *arguments)
+    else:
+        deferred.addBoth(_fired, deferred, callback, arguments)
 
-    def __init__(self) -> None:
-        # By the identities of their Deferreds.
-        self._failures: dict[int, tuple[ref[Deferred[Any]], Failure]] = {}
 
-    def observe(
-        self, deferred: Deferred[Any], callback: Callable[..., object], *arguments: Any
-    ) -> None:
-        """
-        Call a function with the result, and with more arguments.
-        """
-        if deferred.called and not deferred.paused:
-            callback(self.read(deferred), *arguments)
-        else:
-            deferred.addBoth(self._fired, deferred, callback, arguments)
+def abandon(deferred: Deferred[Any]) -> None:
+    """
+    Cancel a foreign Deferred whose result nobody needs.
+    """
+    observe(deferred, _ignore)
+    cancelForeign(deferred)
 
-    def read(self, deferred: Deferred[Any]) -> object:
-        """
-        @param deferred: A Deferred that has fired.
-        @return: Its result.
-        """
-        result: object = deferred.result
-        if isinstance(result, Failure):
-            # This is what "await" does; now the failure counts as handled.
-            with suppress(BaseException):
-                next(deferred.__await__())
-        elif result is None and id(deferred) in self._failures:
-            result = self._failures[id(deferred)][1]
-        return result
 
-    def takeFailure(self, deferred: Deferred[Any]) -> None:
-        """
-        Take away the failure with which a Deferred is firing at the moment, after
-        others that wait for it.
-        """
-        deferred.addErrback(self._remember, deferred)
+def readResult(deferred: Deferred[Any]) -> object:
+    """
+    @param deferred: A foreign Deferred that has fired.
+    @return: Its result.
+    """
+    result: object = deferred.result
+    if isinstance(result, Failure):
+        # This is what "await" does; now the failure counts as handled.
+        with suppress(BaseException):
+            next(deferred.__await__())
+    elif result is None and id(deferred) in _failures:
+        result = _failures[id(deferred)][1]
+    return result
 
-    def abandon(self, deferred: Deferred[Any]) -> None:
-        """
-        Cancel a Deferred whose result nobody needs.
-        """
-        self.observe(deferred, _ignore)
-        cancelForeign(deferred)
 
-    def _fired(
-        self,
-        result: object,
-        deferred: Deferred[Any],
-        callback: Callable[..., object],
-        arguments: tuple[Any, ...],
-    ) -> object:
-        if isinstance(result, Failure):
-            self.takeFailure(deferred)
-        callback(result, *arguments)
-        return result
+def takeFailure(deferred: Deferred[Any]) -> None:
+    """
+    Take away the failure with which a Deferred is firing at the moment, after others
+    that wait for it.
+    """
+    deferred.addErrback(_remember, deferred)
 
-    def _remember(self, failure: Failure, deferred: Deferred[Any]) -> None:
-        key = id(deferred)
-        forget = partial(self._forget, key)
-        self._failures[key] = ref(deferred, forget), failure
-        if len(self._failures) > MAX_FAILURES:
-            del self._failures[next(iter(self._failures))]
 
-    def _forget(self, key: int, _: object) -> None:
-        self._failures.pop(key, None)
+def _fired(
+    result: object,
+    deferred: Deferred[Any],
+    callback: Callable[..., object],
+    arguments: tuple[Any, ...],
+) -> object:
+    if isinstance(result, Failure):
+        takeFailure(deferred)
+    callback(result, *arguments)
+    return result
+
+
+def _remember(failure: Failure, deferred: Deferred[Any]) -> None:
+    key = id(deferred)
+    # At the end of the interpreter modules lose their names first.
+    forget = partial(_failures.pop, key)
+    _failures[key] = ref(deferred, forget), failure
+    if len(_failures) > MAX_FAILURES:
+        del _failures[next(iter(_failures))]
 
 
 def _ignore(_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from .foreign import callForeign, cancelForeign
+from .foreign import callForeign, cancelForeign, errorOf
 from .history import History
 from .running import RunningCommands
 from .waiters import Waiters
@@ -120,8 +120,8 @@ class Holds:
             return
         self._question = self._asked = None
         waiters = self._waiters.takeAll()
-        if isinstance(result, Failure) and result.value is not None:
-            error = result.value
+        if isinstance(result, Failure):
+            error = errorOf(result)
             waiters.fail(lambda: error)
         else:
             waiters.succeed()

@@ -32,7 +32,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .attempt import PROGRAMMING_ERRORS, OneAttempt
-from .foreign import Results, callForeign, callWithin, errorOf
+from .foreign import abandon, callForeign, callWithin, errorOf, observe
 from .history import History, count, explain
 from .options import checkArguments, checkSeconds
 from .ping import Ping
@@ -119,7 +119,6 @@ class Initialization:
         self._lost = lost
         self._failed = failed
         self._changed = changed
-        self._results = Results()
         self._attempt: OneAttempt | None = None
         self._retryCall: IDelayedCall | None = None
         self._tracebackLogged = False
@@ -173,23 +172,21 @@ class Initialization:
                     self._retryCall.cancel()
                 self._retry()
             return
-        if state in _READY_STATES:
-            self._lose(reason)
-            state = State.LOST
-        elif state is State.INITIALIZING:
+        if state not in (*_READY_STATES, State.INITIALIZING):
+            raise IllegalTransition(state, Event.LOSE)
+        # Foreign code may reset the module once more, or close it, from here on.
+        closing = None
+        if self._closing is None:
+            closing = Deferred[BaseException | None]()
+            self._closing = closing.addCallback(self._closed)
+        if state is State.INITIALIZING:
             self._lifecycle.on(Event.FAIL)
             self.lastError = reason
             self.stop(reason)
-            state = State.RETRYING
         else:
-            raise IllegalTransition(state, Event.LOSE)
-        if self._isOvertaken(state, self._closing):
-            return
+            self._lose(reason)
         self._logReset(reason)
-        if self._closing is None:
-            # The module may reset or close the wrapper while it is being closed.
-            closing = Deferred[BaseException | None]()
-            self._closing = closing.addCallback(self._closed)
+        if closing is not None:
             self._callClose().addCallback(closing.callback)
         if self._closing is not None:
             self._changed()
@@ -292,10 +289,10 @@ class Initialization:
         answer = callForeign(self._initialize)
         if self._attempt is not attempt:
             # It was given up while the module was being called.
-            self._results.abandon(answer)
+            abandon(answer)
             return
         attempt.answer = answer
-        self._results.observe(answer, self._answered, attempt)
+        observe(answer, self._answered, attempt)
         if attempt.answer is not None:
             self._changed()
 

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from .answer import Answer
 from .command import Command, Method
-from .foreign import asDeferred, checkThread
+from .foreign import asDeferred, checkThread, isEnterable
 from .module import ModuleMethod, copySignature, isAsync
 from .queue import CommandQueue
 
@@ -141,7 +141,7 @@ class Methods:
             try:
                 result = method.target(*arguments, **keywords)
                 if type(result) is not Deferred:
-                    answer = asDeferred(result)
+                    answer = None if isEnterable(result) else asDeferred(result)
                     if answer is None:
                         return _answered(result) if alwaysDeferred else result
                     result = answer
@@ -164,11 +164,11 @@ class Methods:
                 return method.enqueue(*arguments, **keywords)
             try:
                 result = method.target(*arguments, **keywords)
-                answer = asDeferred(result)
+                answer = None if isEnterable(result) else asDeferred(result)
             except BaseException:
                 if not alwaysDeferred:
                     raise
-                return fail(Failure())
+                return _answered(Failure())
             if answer is None:
                 return _answered(result) if alwaysDeferred else result
             return answer
@@ -178,6 +178,7 @@ class Methods:
 
 def _answered(result: object) -> Answer:
     answer = Answer()
+    answer.isEnterable = isEnterable(result)
     answer.callback(result)
     return answer
 

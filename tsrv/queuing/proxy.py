@@ -32,6 +32,7 @@ class ProxySwitch:
 
     @ivar proxy: The proxy.
     @ivar module: The module.
+    @ivar hidden: Public names that the proxy does not have.
     @ivar describe: Describes the state of the module in a few words.
     @ivar whileWaiting: Makes what the proxy has in place of a method while the module
         is not ready.
@@ -56,7 +57,7 @@ class ProxySwitch:
         self.proxy = WaitingProxy(self)
         self.module = module
         self.describe = describe
-        self._hidden = hidden
+        self.hidden = hidden
         self.whileWaiting = whileWaiting
         self.whileReady = whileReady
         self._added: set[str] = set()
@@ -65,7 +66,7 @@ class ProxySwitch:
         """
         Return the public names that the module has now.
         """
-        return {name for name, _ in publicMethods(self.module)} - self._hidden
+        return {name for name, _ in publicMethods(self.module)} - self.hidden
 
     def mayHave(self, name: str) -> bool:
         """
@@ -79,7 +80,7 @@ class ProxySwitch:
         """
         if name.startswith("_"):
             raise AttributeError(f"{name!r} is private, and so not proxied")
-        if name in self._hidden:
+        if name in self.hidden:
             raise AttributeError(f"{name!r} belongs to the wrapper, and is not proxied")
 
     def addMethod(self, name: str, method: ModuleMethod) -> None:
@@ -102,7 +103,7 @@ class ProxySwitch:
         if hasDynamicAttributes(type(self.module)):
             attributes["__getattr__"] = _getReadyAttribute
         for name, method in publicMethods(self.module):
-            if name in self._hidden:
+            if name in self.hidden:
                 continue
             if method is None:
                 attributes[name] = _forwarded(name)
@@ -191,7 +192,7 @@ class WaitingProxy(_Proxy):
     def __dir__(self) -> Iterable[str]:
         switch = self._switch
         methods = {name for name, method in publicMethods(switch.module) if method}
-        return methods & switch.names()
+        return methods - switch.hidden
 
 
 def _getReadyAttribute(proxy: _Proxy, name: str) -> Any:

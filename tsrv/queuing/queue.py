@@ -34,7 +34,7 @@ from twisted.python.failure import Failure
 
 from ..errors import OutcomeUnknown, QueueFull, QueueTimeout
 from .answer import Answer
-from .command import WAITING, Command, CommandList, Method
+from .command import NOT_QUEUED, WAITING, Command, CommandList, Method
 from .foreign import cancelForeign, checkThread
 from .histogram import Histogram
 from .options import checkCount, checkSeconds
@@ -104,7 +104,7 @@ class CommandQueue:
         waited: Histogram,
         makeQueueFull: Callable[[], QueueFull],
         makeQueueTimeout: Callable[[float], QueueTimeout],
-        makeOutcomeUnknown: Callable[[str], OutcomeUnknown],
+        makeOutcomeUnknown: Callable[[str, BaseException | None], OutcomeUnknown],
         drained: Callable[[], None],
     ) -> None:
         """
@@ -141,8 +141,11 @@ class CommandQueue:
         self._drained = drained
 
         self._stats = Stats()
+        # These were in progress at a loss, and start before all others.
+        self._again = CommandList()
         self._waiting = CommandList()
         self._lastPutBack: Command | None = None
+        self._lostSince = 0.0
         self._draining = False
         self._refusal: Callable[[], Exception] | None = None
         # As long as fewer than this many calls wait, one more is queued without
@@ -170,13 +173,10 @@ class CommandQueue:
         The age of the oldest queued call, in seconds; L{None} if no call waits to
         be started.
         """
-        since: list[Any] = []
-        for command in self._waiting:
-            since.append(command.since)
-            if command.run == 0:
-                # Only the commands that were put back before it can be younger.
-                break
-        return max(0.0, self._reactor.seconds() - min(since)) if since else None
+        command = self._longestWaiting()
+        if command is None:
+            return None
+        return max(0.0, self._reactor.seconds() - command.since)
 
     @property
     def refusing(self) -> bool:
@@ -234,16 +234,18 @@ class CommandQueue:
             self._stats.failed += 1
             self._endWaiting(command, Failure(error))
 
+        self._endAll(self._again.takeAll(), end)
         return self._endAll(self._waiting.takeAll(), end)
 
-    def interrupt(self) -> None:
+    def interrupt(self, reason: BaseException | None) -> None:
         """
         The module is lost: queue calls again, those in progress that are safe to
         run twice first.
         """
         self.queueCalls()
         self._lastPutBack = None
-        self.running.interrupt()
+        self._lostSince = self._reactor.seconds()
+        self.running.interrupt(reason)
 
     # Calls enter and leave the queue.
 
@@ -289,15 +291,14 @@ class CommandQueue:
             # The module has recovered while it was being called.
             self.running.start(command)
             return
-        if command.since is not None:
+        if command.since != NOT_QUEUED:
             self._stats.started -= 1
-        command.since = self._reactor.seconds()
+        command.since = self._lostSince
         command.stage = WAITING
         before = self._lastPutBack
         if before is None or before.stage != WAITING:
-            # None was put back before, or all of them have been started.
-            before = self._waiting.root
-        self._waiting.add(command, before)
+            before = self._again.root
+        self._again.add(command, before)
         self._lastPutBack = command
         self.pending += 1
         if self._refusal is not None:
@@ -336,7 +337,6 @@ class CommandQueue:
         return answer
 
     def _endWaiting(self, command: Command, result: object) -> None:
-        assert command.since is not None
         self._waited.observe(self._reactor.seconds() - command.since)
         self._leaves(command)
         self.pending -= 1
@@ -349,7 +349,7 @@ class CommandQueue:
         # Later ones are put back behind those that are still there.
         if command is self._lastPutBack:
             before = command.previous
-            self._lastPutBack = None if before is self._waiting.root else before
+            self._lastPutBack = None if before is self._again.root else before
 
     def _nothingWaits(self) -> None:
         self._room = 0
@@ -376,7 +376,7 @@ class CommandQueue:
                 self._endings.popleft()
                 done.callback(None)
             return True
-        root = self._waiting.root
+        root = self._again.root if self._again else self._waiting.root
         command = root.next
         if not self._draining or command is root:
             return False
@@ -402,12 +402,20 @@ class CommandQueue:
             now = self._reactor.seconds()
             self._waited.observeAll([now - since for since in self._startedSince])
             self._startedSince.clear()
-        if not more and self._draining and not self._waiting:
+        if not more and self._draining and not (self._again or self._waiting):
             self._drained()
 
     # Deadlines. All calls may wait equally long, so one timer is enough: the first
-    # in the queue expires first. Commands that were put back are the exception:
-    # they are in front, and began to wait later.
+    # in the queue expires first. Commands that were put back began to wait at their
+    # loss, and those of a later loss are in front: the last of them expires first.
+
+    def _longestWaiting(self) -> Command | None:
+        again, waiting = self._again.root.previous, self._waiting.root.next
+        if not self._again:
+            return waiting if self._waiting else None
+        if not self._waiting or again.since <= waiting.since:
+            return again
+        return waiting
 
     def _watchDeadline(self) -> None:
         if self._deadline is None and self._timeout is not None:
@@ -417,24 +425,19 @@ class CommandQueue:
         assert self._timeout is not None
         self._deadline = None
         late = CommandList()
-        count = 0
-        now = self._reactor.seconds()
         nextDelay: float | None = None
-        for command in self._waiting:
-            assert command.since is not None
-            left = command.since + self._timeout - now
-            if left > TIME_RESOLUTION_SECONDS:
-                nextDelay = left if nextDelay is None else min(left, nextDelay)
-                if command.run == 0:
-                    break
-            elif count == MAX_EXPIRED_AT_ONCE:
-                nextDelay = 0.0
+        now = self._reactor.seconds()
+        for count in range(MAX_EXPIRED_AT_ONCE + 1):
+            command = self._longestWaiting()
+            if command is None:
                 break
-            else:
-                count += 1
-                self._leaves(command)
-                command.unlink()
-                late.add(command)
+            left = command.since + self._timeout - now
+            if left > TIME_RESOLUTION_SECONDS or count == MAX_EXPIRED_AT_ONCE:
+                nextDelay = max(0.0, left)
+                break
+            self._leaves(command)
+            command.unlink()
+            late.add(command)
         if nextDelay is None:
             self._nothingWaits()
         else:
@@ -443,7 +446,6 @@ class CommandQueue:
             self._endAll(late, self._endExpired)
 
     def _endExpired(self, command: Command) -> None:
-        assert command.since is not None
         error = self._makeQueueTimeout(self._reactor.seconds() - command.since)
         self._stats.expired += 1
         self._endWaiting(command, Failure(error))

@@ -44,19 +44,24 @@ def queueTimeout(wrapper: Inspection, waited: float) -> QueueTimeout:
     elif state is State.PAUSED:
         why = "which is paused"
     else:
-        why = f"which is {state.value} after {count(attempts, 'attempt')}"
+        why = f"which is {state.value}"
+        if attempts:
+            why += f" after {count(attempts, 'attempt')}"
     message = f"waited {waited:.1f} s for {wrapper.name}, {why}"
     error = QueueTimeout(message, wrapper.retryAfter(), waited, state, attempts)
     error.__cause__ = wrapper.lastError
     return error
 
 
-def outcomeUnknown(wrapper: Inspection, method: str) -> OutcomeUnknown:
+def outcomeUnknown(
+    wrapper: Inspection, method: str, cause: BaseException | None
+) -> OutcomeUnknown:
     """
     @param method: The name of the method that was called.
+    @param cause: The reason of the loss, if it is known.
     """
     error = OutcomeUnknown(method, wrapper.name)
-    error.__cause__ = wrapper.lastError
+    error.__cause__ = cause
     return error
 
 

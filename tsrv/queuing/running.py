@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -36,12 +37,20 @@ from .command import (
     ENDED,
     FAILED,
     LOST,
+    NOT_QUEUED,
     RUNNING,
     Command,
     CommandList,
     Method,
 )
-from .foreign import Results, asDeferred, cancelForeign
+from .foreign import (
+    abandon,
+    asDeferred,
+    cancelForeign,
+    isEnterable,
+    readResult,
+    takeFailure,
+)
 from .slices import SlicedWork
 from .waiters import Waiters
 
@@ -69,7 +78,7 @@ class RunningCommands:
         reactor: IReactorTime,
         *,
         losable: bool,
-        makeOutcomeUnknown: Callable[[str], OutcomeUnknown],
+        makeOutcomeUnknown: Callable[[str, BaseException | None], OutcomeUnknown],
         queueAgain: Callable[[Command], None],
         endAll: Callable[[CommandList, Callable[[Command], None]], Deferred[None]],
         ended: Callable[[], object] | None,
@@ -94,7 +103,6 @@ class RunningCommands:
         self._running = CommandList()
         self._lost = CommandList()
         self._failed: deque[Command] = deque()
-        self._results = Results()
         self._settling = SlicedWork(reactor, self._settle)
         self._interrupting = 0
 
@@ -118,7 +126,11 @@ class RunningCommands:
                     method.target, *command.arguments, **command.keywords
                 )
             if type(result) is not Deferred:
-                answer = context.run(asDeferred, result)
+                answer = None
+                if isEnterable(result):
+                    command.isEnterable = True
+                else:
+                    answer = context.run(asDeferred, result)
                 if answer is None:
                     self._answered(result, command, run)
                     return
@@ -129,7 +141,7 @@ class RunningCommands:
             return
         if command.stage == ENDED:
             # The caller gave up while the module was being called.
-            self._results.abandon(result)
+            abandon(result)
             return
         command.answer = result
         self._observe(command, result, run)
@@ -156,7 +168,7 @@ class RunningCommands:
             command.keywords = keywords
             command.context = copy_context()
             command.run = 1
-        command.since = None
+        command.since = NOT_QUEUED
         command.stage = RUNNING
         command.answer = answer
         root = self._running.root
@@ -187,20 +199,23 @@ class RunningCommands:
                 return
         self._end(command, Failure(CancelledError()))
 
-    def interrupt(self) -> None:
+    def interrupt(self, reason: BaseException | None) -> None:
         """
         The module is lost. Queue the commands again that are safe to run twice, in
         order; the others wait for the module's answer until the next turn of the
         reactor.
+
+        @param reason: The reason of the loss, if it is known.
         """
         self.interruptions += 1
+        interrupt = partial(self._interrupt, reason=reason)
         commands = self._running.takeAll()
         for _ in range(MAX_INTERRUPTED_AT_ONCE):
             if not commands:
                 return
-            self._interrupt(commands.root.next)
+            interrupt(commands.root.next)
         self._interrupting += 1
-        self._endAll(commands, self._interrupt).addCallback(self._interrupted)
+        self._endAll(commands, interrupt).addCallback(self._interrupted)
 
     def abandon(self) -> Deferred[None]:
         """
@@ -224,7 +239,7 @@ class RunningCommands:
 
     def _observe(self, command: Command, answer: Deferred[Any], run: int) -> None:
         if answer.called and not answer.paused:
-            self._answered(self._results.read(answer), command, run)
+            self._answered(readResult(answer), command, run)
         else:
             answer.addBoth(self._fired, answer, command, run)
 
@@ -234,7 +249,7 @@ class RunningCommands:
         isFailure = isinstance(result, Failure)
         if isFailure or command.stage != RUNNING or run != command.run:
             if isFailure:
-                self._results.takeFailure(answer)
+                takeFailure(answer)
             self._answered(result, command, run)
             return result
         # This is _end(), written out because nearly every command passes here.
@@ -270,7 +285,8 @@ class RunningCommands:
             failure = Failure(CancelledError())
         else:
             self.unknown += 1
-            failure = Failure(self._makeOutcomeUnknown(command.method.name))
+            name, cause = command.method.name, command.lossReason
+            failure = Failure(self._makeOutcomeUnknown(name, cause))
         self._end(command, failure)
 
     def _countChanged(self) -> None:
@@ -280,7 +296,7 @@ class RunningCommands:
             self._observed = self._ended is not None
             self._idleWaiters.takeAll().succeed()
 
-    def _interrupt(self, command: Command) -> None:
+    def _interrupt(self, command: Command, reason: BaseException | None = None) -> None:
         command.unlink()
         isGivenUp = command.stage == CANCELLING or command.called
         if command.stage == FAILED:
@@ -294,6 +310,8 @@ class RunningCommands:
         if isGivenUp:
             command.answer = Failure(CancelledError())
         command.stage = LOST
+        if reason is not None:
+            command.lossReason = reason
         self._lost.add(command)
         self._settling.soon()
 

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .foreign import Results, asDeferred, errorOf
+from .foreign import asDeferred, errorOf, observe
 
 __all__ = ["StaleWatch", "Watch"]
 
@@ -42,7 +42,6 @@ class Watch:
         # What whenLost() returned last, and whether it has fired.
         self._current: object = self
         self._fired = False
-        self._results = Results()
 
     def ask(self) -> Deferred[Any] | None:
         """
@@ -74,7 +73,7 @@ class Watch:
         Wait for what L{ask} has returned.
         """
         if deferred is not None:
-            self._results.observe(deferred, self._noticeLoss, self._current)
+            observe(deferred, self._noticeLoss, self._current)
 
     def forget(self, deferred: Deferred[Any] | None) -> None:
         """
