@@ -92,6 +92,9 @@ class Machine(RuleBasedStateMachine):
     def isNotReady(self) -> bool:
         return self.world.wrapper.state in NOT_READY
 
+    def isOpen(self) -> bool:
+        return not self.world.isClosed()
+
     def hasOpenCalls(self) -> bool:
         return any(not call.ended for call in self.world.calls)
 
@@ -126,10 +129,6 @@ class Machine(RuleBasedStateMachine):
     def answerSharedCalls(self, failing: bool) -> None:
         self.step().fireShared(failing)
 
-    @rule()
-    def removeOrAddAMethod(self) -> None:
-        self.step().toggleExtra()
-
     # Attempts.
 
     @precondition(isNotReady)
@@ -156,7 +155,7 @@ class Machine(RuleBasedStateMachine):
         now = [attempt.cancelled for attempt in world.attempts]
         assert planned or now == cancelled
 
-    @precondition(isNotReady)
+    @precondition(isOpen)
     @rule()
     def becomeReady(self) -> None:
         world = self.step()
@@ -173,9 +172,14 @@ class Machine(RuleBasedStateMachine):
         task=st.sampled_from(
             ["later", "raise", "plain", "fail", "succeed", "eventual"]
         ),
+        extra=st.booleans(),
     )
-    def chooseWhatTheModuleDoesNext(self, attempt: str, watch: str, task: str) -> None:
+    def chooseWhatTheModuleDoesNext(
+        self, attempt: str, watch: str, task: str, extra: bool
+    ) -> None:
         world = self.step()
+        if world.module.hasExtra() is not extra:
+            world.toggleExtra()
         world.nextAttempt, world.nextWatch = attempt, watch
         world.nextClosing = world.nextPing = world.nextIdle = task
 
@@ -184,7 +188,7 @@ class Machine(RuleBasedStateMachine):
     def answerAttempt(self, error: type[BaseException] | None) -> None:
         self.step().answerAttempt(None if error is None else error("later"))
 
-    @precondition(isNotReady)
+    @precondition(isOpen)
     @rule(
         how=st.sampled_from(["raise", "other", "succeed", "slow", "discover"]),
         what=st.sampled_from(["fail", "time", "reset", "close"]),
@@ -224,6 +228,28 @@ class Machine(RuleBasedStateMachine):
         if not first and calls != "none":
             world.settleCalls(calls)
 
+    @precondition(isReady)
+    @rule(
+        watch=st.sampled_from(
+            ["same", "same", "lost", "raise", "plain", "eventual", "later"]
+        ),
+        methods=st.lists(methods, max_size=2),
+    )
+    def recover(self, watch: str, methods: list[str]) -> None:
+        """
+        The module is lost, and watched again.
+        """
+        world = self.step()
+        world.loseModule(None)
+        if world.settles:
+            world.settleCalls("error")
+        world.beginAttempt()
+        world.nextWatch = watch
+        world.answerAttempt(None)
+        for method in methods:
+            world.submit(method)
+
+    @precondition(isOpen)
     @rule(
         method=st.sampled_from(["read", "read", "compute", "write"]),
         how=st.sampled_from(CANCELLERS),
@@ -234,7 +260,7 @@ class Machine(RuleBasedStateMachine):
         self, method: str, how: str, late: bool, result: str
     ) -> None:
         world = self.step()
-        if self.isNotReady():
+        if not self.isReady() or world.holds:
             world.beginAttempt()
             world.answerAttempt(None)
         before = len(world.calls)
@@ -250,7 +276,7 @@ class Machine(RuleBasedStateMachine):
         if result != "none" or world.settles:
             world.settleCalls("error" if result == "none" else result)
 
-    @precondition(isNotReady)
+    @precondition(isOpen)
     @rule(seconds=st.sampled_from([0.3, 0.6, 0.9]))
     def loseWhileOthersWait(self, seconds: float) -> None:
         """
@@ -270,7 +296,7 @@ class Machine(RuleBasedStateMachine):
             world.settleCalls("error")
         world.clock.advance(timeout * (1 - seconds) + 0.01)
 
-    @precondition(isNotReady)
+    @precondition(isOpen)
     @rule(
         then=st.sampled_from(["give up", "give up", "lose", "close", "fire", "nothing"])
     )
@@ -304,7 +330,7 @@ class Machine(RuleBasedStateMachine):
         self.step().submit(method)
         self.step().clock.advance((self.world.options.timeout or 0) + 0.1)
 
-    @precondition(isNotReady)
+    @precondition(isOpen)
     @rule()
     def removeAMethodWhileACallWaits(self) -> None:
         world = self.step()
@@ -335,35 +361,35 @@ class Machine(RuleBasedStateMachine):
         elif what == "close":
             world.closeWrapper()
 
-    @precondition(lambda self: self.world.options.tick and not self.world.begun)
+    @precondition(lambda self: self.world.options.tick and not self.crowded)
     @rule(
         method=st.sampled_from(["read", "read", "write"]), event=st.sampled_from(EVENTS)
     )
     def sufferWithACrowd(self, method: str, event: str) -> None:
-        if not self.crowded:
-            # Once is enough: it takes its time.
-            self.crowded = True
-            sufferWithACrowd(method, event)
+        # Once is enough: it takes its time.
+        self.crowded = True
+        sufferWithACrowd(method, event)
 
     # Pauses, resets, pings.
 
-    @rule(by=holders)
+    @precondition(lambda self: len(self.world.holds) < 2)
+    @rule(by=st.sampled_from([*HOLDERS, "context"]))
     def pause(self, by: object) -> None:
-        self.step().pause(by)
+        if by == "context":
+            self.step().enterPause()
+        else:
+            self.step().pause(by)
 
     @precondition(lambda self: bool(self.world.holds))
-    @rule(by=holders)
-    def resume(self, by: object) -> None:
-        self.step().resume(by)
-
-    @rule()
-    def enterPause(self) -> None:
-        self.step().enterPause()
-
-    @precondition(lambda self: bool(self.world.contexts))
-    @rule(which=which)
-    def leavePause(self, which: int) -> None:
-        self.step().leavePause(which)
+    @rule(which=which, all=st.booleans())
+    def resume(self, which: int, all: bool) -> None:  # noqa: A002
+        world = self.step()
+        if all:
+            world.endPauses()
+        elif which % 2:
+            world.leavePause(which)
+        else:
+            world.resume(HOLDERS[which % 3])
 
     @precondition(lambda self: bool(self.world.pausers))
     @rule(which=which)
@@ -408,7 +434,7 @@ class Machine(RuleBasedStateMachine):
     def passTime(self, seconds: float) -> None:
         self.step().clock.advance(seconds)
 
-    @precondition(lambda self: len(self.world.calls) > 12)
+    @precondition(lambda self: len(self.world.calls) > 25)
     @rule()
     def close(self) -> None:
         # Not too early: not much happens afterwards.
@@ -419,6 +445,7 @@ class Machine(RuleBasedStateMachine):
     def answerClosing(self, error: type[BaseException] | None) -> None:
         self.step().answerTasks(self.world.closings, error)
 
+    @precondition(lambda self: len(self.world.calls) % 4 == 3)
     @rule(method=methods)
     def callFromAnotherThread(self, method: str) -> None:
         self.step().callFromThread(method)
@@ -430,9 +457,11 @@ class Machine(RuleBasedStateMachine):
     def planForTheNextCallback(self, what: str, method: str, which: int) -> None:
         self.step().plan(what, method, which)
 
-    @precondition(isNotReady)
+    @precondition(isOpen)
     @rule(
-        what=st.sampled_from(["lose", "lose", "close", "reset", "raise", "pause"]),
+        what=st.sampled_from(
+            ["lose", "lose", "close", "reset", "raise", "pause", "submit", "cancel"]
+        ),
         before=st.integers(0, 3),
         methods=st.lists(methods, max_size=2),
         late=st.lists(methods, max_size=3),
@@ -461,7 +490,7 @@ class Machine(RuleBasedStateMachine):
         for method in late:
             world.submit(method)
 
-    @precondition(isNotReady)
+    @precondition(isOpen)
     @rule(
         overdue=st.booleans(),
         whats=st.lists(st.sampled_from(["fail", "initialize", "submit"]), max_size=2),
@@ -481,7 +510,7 @@ class Machine(RuleBasedStateMachine):
         else:
             world.answerAttempt(Trouble("attempt"))
 
-    @precondition(isNotReady)
+    @precondition(isOpen)
     @rule(
         methods=st.lists(methods, min_size=1, max_size=4),
         whats=st.lists(st.sampled_from([*PLANS, "close"]), min_size=1, max_size=3),

@@ -164,6 +164,7 @@ class Call:
     @ivar tracked: Whether the wrapper promises that it ends.
     @ivar since: The time at which it began to wait.
     @ivar fired: The results of its Deferred.
+    @ivar endLosses: The number of losses before it ended.
     @ivar gaveUp: Whether its caller cancelled it.
     @ivar usurped: Whether its caller fired the Deferred itself.
     @ivar nested: Whether it was made while another one was just being made, or the
@@ -181,6 +182,7 @@ class Call:
     fired: list[Any] = field(default_factory=list)
     gaveUp: bool = False
     usurped: bool = False
+    endLosses: int = 0
     nested: bool = False
     rejected: bool = False
     runs: list[Run] = field(default_factory=list)

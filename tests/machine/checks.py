@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 from typing import cast
 
-from twisted.internet.defer import AlreadyCalledError, CancelledError
+from twisted.internet.defer import CancelledError
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
@@ -22,7 +22,7 @@ from tsrv import (
 )
 
 from .calls import READY, RUNS, Call, Hostile
-from .steps import HOLDERS, Steps
+from .steps import Steps
 from .world import PING_INTERVAL, Options
 
 __all__ = ["Checks"]
@@ -49,8 +49,6 @@ class Checks(Steps):
         if failure is None:
             return
         expected = failure.check(Hostile) or "whenLost" in str(failure.value)
-        if any(call.usurped for call in self.calls):
-            expected = expected or failure.check(AlreadyCalledError)
         if "twisted" in event.get("log_namespace", ""):
             # Nobody has handled it. That is noticed when garbage is collected.
             self.unhandled.append(f"unhandled: {failure.value!r}")
@@ -234,6 +232,10 @@ class Checks(Steps):
             assert (call.method == "shared") == (result == ("shared",))
             return
         error, last = result.value, call.runs[-1] if call.runs else None
+        if isinstance(error, (Trouble, Hostile, CancelledError)) and last is not None:
+            # A loss explains the failure of a call that is safe to run twice.
+            explained = self.replays(call) and last.losses < call.endLosses
+            assert call.gaveUp or not explained
         if isinstance(error, QueueFull):
             assert last is None
         elif isinstance(error, QueueTimeout):
@@ -336,12 +338,7 @@ class Checks(Steps):
         globalLogPublisher.removeObserver(self.observeLog)
 
     def finishTheDrain(self) -> None:
-        for by in HOLDERS:
-            if by in self.holds:
-                self.resume(by)
-        for _, gate in self.contexts:
-            if not gate.called:
-                gate.callback(None)
+        self.endPauses()
         # What a pause waits for ends.
         while self.wrapper.state is State.PAUSED and self.holds:
             for _ in self.openRuns():

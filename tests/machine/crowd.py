@@ -24,7 +24,7 @@ CROWD: Final = 12_000
 
 # Maximum number of Python functions that one turn of the reactor calls. It stands for
 # about 10 ms, whatever the speed of the machine.
-MAX_FUNCTIONS: Final = 25_000
+MAX_FUNCTIONS: Final = 28_000
 
 # The time that looking at the clock takes, in seconds.
 TICK: Final = 1e-5

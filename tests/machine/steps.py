@@ -145,7 +145,7 @@ class Steps(World):
         return function
 
     def ended(self, result: object, call: Call) -> None:
-        self.noticeLosses()
+        call.endLosses = self.losses
         call.fired.append(result)
         if isinstance(result, Failure) and result.check(Closed, InitializationFailed):
             # The module was closed while it was being called: it was queued again.
@@ -159,7 +159,7 @@ class Steps(World):
         self.reenter()
 
     def seen(self, result: Any, call: Call) -> Any:
-        self.noticeLosses()
+        call.endLosses = self.losses
         call.fired.append(result)
         return result
 
@@ -375,6 +375,22 @@ class Steps(World):
         if open_:
             open_[which % len(open_)].callback(None)
 
+    def endPauses(self) -> None:
+        """
+        End each pause that does not wait for calls.
+        """
+        for by in HOLDERS:
+            if by in self.holds:
+                self.clock.begin()
+                self.resume(by)
+        for _, gate in self.contexts:
+            if not gate.called:
+                self.clock.begin()
+                gate.callback(None)
+
+    def isClosed(self) -> bool:
+        return self.wrapper.state in (State.CLOSING, State.CLOSED)
+
     def isBusy(self) -> bool:
         """
         @return: Whether the wrapper knows of a call in progress.
@@ -437,6 +453,7 @@ class Steps(World):
             self.lookUp(name)
 
     def answerAttempt(self, error: BaseException | None) -> None:
+        self.clock.begin()
         open_ = [attempt for attempt in self.attempts if attempt.open]
         if not open_:
             return
@@ -458,9 +475,14 @@ class Steps(World):
         """
         Let an attempt be in progress, whatever was planned.
         """
-        self.nextAttempt = self.nextClosing = "later"
+        self.nextAttempt = self.nextClosing = self.nextWatch = "later"
+        self.endPauses()
+        self.clock.begin()
+        if self.wrapper.state in READY:
+            self.reset()
         for closing in self.closings:
             if closing.open:
+                self.clock.begin()
                 closing.deferred.callback(None)
         while self.slotsTaken:
             self.releaseSlot()
