@@ -563,7 +563,7 @@ def test_the_promise_is_kept(loggedFailures: list[LogEvent]) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=int(os.environ.get("TSRV_EXAMPLES", "250")),
+            max_examples=int(os.environ.get("TSRV_EXAMPLES", "200")),
             stateful_step_count=40,
             deadline=None,
             derandomize="TSRV_EXAMPLES" not in os.environ,
