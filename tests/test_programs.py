@@ -45,7 +45,7 @@ HOLDERS = (None, "backup")
 
 # What an operator, an observer or a callback may do.
 ACTS = ["initialize", "fail", "pause", "resume", "reset", "call", "wait", "raise"] * 2
-ACTS += ["close", "stop", "lose"]
+ACTS += ["close", "stop", "lose", "lose"]
 
 
 class Hostile(Exception):
@@ -424,7 +424,15 @@ class Programs(RuleBasedStateMachine):
         self.act("wait", "")
         if self.plans:
             act, target = self.plans.pop()
-            self.disturb(act, name if name and act == "lose" else target)
+            if act == "lose" and (name not in self.states or not self.isReset(name)):
+                # It waits for a restart, to disturb it.
+                self.plans.append((act, target))
+            else:
+                self.disturb(act, name if act == "lose" else target)
+
+    def isReset(self, name: str) -> bool:
+        wrapper = self.wrapper(name)
+        return wrapper.state is State.LOST and type(wrapper.lastError) is Restarted
 
     def checkChange(self, name: str) -> None:
         wrapper = self.wrapper(name)
@@ -453,6 +461,9 @@ class Programs(RuleBasedStateMachine):
             self.checkLoss(name)
         if state in READY:
             self.recoveries[name] = self.now()
+            lost = any(map(self.isLost, self.relations[name].restartWith))
+            if lost and self.isRunning() and name not in self.byHand:
+                self.wrong.append(f"{name} is ready without what it restarts with")
 
     def checkTimeout(self, name: str) -> None:
         """

@@ -23,8 +23,6 @@ class Launcher:
     Initialises modules in the order of their needs, and skips those whose needs
     have failed.
 
-    @ivar work: Starts or skips what is due.
-
     Members that may be due to start or to skip are put into a queue, which
     is worked off in slices. So a chain of ten thousand modules that are ready
     at once neither exhausts the stack nor blocks the reactor.
@@ -41,7 +39,7 @@ class Launcher:
         self._queue: deque[Member] = deque()
         self._begun = False
         self._stopped = False
-        self.work = SlicedWork(reactor, self._step).now
+        self._work = SlicedWork(reactor, self._step)
 
     def begin(self, members: Iterable[Member]) -> None:
         """
@@ -58,6 +56,13 @@ class Launcher:
         Start no more members.
         """
         self._stopped = True
+
+    def work(self) -> None:
+        """
+        Start or skip what is due.
+        """
+        if self._queue:
+            self._work.now()
 
     def want(self, member: Member) -> None:
         """

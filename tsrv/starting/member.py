@@ -54,7 +54,7 @@ class Member:
         it is ready, or lazy and was never ready.
     @ivar failed: Whether its last known state was failed or closed.
 
-    @ivar lossCount: Number of its known losses.
+    @ivar lossCount: Number of its known losses, if others restart with it.
     @ivar isHeld: Whether its calls are held until it has been restarted.
     @ivar heldFor: The modules that it waits for before it is restarted.
     """
@@ -118,9 +118,10 @@ class Member:
         """
         Why it was skipped, if it was.
         """
+        if self.wrapper.state is not State.FAILED:
+            return None
         error = self.wrapper.lastError
-        isSkipped = self.wrapper.state is State.FAILED and isinstance(error, Skipped)
-        return error if isSkipped else None  # type: ignore[return-value]
+        return error if isinstance(error, Skipped) else None
 
     def stopTimer(self) -> None:
         """
@@ -145,7 +146,9 @@ def connect(members: Mapping[str, Member]) -> None:
             needed.dependents.append(member)
             member.unavailableDependencies += not needed.available
         for name in member.restartWith:
-            members[name].restarters.append(member)
+            named = members[name]
+            named.restarters.append(member)
+            named.lossCount = named.wrapper.history.losses.count
         for name in member.after:
             # It may not exist.
             if name in members and name not in member.needs:

@@ -124,6 +124,8 @@ def _reasonOf(member: Member, status: str) -> str | None:
     """
     Say why a module is not ready, without the message of any error.
     """
+    if member.ready:
+        return None
     if status == "waiting":
         return _waitingFor(member)
     if status == "lazy":

@@ -37,8 +37,6 @@ _RESETTABLE_STATES: Final = (
 class Restarts:
     """
     Holds and restarts modules after the loss of a module that they restart with.
-
-    @ivar work: Restarts what is due, in slices.
     """
 
     def __init__(self, reactor: IReactorTime, launcher: Launcher) -> None:
@@ -46,7 +44,7 @@ class Restarts:
         # Held modules, each with the one that has recovered or failed.
         self._queue: deque[tuple[Member, Member]] = deque()
         self._stopped = False
-        self.work = SlicedWork(reactor, self._step).now
+        self._work = SlicedWork(reactor, self._step)
 
     def stop(self) -> None:
         """
@@ -54,15 +52,22 @@ class Restarts:
         """
         self._stopped = True
 
+    def work(self) -> None:
+        """
+        Restart what is due, in slices.
+        """
+        if self._queue:
+            self._work.now()
+
     def update(self, member: Member) -> None:
         """
         A module has changed its state: hold or restart those that restart with it.
         """
-        lossCount = member.wrapper.history.losses.count
-        isLost, member.lossCount = lossCount > member.lossCount, lossCount
         if self._stopped or not member.restarters:
             return
-        if isLost:
+        lossCount = member.wrapper.history.losses.count
+        if lossCount > member.lossCount:
+            member.lossCount = lossCount
             self._hold(member)
         if member.ready or member.failed:
             for each in member.restarters:
