@@ -179,7 +179,8 @@ def test_the_timeout_begins_with_the_attempt(clock: Clock) -> None:
 
 def test_observers_see_the_attempt_begin(clock: Clock) -> None:
     """
-    Observers are notified when the attempt really begins.
+    Observers are notified when the attempt begins to wait for its slot, and when it
+    begins.
     """
     slots = DeferredSemaphore(1)
     slots.acquire()
@@ -187,8 +188,9 @@ def test_observers_see_the_attempt_begin(clock: Clock) -> None:
     seen: list[tuple[State, int]] = []
     wrapper.addObserver(lambda: seen.append((wrapper.state, wrapper.attempts)))
     resultOf(wrapper.initialize())
+    assert seen == [(State.INITIALIZING, 0)]
     slots.release()
-    assert seen[-1] == (State.INITIALIZING, 1)
+    assert seen[1:] == [(State.INITIALIZING, 1)]
     module.attempts[0].callback(None)
     assert [state for state, _ in seen[-2:]] == [State.DRAINING, State.READY]
     clock.advance(0)

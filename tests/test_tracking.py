@@ -504,22 +504,40 @@ def test_a_replayed_call_is_lost_while_it_is_made(
     assert result.value == "done"
 
 
-def test_a_method_closes_the_wrapper(clock: Clock) -> None:
+@pytest.mark.parametrize("method", ["now", "read"])
+@pytest.mark.parametrize("isClosed", [True, False])
+def test_a_method_closes_the_wrapper(clock: Clock, method: str, isClosed: bool) -> None:
     """
-    A call during which the wrapper is closed ends with the module's result, or its
-    outcome is unknown.
+    The outcome of a call that closes the wrapper is unknown, if the module does not
+    end the call, whether the closing ends during the call or afterwards.
     """
-    module, wrapper = quick(clock)
     later: Deferred[Any] = Deferred()
 
-    def act() -> Any:
-        resultOf(wrapper.close())
-        return later
+    class Closing(Module):
+        def now(self) -> Deferred[Any]:
+            resultOf(wrapper.close())
+            return later
 
-    result = resultOf(wrapper.proxy.now(act))
-    module.closings[0].callback(None)
-    assert isinstance(result.error, OutcomeUnknown)
-    assert wrapper.state is State.CLOSED
+        def read(self) -> Deferred[Any]:  # type: ignore[override]
+            return self.now()
+
+        def close(self) -> Any:
+            closing = super().close()
+            return None if isClosed else closing
+
+    module = Closing()
+    wrapper = QueuingWrapper(module, clock, replay=["read"])
+    ready(module, wrapper)
+    result = resultOf(getattr(wrapper.proxy, method)())
+    if not isClosed:
+        assert result.pending
+        module.closings[0].callback(None)
+    clock.advance(0)
+    assert not result.pending
+    if method == "now" or not isClosed:
+        assert isinstance(result.error, OutcomeUnknown)
+    assert (wrapper.state, wrapper.inProgress) == (State.CLOSED, 0)
+    assert clock.getDelayedCalls() == []
 
 
 # Very many calls.
