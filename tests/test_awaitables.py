@@ -31,6 +31,18 @@ class Awaitable:
         return (yield from self._deferred.__await__())
 
 
+class Manager(Awaitable):
+    """
+    An object that can be entered, too, as C{asyncpg.create_pool()} returns.
+    """
+
+    async def __aenter__(self) -> Any:
+        return await self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
 def coroutine(deferred: Deferred[Any]) -> Any:
     """
     @return: A coroutine, from a function that is not C{async}.
@@ -68,6 +80,8 @@ def special(deferred: Deferred[Any]) -> Special:
 Make = Callable[[Deferred[Any]], Any]
 KINDS: list[Make] = [Awaitable, coroutine, generator, special]
 kinds = pytest.mark.parametrize("make", KINDS)
+# What tsrv itself calls is awaited, also if it could be entered.
+lifecycleKinds = pytest.mark.parametrize("make", [*KINDS, Manager])
 
 
 @pytest.fixture
@@ -95,7 +109,7 @@ def future(loop: asyncio.AbstractEventLoop, error: Exception | None) -> Any:
 # The life cycle.
 
 
-@kinds
+@lifecycleKinds
 @pytest.mark.parametrize("error", [None, Trouble("refused")])
 def test_initialize(clock: Clock, make: Make, error: Exception | None) -> None:
     """
@@ -117,7 +131,7 @@ def test_initialize(clock: Clock, make: Make, error: Exception | None) -> None:
         shut(wrapper)
 
 
-@kinds
+@lifecycleKinds
 @pytest.mark.parametrize("error", [None, Trouble("cut off")])
 def test_whenLost(clock: Clock, make: Make, error: Exception | None) -> None:
     """
@@ -140,7 +154,7 @@ def test_whenLost(clock: Clock, make: Make, error: Exception | None) -> None:
     assert wrapper.state is State.READY
 
 
-@kinds
+@lifecycleKinds
 @pytest.mark.parametrize("error", [None, Trouble("disk full")])
 def test_close(clock: Clock, make: Make, error: Exception | None) -> None:
     """
@@ -159,7 +173,7 @@ def test_close(clock: Clock, make: Make, error: Exception | None) -> None:
     assert wrapper.state is State.CLOSED
 
 
-@kinds
+@lifecycleKinds
 def test_whenIdle(clock: Clock, make: Make) -> None:
     """
     pause() waits for what C{whenIdle()} returned.
@@ -172,7 +186,7 @@ def test_whenIdle(clock: Clock, make: Make) -> None:
     assert paused.value is None
 
 
-@kinds
+@lifecycleKinds
 @pytest.mark.parametrize("error", [None, Trouble("no pong")])
 def test_ping(clock: Clock, make: Make, error: Exception | None) -> None:
     """
@@ -363,6 +377,45 @@ def test_a_plain_value(clock: Clock, value: object) -> None:
     module.attempts[0].callback(None)
     assert queued.fired[0] is value
     assert wrapper.proxy.once() is value
+
+
+async def use(call: Any, isAwaited: bool) -> Any:
+    """
+    @return: What a call gives to those who await it, and what that gives in turn.
+    """
+    made = await call
+    return made, await made if isAwaited else None
+
+
+@pytest.mark.parametrize("kind", [Awaitable, Manager])
+@pytest.mark.parametrize("make", ["fired", "later", "coroutine"])
+@pytest.mark.parametrize("way", ["queued", "ready", "always"])
+@pytest.mark.parametrize("method", ["once", "twice"])
+def test_a_result_that_can_be_awaited(
+    clock: Clock, kind: Callable[..., Any], make: str, way: str, method: str
+) -> None:
+    """
+    What a method returns is awaited, but not the result of that: those who await the
+    call once get the object itself, in every state.
+    """
+    result, later = kind(succeed("done")), Deferred[Any]()
+
+    def returned() -> Any:
+        if make == "fired":
+            return succeed(result)
+        return coroutine(later) if make == "coroutine" else later
+
+    module, wrapper = returning(clock, returned, alwaysDeferred=way == "always")
+    if way == "queued":
+        call = getattr(wrapper.proxy, method)()
+    wrapper.initialize()
+    module.attempts[0].callback(None)
+    if way != "queued":
+        call = getattr(wrapper.proxy, method)()
+    used = resultOf(Deferred.fromCoroutine(use(call, isAwaited=True)))
+    later.callback(result)
+    assert used.value == (result, "done")
+    shut(wrapper)
 
 
 def test_calls_of_a_module_that_cannot_be_lost(clock: Clock) -> None:

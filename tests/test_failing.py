@@ -241,7 +241,23 @@ async def _raise(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.parametrize("reason", ["cut off", Trouble])
+class Unprintable:
+    """
+    A reason that raises when it is printed.
+    """
+
+    def __str__(self) -> str:
+        raise Trouble("printed")
+
+    __repr__ = __str__
+
+
+UNPRINTABLE = Unprintable()
+
+
+@pytest.mark.parametrize(
+    "reason", ["cut off", Trouble, UNPRINTABLE], ids=["string", "class", "unprintable"]
+)
 @pytest.mark.parametrize("where", ["initialize", "whenLost", "ping", "close"])
 @pytest.mark.parametrize("end", ["expire", "fail", "close"])
 def test_a_foreign_reason_that_is_no_error(
@@ -277,9 +293,10 @@ def test_a_foreign_reason_that_is_no_error(
     calls = [resultOf(proxy.write(number)) for number in range(2)]
     if where != "close":
         assert isinstance(wrapper.lastError, BaseException)
-        assert str(reason) in str(wrapper.lastError)
+        text = "cannot be printed" if reason is UNPRINTABLE else str(reason)
+        assert text in str(wrapper.lastError)
         entries = [*wrapper.history.attempts, *wrapper.history.losses]
-        assert str(reason) in str([each.error for each in entries])
+        assert text in str([each.error for each in entries])
     if end == "expire":
         clock.advance(5)
         for call in calls:

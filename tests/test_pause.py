@@ -227,6 +227,30 @@ def test_a_module_that_counts_its_calls(clock: Clock, own: bool) -> None:
     shut(wrapper)
 
 
+@pytest.mark.parametrize("reason", ["busy", Trouble])
+def test_whenIdle_that_fails_with_no_error(clock: Clock, reason: Any) -> None:
+    """
+    A reason that is no error, such as a string, reaches those who wait as an error.
+    """
+    idle: list[Deferred[None]] = []
+
+    def whenIdle() -> Deferred[None]:
+        idle.append(Deferred())
+        return idle[-1]
+
+    async def pausing() -> None:
+        async with wrapper.pausing():
+            raise AssertionError("must not be reached")
+
+    _, wrapper, _ = inState(clock, State.READY, whenIdle=whenIdle)
+    result = resultOf(Deferred.fromCoroutine(pausing()))
+    idle[0].errback(reason)
+    assert type(result.error) is RuntimeError
+    assert str(reason) in str(result.error)
+    assert wrapper.state is State.READY
+    shut(wrapper)
+
+
 @pytest.mark.parametrize("isRaised", [True, False])
 def test_whenIdle_that_fails(
     clock: Clock, loggedFailures: list[LogEvent], isRaised: bool

@@ -256,6 +256,45 @@ def test_reset_during_a_reset(clock: Clock, state: State) -> None:
     assert wrapper.state is State.READY
 
 
+@pytest.mark.parametrize("where", ["pause", "canceller"])
+@pytest.mark.parametrize("isClosing", [True, False])
+def test_a_reset_within_a_reset(clock: Clock, where: str, isClosing: bool) -> None:
+    """
+    The module is closed once before it is initialised again, also if foreign code
+    resets it once more in the middle of the reset.
+    """
+    once = iter([True])
+    steps: list[str] = []
+    closing: Deferred[None] = Deferred()
+
+    def again(_: object) -> None:
+        if next(once, False):
+            wrapper.reset(Trouble("again"))
+
+    def initialize() -> Any:
+        steps.append("initialize")
+        return Deferred(again) if where == "canceller" else None
+
+    def close() -> Any:
+        steps.append("close")
+        return closing if isClosing else None
+
+    _, wrapper, proxy = wrap(clock, initialize=initialize, close=close, replay=["read"])
+    resultOf(wrapper.initialize())
+    if where == "pause":
+        resultOf(proxy.read(1))
+        wrapper.pause().addCallback(again)
+    wrapper.reset(Trouble("rotated"))
+    if isClosing:
+        assert steps == ["initialize", "close"]
+        closing.callback(None)
+    assert steps == ["initialize", "close", "initialize"]
+    steps.clear()
+    resultOf(wrapper.close())
+    assert (steps, wrapper.state) == (["close"], State.CLOSED)
+    clock.advance(0)
+
+
 def test_each_change_is_observed(clock: Clock) -> None:
     """
     Observers learn of the state after a reset, also if the module is still being closed

@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 
 from tsrv import QueuingWrapper, State
 
-from .support import Module, Trouble, lose, ready, recover, resultOf
+from .support import Module, Trouble, lose, ready, recover, resultOf, shut
 
 SETTINGS = {"colour": "blue"}
 
@@ -151,6 +151,85 @@ def test_many_failures_are_shared_with_later_calls(
     errors = [f"no {each}" for each in range(number)]
     assert [str(each.error) for each in first] == errors
     assert [str(each.error) for each in later] == errors
+
+
+@pytest.mark.parametrize("name", ["initialize", "whenLost", "ping", "whenIdle"])
+def test_a_failure_is_shared_by_a_call_and_the_life_cycle(
+    clock: Clock, name: str
+) -> None:
+    """
+    A call that gets a Deferred whose failure the wrapper itself has got before fails,
+    too.
+    """
+    shared: Deferred[Any] = Deferred()
+    returned = iter([shared])
+    options: dict[str, Any] = {name: lambda: next(returned, None)}
+    if name == "whenLost":
+        options[name] = lambda: next(returned, Deferred())
+    module = Sharing(shared)
+    wrapper = QueuingWrapper(
+        module, clock, retryPolicy=lambda _: 1.0, pingInterval=5.0, **options
+    )
+    wrapper.initialize()
+    if name != "initialize":
+        module.attempts[0].callback(None)
+    clock.advance(5 if name == "ping" else 0)
+    if name == "whenIdle":
+        resultOf(wrapper.pause())
+    shared.errback(Trouble("no file"))
+    call = resultOf(wrapper.proxy.write(1))
+    for closing in module.closings:
+        closing.callback(None)
+    if name == "whenIdle":
+        wrapper.resume()
+    elif wrapper.state is not State.INITIALIZING:
+        clock.advance(1)
+    for attempt in module.attempts:
+        if not attempt.called:
+            attempt.callback(None)
+    clock.advance(0)
+    assert str(call.error) == "no file"
+    shut(wrapper)
+
+
+def test_a_failure_is_shared_by_two_modules(clock: Clock) -> None:
+    """
+    So does a call of another module that returns the same Deferred.
+    """
+    shared: Deferred[Any] = Deferred()
+    both = [sharing(clock, shared) for _ in range(2)]
+    for module, wrapper, _ in both:
+        ready(module, wrapper)
+    first = [resultOf(proxy.write(1)) for _, _, proxy in both]
+    shared.errback(Trouble("no file"))
+    for _, wrapper, _ in both:
+        resultOf(wrapper.pause())
+    later = [resultOf(proxy.write(2)) for _, _, proxy in both]
+    for _, wrapper, _ in both:
+        wrapper.resume()
+    assert [str(each.error) for each in [*first, *later]] == ["no file"] * 4
+
+
+def test_a_ping_that_returns_its_last_failure_again(clock: Clock) -> None:
+    """
+    A ping that returns the Deferred that has failed before fails again.
+    """
+    pong: Deferred[Any] = Deferred()
+    wrapper = QueuingWrapper(
+        Module(),
+        clock,
+        initialize=bool,
+        close=bool,
+        ping=lambda: pong,
+        pingInterval=5.0,
+    )
+    wrapper.initialize()
+    clock.advance(5)
+    pong.errback(Trouble("no pong"))
+    for losses in (1, 2, 3):
+        assert (wrapper.state, wrapper.history.losses.count) == (State.READY, losses)
+        clock.advance(5)
+    resultOf(wrapper.close())
 
 
 def test_a_failure_is_remembered_no_longer_than_its_deferred(clock: Clock) -> None:

@@ -97,7 +97,7 @@ def callForeign(function: Callable[[], object]) -> Deferred[Any]:
 
 def callWithin(
     timeout: float | None,
-    reactor: IReactorTime,
+    reactor: IReactorTime | None,
     function: Callable[[], object],
     name: str,
 ) -> Deferred[BaseException | None]:
@@ -105,6 +105,7 @@ def callWithin(
     Call a function, and wait for its end for a limited time.
 
     @param timeout: The seconds; L{None} for no limit.
+    @param reactor: Provides the time; without a limit it may be L{None}.
     @param name: The name of the function, for the error.
     @return: A Deferred that fires with the error, if there was one. It never fails.
         Cancelling it cancels what the function returned.
@@ -126,7 +127,7 @@ def callWithin(
     def timedOut(_: object, timeout: float) -> NoReturn:
         raise TimeoutError(f"{name}() did not end within {timeout:g} s")
 
-    if timeout is not None:
+    if timeout is not None and reactor is not None:
         ended.addTimeout(timeout, reactor, timedOut)
     return ended.addCallbacks(lambda _: None, errorOf)
 

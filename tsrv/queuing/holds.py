@@ -10,7 +10,7 @@ from typing import Final
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from .foreign import callForeign, cancelForeign, errorOf
+from .foreign import callWithin, cancelForeign, errorOf
 from .history import History
 from .running import RunningCommands
 from .waiters import Waiters
@@ -113,7 +113,9 @@ class Holds:
     async def _untilIdle(self, isReady: bool) -> None:
         await self._running.whenIdle()
         if isReady and self._whenIdle is not None:
-            await callForeign(self._whenIdle)
+            error = await callWithin(None, None, self._whenIdle, "whenIdle")
+            if error is not None:
+                raise error
 
     def _answered(self, result: object, question: object) -> None:
         if question is not self._question:

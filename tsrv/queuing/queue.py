@@ -114,8 +114,7 @@ class CommandQueue:
         @param waited: Records how long each command waited, in seconds.
         @param makeQueueTimeout: Makes the error of a call that waited for so many
             seconds.
-        @param makeOutcomeUnknown: Makes the error of a call of the method with this
-            name.
+        @param makeOutcomeUnknown: Takes the method's name and the reason of the loss.
         @param drained: Called when L{drain} has started the last command.
         """
         checkSeconds("timeout", timeout)

@@ -32,6 +32,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..errors import OutcomeUnknown
+from .answer import Answer
 from .command import (
     CANCELLING,
     ENDED,
@@ -105,6 +106,8 @@ class RunningCommands:
         self._failed: deque[Command] = deque()
         self._settling = SlicedWork(reactor, self._settle)
         self._interrupting = 0
+        # The reason of the last loss.
+        self._reason: BaseException | None = None
 
     def start(self, command: Command) -> None:
         """
@@ -135,6 +138,7 @@ class RunningCommands:
                     self._answered(result, command, run)
                     return
                 result = answer
+                _passOn(answer, command)
         except BaseException:
             # As a Deferred does with whatever its callbacks raise.
             self._answered(Failure(), command, run)
@@ -180,7 +184,9 @@ class RunningCommands:
         run = command.run
         if interruptions != self.interruptions:
             # The module was lost or closed while it was being called.
-            self._interrupt(command)
+            self._interrupt(command, self._reason)
+        if type(answer) is not Deferred:
+            _passOn(answer, command)
         if answer.called:
             self._observe(command, answer, run)
         else:
@@ -208,6 +214,7 @@ class RunningCommands:
         @param reason: The reason of the loss, if it is known.
         """
         self.interruptions += 1
+        self._reason = reason
         interrupt = partial(self._interrupt, reason=reason)
         commands = self._running.takeAll()
         for _ in range(MAX_INTERRUPTED_AT_ONCE):
@@ -224,6 +231,7 @@ class RunningCommands:
         @return: A Deferred that fires when the last command has ended.
         """
         self.interruptions += 1
+        self._reason = None
         self._settling.stop()
         self._endAll(self._lost.takeAll(), self._endUnanswered)
         return self._endAll(self._running.takeAll(), self._endUnanswered)
@@ -332,3 +340,14 @@ class RunningCommands:
         if self._lost:
             self._endAll(self._lost.takeAll(), self._endUnanswered)
         return False
+
+
+def _passOn(answer: Deferred[Any], command: Command) -> None:
+    # The module may be a wrapper's proxy.
+    if isinstance(answer, Answer):
+        answer.addCallback(_answeredByProxy, answer, command)
+
+
+def _answeredByProxy(result: object, answer: Answer, command: Command) -> object:
+    command.isEnterable = answer.isEnterable
+    return result
