@@ -45,7 +45,7 @@ HOLDERS = (None, "backup")
 
 # What an operator, an observer or a callback may do.
 ACTS = ["initialize", "fail", "pause", "resume", "reset", "call", "wait", "raise"] * 2
-ACTS += ["close", "stop", "lose", "lose"]
+ACTS += ["close", "stop"]
 
 
 class Hostile(Exception):
@@ -152,6 +152,8 @@ class Programs(RuleBasedStateMachine):
         self.wrong: list[str] = []
         self.disturbed = False
         self.plans: list[tuple[str, str]] = []
+        # How many restarts are disturbed by another loss.
+        self.restartPlans = 0
         # Modules that were started, closed or given up by hand, or called.
         self.byHand: set[str] = set()
         self.closedByHand: set[str] = set()
@@ -253,11 +255,16 @@ class Programs(RuleBasedStateMachine):
                     each.callback(None)
         self.advance(seconds)
 
-    @rule(data=st.data(), calm=st.booleans(), many=st.integers(1, 3))
-    def lose(self, data: st.DataObject, calm: bool, many: int) -> None:
+    @rule(
+        data=st.data(),
+        calm=st.booleans(),
+        many=st.integers(1, 3),
+        recovers=st.booleans(),
+    )
+    def lose(self, data: st.DataObject, calm: bool, many: int, recovers: bool) -> None:
         """
         Modules that are ready are lost, most of all those that others restart with,
-        and perhaps after all was well.
+        perhaps after all was well, and perhaps to recover soon.
         """
         for _ in range(3 * calm):
             self.recover(1.0)
@@ -269,6 +276,8 @@ class Programs(RuleBasedStateMachine):
                 self.loseOne(name)
                 for other in self.restarting(name):
                     self.call(other)
+        for _ in range(3 * recovers):
+            self.recover(1.0)
 
     def loseOne(self, name: str) -> None:
         for watch in self.modules[name].watches[-1:]:
@@ -297,6 +306,10 @@ class Programs(RuleBasedStateMachine):
     @rule(data=st.data(), act=st.sampled_from(ACTS))
     def planForObserver(self, data: st.DataObject, act: str) -> None:
         self.plans.append((act, self.pick(data).name))
+
+    @rule(many=st.integers(1, 3))
+    def planForRestart(self, many: int) -> None:
+        self.restartPlans += many
 
     @rule(data=st.data(), act=st.sampled_from([*ACTS, *["initialize"] * 4]))
     def planForWaiter(self, data: st.DataObject, act: str) -> None:
@@ -422,17 +435,13 @@ class Programs(RuleBasedStateMachine):
         elif self.startup.status is Status.FAILED:
             self.failedOnce = True
         self.act("wait", "")
-        if self.plans:
-            act, target = self.plans.pop()
-            if act == "lose" and (name not in self.states or not self.isReset(name)):
-                # It waits for a restart, to disturb it.
-                self.plans.append((act, target))
-            else:
-                self.disturb(act, name if act == "lose" else target)
-
-    def isReset(self, name: str) -> bool:
-        wrapper = self.wrapper(name)
-        return wrapper.state is State.LOST and type(wrapper.lastError) is Restarted
+        if name and self.losses.get(name, 0) and self.restartPlans:
+            wrapper = self.wrapper(name)
+            if wrapper.state is State.LOST and type(wrapper.lastError) is Restarted:
+                self.restartPlans -= 1
+                self.disturb("lose", name)
+        elif self.plans:
+            self.disturb(*self.plans.pop())
 
     def checkChange(self, name: str) -> None:
         wrapper = self.wrapper(name)
@@ -711,6 +720,7 @@ class Programs(RuleBasedStateMachine):
         if not self.modules:
             return
         self.plans.clear()
+        self.restartPlans = 0
         self.stopped = resultOf(self.startup.stopService())
         for _ in range(3 * len(self.modules) + 3):
             self.clock.advance(5)
