@@ -93,16 +93,32 @@ def test_initialized_by_hand(clock: Clock) -> None:
     assert module.calls == [("write", 1)]
 
 
-def test_the_context_of_the_initialisation(clock: Clock) -> None:
+@pytest.mark.parametrize("isCalled", [True, False])
+def test_the_context_of_the_initialisation(clock: Clock, isCalled: bool) -> None:
     """
-    The module is not initialised in the context of its first caller.
+    The module is initialised in the context in which its wrapper was made, not in that
+    of the first caller; its call runs in that of the caller.
     """
-    request: ContextVar[str] = ContextVar("request", default="none")
+    name: ContextVar[str] = ContextVar("name", default="none")
     seen: list[str] = []
-    _, _, proxy = wrap(clock, lazy=True, initialize=lambda: seen.append(request.get()))
-    request.set("mine")
-    proxy.count(1)
-    assert seen == ["none"]
+
+    async def initialize() -> None:
+        seen.append(name.get())
+        name.set("module")
+
+    def ask() -> Any:
+        return wrapper.initialize()
+
+    name.set("server")
+    lazy = ask if isCalled else True
+    module, wrapper, proxy = wrap(clock, initialize=initialize, lazy=lazy)
+    module.count = lambda what: seen.append(name.get())  # type: ignore[method-assign]
+    name.set("first request")
+    resultOf(proxy.count(1))
+    assert name.get() == "first request"
+    name.set("second request")
+    proxy.count(2)
+    assert seen == ["server", "first request", "second request"]
 
 
 def test_looking_at_the_proxy_is_no_call(clock: Clock) -> None:

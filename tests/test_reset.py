@@ -295,6 +295,73 @@ def test_a_reset_within_a_reset(clock: Clock, where: str, isClosing: bool) -> No
     clock.advance(0)
 
 
+@pytest.mark.parametrize("act", ["close", "fail", "begin again", "resume", "lose"])
+@pytest.mark.parametrize("isClosing", [True, False])
+@pytest.mark.parametrize("isPinged", [True, False])
+def test_acts_within_a_reset(
+    clock: Clock, act: str, isClosing: bool, isPinged: bool
+) -> None:
+    """
+    Whatever foreign code does in the middle of a reset, or of a loss that a ping finds,
+    takes effect; the module is closed once, and before it is initialised again.
+    """
+    steps: list[str] = []
+    closing: Deferred[None] = Deferred()
+    pings = iter([True])
+
+    def ping() -> None:
+        if next(pings, False):
+            raise Trouble("no pong")
+
+    def initialize() -> None:
+        steps.append("initialize")
+
+    def close() -> Any:
+        steps.append("close")
+        return closing if isClosing else None
+
+    module, wrapper, proxy = wrap(
+        clock,
+        initialize=initialize,
+        close=close,
+        replay=["read"],
+        ping=ping,
+        pingInterval=5.0,
+    )
+
+    def idle(_: object) -> None:
+        if act == "close":
+            resultOf(wrapper.close())
+        elif act == "lose":
+            lose(module)
+        elif act == "resume":
+            wrapper.resume()
+        else:
+            wrapper.fail(Refused("given up"))
+        if act == "begin again":
+            resultOf(wrapper.initialize())
+
+    wrapper.initialize()
+    call = resultOf(proxy.read(1))
+    wrapper.pause().addCallback(idle)
+    if isPinged:
+        clock.advance(5)
+    else:
+        wrapper.reset(Trouble("rotated"))
+    if isClosing:
+        assert steps == ["initialize", "close"]
+        closing.callback(None)
+    if act in ("close", "fail"):
+        assert steps == ["initialize", "close"]
+        assert wrapper.state is (State.CLOSED if act == "close" else State.FAILED)
+    else:
+        assert steps == ["initialize", "close", "initialize"]
+        assert wrapper.state is (State.READY if act == "resume" else State.PAUSED)
+    resultOf(wrapper.close())
+    clock.advance(0)
+    assert not call.pending
+
+
 def test_each_change_is_observed(clock: Clock) -> None:
     """
     Observers learn of the state after a reset, also if the module is still being closed
