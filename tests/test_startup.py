@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
+from threading import get_ident
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import (
@@ -22,6 +24,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
+from twisted.python import threadable
 from zope.interface import implementer
 
 from tsrv import (
@@ -586,6 +589,33 @@ def test_stopProgram_may_raise(
     loggedFailures.clear()
     startup.stopService()
     startup.wrappers["a"].module.closings[0].callback(None)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda startup: startup.startService(),
+        lambda startup: startup.whenReady(),
+        lambda startup: startup.pause("a"),
+        lambda startup: startup.reset("a", Trouble()),
+        lambda startup: startup.stopService(),
+    ],
+)
+def test_another_thread_is_refused(
+    program: Program, monkeypatch: pytest.MonkeyPatch, act: Any
+) -> None:
+    """
+    A program is not started, watched or stopped from another thread than the
+    reactor's.
+    """
+    program.add("a")
+    monkeypatch.setattr(threadable, "ioThread", get_ident())
+    with ThreadPoolExecutor() as pool, pytest.raises(RuntimeError) as raised:
+        pool.submit(act, program.startup).result()
+    assert "callFromThread" in str(raised.value)
+    assert program.startup.status is Status.NEW
+    program.start()
+    program.succeed("a")
 
 
 def test_invalid_options_of_the_program_are_refused(clock: Clock) -> None:

@@ -40,6 +40,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.internet.interfaces import IReactorTime
 
+from .queuing.foreign import checkThread
 from .queuing.observers import Observers
 from .queuing.options import checkArguments, checkCount, checkNames
 from .queuing.waiters import Waiters
@@ -49,7 +50,7 @@ from .starting.launcher import Launcher
 from .starting.member import Member, connect
 from .starting.options import ModuleOptions, WrapperOptions, wrapModule
 from .starting.program import Restarted, Skipped, StartupFailed, Status
-from .starting.progress import Progress
+from .starting.progress import MAX_WAITERS, Progress
 from .starting.report import ModuleReport, Report, describe
 from .starting.reporting import reportMember, reportProgram
 from .starting.restarts import Restarts
@@ -73,11 +74,6 @@ _Module = TypeVar("_Module")
 MAX_LOGGED_MODULES: Final = 50
 """
 Maximum number of modules in the table in the log.
-"""
-
-MAX_STOP_WAITERS: Final = 10_000
-"""
-Maximum number of Deferreds that wait for the program to stop.
 """
 
 
@@ -141,7 +137,7 @@ class Startup(Service):
             describe=lambda: describe(self.report(), MAX_LOGGED_MODULES),
             stopProgram=None if stayUp else stopProgram,
         )
-        self._stopWaiters = Waiters(MAX_STOP_WAITERS, "for the program to stop")
+        self._stopWaiters = Waiters(MAX_WAITERS, "for the program to stop")
 
     @overload
     def add(
@@ -377,6 +373,7 @@ class Startup(Service):
         @raise GraphError: As L{check} does; nothing has been started.
         @raise RuntimeError: The start-up has begun before.
         """
+        checkThread("startService")
         self.check()
         if self.status is not Status.NEW:
             raise RuntimeError("the modules of a program are started only once")
@@ -419,6 +416,7 @@ class Startup(Service):
             an L{ExceptionGroup} of the errors of closing; an error keeps no
             other module from being closed. Cancelling it only ends the waiting.
         """
+        checkThread("stopService")
         if self.status is Status.STOPPED:
             return succeed(None)
         stopped = self._stopWaiters.wait()

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ..errors import Closed
+from ..queuing.foreign import checkThread
 from ..queuing.waiters import Waiters
 from .program import StartupFailed, Status
 from .tally import Tally
@@ -23,7 +24,7 @@ _log = Logger("tsrv.startup")
 
 MAX_WAITERS: Final = 10_000
 """
-Maximum number of Deferreds that wait for the program.
+Maximum number of Deferreds that wait for the program to become ready, or to stop.
 """
 
 _FINAL_STATUSES: Final = (Status.STOPPING, Status.STOPPED)
@@ -85,6 +86,7 @@ class Progress:
         """
         Wait until every required module is ready.
         """
+        checkThread("whenReady")
         if self.status in _FINAL_STATUSES:
             return fail(_makeClosed())
         if self.status is not Status.NEW and self._tally.failed:
