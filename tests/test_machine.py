@@ -104,6 +104,23 @@ class Machine(RuleBasedStateMachine):
     def makeCall(self, method: str, kept: bool) -> None:
         self.step().submit(method, kept)
 
+    @precondition(isReady)
+    @rule(
+        method=methods,
+        what=st.sampled_from(["lose", "lose", "reset", "submit", "pause", "raise"]),
+        which=which,
+    )
+    def makeCallWithAPlan(self, method: str, what: str, which: int) -> None:
+        """
+        Something happens while the module is being called.
+        """
+        world = self.step()
+        world.plans.clear()
+        world.plan(what, "read", which)
+        world.submit(method)
+        if world.settles:
+            world.settleCalls("error")
+
     @rule(many=st.integers(2, 6), method=methods)
     def makeCalls(self, many: int, method: str) -> None:
         for _ in range(many):
@@ -222,9 +239,15 @@ class Machine(RuleBasedStateMachine):
         world = self.step()
         if calls == "none" and world.settles:
             calls = "error"
+        repeated = [call for call in world.inProgress() if world.replays(call)]
+        repeated = [call for call in repeated if not (call.gaveUp or call.ended)]
+        lost, planned = world.canBeLost(), bool(world.plans)
         if first and calls != "none":
             world.settleCalls(calls)
         world.loseModule(None if error is None else error("loss"))
+        if first and lost and not planned and calls != "result":
+            # The loss explains their failures.
+            assert not any(call.ended for call in repeated)
         if not first and calls != "none":
             world.settleCalls(calls)
 

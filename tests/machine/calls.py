@@ -253,7 +253,7 @@ class Run:
             how = "raise"
         if how == "raise" and self.call.method not in AWAITED:
             raise Hostile("canceller")
-        if self.answered:
+        if self.answered or answer.called:
             return
         if how == "slow":
             self.cleaning = True

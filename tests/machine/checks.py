@@ -81,7 +81,7 @@ class Checks(Steps):
             each()
 
     def everyChangeOfStateWasNotified(self) -> None:
-        if not self.isWaitingForSlot():
+        if not self.isWaitingForItsTurn():
             assert self.notified == (self.wrapper.state, self.wrapper.since)
 
     def readyMeansInitialized(self) -> None:
@@ -118,9 +118,9 @@ class Checks(Steps):
             assert wrapper.pending
             assert limit is not None
             assert len(running) + self.ambiguous() >= limit
-        for call in self.calls:
-            if call.tracked and not call.ended and call.runs:
-                assert self.isWaiting(call) or call in running, "a lost call never ends"
+        for call in running:
+            if call.tracked:
+                assert call.runs[-1].losses == self.losses, "a lost call never ends"
         if wrapper.state is State.PAUSED and not running and not self.ambiguous():
             idle = not any(idle.open for idle in self.idles)
             for _, fired, by in self.pausers:
@@ -187,7 +187,7 @@ class Checks(Steps):
         assert len(attempts) == min(self.begun, 25)
         assert len(losses) == min(self.losses, 25)
         open_ = [attempt for attempt in attempts if attempt.ended is None]
-        if self.isWaitingForSlot():
+        if self.isWaitingForItsTurn():
             assert open_ == []
         else:
             assert open_ == (attempts[-1:] if state is State.INITIALIZING else [])
@@ -293,7 +293,7 @@ class Checks(Steps):
         if slots is None or not self.clock.isIdle:
             # A slot is given back in the next turn.
             return
-        waiting = self.isWaitingForSlot()
+        waiting = self.isWaitingForItsTurn()
         taken = self.wrapper.state is State.INITIALIZING and not waiting
         assert slots.limit - slots.tokens == self.slotsTaken + taken
         assert len(slots.waiting) == (waiting and not self.isClosing())
@@ -347,7 +347,7 @@ class Checks(Steps):
             self.clock.advance(0)
         while self.wrapper.state is State.DRAINING:
             before = self.wrapper.pending
-            for _ in range(len(self.calls)):
+            for _ in self.openRuns():
                 self.endRun(0, None)
             self.clock.advance(0)
             assert self.wrapper.pending < max(before, 1)

@@ -137,7 +137,8 @@ class Steps(World):
         try:
             function: Callable[[int], Any] = getattr(self.wrapper.proxy, method)
         except AttributeError as error:
-            gone = method == "extra" and self.vanished
+            # A module that cannot be listed shows the names of its class.
+            gone = method == "extra" and (self.vanished or self.lookRaised)
             self.check(gone, f"looking up {method} raised {error!r}")
             return None
         except Hostile:
@@ -299,7 +300,10 @@ class Steps(World):
         wrapper = self.wrapper
         state, planned = wrapper.state, bool(self.plans or self.lookPlans)
         self.hold(by)
-        idles = len(self.idles)
+        idles, losses = len(self.idles), self.losses
+        # Another pause may have asked already.
+        asks = self.options.whenIdle and state in RUNS and not planned
+        asks = asks and all(fired for _, fired, _ in self.pausers)
         fired: list[Any] = []
         deferred = wrapper.pause(by)
         self.pausers.append((deferred, fired, by))
@@ -315,7 +319,12 @@ class Steps(World):
                     not self.isBusy() or wrapper.state is not State.PAUSED,
                     f"pause() does not wait for {len(self.inProgress())} calls",
                 )
-                open_ = [idle for idle in self.idles[idles:] if idle.open]
+                asked = self.idles[idles:]
+                self.check(
+                    bool(asked) or not asks or losses != self.losses,
+                    "pause() does not ask whether the module is idle",
+                )
+                open_ = [idle for idle in asked if idle.open]
                 self.check(
                     not open_ or wrapper.state is not State.PAUSED,
                     "pause() does not wait until the module is idle",
@@ -412,18 +421,10 @@ class Steps(World):
         else:
             self.check(not illegal, f"can reset in state {state}")
             self.check(not lost or self.losses > losses, "reset() is no loss")
-            again = self.begun > begun or self.isClosing() or self.isWaitingForSlot()
+            again = self.begun > begun or self.isClosing() or self.isWaitingForItsTurn()
             # Within a callback, what it interrupts goes on first.
             again = again or self.clock.plans > 0
             self.check(planned or again, f"reset() in {state} does not begin anew")
-
-    def isWaitingForSlot(self) -> bool:
-        """
-        @return: Whether an attempt waits for its slot.
-        """
-        attempts = list(self.wrapper.history.attempts)
-        begun = bool(attempts) and attempts[-1].ended is None
-        return self.wrapper.state is State.INITIALIZING and not begun
 
     # Others.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
@@ -357,10 +358,10 @@ class World:
 
     def closing(self) -> Any:
         self.noticeLosses()
-        self.check(
-            self.wrapper.state in (State.LOST, State.RETRYING, State.CLOSING),
-            f"close() is called in {self.wrapper.state}",
-        )
+        state = self.wrapper.state
+        away = state not in READY and state is not State.INITIALIZING
+        away = away or self.isWaitingForItsTurn()
+        self.check(away, f"close() is called in {state}")
         closing = self.begin(self.closings)
         if self.settles:
             self.settleCalls("error")
@@ -379,6 +380,14 @@ class World:
         return any(
             each.open and now < each.since + CLOSE_TIMEOUT for each in self.closings
         )
+
+    def isWaitingForItsTurn(self) -> bool:
+        """
+        @return: Whether an attempt waits for a slot, or for close().
+        """
+        attempts = list(self.wrapper.history.attempts)
+        begun = bool(attempts) and attempts[-1].ended is None
+        return self.wrapper.state is State.INITIALIZING and not begun
 
     def pinging(self) -> Any:
         state = self.wrapper.state
@@ -508,7 +517,8 @@ class World:
             if how == "cancel" and not run.cleaning:
                 assert run.answer is not None
                 run.dropped = True
-                run.answer.cancel()
+                with suppress(Hostile):
+                    run.answer.cancel()
             else:
                 run.end(None if how == "result" else Trouble("connection lost"))
 
@@ -528,7 +538,7 @@ class World:
         The module reports its loss.
         """
         watch = self.watch
-        if watch is None or watch.called:
+        if watch is None or not self.canBeLost():
             return
         before, lost = self.losses, self.wrapper.state in READY
         self.expectedLosses += lost
@@ -539,6 +549,12 @@ class World:
         self.check(self.losses - before >= lost, "a loss goes unnoticed")
 
     # Questions.
+
+    def canBeLost(self) -> bool:
+        """
+        @return: Whether the module can report a loss now.
+        """
+        return self.watch is not None and not self.watch.called
 
     @property
     def losses(self) -> int:
