@@ -76,6 +76,12 @@ class Store(Module):
     def both(self) -> Any:
         return Both(self)
 
+    def lateBoth(self) -> Deferred[Any]:
+        return self.step().addCallback(lambda _: Both(self))
+
+    def plainRows(self) -> Any:
+        return Cursor()
+
     def cursor(self) -> Deferred[Any]:
         return self.step().addCallback(lambda _: list("abc"))
 
@@ -625,20 +631,30 @@ def test_an_object_that_does_not_come(clock: Clock, end: str, isEntered: bool) -
 
 
 @ways
-def test_an_object_through_two_wrappers(clock: Clock, way: str) -> None:
+@pytest.mark.parametrize("isTracked", [True, False])
+@pytest.mark.parametrize("method", ["both", "lateBoth"])
+def test_an_object_through_two_wrappers(
+    clock: Clock, way: str, isTracked: bool, method: str
+) -> None:
     """
     A wrapper of a proxy passes the object on as it is, and the call is over; the caller
-    awaits it, enters it or leaves it alone.
+    awaits it, enters it or leaves it alone. The result of a Deferred is not awaited.
     """
     module, inner, _ = store(clock, way)
-    outer = QueuingWrapper(inner.proxy, clock, initialize=inner.whenInitialized)
+    outer = QueuingWrapper(
+        inner.proxy,
+        clock,
+        initialize=inner.whenInitialized,
+        settles=False if isTracked else None,
+    )
     proxy: Any = outer.proxy
     outer.initialize()
-    calls = [proxy.both(), proxy.both(), proxy.both()]
+    calls = [getattr(proxy, method)() for _ in range(3)]
 
     async def use() -> list[str]:
-        async with calls[0] as name:
-            return [name, await calls[1]]
+        async with calls[0] if method == "both" else await calls[0] as name:
+            made = await calls[1]
+            return [name, made if method == "both" else await made]
 
     result = start(use())
     makeReady(clock, module, inner, way)
@@ -647,3 +663,44 @@ def test_an_object_through_two_wrappers(clock: Clock, way: str) -> None:
     assert (inner.inProgress, outer.inProgress, outer.pending) == (0, 0, 0)
     resultOf(outer.close())
     shut(inner)
+
+
+class Cursor:
+    """
+    An iterator that cannot be closed.
+    """
+
+    def __init__(self) -> None:
+        self._left = iter(range(3))
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    async def __anext__(self) -> int:
+        for each in self._left:
+            return each
+        raise StopAsyncIteration
+
+
+@queued
+@pytest.mark.parametrize("number", [0, 2, 9])
+def test_an_iterator_that_cannot_be_closed(clock: Clock, way: str, number: int) -> None:
+    """
+    C{aclosing()} works with any iterator, wherever its loop is left.
+    """
+    module, wrapper, proxy = store(clock, way)
+    seen: list[int] = []
+
+    async def work() -> None:
+        async with aclosing(proxy.plainRows()) as rows:
+            await proxy.nothing()
+            while len(seen) < number:
+                try:
+                    seen.append(await anext(rows))
+                except StopAsyncIteration:
+                    break
+
+    result = start(work())
+    makeReady(clock, module, wrapper, way)
+    assert result.value is None
+    assert seen == list(range(min(number, 3)))

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 
 from tsrv import QueuingWrapper
 
-from .support import Module, Trouble, lose, ready, recover, resultOf
+from .support import Module, Trouble, lose, ready, recover, resultOf, wrap
 
 
 class Replayed(Module):
@@ -345,3 +345,36 @@ def test_a_module_that_cancels_its_calls_at_a_loss(
     assert module.calls[-1] == (method, 1)
     module.answer(-1)
     assert result.value == "done"
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+@pytest.mark.parametrize("answered", [0, 1, 2])
+def test_lost_again_while_calls_are_made_again(
+    clock: Clock, concurrency: int, answered: int
+) -> None:
+    """
+    The order remains if the module is lost again before all calls of the last loss have
+    been made again.
+    """
+    module, wrapper, proxy = wrap(clock, replay=["read"], concurrency=concurrency)
+    ready(module, wrapper)
+    results = [resultOf(proxy.read(number)) for number in range(5)]
+    lose(module)
+    results += [resultOf(proxy.read(number)) for number in range(5, 7)]
+    for losses in range(3):
+        begun = len(module.answers)
+        recover(clock, module)
+        for number in range(answered):
+            module.answers[begun + number].callback("done")
+            clock.advance(0)
+        again = [what for _, what in module.calls[begun:]]
+        first = losses * answered
+        assert again == list(range(first, min(7, first + answered + concurrency)))
+        lose(module)
+    recover(clock, module)
+    while any(not each.called for each in module.answers[-concurrency:]):
+        for answer in module.answers:
+            if not answer.called:
+                answer.callback("done")
+        clock.advance(0)
+    assert [each.value for each in results] == ["done"] * 7
