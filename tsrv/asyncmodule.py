@@ -43,8 +43,8 @@ class IAsyncModule(Interface):
     or was cancelled. C{whenLost()} is called after each successful initialisation
     and returns a new Deferred that fires, with or without an error, when the module
     stops working. A module that notices the loss before its calls in progress fail
-    should fire it first. C{whenIdle()} returns a Deferred that fires when all calls
-    that are in progress have ended.
+    should fire it first. C{whenIdle()} returns a new Deferred that fires when all
+    calls that are in progress have ended.
     """
 
     initialized: bool = Attribute("Whether the module can work now.")

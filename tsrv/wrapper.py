@@ -3,11 +3,10 @@ A queue in front of a module that takes its time to become ready.
 
 A database client has to connect before it can answer its first query. Until then a
 program can refuse the query, or write C{if db.connected} everywhere. L{QueuingWrapper}
-is another way: it takes the query at once, queues it, and runs it as soon as the
-client is ready.
+is another way: it queues the query, and runs it as soon as the client is ready.
 
-It connects four parts that do not know each other; only the initialisation reports
-every event to the lifecycle:
+It connects four parts. They do not know each other, but the initialisation reports its
+events to the lifecycle:
 
   - L{Lifecycle<tsrv.queuing.states.Lifecycle>}: the state, and which events are
     legal in it. Its module explains what each state means for a call; read it first.
@@ -212,6 +211,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             timeout=timeout,
             concurrency=concurrency,
             losable=losable,
+            lossReason=lambda: self.lastError,
             waited=self.history.queueSeconds,
             makeQueueFull=partial(refusals.queueFull, self),
             makeQueueTimeout=partial(refusals.queueTimeout, self),

@@ -11,6 +11,8 @@ from twisted.logger import Logger
 
 __all__ = ["Observers"]
 
+_log = Logger("tsrv.observers")
+
 _News = ParamSpec("_News")
 
 
@@ -19,8 +21,6 @@ class Observers(Generic[_News]):
     Callables that are called one after another. An observer that raises is
     logged, and does not affect the others.
     """
-
-    _log = Logger()
 
     def __init__(self) -> None:
         self._observers: dict[Callable[_News, object], None] = {}
@@ -48,6 +48,4 @@ class Observers(Generic[_News]):
                     observer(*news, **moreNews)
                 except BaseException:
                     # As a Deferred does with whatever its callbacks raise.
-                    self._log.failure(
-                        "An observer failed: {observer}", observer=observer
-                    )
+                    _log.failure("An observer failed: {observer}", observer=observer)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from inspect import signature
 from math import isfinite
-from numbers import Real
 
 __all__ = [
     "checkArguments",
@@ -15,6 +14,7 @@ __all__ = [
     "checkInterval",
     "checkNames",
     "checkSeconds",
+    "checkType",
     "errorTypes",
 ]
 
@@ -34,9 +34,9 @@ def checkSeconds(name: str, seconds: object) -> None:
     """
     if seconds is None:
         return
-    if not isinstance(seconds, Real):
+    if not isinstance(seconds, (int, float)):
         raise TypeError(f"{name} must be seconds or None, not {seconds!r}")
-    if not (isfinite(seconds) and float(seconds) >= 0):
+    if not (isfinite(seconds) and seconds >= 0):
         raise ValueError(f"{name} must be seconds >= 0 or None, not {seconds!r}")
 
 
@@ -45,9 +45,9 @@ def checkInterval(name: str, seconds: object) -> None:
     @raise TypeError: The option is not a number.
     @raise ValueError: It is not positive, or infinite.
     """
-    if not isinstance(seconds, Real):
+    if not isinstance(seconds, (int, float)):
         raise TypeError(f"{name} must be seconds, not {seconds!r}")
-    if not (isfinite(seconds) and float(seconds) > 0):
+    if not (isfinite(seconds) and seconds > 0):
         raise ValueError(f"{name} must be seconds > 0, not {seconds!r}")
 
 

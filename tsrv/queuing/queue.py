@@ -101,6 +101,7 @@ class CommandQueue:
         timeout: float | None,
         concurrency: int | None,
         losable: bool,
+        lossReason: Callable[[], BaseException | None],
         waited: Histogram,
         makeQueueFull: Callable[[], QueueFull],
         makeQueueTimeout: Callable[[float], QueueTimeout],
@@ -111,6 +112,7 @@ class CommandQueue:
         L{QueuingWrapper<tsrv.QueuingWrapper>} explains the options.
 
         @param losable: Whether the module can report a loss.
+        @param lossReason: Returns the reason of the last loss.
         @param waited: Records how long each command waited, in seconds.
         @param makeQueueTimeout: Makes the error of a call that waited for so many
             seconds.
@@ -125,6 +127,7 @@ class CommandQueue:
         self.running = RunningCommands(
             reactor,
             losable=losable,
+            lossReason=lossReason,
             makeOutcomeUnknown=makeOutcomeUnknown,
             queueAgain=self.putBack,
             endAll=self._endAll,
@@ -176,13 +179,6 @@ class CommandQueue:
         if command is None:
             return None
         return max(0.0, self._reactor.seconds() - command.since)
-
-    @property
-    def refusing(self) -> bool:
-        """
-        Whether calls fail at once.
-        """
-        return self._refusal is not None
 
     # Orders of the wrapper.
 
@@ -242,7 +238,8 @@ class CommandQueue:
         run twice first.
         """
         self.queueCalls()
-        self._lastPutBack = None
+        if not self.running.interrupting:
+            self._lastPutBack = None
         self._lostSince = self._reactor.seconds()
         self.running.interrupt(reason)
 
@@ -321,7 +318,7 @@ class CommandQueue:
             self.running.cancel(command)
 
     def _makeRoom(self) -> bool:
-        if self.passing or self.refusing or self.pending >= self._limit:
+        if self.passing or self._refusal or self.pending >= self._limit:
             return False
         self._watchDeadline()
         self._room = self._limit
@@ -380,7 +377,7 @@ class CommandQueue:
         if not self._draining or command is root:
             return False
         if command.called:
-            # Its caller has fired it, so nobody waits for the module's answer.
+            # Its caller has fired it.
             self._stats.cancelled += 1
             self._endWaiting(command, None)
             return True

@@ -14,9 +14,8 @@ module is about losses, of which two facts are unpleasant:
     a command that must not run twice gets one turn of the reactor, too, for the
     module's own answer. Then it ends with L{OutcomeUnknown}.
 
-A million commands may be in progress at a loss. What happens to them there runs no
-foreign code, but it takes its time, so most of it is done in slices. Until it has
-come to a command, that command counts as in progress, and no other is started.
+A million commands may be in progress at a loss, so most of them are dealt with in
+slices. Until it is its turn, a command counts as in progress, and no other is started.
 """
 
 from __future__ import annotations
@@ -71,6 +70,7 @@ class RunningCommands:
     @ivar count: The number of commands in progress.
     @ivar interruptions: The number of losses, and one more if the module was
         closed.
+    @ivar interrupting: The number of losses that are still being dealt with.
     @ivar unknown: The number of commands whose outcome is unknown.
     """
 
@@ -79,6 +79,7 @@ class RunningCommands:
         reactor: IReactorTime,
         *,
         losable: bool,
+        lossReason: Callable[[], BaseException | None],
         makeOutcomeUnknown: Callable[[str, BaseException | None], OutcomeUnknown],
         queueAgain: Callable[[Command], None],
         endAll: Callable[[CommandList, Callable[[Command], None]], Deferred[None]],
@@ -86,6 +87,7 @@ class RunningCommands:
     ) -> None:
         """
         @param losable: Whether the module can report a loss.
+        @param lossReason: Returns the reason of the last loss.
         @param endAll: Ends many commands, one after another, with a callable.
         @param ended: Called when a command in progress has ended; L{None} if nobody
             needs to know.
@@ -94,6 +96,7 @@ class RunningCommands:
         self.interruptions = 0
         self.unknown = 0
         self._losable = losable
+        self._lossReason = lossReason
         self._makeOutcomeUnknown = makeOutcomeUnknown
         self._queueAgain = queueAgain
         self._endAll = endAll
@@ -105,9 +108,7 @@ class RunningCommands:
         self._lost = CommandList()
         self._failed: deque[Command] = deque()
         self._settling = SlicedWork(reactor, self._settle)
-        self._interrupting = 0
-        # The reason of the last loss.
-        self._reason: BaseException | None = None
+        self.interrupting = 0
 
     def start(self, command: Command) -> None:
         """
@@ -138,7 +139,6 @@ class RunningCommands:
                     self._answered(result, command, run)
                     return
                 result = answer
-                _passOn(answer, command)
         except BaseException:
             # As a Deferred does with whatever its callbacks raise.
             self._answered(Failure(), command, run)
@@ -184,9 +184,7 @@ class RunningCommands:
         run = command.run
         if interruptions != self.interruptions:
             # The module was lost or closed while it was being called.
-            self._interrupt(command, self._reason)
-        if type(answer) is not Deferred:
-            _passOn(answer, command)
+            self._interrupt(command, self._lossReason())
         if answer.called:
             self._observe(command, answer, run)
         else:
@@ -214,14 +212,13 @@ class RunningCommands:
         @param reason: The reason of the loss, if it is known.
         """
         self.interruptions += 1
-        self._reason = reason
         interrupt = partial(self._interrupt, reason=reason)
         commands = self._running.takeAll()
         for _ in range(MAX_INTERRUPTED_AT_ONCE):
             if not commands:
                 return
             interrupt(commands.root.next)
-        self._interrupting += 1
+        self.interrupting += 1
         self._endAll(commands, interrupt).addCallback(self._interrupted)
 
     def abandon(self) -> Deferred[None]:
@@ -231,7 +228,6 @@ class RunningCommands:
         @return: A Deferred that fires when the last command has ended.
         """
         self.interruptions += 1
-        self._reason = None
         self._settling.stop()
         self._endAll(self._lost.takeAll(), self._endUnanswered)
         return self._endAll(self._running.takeAll(), self._endUnanswered)
@@ -247,6 +243,8 @@ class RunningCommands:
 
     def _observe(self, command: Command, answer: Deferred[Any], run: int) -> None:
         if answer.called and not answer.paused:
+            if isinstance(answer, Answer):
+                command.isEnterable = answer.isEnterable
             self._answered(readResult(answer), command, run)
         else:
             answer.addBoth(self._fired, answer, command, run)
@@ -260,6 +258,9 @@ class RunningCommands:
                 takeFailure(answer)
             self._answered(result, command, run)
             return result
+        if type(answer) is not Deferred and isinstance(answer, Answer):
+            # The module is a wrapper's proxy.
+            command.isEnterable = answer.isEnterable
         # This is _end(), written out because nearly every command passes here.
         self.count -= 1
         command.end(result)
@@ -304,7 +305,7 @@ class RunningCommands:
             self._observed = self._ended is not None
             self._idleWaiters.takeAll().succeed()
 
-    def _interrupt(self, command: Command, reason: BaseException | None = None) -> None:
+    def _interrupt(self, command: Command, reason: BaseException | None) -> None:
         command.unlink()
         isGivenUp = command.stage == CANCELLING or command.called
         if command.stage == FAILED:
@@ -324,13 +325,13 @@ class RunningCommands:
         self._settling.soon()
 
     def _interrupted(self, _: object) -> None:
-        self._interrupting -= 1
+        self.interrupting -= 1
         self._settling.soon()
 
     def _settle(self) -> bool:
         # No loss has explained the failures, and nothing has answered the commands
         # in progress at a loss.
-        if self._interrupting:
+        if self.interrupting:
             return False
         if self._failed:
             command = self._failed.popleft()
@@ -340,14 +341,3 @@ class RunningCommands:
         if self._lost:
             self._endAll(self._lost.takeAll(), self._endUnanswered)
         return False
-
-
-def _passOn(answer: Deferred[Any], command: Command) -> None:
-    # The module may be a wrapper's proxy.
-    if isinstance(answer, Answer):
-        answer.addCallback(_answeredByProxy, answer, command)
-
-
-def _answeredByProxy(result: object, answer: Answer, command: Command) -> object:
-    command.isEnterable = answer.isEnterable
-    return result

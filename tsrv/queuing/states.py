@@ -121,9 +121,7 @@ class IllegalTransition(RuntimeError):
     """
 
     def __init__(self, state: State, event: Event) -> None:
-        super().__init__(
-            f"{event.name} is not legal in state {state.name}: {event.value}"
-        )
+        super().__init__(f"not possible in state {state.name}: {event.value}")
         self.state = state
         self.event = event
 

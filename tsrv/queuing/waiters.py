@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from ..errors import QueueFull
+from .foreign import readResult
 
 __all__ = ["Waiters"]
 
@@ -75,7 +76,11 @@ class Waiters:
         for waiter in waiting:
             # The callback of one may have cancelled another.
             if not waiter.called:
-                waiter.callback(makeResult())
+                result = makeResult()
+                waiter.callback(result)
+                # Nobody has to handle a failure that is in the log already.
+                if waiter.result is result:
+                    readResult(waiter)
 
     def _remove(self, waiter: Deferred[Any]) -> None:
         self._waiting.pop(waiter, None)
