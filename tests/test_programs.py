@@ -48,6 +48,10 @@ ACTS = ["initialize", "fail", "pause", "resume", "reset", "call", "wait", "raise
 ACTS += ["close", "stop"]
 
 
+# What becomes of a module that was lost.
+ENDS = ["recover", "recover", "nothing", "fail"]
+
+
 class Hostile(Exception):
     """
     An error of foreign code in a place where none is expected.
@@ -259,12 +263,12 @@ class Programs(RuleBasedStateMachine):
         data=st.data(),
         calm=st.booleans(),
         many=st.integers(1, 3),
-        recovers=st.booleans(),
+        end=st.sampled_from(ENDS),
     )
-    def lose(self, data: st.DataObject, calm: bool, many: int, recovers: bool) -> None:
+    def lose(self, data: st.DataObject, calm: bool, many: int, end: str) -> None:
         """
         Modules that are ready are lost, most of all those that others restart with,
-        perhaps after all was well, and perhaps to recover soon.
+        perhaps after all was well, and perhaps to recover soon or to be given up.
         """
         for _ in range(3 * calm):
             self.recover(1.0)
@@ -276,8 +280,11 @@ class Programs(RuleBasedStateMachine):
                 self.loseOne(name)
                 for other in self.restarting(name):
                     self.call(other)
-        for _ in range(3 * recovers):
-            self.recover(1.0)
+                if end == "fail":
+                    self.act("fail", name)
+        if end == "recover":
+            for _ in range(3):
+                self.recover(1.0)
 
     def loseOne(self, name: str) -> None:
         for watch in self.modules[name].watches[-1:]:

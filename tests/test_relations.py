@@ -873,6 +873,22 @@ def test_a_lazy_module_waits_for_its_needs(program: Program) -> None:
     assert isinstance(calls[1].error, InitializationFailed)
 
 
+def test_a_skipped_lazy_module_is_not_lost_for_ever(program: Program) -> None:
+    """
+    A lazy module that was skipped before its first call starts when the module that it
+    needs is ready after all.
+    """
+    cache = program.add("cache", required=False)
+    index = program.add("index", "cache", lazy=True, required=False)
+    program.start()
+    program.fail("cache", Refused)
+    assert isinstance(resultOf(index.proxy.read(1)).error, InitializationFailed)
+    resultOf(cache.initialize())
+    program.succeed("cache")
+    program.succeed("index")
+    assert program.startup.status is Status.READY
+
+
 def test_a_lazy_module_is_called_before_the_start(program: Program) -> None:
     """
     A call before the start initialises a lazy module when the program starts.
