@@ -228,10 +228,13 @@ class Machine(RuleBasedStateMachine):
     @precondition(isReady)
     @rule(
         error=st.sampled_from([None, Trouble]),
-        calls=st.sampled_from(["none", "none", "error", "cancel", "result"]),
+        calls=st.sampled_from(["none", "error", "cancel", "cancel", "result"]),
         first=st.booleans(),
+        read=st.booleans(),
     )
-    def lose(self, error: type[Exception] | None, calls: str, first: bool) -> None:
+    def lose(
+        self, error: type[Exception] | None, calls: str, first: bool, read: bool
+    ) -> None:
         """
         The module is lost; many clients end all that is in progress first, or
         afterwards.
@@ -239,6 +242,8 @@ class Machine(RuleBasedStateMachine):
         world = self.step()
         if calls == "none" and world.settles:
             calls = "error"
+        if read:
+            world.submit("read")
         repeated = [call for call in world.inProgress() if world.replays(call)]
         repeated = [call for call in repeated if not (call.gaveUp or call.ended)]
         lost, planned = world.canBeLost(), bool(world.plans)

@@ -85,7 +85,9 @@ class Checks(Steps):
             assert self.notified == (self.wrapper.state, self.wrapper.since)
 
     def readyMeansInitialized(self) -> None:
-        assert self.succeeded or self.wrapper.state not in READY
+        if self.wrapper.state in READY:
+            assert self.succeeded
+            assert not self.stale, "nobody will hear of a loss"
 
     def pausedMeansHeld(self) -> None:
         state, held = self.wrapper.state, bool(self.holds)
@@ -302,11 +304,11 @@ class Checks(Steps):
         if self.options.kind != "pinged" or self.wrapper.state is not State.READY:
             return
         now, last = self.clock.rightNow, self.wrapper.since
-        pings = [ping for ping in self.pings if ping.since >= last]
+        pings = [ping for ping in self.pings if ping.since > last]
         if pings:
-            assert pings[-1].deferred.called or pings[-1].over or self.clock.calls
+            assert not pings[-1].failed, "a ping that failed is no loss"
             last = pings[-1].since
-        assert now - last <= PING_INTERVAL + 0.1 or not self.clock.isIdle
+        assert now - last <= 2 * PING_INTERVAL + 0.1 or not self.clock.isIdle
 
     # The end.
 

@@ -109,6 +109,10 @@ class Steps(World):
             else:
                 answer = succeed(answer)
         call.deferred = answer
+        if self.isWaiting(call) and not (queued or answer.called):
+            # The module was lost while it was being called.
+            call.queued = True
+            call.since = self.clock.rightNow
         if queued and not call.runs and losses == self.losses:
             refused = state in REFUSING
             if refused and self.cancellingAttempts:
@@ -410,6 +414,7 @@ class Steps(World):
     def reset(self) -> None:
         wrapper, reason = self.wrapper, Abandoned("reset")
         state, losses = wrapper.state, self.losses
+        closings = len(self.closings)
         begun, planned = self.begun, bool(self.plans or self.lookPlans)
         illegal = state is State.NEW or state in REFUSING
         lost = state in READY
@@ -421,6 +426,8 @@ class Steps(World):
         else:
             self.check(not illegal, f"can reset in state {state}")
             self.check(not lost or self.losses > losses, "reset() is no loss")
+            closed = len(self.closings) > closings or planned
+            self.check(closed or not lost, "reset() does not close the module")
             again = self.begun > begun or self.isClosing() or self.isWaitingForItsTurn()
             # Within a callback, what it interrupts goes on first.
             again = again or self.clock.plans > 0
@@ -438,6 +445,7 @@ class Steps(World):
             if error is None:
                 task.deferred.callback(None)
             else:
+                task.failed = True
                 task.deferred.errback(error("task"))
 
     def toggleExtra(self) -> None:

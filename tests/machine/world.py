@@ -81,6 +81,7 @@ class Task:
     state: State
     deferred: Deferred[Any]
     over: bool = False
+    failed: bool = False
     awaited: bool = False
 
     @property
@@ -103,6 +104,7 @@ class World:
         self.attempts: list[Attempt] = []
         self.watch: Deferred[None] | None = None
         self.watchAnswer: object = None
+        self.stale = False
         self.closings: list[Task] = []
         self.pings: list[Task] = []
         self.idles: list[Task] = []
@@ -338,6 +340,7 @@ class World:
 
     def watching(self) -> Any:
         number, last, self.watch = self.begun, self.watch, None
+        self.stale = False
         self.reenter()
         how, self.nextWatch = self.nextWatch, "later"
         if how == "raise":
@@ -347,6 +350,7 @@ class World:
         if how == "same" and last is not None and last.called:
             # This is a mistake, and no loss.
             self.watch = last
+            self.stale = True
             return self.watchAnswer
         if how == "lost":
             current = self.wrapper.state is State.INITIALIZING
@@ -421,6 +425,7 @@ class World:
     def answerTask(self, task: Task, how: str) -> Any:
         task.awaited = how == "eventual"
         task.over = how in ("raise", "plain", "fail")
+        task.failed = how in ("raise", "fail")
         if how == "raise":
             raise Hostile("task")
         if how == "plain":
@@ -580,6 +585,7 @@ class World:
                 and call.runs[-1].losses == before
                 and self.replays(call)
                 and not (call.ended or call.gaveUp)
+                and (call.queued or call.deferred)
             ):
                 # It is queued again, and begins to wait again.
                 self.queuedTwice += call.queued
