@@ -173,11 +173,13 @@ class Machine(RuleBasedStateMachine):
         assert planned or now == cancelled
 
     @precondition(isOpen)
-    @rule()
-    def becomeReady(self) -> None:
+    @rule(methods=st.lists(methods, max_size=3))
+    def becomeReady(self, methods: list[str]) -> None:
         world = self.step()
         world.beginAttempt()
         world.answerAttempt(None)
+        for method in methods:
+            self.step().submit(method)
 
     @rule(
         attempt=st.sampled_from(
@@ -218,7 +220,7 @@ class Machine(RuleBasedStateMachine):
             world.clock.advance(2.0)
         elif what == "reset":
             world.reset()
-        elif what == "close" and len(world.calls) > 9:
+        elif what == "close" and len(world.calls) > 25:
             world.closeWrapper()
         elif world.wrapper.state in CAN_FAIL:
             world.failWrapper()
@@ -341,7 +343,7 @@ class Machine(RuleBasedStateMachine):
         waiting = [each for each in world.waiting() if each.deferred is not None]
         if then == "lose":
             world.loseModule(None)
-        elif then == "close" and len(world.calls) > 9:
+        elif then == "close" and len(world.calls) > 25:
             world.closeWrapper()
         for call in waiting:
             if then == "give up" and world.isWaiting(call):
@@ -359,12 +361,13 @@ class Machine(RuleBasedStateMachine):
         self.step().clock.advance((self.world.options.timeout or 0) + 0.1)
 
     @precondition(isOpen)
-    @rule()
-    def removeAMethodWhileACallWaits(self) -> None:
+    @rule(method=methods)
+    def removeAMethodWhileACallWaits(self, method: str) -> None:
         world = self.step()
         world.beginAttempt()
         if not world.module.hasExtra():
             world.toggleExtra()
+        world.submit(method)
         world.submit("extra")
         world.toggleExtra()
         world.answerAttempt(None)
@@ -401,12 +404,16 @@ class Machine(RuleBasedStateMachine):
     # Pauses, resets, pings.
 
     @precondition(lambda self: len(self.world.holds) < 2)
-    @rule(by=st.sampled_from([*HOLDERS, "context"]))
-    def pause(self, by: object) -> None:
+    @rule(
+        by=st.sampled_from([*HOLDERS, "context"]), methods=st.lists(methods, max_size=3)
+    )
+    def pause(self, by: object, methods: list[str]) -> None:
         if by == "context":
             self.step().enterPause()
         else:
             self.step().pause(by)
+        for method in methods:
+            self.step().submit(method)
 
     @precondition(lambda self: bool(self.world.holds))
     @rule(which=which, all=st.booleans())
@@ -430,8 +437,10 @@ class Machine(RuleBasedStateMachine):
     def answerWhenIdle(self, error: type[BaseException] | None) -> None:
         self.step().answerTasks(self.world.idles, error)
 
-    @rule()
-    def reset(self) -> None:
+    @rule(methods=st.lists(methods, max_size=3))
+    def reset(self, methods: list[str]) -> None:
+        for method in methods:
+            self.step().submit(method)
         self.step().reset()
 
     @precondition(lambda self: bool(self.world.pings))
@@ -463,10 +472,12 @@ class Machine(RuleBasedStateMachine):
         self.step().clock.advance(seconds)
 
     @precondition(lambda self: len(self.world.calls) > 25)
-    @rule()
-    def close(self) -> None:
+    @rule(methods=st.lists(methods, min_size=1, max_size=3))
+    def close(self, methods: list[str]) -> None:
         # Not too early: not much happens afterwards.
         self.step().closeWrapper()
+        for method in methods:
+            self.step().submit(method)
 
     @precondition(lambda self: any(each.open for each in self.world.closings))
     @rule(error=errors)
