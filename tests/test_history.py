@@ -170,8 +170,8 @@ def test_no_error_is_kept_alive(clock: Clock) -> None:
     ("error", "text"),
     [
         (None, "no reason given"),
-        (Trouble(), "Trouble: "),
-        (Unavailable(""), "Unavailable: "),
+        (Trouble(), "Trouble"),
+        (Unavailable(""), "Unavailable"),
         (Unavailable("connection refused"), "connection refused"),
         (Trouble("no such host\n\tHINT: look\r\nthere "), "Trouble: no such host HINT"),
         (Trouble("x" * 1000), "Trouble: " + "x" * 1000),

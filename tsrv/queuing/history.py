@@ -194,7 +194,7 @@ def explain(error: BaseException | None) -> str:
     """
     @return: An error in one line of bounded length, even if the error itself
         raises when it is printed. The messages of tsrv's own errors say enough;
-        others begin with their type.
+        others begin with their type, which alone is left of an error without a message.
     """
     if error is None:
         return "no reason given"
@@ -207,8 +207,10 @@ def explain(error: BaseException | None) -> str:
     if len(text) > MAX_ERROR_LENGTH:
         text = f"{text[: MAX_ERROR_LENGTH - 1]}…"
     kind = type(error)
+    if not text:
+        return kind.__name__
     isOwn = kind.__module__.startswith("tsrv.")
-    return text if isOwn and text else f"{kind.__name__}: {text}"
+    return text if isOwn else f"{kind.__name__}: {text}"
 
 
 def count(number: int, noun: str) -> str:

@@ -66,10 +66,13 @@ class Launcher:
 
     def want(self, member: Member) -> None:
         """
-        Start a lazy member when its needs are ready.
+        Start a lazy member when its needs are ready. During the shutdown it is closed,
+        so that a dependent does not wait for it while it is being closed itself.
         """
         member.isWanted = True
-        if self._begun:
+        if self._stopped:
+            member.wrapper.close()
+        elif self._begun:
             self._queue.append(member)
             self.work()
 
