@@ -29,11 +29,10 @@ from twisted.logger import LogEvent
 
 from tsrv import State
 
-from .machine.calls import CAN_FAIL, NOT_READY, READY, Hostile
+from .machine.calls import CAN_FAIL, NOT_READY, READY, Hostile, Options
 from .machine.checks import Checks
 from .machine.crowd import EVENTS, sufferWithACrowd
 from .machine.steps import HOLDERS, METHODS, PLANS
-from .machine.world import Options
 from .support import Refused, Trouble
 
 CANCELLERS = ["silent", "raise", "other", "slow", "result", "discover"]

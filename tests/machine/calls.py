@@ -27,7 +27,9 @@ __all__ = [
     "Call",
     "Eventual",
     "Hostile",
+    "Options",
     "Run",
+    "Task",
     "Turns",
     "waitFor",
 ]
@@ -302,3 +304,47 @@ class Attempt:
     @property
     def open(self) -> bool:
         return not self.deferred.called
+
+
+@dataclass(frozen=True)
+class Options:
+    """
+    What is random about a world from its beginning.
+
+    @ivar kind: The kind of the module: C{"steady"} (it cannot be lost),
+        C{"tracked"} (the same with C{settles=False}), C{"losable"}, C{"pinged"},
+        C{"interface"} or C{"settles"} (it ends its calls itself), or C{"nested"}
+        (the same, but it is another wrapper's proxy).
+    @ivar tick: The time that looking at the clock takes, in seconds.
+    """
+
+    kind: str = "losable"
+    replay: tuple[str, ...] = ("read",)
+    alwaysDeferred: bool = False
+    lazy: bool | str = False
+    whenIdle: bool = False
+    slots: int | None = None
+    limit: int = 100
+    timeout: float | None = None
+    concurrency: int | None = None
+    attemptTimeout: float | None = None
+    tick: float = 0.0
+    shared: str = "pending"
+
+
+@dataclass(eq=False)
+class Task:
+    """
+    One close(), ping or whenIdle() of the module.
+    """
+
+    since: float
+    state: State
+    deferred: Deferred[Any]
+    over: bool = False
+    failed: bool = False
+    awaited: bool = False
+
+    @property
+    def open(self) -> bool:
+        return not self.deferred.called and not self.over

@@ -21,9 +21,9 @@ from tsrv import (
     State,
 )
 
-from .calls import READY, RUNS, Call, Hostile
+from .calls import READY, RUNS, Call, Hostile, Options
 from .steps import Steps
-from .world import PING_INTERVAL, Options
+from .world import PING_INTERVAL
 
 __all__ = ["Checks"]
 

@@ -30,9 +30,11 @@ from .calls import (
     Abandoned,
     Call,
     Hostile,
+    Options,
+    Task,
     waitFor,
 )
-from .world import Options, Task, World, caller
+from .world import World, caller
 
 __all__ = ["HOLDERS", "METHODS", "PLANS", "Steps"]
 
@@ -303,11 +305,11 @@ class Steps(World):
     def pause(self, by: object) -> None:
         wrapper = self.wrapper
         state, planned = wrapper.state, bool(self.plans or self.lookPlans)
+        isFirst = not wrapper.paused
         self.hold(by)
         idles, losses = len(self.idles), self.losses
         # Another pause may have asked already.
-        asks = self.options.whenIdle and state in RUNS and not planned
-        asks = asks and all(fired for _, fired, _ in self.pausers)
+        asks = self.options.whenIdle and state in RUNS and isFirst and not planned
         fired: list[Any] = []
         deferred = wrapper.pause(by)
         self.pausers.append((deferred, fired, by))

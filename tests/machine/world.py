@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
@@ -26,13 +25,15 @@ from .calls import (
     Call,
     Eventual,
     Hostile,
+    Options,
     Run,
+    Task,
     Turns,
     waitFor,
 )
 from .modules import Losable, Modelled, Settling
 
-__all__ = ["CLOSE_TIMEOUT", "PING_INTERVAL", "Options", "World", "caller"]
+__all__ = ["CLOSE_TIMEOUT", "PING_INTERVAL", "World", "caller"]
 
 caller: ContextVar[int | None] = ContextVar("caller", default=None)
 
@@ -43,50 +44,6 @@ How long a drained call keeps the reactor, in seconds.
 
 CLOSE_TIMEOUT: Final = 3.0
 PING_INTERVAL: Final = 1.5
-
-
-@dataclass(frozen=True)
-class Options:
-    """
-    What is random about a world from its beginning.
-
-    @ivar kind: The kind of the module: C{"steady"} (it cannot be lost),
-        C{"tracked"} (the same with C{settles=False}), C{"losable"}, C{"pinged"},
-        C{"interface"} or C{"settles"} (it ends its calls itself), or C{"nested"}
-        (the same, but it is another wrapper's proxy).
-    @ivar tick: The time that looking at the clock takes, in seconds.
-    """
-
-    kind: str = "losable"
-    replay: tuple[str, ...] = ("read",)
-    alwaysDeferred: bool = False
-    lazy: bool | str = False
-    whenIdle: bool = False
-    slots: int | None = None
-    limit: int = 100
-    timeout: float | None = None
-    concurrency: int | None = None
-    attemptTimeout: float | None = None
-    tick: float = 0.0
-    shared: str = "pending"
-
-
-@dataclass(eq=False)
-class Task:
-    """
-    One close(), ping or whenIdle() of the module.
-    """
-
-    since: float
-    state: State
-    deferred: Deferred[Any]
-    over: bool = False
-    failed: bool = False
-    awaited: bool = False
-
-    @property
-    def open(self) -> bool:
-        return not self.deferred.called and not self.over
 
 
 class World:
