@@ -548,6 +548,75 @@ def test_a_held_module_is_skipped_if_the_lost_one_fails(
     assert not listener.paused
 
 
+def test_a_skipped_module_is_not_initialised_again(program: Program) -> None:
+    """
+    A module that is skipped because the lost module has failed is closed, and not
+    initialised again, even if both take no time.
+    """
+
+    class Instant:
+        attempts = closings = 0
+
+        def initialize(self) -> None:
+            self.attempts += 1
+
+        def close(self) -> None:
+            self.closings += 1
+
+    database = program.add("database", required=False)
+    instant = Instant()
+    program.startup.add("listener", instant, restartWith=["database"], required=False)
+    program.start()
+    program.succeed("database")
+    program.lose("database")
+    database.fail(Refused())
+    assert program.status("listener") == "skipped"
+    assert (instant.attempts, instant.closings) == (1, 1)
+    resultOf(database.initialize())
+    program.succeed("database")
+    assert program.status("listener") == "ready"
+    assert instant.attempts == 2
+
+
+def test_a_module_ends_calls_when_it_is_closed_for_a_reset(program: Program) -> None:
+    """
+    If a module ends its calls while it is closed for a reset, their callers see a
+    program that is not ready, and their calls to modules that restart with it wait.
+    """
+
+    class Database:
+        def __init__(self) -> None:
+            self.call: Deferred[None] = Deferred()
+
+        def initialize(self) -> None:
+            pass
+
+        def read(self) -> Deferred[None]:
+            return self.call
+
+        def close(self) -> None:
+            self.call.errback(Trouble())
+
+    startup = program.startup
+    database = startup.add("database", Database())
+    listener = program.add("listener", restartWith=["database"])
+    program.start()
+    program.succeed("listener")
+    seen: list[object] = []
+
+    def callAgain(_: object) -> None:
+        resultOf(listener.proxy.read(1))
+        seen.extend((startup.ready, startup.missing(), listener.state))
+
+    database.proxy.read().addErrback(callAgain)
+    startup.reset("database", Trouble())
+    assert seen == [False, ["database", "listener"], State.PAUSED]
+    program.close("listener")
+    assert not program.modules["listener"].calls
+    program.succeed("listener")
+    assert len(program.modules["listener"].calls) == 1
+
+
 def test_a_failure_without_a_loss_restarts_nothing(program: Program) -> None:
     """
     A module that restarts with another is left alone when that is closed by hand.

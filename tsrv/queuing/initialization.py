@@ -186,10 +186,10 @@ class Initialization:
         else:
             self._lose(reason)
         self._logReset(reason)
+        # Observers learn of the loss before the module does, which may end calls.
+        self._changed()
         if closing is not None:
             self._callClose().addCallback(closing.callback)
-        if self._closing is not None:
-            self._changed()
 
     def _logReset(self, reason: BaseException) -> None:
         text = "{module}: reset ({error})"

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from twisted.internet.interfaces import IReactorTime
 
 from ..queuing.history import explain
 from ..queuing.slices import SlicedWork
-from ..wrapper import State
+from ..wrapper import IllegalTransition, State
 from .member import Member
 from .program import Skipped
 
@@ -116,15 +117,17 @@ class Launcher:
         member.isWanted = True
         error = Skipped(member.name, failed.name)
         wrapper = member.wrapper
+
+        def giveUp() -> None:
+            with suppress(IllegalTransition):
+                wrapper.fail(error)
+
         if wrapper.state in (State.DRAINING, State.READY, State.PAUSED):
+            # It is closed, but does not begin another attempt afterwards.
+            wrapper.addObserver(giveUp)
             wrapper.reset(error)
-        if wrapper.state in (
-            State.NEW,
-            State.INITIALIZING,
-            State.RETRYING,
-            State.LOST,
-        ):
-            wrapper.fail(error)
+            wrapper.removeObserver(giveUp)
+        giveUp()
 
     def checkTime(self, member: Member) -> None:
         """
