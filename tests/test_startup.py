@@ -21,7 +21,7 @@ from unittest.mock import (
 )
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 from twisted.python import threadable
@@ -394,6 +394,31 @@ def test_the_timeout_ends_when_the_module_is_ready(program: Program) -> None:
     program.clock.pump([1.0] * 100)
     assert program.statusOf["database"] == "initializing"
     assert program.startup.status is Status.UNREADY
+
+
+def test_the_timeout_ends_if_the_first_attempt_takes_no_time(
+    program: Program,
+) -> None:
+    """
+    The timeout ends when the module is ready, also if an observer resets the module at
+    once.
+    """
+    attempts: list[Deferred[None]] = [succeed(None), Deferred()]
+    initialize = iter(attempts).__next__
+    module = program.startup.add("database", object(), timeout=5, initialize=initialize)
+
+    def resetOnce() -> None:
+        if module.state is State.READY:
+            module.removeObserver(resetOnce)
+            module.reset(Trouble())
+
+    module.addObserver(resetOnce)
+    program.start()
+    assert module.state is State.INITIALIZING
+    attempts[1].callback(None)
+    assert module.state is State.READY
+    program.clock.advance(5)
+    assert module.state is State.READY
 
 
 @pytest.mark.parametrize("act", ["close", "fail"])

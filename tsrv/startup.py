@@ -392,8 +392,7 @@ class Startup(Service):
 
     def _stateChanged(self, member: Member) -> None:
         self._tally.update(member)
-        if member.isTimed:
-            self._launcher.checkTime(member)
+        self._launcher.checkTime(member)
         self._restarts.update(member)
         self._observers.notify(member.name)
         self._launcher.work()

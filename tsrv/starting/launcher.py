@@ -134,6 +134,8 @@ class Launcher:
         Start the timer of C{timeout} when the first attempt has begun, and stop
         it when the module is ready or has failed.
         """
+        if not member.isTimed:
+            return
         wrapper, timeout = member.wrapper, member.timeout
         if timeout is None or wrapper.state not in (State.INITIALIZING, State.RETRYING):
             member.stopTimer()
