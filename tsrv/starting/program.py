@@ -52,7 +52,8 @@ class StartupFailed(Exception):
 
 class Skipped(Exception):
     """
-    A module was not initialised, because a module that it needs has failed.
+    A module was not initialised, or was given up while it waited for a restart,
+    because a module that it needs has failed.
 
     @ivar need: The name of the failed one.
     """
