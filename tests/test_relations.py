@@ -578,6 +578,33 @@ def test_a_skipped_module_is_not_initialised_again(program: Program) -> None:
     assert instant.attempts == 2
 
 
+def test_the_failed_module_is_ready_again_when_another_is_skipped(
+    program: Program,
+) -> None:
+    """
+    A module that is skipped starts again if an observer of that makes the failed module
+    ready at once.
+    """
+    database = program.add("database", required=False)
+    listener = program.add("listener", restartWith=["database"], required=False)
+    program.start()
+    program.succeed("database", "listener")
+
+    def initializeDatabase() -> None:
+        if listener.state is State.FAILED:
+            listener.removeObserver(initializeDatabase)
+            resultOf(database.initialize())
+            program.succeed("database")
+
+    listener.addObserver(initializeDatabase)
+    program.lose("database")
+    database.fail(Refused())
+    program.close("listener")
+    program.succeed("listener")
+    assert program.status("listener") == "ready"
+    assert program.startup.status is Status.READY
+
+
 def test_a_module_ends_calls_when_it_is_closed_for_a_reset(program: Program) -> None:
     """
     If a module ends its calls while it is closed for a reset, their callers see a

@@ -119,8 +119,10 @@ class Launcher:
         wrapper = member.wrapper
 
         def giveUp() -> None:
-            with suppress(IllegalTransition):
-                wrapper.fail(error)
+            # An observer may have made the failed one ready, which starts this one.
+            if not member.started:
+                with suppress(IllegalTransition):
+                    wrapper.fail(error)
 
         if wrapper.state in (State.DRAINING, State.READY, State.PAUSED):
             # It is closed, but does not begin another attempt afterwards.
