@@ -63,6 +63,8 @@ class Watched(Module):
     A module that reports to its program what is done to it.
 
     @ivar begun: When its last attempt began.
+    @ivar lossCounts: The numbers of losses that there were then, of those that it
+        restarts with.
     @ivar closed: When it was closed last.
     @ivar canceller: What the canceller of an attempt does.
     """
@@ -77,9 +79,12 @@ class Watched(Module):
         self.canceller = canceller
         self.pings: list[Deferred[None]] = []
         self.begun = self.closed = 0
+        self.lossCounts: dict[str, int] = {}
 
     def initialize(self) -> Deferred[None]:
         self.begun = self.programs.now()
+        others = self.programs.relations[self.name].restartWith
+        self.lossCounts = {each: self.programs.lossCount(each) for each in others}
         self.programs.checkStart(self.name)
         attempt: Deferred[None] = Deferred(self.cancelled)
         self.attempts.append(attempt)
@@ -416,6 +421,9 @@ class Programs(RuleBasedStateMachine):
         if self.startup.report()["began"] is None or not self.startup.running:
             self.wrong.append(f"{name} was initialised at the wrong time")
 
+    def lossCount(self, name: str) -> int:
+        return self.wrapper(name).history.losses.count
+
     def checkCall(self, name: str) -> None:
         """
         A module that restarts with another one is closed and initialised after the
@@ -428,7 +436,7 @@ class Programs(RuleBasedStateMachine):
         if module.closed < due or module.begun < due:
             self.wrong.append(f"{name} was called before its restart")
         for other in self.relations[name].restartWith:
-            if module.begun < self.losses.get(other, 0):
+            if module.lossCounts[other] < self.lossCount(other):
                 self.wrong.append(f"{name} was called with what it lost")
 
     def look(self, name: str) -> None:
