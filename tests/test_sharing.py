@@ -325,3 +325,16 @@ def test_the_end_is_shared(clock: Clock, name: str, isFailed: bool) -> None:
         assert resultOf(wrapper.close()).value is None
     if not isFailed:
         assert resultOf(end).value == "the reason"
+
+
+def test_a_tracked_call_gets_a_failure_that_came_before(clock: Clock) -> None:
+    """
+    A tracked call of a stored Deferred that has failed fails with its error.
+    """
+    module = Sharing(Deferred())
+    wrapper = QueuingWrapper(module, clock)
+    ready(module, wrapper)
+    first, error = resultOf(wrapper.proxy.write(1)), Trouble("too late")
+    module.settings.errback(error)
+    assert [first.error, resultOf(wrapper.proxy.write(2)).error] == [error, error]
+    shut(wrapper)

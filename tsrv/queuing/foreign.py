@@ -30,6 +30,7 @@ __all__ = [
     "checkThread",
     "errorOf",
     "isEnterable",
+    "isTaken",
     "observe",
     "readResult",
     "takeFailure",
@@ -223,6 +224,13 @@ def readResult(deferred: Deferred[Any]) -> object:
     elif result is None and id(deferred) in _failures:
         result = _failures[id(deferred)][1]
     return result
+
+
+def isTaken(deferred: Deferred[Any]) -> bool:
+    """
+    @return: Whether the failure of a Deferred was taken away.
+    """
+    return id(deferred) in _failures
 
 
 def takeFailure(deferred: Deferred[Any]) -> None:

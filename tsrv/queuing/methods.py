@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from .answer import Answer
 from .command import Command, Method
-from .foreign import asDeferred, checkThread, isEnterable
+from .foreign import asDeferred, checkThread, isEnterable, isTaken
 from .module import ModuleMethod, copySignature, isAsync
 from .queue import CommandQueue
 
@@ -149,9 +149,11 @@ class Methods:
                 if not (isReplayed or alwaysDeferred):
                     raise
                 result = fail(Failure())
-            isFired = result.called and not result.paused
-            if isFired and not (isReplayed and isinstance(result.result, Failure)):
-                return result
+            if result.called and not result.paused:
+                value = result.result
+                isHeldBack = isReplayed and isinstance(value, Failure)
+                if not isHeldBack and (value is not None or not isTaken(result)):
+                    return result
             return running.follow(method, arguments, keywords, result, interruptions)
 
         return call
