@@ -72,7 +72,7 @@ def test_fail_is_illegal_in_other_states(clock: Clock, state: State) -> None:
     wrapper.addObserver(lambda: seen.append(wrapper.state))
     before = (wrapper.since, wrapper.lastError, wrapper.stats)
     clock.advance(1)
-    with pytest.raises(IllegalTransition, match=r"or fail\(\) is called"):
+    with pytest.raises(IllegalTransition, match=r"fail\(\) of Module"):
         wrapper.fail(Trouble())
     assert (wrapper.since, wrapper.lastError, wrapper.stats) == before
     assert (wrapper.state, seen) == (state, [])

@@ -131,11 +131,12 @@ def test_an_attempt_that_is_given_up_counts(clock: Clock, how: str) -> None:
         wrapper.fail(Trouble())
     (attempt,) = wrapper.history.attempts
     assert (attempt.begun, attempt.ended) == (0.0, clock.seconds())
-    assert (attempt.kind, attempt.error) == (
-        ("TimeoutError", "TimeoutError: no answer within 4 seconds")
-        if how == "overdue"
-        else ("CancelledError", "CancelledError: given up")
-    )
+    errors = {
+        "close": ("CancelledError", "CancelledError: given up"),
+        "fail": ("Trouble", "Trouble"),
+        "overdue": ("TimeoutError", "TimeoutError: no answer within 4 seconds"),
+    }
+    assert (attempt.kind, attempt.error) == errors[how]
     shut(wrapper)
     assert sum(wrapper.history.attemptSeconds.counts) == 1
     assert wrapper.history.attemptSeconds.total == attempt.ended

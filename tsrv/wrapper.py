@@ -225,7 +225,6 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             firstCall = FirstCall(self, action).callQueued
         if settles is None:
             settles = ISettlesCalls.implementedBy(module.__class__)
-        # A caller who initialises or closes the proxy means the wrapper.
         lifecycle = dict.fromkeys(initializers, self.initialize)
         lifecycle |= dict.fromkeys(closers, self.close)
         self._methods = Methods(
@@ -333,7 +332,8 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             self._queue.queueCalls()
         idle = self._holds.whenIdle(self.state is State.PAUSED)
         if isFirst:
-            _log.info("{module}: paused", module=self.name)
+            who = f" by {by}" if isinstance(by, str) else ""
+            _log.info("{module}: paused{who}", module=self.name, who=who)
             self._observers.notify()
         return idle
 

@@ -36,7 +36,7 @@ from .foreign import abandon, callForeign, callWithin, errorOf, observe
 from .history import History, count, explain
 from .options import checkArguments, checkSeconds
 from .ping import Ping
-from .states import Event, IllegalTransition, Lifecycle, State
+from .states import TRANSITIONS, Event, IllegalTransition, Lifecycle, State
 from .watch import StaleWatch, Watch
 
 __all__ = ["Initialization"]
@@ -108,7 +108,7 @@ class Initialization:
         self._closeTimeout = closeTimeout
         self._ping: Ping | None = None
         if ping is not None:
-            self._ping = Ping(reactor, ping, pingInterval, self.reset)
+            self._ping = Ping(reactor, ping, pingInterval, self._pingFailed)
         self._retryPolicy = retryPolicy
         self._fatal = (*fatal, StaleWatch)
         self._timeout = timeout
@@ -155,7 +155,7 @@ class Initialization:
         if self._ping is not None:
             self._ping.stop()
 
-    def reset(self, reason: BaseException) -> None:
+    def reset(self, reason: BaseException, what: str = "reset") -> None:
         """
         Close the module, and initialise it again without a delay.
 
@@ -165,7 +165,7 @@ class Initialization:
         state = self._lifecycle.state
         if state in (State.RETRYING, State.LOST):
             self.lastError = reason
-            self._logReset(reason)
+            self._logReset(reason, what)
             # A module that is being closed for another reset begins afterwards.
             if self._closing is None:
                 if self._retryCall is not None:
@@ -173,7 +173,7 @@ class Initialization:
                 self._retry()
             return
         if state not in (*_READY_STATES, State.INITIALIZING):
-            raise IllegalTransition(state, Event.LOSE)
+            raise IllegalTransition(state, Event.LOSE, f"reset() of {self._name}")
         # Foreign code may reset the module once more, or close it, from here on.
         closing = None
         if self._closing is None:
@@ -185,15 +185,18 @@ class Initialization:
             self.stop(reason)
         else:
             self._lose(reason)
-        self._logReset(reason)
+        self._logReset(reason, what)
         # Observers learn of the loss before the module does, which may end calls.
         self._changed()
         if closing is not None:
             self._callClose().addCallback(closing.callback)
 
-    def _logReset(self, reason: BaseException) -> None:
-        text = "{module}: reset ({error})"
-        _log.warn(text, module=self._name, error=explain(reason))
+    def _pingFailed(self, error: BaseException) -> None:
+        self.reset(error, "ping failed")
+
+    def _logReset(self, reason: BaseException, what: str) -> None:
+        text = "{module}: {what} ({error})"
+        _log.warn(text, module=self._name, what=what, error=explain(reason))
 
     def closeModule(self) -> Deferred[BaseException | None]:
         """
@@ -230,9 +233,12 @@ class Initialization:
         @raise IllegalTransition: The module is ready, or has failed already, or
             is closed.
         """
-        self._lifecycle.on(Event.FAIL_FOR_GOOD)
+        state, event = self._lifecycle.state, Event.FAIL_FOR_GOOD
+        if event not in TRANSITIONS[state]:
+            raise IllegalTransition(state, event, f"fail() of {self._name}")
+        self._lifecycle.on(event)
         self.lastError = reason
-        self.stop()
+        self.stop(reason)
         if self._lifecycle.state is not State.FAILED or self.lastError is not reason:
             # The canceller of the attempt has closed the wrapper or begun again.
             return

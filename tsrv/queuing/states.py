@@ -120,8 +120,13 @@ class IllegalTransition(RuntimeError):
     @ivar event: The event.
     """
 
-    def __init__(self, state: State, event: Event) -> None:
-        super().__init__(f"not possible in state {state.name}: {event.value}")
+    def __init__(self, state: State, event: Event, order: str | None = None) -> None:
+        """
+        @param order: What was called, for the message.
+        """
+        message = f"not possible in state {state.name}"
+        message = f"{order} is {message}" if order else f"{message}: {event.value}"
+        super().__init__(message)
         self.state = state
         self.event = event
 

@@ -23,6 +23,9 @@ from .program import Restarted
 
 __all__ = ["Restarts"]
 
+# Who holds the calls of a module that is going to be restarted, for the log.
+HOLDER: Final = "restartWith"
+
 # What has no state yet, or has none any more, need not be restarted.
 _RESETTABLE_STATES: Final = (
     State.INITIALIZING,
@@ -91,7 +94,7 @@ class Restarts:
         for each in held:
             # An observer of one may have ended the hold of another.
             if each.isHeld:
-                each.wrapper.pause(by=self).addErrback(lambda failure: None)
+                each.wrapper.pause(by=HOLDER).addErrback(lambda failure: None)
 
     def _step(self) -> bool:
         if self._stopped or not self._queue:
@@ -110,5 +113,5 @@ class Restarts:
             # The module may have been lost again meanwhile.
             if not member.heldFor:
                 member.isHeld = False
-                member.wrapper.resume(by=self)
+                member.wrapper.resume(by=HOLDER)
         return True
