@@ -67,7 +67,7 @@ from .queuing.options import checkCount, checkNames, checkType, errorTypes
 from .queuing.proxy import ProxySwitch
 from .queuing.queue import CommandQueue, Stats
 from .queuing.retry import jitteredBackoff
-from .queuing.states import Event, IllegalTransition, Lifecycle
+from .queuing.states import HEALTHY_STATES, Event, IllegalTransition, Lifecycle
 from .queuing.waiters import Waiters
 
 __all__ = ["IllegalTransition", "QueuingWrapper", "State", "Stats"]
@@ -274,7 +274,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
         @return: A Deferred that fires as the one of L{initialize} does.
         """
-        if self.state in (State.DRAINING, State.READY, State.PAUSED):
+        if self.state in HEALTHY_STATES:
             return succeed(None)
         if self.state is State.FAILED:
             return fail(refusals.initializationFailed(self.name, self.lastError))
@@ -417,7 +417,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         self._methods.update()
         if self.state is State.DRAINING and self._holds:
             self._lifecycle.on(Event.PAUSE)
-        if self.state in (State.DRAINING, State.READY, State.PAUSED):
+        if self.state in HEALTHY_STATES:
             self._waiters.succeed()
             self._observers.notify()
         if self.state is State.DRAINING:

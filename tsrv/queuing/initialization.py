@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import isfinite
-from typing import Final
 
 from twisted.internet.defer import (
     CancelledError,
@@ -36,14 +35,19 @@ from .foreign import abandon, callForeign, callWithin, errorOf, observe
 from .history import History, count, explain
 from .options import checkArguments, checkSeconds
 from .ping import Ping
-from .states import TRANSITIONS, Event, IllegalTransition, Lifecycle, State
+from .states import (
+    HEALTHY_STATES,
+    TRANSITIONS,
+    Event,
+    IllegalTransition,
+    Lifecycle,
+    State,
+)
 from .watch import StaleWatch, Watch
 
 __all__ = ["Initialization"]
 
 _log = Logger("tsrv.wrapper")
-
-_READY_STATES: Final = (State.DRAINING, State.READY, State.PAUSED)
 
 
 class Initialization:
@@ -108,7 +112,8 @@ class Initialization:
         self._closeTimeout = closeTimeout
         self._ping: Ping | None = None
         if ping is not None:
-            self._ping = Ping(reactor, ping, pingInterval, self._pingFailed)
+            pingFailed = partial(self.reset, what="ping failed")
+            self._ping = Ping(reactor, ping, pingInterval, pingFailed)
         self._retryPolicy = retryPolicy
         self._fatal = (*fatal, StaleWatch)
         self._timeout = timeout
@@ -172,7 +177,7 @@ class Initialization:
                     self._retryCall.cancel()
                 self._retry()
             return
-        if state not in (*_READY_STATES, State.INITIALIZING):
+        if state not in (*HEALTHY_STATES, State.INITIALIZING):
             raise IllegalTransition(state, Event.LOSE, f"reset() of {self._name}")
         # Foreign code may reset the module once more, or close it, from here on.
         closing = None
@@ -190,9 +195,6 @@ class Initialization:
         self._changed()
         if closing is not None:
             self._callClose().addCallback(closing.callback)
-
-    def _pingFailed(self, error: BaseException) -> None:
-        self.reset(error, "ping failed")
 
     def _logReset(self, reason: BaseException, what: str) -> None:
         text = "{module}: {what} ({error})"
@@ -425,7 +427,7 @@ class Initialization:
     # Losses.
 
     def _noticeLoss(self, error: BaseException | None) -> None:
-        if self._lifecycle.state not in _READY_STATES:
+        if self._lifecycle.state not in HEALTHY_STATES:
             return
         self._lose(error)
         if not self._isOvertaken(State.LOST):

@@ -37,12 +37,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
+from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
 from ..asyncmodule import State
 
-__all__ = ["TRANSITIONS", "Event", "IllegalTransition", "Lifecycle", "State"]
+__all__ = [
+    "HEALTHY_STATES",
+    "TRANSITIONS",
+    "Event",
+    "IllegalTransition",
+    "Lifecycle",
+    "State",
+]
+
+
+# The module works, whether it gets calls or not.
+HEALTHY_STATES: Final = (State.DRAINING, State.READY, State.PAUSED)
 
 
 class Event(Enum):

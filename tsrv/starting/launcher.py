@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ..queuing.history import explain
 from ..queuing.slices import SlicedWork
+from ..queuing.states import HEALTHY_STATES
 from ..wrapper import IllegalTransition, State
 from .member import Member
 from .program import Skipped
@@ -124,7 +125,7 @@ class Launcher:
                 with suppress(IllegalTransition):
                     wrapper.fail(error)
 
-        if wrapper.state in (State.DRAINING, State.READY, State.PAUSED):
+        if wrapper.state in HEALTHY_STATES:
             # It is closed, but does not begin another attempt afterwards.
             wrapper.addObserver(giveUp)
             wrapper.reset(error)

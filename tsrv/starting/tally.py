@@ -15,7 +15,7 @@ from .program import StartupFailed, Status
 
 __all__ = ["Tally"]
 
-_READY_STATES: Final = (State.DRAINING, State.READY)
+_SERVING_STATES: Final = (State.DRAINING, State.READY)
 
 _FAILED_STATES: Final = (State.FAILED, State.CLOSING, State.CLOSED)
 
@@ -51,7 +51,7 @@ class Tally:
         state = wrapper.state
         if state is not State.FAILED:
             member.startsAnew = False
-        ready = state in _READY_STATES
+        ready = state in _SERVING_STATES
         failed = state in _FAILED_STATES and not member.startsAnew
         isUnused = member.lazy and wrapper.history.becameReady is None
         available = ready or (isUnused and not failed)
