@@ -505,9 +505,12 @@ class Programs(RuleBasedStateMachine):
 
     def checkClose(self, name: str) -> None:
         """
-        In the end a module is closed after all that wait for it at the start.
+        In the end a module is closed after all that wait for it at the start, unless
+        nobody has ever initialised it.
         """
         if self.stopped is None or name in self.closedByHand:
+            return
+        if not self.modules[name].attempts:
             return
         for other, relations in self.relations.items():
             waits = name in (*relations.needs, *relations.predecessors)

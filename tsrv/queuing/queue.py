@@ -360,7 +360,8 @@ class CommandQueue:
     ) -> Deferred[None]:
         done: Deferred[None] = Deferred()
         self._endings.append((commands, end, done))
-        self._work.now()
+        if len(self._endings) == 1:
+            self._work.now()
         return done
 
     def _step(self) -> bool:
