@@ -310,7 +310,9 @@ class World:
             self.stale = True
             return self.watchAnswer
         if how == "lost":
+            # A reset may have begun another attempt, which waits for its turn.
             current = self.wrapper.state is State.INITIALIZING
+            current = current and not self.isWaitingForItsTurn()
             self.expectedLosses += current and number == self.begun
             return fail(Trouble("lost already"))
         self.watch = Deferred()
