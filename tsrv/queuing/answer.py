@@ -13,6 +13,7 @@ from types import TracebackType, coroutine
 from typing import Any, NoReturn, cast
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 __all__ = ["Answer"]
 
@@ -30,7 +31,13 @@ class Answer(Deferred[Any]):
     isEnterable = False
 
     def __await__(self) -> Generator[Deferred[Any], None, Any]:
-        result = yield from super().__await__()
+        # A generator around that of a Deferred would cost as much again.
+        while not self.called or self.paused:
+            yield self
+        result: Any = self.result
+        if isinstance(result, Failure):
+            # This raises the error.
+            return (yield from super().__await__())
         if self.isEnterable and hasattr(type(result), "__await__"):
             result = yield from result.__await__()
         return result

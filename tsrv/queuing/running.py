@@ -169,7 +169,8 @@ class RunningCommands:
         command.method = method
         command.arguments = arguments
         if method.replay:
-            command.keywords = keywords
+            if keywords:
+                command.keywords = keywords
             command.context = copy_context()
             command.run = 1
         command.since = NOT_QUEUED
