@@ -369,3 +369,36 @@ def test_no_attempt_after_a_loss(clock: Clock) -> None:
     assert wrapper.state is State.FAILED
     assert isinstance(result.error, InitializationFailed)
     assert result.error.__cause__ is cause
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+def test_a_watch_of_an_attempt_that_was_reset(clock: Clock, moment: str) -> None:
+    """
+    A Deferred of whenLost() that was returned to an attempt that is over counts, if
+    it is returned again: it tells of a loss once.
+    """
+    watch: Deferred[None] = Deferred()
+
+    def whenLost() -> Deferred[None]:
+        if wrapper.history.attempts.count == 1:
+            wrapper.reset(Trouble("from inside"))
+            if moment == "before":
+                watch.callback(None)
+        return watch
+
+    module, wrapper, _ = wrap(clock, whenLost=whenLost, close=None, initialize=None)
+    resultOf(wrapper.initialize())
+    module.attempts[0].callback(None)
+    for closing in module.closings:
+        closing.callback(None)
+    if moment == "during":
+        watch.callback(None)
+    module.attempts[-1].callback(None)
+    if moment == "after":
+        assert wrapper.state is State.READY
+        watch.callback(None)
+        assert (wrapper.state, wrapper.history.losses.count) == (State.LOST, 1)
+    else:
+        assert (wrapper.state, wrapper.history.losses.count) == (State.FAILED, 0)
+        assert "the Deferred of the last loss" in str(wrapper.lastError)
+    shut(wrapper)

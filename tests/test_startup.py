@@ -805,6 +805,24 @@ def test_a_program_that_was_never_started_is_closed_in_order(
     assert stopped.value is None
 
 
+def test_an_unknown_replacement_does_not_change_the_order_of_closing(
+    clock: Clock,
+) -> None:
+    """
+    A program that cannot be started because of it is closed in order.
+    """
+    startup = Startup(clock, replacements={"typo": Module()})
+    a, b = Module(), Module()
+    for name, module, needs in (("a", a, []), ("b", b, ["a"])):
+        resultOf(startup.add(name, module, needs=needs).initialize())
+        module.attempts[0].callback(None)
+    stopped = resultOf(startup.stopService())
+    assert (len(a.closings), len(b.closings)) == (0, 1)
+    for module in (b, a):
+        module.closings[0].callback(None)
+    assert stopped.value is None
+
+
 def test_an_observer_may_stop_the_program_when_it_starts(program: Program) -> None:
     """
     stopService() in the first notification starts no module.

@@ -237,14 +237,17 @@ class Startup(Service):
         @raise GraphError: A needed module does not exist, modules wait for each
             other, or a replacement is for no module.
         """
+        self._checkGraph()
+        for name in self._replacements:
+            if name not in self._members:
+                raise GraphError(f"{name!r} is replaced, but was never added", [name])
+
+    def _checkGraph(self) -> None:
         members = self._members.items()
         checkGraph(
             {name: each.needs for name, each in members},
             {name: each.after for name, each in members if each.after},
         )
-        for name in self._replacements:
-            if name not in self._members:
-                raise GraphError(f"{name!r} is replaced, but was never added", [name])
 
     @property
     def status(self) -> Status:
@@ -428,7 +431,7 @@ class Startup(Service):
             if not self._isConnected:
                 # Modules may have been initialised by hand.
                 with suppress(GraphError):
-                    self.check()
+                    self._checkGraph()
                     self._connect()
             for member in self._members.values():
                 member.stopTimer()

@@ -11,7 +11,7 @@ from functools import partial
 from inspect import isawaitable
 from threading import get_ident
 from types import CoroutineType, GeneratorType, NoneType
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, cast
 from weakref import ref
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -24,6 +24,7 @@ __all__ = [
     "abandon",
     "asDeferred",
     "callForeign",
+    "callToEnd",
     "callWithin",
     "cancelForeign",
     "checkReason",
@@ -96,27 +97,18 @@ def callForeign(function: Callable[[], object]) -> Deferred[Any]:
     return succeed(result) if deferred is None else deferred
 
 
-def callWithin(
-    timeout: float | None,
-    reactor: IReactorTime | None,
-    function: Callable[[], object],
-    name: str,
-) -> Deferred[BaseException | None]:
+def callToEnd(function: Callable[[], object]) -> Deferred[BaseException | None]:
     """
-    Call a function, and wait for its end for a limited time.
+    Call a function, and wait for its end.
 
-    @param timeout: The seconds; L{None} for no limit.
-    @param reactor: Provides the time; without a limit it may be L{None}.
-    @param name: The name of the function, for the error.
     @return: A Deferred that fires with the error, if there was one. It never fails.
-        Cancelling it cancels what the function returned.
+        Cancelling it cancels what the function returned, and ends the waiting.
     """
     result = callForeign(function)
 
     def cancelResult(_: object) -> None:
         cancelForeign(result)
 
-    # The time limit holds for a function that ignores its cancellation, too.
     ended: Deferred[Any] = Deferred(cancelResult)
 
     def end(value: object) -> None:
@@ -124,13 +116,29 @@ def callWithin(
             ended.callback(value)
 
     observe(result, end)
-
-    def timedOut(_: object, timeout: float) -> NoReturn:
-        raise TimeoutError(f"{name}() did not end within {timeout:g} s")
-
-    if timeout is not None and reactor is not None:
-        ended.addTimeout(timeout, reactor, timedOut)
     return ended.addCallbacks(lambda _: None, errorOf)
+
+
+def callWithin(
+    timeout: float | None,
+    reactor: IReactorTime,
+    function: Callable[[], object],
+    name: str,
+) -> Deferred[BaseException | None]:
+    """
+    Do what L{callToEnd} does, for a limited time.
+
+    @param timeout: The seconds; L{None} for no limit.
+    @param name: The name of the function, for the error.
+    """
+
+    def timedOut(_: object, timeout: float) -> TimeoutError:
+        return TimeoutError(f"{name}() did not end within {timeout:g} s")
+
+    ended = callToEnd(function)
+    if timeout is not None:
+        ended.addTimeout(timeout, reactor, timedOut)
+    return ended
 
 
 def cancelForeign(deferred: Deferred[Any]) -> bool:

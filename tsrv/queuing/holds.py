@@ -10,7 +10,7 @@ from typing import Final
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from .foreign import callWithin, cancelForeign, errorOf
+from .foreign import callToEnd, cancelForeign, errorOf
 from .history import History
 from .running import RunningCommands
 from .waiters import Waiters
@@ -113,7 +113,7 @@ class Holds:
     async def _untilIdle(self, isReady: bool) -> None:
         await self._running.whenIdle()
         if isReady and self._whenIdle is not None:
-            error = await callWithin(None, None, self._whenIdle, "whenIdle")
+            error = await callToEnd(self._whenIdle)
             if error is not None:
                 raise error
 

@@ -315,16 +315,14 @@ class Initialization:
 
     def _succeeded(self, attempt: OneAttempt) -> None:
         attempt.end()
-        if attempt is not self._attempt:
-            return
         try:
-            lost = self._watch.ask()
+            beginWatch = self._watch.ask()
         except BaseException:
             # A module that cannot be watched is not ready.
             self._failedOnce(Failure(), attempt)
             return
         if attempt is not self._attempt:
-            self._watch.forget(lost)
+            beginWatch()
             return
         self._lifecycle.on(Event.SUCCEED)
         self.lastError = None
@@ -332,7 +330,7 @@ class Initialization:
         self._history.attemptEnded()
         self._history.ready()
         self._logReady()
-        self._watch.begin(lost)
+        beginWatch()
         # It may be lost already.
         if attempt is self._attempt:
             if self._ping is not None:

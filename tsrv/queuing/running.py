@@ -167,8 +167,8 @@ class RunningCommands:
         # This is what a tracked call costs, so everything is written out.
         command = Command()
         command.method = method
-        command.arguments = arguments
         if method.replay:
+            command.arguments = arguments
             if keywords:
                 command.keywords = keywords
             command.context = copy_context()

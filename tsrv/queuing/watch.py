@@ -5,9 +5,8 @@ The module's own word for its loss: C{whenLost()}.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from .foreign import asDeferred, errorOf, observe
@@ -43,16 +42,17 @@ class Watch:
         self._current: object = self
         self._fired = False
 
-    def ask(self) -> Deferred[Any] | None:
+    def ask(self) -> Callable[[], None]:
         """
-        Call C{whenLost()}, and do not wait yet.
+        Call C{whenLost()}.
 
-        @return: Its Deferred; L{None} if there is nothing new to wait for.
+        @return: A callable that begins to wait for its Deferred. It has to be called
+            even if the attempt is over: the module may return the Deferred again.
         @raise TypeError: It returned something else.
-        @raise StaleWatch: It returned the Deferred of the last loss.
+        @raise StaleWatch: It returned a Deferred that has reported a loss.
         """
         if self._whenLost is None:
-            return None
+            return _beginNothing
         answer = self._whenLost()
         if answer is self._current:
             if self._fired:
@@ -61,29 +61,18 @@ class Watch:
                     "it has to return a new one for each initialisation"
                 )
             # The module was reset, and goes on with the same Deferred.
-            return None
+            return _beginNothing
         deferred = asDeferred(answer)
         if deferred is None:
             raise TypeError(f"whenLost() returned {answer!r}, not a Deferred")
         self._current, self._fired = answer, False
-        return deferred
-
-    def begin(self, deferred: Deferred[Any] | None) -> None:
-        """
-        Wait for what L{ask} has returned.
-        """
-        if deferred is not None:
-            observe(deferred, self._noticeLoss, self._current)
-
-    def forget(self, deferred: Deferred[Any] | None) -> None:
-        """
-        Do not wait for what L{ask} has returned.
-        """
-        self._current = self
-        if deferred is not None:
-            deferred.addErrback(lambda _: None)
+        return partial(observe, deferred, self._noticeLoss, answer)
 
     def _noticeLoss(self, reason: object, answer: object) -> None:
         if answer is self._current:
             self._fired = True
             self._lost(errorOf(reason) if isinstance(reason, Failure) else None)
+
+
+def _beginNothing() -> None:
+    pass
