@@ -281,6 +281,8 @@ class Peer:
 
     def send(self, data: bytes) -> None:
         self.channel.dataReceived(data)
+        # Requests behind the first have their turn.
+        self._clock.advance(0)
 
     def leave(self) -> None:
         self.transport.close()

@@ -197,9 +197,9 @@ class Server(MultiService):
     async def _acceptPending(self) -> None:
         # Closing the port would reset connections that only the kernel has accepted.
         for _ in range(MAX_ACCEPT_TURNS):
-            before = self._site.connectionsAccepted
+            before = self._site.connections.accepted
             await deferLater(self._reactor, 0)
-            if self._site.connectionsAccepted == before:
+            if self._site.connections.accepted == before:
                 break
 
     async def _drain(self, site: Site, timeout: float) -> int:

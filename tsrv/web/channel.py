@@ -1,43 +1,54 @@
 """
-One connection: Twisted's HTTP/1.1 channel, hardened.
+One HTTP/1.1 connection.
 
-L{HTTPChannel} lacks three things: one clear response to a request that is malformed or
-too long, sent so that the client receives it; limits for bodies and pipelined requests
-that do not hide that a client has left; a graceful end.
+A channel reads requests, gives them to a twisted.web site one after the other, and
+writes the responses. It is to a L{Request} what Twisted's own channels are: Twisted
+makes the same calls for HTTP/2 (C{twisted.web._http2.H2Stream}). So every resource
+works with it. What is well-formed is decided in L{tsrv.web.framing}.
 
-Twisted offers no public way to some of this, so this module, and no other, relies on
-private parts of L{HTTPChannel}:
+A connection is always in one L{Phase}. Each phase has a deadline, and defines what
+happens to received data:
 
-  - C{_respondToBadRequestAndDisconnect} would close the connection after a bare
-    status line.
-  - C{_finishRequestBody} takes the data that follow a body in the same segment;
-    nothing else reports them.
-  - C{_handlingRequest} says whether received data are pipelined, and C{_dataBuffer}
-    holds these. Twisted stops reading after 16 KiB of them, and then does not notice
-    that the client disconnects.
-  - C{_command}, C{_path}, C{_version}, C{_receivedHeaderSize} and
-    C{_receivedHeaderCount} describe a request whose headers are being read.
-  - C{_networkProducer} is unregistered before one direction is closed; while it is
-    paused, the transport would not send the rest.
+  - They are a request, or a part of one: IDLE, READING_HEAD, READING_BODY.
+  - They are kept, up to 64 KiB: ANSWERING; QUEUED, until it is the turn of the next
+    request; BLOCKED, until the client has read its responses. If more arrive, the
+    transport is paused, so that the client slows down. But only a transport that is
+    read tells that its client has left. So if a response takes longer than a second,
+    further data are discarded, and the connection ends with the response.
+  - They are discarded: CLOSING; LINGERING, in which a client that may still be sending
+    has time to read the response. If the connection was closed at once, the data on
+    their way would reset it, and the client might lose the response.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
+from enum import Enum, auto
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from twisted.internet.interfaces import IDelayedCall, ITCPTransport
-from twisted.internet.protocol import connectionDone
+from twisted.internet.interfaces import (
+    IAddress,
+    IPushProducer,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import NO_BODY_CODES
 from twisted.web.http_headers import Headers
 from twisted.web.server import Request
+from zope.interface import implementer
 
+from .connections import NEVER, TICK_SECONDS, Connections
+from .framing import MAX_HEAD_BYTES, ChunkedBody, Head, Refusal
 from .problems import HTTPError
 from .requestid import requestIdFor, withRequestId
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "Phase"]
+
+_log = Logger("tsrv.web")
 
 _LINGER_SECONDS: Final = 2.0
 """
@@ -49,19 +60,29 @@ _FIRST_REQUEST_SECONDS: Final = 1.0
 Time for a request that is on its way when the site is stopped.
 """
 
-_MAX_PIPELINED_BYTES: Final = 64 * 1024
+_MAX_AHEAD_BYTES: Final = 64 * 1024
 """
-Bytes that a client may send ahead of the response that it waits for. They wait in
-memory, and are handled in one turn of the reactor once the response is sent.
+Bytes that a client may send ahead of the response that it waits for.
 """
 
-_SCHEME_AND_HOST: Final = re.compile(rb"\Ahttps?://[^/?]+/?", re.IGNORECASE)
+_PAUSE_SECONDS: Final = 1.0
 """
-Scheme and host of a request that is addressed as to a proxy.
+Time for which a connection with too many such bytes is not read.
+"""
+
+_MIN_BYTES_PER_SECOND: Final = 1024
+"""
+Rate at which clients have to send and to read.
+"""
+
+_SLOW_START_SECONDS: Final = 5.0
+"""
+Age of a body from which on its rate is checked.
 """
 
 _REFUSALS: Final = {
     HTTPStatus.BAD_REQUEST: "The request cannot be understood",
+    HTTPStatus.REQUEST_TIMEOUT: "The request took too long to arrive",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too long",
     HTTPStatus.REQUEST_URI_TOO_LONG: "The request line is too long",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The headers are too long",
@@ -69,146 +90,497 @@ _REFUSALS: Final = {
 }
 
 
-class Channel(HTTPChannel):
+class Phase(Enum):
     """
-    One connection of a L{Site<tsrv.web.site.Site>}.
+    What a connection is doing.
+    """
+
+    IDLE = auto()
+    READING_HEAD = auto()
+    READING_BODY = auto()
+    ANSWERING = auto()
+    QUEUED = auto()
+    BLOCKED = auto()
+    CLOSING = auto()
+    LINGERING = auto()
+
+
+@implementer(IPushProducer)
+class Channel(Protocol):
+    """
+    One connection. L{Connections} makes it, a site sets its attributes, requests use
+    it.
+
+    @ivar phase: What the connection is doing.
+    @ivar deadline: The tick at which that has taken too long.
     """
 
     site: Any
-    transport: ITCPTransport
+    requestFactory: Any
+    timeOut: float | None
+    transport: Any
 
-    # Twisted sets it with a request line, and deletes it after the request.
-    _command = b""
+    phase = Phase.IDLE
+    deadline = NEVER
 
-    _hasReadHeaders = False
-    _requestInProgress = False
-    _refused = False
-    _pipelinedBytes = 0
-    _pipelineOverflowed = False
-    _closeTimer: IDelayedCall | None = None
+    _request: Request | None = None
+    _head: Head | None = None
+    _chunks: ChunkedBody | None = None
+    _missingBytes = _bodyBytes = _bodyLimit = _begunAt = _expires = 0
+    _wasUsed = False
+    _isPersistent = True
+    # Received, and not handled yet; how much of it is counted.
+    _received = b""
+    _keptBytes = 0
+    _hasDiscarded = False
+    _isPaused = False
+    # Written during a call of the request: it becomes one write.
+    _written: list[bytes] | None = None
+    _unsentBytes = 0
+    _isBlocked = False
+    _producer: Any = None
+    _isPulled = False
+
+    def __init__(self, connections: Connections) -> None:
+        """
+        @param connections: The connections of the site.
+        """
+        self._connections = connections
+
+    # The transport's side.
 
     def connectionMade(self) -> None:
         """
         Join the connections of the site.
         """
-        super().connectionMade()
-        self.site.connectionOpened(self)
+        transport = self.transport
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+        self._peer: IAddress = transport.getPeer()
+        self._host: IAddress = transport.getHost()
+        transport.registerProducer(self, True)
+        self._connections.opened(self)
+        self._waitForRequest()
+        if self._connections.stopping:
+            self.stop()
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Read a request, or keep or discard the data.
+        """
+        if self.phase in _READING:
+            self._received += data
+            self._read()
+        elif self.phase in _KEEPING and self._isPersistent:
+            self._keep(data)
+        else:
+            self._hasDiscarded = True
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        End the requests, and leave the connections of the site.
+        End the request, and leave the connections of the site.
         """
-        self._cancelCloseTimer()
-        self._setPipelinedBytes(0)
-        super().connectionLost(reason)
-        self.site.connectionClosed(self)
+        self.phase = Phase.CLOSING
+        self._received = b""
+        self._countKept()
+        self._forgetBody()
+        request, self._request = self._request, None
+        if request is not None:
+            request.connectionLost(reason)
+        self._connections.closed(self)
+
+    def pauseProducing(self) -> None:
+        """
+        Stop writing: the send buffer is full.
+        """
+        self._isBlocked = True
+        self.deadline = self._readingDeadline()
+        if self._producer is not None:
+            self._producer.pauseProducing()
+        elif self.phase in (Phase.IDLE, Phase.QUEUED):
+            self.phase = Phase.BLOCKED
+
+    def resumeProducing(self) -> None:
+        """
+        Continue: the send buffer is empty.
+        """
+        self._isBlocked = False
+        self._unsentBytes = 0
+        if self.phase is Phase.BLOCKED:
+            self._waitForRequest()
+        elif self.phase is Phase.ANSWERING:
+            self._setAnsweringDeadline()
+        if self._producer is not None:
+            self._producer.resumeProducing()
+            if self._isPulled and self._unsentBytes:
+                self.deadline = self._readingDeadline()
+
+    def stopProducing(self) -> None:
+        """
+        Stop for good: the connection is lost.
+        """
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+    # The side of the connections.
+
+    @property
+    def isBusy(self) -> bool:
+        """
+        Whether a request is in progress.
+        """
+        return self.phase is Phase.READING_BODY or self.phase is Phase.ANSWERING
+
+    def startNext(self) -> None:
+        """
+        Start the request that was sent ahead.
+        """
+        if self.phase is Phase.QUEUED:
+            self.phase = Phase.IDLE
+            self.deadline = self._connections.after(self.timeOut)
+            self._read()
+            self._countKept()
+            if self._isPaused and len(self._received) <= _MAX_AHEAD_BYTES // 2:
+                self._resumeReading()
+
+    def deadlineReached(self) -> None:
+        """
+        End what takes too long.
+        """
+        phase, self.deadline = self.phase, NEVER
+        if phase is Phase.READING_BODY:
+            self._checkProgress()
+        elif phase is Phase.READING_HEAD and not self._connections.stopping:
+            self.refuse(HTTPStatus.REQUEST_TIMEOUT)
+        elif phase is Phase.IDLE or phase is Phase.READING_HEAD:
+            self.loseConnection()
+        elif phase is Phase.ANSWERING and self._isPaused and not self._isBlocked:
+            self._closeAfterResponse()
+        else:
+            self.abort()
+
+    def stop(self) -> None:
+        """
+        Close the connection after the request in progress.
+        """
+        if self.isBusy:
+            self._closeAfterResponse()
+        elif self.phase is Phase.IDLE and self._wasUsed:
+            self.loseConnection()
+        elif self.phase is Phase.IDLE or self.phase is Phase.READING_HEAD:
+            # A request, or a part of it, may be on its way.
+            self.deadline = self._connections.after(_FIRST_REQUEST_SECONDS)
+
+    def abort(self) -> None:
+        """
+        Close the connection without sending what is written.
+        """
+        self.transport.abortConnection()
+
+    # The side of the request.
+
+    def getPeer(self) -> IAddress:
+        """
+        @return: The address of the client.
+        """
+        return self._peer
+
+    def getHost(self) -> IAddress:
+        """
+        @return: The address of the server.
+        """
+        return self._host
+
+    def isSecure(self) -> bool:
+        """
+        @return: Whether the connection uses TLS.
+        """
+        return ISSLTransport(self.transport, None) is not None
+
+    def writeHeaders(
+        self, version: bytes, code: bytes, reason: bytes, headers: Headers
+    ) -> None:
+        """
+        Write the head of a response.
+        """
+        if version == b"HTTP/1.0" and self._isPersistent:
+            # Only the end of the connection tells the end of a body without a length.
+            self._isPersistent = (
+                headers.hasHeader(b"Content-Length") or int(code) in NO_BODY_CODES
+            )
+            token = b"keep-alive" if self._isPersistent else b"close"
+            headers.setRawHeaders(b"Connection", [token])
+        lines = [b"%b %b %b" % (version, code, reason)]
+        for name, values in headers.getAllRawHeaders():
+            for value in values:
+                lines.append(b"%b: %b" % (name, value))
+        lines.append(b"\r\n")
+        self.write(b"\r\n".join(lines))
+
+    def write(self, data: bytes) -> None:
+        """
+        Write a part of a response.
+        """
+        if self._written is not None:
+            self._written.append(data)
+        else:
+            self._unsentBytes += len(data)
+            self.transport.write(data)
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        """
+        Write parts of a response.
+        """
+        self.write(b"".join(data))
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """
+        Let a producer write a response.
+
+        @raise RuntimeError: There is one already.
+        """
+        if self._producer is not None:
+            raise RuntimeError(f"cannot register {producer}: {self._producer} is")
+        self.flush()
+        self._producer, self._isPulled = producer, not streaming
+        if not streaming:
+            self._register(False)
+        elif self._isBlocked:
+            producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        """
+        End the producer's response.
+        """
+        self._producer = None
+        if self._isPulled:
+            self._isPulled = False
+            self._register(True)
+            if self.phase is Phase.ANSWERING:
+                self._setAnsweringDeadline()
+
+    def requestDone(self, request: Request) -> None:
+        """
+        Continue with the next request.
+        """
+        self._request = None
+        if not self._isPersistent:
+            self.loseConnection()
+        elif self.phase is Phase.ANSWERING:
+            self._waitForRequest()
+            if self._isBlocked:
+                self.phase, self.deadline = Phase.BLOCKED, self._readingDeadline()
 
     def loseConnection(self) -> None:
         """
         Close the connection when all is sent.
         """
-        if self._pipelineOverflowed:
+        self.flush()
+        if self.phase in _ENDING:
+            return
+        if self._hasDiscarded:
             self._linger()
+            return
+        self.phase, self.deadline = Phase.CLOSING, self._readingDeadline()
+        # A transport calls a paused producer before it closes.
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # A request calls it if its form is malformed.
+        self.refuse(HTTPStatus.BAD_REQUEST)
+
+    # Reading.
+
+    def _waitForRequest(self) -> None:
+        if self._received:
+            self.phase, self.deadline = Phase.QUEUED, NEVER
+            self._connections.startLater(self)
         else:
-            super().loseConnection()
+            self.phase = Phase.IDLE
+            self.deadline = self._connections.after(self.timeOut)
 
-    def rawDataReceived(self, data: bytes) -> None:
-        """
-        Take a part of a body, or keep pipelined data. If these are too many they are
-        read and discarded: only a connection that is read tells that its client has
-        left.
-        """
-        if not self._handlingRequest:
-            super().rawDataReceived(data)
-        elif self.persistent:
-            self._dataBuffer.append(data)
-            self._setPipelinedBytes(self._pipelinedBytes + len(data))
-            self._limitPipelinedBytes()
-
-    def _finishRequestBody(self, data: bytes) -> None:
-        # If the request is answered at once, the data are pipelined no longer.
-        self._setPipelinedBytes(len(data))
-        super()._finishRequestBody(data)
-        self._limitPipelinedBytes()
-
-    def _limitPipelinedBytes(self) -> None:
-        site = self.site
-        if self._pipelinedBytes > _MAX_PIPELINED_BYTES or (
-            self._pipelinedBytes and site.bodyBytes > site.maxTotalBodyBytes
-        ):
-            self._pipelineOverflowed = True
-            self._closeAfterResponse()
-            self._dataBuffer.clear()
-            self._setPipelinedBytes(0)
-
-    def _setPipelinedBytes(self, length: int) -> None:
-        self.site.bodyBytes += length - self._pipelinedBytes
-        self._pipelinedBytes = length
-
-    def headerReceived(self, line: bytes) -> bool:
-        """
-        Take a header.
-        """
+    def _read(self) -> None:
         try:
-            valid: bool = super().headerReceived(line)
-        except ValueError:
-            # A Content-Length with more digits than int() reads.
-            self.refuse(HTTPStatus.BAD_REQUEST)
-            return False
-        return valid
+            if self.phase is Phase.READING_BODY:
+                self._readBody()
+            else:
+                self._readHead()
+        except Refusal as refusal:
+            self.refuse(refusal.status)
 
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """
-        Refuse a line that is too long.
-        """
-        self.refuse(
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            if self.requests
-            else HTTPStatus.REQUEST_URI_TOO_LONG
-        )
+    def _readHead(self) -> None:
+        connections = self._connections
+        data = self._received
+        while data.startswith(b"\r\n"):
+            data = data[2:]
+        self._received = data
+        end = data.find(b"\r\n\r\n") + 4
+        if end >= 4:
+            self._head = head = connections.parser.parse(data[:end])
+            self._received = data[end:]
+            if head.length == 0:
+                self._makeRequest(head)
+                self._answer()
+            else:
+                self._beginBody(head)
+            return
+        if len(data) > MAX_HEAD_BYTES or data.count(b"\n") != data.count(b"\r\n"):
+            connections.parser.parse(data + b"\r\n\r\n")
+        if self.phase is Phase.IDLE and data not in (b"", b"\r"):
+            self.phase = Phase.READING_HEAD
+            if not connections.stopping:
+                self.deadline = connections.after(connections.requestTimeout)
 
-    def allHeadersReceived(self) -> None:
-        """
-        Refuse a request that is wrong, or whose body will be too long, before the
-        body is sent.
-        """
-        self._hasReadHeaders = self._requestInProgress = True
-        if not self._path.startswith(b"/"):
-            self._path = _SCHEME_AND_HOST.sub(b"/", self._path, count=1)
-        isServer = self._path == b"*" and self._command == b"OPTIONS"
-        hosts = self.requests[-1].requestHeaders.getRawHeaders(b"Host", [])
-        site = self.site
-        if (
-            not (self._path.startswith(b"/") or isServer)
-            or len(hosts) > 1
-            or (not hosts and self._version == b"HTTP/1.1")
-        ):
-            self.refuse(HTTPStatus.BAD_REQUEST)
-        elif self.length is not None and self.length > site.maxBodyBytes:
-            self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        elif self.length and self.length > site.maxTotalBodyBytes - site.bodyBytes:
-            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+    def _beginBody(self, head: Head) -> None:
+        connections = self._connections
+        self._begunAt = connections.tick
+        self._expires = self.deadline
+        if self.phase is Phase.IDLE:
+            self._expires = connections.after(connections.requestTimeout)
+        self._bodyBytes = 0
+        self._bodyLimit = connections.bodyLimit(self.site, head.target)
+        self._checkRoom(head.length or 0)
+        self._chunks = ChunkedBody() if head.length is None else None
+        self._missingBytes = head.length or 0
+        request = self._makeRequest(head)
+        self.phase, self.deadline = Phase.READING_BODY, connections.tick + 1
+        if self._received:
+            self._readBody()
+        elif (request.getHeader(b"Expect") or b"").lower() == b"100-continue":
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _readBody(self) -> None:
+        data, rest = self._received, None
+        if self._chunks is not None:
+            data, rest = self._chunks.decode(data)
         else:
-            super().allHeadersReceived()
+            if len(data) >= self._missingBytes:
+                data, rest = data[: self._missingBytes], data[self._missingBytes :]
+            self._missingBytes -= len(data)
+        self._checkRoom(len(data))
+        self._received = rest or b""
+        self._bodyBytes += len(data)
+        self._connections.count(self._peer, len(data))
+        assert self._request is not None
+        self._request.handleContentChunk(data)
+        if rest is not None:
+            self._forgetBody()
+            self._answer()
 
-    def requestDone(self, request: Request) -> None:
-        """
-        Continue with the pipelined data.
-        """
-        self._requestInProgress = False
-        if self._pipelinedBytes:
-            self._setPipelinedBytes(0)
-        super().requestDone(request)
+    def _checkRoom(self, length: int) -> None:
+        if self._bodyBytes + length > self._bodyLimit:
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        if not self._connections.hasRoom(self._peer, length):
+            self._connections.warn(self._peer)
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def checkPersistence(self, request: Request, version: bytes) -> bool:
-        """
-        While the site is being stopped every response is the last one.
-        """
-        if self.site.stopping:
+    def _checkProgress(self) -> None:
+        connections = self._connections
+        self.deadline = connections.tick + 1
+        age = (connections.tick - self._begunAt) * TICK_SECONDS
+        if (
+            connections.tick >= self._expires
+            or self._bodyBytes < (age - _SLOW_START_SECONDS) * _MIN_BYTES_PER_SECOND
+        ):
+            self.refuse(HTTPStatus.REQUEST_TIMEOUT)
+
+    def _forgetBody(self) -> None:
+        self._connections.count(self._peer, -self._bodyBytes)
+        self._bodyBytes = 0
+        self._chunks = None
+
+    def _makeRequest(self, head: Head) -> Request:
+        self._wasUsed = True
+        request: Request = self.requestFactory(self)
+        self._request = request
+        request.requestHeaders = head.headers
+        request.parseCookies()
+        request.gotLength(head.length)
+        self._isPersistent = head.isPersistent and not self._connections.stopping
+        if not self._isPersistent:
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-            return False
-        persistent: bool = super().checkPersistence(request, version)
-        return persistent
+        return request
+
+    # Answering.
+
+    def _answer(self) -> None:
+        request, head, self._head = self._request, self._head, None
+        assert request is not None
+        assert head is not None
+        self.phase, self.deadline = Phase.ANSWERING, NEVER
+        if self._received:
+            self._countKept()
+        self._unsentBytes = 0
+        self._written = []
+        try:
+            request.requestReceived(head.method, head.target, head.version)
+        except Exception:
+            _log.failure("A request failed")
+            self.abort()
+        self.flush()
+
+    def flush(self) -> None:
+        """
+        Write what is held back.
+        """
+        written, self._written = self._written, None
+        if written:
+            self.write(b"".join(written))
+
+    def _keep(self, data: bytes) -> None:
+        self._received += data
+        self._countKept()
+        if not self._isPaused and (
+            len(self._received) > _MAX_AHEAD_BYTES
+            or not self._connections.hasRoom(self._peer)
+        ):
+            self._isPaused = True
+            self.transport.pauseProducing()
+            if self.phase is Phase.ANSWERING:
+                self._setAnsweringDeadline()
+
+    def _countKept(self) -> None:
+        """
+        Count received data that wait for a response to be written.
+        """
+        kept = len(self._received) if self.phase in _KEEPING else 0
+        if kept != self._keptBytes:
+            self._connections.count(self._peer, kept - self._keptBytes, inMemory=True)
+            self._keptBytes = kept
+
+    def _setAnsweringDeadline(self) -> None:
+        if self._isBlocked:
+            self.deadline = self._readingDeadline()
+        elif self._isPaused:
+            self.deadline = self._connections.after(_PAUSE_SECONDS)
+        else:
+            self.deadline = NEVER
+
+    def _readingDeadline(self) -> int:
+        connections = self._connections
+        seconds = self._unsentBytes / _MIN_BYTES_PER_SECOND
+        return connections.after(connections.requestTimeout + seconds)
+
+    def _register(self, streaming: bool) -> None:
+        self.transport.unregisterProducer()
+        self.transport.registerProducer(self, streaming)
+
+    # Ending.
+
+    def _closeAfterResponse(self) -> None:
+        self._isPersistent = False
+        if self._request is not None:
+            self._request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        if self.phase is Phase.ANSWERING:
+            self._received = b""
+            self._countKept()
+        self._resumeReading()
+
+    def _resumeReading(self) -> None:
+        if self._isPaused:
+            self._isPaused = False
+            self.transport.resumeProducing()
 
     def refuse(self, status: HTTPStatus) -> None:
         """
@@ -216,93 +588,53 @@ class Channel(HTTPChannel):
 
         @param status: The status of the response.
         """
-        if self._refused:
-            # The rest of a received segment may be wrong, too.
+        if self.phase in _ENDING:
             return
-        self._refused = True
-        known = Headers()
-        if self.requests:
-            request = self.requests[-1]
-            known = request.requestHeaders
-            if request.content is not None:
-                request.content.close()
+        head, request = self._head, self._request
+        known = Headers() if head is None else head.headers
+        if request is not None and request.content is not None:
+            request.content.close()
         requestId = requestIdFor(known)
-        extra = [
-            (b"Connection", b"close"),
-            (b"X-Request-ID", requestId.encode("ascii")),
-        ]
+        extra = [(b"X-Request-ID", requestId.encode("ascii"))]
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             extra.append((b"Retry-After", b"1"))
         error = HTTPError(_REFUSALS[status], status, extra)
         response = error.toResponse(known.getRawHeaders(b"Accept"), requestId)
-        headers = Headers({b"Content-Type": [response.contentType]})
-        headers.addRawHeader(b"Content-Length", b"%d" % len(response.body))
-        for name, value in response.headers:
-            headers.addRawHeader(name, value)
-        reason = status.phrase.encode("ascii")
-        self.writeHeaders(b"HTTP/1.1", b"%d" % status, reason, headers)
-        if self._command != b"HEAD":
+        lines = [
+            b"HTTP/1.1 %d %b" % (status, status.phrase.encode("ascii")),
+            b"Connection: close",
+            b"Content-Type: " + response.contentType,
+            b"Content-Length: %d" % len(response.body),
+            *(b"%b: %b" % header for header in response.headers),
+            b"\r\n",
+        ]
+        method = self._received[:5].strip() if head is None else head.method
+        self.write(b"\r\n".join(lines))
+        if method != b"HEAD":
             self.write(response.body)
-        with withRequestId(requestId):
-            self.site.requestRefused(self.transport.getPeer(), status, requestId)
+        report = getattr(self.site, "requestRefused", None)
+        if report is not None:
+            with withRequestId(requestId):
+                report(self._peer, status, requestId)
         self._linger()
 
     def _linger(self) -> None:
-        """
-        Send what is written, and discard what is received until the client closes.
-        Closing a connection on which data are arriving would reset it, and the client
-        might never see the response.
-        """
-        for received in ("data", "line", "rawData", "allContent"):
-            setattr(self, f"{received}Received", _discard)
-        self._cancelCloseTimer()
+        self.flush()
+        self.phase = Phase.LINGERING
+        self.deadline = self._connections.after(_LINGER_SECONDS)
+        self._received = b""
+        self._countKept()
+        self._forgetBody()
+        self.transport.unregisterProducer()
+        self._resumeReading()
         if self.isSecure():
             # Closing one direction below TLS would cut off what is not encrypted yet;
             # and TLS ends only after the client has confirmed it.
-            super().loseConnection()
+            self.transport.loseConnection()
         else:
-            cast(Any, self._networkProducer).unregisterProducer()
             self.transport.loseWriteConnection()
-        self._closeTimer = self.callLater(
-            _LINGER_SECONDS, self.transport.abortConnection
-        )
-
-    def _cancelCloseTimer(self) -> None:
-        if self._closeTimer is not None and self._closeTimer.active():
-            self._closeTimer.cancel()
-
-    def _closeAfterResponse(self) -> None:
-        self.persistent = False
-        for request in self.requests:
-            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        self.refuse(
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            if self._receivedHeaderSize > self.totalHeadersSize
-            or self._receivedHeaderCount > self.maxHeaders
-            else HTTPStatus.BAD_REQUEST
-        )
-
-    def stop(self) -> None:
-        """
-        Close the connection after the request in progress.
-        """
-        if self._closeTimer is not None:
-            # The connection is about to close.
-            return
-        if self._requestInProgress:
-            self._closeAfterResponse()
-        elif self._hasReadHeaders and not self.requests:
-            self.loseConnection()
-        else:
-            # A request, or a part of it, may be on its way.
-            self._closeTimer = self.callLater(_FIRST_REQUEST_SECONDS, self._closeIfIdle)
-
-    def _closeIfIdle(self) -> None:
-        if not self._requestInProgress:
-            self.loseConnection()
 
 
-def _discard(*data: object) -> None:
-    pass
+_READING: Final = (Phase.IDLE, Phase.READING_HEAD, Phase.READING_BODY)
+_KEEPING: Final = (Phase.ANSWERING, Phase.QUEUED, Phase.BLOCKED)
+_ENDING: Final = (Phase.CLOSING, Phase.LINGERING)

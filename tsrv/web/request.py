@@ -5,7 +5,6 @@ site's limits, and its errors are problem details.
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from io import BytesIO
 from typing import Any
 
@@ -14,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
+from .connections import Connections
 from .requestid import currentRequestId, requestIdOf
 from .responses import NO_ROUTE, AsyncResource, respond
 from .traffic import Traffic
@@ -25,23 +25,30 @@ _log = Logger("tsrv.web")
 
 class Body(BytesIO):
     """
-    The body of a request. Its length counts in the site's C{bodyBytes} until it is
-    closed.
+    The body of a request. Its length counts in C{bodyBytes} of the site's connections
+    until it is closed.
     """
 
-    def __init__(self, site: Any) -> None:
+    def __init__(self, connections: Connections) -> None:
         """
-        @param site: The L{Site<tsrv.web.site.Site>}.
+        @param connections: The connections of the site.
         """
         super().__init__()
-        self._site = site
+        self._connections = connections
+
+    def write(self, data: Any) -> int:
+        """
+        Add a part.
+        """
+        self._connections.bodyBytes += len(data)
+        return super().write(data)
 
     def close(self) -> None:
         """
         Release the memory.
         """
         if not self.closed:
-            self._site.bodyBytes -= self.getbuffer().nbytes
+            self._connections.bodyBytes -= self.getbuffer().nbytes
         super().close()
 
 
@@ -111,21 +118,3 @@ class SiteRequest(Request):
             # maybeDeferred() makes a failed Deferred of a Failure.
             respond(self, lambda _: reason)
         return reason
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """
-        Take a part of the body. The length of a chunked body is not known before.
-        """
-        content = self.content
-        assert content is not None
-        site = self.channel.site
-        if content.closed:
-            # The request has been refused; this is the rest of its body.
-            return
-        if content.tell() + len(data) > site.maxBodyBytes:
-            self.channel.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        elif site.bodyBytes + len(data) > site.maxTotalBodyBytes:
-            self.channel.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
-        else:
-            site.bodyBytes += len(data)
-            super().handleContentChunk(data)

@@ -1,0 +1,243 @@
+"""
+Where a request begins, what it says and where it ends (RFC 9112).
+
+llhttp, the parser of Node.js, decides what is well-formed. A proxy in front of the
+server may read an ambiguous request differently, and take a part of it for another
+request. So this module refuses what is ambiguous, although some servers accept it:
+several lengths, transfer codings other than C{chunked}, folded lines, line ends other
+than CRLF, odd hosts.
+
+A parser that is fed whole heads keeps nothing between them, so one parser serves all
+connections.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Final
+
+from httptools import (
+    HttpParserError,
+    HttpParserInvalidMethodError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
+from twisted.web.http_headers import Headers
+
+__all__ = ["MAX_HEAD_BYTES", "ChunkedBody", "Head", "HeadParser", "Refusal"]
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+"""
+Maximum length of a request line, and of a head.
+"""
+
+_MAX_HEADERS: Final = 500
+
+_VERSIONS: Final = (b"HTTP/1.1", b"HTTP/1.0")
+
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+_HOST: Final = re.compile(
+    rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+[0-9.]*\])?(?::[0-9]{0,5})?"
+)
+
+_URL: Final = re.compile(rb"(?i:https?)://(?:[^/?#@]*@)?([^/?#@]+)/?(.*)")
+
+_CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Refusal(Exception):
+    """
+    A request is not accepted.
+
+    @ivar status: The status of the response.
+    """
+
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Head:
+    """
+    The head of a request.
+
+    @ivar target: What is asked for: a path, or C{*}.
+    @ivar version: C{HTTP/1.0} or C{HTTP/1.1}.
+    @ivar length: Length of the body in bytes; L{None} if it is chunked.
+    @ivar isPersistent: Whether the client may send another request.
+    """
+
+    __slots__ = ("headers", "isPersistent", "length", "method", "target", "version")
+
+    length: int | None
+    isPersistent: bool
+
+    def __init__(self, requestLine: bytes) -> None:
+        """
+        @raise Refusal: The line is malformed.
+        """
+        words = requestLine.split(b" ")
+        if len(words) != 3 or words[2] not in _VERSIONS:
+            raise Refusal(HTTPStatus.BAD_REQUEST)
+        self.method, self.target, self.version = words
+        self.headers = Headers()
+
+
+class HeadParser:
+    """
+    Parses the heads of requests.
+    """
+
+    # What the parser calls has the names that it wants.
+
+    def __init__(self) -> None:
+        self._parser = HttpRequestParser(self)
+
+    def parse(self, data: bytes) -> Head:
+        """
+        Parse a head.
+
+        @param data: The head, up to and with the empty line.
+        @raise Refusal: The head is malformed, ambiguous or too long.
+        """
+        head = self._head = Head(data[: data.index(b"\r\n")])
+        self._isRead = self._hasNoBody = False
+        if len(data) > 1024 and data.count(b"\r\n") > _MAX_HEADERS + 2:
+            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        try:
+            self._feed(data)
+            if not self._isRead:
+                raise Refusal(HTTPStatus.BAD_REQUEST)
+            if self._hasNoBody:
+                head.length = 0
+            else:
+                head.length = _bodyLength(head)
+                self._parser = HttpRequestParser(self)
+            _checkTarget(head)
+        except (HttpParserError, Refusal) as error:
+            self._parser = HttpRequestParser(self)
+            raise Refusal(HTTPStatus.BAD_REQUEST) from error
+        return head
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade:
+            # The parser would leave the body to another protocol.
+            self._hasNoBody = False
+        except HttpParserInvalidMethodError:
+            # It only knows the registered ones. A resource may have others.
+            method = self._head.method
+            if not _TOKEN.fullmatch(method):
+                raise
+            self._parser = HttpRequestParser(self)
+            self._parser.feed_data(b"GET" + data[len(method) :])
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """
+        Take a field.
+        """
+        self._head.headers.addRawHeader(name, value)
+
+    def on_headers_complete(self) -> None:
+        """
+        Take the end of the head.
+        """
+        self._isRead = True
+        self._head.isPersistent = self._parser.should_keep_alive()
+
+    def on_message_complete(self) -> None:
+        """
+        Take the end of a request without a body.
+        """
+        self._hasNoBody = True
+
+
+class ChunkedBody:
+    """
+    Decodes one body. The sizes, extensions and trailers of its chunks are checked;
+    extensions and trailers are discarded.
+    """
+
+    __slots__ = ("_isComplete", "_length", "_overhead", "_parser", "_pieces")
+
+    def __init__(self) -> None:
+        self._isComplete = False
+        self._pieces: list[bytes] = []
+        self._length = self._overhead = 0
+        self._parser = HttpRequestParser(self)
+        self._parser.feed_data(_CHUNKED_HEAD)
+
+    def decode(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """
+        @param data: Received bytes.
+        @return: The next part of the body; and what follows the body, or L{None} if
+            more of it is to come.
+        @raise Refusal: The data are malformed, or mostly extensions and trailers.
+        """
+        pieces = self._pieces = []
+        rest = None
+        begin = 0
+        with memoryview(data) as view:
+            while begin < len(data) and rest is None:
+                # The parser does not tell where a body ends, but it ends with a line.
+                end = data.find(b"\n", begin) + 1 or len(data)
+                try:
+                    self._parser.feed_data(view[begin:end])
+                except HttpParserError as error:
+                    raise Refusal(HTTPStatus.BAD_REQUEST) from error
+                begin = end
+                if self._isComplete:
+                    rest = data[end:]
+        part = b"".join(pieces)
+        self._length += len(part)
+        self._overhead += begin - len(part)
+        # A chunk of one byte takes six.
+        if self._overhead > MAX_HEAD_BYTES + 5 * self._length:
+            raise Refusal(HTTPStatus.BAD_REQUEST)
+        return part, rest
+
+    def on_body(self, data: bytes) -> None:
+        """
+        Take a part of a chunk.
+        """
+        self._pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        """
+        Take the end.
+        """
+        self._isComplete = True
+
+
+def _bodyLength(head: Head) -> int | None:
+    codings = head.headers.getRawHeaders(b"Transfer-Encoding", [])
+    lengths = head.headers.getRawHeaders(b"Content-Length", [])
+    if not codings:
+        return int(lengths[0]) if lengths else 0
+    if (
+        lengths
+        or head.version == b"HTTP/1.0"
+        or [coding.lower() for coding in codings] != [b"chunked"]
+    ):
+        raise Refusal(HTTPStatus.BAD_REQUEST)
+    return None
+
+
+def _checkTarget(head: Head) -> None:
+    hosts = head.headers.getRawHeaders(b"Host", ())
+    if (len(hosts) != 1 and (hosts or head.version == b"HTTP/1.1")) or (
+        hosts and not _HOST.fullmatch(hosts[0])
+    ):
+        raise Refusal(HTTPStatus.BAD_REQUEST)
+    target = head.target
+    if target.startswith(b"/") or (target == b"*" and head.method == b"OPTIONS"):
+        return
+    # The target is an URL, as for a proxy.
+    url = _URL.fullmatch(target)
+    if url is None or not _HOST.fullmatch(url[1]):
+        raise Refusal(HTTPStatus.BAD_REQUEST)
+    head.target = b"/" + url[2]
+    head.headers.setRawHeaders(b"Host", [url[1]])
