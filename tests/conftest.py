@@ -15,6 +15,7 @@ from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher
 
 from .browsing import browse as browse
 from .support import Failures
+from .websupport import leaveAll
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
@@ -43,6 +44,7 @@ def clock() -> Iterator[Clock]:
     """
     clock = Clock()
     yield clock
+    leaveAll(clock)
     assert clock.getDelayedCalls() == []
 
 

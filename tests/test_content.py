@@ -84,7 +84,8 @@ class Books(AsyncResource):
         accepted = [JSON, "a/b+json"]
         book = readJSON(request, Book, "Invalid book", accepted, b"Accept-Post")
         self.read.append(book)
-        self.heldBytes.append(getattr(request.site, "bodyBytes", -1))
+        site: Any = request.site
+        self.heldBytes.append(site.connections.bodyBytes)
         return text("read")
 
     def render_GET(self, request: Request) -> Response:

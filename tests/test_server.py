@@ -29,7 +29,17 @@ from tsrv.startup import GraphError, Startup
 from tsrv.web.site import Site
 
 from .support import Empty, Module, Refused, Result, Trouble, resultOf
-from .websupport import Answer, Peer, Teller, answersIn, ask, errorsIn, logged, textsOf
+from .websupport import (
+    Answer,
+    Peer,
+    Teller,
+    answersIn,
+    ask,
+    errorsIn,
+    logged,
+    passTime,
+    textsOf,
+)
 
 SAY = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -463,7 +473,7 @@ def test_pending_connections_are_accepted(parts: Parts) -> None:
     assert "close 80" in parts.steps[19:22]
     parts.machine.ports[80].closed.callback(None)
     parts.clock.closing.callback(None)
-    parts.machine.advance(1)
+    passTime(parts.machine, 2)
     assert all(peer.closed for peer in peers)
     assert stopped.value is None
 

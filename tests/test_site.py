@@ -28,6 +28,7 @@ from .websupport import (
     asynchronous,
     errorsIn,
     logged,
+    passTime,
     serving,
     textsOf,
 )
@@ -88,6 +89,7 @@ class InMemory:
         Let the oldest held request finish.
         """
         self.echo.held.pop(0).callback(None)
+        self._clock.advance(0)
 
 
 @pytest.fixture
@@ -151,14 +153,12 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "continued header": (431, fields(b"X: y", *[b" y"] * 20_000)),
     "announced body": (413, post(MAX_BODY + 1)),
     "announced body that comes": (413, whole(MAX_BODY * 1000)),
-    "announced body of any size": (413, post(10**30)),
+    "announced body of any size": (413, post(10**18)),
     "body after asking": (413, post(MAX_BODY + 1, b"Expect: 100-continue")),
     "one long chunk": (413, CHUNKED + LONG + chunk()),
     "one endless chunk": (413, CHUNKED + b"fffffff\r\n" + b"x" * MAX_BODY * 1000),
     "many chunks": (413, CHUNKED + chunk(b"x" * 100) * 11 + chunk()),
     "several long chunks": (413, CHUNKED + LONG * 3 + chunk(b"x") + chunk()),
-    "long and wrong chunks": (413, CHUNKED + LONG + b"no\r\n"),
-    "empty request line": (400, b"\r\n\r\n"),
     "no request": (400, b"How do you do?\r\n\r\n"),
     "no version": (400, b"GET /\r\nHost: test\r\n\r\n"),
     "wrong version": (400, start(b"/", b"HTTP/2.0")),
@@ -167,6 +167,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "control character": (400, start(b"/\x00")),
     "TLS": (400, bytes.fromhex("16030100c8010000c40303") + b"\r\n"),
     "header without a colon": (400, fields(b"Host", b"X: y")),
+    "folded header": (400, fields(b"Host:", b" test")),
     "last header without a colon": (400, fields(b"Host")),
     "header without a name": (400, fields(b": test")),
     "space before the colon": (400, fields(b"Host : test")),
@@ -186,6 +187,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "star without OPTIONS": (400, start(b"*")),
     "two lengths": (400, fields(HOST, *[b"Content-Length: 1"] * 2) + b"x"),
     "length and chunks": (400, CHUNKED[:-2] + b"Content-Length: 3\r\n\r\n" + chunk()),
+    "no encoding": (400, fields(HOST, b"Transfer-Encoding: identity")),
     "unknown encoding": (400, fields(HOST, b"Transfer-Encoding: gzip")),
     "method with odd letters": (400, b"G\xc3\x89T" + GET[3:]),
     "method of other bytes": (400, b"\xff\xfe" + GET[3:]),
@@ -313,11 +315,11 @@ def test_a_refused_client_that_stays_is_cut_off(served: InMemory, clock: Clock) 
     For two seconds everything that the refused client sends is discarded.
     """
     peer = served.connect(post(MAX_BODY + 1))
-    for _ in range(19):
+    for _ in range(20):
+        assert not peer.closed
         clock.advance(0.1)
         peer.send(GET)
-    assert not peer.closed
-    clock.advance(0.1)
+    passTime(clock, 1)
     assert peer.closed
     assert peer.transport.aborted
     assert len(peer.answers) == 1
@@ -343,13 +345,13 @@ def test_a_long_body_does_not_reach_the_disk(served: InMemory) -> None:
     """
     Twisted writes long bodies to files; the disk has no limit for a request.
     """
-    served.site.maxBodyBytes = 1_000_000
+    served.site.connections.maxBodyBytes = 1_000_000
     peer = served.connect(whole(500_000, b"/"))
     peer.send(CHUNKED + chunk(b"x" * 500_000) + chunk())
     assert statuses(peer) == [200] * 2
     assert [isinstance(each, BytesIO) for each in served.echo.contents] == [True] * 2
     # Ten thousand waiting requests keep their bodies in memory.
-    assert Site(Echo(), Clock()).maxBodyBytes == 64 * 1024
+    assert Site(Echo(), Clock()).connections.maxBodyBytes == 64 * 1024
 
 
 def test_all_bodies_together_have_a_bound(served: InMemory) -> None:
@@ -358,24 +360,24 @@ def test_all_bodies_together_have_a_bound(served: InMemory) -> None:
     known; an answered or abandoned request makes room.
     """
     site = served.site
-    site.maxTotalBodyBytes = 100
+    site.connections.maxTotalBodyBytes = 100
     chunked = CHUNKED.replace(b" / ", b" /held ")
     served.connect(whole(60))
     refused = served.connect(chunked + chunk(b"x" * 40))
-    assert site.bodyBytes == 100
+    assert site.connections.bodyBytes == 100
     refused.send(chunk(b"x"))
     (answer,) = refused.answers
     assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert answer.headers["retry-after"] == "1"
     assert json.loads(answer.body)["error"] == "Too much is waiting already"
     asking = served.connect(post(41, b"Expect: 100-continue"))
-    assert (statuses(asking), site.bodyBytes) == ([503], 60)
+    assert (statuses(asking), site.connections.bodyBytes) == ([503], 60)
     leaving = served.connect(chunked + chunk(b"x" * 40) + chunk())
-    assert site.bodyBytes == 100
+    assert site.connections.bodyBytes == 100
     served.release()
-    assert site.bodyBytes == 40
+    assert site.connections.bodyBytes == 40
     leaving.leave()
-    assert site.bodyBytes == 0
+    assert site.connections.bodyBytes == 0
 
 
 @pytest.mark.parametrize("segments", [[b"", GET[:20], GET[20:] + b"x" * 90], [GET * 5]])
@@ -386,27 +388,27 @@ def test_pipelined_data_count_in_the_bound(
     Pipelined data beyond the bound are discarded, even if they arrive with the end of
     a body; the request before them is answered.
     """
-    served.site.maxTotalBodyBytes = 200
+    served.site.connections.maxTotalBodyBytes = 200
     peer = served.connect(whole(90) + segments[0])
     for number, segment in enumerate(segments[1:]):
-        assert served.site.bodyBytes == 90 + 20 * number
+        assert served.site.connections.bodyBytes == 90 + 20 * number
         peer.send(segment)
-    assert served.site.bodyBytes == 90
+    assert served.site.connections.bodyBytes == 90
     served.release()
     assert isLast(peer)
-    assert served.site.bodyBytes == 0
+    assert served.site.connections.bodyBytes == 0
 
 
 def test_requests_that_do_not_wait_need_no_room(served: InMemory) -> None:
     """
     Requests in one segment, and bodies one after the other, never wait together.
     """
-    served.site.maxTotalBodyBytes = 160
+    served.site.connections.maxTotalBodyBytes = 160
     peer = served.connect(whole(90, b"/") + GET * 5 + whole(80) + post(80))
     served.release()
     peer.send(b"x" * 80)
     assert statuses(peer) == [200] * 8
-    assert served.site.bodyBytes == 0
+    assert served.site.connections.bodyBytes == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7), st.integers(0, 60))))
@@ -419,7 +421,7 @@ def test_no_byte_is_forgotten_or_counted_twice(
     """
     served = InMemory(clock := Clock())
     site = served.site
-    site.maxBodyBytes, site.maxTotalBodyBytes = 50, 300
+    site.connections.maxBodyBytes, site.connections.maxTotalBodyBytes = 50, 300
     peers = [served.connect() for _ in range(3)]
     for number, action, size in steps:
         sent = [
@@ -438,11 +440,11 @@ def test_no_byte_is_forgotten_or_counted_twice(
             peers[number] = served.connect()
         elif served.echo.held:
             served.release()
-        assert 0 <= site.bodyBytes <= site.maxTotalBodyBytes
+        assert 0 <= site.connections.bodyBytes <= site.connections.maxTotalBodyBytes
     for peer in served.peers:
         peer.leave()
     clock.advance(10)
-    assert site.bodyBytes == 0
+    assert site.connections.bodyBytes == 0
 
 
 # Unusual requests that are right.
@@ -468,9 +470,7 @@ ACCEPTED: dict[str, tuple[bytes, list[str]]] = {
     "line before a request": (b"\r\n" + GET, ["GET / b''"]),
     "body on GET": (GREETING + GET, ["GET / b'hello'", "GET / b''"]),
     "chunks on GET": (CHUNKS + GET, ["GET / b'hello'", "GET / b''"]),
-    "folded header": (fields(b"Host:", b" test"), ["GET / b''"]),
     "length with zeros": (fields(HOST, b"Content-Length: 001") + b"x", ["GET / b'x'"]),
-    "no encoding": (fields(HOST, b"Transfer-Encoding: identity"), ["GET / b''"]),
     "extended chunk": (CHUNKED + b"1;a=b\r\nx\r\n0\r\n\r\n", ["POST / b'x'"]),
     "trailer": (CHUNKED + b"0\r\nX: y\r\n\r\n", ["POST / b''"]),
     "longest body": (whole(MAX_BODY, b"/"), [f"POST / {b'x' * MAX_BODY!r}"]),
@@ -548,9 +548,10 @@ def test_too_many_pipelined_data_are_discarded(
     data = GET * 3000
     segments = [data[n : n + size] for n in range(0, len(data), size)]
     peer = served.connect(HELD, *segments)
+    passTime(clock, 2)
     # A connection that is not read does not tell that its client has left.
     assert peer.transport.producerState == "producing"
-    assert served.site.bodyBytes == 0
+    assert served.site.connections.bodyBytes == 0
     served.release()
     peer.send(GET)
     assert isLast(peer)
@@ -559,7 +560,7 @@ def test_too_many_pipelined_data_are_discarded(
     assert peer.transport.producer is None
     assert served.echo.asked == ["GET /held b''"]
     assert not peer.closed
-    clock.advance(2)
+    passTime(clock, 3)
     assert peer.closed
     assert peer.transport.aborted
 
@@ -579,14 +580,15 @@ def test_each_response_makes_room(served: InMemory) -> None:
 
 def test_nothing_is_kept_behind_the_last_request(served: InMemory) -> None:
     """
-    Data after C{Connection: close} are discarded.
+    Data after C{Connection: close} are discarded; they do not reset the connection.
     """
     peer = served.connect(HELD[:-2] + b"Connection: close\r\n\r\n" + GET)
     peer.send(GET * 1000)
     served.release()
     assert len(peer.answers) == 1
-    assert served.site.bodyBytes == 0
-    assert peer.closed
+    assert served.site.connections.bodyBytes == 0
+    assert peer.transport.writeClosed
+    assert not peer.closed
 
 
 @asynchronous
@@ -646,16 +648,20 @@ def test_an_idle_connection_is_closed_after_a_minute(
     served: InMemory, clock: Clock
 ) -> None:
     """
-    A connection without a request, or with a part of one, is idle; a client that
-    waits for its response is not.
+    A connection without a request is idle; a part of one has half of that time; a
+    client that waits for its response has all the time of the world.
     """
     waiting = served.connect(HELD)
     idle = [served.connect(), served.connect(b"GET / HT"), served.connect(GET)]
-    clock.advance(59)
-    assert [peer.closed for peer in idle] == [False] * 3
-    clock.advance(1)
+    passTime(clock, 30)
+    assert statuses(idle[1]) == []
+    passTime(clock, 1)
+    assert statuses(idle[1]) == [408]
+    passTime(clock, 29)
+    assert [peer.closed for peer in idle] == [False, True, False]
+    passTime(clock, 1)
     assert [peer.closed for peer in idle] == [True] * 3
-    clock.pump([60] * 60)
+    passTime(clock, 3600)
     served.release()
     assert statuses(waiting) == [200]
 
@@ -697,10 +703,10 @@ def test_a_stop_closes_connections_in_time(
     peer.send(after)
     while served.echo.held:
         served.release()
-    for _ in range(seconds):
-        clock.advance(0.9)
+    if seconds:
+        passTime(clock, seconds)
         assert not peer.closed
-        clock.advance(0.1)
+        passTime(clock, 1)
     assert peer.closed
     assert statuses(peer) == expected
     assert stopped.value == 0
@@ -722,14 +728,15 @@ def test_requests_in_progress_are_the_last_ones(
     peer = served.connect(before)
     stopped = resultOf(served.site.stop(30))
     peer.send(after)
-    clock.advance(29)
+    passTime(clock, 29)
     assert not peer.closed
     with logged() as events:
         served.release()
     assert errorsIn(events) == []
     assert b"GET /held" in peer.received
     assert (b"Connection: close" in peer.received) == (b"begun" not in before)
-    assert peer.closed
+    assert peer.closed or peer.transport.writeClosed
+    passTime(clock, 3)
     assert len(served.echo.asked) == 1
     assert stopped.value == 0
 
@@ -744,7 +751,9 @@ def test_a_connection_after_the_stop_has_a_second(
     late, idle = served.connect(GET), served.connect()
     assert isLast(late)
     assert late.closed
-    clock.advance(1)
+    passTime(clock, 1)
+    assert not idle.closed
+    passTime(clock, 1)
     assert idle.closed
 
 
@@ -774,11 +783,11 @@ def test_a_stop_may_be_cancelled_and_repeated(served: InMemory, clock: Clock) ->
     idle, busy = served.connect(), served.connect(HELD)
     stopping = served.site.stop(30)
     cancelled = resultOf(stopping)
-    clock.advance(0.5)
+    passTime(clock, 1)
     stopping.cancel()
     assert cancelled.value == 1
     stopped = resultOf(served.site.stop(30))
-    clock.advance(0.5)
+    passTime(clock, 1)
     assert idle.closed
     served.release()
     assert busy.closed
@@ -792,8 +801,8 @@ def test_a_stop_may_be_cancelled_and_repeated(served: InMemory, clock: Clock) ->
     ("data", "line"),
     [
         (
-            b'GET /"\x85 HTTP/1.1\r\nHost: test\r\nUser-Agent: {curl}\x0b\r\n\r\n',
-            '"GET /\\"\\x85 HTTP/1.1" 200 12 "-" "{curl}\\x0b"',
+            b'GET /" HTTP/1.1\r\nHost: test\r\nUser-Agent: {curl}\x85\r\n\r\n',
+            '"GET /\\" HTTP/1.1" 200 10 "-" "{curl}\\x85"',
         ),
         (b"PUT" + GET[3:], '"PUT / HTTP/1.1" 405 217 "-" "-"'),
         (b"nonsense\r\n", '"-" 400 - "-" "-"'),

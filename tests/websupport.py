@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import wraps
 from socket import SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet.address import IPv4Address
@@ -54,7 +55,9 @@ __all__ = [
     "ask",
     "asynchronous",
     "errorsIn",
+    "leaveAll",
     "logged",
+    "passTime",
     "reservedPort",
     "serving",
     "textsOf",
@@ -190,6 +193,13 @@ def textsOf(events: Iterable[LogEvent]) -> list[str]:
     ]
 
 
+def passTime(clock: Clock, seconds: float) -> None:
+    """
+    Let time pass in steps, as a reactor does.
+    """
+    clock.pump([0.5] * round(2 * seconds))
+
+
 @dataclass(frozen=True)
 class Answer:
     """
@@ -262,6 +272,17 @@ class _Transport(StringTransport):
             self.protocol.connectionLost(Failure(ConnectionDone()))
 
 
+_peers: WeakKeyDictionary[Clock, list[Peer]] = WeakKeyDictionary()
+
+
+def leaveAll(clock: Clock) -> None:
+    """
+    End the connections of a test.
+    """
+    for peer in _peers.get(clock, [])[:]:
+        peer.leave()
+
+
 class Peer:
     """
     The client's end of a connection in memory, on a site whose clock the test
@@ -273,6 +294,7 @@ class Peer:
 
     def __init__(self, site: Site, clock: Clock, host: str = "192.0.2.1") -> None:
         self._clock = clock
+        _peers.setdefault(clock, []).append(self)
         address = IPv4Address("TCP", host, 54321)
         self.channel: Any = site.buildProtocol(address)
         self.transport = _Transport(clock, address)
@@ -280,12 +302,16 @@ class Peer:
         self.channel.makeConnection(self.transport)
 
     def send(self, data: bytes) -> None:
-        self.channel.dataReceived(data)
-        # Requests behind the first have their turn.
-        self._clock.advance(0)
+        if data:
+            self.channel.dataReceived(data)
+            # Requests behind the first have their turn.
+            self._clock.advance(0)
 
     def leave(self) -> None:
         self.transport.close()
+        peers = _peers[self._clock]
+        if self in peers:
+            peers.remove(self)
 
     @property
     def closed(self) -> bool:

@@ -42,7 +42,7 @@ from twisted.web.server import Request
 from zope.interface import implementer
 
 from .connections import NEVER, TICK_SECONDS, Connections
-from .framing import MAX_HEAD_BYTES, ChunkedBody, Head, Refusal
+from .framing import ChunkedBody, Head, Refusal
 from .problems import HTTPError
 from .requestid import requestIdFor, withRequestId
 
@@ -60,7 +60,7 @@ _FIRST_REQUEST_SECONDS: Final = 1.0
 Time for a request that is on its way when the site is stopped.
 """
 
-_MAX_AHEAD_BYTES: Final = 64 * 1024
+_MAX_AHEAD: Final = 64 * 1024
 """
 Bytes that a client may send ahead of the response that it waits for.
 """
@@ -172,7 +172,8 @@ class Channel(Protocol):
             self._received += data
             self._read()
         elif self.phase in _KEEPING and self._isPersistent:
-            self._keep(data)
+            self._received += data
+            self._limitKept()
         else:
             self._hasDiscarded = True
 
@@ -238,9 +239,9 @@ class Channel(Protocol):
         if self.phase is Phase.QUEUED:
             self.phase = Phase.IDLE
             self.deadline = self._connections.after(self.timeOut)
-            self._read()
             self._countKept()
-            if self._isPaused and len(self._received) <= _MAX_AHEAD_BYTES // 2:
+            self._read()
+            if self._isPaused and len(self._received) <= _MAX_AHEAD // 2:
                 self._resumeReading()
 
     def deadlineReached(self) -> None:
@@ -269,7 +270,8 @@ class Channel(Protocol):
             self.loseConnection()
         elif self.phase is Phase.IDLE or self.phase is Phase.READING_HEAD:
             # A request, or a part of it, may be on its way.
-            self.deadline = self._connections.after(_FIRST_REQUEST_SECONDS)
+            grace = self._connections.after(_FIRST_REQUEST_SECONDS)
+            self.deadline = min(self.deadline, grace)
 
     def abort(self) -> None:
         """
@@ -321,6 +323,8 @@ class Channel(Protocol):
         """
         Write a part of a response.
         """
+        if isinstance(data, str):  # type: ignore[unreachable]
+            raise TypeError("a response is written in bytes")
         if self._written is not None:
             self._written.append(data)
         else:
@@ -425,9 +429,10 @@ class Channel(Protocol):
             else:
                 self._beginBody(head)
             return
-        if len(data) > MAX_HEAD_BYTES or data.count(b"\n") != data.count(b"\r\n"):
-            connections.parser.parse(data + b"\r\n\r\n")
-        if self.phase is Phase.IDLE and data not in (b"", b"\r"):
+        if data in (b"", b"\r"):
+            return
+        connections.parser.check(data)
+        if self.phase is Phase.IDLE:
             self.phase = Phase.READING_HEAD
             if not connections.stopping:
                 self.deadline = connections.after(connections.requestTimeout)
@@ -471,7 +476,7 @@ class Channel(Protocol):
     def _checkRoom(self, length: int) -> None:
         if self._bodyBytes + length > self._bodyLimit:
             raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        if not self._connections.hasRoom(self._peer, length):
+        if not self._connections.hasRoom(self._peer, length, self._bodyLimit):
             self._connections.warn(self._peer)
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -509,16 +514,16 @@ class Channel(Protocol):
         assert request is not None
         assert head is not None
         self.phase, self.deadline = Phase.ANSWERING, NEVER
-        if self._received:
-            self._countKept()
         self._unsentBytes = 0
         self._written = []
         try:
             request.requestReceived(head.method, head.target, head.version)
+            self.flush()
         except Exception:
             _log.failure("A request failed")
             self.abort()
-        self.flush()
+        if self._received:
+            self._limitKept()
 
     def flush(self) -> None:
         """
@@ -528,13 +533,12 @@ class Channel(Protocol):
         if written:
             self.write(b"".join(written))
 
-    def _keep(self, data: bytes) -> None:
-        self._received += data
+    def _limitKept(self) -> None:
         self._countKept()
-        if not self._isPaused and (
-            len(self._received) > _MAX_AHEAD_BYTES
-            or not self._connections.hasRoom(self._peer)
-        ):
+        hasRoom = self._connections.hasRoom(self._peer)
+        if not hasRoom and self.phase is Phase.ANSWERING:
+            self._closeAfterResponse()
+        elif not (self._isPaused or (hasRoom and len(self._received) <= _MAX_AHEAD)):
             self._isPaused = True
             self.transport.pauseProducing()
             if self.phase is Phase.ANSWERING:
@@ -572,7 +576,8 @@ class Channel(Protocol):
         self._isPersistent = False
         if self._request is not None:
             self._request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-        if self.phase is Phase.ANSWERING:
+        if self._received and self.phase is Phase.ANSWERING:
+            self._hasDiscarded = True
             self._received = b""
             self._countKept()
         self._resumeReading()
@@ -591,7 +596,11 @@ class Channel(Protocol):
         if self.phase in _ENDING:
             return
         head, request = self._head, self._request
-        known = Headers() if head is None else head.headers
+        if head is not None:
+            known, method = head.headers, head.method
+        else:
+            known = self._connections.parser.salvage(self._received)
+            method = self._received[:5].strip()
         if request is not None and request.content is not None:
             request.content.close()
         requestId = requestIdFor(known)
@@ -608,7 +617,6 @@ class Channel(Protocol):
             *(b"%b: %b" % header for header in response.headers),
             b"\r\n",
         ]
-        method = self._received[:5].strip() if head is None else head.method
         self.write(b"\r\n".join(lines))
         if method != b"HEAD":
             self.write(response.body)

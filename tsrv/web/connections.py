@@ -137,6 +137,8 @@ class Connections:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+            self._waiting.clear()
+            self._work.stop()
             self._untilEmpty.succeed()
 
     def startLater(self, channel: Channel) -> None:
@@ -166,13 +168,17 @@ class Connections:
             resource = children.get(unquote_to_bytes(segments.pop(0)))
         return limit
 
-    def hasRoom(self, peer: IAddress, length: int = 0) -> bool:
+    def hasRoom(self, peer: IAddress, length: int = 0, limit: int = 0) -> bool:
         """
-        @return: Whether so many bytes of a peer fit into memory.
+        @param length: Number of further bytes of this peer.
+        @param limit: The limit for one body.
+        @return: Whether they fit into memory.
         """
-        total = self.maxTotalBodyBytes
         used = self._peerBytes.get(getattr(peer, "host", ""), 0)
-        return self.bodyBytes + length <= total and used + length <= total * _PEER_SHARE
+        share = max(self.maxTotalBodyBytes * _PEER_SHARE, self.maxBodyBytes, limit)
+        return (
+            self.bodyBytes + length <= self.maxTotalBodyBytes and used + length <= share
+        )
 
     def count(self, peer: IAddress, length: int, inMemory: bool = False) -> None:
         """
@@ -243,4 +249,3 @@ class Connections:
             return False
         self._waiting.popleft().startNext()
         return True
-

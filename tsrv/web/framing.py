@@ -14,6 +14,7 @@ connections.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 
@@ -102,10 +103,9 @@ class HeadParser:
         @param data: The head, up to and with the empty line.
         @raise Refusal: The head is malformed, ambiguous or too long.
         """
+        self.check(data)
         head = self._head = Head(data[: data.index(b"\r\n")])
         self._isRead = self._hasNoBody = False
-        if len(data) > 1024 and data.count(b"\r\n") > _MAX_HEADERS + 2:
-            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         try:
             self._feed(data)
             if not self._isRead:
@@ -120,6 +120,36 @@ class HeadParser:
             self._parser = HttpRequestParser(self)
             raise Refusal(HTTPStatus.BAD_REQUEST) from error
         return head
+
+    def check(self, data: bytes) -> None:
+        """
+        Check a part of a head.
+
+        @param data: What was received of it.
+        @raise Refusal: Nothing that follows can make it a head.
+        """
+        line, end, _ = data.partition(b"\r\n")
+        if len(line) > MAX_HEAD_BYTES:
+            raise Refusal(HTTPStatus.REQUEST_URI_TOO_LONG)
+        if end:
+            Head(line)
+        lines = data.count(b"\n")
+        if lines != data.count(b"\r\n") or not _TOKEN.match(data):
+            raise Refusal(HTTPStatus.BAD_REQUEST)
+        if len(data) > MAX_HEAD_BYTES or lines > _MAX_HEADERS + 2:
+            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def salvage(self, data: bytes) -> Headers:
+        """
+        @param data: A head that was refused.
+        @return: The headers before what is wrong.
+        """
+        self._head = Head(b"GET / HTTP/1.1")
+        self._parser = HttpRequestParser(self)
+        with suppress(HttpParserError, HttpParserUpgrade):
+            self._parser.feed_data(data[: 2 * MAX_HEAD_BYTES])
+        self._parser = HttpRequestParser(self)
+        return self._head.headers
 
     def _feed(self, data: bytes) -> None:
         try:
