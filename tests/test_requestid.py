@@ -196,7 +196,7 @@ def test_a_queued_call_logs_with_the_id_of_its_request(clock: Clock) -> None:
     peers[1].send(request(b"r1") + request(b"r2"))
     lines.log.info("no request")
     speaker.ready.callback(None)
-    clock.advance(0)
+    clock.pump([0, 0])
     assert lines.lines == [
         "[speaker#info,r0] asked",
         "[speaker#info,r1] asked",

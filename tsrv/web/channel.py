@@ -22,6 +22,7 @@ happens to received data:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import Enum, auto
 from http import HTTPStatus
@@ -65,6 +66,11 @@ _MAX_AHEAD: Final = 64 * 1024
 Bytes that a client may send ahead of the response that it waits for.
 """
 
+_SEND_BUFFER_BYTES: Final = 64 * 1024
+"""
+Length of the send buffer of Twisted's transports.
+"""
+
 _PAUSE_SECONDS: Final = 1.0
 """
 Time for which a connection with too many such bytes is not read.
@@ -88,6 +94,9 @@ _REFUSALS: Final = {
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The headers are too long",
     HTTPStatus.SERVICE_UNAVAILABLE: "Too much is waiting already",
 }
+
+
+_EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
 
 
 class Phase(Enum):
@@ -156,8 +165,7 @@ class Channel(Protocol):
         transport = self.transport
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
-        self._peer: IAddress = transport.getPeer()
-        self._host: IAddress = transport.getHost()
+        self._learnAddresses()
         transport.registerProducer(self, True)
         self._connections.opened(self)
         self._waitForRequest()
@@ -169,6 +177,9 @@ class Channel(Protocol):
         Read a request, or keep or discard the data.
         """
         if self.phase in _READING:
+            if not self._wasUsed:
+                # A PROXY protocol endpoint knows the client only now.
+                self._learnAddresses()
             self._received += data
             self._read()
         elif self.phase in _KEEPING and self._isPersistent:
@@ -195,6 +206,7 @@ class Channel(Protocol):
         Stop writing: the send buffer is full.
         """
         self._isBlocked = True
+        self._unsentBytes = max(self._unsentBytes, _SEND_BUFFER_BYTES)
         self.deadline = self._readingDeadline()
         if self._producer is not None:
             self._producer.pauseProducing()
@@ -241,6 +253,8 @@ class Channel(Protocol):
             self.deadline = self._connections.after(self.timeOut)
             self._countKept()
             self._read()
+            if self._connections.stopping:
+                self.stop()
             if self._isPaused and len(self._received) <= _MAX_AHEAD // 2:
                 self._resumeReading()
 
@@ -305,13 +319,12 @@ class Channel(Protocol):
         """
         Write the head of a response.
         """
-        if version == b"HTTP/1.0" and self._isPersistent:
-            # Only the end of the connection tells the end of a body without a length.
-            self._isPersistent = (
-                headers.hasHeader(b"Content-Length") or int(code) in NO_BODY_CODES
-            )
-            token = b"keep-alive" if self._isPersistent else b"close"
-            headers.setRawHeaders(b"Connection", [token])
+        if self._isPersistent:
+            if version == b"HTTP/1.0":
+                self._keepAlive(int(code), headers)
+            elif headers.hasHeader(b"Connection"):
+                tokens = b",".join(headers.getRawHeaders(b"Connection", ())).lower()
+                self._isPersistent = b"close" not in re.split(rb"[\s,]+", tokens)
         lines = [b"%b %b %b" % (version, code, reason)]
         for name, values in headers.getAllRawHeaders():
             for value in values:
@@ -396,6 +409,10 @@ class Channel(Protocol):
 
     # Reading.
 
+    def _learnAddresses(self) -> None:
+        self._peer: IAddress = self.transport.getPeer()
+        self._host: IAddress = self.transport.getHost()
+
     def _waitForRequest(self) -> None:
         if self._received:
             self.phase, self.deadline = Phase.QUEUED, NEVER
@@ -416,9 +433,8 @@ class Channel(Protocol):
     def _readHead(self) -> None:
         connections = self._connections
         data = self._received
-        while data.startswith(b"\r\n"):
-            data = data[2:]
-        self._received = data
+        if data.startswith(b"\r\n"):
+            data = self._received = _EMPTY_LINES.sub(b"", data, count=1)
         end = data.find(b"\r\n\r\n") + 4
         if end >= 4:
             self._head = head = connections.parser.parse(data[:end])
@@ -452,7 +468,10 @@ class Channel(Protocol):
         self.phase, self.deadline = Phase.READING_BODY, connections.tick + 1
         if self._received:
             self._readBody()
-        elif (request.getHeader(b"Expect") or b"").lower() == b"100-continue":
+        elif (
+            head.version == b"HTTP/1.1"
+            and (request.getHeader(b"Expect") or b"").lower() == b"100-continue"
+        ):
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _readBody(self) -> None:
@@ -491,8 +510,9 @@ class Channel(Protocol):
             self.refuse(HTTPStatus.REQUEST_TIMEOUT)
 
     def _forgetBody(self) -> None:
-        self._connections.count(self._peer, -self._bodyBytes)
-        self._bodyBytes = 0
+        if self._bodyBytes:
+            self._connections.count(self._peer, -self._bodyBytes)
+            self._bodyBytes = 0
         self._chunks = None
 
     def _makeRequest(self, head: Head) -> Request:
@@ -514,7 +534,8 @@ class Channel(Protocol):
         assert request is not None
         assert head is not None
         self.phase, self.deadline = Phase.ANSWERING, NEVER
-        self._unsentBytes = 0
+        if not self._isBlocked:
+            self._unsentBytes = 0
         self._written = []
         try:
             request.requestReceived(head.method, head.target, head.version)
@@ -552,6 +573,13 @@ class Channel(Protocol):
         if kept != self._keptBytes:
             self._connections.count(self._peer, kept - self._keptBytes, inMemory=True)
             self._keptBytes = kept
+
+    def _keepAlive(self, code: int, headers: Headers) -> None:
+        # An old client finds the end of a body by its length, or when it is closed.
+        hasEnd = headers.hasHeader(b"Content-Length") or code in NO_BODY_CODES
+        self._isPersistent = hasEnd and not headers.hasHeader(b"Connection")
+        if self._isPersistent:
+            headers.setRawHeaders(b"Connection", [b"keep-alive"])
 
     def _setAnsweringDeadline(self) -> None:
         if self._isBlocked:

@@ -110,12 +110,11 @@ class HeadParser:
             self._feed(data)
             if not self._isRead:
                 raise Refusal(HTTPStatus.BAD_REQUEST)
-            if self._hasNoBody:
-                head.length = 0
-            else:
-                head.length = _bodyLength(head)
-                self._parser = HttpRequestParser(self)
+            head.length = 0 if self._hasNoBody else _bodyLength(head)
             _checkTarget(head)
+            if not (self._hasNoBody and head.isPersistent):
+                # This parser expects the body, or nothing more.
+                self._parser = HttpRequestParser(self)
         except (HttpParserError, Refusal) as error:
             self._parser = HttpRequestParser(self)
             raise Refusal(HTTPStatus.BAD_REQUEST) from error
@@ -163,13 +162,13 @@ class HeadParser:
             if not _TOKEN.fullmatch(method):
                 raise
             self._parser = HttpRequestParser(self)
-            self._parser.feed_data(b"GET" + data[len(method) :])
+            self._feed(b"GET" + data[len(method) :])
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """
         Take a field.
         """
-        self._head.headers.addRawHeader(name, value)
+        self._head.headers.addRawHeader(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """
@@ -258,8 +257,10 @@ def _bodyLength(head: Head) -> int | None:
 
 def _checkTarget(head: Head) -> None:
     hosts = head.headers.getRawHeaders(b"Host", ())
-    if (len(hosts) != 1 and (hosts or head.version == b"HTTP/1.1")) or (
-        hosts and not _HOST.fullmatch(hosts[0])
+    if (
+        head.method == b"CONNECT"
+        or (len(hosts) != 1 and (hosts or head.version == b"HTTP/1.1"))
+        or (hosts and not _HOST.fullmatch(hosts[0]))
     ):
         raise Refusal(HTTPStatus.BAD_REQUEST)
     target = head.target
