@@ -356,6 +356,21 @@ def test_no_request_starts_while_the_send_buffer_is_full(
     assert unread.started == 101
 
 
+def test_no_request_starts_behind_a_long_response_that_came_late(
+    server: Server,
+) -> None:
+    """
+    The response to a request that was held may fill the send buffer, too.
+    """
+    peer = server.connect(get("/held") + get("/next"), isReading=False)
+    server.answer(0, b"x" * 100_000)
+    pump(server.clock, 5)
+    assert server.paths == ["/held"]
+    peer.read()
+    server.clock.advance(0)
+    assert server.paths == ["/held", "/next"]
+
+
 def test_a_request_that_arrives_while_the_send_buffer_is_full_waits(
     unread: Unread, clock: Clock
 ) -> None:
