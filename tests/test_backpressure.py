@@ -371,6 +371,22 @@ def test_no_request_starts_behind_a_long_response_that_came_late(
     assert server.paths == ["/held", "/next"]
 
 
+def test_the_last_response_is_sent_before_its_connection_closes(
+    server: Server,
+) -> None:
+    """
+    Also if it has filled the send buffer: the connection closes when the client has
+    read it.
+    """
+    peer = server.connect(get("/held", "Connection: close"), isReading=False)
+    server.answer(0, b"x" * 100_000)
+    assert not peer.closed
+    peer.read()
+    assert bodies(peer) == [b"x" * 100_000]
+    assert peer.closed
+    assert not peer.transport.aborted
+
+
 def test_a_request_that_arrives_while_the_send_buffer_is_full_waits(
     unread: Unread, clock: Clock
 ) -> None:
