@@ -163,7 +163,7 @@ def test_a_resource_may_be_on_another_site(clock: Clock) -> None:
     """
     root = Resource()
     root.putChild(b"", AsyncResource())
-    peer = Peer(TwistedSite(root, reactor=clock), clock)  # type: ignore[arg-type]
+    peer = Peer(TwistedSite(root, reactor=clock), clock)
     peer.send(request(b"mine"))
     (answer,) = peer.answers
     assert answer.headers["x-request-id"] == "mine"

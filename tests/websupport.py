@@ -5,6 +5,7 @@ clients send exactly the bytes that they are told to.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -22,6 +23,7 @@ from weakref import WeakKeyDictionary
 
 import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet.address import IPv4Address
+from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
@@ -29,26 +31,38 @@ from twisted.internet.endpoints import (
     connectProtocol,
 )
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, LogLevel, eventAsText
 from twisted.logger import capturedLogs as logged
 from twisted.python.failure import Failure
-from twisted.web.resource import IResource
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
+from twisted.web.server import Site as TwistedSite
+
+with warnings.catch_warnings():
+    # Twisted uses a name of its own that it has deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from twisted.web.static import Data, File
 
 from tsrv.resources import KNOWN_ERRORS
+from tsrv.web.connections import Connections
 from tsrv.web.responses import AsyncResource, Response, text
 from tsrv.web.site import Site
 
 __all__ = [
     "Answer",
+    "Data",
     "Echo",
+    "File",
     "Peer",
+    "Plain",
     "Rendered",
     "Served",
     "Teller",
+    "Turns",
     "Wire",
     "answersIn",
     "answersTo",
@@ -58,6 +72,7 @@ __all__ = [
     "leaveAll",
     "logged",
     "passTime",
+    "plainSite",
     "reservedPort",
     "serving",
     "textsOf",
@@ -119,6 +134,21 @@ class Rendered(AsyncResource):
         return self._render(request)
 
 
+class Plain(Resource):
+    """
+    A resource of twisted.web that answers with a function, at every path.
+    """
+
+    isLeaf = True
+
+    def __init__(self, render: Callable[[Request], Any]) -> None:
+        super().__init__()
+        self._render = render
+
+    def render(self, request: Request) -> Any:
+        return self._render(request)
+
+
 class Echo(AsyncResource):
     """
     Answers with what it was asked: at once, or under C{/held} when the test says
@@ -162,6 +192,19 @@ class Echo(AsyncResource):
 
     def render_POST(self, request: Request) -> Any:
         return self.render_GET(request)
+
+
+def plainSite(
+    resource: IResource, reactor: Any, **options: Any
+) -> tuple[TwistedSite, Connections]:
+    """
+    @param options: Options of the connections.
+    @return: A site of twisted.web, and its connections.
+    """
+    site = TwistedSite(resource, reactor=reactor)
+    connections = Connections(reactor, **options)
+    site.protocol = connections  # type: ignore[assignment]
+    return site, connections
 
 
 @contextmanager
@@ -230,45 +273,172 @@ def answersIn(data: bytes, *, bodies: bool = True) -> list[Answer]:
             before = headers.get(name.lower())
             headers[name.lower()] = value if before is None else f"{before}, {value}"
         length = 0
+        body = None
         if bodies and status >= 200:
             length = int(headers.get("content-length", 0))
+            if headers.get("transfer-encoding") == "chunked":
+                body, data = _dechunked(data)
         assert len(data) >= length, data
-        answers.append(Answer(status, headers, data[:length]))
+        answers.append(Answer(status, headers, data[:length] if body is None else body))
         data = data[length:]
     return answers
+
+
+def _dechunked(data: bytes) -> tuple[bytes, bytes]:
+    """
+    @return: A chunked body, and what follows it.
+    """
+    body = b""
+    while True:
+        digits, end, data = data.partition(b"\r\n")
+        assert end, digits
+        length = int(digits, 16)
+        chunk, data = data[:length], data[length:]
+        assert data.startswith(b"\r\n"), data
+        body, data = body + chunk, data[2:]
+        if not chunk:
+            return body, data
+
+
+class Turns(Clock):
+    """
+    A clock whose calls the test runs turn by turn, as a reactor does.
+    """
+
+    def spend(self, seconds: float) -> None:
+        """
+        Let time pass during a call; calls that become due wait for their turn.
+        """
+        self.rightNow += seconds
+
+    def turn(self) -> None:
+        """
+        Run the calls that are due, but not those that they schedule.
+        """
+        now = self.seconds()
+        calls = [each for each in self.getDelayedCalls() if each.getTime() <= now]
+        for call in cast(list[DelayedCall], calls):
+            if call.active():
+                function, arguments, options = call.func, call.args, call.kw
+                call.cancel()
+                function(*arguments, **options)
 
 
 class _Transport(StringTransport):
     """
     A transport in memory that closes in the next turn.
+
+    It behaves like those of Twisted. What its client does not read waits in a send
+    buffer; a full one pauses the producer, an empty one resumes it. While the protocol
+    has paused it, received data wait.
+
+    @ivar isRead: Whether the client reads.
+    @ivar unsent: The send buffer.
     """
+
+    SEND_BUFFER_BYTES = 64 * 1024
 
     aborted = False
     closed = False
     writeClosed = False
+    producer: Any = None
     protocol: Any
 
-    def __init__(self, clock: Clock, peer: IPv4Address) -> None:
-        super().__init__(peerAddress=peer)
+    def __init__(self, clock: Clock, peer: IAddress, isRead: bool = True) -> None:
+        super().__init__(peerAddress=peer, lenient=True)
+        self.isRead = isRead
+        self.unsent = b""
         self._clock = clock
+        self._producerPaused = False
+        self._arriving: list[Callable[[], object]] = []
+
+    def write(self, data: bytes) -> None:
+        if self.closed or self.writeClosed or not data:
+            return
+        self.unsent += data
+        if self.isRead:
+            self.send()
+            return
+        isFull = len(self.unsent) > self.SEND_BUFFER_BYTES
+        if isFull and self.producer is not None and self.streaming:
+            self._producerPaused = True
+            self.producer.pauseProducing()
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
+    def send(self, length: int | None = None) -> None:
+        """
+        Send what is in the buffer.
+
+        @param length: Maximum number of bytes.
+        """
+        length = len(self.unsent) if length is None else length
+        super().write(self.unsent[:length])
+        self.unsent = self.unsent[length:]
+        if not self.unsent:
+            if self.producer is not None and not self.streaming:
+                # It would write in this call.
+                self._clock.callLater(0, self._drained)
+            else:
+                self._drained()
+
+    def _drained(self) -> None:
+        if self.closed or self.unsent:
+            return
+        if self.producer is not None and (not self.streaming or self._producerPaused):
+            self._producerPaused = False
+            self.producer.resumeProducing()
+        elif self.disconnecting:
+            self._clock.callLater(0, self.close)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        super().registerProducer(producer, streaming)
+        if not streaming:
+            producer.resumeProducing()
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+        if self.disconnecting and not self.unsent:
+            self._clock.callLater(0, self.close)
+
+    def arrive(self, event: Callable[[], object]) -> None:
+        """
+        Let something arrive from the client.
+        """
+        self._arriving.append(event)
+        self._deliver()
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        if self._arriving:
+            self._clock.callLater(0, self._deliver)
+
+    def _deliver(self) -> None:
+        while self._arriving and self.producerState == "producing":
+            self._arriving.pop(0)()
 
     def loseConnection(self) -> None:
-        self.disconnecting = True
-        self._clock.callLater(0, self.close)
+        if not self.disconnecting:
+            self.disconnecting = True
+            if not self.unsent and not self._producerPaused:
+                self._clock.callLater(0, self.close)
 
     def abortConnection(self) -> None:
         self.aborted = True
-        self.loseConnection()
+        self.disconnecting = True
+        self._clock.callLater(0, self.close)
 
     def loseWriteConnection(self) -> None:
         self.writeClosed = True
 
-    def unregisterProducer(self) -> None:
-        self.producer = None
-
     def close(self) -> None:
         if not self.closed:
             self.closed = True
+            self._arriving.clear()
+            if self.producer is not None:
+                self.producer.stopProducing()
+                self.producer = None
             self.protocol.connectionLost(Failure(ConnectionDone()))
 
 
@@ -292,22 +462,56 @@ class Peer:
     @ivar transport: The transport between them.
     """
 
-    def __init__(self, site: Site, clock: Clock, host: str = "192.0.2.1") -> None:
+    def __init__(
+        self,
+        site: TwistedSite,
+        clock: Clock,
+        host: str = "192.0.2.1",
+        *,
+        isReading: bool = True,
+    ) -> None:
+        """
+        @param isReading: Whether the client reads what it is sent; otherwise, it is
+            sent what L{read} takes.
+        """
         self._clock = clock
         _peers.setdefault(clock, []).append(self)
         address = IPv4Address("TCP", host, 54321)
         self.channel: Any = site.buildProtocol(address)
-        self.transport = _Transport(clock, address)
+        self.transport = _Transport(clock, address, isReading)
         self.transport.protocol = self.channel
         self.channel.makeConnection(self.transport)
 
     def send(self, data: bytes) -> None:
+        """
+        Send something, and let requests behind the first have their turn.
+        """
+        self.arrive(data)
+        self._clock.advance(0)
+
+    def arrive(self, data: bytes) -> None:
+        """
+        Send something; it arrives in this turn.
+        """
         if data:
-            self.channel.dataReceived(data)
-            # Requests behind the first have their turn.
-            self._clock.advance(0)
+            self.transport.arrive(lambda: self.channel.dataReceived(data))
+
+    def read(self, length: int | None = None) -> None:
+        """
+        Take what waits for a client that does not read, or a part of it.
+        """
+        self.transport.send(length)
+
+    def finish(self) -> None:
+        """
+        Leave. The server learns it when it has received everything.
+        """
+        self.transport.arrive(self.transport.close)
 
     def leave(self) -> None:
+        """
+        Leave, and let the server learn it at once.
+        """
         self.transport.close()
         peers = _peers[self._clock]
         if self in peers:
@@ -320,6 +524,10 @@ class Peer:
 
     @property
     def received(self) -> bytes:
+        """
+        The received bytes, once the calls that are due have run.
+        """
+        self._clock.advance(0)
         return cast(bytes, self.transport.value())
 
     @property
@@ -390,7 +598,8 @@ class Wire(Protocol):
         self.transport.write(data)
 
     def leave(self) -> None:
-        cast(Any, self.transport).abortConnection()
+        if not self.closed:
+            cast(Any, self.transport).abortConnection()
 
     def finish(self) -> None:
         """
@@ -431,7 +640,7 @@ class Served:
     A site that listens on the loopback interface.
     """
 
-    site: Site
+    site: Any
     port: int
     wires: list[Wire]
 
@@ -451,10 +660,12 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(site: Site, port: int = 0) -> AsyncIterator[Served]:
+async def serving(site: TwistedSite, port: int = 0) -> AsyncIterator[Served]:
     """
     Listen on a port of the loopback interface, by default any free one; close all
     connections at the end.
+
+    @param site: A site whose protocol is L{Connections}, such as ours.
     """
     from twisted.internet import reactor as theReactor
 
@@ -470,7 +681,8 @@ async def serving(site: Site, port: int = 0) -> AsyncIterator[Served]:
         for wire in served.wires:
             wire.leave()
         await gatherResults(closed)
-        site.abort()
-        await site.stop(60)
+        connections = cast(Any, site.protocol)
+        connections.abort()
+        await connections.stop(60)
         # Aborted transports end in the next turn.
         await deferLater(reactor, 0)
