@@ -310,6 +310,10 @@ _accepted(
             _X,
         ),
         "no framing": (_post(), (("POST", "/", b""),)),
+        "two ends of line behind the body": (
+            _post(b"Content-Length: 1", body=b"x\r\n\r\n"), _X
+        ),
+        "two ends of line before the request": (b"\r\n\r\n" + _get(), _GET),
     },
 )
 
@@ -318,9 +322,6 @@ FRAMINGS["length: a byte too many"] = Framing(
     _post(b"Content-Length: 1", body=b"xy"),
     _X,
     (400, 501),
-)
-FRAMINGS["length: two ends of line behind the body"] = Framing(
-    _post(b"Content-Length: 1", body=b"x\r\n\r\n"), _X, (400,)
 )
 FRAMINGS["length: bare LF behind the body"] = Framing(
     _post(b"Content-Length: 1", body=b"x\n"), _X, (400, 501)
@@ -349,7 +350,6 @@ _refused(
         "CR in the target": _get(start=b"GET /\r HTTP/1.1"),
         "LF before the request": b"\n" + _get(),
         "CR before the request": b"\r" + _get(),
-        "two lines before the request": b"\r\n\r\n" + _get(),
         "CR CR LF before the request": b"\r\r\n" + _get(),
         "LF in a name": _get(b"X\nY: z"),
         "CR in a name": _get(b"X\rY: z"),
@@ -575,6 +575,10 @@ _WEBSOCKET = (
     b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 )
 
+FRAMINGS["upgrade: of an unknown method"] = Framing(
+    _get(*_UPGRADE, start=b"BREW / HTTP/1.1"), refusal=(501,)
+)
+
 _accepted(
     "upgrade",
     {
@@ -606,6 +610,13 @@ _accepted(
             _HELLO,
         ),
         "TLS": (_get(b"Connection: Upgrade", b"Upgrade: TLS/1.2"), _GET),
+        "HTTP/1.0 with a length": (
+            _get(
+                b"Connection: Upgrade, keep-alive", b"Upgrade: h2c",
+                b"Content-Length: 1", start=b"POST / HTTP/1.0",
+            ) + b"x",
+            _X,
+        ),
     },
 )
 
@@ -614,6 +625,9 @@ _refused(
     {
         "h2c with two framings": _post(*_UPGRADE, _ENCODING, _LENGTH % 4) + _CHUNKS,
         "h2c with a wrong length": _post(*_UPGRADE, b"Content-Length: x"),
+        "CONNECT": _get(*_UPGRADE, start=b"CONNECT / HTTP/1.1"),
+        "h2c with an odd host": _hosted(b"Host: test/", *_UPGRADE),
+        "h2c with an odd encoding": _post(*_UPGRADE, b"Transfer-Encoding: x, chunked"),
         "websocket with a wrong chunk": _post(*_WEBSOCKET, _ENCODING, body=b"g\r\n"),
     },
 )

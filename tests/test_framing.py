@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from tsrv.web.site import Site
 
 from .framings import FRAMINGS, MARKER, Framing
-from .recorder import Recorder, answersByMethod, seenBy
+from .recorder import Recorder, Seen, answersByMethod, seenBy
 from .websupport import Peer
 
 MARKER_SEEN = ("GET", "/marker", b"")
@@ -40,36 +40,58 @@ def splits(data: bytes) -> Iterator[list[bytes]]:
     yield [data[start : start + size] for start in range(0, len(data), size)]
 
 
-def check(framing: Framing, segments: list[bytes]) -> None:
+class Served:
     """
-    Send a framing and the marker to a site in memory, and check what becomes of them.
+    A site in memory, for connections one after the other.
     """
-    clock, recorder = Clock(), Recorder()
-    site = Site(recorder, clock)
-    peer = Peer(site, clock)
-    for segment in segments:
-        if not peer.closed:
-            peer.send(segment)
-    isClosed = peer.closed
-    expected = list(framing.seen)
-    if not (framing.refusal or framing.closes):
-        expected.append(MARKER_SEEN)
-    assert recorder.seen == expected
-    answers = answersByMethod(peer.received, [method for method, _, _ in expected])
-    if framing.refusal:
-        refusal = answers.pop()
-        assert refusal.status in framing.refusal
-        assert refusal.headers["connection"] == "close"
-        assert json.loads(refusal.body)["status"] == refusal.status
-        assert peer.transport.writeClosed
-    else:
-        assert not peer.transport.writeClosed
-        assert isClosed is framing.closes
-    assert [answer.status for answer in answers] == [200] * len(expected)
-    assert [seenBy(answer) for answer in answers] == expected
-    peer.leave()
-    assert site.bodyBytes == 0
-    assert clock.getDelayedCalls() == []
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.recorder = Recorder()
+        self.site = Site(self.recorder, self.clock)
+
+    def check(self, framing: Framing, segments: list[bytes]) -> None:
+        """
+        Send a framing and the marker, and check what becomes of them.
+        """
+        peer = Peer(self.site, self.clock)
+        for segment in segments:
+            if not peer.closed:
+                peer.send(segment)
+        expected = list(framing.seen)
+        if not (framing.refusal or framing.closes):
+            expected.append(MARKER_SEEN)
+        assert self.take() == expected
+        answers = answersByMethod(peer.received, [method for method, _, _ in expected])
+        if framing.refusal:
+            refusal = answers.pop()
+            assert refusal.status in framing.refusal
+            assert refusal.headers["connection"] == "close"
+            assert json.loads(refusal.body)["status"] == refusal.status
+        assert [answer.status for answer in answers] == [200] * len(expected)
+        assert [seenBy(answer) for answer in answers] == expected
+        isEnding = peer.closed or peer.transport.writeClosed
+        assert isEnding is bool(framing.refusal or framing.closes)
+        peer.leave()
+        assert self.site.connections.bodyBytes == 0
+        assert self.clock.getDelayedCalls() == []
+
+    def checkOther(self) -> None:
+        """
+        Check that another client is served.
+        """
+        other = Peer(self.site, self.clock)
+        other.send(MARKER)
+        assert self.take() == [MARKER_SEEN]
+        assert [answer.status for answer in other.answers] == [200]
+        other.leave()
+
+    def take(self) -> list[Seen]:
+        """
+        @return: What the resource has seen since the last call.
+        """
+        seen, self.recorder.seen = self.recorder.seen, []
+        return seen
 
 
 @pytest.mark.parametrize(
@@ -79,7 +101,21 @@ def test_a_request_means_the_same_however_it_arrives(framing: Framing) -> None:
     """
     A request that can be read in two ways is refused, and nothing behind it is carried
     out; after an unusual one the next request is answered. It does not matter where
-    the network cuts them.
+    the network cuts them, and other connections are not disturbed.
     """
+    served = Served()
     for segments in splits(framing.data + MARKER):
-        check(framing, segments)
+        served.check(framing, segments)
+    served.checkOther()
+
+
+def test_the_host_of_a_url_replaces_the_other_one() -> None:
+    """
+    If the target is a URL its host is the one that a resource sees (RFC 9112, 3.2.2).
+    """
+    served = Served()
+    peer = Peer(served.site, served.clock)
+    peer.send(MARKER.replace(b"/marker", b"HTTPS://other:8443/x"))
+    assert served.take() == [("GET", "/x", b"")]
+    assert served.recorder.headers[0][b"host"] == [b"other:8443"]
+    peer.leave()

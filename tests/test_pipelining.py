@@ -190,7 +190,7 @@ def test_a_thousand_requests_are_answered_in_order(
     checkAnswers(requests, answersByMethod(peer.received, methods))
     assert not peer.closed
     peer.leave()
-    assert site.bodyBytes == 0
+    assert site.connections.bodyBytes == 0
 
 
 @pytest.mark.parametrize("padding", [0, 200])
