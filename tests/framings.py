@@ -319,9 +319,7 @@ _accepted(
 
 FRAMINGS["length: a byte too many"] = Framing(
     # The byte belongs to the method of the next request.
-    _post(b"Content-Length: 1", body=b"xy"),
-    _X,
-    (400, 501),
+    _post(b"Content-Length: 1", body=b"x("), _X, (400, 501)
 )
 FRAMINGS["length: bare LF behind the body"] = Framing(
     _post(b"Content-Length: 1", body=b"x\n"), _X, (400, 501)
@@ -459,14 +457,13 @@ _refused(
     501,
 )
 
-# Methods are case-sensitive.
-_refused(
+# Methods are case-sensitive, and a resource may have its own.
+_accepted(
     "unknown method",
-    _each(
-        [b"get", b"Get", b"GETT", b"XGET", b"BREW", b"X" * 100, b"!#$%&'*+-.^_`|~"],
-        lambda method: _get(start=method + b" / HTTP/1.1"),
-    ),
-    501,
+    {
+        method: (_get(start=method.encode() + b" / HTTP/1.1"), ((method, "/", b""),))
+        for method in ("get", "GETT", "XGET", "BREW", "X" * 100, "!#$%&'*+-.^_`|~")
+    },
 )
 
 _refused(
@@ -575,10 +572,6 @@ _WEBSOCKET = (
     b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 )
 
-FRAMINGS["upgrade: of an unknown method"] = Framing(
-    _get(*_UPGRADE, start=b"BREW / HTTP/1.1"), refusal=(501,)
-)
-
 _accepted(
     "upgrade",
     {
@@ -610,6 +603,10 @@ _accepted(
             _HELLO,
         ),
         "TLS": (_get(b"Connection: Upgrade", b"Upgrade: TLS/1.2"), _GET),
+        "unknown method": (
+            _get(*_UPGRADE, b"Content-Length: 1", start=b"BREW / HTTP/1.1") + b"x",
+            (("BREW", "/", b"x"),),
+        ),
         "HTTP/1.0 with a length": (
             _get(
                 b"Connection: Upgrade, keep-alive", b"Upgrade: h2c",

@@ -109,6 +109,32 @@ def test_a_request_means_the_same_however_it_arrives(framing: Framing) -> None:
     served.checkOther()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\n",
+        b"\x00",
+        b"{",
+        b"\x16\x03\x01",
+        b"GET / HTTP/1.1\n",
+        b"GET / HTTP/1.1\r\nHost: test\n",
+        b"GET / HTTP/1.1\r\nHost: test\r\n\n",
+        b"GET /\r\n",
+        b"GET / HTTP/2.0\r\n",
+    ],
+)
+def test_what_cannot_become_a_request_is_refused_at_once(data: bytes) -> None:
+    """
+    A client that speaks another protocol, or ends its lines with LF alone, does not
+    wait in vain.
+    """
+    served = Served()
+    peer = Peer(served.site, served.clock)
+    peer.send(data)
+    assert [answer.status for answer in peer.answers] == [400]
+    peer.leave()
+
+
 def test_the_host_of_a_url_replaces_the_other_one() -> None:
     """
     If the target is a URL its host is the one that a resource sees (RFC 9112, 3.2.2).
