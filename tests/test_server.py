@@ -377,6 +377,58 @@ def test_reads_of_sessions_are_repeated_after_a_loss(machine: Machine) -> None:
     assert stopped.value is None
 
 
+# Limits for requests.
+
+
+@pytest.mark.parametrize("port", [80, 81])
+def test_a_request_has_to_arrive_in_time(machine: Machine, port: int) -> None:
+    """
+    On both sites, a client has C{--request-timeout} to send head and body.
+    """
+    parts = Parts(machine, "--operations-listen=tcp:81", "--request-timeout=3")
+    parts.startReady()
+    head = parts.connect(SAY[:20], port)
+    body = parts.connect(
+        b"PUT / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n", port
+    )
+    for _ in range(5):
+        machine.advance(0.5)
+        body.send(b"x")
+    assert head.received == body.received == b""
+    machine.pump([0.5] * 3)
+    assert [peer.answers[0].status for peer in (head, body)] == [408, 408]
+    head.leave()
+    body.leave()
+    parts.stopAtOnce()
+
+
+@pytest.mark.parametrize(
+    ("route", "limit"),
+    [
+        ("/users", 16 * 1024),
+        ("/users/3", 16 * 1024),
+        ("/login", 4 * 1024),
+        ("/logout", 4 * 1024),
+        ("/visits", 4 * 1024),
+        ("/say", 64 * 1024),
+        ("/nonexistent", 64 * 1024),
+    ],
+)
+def test_a_route_limits_its_body(parts: Parts, route: str, limit: int) -> None:
+    """
+    A body that is longer than its route allows is refused before it arrives.
+    """
+    parts.startReady()
+    head = "PUT {} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n"
+    allowed = parts.connect(head.format(route, limit).encode())
+    assert allowed.received == b""
+    refused = parts.connect(head.format(route, limit + 1).encode())
+    assert refused.answers[0].status == 413
+    allowed.leave()
+    refused.leave()
+    parts.stopAtOnce()
+
+
 # Stopping.
 
 
