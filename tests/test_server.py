@@ -429,6 +429,37 @@ def test_a_route_limits_its_body(parts: Parts, route: str, limit: int) -> None:
     parts.stopAtOnce()
 
 
+def test_a_hostile_client_writes_nothing_into_the_log(parts: Parts) -> None:
+    """
+    Refused, slow, idle and abandoned requests leave no line in the log.
+    """
+    head = b"POST /users HTTP/1.1\r\nHost: test\r\n"
+    parts.startReady()
+    with logged() as events:
+        peers = [
+            parts.connect(data)
+            for data in (
+                b"",
+                b"\x16\x03\x01\x02\x00",
+                b"GET /say HT",
+                b"GET /say HTTP/1.1\r\n\r\n",
+                b"GET /" + b"x" * 20_000,
+                head + b"Content-Length: x\r\n\r\n",
+                head + b"Content-Length: 20000\r\n\r\n",
+                head + b"Content-Length: 200\r\n\r\nx",
+                head
+                + b"Content-Length: 3\r\nContent-Type: application/json\r\n\r\nxxx",
+                head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+            )
+        ]
+        gone = parts.connect()
+        gone.leave()
+        parts.machine.pump([0.5] * 140)
+    assert all(peer.closed for peer in peers)
+    assert textsOf(events) == []
+    parts.stopAtOnce()
+
+
 # Stopping.
 
 
