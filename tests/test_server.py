@@ -395,7 +395,7 @@ def test_a_request_has_to_arrive_in_time(machine: Machine, port: int) -> None:
         machine.advance(0.5)
         body.send(b"x")
     assert head.received == body.received == b""
-    machine.pump([0.5] * 3)
+    passTime(machine, 1.5)
     assert [peer.answers[0].status for peer in (head, body)] == [408, 408]
     head.leave()
     body.leave()
@@ -454,7 +454,7 @@ def test_a_hostile_client_writes_nothing_into_the_log(parts: Parts) -> None:
         ]
         gone = parts.connect()
         gone.leave()
-        parts.machine.pump([0.5] * 140)
+        passTime(parts.machine, 70)
     assert all(peer.closed for peer in peers)
     assert textsOf(events) == []
     parts.stopAtOnce()
