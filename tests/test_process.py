@@ -36,8 +36,12 @@ from .websupport import (
 
 GET = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 
-# The interim response tells that the request has been received.
-EXPECTING = b"GET %s HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n\r\n"
+# The interim response tells that the head has been received. Only a request with a body
+# gets one.
+EXPECTING = (
+    b"GET %s HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n"
+    b"Content-Length: 1\r\n\r\nx"
+)
 
 BODY = b'{"name": "Ada", "email": "a@b"}'
 
@@ -79,13 +83,16 @@ async def connect(port: int, *data: bytes) -> Wire:
 
 async def queueRequests(port: int, *requests: bytes) -> list[Wire]:
     """
-    Make requests, and wait until the server has received all of them.
+    Make requests, and wait until all of them are in progress at the server.
     """
+    parts = [each.partition(b"\r\n\r\n") for each in requests]
     wires = await gatherResults(
-        [Deferred.fromCoroutine(connect(port, each)) for each in requests]
+        [Deferred.fromCoroutine(connect(port, head + end)) for head, end, _ in parts]
     )
     continued = b"HTTP/1.1 100 Continue\r\n\r\n"
     await gatherResults([wire.whenReceived(continued) for wire in wires])
+    for wire, (_, _, body) in zip(wires, parts, strict=True):
+        wire.send(body)
     return wires
 
 
