@@ -37,6 +37,7 @@ DEFAULTS = {
     "new-sessions": 6_000,
     "new-sessions-per-peer": 60,
     "stay-up": False,
+    "request-timeout": 30.0,
     "drain-timeout": 30.0,
     "access-log": False,
     "development": False,
@@ -102,6 +103,7 @@ def test_defaults() -> None:
         ("--sessions=rediss://h", SessionLocation("redis", "rediss://h")),
         ("--sessions=unix:/run/r", SessionLocation("redis", "unix:/run/r")),
         ("--trusted-proxy=10.0.0.0/8 --trusted-proxy=unix", ["10.0.0.0/8", "unix"]),
+        ("--request-timeout=7.5", 7.5),
         ("--access-log=on --access-log=off", False),
         ("--development", True),
     ],
@@ -283,7 +285,13 @@ def test_a_bad_variable_is_refused(name: str) -> None:
     [
         *(
             (name, (), f"cannot import {name}: pip install 'tsrv[server]'")
-            for name in ("jinja2", "msgspec", "prometheus_client", "treq")
+            for name in (
+                "httptools",
+                "jinja2",
+                "msgspec",
+                "prometheus_client",
+                "treq",
+            )
         ),
         (
             "psycopg",

@@ -36,13 +36,17 @@ from .websupport import (
 
 GET = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 
-# The interim response tells that the request has been received.
-ASKING = b"GET %s HTTP/1.1\r\nHost: test\r\n\r\n"
+# The interim response tells that the head has been received. Only a request with a body
+# gets one.
+EXPECTING = (
+    b"GET %s HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n"
+    b"Content-Length: 1\r\n\r\nx"
+)
 
 BODY = b'{"name": "Ada", "email": "a@b"}'
 
 POST = (
-    b"POST /users HTTP/1.1\r\nHost: test\r\n"
+    b"POST /users HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n"
     b"X-Request-ID: mine\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 )
@@ -79,13 +83,16 @@ async def connect(port: int, *data: bytes) -> Wire:
 
 async def queueRequests(port: int, *requests: bytes) -> list[Wire]:
     """
-    Make requests, and wait until the server has received all of them.
+    Make requests, and wait until all of them are in progress at the server.
     """
+    parts = [each.partition(b"\r\n\r\n") for each in requests]
     wires = await gatherResults(
-        [Deferred.fromCoroutine(connect(port, each)) for each in requests]
+        [Deferred.fromCoroutine(connect(port, head + end)) for head, end, _ in parts]
     )
-    # Connections are accepted and read in order.
-    await fetch(port, "/livez")
+    continued = b"HTTP/1.1 100 Continue\r\n\r\n"
+    await gatherResults([wire.whenReceived(continued) for wire in wires])
+    for wire, (_, _, body) in zip(wires, parts, strict=True):
+        wire.send(body)
     return wires
 
 
@@ -157,7 +164,7 @@ async def test_twist_runs_the_server(tmp_path: Path, port: int) -> None:
     words = ("tsrv", listen(port), "--delay=0.5")
     async with running(tmp_path, *words, program="twist") as process:
         await process.whenWritten("Started")
-        (first,) = await queueRequests(port, ASKING % b"/say")
+        (first,) = await queueRequests(port, EXPECTING % b"/say")
         await first.whenReceived(b"I say: Current time is: ")
         async with terminatedWhilePaused(process):
             wires = [await connect(port, GET) for _ in range(200)]
@@ -186,7 +193,7 @@ async def test_sigterm_during_the_start_answers_queued_requests(
         words.append("--access-log=on")
         async with running(tmp_path, "-n", "tsrv", *words) as process:
             await process.whenWritten("Started")
-            requests = [ASKING % b"/users"] * 100
+            requests = [EXPECTING % b"/users"] * 100
             wires = await queueRequests(port, POST, *requests)
             await process.whenWritten("configuration: attempt 1 failed")
             assert (await fetch(port, "/readyz")).status == 404
@@ -235,7 +242,7 @@ async def test_a_daemon_runs_and_stops(tmp_path: Path, port: int) -> None:
     """
     async with running(tmp_path, "tsrv", listen(port), "--delay=0.1") as process:
         await process.exited
-        wires = await queueRequests(port, ASKING % b"/say")
+        wires = await queueRequests(port, EXPECTING % b"/say")
         os.kill(int((tmp_path / "twistd.pid").read_text()), SIGTERM)
         assert [answer.status for answer in await finalAnswers(wires)] == [200]
         assert await process.ended == 0

@@ -16,12 +16,15 @@ from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 from twisted.internet.task import Clock
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
 
 from tsrv import AsyncModule, QueuingWrapper, Startup
 from tsrv.queuing.states import TRANSITIONS, State
 from tsrv.starting.options import WrapperOptions
 
 from .processes import ROOT
+from .websupport import Peer
 
 README = (ROOT / "README.md").read_text()
 
@@ -114,6 +117,36 @@ def test_the_example_of_sessions(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate(timeout=30)
+
+
+class Page(Resource):
+    """
+    A resource of twisted.web.
+    """
+
+    isLeaf = True
+
+    def render_GET(self, request: Request) -> bytes:
+        return b"page"
+
+
+def test_the_lines_for_other_sites() -> None:
+    """
+    The lines for the connections of other sites work on a plain site of twisted.web.
+    """
+    section = README.split("## HTTP connections for any site", 1)[1]
+    lines = re.findall(r"^    (.*)$", section.split("\n## ", 1)[0], re.M)
+    assert len(lines) == 3
+    clock = Clock()
+    names: dict[str, Any] = {"Site": Site, "root": Page(), "reactor": clock}
+    exec("\n".join(lines), names)  # noqa: S102
+    peer = Peer(names["site"], clock)
+    peer.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+    peer.send(b"GET / HTTP/1.1\r\nHost: test\r\nHost: test\r\n\r\n")
+    assert [answer.status for answer in peer.answers] == [200, 400]
+    peer.leave()
+    clock.advance(0)
+    assert clock.getDelayedCalls() == []
 
 
 def test_the_diagram_shows_all_transitions() -> None:

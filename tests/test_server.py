@@ -377,6 +377,89 @@ def test_reads_of_sessions_are_repeated_after_a_loss(machine: Machine) -> None:
     assert stopped.value is None
 
 
+# Limits for requests.
+
+
+@pytest.mark.parametrize("port", [80, 81])
+def test_a_request_has_to_arrive_in_time(machine: Machine, port: int) -> None:
+    """
+    On both sites, a client has C{--request-timeout} to send head and body.
+    """
+    parts = Parts(machine, "--operations-listen=tcp:81", "--request-timeout=3")
+    parts.startReady()
+    head = parts.connect(SAY[:20], port)
+    body = parts.connect(
+        b"PUT / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n", port
+    )
+    for _ in range(5):
+        machine.advance(0.5)
+        body.send(b"x")
+    assert head.received == body.received == b""
+    passTime(machine, 1.5)
+    assert [peer.answers[0].status for peer in (head, body)] == [408, 408]
+    head.leave()
+    body.leave()
+    parts.stopAtOnce()
+
+
+@pytest.mark.parametrize(
+    ("route", "limit"),
+    [
+        ("/users", 16 * 1024),
+        ("/users/3", 16 * 1024),
+        ("/login", 4 * 1024),
+        ("/logout", 4 * 1024),
+        ("/visits", 4 * 1024),
+        ("/say", 64 * 1024),
+        ("/nonexistent", 64 * 1024),
+    ],
+)
+def test_a_route_limits_its_body(parts: Parts, route: str, limit: int) -> None:
+    """
+    A body that is longer than its route allows is refused before it arrives.
+    """
+    parts.startReady()
+    head = "PUT {} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n"
+    allowed = parts.connect(head.format(route, limit).encode())
+    assert allowed.received == b""
+    refused = parts.connect(head.format(route, limit + 1).encode())
+    assert refused.answers[0].status == 413
+    allowed.leave()
+    refused.leave()
+    parts.stopAtOnce()
+
+
+def test_a_hostile_client_writes_nothing_into_the_log(parts: Parts) -> None:
+    """
+    Refused, slow, idle and abandoned requests leave no line in the log.
+    """
+    head = b"POST /users HTTP/1.1\r\nHost: test\r\n"
+    parts.startReady()
+    with logged() as events:
+        peers = [
+            parts.connect(data)
+            for data in (
+                b"",
+                b"\x16\x03\x01\x02\x00",
+                b"GET /say HT",
+                b"GET /say HTTP/1.1\r\n\r\n",
+                b"GET /" + b"x" * 20_000,
+                head + b"Content-Length: x\r\n\r\n",
+                head + b"Content-Length: 20000\r\n\r\n",
+                head + b"Content-Length: 200\r\n\r\nx",
+                head
+                + b"Content-Length: 3\r\nContent-Type: application/json\r\n\r\nxxx",
+                head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+            )
+        ]
+        gone = parts.connect()
+        gone.leave()
+        passTime(parts.machine, 70)
+    assert all(peer.closed for peer in peers)
+    assert textsOf(events) == []
+    parts.stopAtOnce()
+
+
 # Stopping.
 
 
@@ -463,7 +546,7 @@ def test_pending_connections_are_accepted(parts: Parts) -> None:
 
     def arrive() -> None:
         parts.steps.append("connect")
-        peers.append(parts.connect(b""))
+        peers.append(Peer(parts.machine.sites[80], parts.machine))
         if len(peers) < 40:
             parts.machine.callLater(0, arrive)
 

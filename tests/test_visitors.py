@@ -10,8 +10,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from twisted.internet.task import Clock
 
+from tsrv import Unavailable
 from tsrv.resources import KNOWN_ERRORS, makeRoot
+from tsrv.sessions import Quota
 
 from .visitors import Place, Visitor
 from .websupport import Answer, Teller
@@ -240,3 +243,35 @@ def test_a_body_of_another_type_is_refused(place: Place) -> None:
     sent = {"Content-Type": "text/plain", "Origin": "https://test"}
     answer = place.visitor().ask("/login", method="POST", headers=sent, data=b"Ada")
     assert (answer.status, answer.headers["accept-post"]) == (415, "application/json")
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/plain", "text/html"])
+@pytest.mark.parametrize(
+    ("isFull", "line"),
+    [
+        (False, b"HTTP/1.1 503 Service Unavailable"),
+        (True, b"HTTP/1.1 429 Too Many Requests"),
+    ],
+)
+def test_a_session_that_cannot_be_stored_is_one_problem(
+    accept: str, isFull: bool, line: bytes
+) -> None:
+    """
+    The visit cannot be counted, and then the session cannot be saved for the response
+    to that: there is one response with one of each header.
+    """
+    quota = Quota(Clock(), 1, 1, 60.0) if isFull else None
+    place = Place(lambda sessions: makeRoot(Teller(), sessions=sessions), quota)
+    if isFull:
+        place.visitor().ask("/visits")
+    else:
+        fault = Unavailable("no store", 7)
+        place.store.errors = dict.fromkeys(("add", "create", "get", "set"), fault)
+    peer = place.visitor().begin("/visits", headers={"Accept": accept})
+    peer.leave()
+    place.close()
+    statusLine, *lines = peer.received.split(b"\r\n\r\n")[0].split(b"\r\n")
+    assert statusLine == line
+    names = [each.split(b": ")[0].lower() for each in lines]
+    assert sorted(set(names)) == sorted(names)
+    assert {b"retry-after", b"vary", b"x-content-type-options"} <= set(names)

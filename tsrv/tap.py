@@ -31,12 +31,16 @@ def makeService(options: Options) -> Server:
     from twisted.internet import reactor as theReactor
 
     from .server.assembly import assemble
+    from .server.shortage import Shortage
     from .web.requestid import addRequestId
 
     reactor: Any = theReactor
     tuneProcess()
-    # It comes before the observers that write the log.
-    globalLogPublisher.addObserver(cast(ILogObserver, addRequestId))
+    shortage = Shortage(reactor)
+    # They come before the observers that write the log.
+    for observer in (shortage, addRequestId):
+        globalLogPublisher.addObserver(cast(ILogObserver, observer))
+    reactor.addSystemEventTrigger("after", "shutdown", shortage.flush)
     if options["development"]:
         _log.warn("DEVELOPMENT: clients are shown tracebacks (--development)")
     # A child process must not speak to systemd in the name of this one.

@@ -18,7 +18,7 @@ from twisted.web.server import Request
 from .. import __version__
 from ..web.content import withETag
 from ..web.responses import AsyncResource, Response
-from .userroutes import MAX_USERS_PER_PAGE, MERGE_PATCH, PageQuery
+from .userroutes import MAX_BODY_BYTES, MAX_USERS_PER_PAGE, MERGE_PATCH, PageQuery
 from .users import LARGEST_ID, NewUser, User, UserPatch
 
 __all__ = ["Description", "describe"]
@@ -63,7 +63,7 @@ _PROBLEMS: Final = {
     404: "No user has this identifier.",
     409: "The address is in use.",
     412: "The user does not have the expected entity tag.",
-    413: "The body is too long.",
+    413: f"The body is longer than {MAX_BODY_BYTES:,} bytes.",
     415: "The media type of the body is not supported.",
     500: "Internal error; the log has the details.",
     503: "The service is not available. With Retry-After the request was not carried "

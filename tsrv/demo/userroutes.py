@@ -35,6 +35,12 @@ MAX_USERS_PER_PAGE: Final = 1_000
 Maximum number of users in one response.
 """
 
+MAX_BODY_BYTES: Final = 16 * 1024
+"""
+Maximum length of the JSON of a user, in bytes. The longest user has 5 KiB if every
+character is escaped.
+"""
+
 MERGE_PATCH: Final = "application/merge-patch+json"
 """
 The media type of RFC 7396.
@@ -96,6 +102,8 @@ class _DescribedResource(AsyncResource):
     """
 
     accepts: tuple[bytes, bytes]
+
+    maxBodyBytes = MAX_BODY_BYTES
 
     def render_OPTIONS(self, request: Request) -> Response:
         """

@@ -37,6 +37,12 @@ MAX_FORM_FIELDS: Final = 10
 Maximum number of fields in a form.
 """
 
+MAX_BODY_BYTES: Final = 4 * 1024
+"""
+Maximum length of a body, in bytes. The longest name has 1,200 if every character is
+escaped.
+"""
+
 _SCRIPT: Final = (files(__package__) / "templates" / "visitor.js").read_text("utf-8")
 
 _HASH: Final = b64encode(sha256(_SCRIPT.encode()).digest())
@@ -116,6 +122,8 @@ class _SessionResource(AsyncResource):
     """
     A resource that uses the session of its visitor.
     """
+
+    maxBodyBytes = MAX_BODY_BYTES
 
     def __init__(self, sessions: Sessions) -> None:
         super().__init__()

@@ -35,8 +35,6 @@ DRAIN_CONCURRENCY: Final = 1_000
 Calls to a database in progress at the same time while its queue is drained.
 """
 
-MAX_BODY_BYTES: Final = 1024 * 1024
-
 
 def checkSettings(settings: Mapping[str, Any]) -> str | None:
     """
@@ -170,7 +168,7 @@ def assemble(
             root,
             reactor,
             accessLog=options["access-log"],
-            maxBodyBytes=MAX_BODY_BYTES,
+            requestTimeout=options["request-timeout"],
             traffic=traffic,
             development=options["development"],
             knownErrors=KNOWN_ERRORS,

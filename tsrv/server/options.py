@@ -22,7 +22,7 @@ __all__ = ["Options"]
 
 # What the server, and each kind of store, imports.
 _PACKAGES: Final = {
-    "server": ("jinja2", "msgspec", "prometheus_client", "treq"),
+    "server": ("httptools", "jinja2", "msgspec", "prometheus_client", "treq"),
     "sqlite": ("_sqlite3",),
     "postgresql": ("psycopg",),
     "redis": ("hiredis",),

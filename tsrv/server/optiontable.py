@@ -304,6 +304,12 @@ OPTIONS: Final = (
     ),
     Option("stay-up", "Keep running when a required module has failed for good."),
     Option(
+        "request-timeout",
+        "Seconds for a client to send a request, head and body.",
+        _positiveSeconds,
+        "30",
+    ),
+    Option(
         "drain-timeout",
         "Seconds for requests in progress to finish during a graceful shutdown.",
         _seconds,

@@ -46,10 +46,16 @@ The route of resources that have none.
 
 _RESPONSE_HEADERS: Final = (
     b"Cache-Control Content-Disposition Content-Encoding Content-Language"
-    b" Content-Length Content-Type ETag Last-Modified Link Location Set-Cookie"
+    b" Content-Length Content-Security-Policy Content-Type ETag Last-Modified Link"
+    b" Location Retry-After Set-Cookie X-Content-Type-Options"
 ).split()
 """
 Headers of a prepared response that an error does not inherit.
+"""
+
+_PHRASES: Final = {each.value: each.phrase.encode("ascii") for each in HTTPStatus}
+"""
+Reason phrases. Twisted does not know all of them.
 """
 
 
@@ -86,8 +92,12 @@ def writeProblem(request: Request, failure: Failure) -> None:
     @param request: The request.
     @param failure: The error.
     """
+    headers = request.responseHeaders
     for name in _RESPONSE_HEADERS:
-        request.responseHeaders.removeHeader(name)
+        headers.removeHeader(name)
+    # An error depends on Accept, and says so itself.
+    varying = headers.getRawHeaders(b"Vary", [])
+    headers.setRawHeaders(b"Vary", [each for each in varying if each != b"Accept"])
     request.cookies.clear()
     _Exchange(request).fail(failure)
 
@@ -156,7 +166,8 @@ class _Exchange:
         request = self._request
         headers = request.responseHeaders
         if response.status != 200:
-            request.setResponseCode(response.status)
+            status = response.status
+            request.setResponseCode(status, _PHRASES.get(status))
         for name, value in response.headers:
             headers.addRawHeader(name, value)
         if response.status not in NO_BODY_CODES:
