@@ -81,8 +81,11 @@ def _latencies(kind: str, sizes: Mapping[str, int]) -> list[float]:
         # The last request may be a second late.
         load.send("flood", port, sizes["floods"], seconds + 1)
         watched = watcher.request("watch", port, sizes["rate"], seconds)
-        load.receive()
+        answered = load.receive()["answered"]
         times: list[float] = watched["seconds"]
+        # A plain site computes the responses to all clients before it sends any.
+        if not answered and max(times) < 1:
+            raise RuntimeError("the server answers, but not the clients that flood")
         return times
 
 
@@ -99,6 +102,8 @@ def _memoryOfSilent(kind: str, sizes: Mapping[str, int]) -> float:
         while monotonic() < end:
             sleep(_POLL_SECONDS)
             most = max(most, server.residentBytes)
+        if not load.request("peek")["begun"]:
+            raise RuntimeError("the server has answered none of the clients")
         return max(1, most - before) / sizes["silent"]
 
 

@@ -7,6 +7,7 @@ The process reads commands from its standard input, as L{benchmarks.support.load
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from random import Random
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from time import monotonic, sleep
@@ -33,13 +34,21 @@ def _pipelined(path: bytes) -> tuple[int, bytes]:
     return number, number * request
 
 
+def _checkBegin(response: bytes) -> None:
+    if not b"HTTP/1.1 200 ".startswith(response[:13]):
+        raise ValueError(f"unexpected response: {response!r}")
+
+
 class _Flooder:
     """
     One connection that sends pipelined requests, reads the responses, and begins
     again. No body contains the end of a head.
+
+    @ivar answered: Number of responses.
     """
 
     def __init__(self, path: bytes) -> None:
+        self.answered = 0
         self._number, self._requests = _pipelined(path)
 
     def open(self, port: int) -> socket.socket:
@@ -58,6 +67,7 @@ class _Flooder:
         Send and receive what is possible.
 
         @return: Whether the connection is still open.
+        @raise ValueError: The response is not the expected one.
         """
         try:
             if events & EVENT_WRITE and self._unsent:
@@ -66,7 +76,11 @@ class _Flooder:
                 received = self._tail + connection.recv(65536)
                 if received == self._tail:
                     return False
-                self._unanswered -= received.count(b"\r\n\r\n")
+                if not self._tail:
+                    _checkBegin(received)
+                heads = received.count(b"\r\n\r\n")
+                self.answered += heads
+                self._unanswered -= heads
                 self._tail = received[-3:]
         except ConnectionError:
             return False
@@ -119,17 +133,17 @@ class _FloodLoad:
     def flood(self, port: int, connections: int, seconds: int) -> dict[str, Any]:
         """
         Send pipelined requests for the metrics on many connections.
+
+        @return: Number of responses.
         """
         selector = DefaultSelector()
-        opened = 0
 
         def begin(flooder: _Flooder) -> None:
-            nonlocal opened
-            opened += 1
             selector.register(flooder.open(port), flooder.awaited, flooder)
 
-        for _ in range(connections):
-            begin(_Flooder(b"/metrics"))
+        flooders = [_Flooder(b"/metrics") for _ in range(connections)]
+        for each in flooders:
+            begin(each)
         end = monotonic() + seconds
         while (left := end - monotonic()) > 0:
             for key, events in selector.select(left):
@@ -144,7 +158,7 @@ class _FloodLoad:
             connection = key.fileobj
             connection.close()
         selector.close()
-        return {"opened": opened}
+        return {"answered": sum(each.answered for each in flooders)}
 
     def ignore(self, port: int, connections: int) -> dict[str, Any]:
         """
@@ -157,6 +171,20 @@ class _FloodLoad:
             connection.sendall(requests)
             self._opened.append(connection)
         return {"opened": len(self._opened)}
+
+    def peek(self) -> dict[str, Any]:
+        """
+        Check how the responses that nobody reads begin.
+
+        @return: Number of connections with a response.
+        """
+        begun = 0
+        for connection in self._opened:
+            connection.setblocking(False)
+            with suppress(BlockingIOError):
+                _checkBegin(connection.recv(13, socket.MSG_PEEK))
+                begun += 1
+        return {"begun": begun}
 
     def open(self, port: int, connections: int) -> dict[str, Any]:
         """
