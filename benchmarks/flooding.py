@@ -36,7 +36,7 @@ _SIZES = {
     "silent": Size(50, 2, "connections that read nothing"),
     "idle": Size(5_000, 20, "idle connections"),
     "seconds": Size(8, 1, "seconds of a flood"),
-    "silence": Size(12, 1, "seconds for which clients read nothing"),
+    "silence": Size(12, 2, "seconds for which clients read nothing"),
     "rate": Size(50, 50, "requests for /livez in a second"),
     "users": Size(1_000, 10, "users in the response that nobody reads"),
 }
