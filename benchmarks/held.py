@@ -125,13 +125,13 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             f"{requests:,} held requests: memory of one",
             "bytes",
             "memory",
-            Target(1.15),
+            Target(0.8),
         ),
         figure(
             f"{requests:,} held requests: answering all",
             "ms",
             "times",
-            Target(1.15),
+            Target(0.7),
         ),
         figure("(processor time for that)", "ms", "costs", None),
     ]

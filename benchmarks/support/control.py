@@ -7,8 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ReactorNotRunning
@@ -20,11 +19,20 @@ from twisted.web.server import Site
 
 from benchmarks.support.processes import MAX_PROCESS_SECONDS
 
-__all__ = ["residentBytes", "serve"]
+__all__ = ["QuietSite", "serve"]
 
 Command = Callable[[str, list[str]], Deferred[Any] | None]
 
-_PAGE_BYTES: Final = 4096
+
+class QuietSite(Site):
+    """
+    A plain site without an access log.
+    """
+
+    def log(self, request: object) -> None:
+        """
+        Write nothing.
+        """
 
 
 class _Control(LineOnlyReceiver):
@@ -74,14 +82,3 @@ def serve(
     StandardIO(_Control(reactor, command, lambda: {"port": number, **report()}))
     reactor.callLater(MAX_PROCESS_SECONDS, reactor.stop)
     reactor.run()
-
-
-def residentBytes() -> int:
-    """
-    Return the memory that this process occupies; 0 where the system does not
-    tell.
-    """
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
-    except OSError:
-        return 0

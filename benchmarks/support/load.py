@@ -21,14 +21,24 @@ from typing import Any, Final, Protocol
 
 from benchmarks.support.processes import MAX_PROCESS_SECONDS
 
-__all__: list[str] = []
+__all__ = ["Get", "connect", "obey"]
 
 # Closing resets the connection, so that its port can be used again at once.
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-def _connect(port: int) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), MAX_PROCESS_SECONDS)
+def connect(port: int, bufferBytes: int = 0) -> socket.socket:
+    """
+    Connect to a server.
+
+    @param bufferBytes: How many bytes the system keeps until they are read; 0 for its
+        own choice.
+    """
+    connection = socket.socket()
+    if bufferBytes:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, bufferBytes)
+    connection.settimeout(MAX_PROCESS_SECONDS)
+    connection.connect(("127.0.0.1", port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     return connection
@@ -69,7 +79,7 @@ class _Client(Protocol):
         """
 
 
-class _Get:
+class Get:
     """
     Sends the same request each time.
     """
@@ -79,15 +89,21 @@ class _Get:
         self._expected = expected
 
     def send(self, connection: socket.socket) -> None:
+        """
+        Send the request.
+        """
         connection.sendall(self._request)
 
     def receive(self, connection: socket.socket) -> None:
+        """
+        Receive the response, and check how it begins.
+        """
         head, body = _receive(connection)
         if not (head.startswith(b"HTTP/1.1 200 ") and body.startswith(self._expected)):
             raise ValueError(f"unexpected response: {head!r} {body!r}")
 
 
-_SAY: Final = _Get(b"/say", b"I say: ")
+_SAY: Final = Get(b"/say", b"I say: ")
 
 
 class _NewUser:
@@ -152,7 +168,7 @@ def _run(clients: list[_Client], port: int, requests: int) -> float:
     """
     Keep one connection for each client busy, and return the seconds it took.
     """
-    pairs = [(client, _connect(port)) for client in clients]
+    pairs = [(client, connect(port)) for client in clients]
     begun = monotonic()
     for client, connection in pairs:
         client.send(connection)
@@ -187,7 +203,7 @@ class _Load:
         """
         Send requests for a user.
         """
-        clients: list[_Client] = [_Get(b"/users/3", b"{")] * connections
+        clients: list[_Client] = [Get(b"/users/3", b"{")] * connections
         return {"seconds": _run(clients, port, requests)}
 
     def post(self, port: int, connections: int, requests: int) -> dict[str, Any]:
@@ -209,7 +225,7 @@ class _Load:
         """
         Send one request for the metrics.
         """
-        return {"seconds": _run([_Get(b"/metrics", b"# HELP ")], port, 1)}
+        return {"seconds": _run([Get(b"/metrics", b"# HELP ")], port, 1)}
 
     def probe(self, port: int, requests: int, rate: int) -> dict[str, Any]:
         """
@@ -219,7 +235,7 @@ class _Load:
         """
         random = Random(port)  # noqa: S311
         seconds = []
-        with _connect(port) as connection:
+        with connect(port) as connection:
             following = monotonic()
             for _ in range(requests):
                 following = max(following + random.expovariate(rate), monotonic())
@@ -235,7 +251,7 @@ class _Load:
         Send a request on each of further connections.
         """
         for _ in range(connections):
-            connection = _connect(port)
+            connection = connect(port)
             self._held.append(connection)
             _SAY.send(connection)
         return {"held": len(self._held)}
@@ -253,9 +269,13 @@ class _Load:
         return {"last": last}
 
 
-def _main() -> None:
+def obey(load: object) -> None:
+    """
+    Carry out the commands on the standard input.
+
+    @param load: Has a method for each command.
+    """
     signal.alarm(MAX_PROCESS_SECONDS)
-    load = _Load()
     for line in sys.stdin:
         command, *arguments = line.split()
         method: Callable[..., dict[str, Any]] = getattr(load, command)
@@ -263,4 +283,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    obey(_Load())

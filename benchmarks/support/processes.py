@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-__all__ = ["MAX_PROCESS_SECONDS", "Child", "raiseFileLimit"]
+__all__ = ["MAX_PROCESS_SECONDS", "Child", "raiseFileLimit", "residentBytes"]
 
 MAX_PROCESS_SECONDS: Final = 600
 """
@@ -22,6 +22,8 @@ Maximum lifetime of a process, in seconds.
 _ROOT = Path(__file__).parent.parent
 
 _EXIT_SECONDS: Final = 5
+
+_PAGE_BYTES: Final = 4096
 
 
 class Child:
@@ -59,6 +61,19 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
+
+    @property
+    def residentBytes(self) -> int:
+        """
+        The memory that the process occupies. It need not respond.
+        """
+        return residentBytes(self._process.pid)
+
+    def kill(self) -> None:
+        """
+        Kill the process, whatever it is doing.
+        """
+        self._process.kill()
 
     def request(self, *words: object) -> dict[str, Any]:
         """
@@ -104,3 +119,16 @@ def raiseFileLimit(wanted: int) -> int:
         most = min(most, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return most - spare
+
+
+def residentBytes(process: int | str = "self") -> int:
+    """
+    Return the memory that a process occupies; 0 where the system does not tell.
+
+    @param process: Its number; this process by default.
+    """
+    try:
+        pages = Path(f"/proc/{process}/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * _PAGE_BYTES

@@ -17,8 +17,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 from twisted.web.server import Site as TwistedSite
 
-from benchmarks.support.control import residentBytes, serve
-from benchmarks.support.processes import MAX_PROCESS_SECONDS
+from benchmarks.support.control import QuietSite, serve
+from benchmarks.support.processes import MAX_PROCESS_SECONDS, residentBytes
 from tsrv import AsyncModule, Startup
 from tsrv.resources import makeRoot
 from tsrv.web.metrics import Metrics
@@ -66,17 +66,6 @@ class _BareResource(Resource):
             each.callback(None)
 
 
-class _QuietSite(TwistedSite):
-    """
-    A plain site without an access log.
-    """
-
-    def log(self, request: object) -> None:
-        """
-        Write nothing.
-        """
-
-
 def _main(kind: str) -> None:
     from twisted.internet import reactor as theReactor
 
@@ -105,7 +94,7 @@ def _main(kind: str) -> None:
         bare = _BareResource(clock)
         root = Resource()
         root.putChild(b"say", bare)
-        site = (TwistedSite if kind == "bare" else _QuietSite)(root)
+        site = (TwistedSite if kind == "bare" else QuietSite)(root)
 
         def initialize() -> Deferred[None]:
             return clock.initialize().addCallback(bare.clockReady)

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 
-from benchmarks.support.control import residentBytes, serve
+from benchmarks.support.control import serve
+from benchmarks.support.processes import residentBytes
 from tsrv import AsyncModule, Startup
 from tsrv.databases import Database
 from tsrv.resources import makeRoot
