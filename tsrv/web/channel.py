@@ -314,14 +314,21 @@ class Channel(Protocol):
         return ISSLTransport(self.transport, None) is not None
 
     def writeHeaders(
-        self, version: bytes, code: bytes, reason: bytes, headers: Headers
+        self,
+        version: bytes,
+        code: bytes,
+        reason: bytes,
+        headers: Headers,
+        rest: bytes | None = None,
     ) -> None:
         """
         Write the head of a response.
+
+        @param rest: The last headers with the length of the body, and the body.
         """
         if self._isPersistent:
             if version == b"HTTP/1.0":
-                self._keepAlive(int(code), headers)
+                self._keepAlive(rest is not None or int(code) in NO_BODY_CODES, headers)
             elif headers.hasHeader(b"Connection"):
                 tokens = b",".join(headers.getRawHeaders(b"Connection", ())).lower()
                 self._isPersistent = b"close" not in re.split(rb"[\s,]+", tokens)
@@ -329,7 +336,7 @@ class Channel(Protocol):
         for name, values in headers.getAllRawHeaders():
             for value in values:
                 lines.append(b"%b: %b" % (name, value))
-        lines.append(b"\r\n")
+        lines.append(b"\r\n" if rest is None else rest)
         self.write(b"\r\n".join(lines))
 
     def write(self, data: bytes) -> None:
@@ -574,10 +581,11 @@ class Channel(Protocol):
             self._connections.count(self._peer, kept - self._keptBytes, inMemory=True)
             self._keptBytes = kept
 
-    def _keepAlive(self, code: int, headers: Headers) -> None:
+    def _keepAlive(self, hasEnd: bool, headers: Headers) -> None:
         # An old client finds the end of a body by its length, or when it is closed.
-        hasEnd = headers.hasHeader(b"Content-Length") or code in NO_BODY_CODES
-        self._isPersistent = hasEnd and not headers.hasHeader(b"Connection")
+        self._isPersistent = (
+            hasEnd or headers.hasHeader(b"Content-Length")
+        ) and not headers.hasHeader(b"Connection")
         if self._isPersistent:
             headers.setRawHeaders(b"Connection", [b"keep-alive"])
 

@@ -35,6 +35,11 @@ Maximum length of a request line, and of a head.
 
 _MAX_HEADERS: Final = 500
 
+_SHORT_HEAD_BYTES: Final = 2 * _MAX_HEADERS
+"""
+Length of a head that cannot have too many headers.
+"""
+
 _VERSIONS: Final = (b"HTTP/1.1", b"HTTP/1.0")
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -103,7 +108,8 @@ class HeadParser:
         @param data: The head, up to and with the empty line.
         @raise Refusal: The head is malformed, ambiguous or too long.
         """
-        self.check(data)
+        if len(data) > _SHORT_HEAD_BYTES:
+            self.check(data)
         head = self._head = Head(data[: data.index(b"\r\n")])
         self._isRead = self._hasNoBody = False
         try:

@@ -11,9 +11,12 @@ from typing import Any
 from twisted.internet.error import ConnectionAborted
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http import NO_BODY_CODES
 from twisted.web.server import Request
 
+from .channel import Channel
 from .connections import Connections
+from .message import Response
 from .requestid import currentRequestId, requestIdOf
 from .responses import NO_ROUTE, AsyncResource, respond
 from .traffic import Traffic
@@ -71,6 +74,7 @@ class SiteRequest(Request):
     requestId: str | None = None
     route = NO_ROUTE
     startTime: float | None = None
+    _isSimple = False
 
     def process(self) -> None:
         """
@@ -89,6 +93,9 @@ class SiteRequest(Request):
         """
         if isinstance(resrc, AsyncResource):
             self.route = resrc.route
+            self._isSimple = self.method != b"HEAD" and isinstance(
+                self.channel, Channel
+            )
         traffic: Traffic | None = self.site.traffic
         # A resource may delegate to another one, so this may be the second call; and
         # the client may have left while the resource was looked up.
@@ -96,6 +103,41 @@ class SiteRequest(Request):
             traffic.inProgress += 1
             self.startTime = traffic.seconds()
         super().render(resrc)
+
+    def send(self, response: Response) -> bool:
+        """
+        Write a whole response in one go, and finish.
+
+        @param response: The response; its status and headers are set already.
+        @return: Whether that was possible. It is not if the request's own C{write()}
+            has more to do than to write.
+        """
+        if (
+            not self._isSimple
+            or self.startedWriting
+            or self.cookies
+            or self.etag is not None
+            or self.lastModified is not None
+            or response.status in NO_BODY_CODES
+            or "write" in self.__dict__
+        ):
+            return False
+        body = response.body
+        headers = self.responseHeaders
+        headers.removeHeader(b"Content-Type")
+        headers.removeHeader(b"Content-Length")
+        self.startedWriting = 1
+        self.sentLength = len(body)
+        self.channel.writeHeaders(
+            self.clientproto,
+            b"%d" % self.code,
+            self.code_message,
+            headers,
+            b"Content-Type: %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (response.contentType, len(body), body),
+        )
+        self.finish()
+        return True
 
     def connectionLost(self, reason: Failure) -> None:
         """
