@@ -8,7 +8,7 @@ import json
 from typing import cast
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.logger import (
     ILogObserver,

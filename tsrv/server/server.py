@@ -5,7 +5,7 @@ A server that listens before its modules are ready, and stops without losing req
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.application.service import MultiService, Service
 from twisted.application.strports import service as makePort
@@ -22,8 +22,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..startup import Startup
-from ..web.site import Site
 from .systemd import SystemdService
+
+if TYPE_CHECKING:
+    # It needs an extra, and options are parsed without.
+    from ..web.site import Site
 
 __all__ = ["Listener", "Server"]
 

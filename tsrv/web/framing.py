@@ -108,7 +108,8 @@ class HeadParser:
         @param data: The head, up to and with the empty line.
         @raise Refusal: The head is malformed, ambiguous or too long.
         """
-        if len(data) > _SHORT_HEAD_BYTES:
+        # The parser would skip a single CR or LF.
+        if len(data) > _SHORT_HEAD_BYTES or data[:1] in (b"\r", b"\n"):
             self.check(data)
         head = self._head = Head(data[: data.index(b"\r\n")])
         self._isRead = self._hasNoBody = False

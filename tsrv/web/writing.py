@@ -1,0 +1,271 @@
+"""
+The writing half of a connection: what a request calls to respond, and what the
+transport calls when its send buffer is full or empty.
+
+A channel is to a L{Request<twisted.web.http.Request>} what Twisted's own channels are.
+Twisted makes the same calls for HTTP/2 (C{twisted.web._http2.H2Stream}), so every
+resource works with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import Any, Final
+
+from twisted.internet.interfaces import IAddress, IPushProducer, ISSLTransport
+from twisted.internet.protocol import Protocol
+from twisted.web.http import NO_BODY_CODES
+from twisted.web.http_headers import Headers
+from zope.interface import implementer
+
+from .connections import NEVER, Connections
+
+__all__ = ["MIN_BYTES_PER_SECOND", "Phase", "Writer"]
+
+MIN_BYTES_PER_SECOND: Final = 1024
+"""
+Rate at which clients have to send and to read.
+"""
+
+_SEND_BUFFER_BYTES: Final = 64 * 1024
+"""
+Length of the send buffer of Twisted's transports.
+"""
+
+_PAUSE_SECONDS: Final = 1.0
+"""
+Time for which a connection with too many such bytes is not read.
+"""
+
+
+class Phase(Enum):
+    """
+    What a connection is doing.
+    """
+
+    IDLE = auto()
+    READING_HEAD = auto()
+    READING_BODY = auto()
+    ANSWERING = auto()
+    QUEUED = auto()
+    BLOCKED = auto()
+    CLOSING = auto()
+    LINGERING = auto()
+
+
+@implementer(IPushProducer)
+class Writer(Protocol):
+    """
+    Writes the responses of one connection.
+
+    @ivar connections: The connections of the site.
+    @ivar phase: What the connection is doing.
+    @ivar deadline: The tick at which that has taken too long.
+    @ivar isPersistent: Whether the connection stays open after the response.
+    @ivar isPaused: Whether the transport is paused.
+    @ivar isBlocked: Whether the send buffer is full.
+    """
+
+    transport: Any
+
+    phase = Phase.IDLE
+    deadline = NEVER
+    isPersistent = True
+    isPaused = False
+    isBlocked = False
+
+    # Written during a call of the request: it becomes one write.
+    _written: list[bytes] | None = None
+    _unsentBytes = 0
+    _producer: Any = None
+    _isPulled = False
+
+    def __init__(self, connections: Connections) -> None:
+        """
+        @param connections: The connections of the site.
+        """
+        self.connections = connections
+
+    def waitForRequest(self) -> None:
+        """
+        Go on after a response.
+        """
+        raise NotImplementedError
+
+    def pauseProducing(self) -> None:
+        """
+        Stop writing: the send buffer is full.
+        """
+        self.isBlocked = True
+        self._unsentBytes = max(self._unsentBytes, _SEND_BUFFER_BYTES)
+        self.deadline = self.readingDeadline()
+        if self._producer is not None:
+            self._producer.pauseProducing()
+        elif self.phase in (Phase.IDLE, Phase.QUEUED):
+            self.phase = Phase.BLOCKED
+
+    def resumeProducing(self) -> None:
+        """
+        Continue: the send buffer is empty.
+        """
+        self.isBlocked = False
+        self._unsentBytes = 0
+        if self.phase is Phase.BLOCKED:
+            self.waitForRequest()
+        elif self.phase is Phase.ANSWERING:
+            self.setAnsweringDeadline()
+        if self._producer is not None:
+            self._producer.resumeProducing()
+            if self._isPulled and self._unsentBytes:
+                self.deadline = self.readingDeadline()
+
+    def stopProducing(self) -> None:
+        """
+        Stop for good: the connection is lost.
+        """
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+    def getPeer(self) -> IAddress:
+        """
+        @return: The address of the client.
+        """
+        return self._peer
+
+    def getHost(self) -> IAddress:
+        """
+        @return: The address of the server.
+        """
+        return self._host
+
+    def isSecure(self) -> bool:
+        """
+        @return: Whether the connection uses TLS.
+        """
+        return ISSLTransport(self.transport, None) is not None
+
+    def learnAddresses(self) -> None:
+        """
+        Ask the transport for the addresses of both ends.
+        """
+        self._peer: IAddress = self.transport.getPeer()
+        self._host: IAddress = self.transport.getHost()
+
+    def writeHeaders(
+        self,
+        version: bytes,
+        code: bytes,
+        reason: bytes,
+        headers: Headers,
+        rest: bytes | None = None,
+    ) -> None:
+        """
+        Write the head of a response.
+
+        @param rest: The last headers with the length of the body, and the body.
+        """
+        if self.isPersistent:
+            if version == b"HTTP/1.0":
+                self._keepAlive(rest is not None or int(code) in NO_BODY_CODES, headers)
+            elif headers.hasHeader(b"Connection"):
+                tokens = b",".join(headers.getRawHeaders(b"Connection", ())).lower()
+                self.isPersistent = b"close" not in re.split(rb"[\s,]+", tokens)
+        lines = [b"%b %b %b" % (version, code, reason)]
+        for name, values in headers.getAllRawHeaders():
+            for value in values:
+                lines.append(b"%b: %b" % (name, value))
+        lines.append(b"\r\n" if rest is None else rest)
+        self.write(b"\r\n".join(lines))
+
+    def write(self, data: bytes) -> None:
+        """
+        Write a part of a response.
+        """
+        if isinstance(data, str):  # type: ignore[unreachable]
+            raise TypeError("a response is written in bytes")
+        if self._written is not None:
+            self._written.append(data)
+        else:
+            self._unsentBytes += len(data)
+            self.transport.write(data)
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        """
+        Write parts of a response.
+        """
+        self.write(b"".join(data))
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """
+        Let a producer write a response.
+
+        @raise RuntimeError: There is one already.
+        """
+        if self._producer is not None:
+            raise RuntimeError(f"cannot register {producer}: {self._producer} is")
+        self.flush()
+        self._producer, self._isPulled = producer, not streaming
+        if not streaming:
+            self._register(False)
+        elif self.isBlocked:
+            producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        """
+        End the producer's response.
+        """
+        self._producer = None
+        if self._isPulled:
+            self._isPulled = False
+            self._register(True)
+            if self.phase is Phase.ANSWERING:
+                self.setAnsweringDeadline()
+
+    def collect(self) -> None:
+        """
+        Hold back what is written, until L{flush}.
+        """
+        if not self.isBlocked:
+            self._unsentBytes = 0
+        self._written = []
+
+    def flush(self) -> None:
+        """
+        Write what is held back.
+        """
+        written, self._written = self._written, None
+        if written:
+            self.write(b"".join(written))
+
+    def _keepAlive(self, hasEnd: bool, headers: Headers) -> None:
+        # An old client finds the end of a body by its length, or when it is closed.
+        self.isPersistent = (
+            hasEnd or headers.hasHeader(b"Content-Length")
+        ) and not headers.hasHeader(b"Connection")
+        if self.isPersistent:
+            headers.setRawHeaders(b"Connection", [b"keep-alive"])
+
+    def setAnsweringDeadline(self) -> None:
+        """
+        Set the deadline of a response.
+        """
+        if self.isBlocked:
+            self.deadline = self.readingDeadline()
+        elif self.isPaused:
+            self.deadline = self.connections.after(_PAUSE_SECONDS)
+        else:
+            self.deadline = NEVER
+
+    def readingDeadline(self) -> int:
+        """
+        @return: The tick by which the client must have read what is written.
+        """
+        connections = self.connections
+        seconds = self._unsentBytes / MIN_BYTES_PER_SECOND
+        return connections.after(connections.requestTimeout + seconds)
+
+    def _register(self, streaming: bool) -> None:
+        self.transport.unregisterProducer()
+        self.transport.registerProducer(self, streaming)
