@@ -132,7 +132,7 @@ def test_without_extras_the_library_works(wheel: Path, tmp_path: Path) -> None:
     assert isListed(bin_, "twist")
     assert "--listen=" in run(bin_ / "twistd", "tsrv", "--help")
     assert run(bin_ / "twistd", "-n", "tsrv", status=1) == (
-        "tsrv: cannot import jinja2, msgspec, prometheus_client, treq: "
+        "tsrv: cannot import httptools, jinja2, msgspec, prometheus_client, treq: "
         "pip install 'tsrv[server]'\n"
     )
 
