@@ -1,10 +1,9 @@
 """
 One HTTP/1.1 connection.
 
-A channel reads requests, gives them to a twisted.web site one after the other, and
-writes the responses. It is to a L{Request} what Twisted's own channels are: Twisted
-makes the same calls for HTTP/2 (C{twisted.web._http2.H2Stream}). So every resource
-works with it. What is well-formed is decided in L{tsrv.web.framing}.
+A channel reads requests, and gives them to a twisted.web site one after the other.
+L{tsrv.web.framing} decides what is well-formed; L{tsrv.web.writing} is what a request
+needs to respond.
 
 A connection is always in one L{Phase}. Each phase has a deadline, and defines what
 happens to received data:
@@ -26,9 +25,7 @@ import re
 from http import HTTPStatus
 from typing import Any, Final
 
-from twisted.internet.interfaces import (
-    ITCPTransport,
-)
+from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -40,7 +37,7 @@ from .refusals import refusal
 from .requestid import requestIdFor, withRequestId
 from .writing import MIN_BYTES_PER_SECOND, Phase, Writer
 
-__all__ = ["Channel", "Phase"]
+__all__ = ["Channel"]
 
 _log = Logger("tsrv.web")
 
@@ -65,7 +62,6 @@ Age of a body from which on its rate is checked.
 """
 
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
-
 
 _READING: Final = (Phase.IDLE, Phase.READING_HEAD, Phase.READING_BODY)
 _KEEPING: Final = (Phase.ANSWERING, Phase.QUEUED, Phase.BLOCKED)
@@ -275,7 +271,7 @@ class Channel(Writer):
         connections = self.connections
         self._begunAt = connections.tick
         self._expires = self.deadline
-        if self.phase is Phase.IDLE:
+        if self.phase is Phase.IDLE or connections.stopping:
             self._expires = connections.after(connections.requestTimeout)
         self._bodyBytes = 0
         self._bodyLimit = connections.bodyLimit(self.site, head.target)

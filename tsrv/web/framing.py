@@ -1,5 +1,5 @@
 """
-Where a request begins, what it says and where it ends (RFC 9112).
+The framing of requests (RFC 9112): their heads, and the ends of their bodies.
 
 llhttp, the parser of Node.js, decides what is well-formed. A proxy in front of the
 server may read an ambiguous request differently, and take a part of it for another
@@ -96,7 +96,7 @@ class HeadParser:
     Parses the heads of requests.
     """
 
-    # What the parser calls has the names that it wants.
+    # httptools prescribes the names of the callbacks.
 
     def __init__(self) -> None:
         self._parser = HttpRequestParser(self)
@@ -148,7 +148,7 @@ class HeadParser:
     def salvage(self, data: bytes) -> Headers:
         """
         @param data: A head that was refused.
-        @return: The headers before what is wrong.
+        @return: The headers before the first error.
         """
         self._head = Head(b"GET / HTTP/1.1")
         self._parser = HttpRequestParser(self)

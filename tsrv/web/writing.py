@@ -1,6 +1,6 @@
 """
-The writing half of a connection: what a request calls to respond, and what the
-transport calls when its send buffer is full or empty.
+The writing half of a connection: a request calls it to respond, and the transport
+calls it when the send buffer is full or empty.
 
 A channel is to a L{Request<twisted.web.http.Request>} what Twisted's own channels are.
 Twisted makes the same calls for HTTP/2 (C{twisted.web._http2.H2Stream}), so every
@@ -36,13 +36,13 @@ Length of the send buffer of Twisted's transports.
 
 _PAUSE_SECONDS: Final = 1.0
 """
-Time for which a connection with too many such bytes is not read.
+Time for which a connection is not read if too much was sent ahead of its response.
 """
 
 
 class Phase(Enum):
     """
-    What a connection is doing.
+    The state of a connection.
     """
 
     IDLE = auto()
@@ -61,8 +61,8 @@ class Writer(Protocol):
     Writes the responses of one connection.
 
     @ivar connections: The connections of the site.
-    @ivar phase: What the connection is doing.
-    @ivar deadline: The tick at which that has taken too long.
+    @ivar phase: The state of the connection.
+    @ivar deadline: The tick at which this phase has taken too long.
     @ivar isPersistent: Whether the connection stays open after the response.
     @ivar isPaused: Whether the transport is paused.
     @ivar isBlocked: Whether the send buffer is full.
@@ -225,7 +225,7 @@ class Writer(Protocol):
 
     def collect(self) -> None:
         """
-        Hold back what is written, until L{flush}.
+        Hold back written data until L{flush}.
         """
         if not self.isBlocked:
             self._unsentBytes = 0
@@ -233,7 +233,7 @@ class Writer(Protocol):
 
     def flush(self) -> None:
         """
-        Write what is held back.
+        Write the data that were held back.
         """
         written, self._written = self._written, None
         if written:
