@@ -7,8 +7,8 @@ request. So this module refuses what is ambiguous, although some servers accept 
 several lengths, transfer codings other than C{chunked}, folded lines, line ends other
 than CRLF, odd hosts.
 
-A parser that is fed whole heads keeps nothing between them, so one parser serves all
-connections.
+The parser gets whole heads. After one without a body it expects the next one; after
+any other it is replaced. So one parser serves all connections.
 """
 
 from __future__ import annotations
