@@ -27,6 +27,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.web.http import datetimeToString
 
 from ..queuing.slices import SlicedWork
 from ..queuing.waiters import Waiters
@@ -99,6 +100,8 @@ class Connections:
         self._waiting: deque[Channel] = deque()
         self._work = SlicedWork(reactor, self._startNext)
         self._timer: IDelayedCall | None = None
+        self._dateTick = -1
+        self._date: list[bytes] = []
         self._peerBytes: dict[str, int] = {}
         self._refusals = self._warnAt = 0
         self._untilEmpty = Waiters(1000, "for the connections of a site to close")
@@ -119,6 +122,15 @@ class Connections:
             return NEVER
         return self.tick + ceil(seconds / TICK_SECONDS) + 1
 
+    def date(self) -> list[bytes]:
+        """
+        @return: The C{Date} of a response.
+        """
+        if self._dateTick != self.tick:
+            self._dateTick = self.tick
+            self._date = [datetimeToString()]
+        return self._date
+
     def opened(self, channel: Channel) -> None:
         """
         Add a connection.
@@ -126,6 +138,8 @@ class Connections:
         self.accepted += 1
         self._channels.add(channel)
         if self._timer is None:
+            # The date of the last tick is old.
+            self.tick += 1
             self._timer = self._reactor.callLater(TICK_SECONDS, self._countTick)
 
     def closed(self, channel: Channel) -> None:

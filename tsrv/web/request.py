@@ -6,13 +6,14 @@ site's limits, and its errors are problem details.
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
 from twisted.internet.error import ConnectionAborted
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
-from twisted.web.server import Request
+from twisted.web.server import Request, version
 
 from .channel import Channel
 from .connections import Connections
@@ -24,6 +25,8 @@ from .traffic import Traffic
 __all__ = ["Body", "SiteRequest"]
 
 _log = Logger("tsrv.web")
+
+_SERVER: Final = [version]
 
 
 class Body(BytesIO):
@@ -83,9 +86,33 @@ class SiteRequest(Request):
         # A context manager would cost a tenth of the time of a small request.
         token = currentRequestId.set(requestIdOf(self))
         try:
-            super().process()
+            if self.path == b"*" or not isinstance(self.channel, Channel):
+                super().process()
+            else:
+                self._process(self.channel)
         finally:
             currentRequestId.reset(token)
+
+    def _process(self, channel: Channel) -> None:
+        """
+        Do what Twisted's C{process()} does, at half the cost: the date is that of the
+        tick, and resources of tsrv are not asked for an encoder.
+        """
+        self.site = channel.site
+        headers = self.responseHeaders
+        headers.setRawHeaders(b"Server", _SERVER)
+        headers.setRawHeaders(b"Date", channel.connections.date())
+        self.prepath = []
+        self.postpath = list(map(unquote_to_bytes, self.path[1:].split(b"/")))
+        try:
+            resource = self.site.getResourceFor(self)
+            if not isinstance(resource, AsyncResource):
+                getEncoder = getattr(resource, "getEncoder", None)
+                # Twisted has no public way to set the encoder of a request.
+                self._encoder = None if getEncoder is None else getEncoder(self)
+            self.render(resource)
+        except BaseException:
+            self.processingFailed(Failure())
 
     def render(self, resrc: object) -> None:
         """
