@@ -4,9 +4,10 @@ A site in memory whose connections are tested, and what its clients send.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET, Request
@@ -212,3 +213,28 @@ class Echoing:
         for peer in self.peers:
             peer.leave()
         self.clock.advance(0)
+
+
+@pytest.fixture
+def served(clock: Clock) -> Iterator[Echoing]:
+    """
+    A site that has nothing left when its clients have left.
+    """
+    served = Echoing(clock)
+    yield served
+    served.leave()
+    assert served.connections.bodyBytes == 0
+
+
+@pytest.fixture
+def server(clock: Clock) -> Iterator[Server]:
+    """
+    A server on which nothing is left when all clients have left.
+    """
+    server = Server(clock)
+    yield server
+    for peer in server.peers:
+        peer.leave()
+    clock.advance(0)
+    assert server.connections.bodyBytes == 0
+    assert all(len(ends) == 1 for ends in server.ended)

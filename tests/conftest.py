@@ -14,6 +14,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher
 
 from .browsing import browse as browse
+from .channels import served as served
+from .channels import server as server
 from .support import Failures
 from .websupport import leaveAll
 

@@ -22,6 +22,7 @@ from .channels import (
     Server,
     bodies,
     get,
+    post,
     pump,
     request,
     secondsUntil,
@@ -40,19 +41,7 @@ from .websupport import (
 
 SEND_BUFFER = 64 * KIB
 
-
-@pytest.fixture
-def server(clock: Clock) -> Iterator[Server]:
-    """
-    A server on which nothing is left when all clients have left.
-    """
-    server = Server(clock)
-    yield server
-    for peer in server.peers:
-        peer.leave()
-    clock.advance(0)
-    assert server.connections.bodyBytes == 0
-    assert all(len(ends) == 1 for ends in server.ended)
+EXPECT = b"Expect: 100-continue\r\n\r\n"
 
 
 # Producers.
@@ -354,6 +343,42 @@ def test_no_request_starts_while_the_send_buffer_is_full(
         assert unread.started <= before + 7 * rounds
     assert statuses(peer) == [200] * 101
     assert unread.started == 101
+
+
+def test_a_client_that_reads_nothing_has_no_more_time_for_a_body(
+    server: Server, clock: Clock
+) -> None:
+    """
+    The deadline of a body holds also when the send buffer becomes full meanwhile.
+    """
+    peer = server.connect(get("/held"), isReading=False)
+    server.answer(0, LONG)
+    head = len(peer.transport.unsent) - len(LONG)
+    peer.read()
+    peer.send(get("/held"))
+    server.answer(1, b"x" * (SEND_BUFFER - head - 5))
+    assert not peer.channel.isBlocked
+    peer.send(post(3, "/held").replace(b"\r\n\r\n", b"\r\n" + EXPECT))
+    assert peer.channel.isBlocked
+    peer.send(b"x")
+    pump(clock, 6.5)
+    peer.read()
+    assert b"HTTP/1.1 408 " in peer.received
+
+
+def test_an_idle_client_that_reads_nothing_is_no_obstacle_to_a_stop(
+    server: Server, clock: Clock
+) -> None:
+    """
+    Its connection closes as soon as it has read the rest.
+    """
+    peer = server.connect(get("/held"), isReading=False)
+    server.answer(0, b"x" * 2 * SEND_BUFFER)
+    assert peer.channel.isBlocked
+    resultOf(server.connections.stop(60))
+    peer.read()
+    clock.advance(0)
+    assert peer.closed
 
 
 def test_no_request_starts_behind_a_long_response_that_came_late(

@@ -5,7 +5,6 @@ twisted.web.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -40,20 +39,6 @@ from .websupport import (
 MAX_AHEAD = 64 * KIB
 
 CLOSE = "Connection: close"
-
-
-@pytest.fixture
-def server(clock: Clock) -> Iterator[Server]:
-    """
-    A server on which nothing is left when all clients have left.
-    """
-    server = Server(clock)
-    yield server
-    for peer in server.peers:
-        peer.leave()
-    clock.advance(0)
-    assert server.connections.bodyBytes == 0
-    assert all(len(ends) == 1 for ends in server.ended)
 
 
 # The order of requests.
@@ -438,6 +423,25 @@ def test_the_leaving_of_a_client_is_noticed(
     assert peer.closed
     assert server.endOf(0) is not None
     assert server.connections.bodyBytes == 0
+
+
+def test_the_leaving_of_a_client_is_noticed_behind_another_response(
+    server: Server, clock: Clock
+) -> None:
+    """
+    A connection that is not read because of one response is read again if the next one
+    takes long.
+    """
+    peer = server.connect(get("/held"), get("/held"), *AHEAD)
+    assert peer.transport.producerState == "paused"
+    server.answer(0)
+    clock.advance(0)
+    assert server.paths == ["/held", "/held"]
+    assert peer.transport.producerState == "paused"
+    peer.finish()
+    pump(clock, 2.5)
+    assert peer.closed
+    assert server.endOf(1) is not None
 
 
 def test_the_leaving_of_a_client_is_noticed_after_data_were_discarded(

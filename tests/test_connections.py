@@ -5,7 +5,6 @@ memory, or hold what it does not use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
@@ -46,18 +45,6 @@ from .websupport import (
     serving,
     textsOf,
 )
-
-
-@pytest.fixture
-def served(clock: Clock) -> Iterator[Echoing]:
-    """
-    A site that has nothing left when its clients have left.
-    """
-    served = Echoing(clock)
-    yield served
-    served.leave()
-    assert served.connections.bodyBytes == 0
-
 
 # Fairness between connections.
 

@@ -4,7 +4,6 @@ A request has to arrive in time, and a connection has to be used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -24,18 +23,6 @@ from .channels import (
     statuses,
 )
 from .websupport import Peer
-
-
-@pytest.fixture
-def served(clock: Clock) -> Iterator[Echoing]:
-    """
-    A site that has nothing left when its clients have left.
-    """
-    served = Echoing(clock)
-    yield served
-    served.leave()
-    assert served.connections.bodyBytes == 0
-
 
 # The time for a request.
 

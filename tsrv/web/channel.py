@@ -31,10 +31,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from .connections import NEVER, TICK_SECONDS
 from .framing import ChunkedBody, Head, Refusal
 from .refusals import refusal
 from .requestid import requestIdFor, withRequestId
+from .supervisor import NEVER, TICK_SECONDS
 from .writing import MIN_BYTES_PER_SECOND, Phase, Writer
 
 __all__ = ["Channel"]
@@ -100,7 +100,7 @@ class Channel(Writer):
         self.learnAddresses()
         transport.registerProducer(self, True)
         self.connections.opened(self)
-        self.waitForRequest()
+        self._waitForRequest()
         if self.connections.stopping:
             self.stop()
 
@@ -133,7 +133,15 @@ class Channel(Writer):
             request.connectionLost(reason)
         self.connections.closed(self)
 
-    # The side of the connections.
+    def resumeProducing(self) -> None:
+        """
+        Continue: the send buffer is empty.
+        """
+        super().resumeProducing()
+        if self.phase is Phase.BLOCKED:
+            self._waitForRequest()
+
+    # The side of the supervisor.
 
     @property
     def isBusy(self) -> bool:
@@ -178,7 +186,11 @@ class Channel(Writer):
         """
         if self.isBusy:
             self._closeAfterResponse()
-        elif self.phase is Phase.IDLE and self._wasUsed:
+        elif (
+            self.phase in (Phase.IDLE, Phase.BLOCKED)
+            and self._wasUsed
+            and not self._received
+        ):
             self.loseConnection()
         elif self.phase is Phase.IDLE or self.phase is Phase.READING_HEAD:
             # A request, or a part of it, may be on its way.
@@ -199,7 +211,7 @@ class Channel(Writer):
         if not self.isPersistent:
             self.loseConnection()
         elif self.phase is Phase.ANSWERING:
-            self.waitForRequest()
+            self._waitForRequest()
             if self.isBlocked:
                 self.phase, self.deadline = Phase.BLOCKED, self.readingDeadline()
 
@@ -224,10 +236,7 @@ class Channel(Writer):
 
     # Reading.
 
-    def waitForRequest(self) -> None:
-        """
-        Wait for the next request, or for the turn of one that was sent ahead.
-        """
+    def _waitForRequest(self) -> None:
         if self._received:
             self.phase, self.deadline = Phase.QUEUED, NEVER
             self.connections.startLater(self)
@@ -363,11 +372,12 @@ class Channel(Writer):
         hasRoom = self.connections.hasRoom(self._peer)
         if not hasRoom and self.phase is Phase.ANSWERING:
             self._closeAfterResponse()
-        elif not (self.isPaused or (hasRoom and len(self._received) <= _MAX_AHEAD)):
+            return
+        if not (self.isPaused or (hasRoom and len(self._received) <= _MAX_AHEAD)):
             self.isPaused = True
             self.transport.pauseProducing()
-            if self.phase is Phase.ANSWERING:
-                self.setAnsweringDeadline()
+        if self.isPaused and self.phase is Phase.ANSWERING:
+            self.setAnsweringDeadline()
 
     def _countKept(self) -> None:
         """

@@ -20,7 +20,7 @@ from twisted.web.http import NO_BODY_CODES
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from .connections import NEVER, Connections
+from .supervisor import NEVER, Supervisor
 
 __all__ = ["MIN_BYTES_PER_SECOND", "Phase", "Writer"]
 
@@ -82,17 +82,11 @@ class Writer(Protocol):
     _producer: Any = None
     _isPulled = False
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Supervisor) -> None:
         """
         @param connections: The connections of the site.
         """
         self.connections = connections
-
-    def waitForRequest(self) -> None:
-        """
-        Go on after a response.
-        """
-        raise NotImplementedError
 
     def pauseProducing(self) -> None:
         """
@@ -100,11 +94,12 @@ class Writer(Protocol):
         """
         self.isBlocked = True
         self._unsentBytes = max(self._unsentBytes, _SEND_BUFFER_BYTES)
-        self.deadline = self.readingDeadline()
+        if self.phase in (Phase.IDLE, Phase.QUEUED):
+            self.phase = Phase.BLOCKED
+        if self.phase in (Phase.ANSWERING, Phase.BLOCKED):
+            self.deadline = self.readingDeadline()
         if self._producer is not None:
             self._producer.pauseProducing()
-        elif self.phase in (Phase.IDLE, Phase.QUEUED):
-            self.phase = Phase.BLOCKED
 
     def resumeProducing(self) -> None:
         """
@@ -112,9 +107,7 @@ class Writer(Protocol):
         """
         self.isBlocked = False
         self._unsentBytes = 0
-        if self.phase is Phase.BLOCKED:
-            self.waitForRequest()
-        elif self.phase is Phase.ANSWERING:
+        if self.phase is Phase.ANSWERING:
             self.setAnsweringDeadline()
         if self._producer is not None:
             self._producer.resumeProducing()

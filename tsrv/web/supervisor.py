@@ -1,0 +1,264 @@
+"""
+The connections of one site together: what they may take, and when they have to end.
+
+Fairness: a connection's first request starts when it arrives. Requests that were sent
+ahead of a response wait for their turn in one queue, and each turn of the reactor works
+on it for some milliseconds. So a client that sends thousands of requests ahead slows
+down itself.
+
+Time: one timer per site counts ticks, and ends what has reached its deadline. A
+connection needs no timer of its own, and a clock that is set back or forward changes no
+deadline.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import ceil
+from typing import Any, Final, Protocol
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.web.http import datetimeToString
+
+from ..queuing.slices import SlicedWork
+from ..queuing.waiters import Waiters
+from .framing import HeadParser
+
+__all__ = ["NEVER", "TICK_SECONDS", "Supervisor"]
+
+_log = Logger("tsrv.web")
+
+TICK_SECONDS: Final = 0.5
+
+NEVER: Final = 2**62
+"""
+The tick that never comes.
+"""
+
+_PEER_SHARE: Final = 0.25
+"""
+The part of all bodies that the unfinished bodies of one peer may take.
+"""
+
+_WARNING_SECONDS: Final = 60.0
+
+
+class _Connection(Protocol):
+    deadline: int
+
+    @property
+    def isBusy(self) -> bool: ...
+
+    def startNext(self) -> None: ...
+
+    def deadlineReached(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Supervisor:
+    """
+    Counts the connections of a site, and holds them to their limits.
+
+    @ivar bodyBytes: Current length of all bodies in memory, and of all data that were
+        sent ahead of a response.
+    @ivar accepted: Number of connections since the start.
+    @ivar stopping: Whether the site is being stopped.
+    @ivar tick: Number of the current tick.
+    @ivar parser: Parses the heads of requests.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        *,
+        requestTimeout: float = 30.0,
+        maxBodyBytes: int = 64 * 1024,
+        maxTotalBodyBytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        """
+        @param reactor: Provides the time.
+        @param requestTimeout: Time for a request to arrive, head and body, in seconds;
+            a slower one is answered with 408. A client that reads nothing of its
+            response has the same time.
+        @param maxBodyBytes: Maximum length of a body; a longer one is answered with
+            413. A resource with an attribute C{maxBodyBytes} sets another limit, for
+            itself and for its children.
+        @param maxTotalBodyBytes: Maximum of C{bodyBytes}; a request beyond it is
+            answered with 503, and so is one whose peer takes a quarter of it for
+            bodies that have not arrived yet.
+        """
+        self.requestTimeout = requestTimeout
+        self.maxBodyBytes = maxBodyBytes
+        self.maxTotalBodyBytes = maxTotalBodyBytes
+        self.bodyBytes = 0
+        self.accepted = 0
+        self.stopping = False
+        self.tick = 0
+        self.parser = HeadParser()
+        self._reactor = reactor
+        self._channels: set[_Connection] = set()
+        self._waiting: deque[_Connection] = deque()
+        self._work = SlicedWork(reactor, self._startNext)
+        self._timer: IDelayedCall | None = None
+        self._dateTick = -1
+        self._date: list[bytes] = []
+        self._peerBytes: dict[str, int] = {}
+        self._refusals = self._warnAt = 0
+        self._untilEmpty = Waiters(1000, "for the connections of a site to close")
+
+    def after(self, seconds: float | None) -> int:
+        """
+        @return: A tick that begins when this time has passed; L{NEVER} for L{None}.
+        """
+        if seconds is None:
+            return NEVER
+        return self.tick + ceil(seconds / TICK_SECONDS) + 1
+
+    def date(self) -> list[bytes]:
+        """
+        @return: The C{Date} of a response.
+        """
+        if self._dateTick != self.tick:
+            self._dateTick = self.tick
+            self._date = [datetimeToString()]
+        return self._date
+
+    def opened(self, channel: _Connection) -> None:
+        """
+        Add a connection.
+        """
+        self.accepted += 1
+        self._channels.add(channel)
+        if self._timer is None:
+            # The date of the last tick is old.
+            self.tick += 1
+            self._timer = self._reactor.callLater(TICK_SECONDS, self._countTick)
+
+    def closed(self, channel: _Connection) -> None:
+        """
+        Remove a connection.
+        """
+        self._channels.discard(channel)
+        if not self._channels:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._waiting.clear()
+            self._work.stop()
+            self._untilEmpty.succeed()
+
+    def startLater(self, channel: _Connection) -> None:
+        """
+        Have a connection start its next request when it is its turn.
+        """
+        self._waiting.append(channel)
+        self._work.soon()
+
+    def bodyLimit(self, site: Any, target: bytes) -> int:
+        """
+        Find the limit for a body before its resource is looked up: the last
+        C{maxBodyBytes} among the resources on its path that were put there.
+
+        @param site: The site.
+        @param target: The path.
+        """
+        limit = self.maxBodyBytes
+        resource = getattr(site, "resource", None)
+        segments = target.partition(b"?")[0].split(b"/")[1:]
+        while resource is not None:
+            own: int | None = getattr(resource, "maxBodyBytes", None)
+            limit = limit if own is None else own
+            children = getattr(resource, "children", None)
+            if not (segments and isinstance(children, dict)):
+                break
+            resource = children.get(unquote_to_bytes(segments.pop(0)))
+        return limit
+
+    def hasRoom(self, peer: IAddress, length: int = 0, limit: int = 0) -> bool:
+        """
+        @param length: Number of further bytes of this peer.
+        @param limit: The limit for one body.
+        @return: Whether they fit into memory.
+        """
+        used = self._peerBytes.get(getattr(peer, "host", ""), 0)
+        share = max(self.maxTotalBodyBytes * _PEER_SHARE, self.maxBodyBytes, limit)
+        return (
+            self.bodyBytes + length <= self.maxTotalBodyBytes and used + length <= share
+        )
+
+    def count(self, peer: IAddress, length: int, inMemory: bool = False) -> None:
+        """
+        Count bytes that a peer has sent for later.
+
+        @param length: Number of bytes; a negative number if they are handled.
+        @param inMemory: Whether they count in C{bodyBytes}.
+        """
+        if inMemory:
+            self.bodyBytes += length
+        if length:
+            host = getattr(peer, "host", "")
+            if count := self._peerBytes.pop(host, 0) + length:
+                self._peerBytes[host] = count
+
+    def warn(self, peer: IAddress) -> None:
+        """
+        Count a request that does not fit into memory, and log some of them.
+        """
+        self._refusals += 1
+        if self.tick >= self._warnAt:
+            _log.warn(
+                "No room for bodies: {count} requests refused, the last one of {peer};"
+                " {bytes} of {limit} bytes used",
+                count=self._refusals,
+                peer=getattr(peer, "host", "-"),
+                bytes=self.bodyBytes,
+                limit=self.maxTotalBodyBytes,
+            )
+            self._refusals, self._warnAt = 0, self.after(_WARNING_SECONDS)
+
+    def stop(self, timeout: float) -> Deferred[int]:
+        """
+        Finish the requests in progress, begin no others, and close the connections as
+        they become idle. Close the port before, or new connections keep arriving.
+
+        @param timeout: Time limit in seconds.
+        @return: A Deferred that fires with the number of requests in progress: when all
+            connections are closed, after the time limit, or when it is cancelled.
+        """
+        self.stopping = True
+        for channel in list(self._channels):
+            channel.stop()
+        if not self._channels:
+            return succeed(0)
+        empty = self._untilEmpty.wait()
+        empty.addTimeout(timeout, self._reactor)
+        empty.addErrback(lambda failure: failure.trap(DeferredTimeout, CancelledError))
+        return empty.addCallback(
+            lambda _: sum(channel.isBusy for channel in self._channels)
+        )
+
+    def abort(self) -> None:
+        """
+        Abort the open connections.
+        """
+        for channel in list(self._channels):
+            channel.abort()
+
+    def _countTick(self) -> None:
+        self._timer = self._reactor.callLater(TICK_SECONDS, self._countTick)
+        self.tick = tick = self.tick + 1
+        for channel in [each for each in self._channels if each.deadline <= tick]:
+            channel.deadlineReached()
+
+    def _startNext(self) -> bool:
+        if not self._waiting:
+            return False
+        self._waiting.popleft().startNext()
+        return True
