@@ -20,6 +20,7 @@ from zope.interface import directlyProvides
 
 from tsrv.web.site import Site
 
+from .channels import Echoing
 from .support import resultOf
 from .websupport import (
     Echo,
@@ -66,41 +67,14 @@ def chunk(data: bytes = b"") -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-class InMemory:
-    """
-    A site in memory whose time the test controls.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self.echo = Echo()
-        self.site = Site(self.echo, clock, maxBodyBytes=MAX_BODY)
-        self.peers: list[Peer] = []
-        self._clock = clock
-
-    def connect(self, *data: bytes) -> Peer:
-        peer = Peer(self.site, self._clock)
-        self.peers.append(peer)
-        for each in data:
-            peer.send(each)
-        return peer
-
-    def release(self) -> None:
-        """
-        Let the oldest held request finish.
-        """
-        self.echo.held.pop(0).callback(None)
-        self._clock.advance(0)
-
-
 @pytest.fixture
-def served(clock: Clock) -> Iterator[InMemory]:
+def served(clock: Clock) -> Iterator[Echoing]:
     """
-    A site whose clients leave when the test ends.
+    A site with a limit that tests reach easily.
     """
-    served = InMemory(clock)
+    served = Echoing(clock, maxBodyBytes=MAX_BODY)
     yield served
-    for peer in served.peers:
-        peer.leave()
+    served.leave()
 
 
 def statuses(peer: Peer) -> list[int]:
@@ -246,7 +220,7 @@ REFUSALS = [pytest.param(*each, id=name) for name, each in REFUSED.items()]
 @pytest.mark.parametrize(("status", "data"), REFUSALS)
 @pytest.mark.parametrize("size", [7, 333, 2_000_000])
 def test_a_wrong_request_is_refused_once_and_clearly(
-    status: int, data: bytes, size: int, served: InMemory
+    status: int, data: bytes, size: int, served: Echoing
 ) -> None:
     """
     A refused client receives one problem, however the network cuts what it sends;
@@ -293,7 +267,7 @@ async def test_a_refused_client_receives_the_response(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["announced body", "two hosts", "one long chunk"])
-def test_a_refusal_of_head_has_no_body(name: str, served: InMemory) -> None:
+def test_a_refusal_of_head_has_no_body(name: str, served: Echoing) -> None:
     """
     A body after the headers would be taken for another response; the refusal of
     the request after HEAD has one.
@@ -310,7 +284,7 @@ def test_a_refusal_of_head_has_no_body(name: str, served: InMemory) -> None:
     assert json.loads(answer.body)["status"] == 400
 
 
-def test_a_refused_client_that_stays_is_cut_off(served: InMemory, clock: Clock) -> None:
+def test_a_refused_client_that_stays_is_cut_off(served: Echoing, clock: Clock) -> None:
     """
     For two seconds everything that the refused client sends is discarded.
     """
@@ -326,7 +300,7 @@ def test_a_refused_client_that_stays_is_cut_off(served: InMemory, clock: Clock) 
     assert served.echo.asked == []
 
 
-def test_a_refusal_is_sent_before_tls_ends(served: InMemory) -> None:
+def test_a_refusal_is_sent_before_tls_ends(served: Echoing) -> None:
     """
     Closing one direction below TLS would cut off what is not encrypted yet.
     """
@@ -341,7 +315,7 @@ def test_a_refusal_is_sent_before_tls_ends(served: InMemory) -> None:
 # Bodies, and what is sent ahead of a response, share one bound.
 
 
-def test_a_long_body_does_not_reach_the_disk(served: InMemory) -> None:
+def test_a_long_body_does_not_reach_the_disk(served: Echoing) -> None:
     """
     Twisted writes long bodies to files; the disk has no limit for a request.
     """
@@ -354,7 +328,7 @@ def test_a_long_body_does_not_reach_the_disk(served: InMemory) -> None:
     assert Site(Echo(), Clock()).connections.maxBodyBytes == 64 * 1024
 
 
-def test_all_bodies_together_have_a_bound(served: InMemory) -> None:
+def test_all_bodies_together_have_a_bound(served: Echoing) -> None:
     """
     A body beyond the bound is refused with 503, before it is sent if its length is
     known; an answered or abandoned request makes room.
@@ -382,7 +356,7 @@ def test_all_bodies_together_have_a_bound(served: InMemory) -> None:
 
 @pytest.mark.parametrize("segments", [[b"", GET[:20], GET[20:] + b"x" * 90], [GET * 5]])
 def test_pipelined_data_count_in_the_bound(
-    segments: list[bytes], served: InMemory
+    segments: list[bytes], served: Echoing
 ) -> None:
     """
     Pipelined data beyond the bound are discarded, even if they arrive with the end of
@@ -399,7 +373,7 @@ def test_pipelined_data_count_in_the_bound(
     assert served.site.connections.bodyBytes == 0
 
 
-def test_requests_that_do_not_wait_need_no_room(served: InMemory) -> None:
+def test_requests_that_do_not_wait_need_no_room(served: Echoing) -> None:
     """
     Requests in one segment, and bodies one after the other, never wait together.
     """
@@ -419,7 +393,7 @@ def test_no_byte_is_forgotten_or_counted_twice(
     """
     Whatever clients do, the count stays within the bound and returns to zero.
     """
-    served = InMemory(clock := Clock())
+    served = Echoing(clock := Clock())
     site = served.site
     site.connections.maxBodyBytes, site.connections.maxTotalBodyBytes = 50, 300
     peers = [served.connect() for _ in range(3)]
@@ -485,7 +459,7 @@ ACCEPTED: dict[str, tuple[bytes, list[str]]] = {
 )
 @pytest.mark.parametrize("size", [7, 100_000])
 def test_an_unusual_request_is_answered(
-    data: bytes, asked: list[str], size: int, served: InMemory
+    data: bytes, asked: list[str], size: int, served: Echoing
 ) -> None:
     """
     A request may be addressed as to a proxy, have a body with any method, be old, or
@@ -498,7 +472,7 @@ def test_an_unusual_request_is_answered(
 
 
 def test_http_2_is_not_offered(
-    served: InMemory, monkeypatch: pytest.MonkeyPatch
+    served: Echoing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     TLS clients are offered HTTP/1.1 alone, also where Twisted could speak HTTP/2.
@@ -507,7 +481,7 @@ def test_http_2_is_not_offered(
     assert served.site.acceptableProtocols() == [b"http/1.1"]
 
 
-def test_a_client_that_asks_before_sending_a_body_may_go_on(served: InMemory) -> None:
+def test_a_client_that_asks_before_sending_a_body_may_go_on(served: Echoing) -> None:
     """
     C{Expect: 100-continue} is answered with 100.
     """
@@ -521,7 +495,7 @@ def test_a_client_that_asks_before_sending_a_body_may_go_on(served: InMemory) ->
 # Pipelining.
 
 
-def test_pipelined_requests_are_answered_in_order(served: InMemory) -> None:
+def test_pipelined_requests_are_answered_in_order(served: Echoing) -> None:
     """
     The next request starts after the response to the one before; a refusal has its
     turn, too.
@@ -539,7 +513,7 @@ def test_pipelined_requests_are_answered_in_order(served: InMemory) -> None:
 
 @pytest.mark.parametrize("size", [1, 100, 10_000, 1_000_000])
 def test_too_many_pipelined_data_are_discarded(
-    size: int, served: InMemory, clock: Clock
+    size: int, served: Echoing, clock: Clock
 ) -> None:
     """
     A client that pipelines more than 64 KiB gets the response that it waits for,
@@ -565,7 +539,7 @@ def test_too_many_pipelined_data_are_discarded(
     assert peer.transport.aborted
 
 
-def test_each_response_makes_room(served: InMemory) -> None:
+def test_each_response_makes_room(served: Echoing) -> None:
     """
     The limit is for what waits now, not for what was ever sent.
     """
@@ -578,7 +552,7 @@ def test_each_response_makes_room(served: InMemory) -> None:
     assert not peer.transport.writeClosed
 
 
-def test_nothing_is_kept_behind_the_last_request(served: InMemory) -> None:
+def test_nothing_is_kept_behind_the_last_request(served: Echoing) -> None:
     """
     Data after C{Connection: close} are discarded; they do not reset the connection.
     """
@@ -625,7 +599,7 @@ HALF = [
 
 
 @pytest.mark.parametrize("data", [*HALF, GET, LINE, post(MAX_BODY + 1)])
-def test_a_connection_that_ended_is_forgotten(data: bytes, served: InMemory) -> None:
+def test_a_connection_that_ended_is_forgotten(data: bytes, served: Echoing) -> None:
     """
     Half a request is never carried out, and a held one is cancelled. Nothing is
     logged without an access log, and no object of the connection stays in memory.
@@ -645,7 +619,7 @@ def test_a_connection_that_ended_is_forgotten(data: bytes, served: InMemory) -> 
 
 
 def test_an_idle_connection_is_closed_after_a_minute(
-    served: InMemory, clock: Clock
+    served: Echoing, clock: Clock
 ) -> None:
     """
     A connection without a request is idle; a part of one has half of that time; a
@@ -691,7 +665,7 @@ def test_a_stop_closes_connections_in_time(
     after: bytes,
     seconds: int,
     expected: list[int],
-    served: InMemory,
+    served: Echoing,
     clock: Clock,
 ) -> None:
     """
@@ -719,7 +693,7 @@ def test_a_stop_closes_connections_in_time(
     ids=["pipelined", "begun", "on its way"],
 )
 def test_requests_in_progress_are_the_last_ones(
-    before: bytes, after: bytes, served: InMemory, clock: Clock
+    before: bytes, after: bytes, served: Echoing, clock: Clock
 ) -> None:
     """
     A request in progress is answered, with C{Connection: close} if its response has
@@ -742,7 +716,7 @@ def test_requests_in_progress_are_the_last_ones(
 
 
 def test_a_connection_after_the_stop_has_a_second(
-    served: InMemory, clock: Clock
+    served: Echoing, clock: Clock
 ) -> None:
     """
     Connections that the operating system accepted before may arrive late.
@@ -757,7 +731,7 @@ def test_a_connection_after_the_stop_has_a_second(
     assert idle.closed
 
 
-def test_the_timeout_ends_the_stop(served: InMemory, clock: Clock) -> None:
+def test_the_timeout_ends_the_stop(served: Echoing, clock: Clock) -> None:
     """
     The caller learns how many connections are left, and can abort them.
     """
@@ -775,7 +749,7 @@ def test_the_timeout_ends_the_stop(served: InMemory, clock: Clock) -> None:
     assert all(each.called for each in held)
 
 
-def test_a_stop_may_be_cancelled_and_repeated(served: InMemory, clock: Clock) -> None:
+def test_a_stop_may_be_cancelled_and_repeated(served: Echoing, clock: Clock) -> None:
     """
     A cancelled stop fires with the number of requests in progress; the next one waits
     again, and connections get no second time limit.
