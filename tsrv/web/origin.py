@@ -48,6 +48,9 @@ _PORTS: Final = {b"http": 80, b"https": 443}
 _HOP: Final = re.compile(r"\A\[(.*)\](?::[0-9]+)?\Z|\A([0-9.]+):[0-9]+\Z")
 
 
+_FOREIGN: Final = "The request was made by another site"
+
+
 class CrossSite(HTTPError):
     """
     Another site may have made this request, with the cookies of its visitor.
@@ -166,9 +169,9 @@ def checkOrigin(request: Request, isSecure: bool, token: str | None = None) -> N
     """
     Refuse a request that another site may have made in a visitor's browser (CSRF).
 
-    Safe methods pass. For others the browser must say, in C{Sec-Fetch-Site} or
-    C{Origin}, that the request comes from this site or from its user. A client that
-    says neither must send the token of its session as C{X-CSRF-Token}.
+    Safe methods pass. For others C{Sec-Fetch-Site} and C{Origin}, as far as the browser
+    sends them, must both say that the request comes from this site or from its user. A
+    client that sends neither must send the token of its session as C{X-CSRF-Token}.
 
     @param request: The request.
     @param isSecure: Whether its client used TLS, see L{Proxies.isSecure}.
@@ -180,14 +183,7 @@ def checkOrigin(request: Request, isSecure: bool, token: str | None = None) -> N
     headers = request.requestHeaders
     sites = headers.getRawHeaders(b"Sec-Fetch-Site")
     origins = headers.getRawHeaders(b"Origin")
-    if sites is not None:
-        isOwn = sites in ([b"same-origin"], [b"none"])
-    elif origins is not None:
-        scheme = b"https://" if isSecure else b"http://"
-        hosts = headers.getRawHeaders(b"Host", [])
-        own = _originOf([scheme + host for host in hosts])
-        isOwn = own is not None and _originOf(origins) == own
-    else:
+    if sites is None and origins is None:
         tokens = headers.getRawHeaders(b"X-CSRF-Token", [])
         if token and len(tokens) == 1 and compare_digest(tokens[0], token.encode()):
             return
@@ -195,8 +191,17 @@ def checkOrigin(request: Request, isSecure: bool, token: str | None = None) -> N
             "The request does not say which site has made it: send Origin, or the "
             "token of the session as X-CSRF-Token"
         )
-    if not isOwn:
-        raise CrossSite("The request was made by another site")
+    if sites is not None:
+        if sites not in ([b"same-origin"], [b"none"]):
+            raise CrossSite(_FOREIGN)
+        # With the Referrer-Policy no-referrer a page hides its origin from its site.
+        if origins in (None, [b"null"]):
+            return
+    scheme = b"https://" if isSecure else b"http://"
+    hosts = headers.getRawHeaders(b"Host", [])
+    own = _originOf([scheme + host for host in hosts])
+    if own is None or _originOf(origins or ()) != own:
+        raise CrossSite(_FOREIGN)
 
 
 def _originOf(texts: Sequence[bytes]) -> tuple[bytes, bytes, int] | None:
