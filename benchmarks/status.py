@@ -28,9 +28,8 @@ from benchmarks.support.control import serve
 from benchmarks.support.measure import Figure, Size, Target, run
 from benchmarks.support.processes import Child, raiseFileLimit
 from tsrv.startup import Startup
-from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
-from tsrv.web.status import putStatus
+from tsrv.web.status import Status
 
 _SIZES = {
     "pages": Size(500, 5, "pages that ask once a second"),
@@ -111,12 +110,10 @@ def _serve(length: int, count: int, rate: int) -> None:
         modules = [_Losable() for _ in range(count)]
         for number, module in enumerate(modules):
             startup.add(f"m{number}", module, retryPolicy=lambda attempts: 0.0)
-        root = AsyncResource()
-        putStatus(root, startup, reactor)
         startup.startService()
         losing = cycle(modules)
         LoopingCall(lambda: next(losing).lost.callback(None)).start(1 / rate, now=False)
-        site = Site(root, reactor)
+        site = Site(Status(startup, reactor), reactor)
     serve(reactor, site, lambda: {"cpu": process_time()})
 
 

@@ -16,9 +16,8 @@ from twisted.internet.stdio import StandardIO
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
-from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
-from tsrv.web.status import putStatus
+from tsrv.web.status import Status
 
 from .operated import Program
 
@@ -61,9 +60,8 @@ def _main(port: int, names: list[str]) -> None:
     program.add("mail", lazy=True)
     for name in names:
         program.add(name)
-    root = AsyncResource()
-    putStatus(root, program.startup, reactor, links=[("/say", "/say")])
-    reactor.listenTCP(port, Site(root, reactor), interface="127.0.0.1")
+    status = Status(program.startup, reactor, links=[("/say", "/say")])
+    reactor.listenTCP(port, Site(status, reactor), interface="127.0.0.1")
     StandardIO(_Control(program))
     reactor.callWhenRunning(print, "listening", flush=True)
     reactor.run()

@@ -184,6 +184,7 @@ def test_both_formats_are_equal(busy: Measured) -> None:
 
 NAMES = {
     "tsrv_build": "info",
+    "tsrv_program": "info",
     "tsrv_ready": "gauge",
     "tsrv_startup_duration_seconds": "gauge",
     "tsrv_module_state": "gauge",

@@ -671,7 +671,7 @@ def test_by_default_all_pages_are_on_one_site(parts: Parts) -> None:
     page = parts.ask("/").body.decode()
     for path in ("/say", *OPERATIONS):
         assert parts.status(path, 80) == 200, path
-        assert path == "/" or f'href="{path}"' in page
+        assert path == "/" or f">{path.lstrip('/')}</a>" in page
     assert parts.stopAtOnce().value is None
 
 
@@ -687,7 +687,7 @@ def test_a_separate_site_has_the_pages_for_operators(separate: Parts) -> None:
     assert (separate.status("/say", 80), separate.status("/say", 81)) == (200, 404)
     page = separate.ask("/", 81).body
     assert b'"/say"' not in page
-    assert b'"/livez"' in page
+    assert b'"livez"' in page
     metrics = separate.ask("/metrics", 81).body
     assert b'route="(unknown)"' in metrics
     assert b'route="/livez"' in metrics

@@ -20,8 +20,7 @@ from tsrv.starting.report import (
     PauseReport,
     Report,
 )
-from tsrv.web.responses import AsyncResource
-from tsrv.web.status import putStatus
+from tsrv.web.status import Status
 from tsrv.web.timeline import duration, piecesOf, windowOf
 
 from .operated import SECRET, Noted, Program
@@ -120,8 +119,7 @@ class Shown(Program):
 
     def __init__(self, clock: Clock, **options: Any) -> None:
         super().__init__(clock)
-        self.root = AsyncResource()
-        putStatus(self.root, self.startup, clock, **options)
+        self.root = Status(self.startup, clock, **options)
 
     def fragment(self, **headers: str) -> Answer:
         """
@@ -747,7 +745,7 @@ def test_a_module_that_waits_for_its_turn_is_shown(clock: Clock, show: Any) -> N
     """
     shown = show()
     shown.startup = Startup(clock, concurrency=1, stayUp=True)
-    putStatus(shown.root, shown.startup, clock)
+    shown.root = Status(shown.startup, clock)
     shown.add("a")
     shown.add("b")
     shown.start()

@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
@@ -21,15 +20,10 @@ from .demo.userroutes import UsersResource
 from .demo.users import Users
 from .demo.visitors import Login, Logout, Me, Visits
 from .sessions import Sessions
-from .startup import Startup
-from .web.health import Live, Ready, StartupPage
-from .web.metrics import Metrics
 from .web.problems import KnownErrors
 from .web.responses import AsyncResource, Response, text
-from .web.status import putStatus
-from .web.traffic import Traffic
 
-__all__ = ["KNOWN_ERRORS", "Clock", "Say", "makeRoot", "putOperations"]
+__all__ = ["KNOWN_ERRORS", "Clock", "Say", "makeRoot"]
 
 KNOWN_ERRORS: Final[KnownErrors] = {
     UniqueViolated: (HTTPStatus.CONFLICT, "Resource already exists"),
@@ -102,25 +96,3 @@ def makeRoot(
         root.putChild(b"login", Login(sessions))
         root.putChild(b"logout", Logout(sessions))
     return root
-
-
-def putOperations(
-    root: AsyncResource,
-    startup: Startup,
-    reactor: IReactorTime,
-    traffic: Traffic,
-    isSeparate: bool,
-) -> None:
-    """
-    Add the pages for operators to a site.
-
-    @param isSeparate: Whether only operators see the site: its pages then show the
-        messages of errors.
-    """
-    root.putChild(b"livez", Live())
-    root.putChild(b"readyz", Ready(startup))
-    root.putChild(b"startup", StartupPage(startup, showErrors=isSeparate))
-    root.putChild(b"metrics", Metrics(startup, traffic))
-    paths = ["/livez", "/readyz", "/startup", "/metrics"]
-    links = [(path, path) for path in (paths if isSeparate else ["/say", *paths])]
-    putStatus(root, startup, reactor, links=links, showErrors=isSeparate)

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from .. import __version__
 from ..asyncmodule import AsyncModule
 from ..databases import Database, DatabaseRefused, Location, Settings
 from ..demo.users import SCHEMA, Users
 from ..queuing.retry import jitteredBackoff
-from ..resources import KNOWN_ERRORS, makeRoot, putOperations
+from ..resources import KNOWN_ERRORS, makeRoot
 from ..sessions import Cookies, Limits, Quota, Sessions, SQLSessionStore, schemaOf
 from ..startup import Startup
+from ..web.operations import Operations
 from ..web.responses import AsyncResource
 from ..web.site import Site
 from ..web.traffic import Traffic
@@ -177,14 +179,22 @@ def assemble(
 
     root = makeRoot(clock, Users(database), sessions)
     separate: list[str] = options["operations-listen"]
-    operationsRoot = AsyncResource() if separate else root
-    putOperations(operationsRoot, startup, reactor, traffic, bool(separate))
+    operations = Operations(
+        startup,
+        reactor,
+        traffic=traffic,
+        links=[] if separate else [("/say", "say")],
+        version=__version__,
+        operatorsOnly=bool(separate),
+    )
+    if not separate:
+        operations.putOn(root)
     return Server(
         reactor,
         startup,
         options["drain-timeout"],
         makeListener(root, options["listen"]),
-        makeListener(operationsRoot, separate) if separate else None,
+        makeListener(operations, separate) if separate else None,
         SystemdService(startup, reactor, environment),
     )
 

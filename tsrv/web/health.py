@@ -39,6 +39,8 @@ class Live(AsyncResource):
     process does not cure a module that hangs.
     """
 
+    isLeaf = True
+
     def render_GET(self, request: Request) -> Response:
         """
         Say that the process is alive.
@@ -51,6 +53,8 @@ class Ready(AsyncResource):
     C{/readyz}: whether every required module is ready; if not, which modules are
     missing, why, and for how long.
     """
+
+    isLeaf = True
 
     def __init__(self, startup: Startup) -> None:
         """
@@ -113,6 +117,8 @@ class StartupPage(AsyncResource):
     """
     C{/startup}: the report of the start-up, as JSON.
     """
+
+    isLeaf = True
 
     def __init__(self, startup: Startup, showErrors: bool = False) -> None:
         """

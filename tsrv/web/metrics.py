@@ -130,14 +130,24 @@ class Metrics(AsyncResource):
 
     isLeaf = True
 
-    def __init__(self, startup: Startup, traffic: Traffic | None = None) -> None:
+    def __init__(
+        self,
+        startup: Startup,
+        traffic: Traffic | None = None,
+        *,
+        name: str = "tsrv",
+        version: str = "",
+    ) -> None:
         """
         @param startup: The modules.
-        @param traffic: The counts of requests, if there are any.
+        @param traffic: The counts of requests, if there are any: those of the
+            L{Site<tsrv.web.site.Site>}s that were given the same object.
+        @param name: The name of the program.
+        @param version: The version of the program, if it has one.
         """
         super().__init__()
         self._registry = CollectorRegistry()
-        self._registry.register(_Modules(startup))
+        self._registry.register(_Modules(startup, name, version))
         if traffic is not None:
             self._registry.register(_Requests(traffic))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -157,8 +167,9 @@ class Metrics(AsyncResource):
 
 
 class _Modules:
-    def __init__(self, startup: Startup) -> None:
+    def __init__(self, startup: Startup, name: str, version: str) -> None:
         self._startup = startup
+        self._program = {"name": name, "version": version}
 
     def collect(self) -> Iterator[Metric]:
         versions = {
@@ -166,7 +177,8 @@ class _Modules:
             "twisted": twistedVersion,
             "python": python_version(),
         }
-        yield InfoMetricFamily("tsrv_build", "Versions of the program.", versions)
+        yield InfoMetricFamily("tsrv_build", "Versions of the libraries.", versions)
+        yield InfoMetricFamily("tsrv_program", "Name and version.", self._program)
         yield GaugeMetricFamily(
             "tsrv_ready",
             "Whether every required module is ready and the program is not stopping.",

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from importlib.resources import files
 from operator import itemgetter
 from typing import Any, Final
@@ -25,16 +26,15 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
-from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from ..starting.report import ModuleReport, Report
 from ..startup import Startup
 from .health import hideMessages
-from .responses import AsyncResource, Response
+from .responses import AsyncResource, Response, text
 from .timeline import Window, duration, piecesOf, windowOf
 
-__all__ = ["putStatus"]
+__all__ = ["Status"]
 
 RENDERING_SECONDS: Final = 1.0
 """
@@ -74,42 +74,69 @@ SECURITY_HEADERS: Final = (
 
 HTML: Final = b"text/html; charset=utf-8"
 
+FILES: Final = {
+    "status.css": b"text/css; charset=utf-8",
+    "status.js": b"text/javascript; charset=utf-8",
+    "status.svg": b"image/svg+xml",
+}
+"""
+The files that the page uses, and their types.
+"""
+
 FRAGMENT_MARK: Final = "<!-- fragment -->"
 """
 The text before and after the fragment in the template.
 """
 
 
-def putStatus(
-    root: Resource,
-    startup: Startup,
-    reactor: IReactorTime,
-    *,
-    links: Sequence[tuple[str, str]] = (),
-    showErrors: bool = False,
-) -> None:
+class Status(AsyncResource):
     """
-    Show the status page at the root of a site.
-
-    @param root: The root.
-    @param startup: The modules.
-    @param reactor: Provides the time.
-    @param links: The address and the name of each page that the page links to.
-    @param showErrors: Whether to show the messages of errors, and not only their
-        types. Messages are not for the public.
+    The status page, wherever it is mounted, with its files below it.
     """
-    page = _Page(startup, reactor, links, showErrors)
-    root.putChild(b"", _Served(lambda: page.current()[0], HTML, b"no-store"))
-    root.putChild(b"status", _Served(lambda: page.current()[1], HTML, b"no-store"))
-    _putFile(root, "status.css", b"text/css; charset=utf-8")
-    _putFile(root, "status.js", b"text/javascript; charset=utf-8")
-    _putFile(root, "status.svg", b"image/svg+xml")
 
+    def __init__(
+        self,
+        startup: Startup,
+        reactor: IReactorTime,
+        *,
+        links: Sequence[tuple[str, str]] = (),
+        showErrors: bool = False,
+        name: str = "tsrv",
+        version: str = "",
+    ) -> None:
+        """
+        @param startup: The modules.
+        @param reactor: Provides the time.
+        @param links: The address and the name of each page that the page links to.
+            Relative addresses start at the page.
+        @param showErrors: Whether to show the messages of errors, and not only their
+            types. Messages are not for the public.
+        @param name: The name of the program.
+        @param version: The version of the program, if it has one.
+        """
+        super().__init__()
+        page = _Page(startup, reactor, links, showErrors, name, version)
+        # The address of the page ends with a slash.
+        self._put("", HTML, lambda: page.current()[0], b"no-store")
+        self._put("status", HTML, lambda: page.current()[1], b"no-store")
+        for file, contentType in FILES.items():
+            self._putFile(file, contentType)
 
-def _putFile(root: Resource, name: str, contentType: bytes) -> None:
-    body = _Body(_read(name))
-    served = _Served(lambda: body, contentType, b"no-cache")
-    root.putChild(name.encode("ascii"), served)
+    def _putFile(self, file: str, contentType: bytes) -> None:
+        body = _Body(_read(file))
+        self._put(file, contentType, lambda: body, b"no-cache")
+
+    def _put(
+        self, path: str, contentType: bytes, read: Callable[[], _Body], caching: bytes
+    ) -> None:
+        self.putChild(path.encode("ascii"), _Served(read, contentType, caching))
+
+    def render_GET(self, request: Request) -> Response:
+        """
+        Redirect to the page: its links are relative to an address with a slash.
+        """
+        location = (b"Location", b"./%s/" % request.path.rpartition(b"/")[2])
+        return text("", HTTPStatus.TEMPORARY_REDIRECT, [location])
 
 
 class _Body:
@@ -157,11 +184,15 @@ class _Page:
         reactor: IReactorTime,
         links: Sequence[tuple[str, str]],
         showErrors: bool,
+        name: str,
+        version: str,
     ) -> None:
         self._startup = startup
         self._reactor = reactor
         self._links = links
         self._showErrors = showErrors
+        self._name = name
+        self._version = version
         env = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
         env.filters["duration"] = duration
         self._template = env.from_string(_read("status.html"))
@@ -196,6 +227,8 @@ class _Page:
             window=window,
             rows=[self._row(module, report, window) for module in modules],
             links=self._links,
+            name=self._name,
+            version=self._version,
             date=datetimeToString(now).decode("ascii"),
         )
         head, fragment, foot = html.split(FRAGMENT_MARK)

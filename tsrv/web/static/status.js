@@ -7,6 +7,7 @@
 
   const status = document.getElementById("status");
   const connection = document.getElementById("connection");
+  const program = document.querySelector("h1").textContent;
   let tag = "";
   let timer = 0;
   let lastSeen = "";
@@ -53,7 +54,7 @@
         template.innerHTML = await response.text();
         update(status, template.content);
         tag = response.headers.get("ETag");
-        document.title = `${status.querySelector(".headline").textContent} – tsrv`;
+        document.title = `${status.querySelector(".headline").textContent} – ${program}`;
       } else if (response.status !== 304) {
         throw new Error(`status ${response.status}`);
       }

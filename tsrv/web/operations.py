@@ -1,0 +1,71 @@
+"""
+All pages for operators, and where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.resource import Resource
+
+from ..startup import Startup
+from .health import Live, Ready, StartupPage
+from .metrics import Metrics
+from .status import Status
+from .traffic import Traffic
+
+__all__ = ["Operations"]
+
+
+class Operations(Status):
+    """
+    The status page, and below it C{livez}, C{readyz}, C{startup} and C{metrics}.
+
+    It may be the root of a site, or be mounted anywhere, as C{/internal} for example;
+    L{putOn} adds its pages to the root of an application.
+    """
+
+    def __init__(
+        self,
+        startup: Startup,
+        reactor: IReactorTime,
+        *,
+        traffic: Traffic | None = None,
+        links: Sequence[tuple[str, str]] = (),
+        name: str = "tsrv",
+        version: str = "",
+        operatorsOnly: bool = False,
+    ) -> None:
+        """
+        @param startup: The modules.
+        @param reactor: Provides the time.
+        @param traffic: The counts of requests, if there are any.
+        @param links: The address and the name of each other page that the status page
+            links to.
+        @param name: The name of the program.
+        @param version: The version of the program, if it has one.
+        @param operatorsOnly: Whether the public cannot reach these pages: they then
+            show the messages of errors.
+        """
+        paths = ["livez", "readyz", "startup", "metrics"]
+        super().__init__(
+            startup,
+            reactor,
+            links=[*links, *((path, path) for path in paths)],
+            showErrors=operatorsOnly,
+            name=name,
+            version=version,
+        )
+        self.putChild(b"livez", Live())
+        self.putChild(b"readyz", Ready(startup))
+        self.putChild(b"startup", StartupPage(startup, showErrors=operatorsOnly))
+        metrics = Metrics(startup, traffic, name=name, version=version)
+        self.putChild(b"metrics", metrics)
+
+    def putOn(self, root: Resource) -> None:
+        """
+        Add these pages to the root of an application. The status page is its C{/}.
+        """
+        for path, page in self.children.items():
+            root.putChild(path, page)
