@@ -450,6 +450,50 @@ def test_every_byte_is_given_back(steps: list[tuple[int, int, int]]) -> None:
 
 # Stopping.
 
+
+def test_an_announced_stop_closes_each_connection_after_its_response(
+    served: Echoing, clock: Clock
+) -> None:
+    """
+    New connections and idle ones are served, with C{Connection: close}; an idle one
+    stays open until its next request.
+    """
+    idle, busy, reading, queued = (
+        served.connect(data) for data in (GET, get("/held"), post(2), b"")
+    )
+    queued.arrive(GET * 3)
+    served.site.announceStop()
+    new, unused = served.connect(GET), served.connect()
+    pump(clock, 4)
+    assert not any(peer.closed for peer in (idle, busy, reading, unused))
+    assert served.connections.inProgress == 2
+    idle.send(GET)
+    reading.send(b"xx")
+    unused.send(get("/", "Connection: keep-alive", version="1.0"))
+    served.release()
+    clock.advance(0)
+    for peer in (idle, busy, reading, new, unused):
+        assert peer.closed
+        assert peer.answers[-1].status == 200
+        assert peer.answers[-1].headers["connection"] == "close"
+    assert statuses(idle) == [200, 200]
+    assert statuses(queued) == [200, 200]
+    assert served.connections.inProgress == 0
+
+
+def test_a_response_that_has_begun_is_not_the_last_one(served: Echoing) -> None:
+    """
+    Its client does not know of the stop, so its next request is answered.
+    """
+    peer = served.connect(get("/held/begun"))
+    served.site.announceStop()
+    served.release()
+    assert not peer.closed
+    peer.send(GET)
+    assert peer.closed
+    assert peer.answers[-1].headers["connection"] == "close"
+
+
 STATES: dict[str, tuple[list[bytes], float, int]] = {
     # What is sent, the seconds until the connection is closed, and the responses.
     "fresh": ([], 1, 0),

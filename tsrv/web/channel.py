@@ -162,7 +162,7 @@ class Channel(Writer):
             if self.connections.stopping:
                 self.stop()
             if self.isPaused and len(self._received) <= _MAX_AHEAD // 2:
-                self._resumeReading()
+                self.resumeReading()
 
     def deadlineReached(self) -> None:
         """
@@ -179,6 +179,13 @@ class Channel(Writer):
             self._closeAfterResponse()
         else:
             self.abort()
+
+    def announceStop(self) -> None:
+        """
+        Make the response in progress the last one, if it can still say so.
+        """
+        if self._request is not None and not self._request.startedWriting:
+            self._closeAfterResponse()
 
     def stop(self) -> None:
         """
@@ -345,7 +352,7 @@ class Channel(Writer):
         request.requestHeaders = head.headers
         request.parseCookies()
         request.gotLength(head.length)
-        self.isPersistent = head.isPersistent and not self.connections.stopping
+        self.isPersistent = head.isPersistent and not self.connections.announced
         if not self.isPersistent:
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         return request
@@ -398,12 +405,7 @@ class Channel(Writer):
             self._hasDiscarded = True
             self._received = b""
             self._countKept()
-        self._resumeReading()
-
-    def _resumeReading(self) -> None:
-        if self.isPaused:
-            self.isPaused = False
-            self.transport.resumeProducing()
+        self.resumeReading()
 
     def refuse(self, status: HTTPStatus) -> None:
         """
@@ -438,7 +440,7 @@ class Channel(Writer):
         self._countKept()
         self._forgetBody()
         self.transport.unregisterProducer()
-        self._resumeReading()
+        self.resumeReading()
         if self.isSecure():
             # Closing one direction below TLS would cut off what is not encrypted yet;
             # and TLS ends only after the client has confirmed it.

@@ -126,6 +126,12 @@ class Site(TwistedSite):
         """
         return [b"http/1.1"]
 
+    def announceStop(self) -> None:
+        """
+        Close each connection after its next response; see L{Connections.announceStop}.
+        """
+        self.connections.announceStop()
+
     def stop(self, timeout: float) -> Deferred[int]:
         """
         Finish the requests in progress; see L{Connections.stop}.

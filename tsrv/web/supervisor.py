@@ -55,6 +55,8 @@ class _Connection(Protocol):
 
     def startNext(self) -> None: ...
 
+    def announceStop(self) -> None: ...
+
     def deadlineReached(self) -> None: ...
 
     def stop(self) -> None: ...
@@ -69,6 +71,7 @@ class Supervisor:
     @ivar bodyBytes: Current length of all bodies in memory, and of all data that were
         sent ahead of a response.
     @ivar accepted: Number of connections since the start.
+    @ivar announced: Whether the stop is announced: each response closes its connection.
     @ivar stopping: Whether the site is being stopped.
     @ivar tick: Number of the current tick.
     @ivar parser: Parses the heads of requests.
@@ -99,6 +102,7 @@ class Supervisor:
         self.maxTotalBodyBytes = maxTotalBodyBytes
         self.bodyBytes = 0
         self.accepted = 0
+        self.announced = False
         self.stopping = False
         self.tick = 0
         self.parser = HeadParser()
@@ -223,6 +227,24 @@ class Supervisor:
             )
             self._refusals, self._warnAt = 0, self.after(_WARNING_SECONDS)
 
+    @property
+    def inProgress(self) -> int:
+        """
+        Number of requests in progress.
+        """
+        return sum(channel.isBusy for channel in self._channels)
+
+    def announceStop(self) -> None:
+        """
+        Say C{Connection: close} in every response from now on, and close its connection
+        after it. All else continues: requests are answered on new connections, too, and
+        idle connections stay open. So clients and load balancers, which learn of the
+        stop elsewhere, lose no request.
+        """
+        self.announced = True
+        for channel in list(self._channels):
+            channel.announceStop()
+
     def stop(self, timeout: float) -> Deferred[int]:
         """
         Finish the requests in progress, begin no others, and close the connections as
@@ -232,6 +254,7 @@ class Supervisor:
         @return: A Deferred that fires with the number of requests in progress: when all
             connections are closed, after the time limit, or when it is cancelled.
         """
+        self.announceStop()
         self.stopping = True
         for channel in list(self._channels):
             channel.stop()
@@ -240,9 +263,7 @@ class Supervisor:
         empty = self._untilEmpty.wait()
         empty.addTimeout(timeout, self._reactor)
         empty.addErrback(lambda failure: failure.trap(DeferredTimeout, CancelledError))
-        return empty.addCallback(
-            lambda _: sum(channel.isBusy for channel in self._channels)
-        )
+        return empty.addCallback(lambda _: self.inProgress)
 
     def abort(self) -> None:
         """

@@ -251,6 +251,14 @@ class Writer(Protocol):
         else:
             self.deadline = NEVER
 
+    def resumeReading(self) -> None:
+        """
+        Read again what the client sends.
+        """
+        if self.isPaused:
+            self.isPaused = False
+            self.transport.resumeProducing()
+
     def readingDeadline(self) -> int:
         """
         @return: The tick by which the client must have read what is written.
