@@ -14,9 +14,11 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parseText
 from twisted.internet.task import Clock
+from zope.interface import alsoProvides
 
 import tsrv
 import twisted
+from tsrv.asyncmodule import ICountsFailures
 from tsrv.queuing.histogram import SECONDS
 from tsrv.web.metrics import Metrics
 from tsrv.web.responses import AsyncResource
@@ -111,6 +113,15 @@ def familiesIn(body: bytes, accept: str = "text/plain") -> dict[str, Metric]:
     return dict(zip(names, families, strict=True))
 
 
+def countFailures(program: Program, name: str, failures: Any) -> None:
+    """
+    Let a module say that calls have failed.
+    """
+    module: Any = program.modules[name]
+    module.failures = failures
+    alsoProvides(module, ICountsFailures)
+
+
 @pytest.fixture
 def busy(program: Measured) -> Measured:
     """
@@ -123,6 +134,7 @@ def busy(program: Measured) -> Measured:
     program.start()
     program.clock.advance(2)
     program.fail("database")
+    countFailures(program, "database", {"55P03": 3})
     peer = program.connect()
     peer.send(req("/metrics") + req("/x") + b"nonsense\r\n")
     peer.leave()
@@ -201,6 +213,7 @@ NAMES = {
     "tsrv_module_queue_duration_seconds": "histogram",
     "tsrv_module_attempt_duration_seconds": "histogram",
     "tsrv_module_commands": "counter",
+    "tsrv_module_failures": "counter",
     "tsrv_http_requests_in_progress": "gauge",
     "tsrv_http_requests": "counter",
     "tsrv_http_request_duration_seconds": "histogram",
@@ -362,6 +375,25 @@ def test_attempts_are_shown(program: Measured) -> None:
     assert program.value(f"{name}_count", module="database") == 2
     buckets = program.values(f"{name}_bucket", module="database")
     assert [buckets[bound] for bound in ("1.0", "2.5", "30.0", "60.0")] == [0, 1, 1, 2]
+
+
+def test_failures_are_shown(program: Measured) -> None:
+    """
+    Failures are counted by code. A module whose counts cannot be read hides no other
+    one, and their number is bounded.
+    """
+    for name in ("database", "broken", "greedy"):
+        program.add(name)
+    for name, failures in (
+        ("database", {"55P03": 3, "other": 1}),
+        ("broken", None),
+        ("greedy", dict.fromkeys(map(str, range(1_000)), 1)),
+    ):
+        countFailures(program, name, failures)
+    name = "tsrv_module_failures_total"
+    assert program.values(name, module="database") == {"55P03": 3, "other": 1}
+    assert program.values(name, module="broken") == {}
+    assert len(program.values(name, module="greedy")) == 33
 
 
 def test_requests_are_shown(program: Measured) -> None:

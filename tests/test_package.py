@@ -27,7 +27,7 @@ LAYERS = [
     ("starting",),
     ("wrapper",),
     ("queuing",),
-    ("errors",),
+    ("errors", "failures"),
     ("asyncmodule",),
 ]
 """

@@ -577,7 +577,7 @@ def test_what_was_acknowledged_survives_a_power_cut(
     assert [each.value for each in results] == [[("wal",)], [(2,)], [(1,)], [(0,)]]
 
 
-def test_an_error_of_the_disk_is_logged_once_a_minute(
+def test_an_error_of_the_disk_is_logged_now_and_then(
     lab: Lab, database: Database
 ) -> None:
     """
@@ -589,7 +589,10 @@ def test_an_error_of_the_disk_is_logged_once_a_minute(
         for each in lab.together(database, *((ADD, name) for name in names)):
             assert isinstance(each.error, DatabaseUnavailable)
 
-    sentence = "the database cannot carry out a statement now (SQLITE_FULL)"
+    sentence = (
+        "database: a statement failed: "
+        "the database cannot carry out a statement now (SQLITE_FULL)"
+    )
     with logged() as events:
         for _ in range(3):
             failing("SQLITE_FULL", "x")
@@ -598,7 +601,11 @@ def test_an_error_of_the_disk_is_logged_once_a_minute(
     with logged() as events:
         failing("SQLITE_FULL", *"abcd")
         failing("SQLITE_BUSY", "x")
-    assert textsOf(events) == [sentence, sentence.replace("FULL", "BUSY")]
+    assert textsOf(events) == [
+        f"{sentence}; 2 more since the last such line",
+        sentence.replace("FULL", "BUSY"),
+    ]
+    assert database.failures == {"SQLITE_FULL": 7, "SQLITE_BUSY": 1}
 
 
 # The file.

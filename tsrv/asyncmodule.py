@@ -8,6 +8,7 @@ returns a Deferred, and methods that fail until this Deferred has fired.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum
 from math import isfinite
@@ -20,6 +21,7 @@ from zope.interface import Attribute, Interface, implementer
 __all__ = [
     "AsyncModule",
     "IAsyncModule",
+    "ICountsFailures",
     "IHasNote",
     "IPredictable",
     "ISettlesCalls",
@@ -90,6 +92,17 @@ class IHasNote(Interface):
         @return: A few words for the report of the start-up, which everybody may
             see; or L{None}.
         """
+
+
+class ICountsFailures(Interface):
+    """
+    A module that counts calls that fail although it is ready, for the metrics.
+    """
+
+    failures: Mapping[str, int] = Attribute(
+        "The number of failures by code, which only grows. The number of codes is "
+        "bounded: see L{tsrv.failures.Failures}."
+    )
 
 
 class State(Enum):

@@ -4,14 +4,15 @@ The database at a URL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ..asyncmodule import ISettlesCalls, NotInitialized
+from ..asyncmodule import ICountsFailures, ISettlesCalls, NotInitialized
+from ..failures import Failures
 from .engine import Engine
 from .interface import (
     DatabaseRefused,
@@ -33,7 +34,7 @@ _EXTRA: Final = (
 )
 
 
-@implementer(IDatabase, ISettlesCalls)
+@implementer(IDatabase, ICountsFailures, ISettlesCalls)
 class Database:
     """
     The database at a URL. Each initialisation makes a new engine, and may find a new
@@ -46,6 +47,8 @@ class Database:
         url: str | Callable[[], str | Deferred[str]],
         schemas: Sequence[Schema] = (),
         settings: Settings | None = None,
+        *,
+        name: str = "database",
     ) -> None:
         """
         @param reactor: Provides time and threads, and watches sockets.
@@ -53,6 +56,7 @@ class Database:
             a Deferred of it, and is called for each initialisation.
         @param schemas: The tables that have to exist.
         @param settings: How the database is used.
+        @param name: The name of the database in the log.
         @raise ValueError: The URL is not understood.
         """
         if isinstance(url, str):
@@ -61,6 +65,7 @@ class Database:
         self._url = url
         self._schemas = tuple(schemas)
         self._settings = settings or Settings()
+        self._failures = Failures(reactor, _log, f"{name}: a statement failed")
         self._engine: Engine | None = None
         # Engines that were lost may still have calls in progress.
         self._engines: list[Engine] = []
@@ -77,6 +82,14 @@ class Database:
         Whether the database can be used.
         """
         return self._engine is not None
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """
+        The number of statements that failed although the database was ready, by code.
+        A violated constraint is not such a failure.
+        """
+        return self._failures.counts
 
     def initialize(self) -> Deferred[None]:
         """
@@ -119,7 +132,7 @@ class Database:
             raise DatabaseRefused(str(error)) from None
 
     def _makeEngine(self, location: Location) -> Engine:
-        kind: Callable[[Any, str, Sequence[Schema], Settings], Engine]
+        kind: Callable[[Any, str, Sequence[Schema], Settings, Failures], Engine]
         if location.kind == "sqlite":
             from .sqlite import SQLite as kind
         else:
@@ -127,7 +140,13 @@ class Database:
                 from .postgresql import PostgreSQL as kind
             except ImportError:
                 raise DatabaseRefused(_EXTRA) from None
-        return kind(self._reactor, location.target, self._schemas, self._settings)
+        return kind(
+            self._reactor,
+            location.target,
+            self._schemas,
+            self._settings,
+            self._failures,
+        )
 
     def _lost(self, engine: Engine) -> None:
         if self._engine is engine:

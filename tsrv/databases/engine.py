@@ -7,14 +7,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 
+from ..errors import OutcomeUnknown
+from ..failures import Failures
 from ..queuing.waiters import Waiters
-from .interface import DatabaseUnavailable, Row, Settings, Statement
+from .interface import (
+    ConstraintViolated,
+    DatabaseUnavailable,
+    Row,
+    Settings,
+    Statement,
+)
 
 __all__ = ["Call", "Engine", "Queue"]
 
@@ -38,6 +47,8 @@ class Call:
     """
 
     __slots__ = (
+        "_context",
+        "_failed",
         "answer",
         "isSent",
         "isWrite",
@@ -48,8 +59,19 @@ class Call:
     )
 
     def __init__(
-        self, statement: Statement, parameters: Sequence[object], isWrite: bool
+        self,
+        statement: Statement,
+        parameters: Sequence[object],
+        isWrite: bool,
+        failed: Callable[[Exception], None],
     ) -> None:
+        """
+        @param failed: Called with the error if the call fails, in the context of
+            the caller.
+        """
+        self._failed = failed
+        # It has the id of the request.
+        self._context = copy_context()
         self.statement = statement
         self.parameters = parameters
         self.isWrite = isWrite
@@ -75,11 +97,13 @@ class Call:
         """
         # Without a cycle through its canceller no garbage has to be collected.
         answer, self.answer = self.answer, _SETTLED
-        if answer.called:
-            return
         if isinstance(self.outcome, Exception):
-            answer.errback(self.outcome)
-        else:
+            # A caller that gave up does not make it a success.
+            if answer is not _SETTLED:
+                self._context.run(self._failed, self.outcome)
+            if not answer.called:
+                answer.errback(self.outcome)
+        elif not answer.called:
             answer.callback(self.outcome)
 
     def fail(self, error: Exception) -> None:
@@ -107,9 +131,10 @@ class Engine(ABC):
 
     log = Logger("tsrv.databases")
 
-    def __init__(self, reactor: Any, settings: Settings) -> None:
+    def __init__(self, reactor: Any, settings: Settings, failures: Failures) -> None:
         self.reactor = reactor
         self.settings = settings
+        self.failures = failures
         self.refusal = "the database is not open"
         self.isOver = False
         self._lossReason = ""
@@ -171,7 +196,7 @@ class Engine(ABC):
         """
         Carry out a statement.
         """
-        call = Call(statement, parameters, isWrite)
+        call = Call(statement, parameters, isWrite, self.noteFailure)
         answer = call.answer
         waiting = 0
         for queue in self.queues:
@@ -180,10 +205,22 @@ class Engine(ABC):
             call.fail(DatabaseUnavailable(self.refusal))
         elif waiting >= self.settings.limit:
             text = f"{self.settings.limit} statements wait already"
-            call.fail(DatabaseUnavailable(text))
+            call.fail(DatabaseUnavailable(text, "queue_full"))
         else:
             self.accept(call)
         return answer
+
+    def noteFailure(self, error: Exception) -> None:
+        """
+        Count a call that failed, unless the values of the caller or a loss are to
+        blame.
+        """
+        if isinstance(error, OutcomeUnknown):
+            code = "outcome_unknown"
+        else:
+            code = getattr(error, "code", "")
+        if code and not self.isOver and not isinstance(error, ConstraintViolated):
+            self.failures.add(code, error)
 
     def whenLost(self) -> Deferred[None]:
         """

@@ -83,7 +83,9 @@ class DatabaseUnavailable(Unavailable):
     """
     The database cannot be used now. The statement was not carried out.
 
-    @ivar code: The SQLSTATE, or the name of SQLite's extended result code.
+    @ivar code: The SQLSTATE, or the name of SQLite's extended result code;
+        C{queue_full} or C{no_free_connection} if it was not carried out for that
+        reason; empty if the database was lost.
     """
 
     def __init__(self, message: str, code: str = "") -> None:

@@ -26,6 +26,7 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from ..failures import Failures
 from .connecting import connect
 from .engine import Call, Engine, Queue
 from .interface import (
@@ -75,9 +76,14 @@ class PostgreSQL(Engine):
     """
 
     def __init__(
-        self, reactor: Any, url: str, schemas: Sequence[Schema], settings: Settings
+        self,
+        reactor: Any,
+        url: str,
+        schemas: Sequence[Schema],
+        settings: Settings,
+        failures: Failures,
     ) -> None:
-        super().__init__(reactor, settings)
+        super().__init__(reactor, settings, failures)
         self._url = url
         self._schemas = schemas
         self._limit = settings.statementTimeout + GRACE_SECONDS
@@ -316,7 +322,7 @@ class PostgreSQL(Engine):
         while self._queue and now >= next(iter(self._queue.values())):
             reason = f"no connection to PostgreSQL was free for {self._limit:.3g} s"
             call, _ = self._queue.popitem(last=False)
-            call.fail(DatabaseUnavailable(reason))
+            call.fail(DatabaseUnavailable(reason, "no_free_connection"))
         if self.isOver and not self._connections:
             return
         quiet = self.settings.connectTimeout
@@ -325,7 +331,7 @@ class PostgreSQL(Engine):
             last = now
             if self._idle:
                 # Each in turn: the one used longest ago is at the left.
-                check = Call(_CHECK, (), False)
+                check = Call(_CHECK, (), False, self.noteFailure)
                 check.answer.addErrback(lambda _: None)
                 self._start(self._idle.popleft(), check, quiet)
         times = [each.deadline for each in self._connections if each.call is not None]

@@ -42,6 +42,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
+from ..failures import Failures
 from .engine import Call, Engine, Queue
 from .interface import DatabaseUnavailable, Schema, Settings
 from .sqlitefile import Connection, File
@@ -63,7 +64,6 @@ _MAX_BATCH_SIZE: Final = 256
 _MAX_GATHERING_SECONDS: Final = 0.01
 _SLOW_AFTER_SECONDS: Final = 0.02
 _WATCH_SECONDS: Final = 0.1
-_REPEAT_WARNING_SECONDS: Final = 60.0
 _STALLED: Final = "the disk does not answer"
 
 
@@ -217,8 +217,6 @@ class _Role:
         self._finished: deque[Call] = deque()
         self._settledPerTurn = settledPerTurn
         self._settling: IDelayedCall | None = None
-        self._lastWarning = ""
-        self._warnedAt = 0.0
 
     def startThread(self) -> Deferred[None]:
         try:
@@ -302,21 +300,9 @@ class _Role:
             # whenLost() fires before any call fails.
             self._settle([call for call in calls if not call.hasFailed])
             self.engine.lose(batch.lost)
-        else:
-            self._warnAbout(calls)
-            if self.queue and self._gathering is None:
-                self._gather()
+        elif self.queue and self._gathering is None:
+            self._gather()
         self._settle(calls)
-
-    def _warnAbout(self, calls: Sequence[Call]) -> None:
-        for call in calls:
-            if isinstance(call.outcome, DatabaseUnavailable):
-                now, code = self._reactor.seconds(), call.outcome.code
-                isRecent = 0 <= now - self._warnedAt < _REPEAT_WARNING_SECONDS
-                if code != self._lastWarning or not isRecent:
-                    self._lastWarning, self._warnedAt = code, now
-                    self.engine.log.warn("{reason}", reason=call.outcome)
-                return
 
     def _settle(self, calls: Sequence[Call]) -> None:
         self._finished.extend(calls)
@@ -355,13 +341,18 @@ class SQLite(Engine):
     """
 
     def __init__(
-        self, reactor: Any, path: str, schemas: Iterable[Schema], settings: Settings
+        self,
+        reactor: Any,
+        path: str,
+        schemas: Iterable[Schema],
+        settings: Settings,
+        failures: Failures,
     ) -> None:
         """
         @param path: The path of the file, which is created if it does not exist.
         @param schemas: The tables to create or upgrade.
         """
-        super().__init__(reactor, settings)
+        super().__init__(reactor, settings, failures)
         self.path = path
         self.closing = Lock()
         self.file = file = File(path, tuple(schemas), settings)

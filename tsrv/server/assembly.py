@@ -125,7 +125,9 @@ def _addModules(
         )
     else:
         # The store closes this database.
-        own = Database(reactor, location.url, [schemaOf(location.table)], settings)
+        own = Database(
+            reactor, location.url, [schemaOf(location.table)], settings, name="sessions"
+        )
         addSessions(
             partial(SQLSessionStore, reactor, own, location.table, limits),
             fatal=DatabaseRefused,

@@ -4,14 +4,14 @@ Sessions in a table of a database, SQLite or PostgreSQL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..asyncmodule import ISettlesCalls
+from ..asyncmodule import ICountsFailures, ISettlesCalls
 from ..databases import (
     Database,
     IDatabase,
@@ -21,6 +21,7 @@ from ..databases import (
     Statement,
     UniqueViolated,
 )
+from ..queuing.module import failuresOf
 from .basestore import BaseStore, Row
 from .store import ISessionStore, Limits, checkTable
 
@@ -58,7 +59,7 @@ def schemaOf(table: str = TABLE) -> Schema:
     )
 
 
-@implementer(ISessionStore, ISettlesCalls)
+@implementer(ISessionStore, ICountsFailures, ISettlesCalls)
 class SQLSessionStore(BaseStore):
     """
     A store in a database that was made with L{schemaOf} among its schemas.
@@ -86,6 +87,13 @@ class SQLSessionStore(BaseStore):
         self._database = database
         self._owned = owned
         self._statements = _Statements(checkTable(table))
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """
+        The failures of the database, if it belongs to the store.
+        """
+        return failuresOf(self._database) if self._owned else {}
 
     def initialize(self) -> Deferred[None]:
         """
@@ -186,7 +194,8 @@ class SQLiteSessionStore(SQLSessionStore):
         @param settings: How the database is used.
         @raise ValueError: This cannot be a path, or the name of the table.
         """
-        database = Database(reactor, f"sqlite:{db}", [schemaOf(table)], settings)
+        url = f"sqlite:{db}"
+        database = Database(reactor, url, [schemaOf(table)], settings, name="sessions")
         super().__init__(reactor, database, table, limits)
 
 
@@ -212,7 +221,7 @@ class PostgreSQLSessionStore(SQLSessionStore):
         """
         if Location.parse(url).kind != "postgresql":
             raise ValueError("the URL of the sessions must be postgresql://…")
-        database = Database(reactor, url, [schemaOf(table)], settings)
+        database = Database(reactor, url, [schemaOf(table)], settings, name="sessions")
         super().__init__(reactor, database, table, limits)
 
 

@@ -38,6 +38,7 @@ from twisted import __version__ as twistedVersion
 
 from .. import __version__
 from ..queuing.histogram import SECONDS, Histogram
+from ..queuing.module import failuresOf
 from ..startup import Startup
 from ..wrapper import State
 from .accept import preferredType
@@ -235,6 +236,16 @@ class _Modules:
             for outcome in OUTCOMES:
                 calls.add_metric((name, outcome), getattr(stats, outcome))
         yield calls
+        failures = CounterMetricFamily(
+            "tsrv_module_failures",
+            "Calls that failed although the module was ready, by the code of the "
+            "reason: SQLSTATE, or the name of the error in SQLite or Redis.",
+            labels=("module", "code"),
+        )
+        for name, wrapper in wrappers.items():
+            for code, count in failuresOf(wrapper.module).items():
+                failures.add_metric((name, code), count)
+        yield failures
 
 
 class _Requests:

@@ -1,0 +1,76 @@
+"""
+Calls of a ready module that failed: counted by code, and logged now and then.
+
+A table that is locked, or a disk that is full, fails every call for as long as it
+lasts. One line says why, and the numbers are in the metrics.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+__all__ = ["MAX_CODES", "OTHER", "Failures"]
+
+MAX_CODES: Final = 32
+"""
+Maximum number of codes that are counted; further ones count as L{OTHER}.
+"""
+
+OTHER: Final = "other"
+
+REPEAT_SECONDS: Final = 10.0
+"""
+Minimum time between two lines about one code, in seconds.
+"""
+
+
+class Failures:
+    """
+    The failures of one module.
+
+    @ivar counts: The number of failures by code. It only grows.
+    """
+
+    def __init__(self, reactor: IReactorTime, log: Logger, what: str) -> None:
+        """
+        @param reactor: Provides the time.
+        @param log: The logger of the module.
+        @param what: What each line begins with, for example
+            C{"database: a statement failed"}.
+        """
+        self.counts: dict[str, int] = {}
+        self._reactor = reactor
+        self._log = log
+        self._what = what
+        # By code: when the last line was written, and the count at that time.
+        self._lines: dict[str, tuple[float, int]] = {}
+
+    def add(self, code: str, reason: object) -> None:
+        """
+        Count a failure, and log it unless its code was logged a moment ago. The line
+        has the id of the request in whose context this is called.
+
+        @param code: What kind of failure it is: an SQLSTATE, for example.
+        @param reason: What happened, for the log. It must contain no secrets.
+        """
+        if code not in self.counts and len(self.counts) >= MAX_CODES:
+            code = OTHER
+        count = self.counts[code] = self.counts.get(code, 0) + 1
+        now = self._reactor.seconds()
+        last, counted = self._lines.get(code, (-REPEAT_SECONDS, count - 1))
+        # The system's clock may be set back.
+        if 0 <= now - last < REPEAT_SECONDS:
+            return
+        self._lines[code] = now, count
+        suppressed = count - counted - 1
+        self._log.warn(
+            "{what}: {reason}{more}",
+            what=self._what,
+            reason=str(reason),
+            more=f"; {suppressed:,} more since the last such line" * bool(suppressed),
+            code=code,
+            suppressed=suppressed,
+        )
