@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import tsrv
+import twisted
 from tsrv.server.options import Options
 from tsrv.server.optiontable import OPTIONS, SessionLocation, markdownTable
 
@@ -145,18 +147,9 @@ def test_a_bad_duration_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("argument", "about"),
     [
-        *(
-            (f"--listen={text}", f"{text!r} is not a Twisted endpoint: ")
-            for text in (
-                "8000",
-                "tcp:http",
-                "tcp:80:nonsense=1",
-                "nonsense:80",
-                "ssl:443:privateKey=/nonexistent",
-                "a\nb",
-            )
-        ),
-        ("--operations-listen=8000", "'8000' is not a Twisted endpoint: "),
+        ("--listen=8000", "'8000': not a Twisted endpoint, such as tcp:8000"),
+        ("--listen=a\nb", "'a\\nb': not a Twisted endpoint"),
+        ("--operations-listen=8000", "'8000': not a Twisted endpoint"),
         ("--database-connections=0", "'0' is not a whole number from 1 to 1000000000"),
         ("--database-connections=few", "'few' is not a whole number from 1 to"),
         ("--queue-limit=-1", "'-1' is not a whole number from 0 to 1000000000"),
@@ -174,7 +167,7 @@ def test_a_bad_duration_is_refused(name: str) -> None:
         ("--sessions=sqlite:a?tabel=b", "sqlite:PATH takes no parameter but"),
         ("--sessions=sqlite:a?table=a-b", ""),
         (f"--queue-limit={'9' * 5000}", f"'{'9' * 47}...' is not"),
-        (f"--listen={'x' * 5000}", f"'{'x' * 47}...' is not a Twisted endpoint"),
+        (f"--listen={'x' * 5000}", f"'{'x' * 47}...': not a Twisted endpoint"),
     ],
 )
 def test_a_bad_value_is_refused(argument: str, about: str) -> None:
@@ -199,6 +192,24 @@ def test_a_bad_command_line_is_refused(argument: str, message: str) -> None:
     A bad command line is refused with one line too.
     """
     assert refuse(argument) == message
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--delay=1", "--version"]])
+def test_version_names_both_programs(
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    C{--version} displays the versions of tsrv and of Twisted on one line, also without
+    the extras.
+    """
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(SystemExit) as raised:
+        Options({}).parseOptions(arguments)
+    assert raised.value.code is None
+    expected = f"tsrv {tsrv.__version__}, Twisted {twisted.__version__}\n"
+    assert capsys.readouterr().out == expected
 
 
 # Passwords.

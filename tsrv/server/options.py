@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from importlib.util import find_spec
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NoReturn
 
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
+from twisted import __version__ as twistedVersion
+
+from .. import __version__
 from ..databases import Location
 from .optiontable import OPTIONS, Option, hasPassword
 
@@ -64,7 +68,7 @@ class Options(UsageOptions):
         @raise SystemExit: An option is wrong, or an extra is not installed. The
             message is one line.
         """
-        if "--help" not in (options or ()):
+        if not {"--help", "--version"}.intersection(options or ()):
             _require("server")
         try:
             super().parseOptions(options)
@@ -72,6 +76,13 @@ class Options(UsageOptions):
             # A message may repeat a value that has line breaks.
             line = " ".join(str(error).split())
             raise SystemExit(f"tsrv: {line} (see twistd tsrv --help)") from None
+
+    def opt_version(self) -> NoReturn:
+        """
+        Display the versions of tsrv and Twisted, and exit.
+        """
+        sys.stdout.write(f"tsrv {__version__}, Twisted {twistedVersion}\n")
+        raise SystemExit
 
     def postOptions(self) -> None:
         """

@@ -15,11 +15,10 @@ from math import nan
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from twisted.internet.endpoints import serverFromString
-
 from ..databases import Location
 from ..sessions.redislocation import Location as RedisLocation
 from ..sessions.store import checkTable
+from .endpoints import checkEndpoint
 
 __all__ = ["OPTIONS", "Option", "SessionLocation", "hasPassword", "markdownTable"]
 
@@ -33,13 +32,9 @@ MAX_QUOTED_CHARACTERS: Final = 50
 
 def _endpoint(text: str) -> str:
     try:
-        # Parsing needs no reactor.
-        serverFromString(None, text)
-    except Exception as error:
-        reason = str(error)[:MAX_QUOTED_CHARACTERS]
-        raise ValueError(
-            f"{_quote(text)} is not a Twisted endpoint: {reason}"
-        ) from None
+        checkEndpoint(text)
+    except ValueError as error:
+        raise ValueError(f"{_quote(text)}: {error}") from None
     return text
 
 

@@ -1,0 +1,195 @@
+"""
+An endpoint that cannot be used is reported in one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import sys
+from errno import EACCES, EBADF, ENOTSOCK
+from pathlib import Path
+from socket import EAI_NONAME, gaierror, socket
+
+import pytest
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Factory
+
+from tsrv.server.endpoints import checkEndpoint, listenProblem
+
+from .certificates import certified
+from .websupport import asynchronous
+
+FORM = "not a Twisted endpoint, such as tcp:8000:interface=127.0.0.1 or unix:/run/"
+
+FILES = " (give privateKey=FILE:certKey=FILE)"
+
+NOT_PEM = f"the key or the certificate is not PEM, or its passphrase is wrong{FILES}"
+
+NO_SOCKET = "systemd has passed no such socket: start the unit that holds it"
+
+
+def systemError(number: int) -> OSError:
+    """
+    @return: The error of a system call.
+    """
+    return OSError(number, os.strerror(number))
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """
+    The directory of the process: certificates, and other files.
+    """
+    monkeypatch.chdir(tmp_path)
+    for name in ("own", "other"):
+        key, begin, certificate = certified(name).partition(b"-----BEGIN CERT")
+        (tmp_path / f"{name}.key").write_bytes(key)
+        (tmp_path / f"{name}.pem").write_bytes(begin + certificate)
+    (tmp_path / "text.pem").write_text("no PEM")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp:0",
+        r"tcp6:0:interface=\:\:1",
+        "unix:/run/tsrv.sock:mode=660",
+        "haproxy:tcp:0",
+    ],
+)
+def test_endpoints_of_twisted_are_accepted(text: str) -> None:
+    """
+    Every endpoint that Twisted can parse is accepted.
+    """
+    checkEndpoint(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        *((text, FORM) for text in ("8000", "nonsense:80", "tcp", "tcp:http", "")),
+        ("tcp:80:interface=::1", FORM),
+        ("tcp:80:nonsense=1", "tcp: has no nonsense="),
+        ("systemd:domain=INET", "Specify exactly one of descriptor index or name"),
+        ("systemd:domain=INET:index=7", NO_SOCKET),
+        ("systemd:domain=INET:name=web", NO_SOCKET),
+        (
+            "ssl:443",
+            "cannot read {files}/server.pem: No such file or directory" + FILES,
+        ),
+        (
+            "ssl:443:privateKey=own.key:certKey={files}/absent.pem",
+            "cannot read {files}/absent.pem: No such file or directory" + FILES,
+        ),
+        ("ssl:443:privateKey=.", "cannot read {files}: Is a directory" + FILES),
+        (
+            r"ssl:443:privateKey=own.key:certKey=own.pem:dhParameters=a\:b",
+            "cannot read a:b: No such file or directory" + FILES,
+        ),
+        ("ssl:443:privateKey=text.pem", NOT_PEM),
+        ("ssl:443:privateKey=own.key:certKey=text.pem", NOT_PEM),
+        (
+            "ssl:443:privateKey=own.key:certKey=other.pem",
+            "Certificate public and private keys do not match." + FILES,
+        ),
+    ],
+)
+def test_a_wrong_endpoint_is_explained(text: str, problem: str, files: Path) -> None:
+    """
+    The line names the part, the file or the unit that is wrong.
+    """
+    text, problem = (each.replace("{files}", str(files)) for each in (text, problem))
+    with pytest.raises(ValueError, match=re.escape(problem)) as raised:
+        checkEndpoint(text)
+    assert "\n" not in str(raised.value)
+
+
+def test_tls_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A server with TLS needs packages that tsrv does not bring.
+    """
+    monkeypatch.setitem(sys.modules, "OpenSSL", None)
+    monkeypatch.delitem(sys.modules, "twisted.internet.ssl", raising=False)
+    monkeypatch.delattr("twisted.internet.ssl", raising=False)
+    with pytest.raises(ValueError, match=r"cannot import OpenSSL: pip install 'tw"):
+        checkEndpoint("ssl:443")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*unclosed <socket:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize(
+    ("endpoint", "problem"),
+    [
+        (
+            "tcp:{taken}:interface=127.0.0.1",
+            "Address already in use (stop the program that listens there, or choose "
+            "another address)",
+        ),
+        ("tcp:65536", "bind(): port must be 0-65535."),
+        (
+            "tcp:0:interface=192.0.2.1",
+            "Cannot assign requested address (no interface of this machine has this "
+            "address)",
+        ),
+        (
+            "unix:/nonexistent/socket",
+            "No such file or directory (create its directory)",
+        ),
+        (f"unix:/tmp/{'x' * 200}", "AF_UNIX path too long"),
+    ],
+)
+@asynchronous
+async def test_a_failure_to_listen_is_explained(endpoint: str, problem: str) -> None:
+    """
+    The line has the endpoint, the reason of the system, and the cure.
+    """
+    from twisted.internet import reactor
+
+    with socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        text = endpoint.replace("{taken}", str(other.getsockname()[1]))
+        listening = serverFromString(reactor, text).listen(Factory())
+        line = await listening.addErrback(lambda each: listenProblem(text, each.value))
+    assert line == f"cannot listen on {text}: {problem}"
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "cause", "cure"),
+    [
+        ("tcp:80", systemError(EACCES), "a port below 1024 needs root, the capability"),
+        ("unix:/run/socket", systemError(EACCES), "its directory must be writable"),
+        ("systemd:domain=INET:index=0", systemError(EBADF), NO_SOCKET),
+        ("systemd:domain=INET:index=0", systemError(ENOTSOCK), NO_SOCKET),
+        (
+            "tcp:0:interface=eth99",
+            gaierror(EAI_NONAME, "Name or service not known"),
+            "interface= takes an address of this machine",
+        ),
+    ],
+    ids=str,
+)
+def test_a_refusal_of_the_system_is_explained(
+    endpoint: str, cause: OSError, cure: str
+) -> None:
+    """
+    These errors need another user, another process that holds a socket, or the DNS.
+    """
+    for error in (cause, CannotListenError("", 80, cause)):
+        line = listenProblem(endpoint, error)
+        assert line.startswith(f"cannot listen on {endpoint}: {cause.strerror} ({cure}")
+
+
+def test_another_error_is_told_in_one_line() -> None:
+    """
+    An error that nobody foresaw has no cure, and no second line.
+    """
+    line = listenProblem("tcp:0", ValueError("embedded\nnull  byte"))
+    assert line == "cannot listen on tcp:0: embedded null byte"

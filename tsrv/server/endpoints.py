@@ -1,0 +1,100 @@
+"""
+What is wrong with an endpoint, in one line that says what to do.
+
+Twisted parses an endpoint by calling a function with the parts of the text. Its errors
+are those of any wrong call, and name neither the file nor the cure.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from socket import gaierror
+from typing import Final
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+
+__all__ = ["checkEndpoint", "listenProblem"]
+
+MAX_REASON_CHARACTERS: Final = 150
+
+_EXAMPLE: Final = (
+    "such as tcp:8000:interface=127.0.0.1 or unix:/run/tsrv.sock; "
+    r"a colon inside a value is \:"
+)
+
+# The only file that Twisted does not read before a client connects.
+_LATE_FILE: Final = re.compile(r":dhParameters=((?:[^:\\]|\\.)+)")
+
+_UNKNOWN_PART: Final = re.compile(r"unexpected keyword argument '(\w+)'")
+
+_ILL_FORMED: Final = re.compile("Unknown endpoint type|invalid literal for int")
+
+_NO_SOCKET: Final = "systemd has passed no such socket: start the unit that holds it"
+
+_CURES: Final = {
+    errno.EADDRINUSE: "stop the program that listens there, or choose another address",
+    errno.EADDRNOTAVAIL: "no interface of this machine has this address",
+    errno.ENOENT: "create its directory",
+    errno.EBADF: _NO_SOCKET,
+    errno.ENOTSOCK: _NO_SOCKET,
+}
+
+_TOO_LOW: Final = (
+    "a port below 1024 needs root, the capability CAP_NET_BIND_SERVICE, or a socket "
+    "that systemd holds"
+)
+
+
+def checkEndpoint(text: str) -> None:
+    """
+    Check that a text is a server endpoint of Twisted, and that its files can be read.
+
+    @raise ValueError: It is not, or they cannot.
+    """
+    try:
+        # Parsing needs no reactor.
+        serverFromString(None, text)
+        if match := _LATE_FILE.search(text):
+            with open(re.sub(r"\\(.)", r"\1", match[1]), "rb"):
+                pass
+    except Exception as error:
+        kind = text.partition(":")[0]
+        raise ValueError(_parsingProblem(kind, error)) from None
+
+
+def listenProblem(endpoint: str, error: Exception) -> str:
+    """
+    Describe why a server cannot listen.
+
+    @param endpoint: The endpoint, as the operator typed it.
+    @param error: The error of C{listen()}.
+    """
+    cause = error.socketError if isinstance(error, CannotListenError) else error
+    reason = getattr(cause, "strerror", None) or str(cause)
+    cure = _CURES.get(getattr(cause, "errno", None) or 0)
+    if isinstance(cause, gaierror):
+        cure = "interface= takes an address of this machine"
+    elif isinstance(cause, PermissionError):
+        cure = "its directory must be writable" if "unix:" in endpoint else _TOO_LOW
+    line = " ".join(f"cannot listen on {endpoint}: {reason}".split())
+    return f"{line} ({cure})" if cure else line
+
+
+def _parsingProblem(kind: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
+    if isinstance(error, OSError):
+        reason = f"cannot read {error.filename}: {error.strerror}"
+    elif isinstance(error, ImportError):
+        return f"cannot import {error.name}: pip install 'twisted[tls]'"
+    elif type(error).__module__.startswith("OpenSSL"):
+        reason = "the key or the certificate is not PEM, or its passphrase is wrong"
+    elif kind == "systemd" and isinstance(error, LookupError):
+        return _NO_SOCKET
+    elif match := _UNKNOWN_PART.search(reason):
+        return f"{kind}: has no {match[1]}="
+    elif isinstance(error, TypeError) or _ILL_FORMED.match(reason):
+        return f"not a Twisted endpoint, {_EXAMPLE}"
+    isTLS = kind == "ssl"
+    return f"{reason} (give privateKey=FILE:certKey=FILE)" if isTLS else reason
