@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from tsrv import Startup
-from tsrv.asyncmodule import IHasNote
+from tsrv.asyncmodule import ICountsFailures, IHasNote
 
 from .support import Module, Refused, Trouble, resultOf
 
-__all__ = ["SECRET", "SURROGATE", "Noted", "Program", "program"]
+__all__ = ["SECRET", "SURROGATE", "Noted", "Program", "countFailures", "program"]
 
 SECRET = "the password of admin@db.internal is wrong"  # noqa: S105
 """
@@ -95,6 +95,15 @@ class Program:
                     if not closing.called:
                         closing.callback(None)
             self.clock.advance(0)
+
+
+def countFailures(program: Program, name: str, failures: Any) -> None:
+    """
+    Let a module say that calls have failed.
+    """
+    module: Any = program.modules[name]
+    module.failures = failures
+    alsoProvides(module, ICountsFailures)
 
 
 @pytest.fixture

@@ -14,18 +14,16 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parseText
 from twisted.internet.task import Clock
-from zope.interface import alsoProvides
 
 import tsrv
 import twisted
-from tsrv.asyncmodule import ICountsFailures
 from tsrv.queuing.histogram import SECONDS
 from tsrv.web.metrics import Metrics
 from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
 from tsrv.web.traffic import Traffic
 
-from .operated import Program
+from .operated import Program, countFailures
 from .support import Refused, resultOf
 from .websupport import Peer, ask
 
@@ -111,15 +109,6 @@ def familiesIn(body: bytes, accept: str = "text/plain") -> dict[str, Metric]:
     names = [family.name for family in families]
     assert len(names) == len(set(names))
     return dict(zip(names, families, strict=True))
-
-
-def countFailures(program: Program, name: str, failures: Any) -> None:
-    """
-    Let a module say that calls have failed.
-    """
-    module: Any = program.modules[name]
-    module.failures = failures
-    alsoProvides(module, ICountsFailures)
 
 
 @pytest.fixture

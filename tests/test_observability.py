@@ -25,7 +25,7 @@ from tsrv.web.responses import AsyncResource
 from tsrv.web.site import Site
 from tsrv.web.traffic import Traffic
 
-from .operated import Program
+from .operated import Program, countFailures
 from .processes import ROOT
 from .websupport import Peer
 
@@ -55,6 +55,7 @@ def scrape(clock: Clock) -> Iterator[str]:
     """
     program = Program(clock)
     program.add("database")
+    countFailures(program, "database", {"55P03": 1})
     program.start()
     traffic = Traffic(clock)
     root = AsyncResource()

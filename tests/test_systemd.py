@@ -32,25 +32,34 @@ UNITS = ROOT / "examples" / "systemd"
 INSIDE = "no route to 192.0.2.1"
 
 
+EXTENSION = "EXTEND_TIMEOUT_USEC=30000000"
+
+
 class Systemd:
     """
     systemd's end of the socket.
+
+    @ivar extensions: Number of times for which it was asked for more time to start.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.extensions = 0
         self._socket = socket(AF_UNIX, SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.bind(address.replace("@", "\0", 1))
 
     def received(self) -> list[str]:
         """
-        @return: The messages since the last call.
+        @return: The messages since the last call, without those that are counted.
         """
         messages = []
         with suppress(BlockingIOError):
             while True:
-                messages.append(self._socket.recv(65536).decode())
+                lines = self._socket.recv(65536).decode().split("\n")
+                self.extensions += EXTENSION in lines
+                if others := [line for line in lines if line != EXTENSION]:
+                    messages.append("\n".join(others))
         return messages
 
     def close(self) -> None:
@@ -259,6 +268,56 @@ def test_of_many_modules_five_are_named(program: Program) -> None:
     assert program.after(0.1)[-1] == "STATUS=waiting for m4, m5, m6, m7, m8"
 
 
+# The time limit of a start.
+
+
+def test_a_program_that_starts_asks_for_more_time(program: Program) -> None:
+    """
+    While modules start, systemd is asked for more time thrice in the time that it
+    grants; afterwards never, whatever becomes of the modules.
+    """
+    database = program.add("database")
+
+    def extensions(seconds: int) -> int:
+        before = program.systemd.extensions
+        program.systemd.received()
+        for _ in range(seconds):
+            program.after(1)
+        return program.systemd.extensions - before
+
+    program.start()
+    assert extensions(0) == 1
+    assert extensions(600) == 60
+    program.systemd.fill()
+    program.clock.advance(10)
+    program.systemd.received()
+    assert extensions(1) == 1
+    program.systemd.fill()
+    program.clock.pump([1.0] * 10)
+    database.attempts[0].callback(None)
+    program.systemd.received()
+    before = program.systemd.extensions
+    assert program.after(1) == ["READY=1\nSTATUS=ready"]
+    database.watches[0].callback(None)
+    assert extensions(600) == 0
+    assert program.systemd.extensions == before
+
+
+def test_a_program_that_stops_asks_for_no_more_time(program: Program) -> None:
+    """
+    The time limit of a stop is not that of a start: systemd is not asked for more.
+    """
+    program.add("database")
+    program.start()
+    program.systemd.received()
+    program.systemd.fill()
+    program.clock.advance(10)
+    program.service.stopping()
+    program.systemd.received()
+    program.after(*[1.0] * 60)
+    assert program.systemd.extensions == 1
+
+
 # The watchdog.
 
 
@@ -404,7 +463,7 @@ def test_the_examples_are_valid(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze is not installed")
-    names = ["tsrv.service", "tsrv.socket"]
+    names = ["tsrv@.service", "tsrv.socket"]
     for name in names:
         text = (UNITS / name).read_text()
         text = text.replace("/opt/tsrv/.venv/bin/twistd", sys.executable)
@@ -437,7 +496,7 @@ def test_the_example_starts_a_server_on_the_socket_of_systemd() -> None:
     The command line of the service is valid with the socket of the other file, and its
     timeouts fit those of systemd.
     """
-    service, activation = unit("tsrv.service"), unit("tsrv.socket")
+    service, activation = unit("tsrv@.service"), unit("tsrv.socket")
     _, *arguments = shlex.split(service["ExecStart"])
     environment = {name: os.environ[name] for name in os.environ.keys() - VARIABLES}
     environment["LISTEN_FDS"] = "1"
@@ -455,5 +514,11 @@ def test_the_example_starts_a_server_on_the_socket_of_systemd() -> None:
     options = json.loads(second)
     assert options["listen"] == ["systemd:domain=INET:name=http"]
     assert activation["ListenStream"] == "127.0.0.1:8000"
-    assert options["drain-timeout"] < float(service["TimeoutStopSec"])
+    # A statement may be in progress when the drain ends.
+    closing = options["statement-timeout"] + 5
+    assert options["drain-timeout"] + closing < float(service["TimeoutStopSec"])
     assert service["Type"] == "notify"
+    # Every process has the same socket and the same user, and thus the same files.
+    assert service["Sockets"] == "tsrv.socket"
+    assert service["User"] == service["StateDirectory"] == "tsrv"
+    assert activation["Service"] == "tsrv@1.service"

@@ -1,6 +1,6 @@
 """
-Notifies systemd: the program is ready, what it waits for, that it is alive, that it
-stops.
+Notifies systemd: the program is ready, what it waits for, that it is alive and needs
+more time to start, that it stops.
 
 systemd hands a service the name of a socket in its environment. Each message is one
 datagram of assignments, one on a line, see C{sd_notify(3)}. Nothing waits for a
@@ -30,6 +30,14 @@ VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """
 Environment variables of systemd. They are meant for one process alone.
 """
+
+EXTENSION_SECONDS: Final = 30
+"""
+Time that the server asks for while its modules start, in seconds. It asks three times
+in it; a reactor that hangs asks no more.
+"""
+
+_EXTENSION: Final = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}"
 
 # Changes are collected for one message.
 STATUS_DELAY_SECONDS: Final = 0.1
@@ -80,8 +88,11 @@ class SystemdService(Service):
         self._stopping = False
         self._warned = False
         self._timer: IDelayedCall | None = None
-        self._watchdog = LoopingCall(self._keepAlive)
-        self._watchdog.clock = reactor
+        self._watchdog = LoopingCall(self._sendOrRetry, "WATCHDOG=1")
+        # The watchdog of systemd does not run before READY=1, its time limit does.
+        self._extending = LoopingCall(self._sendOrRetry, _EXTENSION)
+        for each in self._watchdog, self._extending:
+            each.clock = reactor
 
     def startService(self) -> None:
         """
@@ -96,6 +107,8 @@ class SystemdService(Service):
         self._startup.addObserver(self._observe)
         if self._watchdogSeconds:
             self._watchdog.start(self._watchdogSeconds / 2)
+        if not self._startup.ready:
+            self._extending.start(EXTENSION_SECONDS / 3)
         self._notify()
 
     def stopping(self) -> None:
@@ -106,6 +119,7 @@ class SystemdService(Service):
             return
         self._stopping = True
         self._startup.removeObserver(self._observe)
+        self._endExtending()
         self._unsent.pop("READY=1", None)
         self._unsent["STOPPING=1"] = None
         self._notify()
@@ -126,10 +140,15 @@ class SystemdService(Service):
     def _observe(self, name: str) -> None:
         self._notifyLater(STATUS_DELAY_SECONDS)
 
-    def _keepAlive(self) -> None:
-        if not self._send("WATCHDOG=1"):
-            self._unsent["WATCHDOG=1"] = None
+    def _sendOrRetry(self, assignment: str) -> None:
+        if not self._send(assignment):
+            self._unsent[assignment] = None
             self._notifyLater(RETRY_SECONDS)
+
+    def _endExtending(self) -> None:
+        if self._extending.running:
+            self._extending.stop()
+        self._unsent.pop(_EXTENSION, None)
 
     def _notifyLater(self, delay: float) -> None:
         if self._timer is None:
@@ -145,6 +164,7 @@ class SystemdService(Service):
         self._cancelTimer()
         if self._startup.ready and not self._isReady:
             self._isReady = True
+            self._endExtending()
             self._unsent["READY=1"] = None
         text = "stopping" if self._stopping else self._describe()
         assignments = list(self._unsent)
