@@ -71,8 +71,10 @@ def test_each_holder_holds(clock: Clock) -> None:
     _, wrapper, _ = inState(clock, State.READY)
     for by in (None, "backup", "backup", 3):
         wrapper.pause(by)
+        assert wrapper.isPausedBy(by)
     for by in (None, "backup"):
         wrapper.resume(by)
+        assert not wrapper.isPausedBy(by)
         assert (wrapper.state, wrapper.paused) == (State.PAUSED, True)
     wrapper.resume(3)
     assert (wrapper.state, wrapper.paused) == (State.READY, False)

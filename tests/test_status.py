@@ -804,11 +804,11 @@ def test_the_page_allows_only_its_own_files(show: Any) -> None:
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         assert answer.headers["content-security-policy"] == (
             "default-src 'none'; style-src 'self'; script-src 'self'; "
-            "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+            "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; "
             "frame-ancestors 'none'"
         )
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
         assert answer.headers["cache-control"] == "no-store"
     page = ask(shown.root).body.decode()
     assert not re.search(r"<style|<[^>]* (on\w+|style)=", page)

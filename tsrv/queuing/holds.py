@@ -50,6 +50,9 @@ class Holds:
     def __bool__(self) -> bool:
         return bool(self._holders)
 
+    def __contains__(self, holder: object) -> bool:
+        return holder in self._holders
+
     def add(self, holder: object) -> bool:
         """
         @return: Whether this is the first holder.

@@ -80,6 +80,12 @@ class Inspection:
         """
         return bool(self._holds)
 
+    def isPausedBy(self, holder: object) -> bool:
+        """
+        @return: Whether this one holds the calls.
+        """
+        return holder in self._holds
+
     @property
     def stats(self) -> Stats:
         """

@@ -188,6 +188,7 @@ def assemble(
         links=[] if separate else [("/say", "say")],
         version=__version__,
         operatorsOnly=bool(separate),
+        proxies=cookies.proxies,
     )
     if not separate:
         operations.putOn(root)

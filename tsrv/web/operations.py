@@ -12,6 +12,7 @@ from twisted.web.resource import Resource
 from ..startup import Startup
 from .health import Live, Ready, StartupPage
 from .metrics import Metrics
+from .origin import Proxies
 from .status import Status
 from .traffic import Traffic
 
@@ -36,6 +37,7 @@ class Operations(Status):
         name: str = "tsrv",
         version: str = "",
         operatorsOnly: bool = False,
+        proxies: Proxies | None = None,
     ) -> None:
         """
         @param startup: The modules.
@@ -46,7 +48,9 @@ class Operations(Status):
         @param name: The name of the program.
         @param version: The version of the program, if it has one.
         @param operatorsOnly: Whether the public cannot reach these pages: they then
-            show the messages of errors.
+            show the messages of errors, and operators may pause, resume and reset
+            modules; see L{Modules<tsrv.web.modules.Modules>}.
+        @param proxies: The trusted proxies.
         """
         paths = ["livez", "readyz", "startup", "metrics"]
         super().__init__(
@@ -54,6 +58,8 @@ class Operations(Status):
             reactor,
             links=[*links, *((path, path) for path in paths)],
             showErrors=operatorsOnly,
+            controls=operatorsOnly,
+            proxies=proxies,
             name=name,
             version=version,
         )

@@ -22,15 +22,19 @@ from http import HTTPStatus
 from importlib.resources import files
 from operator import itemgetter
 from typing import Any, Final
+from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
 from twisted.web.server import Request
 
+from ..queuing.states import HEALTHY_STATES, State
 from ..starting.report import ModuleReport, Report
 from ..startup import Startup
 from .health import hideMessages
+from .modules import OPERATOR, Modules
+from .origin import Proxies
 from .responses import AsyncResource, Response, text
 from .timeline import Window, duration, piecesOf, windowOf
 
@@ -65,14 +69,20 @@ SECURITY_HEADERS: Final = (
     (
         b"Content-Security-Policy",
         b"default-src 'none'; style-src 'self'; script-src 'self'; "
-        b"connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+        b"connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; "
         b"frame-ancestors 'none'",
     ),
     (b"X-Content-Type-Options", b"nosniff"),
-    (b"Referrer-Policy", b"no-referrer"),
+    # With no-referrer the forms of the page would not say where they come from.
+    (b"Referrer-Policy", b"same-origin"),
 )
 
 HTML: Final = b"text/html; charset=utf-8"
+
+RESETTABLE: Final = (*HEALTHY_STATES, State.INITIALIZING, State.RETRYING, State.LOST)
+"""
+States in which a module may be reset.
+"""
 
 FILES: Final = {
     "status.css": b"text/css; charset=utf-8",
@@ -101,6 +111,8 @@ class Status(AsyncResource):
         *,
         links: Sequence[tuple[str, str]] = (),
         showErrors: bool = False,
+        controls: bool = False,
+        proxies: Proxies | None = None,
         name: str = "tsrv",
         version: str = "",
     ) -> None:
@@ -111,16 +123,21 @@ class Status(AsyncResource):
             Relative addresses start at the page.
         @param showErrors: Whether to show the messages of errors, and not only their
             types. Messages are not for the public.
+        @param controls: Whether the page can pause, resume and reset modules, with
+            C{POST modules/NAME/pause} and so on. That is not for the public.
+        @param proxies: The trusted proxies.
         @param name: The name of the program.
         @param version: The version of the program, if it has one.
         """
         super().__init__()
-        page = _Page(startup, reactor, links, showErrors, name, version)
+        page = _Page(startup, reactor, links, showErrors, controls, name, version)
         # The address of the page ends with a slash.
         self._put("", HTML, lambda: page.current()[0], b"no-store")
         self._put("status", HTML, lambda: page.current()[1], b"no-store")
         for file, contentType in FILES.items():
             self._putFile(file, contentType)
+        if controls:
+            self.putChild(b"modules", Modules(startup, reactor, proxies))
 
     def _putFile(self, file: str, contentType: bytes) -> None:
         body = _Body(_read(file))
@@ -184,6 +201,7 @@ class _Page:
         reactor: IReactorTime,
         links: Sequence[tuple[str, str]],
         showErrors: bool,
+        controls: bool,
         name: str,
         version: str,
     ) -> None:
@@ -191,6 +209,7 @@ class _Page:
         self._reactor = reactor
         self._links = links
         self._showErrors = showErrors
+        self._controls = controls
         self._name = name
         self._version = version
         env = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
@@ -258,12 +277,21 @@ class _Page:
             "lastError": errors[-1] if errors and not isWorking else None,
             "secondsToRetry": None if due is None else max(0.0, due - now),
             "held": held,
+            "actions": self._actionsFor(module) if self._controls else [],
+            "path": quote(module["name"], safe=""),
             "queued": wrapper.pending,
             "limit": wrapper.limit,
             "oldest": wrapper.oldest,
             "history": history[-MAX_HISTORY_EVENTS:],
             "pieces": piecesOf(module, window, critical),
         }
+
+    def _actionsFor(self, module: ModuleReport) -> list[str]:
+        status, wrapper = module["status"], self._startup.wrappers[module["name"]]
+        if status in ("closing", "closed"):
+            return []
+        pausing = "resume" if wrapper.isPausedBy(OPERATOR) else "pause"
+        return [pausing, "reset"] if wrapper.state in RESETTABLE else [pausing]
 
 
 def _isWell(module: ModuleReport) -> bool:

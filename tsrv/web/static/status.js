@@ -73,6 +73,22 @@
     }
   }
 
+  // The page stays where it is, unless there is an error to show.
+  status.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const { submitter, target } = event;
+    const { type } = await fetch(submitter.formAction, {
+      method: "POST",
+      headers: { Accept: "text/html" },
+      redirect: "manual",
+    }).catch(() => ({ type: "opaqueredirect" }));
+    if (type !== "opaqueredirect") {
+      target.action = submitter.formAction;
+      target.submit();
+    }
+    schedule(0);
+  });
+
   document.addEventListener("visibilitychange", () => schedule(0));
   schedule(0);
 })();

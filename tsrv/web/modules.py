@@ -1,0 +1,162 @@
+"""
+C{POST /modules/NAME/pause}, C{resume} and C{reset}: what operators do to modules.
+
+The operator is one holder of the calls of a module: pausing a module again changes
+nothing, and calls that the program itself holds are not resumed. These are not for the
+public: whoever can send requests here can stop the program's work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Annotated, Final
+
+import msgspec
+from twisted.internet.defer import CancelledError
+from twisted.internet.defer import TimeoutError as TimedOut
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web.server import Request
+
+from ..errors import Closed, QueueFull
+from ..queuing.history import explain
+from ..startup import Startup, UnknownModule
+from ..wrapper import IllegalTransition
+from .accept import prefersHTML
+from .content import readQuery
+from .origin import Proxies, checkOrigin
+from .problems import HTTPError
+from .responses import AsyncResource, Response
+
+__all__ = ["OPERATOR", "Modules", "OperatorReset"]
+
+_log = Logger("tsrv.web")
+
+OPERATOR: Final = "operator"
+"""
+The holder of the calls that operators hold.
+"""
+
+WAIT_SECONDS: Final = 10
+"""
+Time for which the response to C{pause} waits for calls in progress, in seconds.
+"""
+
+
+BACK: Final = [(b"Location", b"../../")]
+
+
+class OperatorReset(Exception):
+    """
+    The reason of a reset that an operator asked for.
+    """
+
+
+class _Query(msgspec.Struct):
+    wait: Annotated[int, msgspec.Meta(ge=0, le=300)] = WAIT_SECONDS
+
+
+class Modules(AsyncResource):
+    """
+    C{/modules}: pauses, resumes and resets modules.
+
+    A browser is sent back to the page above. Other clients get JSON.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self, startup: Startup, reactor: IReactorTime, proxies: Proxies | None = None
+    ) -> None:
+        """
+        @param startup: The modules.
+        @param reactor: Provides the time.
+        @param proxies: The trusted proxies, by default none.
+        """
+        super().__init__()
+        self._startup = startup
+        self._reactor = reactor
+        self._proxies = Proxies() if proxies is None else proxies
+        self._actions: dict[bytes, Callable[[str, Request], Awaitable[HTTPStatus]]]
+        self._actions = {
+            b"pause": self._pause,
+            b"resume": self._resume,
+            b"reset": self._reset,
+        }
+
+    async def render_POST(self, request: Request) -> Response:
+        """
+        Do what the path says.
+        """
+        checkOrigin(request, self._proxies.isSecure(request))
+        path = request.postpath or []
+        if len(path) != 2 or path[1] not in self._actions:
+            raise HTTPError("Route not found", HTTPStatus.NOT_FOUND)
+        name, action = (each.decode("utf-8", "replace") for each in path)
+        try:
+            # The wrapper logs what comes of it.
+            self._startup.reportModule(name)
+            _log.info(
+                "{module}: {action} requested by {peer}",
+                module=name,
+                action=action,
+                peer=self._peerOf(request),
+            )
+            status = await self._actions[path[1]](name, request)
+        except UnknownModule as error:
+            raise HTTPError(str(error), HTTPStatus.NOT_FOUND) from None
+        except (Closed, IllegalTransition):
+            state = self._startup.reportModule(name)["status"]
+            message = f"Cannot {action} {name}: it is {state}"
+            raise HTTPError(message, HTTPStatus.CONFLICT) from None
+        if prefersHTML(request):
+            return Response(b"", b"text/html", HTTPStatus.SEE_OTHER, BACK)
+        wrapper = self._startup.wrappers[name]
+        members = {
+            "module": name,
+            "status": self._startup.reportModule(name)["status"],
+            "paused": wrapper.paused,
+            "queued": wrapper.pending,
+            "inProgress": wrapper.inProgress,
+        }
+        return Response(json.dumps(members).encode(), b"application/json", status)
+
+    async def _pause(self, name: str, request: Request) -> HTTPStatus:
+        wait = readQuery(request, _Query).wait
+        idle = self._startup.pause(name, OPERATOR)
+        if prefersHTML(request):
+            # The page shows the calls in progress.
+            wait = 0
+        try:
+            await idle.addTimeout(wait, self._reactor)
+        except TimedOut:
+            return HTTPStatus.ACCEPTED
+        except CancelledError:
+            message = f"{name} was resumed meanwhile"
+            raise HTTPError(message, HTTPStatus.CONFLICT) from None
+        except (Closed, QueueFull):
+            raise
+        except Exception as error:
+            _log.warn(
+                "{module}: cannot tell whether it is idle ({error})",
+                module=name,
+                error=explain(error),
+            )
+            return HTTPStatus.ACCEPTED
+        return HTTPStatus.OK
+
+    async def _resume(self, name: str, request: Request) -> HTTPStatus:
+        self._startup.resume(name, OPERATOR)
+        if self._startup.wrappers[name].paused:
+            message = f"{name} is still paused: the program itself holds its calls"
+            raise HTTPError(message, HTTPStatus.CONFLICT)
+        return HTTPStatus.OK
+
+    async def _reset(self, name: str, request: Request) -> HTTPStatus:
+        self._startup.reset(name, OperatorReset("by operator"))
+        return HTTPStatus.ACCEPTED
+
+    def _peerOf(self, request: Request) -> str:
+        return self._proxies.peerOf(request) or "a UNIX socket"
