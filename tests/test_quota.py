@@ -63,6 +63,20 @@ def test_a_client_is_told_when_to_come_back(clock: Clock) -> None:
         assert raised.value.headers == [(b"Retry-After", expected)]
 
 
+def test_a_count_can_be_taken_back(clock: Clock) -> None:
+    """
+    It makes room in its own window, and in no later one.
+    """
+    quota = Quota(clock, 1, 1, 60)
+    uncount = quota.count(exchange(peer=ONE))
+    uncount()
+    assert [isCounted(quota, ONE), isCounted(quota, OTHER)] == [True, False]
+    clock.advance(60)
+    assert isCounted(quota, ONE)
+    uncount()
+    assert not isCounted(quota, ONE)
+
+
 def test_a_clock_that_is_set_back_locks_nobody_out() -> None:
     """
     A window that begins in the future is over.

@@ -154,6 +154,9 @@ class Begun:
         for piece in pieces or [b"12345678901"]:
             self.request.write(piece)
         self.request.finish()
+        self.keepCookie()
+
+    def keepCookie(self) -> None:
         found = COOKIE.search(self.transport.value().decode())
         if found is not None:
             self.cookie = found[1]
@@ -279,6 +282,20 @@ def test_new_sessions_are_limited() -> None:
     assert place.visitor().do(dict).status == 200
     assert first.do(put(a=2)).status == 200
     assert place.count() == 2
+    place.close()
+
+
+def test_a_session_that_was_not_stored_does_not_count() -> None:
+    """
+    The quota is for sessions, not for attempts: while the store is unavailable, the
+    true reason is told each time.
+    """
+    place = Shop(quota=Quota(Clock(), 1, 1, 60.0))
+    place.store.errors["create"] = UNAVAILABLE
+    for do in (put(a=1), count, count):
+        assert place.visitor().do(do).status == 503
+    place.store.errors.clear()
+    assert [place.visitor().do(count).status for _ in "ab"] == [200, 429]
     place.close()
 
 
@@ -627,6 +644,68 @@ def test_new_rights_are_not_stored_under_the_old_identifier(place: Shop) -> None
     more = both(put(role="root"), count)
     assert visitor.do(both(regenerate, more)).status == 503
     assert visitor.says(dict) == {"a": 1}
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+@pytest.mark.parametrize("isSaving", [False, True])
+@pytest.mark.parametrize("isNew", [False, True])
+def test_a_request_that_is_told_to_come_back_saves_nothing(
+    place: Shop, status: int, isSaving: bool, isNew: bool
+) -> None:
+    """
+    With status 429 or 5xx the request was not carried out: what has not been saved is
+    dropped. Operations in progress go on.
+    """
+    begun = Begun(place) if isNew else Begun(place, a=1)
+    session = begun.session
+    place.store.late.update(("create", "set", "renew", "touch", "destroy"))
+    if isSaving:
+        session["b"] = 2
+        session.save()
+    session["c"] = 3
+    session.regenerate()
+    begun.request.setResponseCode(status)
+    place.clock.advance(50)
+    begun.finish()
+    place.fire()
+    begun.keepCookie()
+    assert begun.transport.value().startswith(b"HTTP/1.1 %d " % status)
+    saved = {"b": 2} if isSaving else {}
+    if status == 400:
+        saved["c"] = 3
+    found = place.visitor(begun.cookie).says(dict)
+    assert found == ({} if isNew else {"a": 1}) | saved
+    assert place.count() == bool(found)
+
+
+def test_a_logout_that_is_told_to_come_back_is_no_logout(place: Shop) -> None:
+    """
+    The client may send it again.
+    """
+    begun = Begun(place, a=1)
+    begun.session.destroy()
+    begun.request.setResponseCode(503)
+    begun.finish()
+    assert not begun.isCookieSet
+    assert place.visitor(begun.cookie).says(dict) == {"a": 1}
+
+
+@pytest.mark.parametrize("members", [{}, {"n": 5}])
+def test_a_count_that_failed_is_not_saved_later(
+    place: Shop, members: dict[str, int]
+) -> None:
+    """
+    The caller was told that nothing was counted; the other changes are tried again.
+    """
+    place.store.errors["create"] = UNAVAILABLE
+    visitor = place.visitor()
+
+    def carryOn(session: Session) -> Any:
+        session.update(a=1, **members)
+        return count(session).addErrback(lambda _: place.store.errors.clear())
+
+    assert visitor.do(carryOn).status == 200
+    assert visitor.says(dict) == {"a": 1, **members}
 
 
 def test_a_finished_request_leaves_no_garbage(place: Shop) -> None:

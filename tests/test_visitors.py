@@ -12,9 +12,9 @@ from urllib.parse import urlencode
 import pytest
 from twisted.internet.task import Clock
 
-from tsrv import Unavailable
+from tsrv import QueuingWrapper, Unavailable
 from tsrv.resources import KNOWN_ERRORS, makeRoot
-from tsrv.sessions import Quota
+from tsrv.sessions import MemorySessionStore, Quota
 
 from .visitors import Place, Visitor
 from .websupport import Answer, Teller
@@ -243,6 +243,34 @@ def test_a_body_of_another_type_is_refused(place: Place) -> None:
     sent = {"Content-Type": "text/plain", "Origin": "https://test"}
     answer = place.visitor().ask("/login", method="POST", headers=sent, data=b"Ada")
     assert (answer.status, answer.headers["accept-post"]) == (415, "application/json")
+
+
+def test_a_visit_waits_once_for_a_store_that_is_down() -> None:
+    """
+    It gets 503 after the time limit of the queue. If the store then comes back, the
+    visit has not been counted, and may be made again.
+    """
+    clock = Clock()
+    memory = MemorySessionStore(clock)
+    wrapper = QueuingWrapper(memory, clock, timeout=30.0)
+    place = Place(
+        lambda sessions: makeRoot(Teller(), sessions=sessions),
+        Quota(clock, 1, 1, 60.0),
+        wrapper.proxy,
+    )
+    visitor = place.visitor()
+    peer = visitor.begin("/visits")
+    clock.advance(29.9)
+    assert peer.answers == []
+    clock.advance(0.1)
+    answer = visitor.end(peer)
+    assert (answer.status, visitor.cookie) == (503, None)
+    assert "retry-after" in answer.headers
+    wrapper.initialize()
+    assert memory.rows == {}
+    assert membersOf(visitor.ask("/visits")) == {"visits": 1}
+    wrapper.close()
+    place.close()
 
 
 @pytest.mark.parametrize("accept", ["*/*", "text/plain", "text/html"])

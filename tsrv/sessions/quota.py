@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from math import ceil
 from typing import Final
@@ -60,10 +61,12 @@ class Quota:
         self._begin, self._all = clock.seconds(), 0
         self._peers: Counter[bytes] = Counter()
 
-    def count(self, request: Request) -> None:
+    def count(self, request: Request) -> Callable[[], None]:
         """
         Count a new session, or raise L{TooMany}. An IPv6 network of 64 bits is one
         client.
+
+        @return: Takes the count back, if the session could not be stored.
         """
         now = self._clock.seconds()
         # A clock may be set back.
@@ -78,3 +81,10 @@ class Quota:
         self._peers[peer] += 1
         if len(self._peers) > MAX_PEERS:
             del self._peers[next(iter(self._peers))]
+        return partial(self._uncount, peer, self._peers)
+
+    def _uncount(self, peer: bytes, peers: Counter[bytes]) -> None:
+        # Each window has a table of its own.
+        if peers is self._peers and peers[peer]:
+            peers[peer] -= 1
+            self._all -= 1

@@ -5,6 +5,9 @@ Before the response is sent, the dictionary is compared with what the store retu
 and the differences are saved as L{Changes}. So two requests can change one session at
 the same time: each saves only what it has changed itself.
 
+A response that says that the request was not carried out, with status 429 or 500 and
+above, saves nothing: a client that sends the request again does not count twice.
+
 The compromises: comparing encodes each member as JSON, unless the request only calls
 C{add}. A session can be created or renewed only before the first byte of the response,
 while a cookie can be sent. The changes of a request whose session is destroyed
@@ -17,6 +20,7 @@ import json
 from collections.abc import Iterator, Mapping, MutableMapping
 from copy import deepcopy
 from hashlib import sha256
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -201,9 +205,25 @@ class Session(MutableMapping[str, Any]):
         """
         Save all changes before the next byte of the response.
 
-        @return: The Deferred of L{save}; L{None} if nothing has changed.
+        @return: A Deferred that fails like that of L{save}; L{None} if there is
+            nothing to save.
         """
+        if (
+            self._request.code >= 500
+            or self._request.code == HTTPStatus.TOO_MANY_REQUESTS
+        ):
+            if self._lock.locked:
+                return self._lock.run(self._takeBack)
+            self._takeBack()
+            return None
         return self.save() if self._lock.locked or self._needsSaving() else None
+
+    def _takeBack(self) -> None:
+        """
+        Drop all changes that are not saved.
+        """
+        self._data = self._next = self._toDestroy = None
+        self._renews = False
 
     def _needsSaving(self) -> bool:
         if self._renews or self._toDestroy is not None:
@@ -245,9 +265,18 @@ class Session(MutableMapping[str, Any]):
         if self._identifier is not None:
             return (await self._change(self._identifier, added)).get(name, number)
         current = self._current()
+        before = dict(current)
         total: int | float = Changes(added=added).applyTo(current)[name]
         current[name] = total
-        await self._save()
+        try:
+            await self._save()
+        except BaseException:
+            # The next save must not count what the caller is told was not counted.
+            if name in before:
+                current[name] = before[name]
+            else:
+                current.pop(name, None)
+            raise
         return total
 
     async def _change(self, identifier: str, added: _Counters) -> _Counters:
@@ -280,9 +309,16 @@ class Session(MutableMapping[str, Any]):
         if not self._canSend():
             return
         identifier = self._next or makeIdentifier()
-        if self._shared.quota is not None:
-            self._shared.quota.count(self._request)
-        stored = await self._shared.store.create(identifier, self._current())
+        quota = self._shared.quota
+        uncount = None if quota is None else quota.count(self._request)
+        # The call may be queued, and the resource go on to change the members.
+        data = {name: json.loads(text) for name, text in (encoded or {}).items()}
+        try:
+            stored = await self._shared.store.create(identifier, data)
+        except (Unavailable, SessionError):
+            if uncount is not None:
+                uncount()
+            raise
         await self._send(identifier, stored, encoded)
 
     async def _renew(self, old: str) -> None:

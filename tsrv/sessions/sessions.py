@@ -138,7 +138,8 @@ class Sessions:
 
 def _addHeaders(request: Request, session: Session) -> None:
     headers: Any = request.responseHeaders
-    headers.addRawHeader(b"Vary", b"Cookie")
+    varying = headers.getRawHeaders(b"Vary", [])
+    headers.setRawHeaders(b"Vary", [b", ".join([*varying, b"Cookie"])])
     if request.cookies:
         # Twisted sends either the cookies or the headers of that name.
         request.cookies[:0] = headers.getRawHeaders(b"Set-Cookie", [])
