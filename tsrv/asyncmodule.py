@@ -27,6 +27,7 @@ __all__ = [
     "ISettlesCalls",
     "NotInitialized",
     "State",
+    "timeOfDay",
 ]
 
 
@@ -122,6 +123,17 @@ class State(Enum):
     CLOSED = "closed"
 
 
+def timeOfDay(clock: IReactorTime) -> float:
+    """
+    Return the time of day, in seconds since 1970 in UTC. The C{seconds()} of a reactor
+    may differ from it after the system's clock was set, see L{tsrv.server.steadytime}.
+
+    @param clock: The reactor; or a clock of a test, which is its own time of day.
+    """
+    seconds: float = getattr(clock.seconds, "timeOfDay", clock.seconds)()
+    return seconds
+
+
 @implementer(IAsyncModule, IPredictable)
 class AsyncModule:
     """
@@ -184,7 +196,7 @@ class AsyncModule:
     def _tell(self) -> str:
         if not self.initialized:
             raise NotInitialized("I don't have anything to say right now")
-        now = datetime.fromtimestamp(self._reactor.seconds()).astimezone()
+        now = datetime.fromtimestamp(timeOfDay(self._reactor)).astimezone()
         return f"Current time is: {now.isoformat(' ', 'seconds')}"
 
     def _started(self) -> None:

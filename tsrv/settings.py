@@ -37,7 +37,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
-from .asyncmodule import IAsyncModule, IHasNote, NotInitialized
+from .asyncmodule import IAsyncModule, IHasNote, NotInitialized, timeOfDay
 from .errors import Unavailable
 from .queuing.retry import jitteredBackoff
 
@@ -338,7 +338,7 @@ class RemoteSettings:
             message = "Settings from {source}: changed; used by the next connections"
             _log.info(message, source=self._source)
         self.settings = settings
-        self.fetched = self._reactor.seconds()
+        self.fetched = timeOfDay(self._reactor)
         await self._writeCopy(settings)
 
     async def _exchange(self) -> dict[str, Any]:

@@ -252,7 +252,7 @@ class CommandQueue:
         """
         # This is what a queued call costs, so everything is written out.
         root = self._waiting.root
-        seconds, getThread = self._reactor.seconds, get_ident
+        reactor, getThread = self._reactor, get_ident
 
         def enqueue(*arguments: object, **keywords: object) -> object:
             if threadable.ioThread != getThread():
@@ -268,7 +268,7 @@ class CommandQueue:
             if keywords:
                 command.keywords = keywords
             command.context = copy_context()
-            command.since = seconds()
+            command.since = reactor.seconds()
             last = root.previous
             command.previous = last
             command.next = root

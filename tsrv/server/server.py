@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..startup import Startup
+from .steadytime import SteadyTime
 from .systemd import SystemdService
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ class Server(MultiService):
         super().__init__()
         self.startup = startup
         self._reactor = reactor
+        self._time = SteadyTime(reactor)
+        self._time.setServiceParent(self)
         self._drainTimeout = drainTimeout
         self._site = listener.site
         self._listeners = [listener] if operations is None else [listener, operations]
@@ -195,6 +198,7 @@ class Server(MultiService):
             await self._drain(listener.site, FLUSH_SECONDS)
             listener.site.abort()
         self._systemd.stopService()
+        self._time.stopService()
         _log.info("Stopped")
 
     async def _acceptPending(self) -> None:

@@ -37,7 +37,6 @@ class Traffic:
     @ivar inProgress: Number of requests that are not answered yet.
     @ivar refusals: Numbers of requests that were not read to their end, by the
         status of the response.
-    @ivar seconds: Returns the time in seconds.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -46,8 +45,15 @@ class Traffic:
         """
         self.inProgress = 0
         self.refusals: dict[int, int] = {}
-        self.seconds = reactor.seconds
+        self._reactor = reactor
         self._histograms: dict[tuple[str, bytes, int | str], Histogram] = {}
+
+    def seconds(self) -> float:
+        """
+        Return the time in seconds.
+        """
+        # The reactor's method may be replaced: do not keep it.
+        return self._reactor.seconds()
 
     def requestEnded(
         self, route: str, method: bytes, status: int | str, startTime: float | None

@@ -1,0 +1,107 @@
+"""
+Timers that do not depend on the system's clock.
+
+Twisted's reactors take the time from the system's clock: when that is set back by an
+hour, every timer waits for an hour longer, and when it is set forward, every time limit
+is over (U{https://github.com/twisted/twisted/issues/2424}). L{SteadyTime} replaces the
+reactor's C{seconds}, for which Twisted has no public way: from then on they count
+steadily from the time of day at that moment. Where the time of day itself matters,
+L{timeOfDay<tsrv.asyncmodule.timeOfDay>} still tells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic as systemMonotonic
+from typing import Any, Final
+
+from twisted.application.service import Service
+from twisted.internet.base import ReactorBase
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from ..asyncmodule import timeOfDay
+
+__all__ = ["SteadyTime"]
+
+_log = Logger("tsrv.server")
+
+CHECK_SECONDS: Final = 1.0
+
+MIN_STEP_SECONDS: Final = 1.0
+"""
+Smallest step of the system's clock that is logged; NTP corrects less without a step.
+"""
+
+SILENT_SECONDS: Final = 60.0
+"""
+Time after a warning for which no other follows.
+"""
+
+
+class SteadyTime(Service):
+    """
+    Makes the time of a reactor steady, for good, and logs each step of the system's
+    clock while the service runs. A reactor in memory, as in tests, keeps its own time.
+    """
+
+    def __init__(
+        self, reactor: Any, monotonic: Callable[[], float] = systemMonotonic
+    ) -> None:
+        """
+        @param reactor: The reactor.
+        @param monotonic: Returns seconds of a clock that is never set.
+        """
+        self._reactor = reactor
+        self._monotonic = monotonic
+        self._ahead = 0.0
+        self._timer: IDelayedCall | None = None
+
+    def startService(self) -> None:
+        """
+        Make the time steady, and begin to watch the system's clock.
+        """
+        super().startService()
+        if not isinstance(self._reactor, ReactorBase):
+            return
+        if not hasattr(self._reactor.seconds, "timeOfDay"):
+            self._replace(self._reactor)
+        self._ahead = self._difference()
+        self._timer = self._reactor.callLater(CHECK_SECONDS, self._check)
+
+    def stopService(self) -> None:
+        """
+        Watch the clock no longer.
+        """
+        super().stopService()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _replace(self, reactor: Any) -> None:
+        monotonic = self._monotonic
+        offset: float = reactor.seconds() - monotonic()
+
+        def seconds() -> float:
+            return monotonic() + offset
+
+        vars(seconds)["timeOfDay"] = reactor.seconds
+        reactor.seconds = seconds
+
+    def _difference(self) -> float:
+        now: float = self._reactor.seconds()
+        return timeOfDay(self._reactor) - now
+
+    def _check(self) -> None:
+        before, self._ahead = self._ahead, self._difference()
+        step = self._ahead - before
+        delay = CHECK_SECONDS
+        if abs(step) >= MIN_STEP_SECONDS:
+            delay = SILENT_SECONDS
+            # A machine that was suspended has stopped the steady clock.
+            how = "set back" if step < 0 else "set forward, or the machine slept,"
+            _log.warn(
+                "The system clock was " + how + " by {seconds:.1f} s; timers go on",
+                seconds=abs(step),
+            )
+        self._timer = self._reactor.callLater(delay, self._check)
