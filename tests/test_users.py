@@ -285,11 +285,20 @@ def test_a_user_is_deleted_once(client: Client) -> None:
         ({**ADA, "secret": 1}, "", "has members other than name and email"),
         *(
             ({**ADA, "name": name}, "/name", "Expected at least one visible")
-            for name in (" ", "\u200b \ufeff", "a\0", "a\nb", "a\n", "\x7f", "\xa0")
+            for name in (" ", "\u200b \ufeff", "a\0", "a\nb", "a\n", "\u2066", "\xa0")
         ),
         *(
             ({**ADA, "email": email}, "/email", "Expected two parts with an @")
-            for email in ("abc", "a@@b", "a@b@c", "@ab", "ab@", "a @b", "a@b\n")
+            for email in (
+                "abc",
+                "a@@b",
+                "a@b@c",
+                "@ab",
+                "ab@",
+                "a @b",
+                "a@b\n",
+                "a\u3000@b",
+            )
         ),
     ],
 )
@@ -313,7 +322,7 @@ def test_an_invalid_user_is_refused(
     [
         ("\N{GRINNING FACE}" * 200, "a@" + "b" * 252),
         ("x", "a@b"),
-        ("Åda \N{SNOWMAN} \u2028 <b>", "ä@bücher.example"),
+        ("Åda \N{SNOWMAN} \u3000 <b>", "ä@bücher.example"),
     ],
 )
 def test_the_limits_are_allowed(name: str, email: str, client: Client) -> None:

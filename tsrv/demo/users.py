@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from twisted.internet.defer import Deferred
 
 from ..databases import IDatabase, Row, Schema, Statement
+from .names import Email, Name
 
 __all__ = [
     "LARGEST_ID",
@@ -31,34 +32,6 @@ The largest identifier that both databases can store.
 """
 
 Id = Annotated[int, Meta(ge=1, le=LARGEST_ID, extra_json_schema={"format": "int64"})]
-
-# The lookahead keeps Python's $ from matching before a final newline.
-_END: Final = r"(?!\n)$"
-
-Name = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=200,
-        pattern=r"^[^\x00-\x1f\x7f-\x9f]*"
-        r"[^\x00-\x20\x7f-\xa0\xad\u1680\u180e\u2000-\u200f\u2028-\u202f"
-        r"\u205f-\u2064\u3000\u3164\ufeff]"
-        r"[^\x00-\x1f\x7f-\x9f]*" + _END,
-        description="at least one visible character, and no control characters",
-        examples=["Ada"],
-    ),
-]
-
-Email = Annotated[
-    str,
-    Meta(
-        min_length=3,
-        max_length=254,
-        pattern=r"^[^\x00-\x20\x7f-\xa0@]+@[^\x00-\x20\x7f-\xa0@]+" + _END,
-        description="two parts with an @ between them, and no spaces",
-        examples=["ada@example.org"],
-    ),
-]
 
 
 class NewUser(Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,18 +19,16 @@ from twisted.web.server import Request
 
 from ..sessions import Session, Sessions
 from ..web.accept import prefersHTML
-from ..web.content import Invalid, readJSON
+from ..web.content import Invalid, readJSON, validate
 from ..web.origin import checkOrigin
 from ..web.responses import AsyncResource, Response
+from .names import LoginName
 
 __all__ = ["Login", "Logout", "Me", "Visits"]
 
 _JSON: Final = "application/json"
 
-MAX_NAME_LENGTH: Final = 100
-"""
-Maximum length of a name, in characters.
-"""
+_INVALID: Final = "Invalid name"
 
 MAX_FORM_FIELDS: Final = 10
 """
@@ -69,7 +67,7 @@ class LoginBody(Struct):
     The body of a program's request to C{/login}.
     """
 
-    name: str
+    name: LoginName
 
 
 def _jsonResponse(members: object) -> Response:
@@ -107,15 +105,10 @@ def _nameFrom(request: Request) -> str:
         except ValueError:
             detail = f"has more than {MAX_FORM_FIELDS} fields"
             raise Invalid("Invalid form", "pointer", "", detail) from None
-        name = str(fields.get("name", [""])[0])
+        body = validate({"name": fields.get("name", [""])[0]}, LoginBody, _INVALID)
     else:
-        body = readJSON(request, LoginBody, "Invalid name", [_JSON], b"Accept-Post")
-        name = body.name
-    name = name.strip()
-    if not (0 < len(name) <= MAX_NAME_LENGTH and name.isprintable()):
-        detail = f"must have 1 to {MAX_NAME_LENGTH} visible characters"
-        raise Invalid("Invalid name", "pointer", "/name", detail)
-    return name
+        body = readJSON(request, LoginBody, _INVALID, [_JSON], b"Accept-Post")
+    return body.name.strip()
 
 
 class _SessionResource(AsyncResource):

@@ -9,7 +9,7 @@ JSON pointer or the parameter and the reason; it never repeats what was sent.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, cast
@@ -20,7 +20,14 @@ from twisted.web.server import Request
 from .message import Response
 from .problems import HTTPError
 
-__all__ = ["Invalid", "matchesAny", "readJSON", "readQuery", "withETag"]
+__all__ = [
+    "Invalid",
+    "matchesAny",
+    "readJSON",
+    "readQuery",
+    "validate",
+    "withETag",
+]
 
 _T = TypeVar("_T")
 
@@ -93,8 +100,7 @@ def readJSON(
     try:
         return cast(_T, _decoderOf(cast(Any, struct)).decode(data))
     except msgspec.ValidationError as error:
-        place, reason = _explain(struct, str(error))
-        raise Invalid(title, "pointer", place, reason) from None
+        raise _invalid(struct, error, title) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _notJSON(_jsonError(str(error))) from None
     except RecursionError:
@@ -126,6 +132,21 @@ def readQuery(request: Request, struct: type[_T]) -> _T:
         raise Invalid("Invalid query", "parameter", parameter, reason) from None
 
 
+def validate(fields: Mapping[str, object], struct: type[_T], title: str) -> _T:
+    """
+    Validate the fields of a form.
+
+    @param fields: The fields.
+    @param struct: The type of the form, a L{msgspec.Struct}.
+    @param title: The title of the error if the form is invalid.
+    @raise Invalid: The fields do not match the struct.
+    """
+    try:
+        return msgspec.convert(fields, struct)
+    except msgspec.ValidationError as error:
+        raise _invalid(struct, error, title) from None
+
+
 # A decoder is expensive to make.
 _decoderOf: Final = lru_cache(maxsize=64)(msgspec.json.Decoder)
 
@@ -143,6 +164,11 @@ _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 _POSITION: Final = re.compile(r".*: ([a-z0-9 -]+) \(byte (\d+)\)\Z")
 
 _JSON_TYPES: Final = {"int": "integer", "str": "string", "bool": "boolean"}
+
+
+def _invalid(struct: type[Any], error: Exception, title: str) -> Invalid:
+    place, reason = _explain(struct, str(error))
+    return Invalid(title, "pointer", place, reason)
 
 
 def _explain(struct: type[Any], message: str) -> tuple[str, str]:

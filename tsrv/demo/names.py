@@ -1,0 +1,112 @@
+"""
+What people may call themselves: the names of users and visitors, and addresses.
+
+The profile follows the FreeformClass of PRECIS (RFC 8264, section 4.3): letters,
+marks, digits, punctuation, symbols and spaces of all scripts. It differs in two
+ways: characters that Unicode has not assigned yet are accepted, because a phone may
+know more emoji than this server, and so are the invisible characters that ordinary
+names need, where they can have an effect. These are the joiners of Persian, Sinhala
+and emoji (UAX #31, section 2.3; UTS #51), and the variation selectors of Mongolian,
+Japanese names and emoji. All other invisible characters are refused, since they make
+names that look empty, or like another one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+__all__ = ["Email", "LoginName", "Name"]
+
+_REFUSED: Final = """
+    0-1F 7F-9F AD 34F 600-605 61C 6DD 70F 890-891 8E2 115F-1160 17B4-17B5 200B
+    200E-200F 2028-202E 2060-206F 2800 3164 E000-F8FF FDD0-FDEF FEFF FFA0 FFF0-FFFB
+    FFFE-FFFF 110BD 110CD 13430-1343F 13441-13442 16FE4 1BCA0-1BCA3 1D159 1D173-1D17A
+    1FFFE-1FFFF 2FFFE-2FFFF 3FFFE-E001F E0080-E00FF E01F0-10FFFF
+"""
+"""
+The characters that are refused everywhere: the categories Cc, Cf, Co, Zl and Zp,
+Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17.0) and
+Noncharacter_Code_Point, without the joiners; five blanks that have no such property:
+U+2800, U+13441, U+13442, U+16FE4 and U+1D159; and the planes 4 to 13, which are empty.
+"""
+
+_JOINERS: Final = "180B-180F 200C-200D FE00-FE0F E0020-E007F E0100-E01EF"
+"""
+Invisible characters that change the character before them. They never change one of
+ASCII, but for the digits, # and * of keycap emoji.
+"""
+
+_SPACES: Final = "20 A0 1680 2000-200A 202F 205F 3000"
+"""
+The category Zs.
+"""
+
+
+def _members(ranges: str) -> str:
+    # JSON Schema and Python share no escape for characters above U+FFFF.
+    return "".join(
+        "-".join(
+            rf"\u{code:04x}" if code <= 0xFFFF else chr(code)
+            for code in (int(end, 16) for end in each.split("-"))
+        )
+        for each in ranges.split()
+    )
+
+
+_SPACE: Final = _members(_SPACES)
+
+_JOINER: Final = _members(_JOINERS)
+
+_NEVER: Final = _members(_REFUSED)
+
+# ASCII but for keycaps.
+_ALONE: Final = '!"$-)+-/:-~'
+
+# Lookaheads, because tools that generate texts list the members of all other sets.
+_NAME: Final = (
+    f"^(?!.*(?:[{_NEVER}]|[{_SPACE}{_ALONE}][{_JOINER}]))"
+    f"[{_SPACE}]*[^{_SPACE}{_JOINER}]"
+)
+
+_EMAIL: Final = (
+    f"^(?!.*(?:[{_NEVER}{_SPACE}]|[{_ALONE}][{_JOINER}]))"
+    f"[^@{_JOINER}][^@]*@[^@{_JOINER}][^@]*$"
+)
+
+_NAME_DESCRIPTION: Final = "at least one visible character, and no invisible ones"
+
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=200,
+        pattern=_NAME,
+        description=_NAME_DESCRIPTION,
+        examples=["Ada"],
+    ),
+]
+
+LoginName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=100,
+        pattern=_NAME,
+        description=_NAME_DESCRIPTION,
+        examples=["Ada"],
+    ),
+]
+
+Email = Annotated[
+    str,
+    Meta(
+        min_length=3,
+        max_length=254,
+        pattern=_EMAIL,
+        description="two parts with an @ between them, without spaces or invisible "
+        "characters",
+        examples=["ada@example.org"],
+    ),
+]
