@@ -40,7 +40,8 @@ DEFAULTS = {
     "new-sessions-per-peer": 60,
     "stay-up": False,
     "request-timeout": 30.0,
-    "drain-timeout": 30.0,
+    "drain-timeout": 25.0,
+    "shutdown-delay": 0.0,
     "access-log": False,
     "development": False,
 }

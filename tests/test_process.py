@@ -19,6 +19,7 @@ from typing import Any, cast
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.task import LoopingCall
 
 from tsrv.web.responses import Response
 from tsrv.web.site import Site
@@ -346,6 +347,25 @@ async def test_restarts_under_load_lose_no_request(tmp_path: Path) -> None:
         assert servers.started == 4
         assert report["errors"] == {}
         assert report["answered"] == report["begun"] > 200
+
+
+@pytest.mark.parametrize("program", ["twistd", "twist"])
+@asynchronous
+async def test_sigterm_may_be_sent_again_and_again(
+    tmp_path: Path, port: int, program: str
+) -> None:
+    """
+    At any time until the process has ended, a further SIGTERM does not change the exit
+    status.
+    """
+    words = ["-n"] if program == "twistd" else []
+    words += ["tsrv", listen(port), "--delay=0"]
+    async with running(tmp_path, *words, program=program) as process:
+        await process.whenWritten("ready after")
+        again = LoopingCall(process.terminate)
+        again.start(0.002)
+        process.exited.addBoth(lambda _: again.stop())
+        await stopped(process)
 
 
 @asynchronous

@@ -7,25 +7,26 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from socket import AF_UNIX, SOCK_DGRAM, socket
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
+from zope.interface import implementer
 
 from tsrv import OutcomeUnknown
+from tsrv.asyncmodule import IPredictable
 from tsrv.server.assembly import assemble, checkSettings
 from tsrv.server.options import Options
 from tsrv.server.process import handleSignals
-from tsrv.server.server import Listener, Server
-from tsrv.server.systemd import SystemdService
-from tsrv.startup import GraphError, Startup
+from tsrv.startup import GraphError
 from tsrv.web.site import Site
 
 from .support import Empty, Module, Refused, Result, Trouble, resultOf
@@ -55,6 +56,9 @@ class Port:
         self._number = number
         self._steps = steps
         self.closed: Deferred[None] = Deferred()
+
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("TCP", "127.0.0.1", self._number)
 
     def stopListening(self) -> Deferred[None]:
         self._steps.append(f"close {self._number}")
@@ -117,7 +121,13 @@ class Parts:
         self.operations = 81 if options["operations-listen"] else 80
         environment = {"NOTIFY_SOCKET": notify} if notify else {}
         replacements = {"clock": self.clock, "database": Empty(), **fakes}
-        self.server = assemble(options, machine, environment, replacements)
+        self.server = assemble(
+            options,
+            machine,
+            replacements=replacements,
+            environment=environment,
+            ownsProcess=False,
+        )
 
     def start(self) -> None:
         """
@@ -215,14 +225,14 @@ def test_it_listens_before_it_initialises(separate: Parts) -> None:
         assert separate.steps == ["open 80", "open 81"]
         separate.server.startService()
         assert separate.steps[2:] == ["initialize"]
-        assert textsOf(events) == ["Started"]
+        assert textsOf(events)[1:] == ["Started"]
         assert separate.askReady().status == 503
         separate.machine.advance(2.5)
         separate.clock.starting.callback(None)
     assert errorsIn(events) == []
     texts = textsOf(events)
-    assert len(texts) == 3
-    assert texts[0] == "Started"
+    assert len(texts) == 5
+    assert texts[1] == "Started"
     assert "Async module initialized" in texts
     assert "ready after 2.5" in max(texts, key=len)
     assert separate.stopAtOnce().value is None
@@ -486,7 +496,9 @@ def test_it_stops_in_the_opposite_order(parts: Parts) -> None:
         parts.clock.closing.callback(None)
         assert stopped.value is None
     assert textsOf(events) == [
-        "Stopped listening, finishing requests in progress",
+        "Stopped listening, finishing 1 request in progress: 25 s left, "
+        "press Ctrl-C again to stop now",
+        "Waiting for 1 request in progress: 5 s left, press Ctrl-C again to stop now",
         "Stopped",
     ]
     assert errorsIn(events) == []
@@ -561,6 +573,128 @@ def test_pending_connections_are_accepted(parts: Parts) -> None:
     assert stopped.value is None
 
 
+def test_a_stopping_server_waits_for_load_balancers(machine: Machine) -> None:
+    """
+    For C{--shutdown-delay} seconds C{/readyz} is 503 while new connections are still
+    accepted and served; each response ends its connection.
+    """
+    parts = Parts(machine, "--shutdown-delay=5")
+    parts.startReady()
+    with logged() as events:
+        stopped = parts.stop()
+        machine.advance(4.9)
+        assert parts.status("/readyz", 80) == 503
+        peer = parts.connect()
+        parts.clock.answers.pop().callback("Something")
+        (answer,) = peer.answers
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert peer.closed
+        assert parts.steps == []
+        machine.advance(0.1)
+        machine.advance(0)
+        assert parts.steps == ["close 80"]
+        parts.machine.ports[80].closed.callback(None)
+        parts.clock.closing.callback(None)
+        assert stopped.value is None
+    assert textsOf(events) == [
+        "Still accepting connections for 5 s, so that load balancers notice; "
+        "press Ctrl-C again to stop now",
+        "Stopped listening",
+        "Stopped",
+    ]
+
+
+def test_a_second_signal_ends_the_wait_for_load_balancers(machine: Machine) -> None:
+    """
+    An operator in a hurry does not wait for load balancers either.
+    """
+    parts = Parts(machine, "--shutdown-delay=5")
+    parts.startReady()
+    stopped = parts.stop()
+    parts.server.stopNow()
+    machine.advance(0)
+    assert parts.steps == ["close 80"]
+    parts.machine.ports[80].closed.callback(None)
+    parts.clock.closing.callback(None)
+    assert stopped.value is None
+
+
+def test_a_server_that_never_listened_waits_for_no_load_balancer(
+    machine: Machine,
+) -> None:
+    """
+    Nobody can have sent requests to it.
+    """
+    parts = Parts(machine, "--shutdown-delay=5")
+    assert parts.stop().value is None
+
+
+def test_the_log_counts_the_requests_that_a_stop_waits_for(parts: Parts) -> None:
+    """
+    While a stop waits, an operator sees every five seconds for how many requests, for
+    how long at most, and how not to wait.
+    """
+    parts.startReady()
+    peers = [parts.connect(), parts.connect()]
+    with logged() as events:
+        stopped = parts.stop()
+        parts.machine.ports[80].closed.callback(None)
+        passTime(parts.machine, 6)
+        parts.clock.answers.pop().callback("Something")
+        passTime(parts.machine, 6)
+        parts.clock.answers.pop().callback("Something")
+        parts.clock.closing.callback(None)
+        passTime(parts.machine, 30)
+        assert stopped.value is None
+    assert [answer.status for peer in peers for answer in peer.answers] == [200, 200]
+    hint = "press Ctrl-C again to stop now"
+    assert textsOf(events) == [
+        f"Stopped listening, finishing 2 requests in progress: 25 s left, {hint}",
+        f"Waiting for 2 requests in progress: 20 s left, {hint}",
+        f"Waiting for 1 request in progress: 15 s left, {hint}",
+        "Stopped",
+    ]
+
+
+@implementer(IPredictable)
+class Foreseeing(Slow):
+    """
+    A clock that knows how long its initialisation takes.
+    """
+
+    def __init__(self, steps: list[str], seconds: float) -> None:
+        super().__init__(steps)
+        self.seconds = seconds
+
+    def secondsUntilInitialized(self) -> float | None:
+        return self.seconds
+
+
+@pytest.mark.parametrize("seconds", [24.0, 57.0])
+def test_what_cannot_become_ready_in_time_is_given_up(
+    machine: Machine, seconds: float
+) -> None:
+    """
+    A request whose module needs more time than the drain has left gets 503 at once, and
+    the stop does not wait for it; otherwise it is answered.
+    """
+    clock = Foreseeing(machine.steps, seconds)
+    parts = Parts(machine, clock=clock)
+    parts.start()
+    peer = parts.connect()
+    parts.machine.ports[80].closed.callback(None)
+    clock.closing.callback(None)
+    stopped = parts.stop()
+    if seconds < 25:
+        assert stopped.pending
+        assert peer.answers == []
+        clock.starting.callback(None)
+        clock.answers.pop().callback("Something")
+    (answer,) = peer.answers
+    assert answer.status == (200 if seconds < 25 else 503)
+    assert stopped.value is None
+
+
 def test_a_clock_that_does_not_close_is_left_behind(parts: Parts) -> None:
     """
     A module whose closing fails does not stop the shutdown.
@@ -614,27 +748,15 @@ def test_repeated_stops_wait_for_one_shutdown(separate: Parts) -> None:
     assert textsOf(events).count("Stopped") == 1
 
 
-class StuckSite(Site):
+def drain(systemd: socket) -> list[bytes]:
     """
-    A site that cannot stop.
+    @return: The messages that have arrived.
     """
-
-    def stop(self, timeout: float) -> Deferred[int]:
-        return fail(Trouble("stuck"))
-
-
-def test_everybody_who_waits_gets_the_error_of_the_shutdown(machine: Machine) -> None:
-    """
-    A shutdown that fails fails for each caller, also for one that comes later.
-    """
-    listener = Listener(StuckSite(Resource(), machine), ["tcp:80"], machine)
-    startup = Startup(machine)
-    systemd = SystemdService(startup, machine, {})
-    server = Server(machine, startup, 1.0, listener, None, systemd)
-    stops = [resultOf(server.stopService()) for _ in range(2)]
-    machine.advance(0)
-    stops.append(resultOf(server.stopService()))
-    assert [str(stop.error) for stop in stops] == ["stuck"] * 3
+    received = []
+    with suppress(BlockingIOError):
+        while True:
+            received.append(systemd.recv(4096))
+    return received
 
 
 def test_systemd_is_notified(machine: Machine, tmp_path: Path) -> None:
@@ -649,13 +771,12 @@ def test_systemd_is_notified(machine: Machine, tmp_path: Path) -> None:
         parts = Parts(machine, notify=path)
         parts.start()
         machine.advance(1)
-        assert systemd.recv(4096) == b"STATUS=starting"
-        assert systemd.recv(4096) == b"STATUS=waiting for clock"
+        assert b"STATUS=waiting for clock" in drain(systemd)
         parts.clock.starting.callback(None)
         machine.advance(1)
-        assert systemd.recv(4096) == b"READY=1\nSTATUS=ready"
+        assert b"READY=1\nSTATUS=ready" in drain(systemd)
         parts.server.announceStop()
-        assert systemd.recv(4096) == b"STOPPING=1\nSTATUS=stopping"
+        assert drain(systemd)[0].startswith(b"STOPPING=1\nSTATUS=stopping")
         assert parts.stopAtOnce().value is None
 
 
@@ -799,7 +920,7 @@ def test_a_second_signal_skips_the_drain(
     loop = Loop()
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, loop.interrupt)
-    handleSignals(loop, parts.server)
+    handleSignals(loop, parts.server.announceStop, parts.server.stopNow)
     parts.start()
     peer = parts.connect()
     signal.raise_signal(first)
@@ -846,7 +967,7 @@ def test_signals_that_are_not_the_reactors_keep_their_handlers(
     """
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, interrupt)
-    handleSignals(Loop(), parts.server)
+    handleSignals(Loop(), parts.server.announceStop, parts.server.stopNow)
     assert signal.getsignal(signal.SIGINT) is interrupt
     replaced = signal.getsignal(signal.SIGTERM) is not terminate
     assert replaced is (interrupt is signal.SIG_IGN)

@@ -53,11 +53,10 @@ def make(*arguments: str) -> Server:
 def test_a_service_prepares_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The server may open as many files as the system permits, collects garbage rarely,
-    handles SIGTERM, and keeps the variables of systemd from child processes.
+    and keeps the variables of systemd from child processes.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1024) - 1, hard))
-    before = signal.getsignal(signal.SIGTERM)
     variables = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
     for name in variables:
         monkeypatch.setenv(name, "")
@@ -65,7 +64,6 @@ def test_a_service_prepares_its_process(monkeypatch: pytest.MonkeyPatch) -> None
         make()
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     assert gc.get_threshold()[0] == 50_000
-    assert signal.getsignal(signal.SIGTERM) is not before
     assert not variables & set(os.environ)
     assert events == []
 

@@ -4,7 +4,7 @@ The modules and sites of the server that the options describe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -17,13 +17,10 @@ from ..resources import KNOWN_ERRORS, makeRoot
 from ..sessions import Cookies, Limits, Quota, Sessions, SQLSessionStore, schemaOf
 from ..startup import Startup
 from ..web.operations import Operations
-from ..web.responses import AsyncResource
-from ..web.site import Site
 from ..web.traffic import Traffic
 from ..wrapper import QueuingWrapper
 from .options import Options
-from .server import Listener, Server
-from .systemd import SystemdService
+from .server import Server
 
 __all__ = ["assemble", "checkSettings"]
 
@@ -137,16 +134,17 @@ def _addModules(
 def assemble(
     options: Options,
     reactor: Any,
-    environment: Mapping[str, str],
+    *,
     replacements: Mapping[str, object] | None = None,
+    **process: Any,
 ) -> Server:
     """
     Make a server.
 
     @param options: The options.
     @param reactor: The reactor.
-    @param environment: The variables of systemd.
     @param replacements: Fakes that replace modules, by name, in tests.
+    @param process: The options of L{Server} about its process.
     @return: The server, as a service that has not been started.
     """
     startup = Startup(reactor, replacements=replacements, stayUp=options["stay-up"])
@@ -167,38 +165,33 @@ def assemble(
     sessions = Sessions(reactor, store, cookies, limits=limits, quota=quota)
     traffic = Traffic(reactor)
 
-    def makeListener(root: AsyncResource, endpoints: Sequence[str]) -> Listener:
-        site = Site(
-            root,
-            reactor,
-            accessLog=options["access-log"],
-            requestTimeout=options["request-timeout"],
-            traffic=traffic,
-            development=options["development"],
-            knownErrors=KNOWN_ERRORS,
-        )
-        return Listener(site, endpoints, reactor)
-
     root = makeRoot(clock, Users(database), sessions)
-    separate: list[str] = options["operations-listen"]
-    operations = Operations(
-        startup,
-        reactor,
-        traffic=traffic,
-        links=[] if separate else [("/say", "say")],
-        version=__version__,
-        operatorsOnly=bool(separate),
-        proxies=cookies.proxies,
-    )
-    if not separate:
-        operations.putOn(root)
+    if not options["operations-listen"]:
+        Operations(
+            startup,
+            reactor,
+            traffic=traffic,
+            links=[("/say", "say")],
+            version=__version__,
+        ).putOn(root)
     return Server(
         reactor,
         startup,
-        options["drain-timeout"],
-        makeListener(root, options["listen"]),
-        makeListener(operations, separate) if separate else None,
-        SystemdService(startup, reactor, environment),
+        root,
+        options["listen"],
+        operations=options["operations-listen"],
+        program="tsrv",
+        version=__version__,
+        drainTimeout=options["drain-timeout"],
+        shutdownDelay=options["shutdown-delay"],
+        accessLog=options["access-log"],
+        requestTimeout=options["request-timeout"],
+        parsePOSTFormSubmission=False,
+        traffic=traffic,
+        proxies=cookies.proxies,
+        development=options["development"],
+        knownErrors=KNOWN_ERRORS,
+        **process,
     )
 
 

@@ -305,10 +305,17 @@ OPTIONS: Final = (
         "30",
     ),
     Option(
+        "shutdown-delay",
+        "Seconds for which a stopping server still accepts connections, while "
+        "`/readyz` is 503, so that load balancers notice. Kubernetes needs about 5.",
+        _seconds,
+        "0",
+    ),
+    Option(
         "drain-timeout",
         "Seconds for requests in progress to finish during a graceful shutdown.",
         _seconds,
-        "30",
+        "25",
     ),
     Option("access-log", "Log every request: `on` or `off`.", _switch, "off"),
     Option("development", "Show tracebacks to clients."),

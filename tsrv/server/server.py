@@ -1,35 +1,53 @@
 """
 A server that listens before its modules are ready, and stops without losing requests.
+
+How it works
+============
+
+The ports are open before the first module is initialised, so early requests wait in
+the queues of the modules. A stop takes these steps:
+
+  1. The server says that it stops: C{/readyz} is 503, and each response ends its
+     connection. For C{shutdownDelay} seconds it serves on, until load balancers send
+     their requests elsewhere.
+  2. The ports are closed. Requests in progress finish within C{drainTimeout} seconds.
+     What waits for a module that cannot become ready within that time is given up at
+     once.
+  3. The modules are closed, then the site for operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+import os
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from twisted.application.service import MultiService, Service
-from twisted.application.strports import service as makePort
-from twisted.internet.defer import (
-    Deferred,
-    DeferredList,
-    gatherResults,
-    maybeDeferred,
-    succeed,
-)
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.error import CannotListenError
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.resource import IResource
 
+from ..queuing.history import count
+from ..queuing.waiters import Waiters
 from ..startup import Startup
+from .draining import closeLate
+from .listener import Listener
+from .process import handleSignals, prepareProcess
 from .steadytime import SteadyTime
-from .systemd import SystemdService
+from .systemd import VARIABLES, SystemdService
 
 if TYPE_CHECKING:
-    # It needs an extra, and options are parsed without.
-    from ..web.site import Site
+    from typing import Unpack
 
-__all__ = ["Listener", "Server"]
+    # It needs an extra, and options are parsed without.
+    from ..web.site import SiteOptions
+
+__all__ = ["Server"]
+
+_Result = TypeVar("_Result")
 
 _log = Logger("tsrv.server")
 
@@ -38,45 +56,32 @@ FLUSH_SECONDS: Final = 2.0
 Time to send the last responses, in seconds.
 """
 
+WATCH_SECONDS: Final = 1.0
+"""
+Time between two looks at the modules that requests in progress wait for, in seconds.
+"""
+
+PROGRESS_SECONDS: Final = 5.0
+"""
+Time between two lines in the log while requests in progress finish, in seconds.
+"""
+
 MAX_ACCEPT_TURNS: Final = 20
 """
 Maximum number of reactor turns in which a stopping server still accepts connections.
 Each turn accepts more than the one before, so that twenty make thousands.
 """
 
+MAX_WAITERS: Final = 1_000
 
-class Listener(MultiService):
+_HINT: Final = "press Ctrl-C again to stop now"
+
+
+class Server(Service):
     """
-    A site and the ports on which it listens.
-
-    @ivar site: The site.
-    """
-
-    def __init__(self, site: Site, endpoints: Iterable[str], reactor: Any) -> None:
-        """
-        @param site: The site.
-        @param endpoints: The endpoints, as
-            L{serverFromString<twisted.internet.endpoints.serverFromString>} takes them.
-        @param reactor: The reactor.
-        """
-        super().__init__()
-        self.site = site
-        for endpoint in endpoints:
-            makePort(endpoint, site, reactor).setServiceParent(self)
-
-    async def close(self) -> None:
-        """
-        Close all ports.
-        """
-        # A port that was never opened cannot be closed.
-        closing = [maybeDeferred(port.stopService) for port in self]
-        await DeferredList(closing, consumeErrors=True)
-
-
-class Server(MultiService):
-    """
-    Listens first and initialises the modules second; stops in the opposite order. A
-    separate site for operators is served until the end.
+    A service that runs a site on top of modules: as the service of a plugin of
+    C{twistd} or C{twist}, as the child of the application in a C{.tac} file, or without
+    either of them, see L{run}.
 
     @ivar startup: The modules.
     """
@@ -85,117 +90,209 @@ class Server(MultiService):
         self,
         reactor: Any,
         startup: Startup,
-        drainTimeout: float,
-        listener: Listener,
-        operations: Listener | None,
-        systemd: SystemdService,
+        root: IResource,
+        endpoints: Iterable[str],
+        *,
+        operations: Iterable[str] = (),
+        program: str = "server",
+        version: str = "",
+        drainTimeout: float = 25.0,
+        shutdownDelay: float = 0.0,
+        ownsProcess: bool = True,
+        environment: MutableMapping[str, str] = os.environ,
+        **options: Unpack[SiteOptions],
     ) -> None:
         """
         @param reactor: The reactor.
         @param startup: The modules.
+        @param root: The root of the site: any resource of twisted.web.
+        @param endpoints: The endpoints to serve on, as
+            L{serverFromString<twisted.internet.endpoints.serverFromString>} takes them.
+        @param operations: The endpoints of a separate site for operators. Without any,
+            mount L{Operations<tsrv.web.operations.Operations>} yourself.
+        @param program: The name of the program, for log, status page and metrics.
+        @param version: Its version, for status page and metrics.
         @param drainTimeout: Time for requests in progress to finish during a graceful
             shutdown, in seconds.
-        @param listener: The site and its ports.
-        @param operations: A separate site for operators.
-        @param systemd: Notifies systemd.
+        @param shutdownDelay: Time for which a stopping server still accepts
+            connections, in seconds. C{/readyz} is 503 meanwhile.
+        @param ownsProcess: Whether the server may set the signal handlers, the limit of
+            open files, the garbage collection and the log of the process, and make the
+            time of the reactor steady.
+        @param environment: The environment of the process. The variables of systemd
+            are removed: a child process must not speak in the name of this one.
+        @param options: The options of L{Site<tsrv.web.site.Site>}.
+        @raise ValueError: A text is not an endpoint.
         """
-        super().__init__()
+        from ..web.operations import Operations
+        from ..web.site import Site
+        from ..web.traffic import Traffic
+
         self.startup = startup
         self._reactor = reactor
-        self._time = SteadyTime(reactor)
-        self._time.setServiceParent(self)
+        self._program = program
         self._drainTimeout = drainTimeout
-        self._site = listener.site
-        self._listeners = [listener] if operations is None else [listener, operations]
-        for each in self._listeners:
-            each.setServiceParent(self)
-        self._systemd = systemd
-        self._draining: Deferred[int] = succeed(0)
-        self._stopped: Deferred[BaseException | None] | None = None
+        self._shutdownDelay = shutdownDelay
+        self._ownsProcess = ownsProcess
+        traffic = options.get("traffic") or Traffic(reactor)
+        options["traffic"] = traffic
+        self._site = Site(root, reactor, **options)
+        self._listeners = [Listener(self._site, endpoints, reactor)]
+        if separate := list(operations):
+            pages = Operations(
+                startup,
+                reactor,
+                traffic=traffic,
+                name=program,
+                version=version,
+                operatorsOnly=True,
+                proxies=options.get("proxies"),
+            )
+            site = Site(pages, reactor, **options)
+            self._listeners.append(Listener(site, separate, reactor))
+        variables = {key: environment.pop(key, "") for key in VARIABLES}
+        self._systemd = SystemdService(startup, reactor, variables)
+        self._time = SteadyTime(reactor)
+        self._waiting: Deferred[Any] = succeed(None)
+        self._hurries = False
+        self._isStopping = False
+        self._hasStopped = False
+        self._stopWaiters = Waiters(MAX_WAITERS, "for the server to stop")
+        if ownsProcess:
+            prepareProcess(reactor)
 
     def privilegedStartService(self) -> None:
         """
-        Listen.
+        Check the modules, and listen.
 
+        @raise GraphError: The relations of the modules are wrong.
         @raise SystemExit: An endpoint cannot be used; the message says which and why.
         """
         self.startup.check()
-        _orExit(super().privilegedStartService)
+        try:
+            for listener in self._listeners:
+                listener.listen()
+        except (
+            CannotListenError,
+            OSError,
+            OverflowError,
+            TypeError,
+            ValueError,
+        ) as error:
+            line = " ".join(str(error).split())
+            raise _CannotListen(f"{self._program}: {line}") from None
 
     def startService(self) -> None:
         """
         Listen, unless L{privilegedStartService} has (C{twist} does not call it), and
         initialise the modules when the reactor runs.
 
+        @raise GraphError: The relations of the modules are wrong.
         @raise SystemExit: An endpoint cannot be used.
         """
-        _orExit(super().startService)
+        self.privilegedStartService()
+        super().startService()
+        if self._ownsProcess:
+            self._time.startService()
         # Before it runs, the reactor does not handle the signal that stops the server.
         self._reactor.callWhenRunning(self._initialize)
 
+    def run(self) -> Deferred[None]:
+        """
+        Start, and stop when the reactor stops: for L{twisted.internet.task.react}, and
+        for programs that run the reactor themselves.
+
+        @return: As L{whenStopped}.
+        @raise GraphError: The relations of the modules are wrong.
+        @raise SystemExit: An endpoint cannot be used.
+        """
+        self.startService()
+        stop = self.stopService
+        self._reactor.addSystemEventTrigger("before", "shutdown", stop)
+        return self.whenStopped()
+
     def announceStop(self) -> None:
         """
-        Report to clients and systemd that the server is about to stop.
+        Tell clients and systemd that the server is about to stop.
         """
         self.startup.announceStop()
+        self._site.announceStop()
         self._systemd.stopping()
 
-    def skipDrain(self) -> None:
+    def stopNow(self) -> None:
         """
-        End the wait for requests in progress, or do not begin it.
+        Wait no longer for load balancers and for requests in progress, or do not begin
+        to.
         """
-        self._drainTimeout = 0.0
-        self._draining.cancel()
+        self._hurries = True
+        self._waiting.cancel()
 
     def stopService(self) -> Deferred[None]:
         """
         Stop accepting connections, finish requests in progress, close the modules.
+        Repeated calls wait for the same shutdown.
 
-        @return: A Deferred that fires when the server has stopped. Repeated calls wait
-            for the same shutdown, and get the same error; cancelling a wait does not
-            affect it.
+        @return: As L{whenStopped}.
         """
-        if self._stopped is None:
+        stopped = self.whenStopped()
+        if not self._isStopping:
+            self._isStopping = True
             stopping = Deferred.fromCoroutine(self._stop())
-            self._stopped = stopping.addErrback(_errorOf)
-        stopped: Deferred[None] = Deferred()
-
-        def settle(error: BaseException | None) -> BaseException | None:
-            if error is None:
-                stopped.callback(None)
-            else:
-                stopped.errback(error)
-            return error
-
-        self._stopped.addCallback(settle)
+            stopping.addBoth(self._ended)
         return stopped
 
+    def whenStopped(self) -> Deferred[None]:
+        """
+        Wait for the end of the shutdown.
+
+        @return: A Deferred that fires when the server has stopped. Cancelling it only
+            ends the waiting.
+        """
+        return succeed(None) if self._hasStopped else self._stopWaiters.wait()
+
     def _initialize(self) -> None:
+        if self._ownsProcess:
+            handleSignals(self._reactor, self.announceStop, self.stopNow)
+        urls = ", ".join(url for each in self._listeners for url in each.urls)
+        _log.info("{program}: listening on {urls}", program=self._program, urls=urls)
         _log.info("Started")
         # A server that is asked to stop while requests wait still becomes initialised.
         waiting = [each.whenInitialized() for each in self.startup.wrappers.values()]
         gatherResults(waiting, consumeErrors=True).addCallbacks(
             lambda _: _log.info("Async module initialized"), _ignoreResult
         )
+        self.startup.whenReady().addCallbacks(self._becameReady, _ignoreResult)
         self._systemd.startService()
         self.startup.startService()
 
+    def _becameReady(self, _: None) -> None:
+        _log.info(
+            "{program}: ready after {seconds:.1f} s, serving {urls}",
+            program=self._program,
+            seconds=self.startup.elapsed,
+            urls=", ".join(self._listeners[0].urls),
+        )
+
     async def _stop(self) -> None:
-        Service.stopService(self)
+        super().stopService()
         self.announceStop()
+        if self._shutdownDelay and self._listeners[0].urls:
+            _log.info(
+                "Still accepting connections for {seconds:g} s, so that load balancers "
+                "notice; {hint}",
+                seconds=self._shutdownDelay,
+                hint=_HINT,
+            )
+            delay: Deferred[None] = deferLater(self._reactor, self._shutdownDelay)
+            await self._waitFor(delay.addErrback(_ignoreResult))
         await self._acceptPending()
         await self._listeners[0].close()
-        _log.info("Stopped listening, finishing requests in progress")
-        if count := await self._drain(self._site, self._drainTimeout):
-            _log.warn(
-                "Drain timeout reached: aborting {count} requests in progress.",
-                count=count,
-            )
+        await self._drain()
         # Each wrapper has logged the errors of its module.
         await self.startup.stopService().addErrback(_ignoreResult)
         for listener in self._listeners:
             await listener.close()
-            await self._drain(listener.site, FLUSH_SECONDS)
+            await self._waitFor(listener.site.stop(FLUSH_SECONDS))
             listener.site.abort()
         self._systemd.stopService()
         self._time.stopService()
@@ -209,14 +306,58 @@ class Server(MultiService):
             if self._site.connections.accepted == before:
                 break
 
-    async def _drain(self, site: Site, timeout: float) -> int:
-        self._draining = site.stop(timeout)
-        return await self._draining
+    async def _drain(self) -> None:
+        end: float = self._reactor.seconds() + self._drainTimeout
+        connections = self._site.connections
 
+        def left() -> float:
+            return max(0.0, end - float(self._reactor.seconds()))
 
-def _errorOf(failure: Failure) -> BaseException:
-    assert failure.value is not None
-    return failure.value
+        def report(text: str) -> None:
+            _log.info(
+                text + " {requests} in progress: {seconds:.0f} s left, {hint}",
+                requests=count(connections.inProgress, "request"),
+                seconds=left(),
+                hint=_HINT,
+            )
+
+        if connections.inProgress:
+            report("Stopped listening, finishing")
+        else:
+            _log.info("Stopped listening")
+        draining = self._waitFor(self._site.stop(self._drainTimeout))
+        watches = [
+            self._repeat(WATCH_SECONDS, lambda: closeLate(self.startup, left())),
+            self._repeat(PROGRESS_SECONDS, lambda: report("Waiting for"), now=False),
+        ]
+        aborted = await draining
+        for watch in watches:
+            watch.stop()
+        if aborted:
+            _log.warn(
+                "Drain timeout reached: aborting {requests} in progress.",
+                requests=count(aborted, "request"),
+            )
+
+    def _repeat(
+        self, seconds: float, look: Callable[[], object], now: bool = True
+    ) -> LoopingCall:
+        call = LoopingCall(look)
+        call.clock = self._reactor
+        call.start(seconds, now)
+        return call
+
+    def _waitFor(self, waiting: Deferred[_Result]) -> Deferred[_Result]:
+        self._waiting = waiting
+        if self._hurries:
+            waiting.cancel()
+        return waiting
+
+    def _ended(self, result: Failure | None) -> None:
+        if result is not None:
+            _log.failure("The shutdown failed", result)
+        self._hasStopped = True
+        self._stopWaiters.succeed()
 
 
 def _ignoreResult(result: object) -> None: ...
@@ -227,11 +368,3 @@ class _CannotListen(SystemExit, Exception):
     Ends the process. Only after an L{Exception} does C{twistd} remove its pid file and
     report to the parent of a daemon.
     """
-
-
-def _orExit(start: Callable[[], None]) -> None:
-    try:
-        start()
-    except (CannotListenError, OSError, OverflowError, TypeError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise _CannotListen(f"tsrv: {line}") from None

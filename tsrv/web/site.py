@@ -7,7 +7,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from io import BytesIO
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -17,15 +17,32 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site as TwistedSite
 
 from .connections import Connections
+from .origin import Proxies
 from .problems import KnownErrors
 from .request import Body, SiteRequest
 from .requestid import requestIdOf
 from .responses import AsyncResource
 from .traffic import Traffic
 
-__all__ = ["Site"]
+__all__ = ["Site", "SiteOptions"]
 
 _log = Logger("tsrv.web")
+
+
+class SiteOptions(TypedDict, total=False):
+    """
+    The options of L{Site}.
+    """
+
+    accessLog: bool
+    requestTimeout: float
+    maxBodyBytes: int
+    maxTotalBodyBytes: int
+    parsePOSTFormSubmission: bool
+    development: bool
+    proxies: Proxies | None
+    traffic: Traffic | None
+    knownErrors: KnownErrors
 
 
 class Site(TwistedSite):
@@ -48,7 +65,9 @@ class Site(TwistedSite):
         requestTimeout: float = 30.0,
         maxBodyBytes: int = 64 * 1024,
         maxTotalBodyBytes: int = 64 * 1024 * 1024,
+        parsePOSTFormSubmission: bool = True,
         development: bool = False,
+        proxies: Proxies | None = None,
         traffic: Traffic | None = None,
         knownErrors: KnownErrors = MappingProxyType({}),
     ) -> None:
@@ -59,11 +78,16 @@ class Site(TwistedSite):
         @param requestTimeout: See L{Connections}, as for the next two.
         @param maxBodyBytes: Maximum length of a request's body.
         @param maxTotalBodyBytes: Maximum length of all bodies and pipelined data.
+        @param parsePOSTFormSubmission: Whether the fields of form posts become
+            C{request.args}, as twisted.web does it.
         @param development: Whether clients see the tracebacks of errors.
+        @param proxies: The proxies that are trusted.
         @param traffic: Counts the requests; several sites may share it.
         @param knownErrors: The responses to the application's own errors.
         """
-        super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
+        super().__init__(
+            resource, reactor=reactor, parsePOSTFormSubmission=parsePOSTFormSubmission
+        )
         if isinstance(resource, AsyncResource):
             resource.setRoute("/")
         self.connections = Connections(
@@ -74,6 +98,7 @@ class Site(TwistedSite):
         )
         self.protocol: Any = self.connections
         self.development = development
+        self.proxies = proxies
         self.knownErrors = knownErrors
         self.traffic = traffic
         self._accessLog = accessLog

@@ -1,0 +1,223 @@
+"""
+A server of one's own: any root resource, on top of any modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from klein import Klein
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+from twisted.web.resource import Resource
+from twisted.web.server import Request
+
+from tsrv import Startup
+from tsrv.server import Server
+from tsrv.startup import GraphError
+
+from .support import resultOf
+from .websupport import Answer, Peer, Teller, logged, passTime, textsOf
+
+FORM = b"name=Ada&name=Bob"
+
+POST = (
+    b"POST /form HTTP/1.1\r\nHost: test\r\nContent-Length: 17\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\n\r\n" + FORM
+)
+
+
+@pytest.fixture
+def machine() -> Iterator[MemoryReactorClock]:
+    """
+    A reactor on which no call may be left when the test ends.
+    """
+    machine = MemoryReactorClock()
+    machine.running = True
+    yield machine
+    assert machine.getDelayedCalls() == []
+
+
+class Form(Resource):
+    """
+    A resource of twisted.web that shows the fields of a form.
+    """
+
+    isLeaf = True
+
+    def render_POST(self, request: Request) -> bytes:
+        assert request.content is not None
+        names = request.args.get(b"name", [])
+        return b"%d names, %d bytes" % (len(names), len(request.content.read()))
+
+
+def makeServer(
+    machine: MemoryReactorClock,
+    startup: Startup | None = None,
+    root: Any = None,
+    endpoints: list[str] | None = None,
+    **options: Any,
+) -> Server:
+    """
+    Make a server that leaves the process of the tests alone.
+    """
+    return Server(
+        machine,
+        startup or Startup(machine),
+        root or Form(),
+        endpoints or ["tcp:80"],
+        ownsProcess=False,
+        **{"environment": {}, **options},
+    )
+
+
+def connect(machine: MemoryReactorClock, data: bytes, port: int = 80) -> Peer:
+    """
+    Connect, and send something.
+    """
+    factories: Any = [each[1] for each in machine.tcpServers if each[0] == port]
+    peer = Peer(factories[0], machine)
+    peer.send(data)
+    return peer
+
+
+def ask(machine: MemoryReactorClock, data: bytes, port: int = 80) -> Answer:
+    """
+    @return: The response to one request.
+    """
+    peer = connect(machine, data, port)
+    (answer,) = peer.answers
+    peer.leave()
+    return answer
+
+
+def stop(machine: MemoryReactorClock, server: Server) -> None:
+    """
+    Stop a server on which no request waits.
+    """
+    stopped = resultOf(server.stopService())
+    passTime(machine, 3)
+    assert stopped.value is None
+
+
+@pytest.mark.parametrize(
+    ("options", "body"),
+    [({}, b"2 names, 17 bytes"), ({"parsePOSTFormSubmission": False}, b"0 names, 17")],
+)
+def test_forms_are_parsed_as_by_twisted(
+    machine: MemoryReactorClock, options: dict[str, Any], body: bytes
+) -> None:
+    """
+    The fields of a form are in C{request.args}, unless the option says otherwise.
+    """
+    server = makeServer(machine, **options)
+    server.startService()
+    assert ask(machine, POST).body.startswith(body)
+    stop(machine, server)
+
+
+def test_the_root_may_be_that_of_klein(machine: MemoryReactorClock) -> None:
+    """
+    A request of an application of Klein waits for a module.
+    """
+    app, clock, startup = Klein(), Teller(), Startup(machine)
+    proxy = startup.add("clock", clock).proxy
+
+    @app.route("/say")
+    def say(request: Request) -> Deferred[str]:
+        return proxy.tellMeSomething()
+
+    server = makeServer(machine, startup, app.resource())
+    server.startService()
+    peer = connect(machine, b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert peer.answers == []
+    clock.starting.callback(None)
+    clock.answers.pop().callback("Something")
+    assert peer.answers[0].body == b"Something"
+    peer.leave()
+    stop(machine, server)
+
+
+def test_operators_have_a_site_of_their_own(machine: MemoryReactorClock) -> None:
+    """
+    It shows the name and the version of the program.
+    """
+    server = makeServer(machine, operations=["tcp:81"], program="shop", version="1.2.3")
+    server.startService()
+    page = ask(machine, b"GET / HTTP/1.1\r\nHost: test\r\n\r\n", 81).body
+    assert b"shop" in page
+    assert b"1.2.3" in page
+    metrics = ask(machine, b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n", 81).body
+    assert b'name="shop",version="1.2.3"' in metrics
+    stop(machine, server)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        ("tcp:80", "http://localhost:80/"),
+        ("tcp:80:interface=\\:\\:1", "http://[::1]:80/"),
+        ("unix:/run/shop.socket", "unix:/run/shop.socket"),
+    ],
+)
+def test_the_log_says_where_it_listens(
+    machine: MemoryReactorClock, endpoint: str, url: str
+) -> None:
+    """
+    A line at the start and another one when the server is ready have its URL.
+    """
+    clock, startup = Teller(), Startup(machine)
+    startup.add("clock", clock)
+    server = makeServer(machine, startup, endpoints=[endpoint], program="shop")
+    with logged() as events:
+        server.startService()
+        assert f"shop: listening on {url}" in textsOf(events)
+        machine.advance(1.5)
+        clock.starting.callback(None)
+        assert textsOf(events)[-1] == f"shop: ready after 1.5 s, serving {url}"
+    stop(machine, server)
+
+
+def test_a_malformed_endpoint_is_refused(machine: MemoryReactorClock) -> None:
+    """
+    The mistake is found before anything starts.
+    """
+    with pytest.raises(ValueError, match="nonsense"):
+        makeServer(machine, endpoints=["nonsense:80"])
+
+
+def test_wrong_modules_are_found_before_it_listens(machine: MemoryReactorClock) -> None:
+    """
+    No client connects to a server that cannot start.
+    """
+    startup = Startup(machine)
+    startup.add("users", Teller(), needs=["database"])
+    server = makeServer(machine, startup)
+    with pytest.raises(GraphError, match="database"):
+        server.startService()
+    assert machine.tcpServers == []
+
+
+def test_variables_of_systemd_are_not_inherited(machine: MemoryReactorClock) -> None:
+    """
+    A child process must not speak to systemd in the name of the server.
+    """
+    environment = {"NOTIFY_SOCKET": "", "WATCHDOG_USEC": "1", "HOME": "/"}
+    makeServer(machine, environment=environment)
+    assert environment == {"HOME": "/"}
+
+
+def test_it_runs_without_a_parent(machine: MemoryReactorClock) -> None:
+    """
+    C{run()} starts the server, and its Deferred fires when the server has stopped
+    because the reactor stops.
+    """
+    server = makeServer(machine)
+    ended = resultOf(server.run())
+    assert len(machine.tcpServers) == 1
+    machine.triggers["before"]["shutdown"][0][0]()
+    passTime(machine, 3)
+    assert ended.value is None
+    assert resultOf(server.whenStopped()).value is None

@@ -1,0 +1,104 @@
+"""
+A site and the ports on which it listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    maybeDeferred,
+)
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+if TYPE_CHECKING:
+    # It needs an extra, and options are parsed without.
+    from ..web.site import Site
+
+__all__ = ["Listener"]
+
+_log = Logger("tsrv.server")
+
+
+class Listener:
+    """
+    A site and the ports on which it listens.
+
+    @ivar site: The site.
+    """
+
+    def __init__(self, site: Site, endpoints: Iterable[str], reactor: Any) -> None:
+        """
+        @param site: The site.
+        @param endpoints: The endpoints, as L{serverFromString} takes them.
+        @param reactor: The reactor.
+        @raise ValueError: A text is not an endpoint.
+        """
+        self.site = site
+        self._endpoints = [
+            (text, serverFromString(reactor, text)) for text in endpoints
+        ]
+        self._opening: list[Deferred[None]] = []
+        self._ports: list[tuple[str, IListeningPort]] = []
+        self._failure: Failure | None = None
+        self._isListening = False
+
+    @property
+    def urls(self) -> list[str]:
+        """
+        The URLs of the open ports.
+        """
+        return [_urlOf(text, port.getHost()) for text, port in self._ports]
+
+    def listen(self) -> None:
+        """
+        Open all ports, unless that was done before.
+
+        @raise Exception: An endpoint cannot be used. It is that of Twisted.
+        """
+        endpoints, self._endpoints = self._endpoints, []
+        for text, endpoint in endpoints:
+            opening = endpoint.listen(self.site)
+            opening.addCallbacks(self._opened, self._failed, callbackArgs=(text,))
+            self._opening.append(opening)
+            if self._failure is not None:
+                self._failure.raiseException()
+        self._isListening = True
+
+    def _opened(self, port: IListeningPort, text: str) -> None:
+        self._ports.append((text, port))
+
+    def _failed(self, failure: Failure) -> None:
+        if not self._isListening:
+            self._failure = failure
+        elif not failure.check(CancelledError):
+            _log.failure("Cannot listen", failure)
+
+    async def close(self) -> None:
+        """
+        Close all ports, also those that are not open yet.
+        """
+        for each in self._opening:
+            each.cancel()
+        ports, self._ports = self._ports, []
+        closing = [maybeDeferred(port.stopListening) for _, port in ports]
+        await DeferredList(closing, consumeErrors=True)
+
+
+def _urlOf(endpoint: str, address: Any) -> str:
+    scheme = "https" if endpoint.startswith(("ssl:", "tls:")) else "http"
+    host = getattr(address, "host", None)
+    if host is None:
+        # A UNIX socket.
+        return endpoint
+    if ip_address(host).is_unspecified:
+        host = "localhost"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{address.port}/"
