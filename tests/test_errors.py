@@ -279,20 +279,29 @@ def test_an_error_that_is_too_late_is_logged(
 
 
 @pytest.mark.parametrize(
-    "uri",
-    [b"/\x1b[2J", b"/%0a%0dForged", b"/\x85Forged", b"/{requestId.__class__}", b"/'\""],
+    ("uri", "shown"),
+    [
+        (b"/\x1b[2J", ""),
+        (b"/%0a%0dForged", "/%0a%0dForged"),
+        (b"/\x85Forged", r"/\x85Forged"),
+        (b"/\\n", r"/\\n"),
+        (b"/{requestId.__class__}", "/{requestId.__class__}"),
+        (b"/'\"", "/'\\\""),
+        (b"/" + b"\xff" * 2_000, "/" + r"\xff" * 999),
+    ],
+    ids=range(7),
 )
 def test_no_request_forges_a_line_of_the_log(
-    uri: bytes, loggedFailures: list[LogEvent]
+    uri: bytes, shown: str, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    Control characters are refused, or escaped.
+    Control characters are refused or escaped, and what is too long is cut off.
     """
     (answer,) = answersTo(failing(Trouble("no")), get(uri))
     if answer.status == 500:
         written = eventAsText(loggedFailures.pop(), includeTimestamp=False)
         first, *rest = written.splitlines()
-        assert first.endswith(f"GET {repr(uri)[2:-1]}")
+        assert first.endswith(f"GET {shown}")
         assert first.isascii()
         assert first.isprintable()
         assert "Forged" not in "".join(rest)

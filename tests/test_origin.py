@@ -368,6 +368,7 @@ def test_each_hop_must_use_tls(protos: list[str | bytes], isSecure: bool) -> Non
         (["::ffff:198.51.100.1"], "198.51.100.1"),
         (["198.51.100.1, unknown"], PROXY),
         (["198.51.100.1, _hidden, 10.0.0.2"], "10.0.0.2"),
+        (["198.51.100.1, fe80::1%forged"], PROXY),
         ([","], PROXY),
         (["[]"], PROXY),
         (["198.51.100.1:"], PROXY),

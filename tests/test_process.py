@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -212,7 +213,12 @@ async def test_sigterm_during_the_start_answers_queued_requests(
                 assert {answer.headers["connection"] for answer in listed} == {"close"}
                 await stopped(process)
     assert process.output.index("Stopped listening") < process.output.index("Stopped\n")
-    assert "#info,mine]" in process.output
+    (line,) = (each for each in process.output.splitlines() if '"POST /users' in each)
+    assert re.fullmatch(
+        r"[^ ]+ \[tsrv\.access#info,mine\] 127\.0\.0\.1 "
+        r'"POST /users HTTP/1\.1" 201 "-" "-" \d+ bytes in \d+\.\d{3} s',
+        line,
+    )
     assert (tmp_path / "elsewhere.db").exists()
 
 

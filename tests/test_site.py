@@ -18,6 +18,7 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
 from zope.interface import directlyProvides
 
+from tsrv.web.origin import Proxies
 from tsrv.web.site import Site
 
 from .channels import Echoing
@@ -776,12 +777,15 @@ def test_a_stop_may_be_cancelled_and_repeated(served: Echoing, clock: Clock) -> 
     [
         (
             b'GET /" HTTP/1.1\r\nHost: test\r\nUser-Agent: {curl}\x85\r\n\r\n',
-            '"GET /\\" HTTP/1.1" 200 10 "-" "{curl}\\x85"',
+            r'"GET /\" HTTP/1.1" 200 "-" "{curl}\x85" 10 bytes in 0.000 s',
         ),
-        (b"PUT" + GET[3:], '"PUT / HTTP/1.1" 405 217 "-" "-"'),
-        (b"nonsense\r\n", '"-" 400 - "-" "-"'),
-        (post(MAX_BODY + 1), '"-" 413 - "-" "-"'),
-        (LINE, '"-" 414 - "-" "-"'),
+        (
+            b"PUT" + GET[3:-2] + b"Referer: http://test/\r\n\r\n",
+            '"PUT / HTTP/1.1" 405 "http://test/" "-" 217 bytes in 0.000 s',
+        ),
+        (b"nonsense\r\n", '"- - -" 400 "-" "-"'),
+        (post(MAX_BODY + 1), '"POST / HTTP/1.1" 413 "-" "-"'),
+        (LINE, '"- - -" 414 "-" "-"'),
     ],
     ids=["answered", "problem", "400", "413", "414"],
 )
@@ -789,11 +793,10 @@ def test_the_access_log_has_a_line_for_each_request(
     data: bytes, line: str, clock: Clock
 ) -> None:
     """
-    A line is in the combined format with the id of the request, also for refused
-    requests, and after listening has stopped; nothing that a client sends makes a
-    second line.
+    Refused requests have a line too, and so has a request after listening has stopped.
+    Nothing that a client sends makes a second line. The id is beside the line, where
+    every line of the request has it.
     """
-    clock.advance(1_000_000_000)
     site = Site(Echo(), clock, accessLog=True, maxBodyBytes=MAX_BODY)
     site.doStart()
     peer = Peer(site, clock)
@@ -802,7 +805,41 @@ def test_the_access_log_has_a_line_for_each_request(
         peer.send(data)
     requestId = peer.answers[0].headers["x-request-id"]
     assert [event["requestId"] for event in events] == [requestId]
+    assert textsOf(events) == [f"192.0.2.1 {line}"]
+    peer.leave()
+
+
+def test_the_access_log_has_durations(clock: Clock) -> None:
+    """
+    The duration is that of the request's progress, also if the client leaves first.
+    """
+    served = Echoing(clock, accessLog=True)
+    first, _ = served.connect(HELD), served.connect(HELD)
+    clock.advance(1.5)
+    with logged() as events:
+        first.leave()
+        served.echo.held[1].callback(None)
+    served.leave()
     assert textsOf(events) == [
-        f'"192.0.2.1" - - [09/Sep/2001:01:46:40 +0000] {line} {requestId}'
+        '192.0.2.1 "GET /held HTTP/1.1" gone "-" "-" 0 bytes in 1.500 s',
+        '192.0.2.1 "GET /held HTTP/1.1" 200 "-" "-" 13 bytes in 1.500 s',
     ]
+
+
+@pytest.mark.parametrize("more", [b"", HOST + b"\r\n"], ids=["answered", "refused"])
+@pytest.mark.parametrize(
+    ("trusted", "client"), [([], "192.0.2.1"), (["192.0.2.1"], "203.0.113.9")]
+)
+def test_the_access_log_knows_clients_behind_a_proxy(
+    more: bytes, trusted: list[str], client: str, clock: Clock
+) -> None:
+    """
+    Behind a trusted proxy the address is that of the client.
+    """
+    site = Site(Echo(), clock, accessLog=True, proxies=Proxies(trusted))
+    peer = Peer(site, clock)
+    with logged() as events:
+        peer.send(GET[:-2] + b"X-Forwarded-For: 203.0.113.9\r\n" + more + b"\r\n")
+    (line,) = textsOf(events)
+    assert line.startswith(f"{client} ")
     peer.leave()

@@ -317,7 +317,12 @@ OPTIONS: Final = (
         _seconds,
         "25",
     ),
-    Option("access-log", "Log every request: `on` or `off`.", _switch, "off"),
+    Option(
+        "access-log",
+        "Log every request, with its client and duration: `on` or `off`.",
+        _switch,
+        "off",
+    ),
     Option("development", "Show tracebacks to clients."),
 )
 """

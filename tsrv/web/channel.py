@@ -429,7 +429,7 @@ class Channel(Writer):
         report = getattr(self.site, "requestRefused", None)
         if report is not None:
             with withRequestId(requestId):
-                report(self._peer, status, requestId)
+                report(self._peer, status, requestId, known, head)
         self._linger()
 
     def _linger(self) -> None:

@@ -13,6 +13,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
 from twisted.internet.address import UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
 from .problems import HTTPError
@@ -128,7 +130,7 @@ class Proxies:
         so, otherwise to this server.
         """
         forwarded = request.requestHeaders.getRawHeaders(b"X-Forwarded-Proto")
-        if forwarded and self._isTrusted(request):
+        if forwarded and self._isTrusted(request.getClientAddress()):
             # Behind several proxies, each hop must use TLS.
             hops = b",".join(forwarded).split(b",")
             return all(hop.strip(b" \t").lower() == b"https" for hop in hops)
@@ -136,29 +138,39 @@ class Proxies:
 
     def peerOf(self, request: Request) -> str:
         """
-        Return the IP address of the client of a request: the last one that a trusted
-        proxy has received and that is not itself a trusted proxy.
+        Return the IP address of the client of a request; empty for a UNIX socket. See
+        L{clientOf}.
         """
-        peer = peerOf(request)
-        forwarded = request.requestHeaders.getRawHeaders(b"X-Forwarded-For")
-        if not forwarded or not self._isTrusted(request):
-            return peer
+        return self.clientOf(request.getClientAddress(), request.requestHeaders)
+
+    def clientOf(self, peer: IAddress, headers: Headers) -> str:
+        """
+        Return the IP address of a client: the last one that a trusted proxy has
+        received and that is not itself a trusted proxy.
+
+        @param peer: The address at the other end of the connection.
+        @param headers: The headers of the request.
+        """
+        client: str = getattr(peer, "host", "")
+        forwarded = headers.getRawHeaders(b"X-Forwarded-For")
+        if not forwarded or not self._isTrusted(peer):
+            return client
         # Each proxy appends an address to what it received, which may be invented.
         hops = b",".join(forwarded).decode("latin-1").rsplit(",", MAX_PROXIES)
         for hop in reversed(hops):
             address = addressOf(_HOP.sub(r"\1\2", hop.strip(" \t")))
-            if address is None:
+            # A zone may be any text, and means nothing on another machine.
+            if address is None or "%" in hop:
                 break
-            peer = str(address)
+            client = str(address)
             if not self._includes(address):
                 break
-        return peer
+        return client
 
-    def _isTrusted(self, request: Request) -> bool:
-        peer = request.getClientAddress()
+    def _isTrusted(self, peer: IAddress) -> bool:
         if isinstance(peer, UNIXAddress):
             return self._trustsUNIX
-        address = addressOf(peerOf(request))
+        address = addressOf(getattr(peer, "host", ""))
         return address is not None and self._includes(address)
 
     def _includes(self, address: IPv4Address | IPv6Address) -> bool:

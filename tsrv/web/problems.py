@@ -36,7 +36,7 @@ from .accept import preferredType
 from .message import Response
 from .requestid import requestIdOf
 
-__all__ = ["HTTPError", "KnownErrors", "responseTo"]
+__all__ = ["HTTPError", "KnownErrors", "escaped", "responseTo"]
 
 _log = Logger("tsrv.web")
 
@@ -48,6 +48,11 @@ The entry of the most derived type applies. The text is all that clients see. Th
 exception itself is logged as a warning, unless the status is 409: a conflict
 between two clients is normal, while the request's validation should have found
 any other error.
+"""
+
+MAX_LOGGED_BYTES: Final = 1_000
+"""
+Maximum length of what a client has sent, in the log.
 """
 
 _HTML: Final = b"text/html; charset=utf-8"
@@ -231,8 +236,8 @@ def responseTo(failure: Failure, request: IRequest) -> Response:
             "Request {requestId} failed: {method} {uri}",
             failure=failure,
             requestId=requestId,
-            method=_escaped(request.method),
-            uri=_escaped(request.uri),
+            method=escaped(request.method),
+            uri=escaped(request.uri),
         )
     traceback = _tracebackOf(failure) if getattr(site, "development", False) else ""
     return told.toResponse(accept, requestId, traceback)
@@ -255,6 +260,10 @@ def _tracebackOf(failure: Failure) -> str:
     return text
 
 
-def _escaped(value: bytes) -> str:
-    # Control characters could forge a log line.
-    return repr(value)[2:-1]
+def escaped(value: bytes) -> str:
+    """
+    Return what a client has sent as a part of a log line that it cannot forge: without
+    control characters and quotation marks.
+    """
+    plain = value[:MAX_LOGGED_BYTES].decode("latin-1").encode("unicode_escape")
+    return plain.decode("ascii").replace('"', '\\"')

@@ -67,8 +67,7 @@ class SiteRequest(Request):
 
     @ivar requestId: The id of the request.
     @ivar route: The route of its resource.
-    @ivar startTime: Start of its progress, in seconds; L{None} before, and if the site
-        does not count.
+    @ivar startTime: Start of its progress, in seconds; L{None} before.
     """
 
     channel: Any
@@ -123,10 +122,10 @@ class SiteRequest(Request):
             self._isSimple = self.method != b"HEAD" and isinstance(
                 self.channel, Channel
             )
-        traffic: Traffic | None = self.site.traffic
+        traffic: Traffic = self.site.traffic
         # A resource may delegate to another one, so this may be the second call; and
         # the client may have left while the resource was looked up.
-        if traffic is not None and self.startTime is None and self.channel is not None:
+        if self.startTime is None and self.channel is not None:
             traffic.inProgress += 1
             self.startTime = traffic.seconds()
         super().render(resrc)
@@ -172,8 +171,7 @@ class SiteRequest(Request):
         """
         if self.startTime is not None:
             status = "aborted" if reason.check(ConnectionAborted) else "gone"
-            traffic: Traffic = self.site.traffic
-            traffic.requestEnded(self.route, self.method, status, self.startTime)
+            self.site.requestEnded(self, status)
         super().connectionLost(reason)
 
     def processingFailed(self, reason: Failure) -> Failure:

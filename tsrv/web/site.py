@@ -7,18 +7,20 @@ from __future__ import annotations
 from http import HTTPStatus
 from io import BytesIO
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import Logger
-from twisted.web.http import Request, combinedLogFormatter, datetimeToLogString
+from twisted.web.http import Request
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Site as TwistedSite
 
 from .connections import Connections
+from .framing import Head
 from .origin import Proxies
-from .problems import KnownErrors
+from .problems import KnownErrors, escaped
 from .request import Body, SiteRequest
 from .requestid import requestIdOf
 from .responses import AsyncResource
@@ -26,7 +28,15 @@ from .traffic import Traffic
 
 __all__ = ["Site", "SiteOptions"]
 
-_log = Logger("tsrv.web")
+_log = Logger("tsrv.access")
+
+_REFUSED: Final = (
+    '{client} "{method} {uri} {protocol}" {status} "{referrer}" "{userAgent}"'
+)
+
+_ENDED: Final = _REFUSED + " {length} bytes in {seconds:.3f} s"
+
+_MISSING: Final = (b"-",)
 
 
 class SiteOptions(TypedDict, total=False):
@@ -81,7 +91,8 @@ class Site(TwistedSite):
         @param parsePOSTFormSubmission: Whether the fields of form posts become
             C{request.args}, as twisted.web does it.
         @param development: Whether clients see the tracebacks of errors.
-        @param proxies: The proxies that are trusted.
+        @param proxies: The proxies that are trusted. They know the clients of their
+            requests.
         @param traffic: Counts the requests; several sites may share it.
         @param knownErrors: The responses to the application's own errors.
         """
@@ -98,9 +109,9 @@ class Site(TwistedSite):
         )
         self.protocol: Any = self.connections
         self.development = development
-        self.proxies = proxies
+        self.proxies = proxies or Proxies()
         self.knownErrors = knownErrors
-        self.traffic = traffic
+        self.traffic = traffic or Traffic(reactor)
         self._accessLog = accessLog
 
     def getContentFile(self, length: int | None) -> BytesIO:
@@ -119,17 +130,38 @@ class Site(TwistedSite):
         """
         Count a response that has been written, and log it.
         """
-        if self.traffic is not None:
-            assert isinstance(request, SiteRequest)
-            self.traffic.requestEnded(
-                request.route, request.method, request.code, request.startTime
-            )
+        assert isinstance(request, SiteRequest)
+        self.requestEnded(request, request.code)
+
+    def requestEnded(self, request: SiteRequest, status: int | str) -> None:
+        """
+        Count and log a request that was answered, or whose connection was lost.
+
+        @param status: See L{Traffic.requestEnded}.
+        """
+        seconds = self.traffic.requestEnded(
+            request.route, request.method, status, request.startTime
+        )
         if self._accessLog:
-            now = datetimeToLogString(self.reactor.seconds())
-            self._logLine(combinedLogFormatter(now, request), requestIdOf(request))
+            parts = (request.method, request.uri, request.clientproto)
+            self._logLine(
+                _ENDED,
+                request.getClientAddress(),
+                parts,
+                status,
+                request.requestHeaders,
+                requestIdOf(request),
+                length=request.sentLength,
+                seconds=seconds,
+            )
 
     def requestRefused(
-        self, peer: IAddress, status: HTTPStatus, requestId: str
+        self,
+        peer: IAddress,
+        status: HTTPStatus,
+        requestId: str,
+        headers: Headers,
+        head: Head | None,
     ) -> None:
         """
         Count and log a request that was not read to its end.
@@ -137,13 +169,13 @@ class Site(TwistedSite):
         @param peer: The client.
         @param status: The status of the response.
         @param requestId: The id of the request.
+        @param headers: The headers of the request, as far as they were read.
+        @param head: The head of the request, if it was read to its end.
         """
-        if self.traffic is not None:
-            self.traffic.requestRefused(status)
+        self.traffic.requestRefused(status)
         if self._accessLog:
-            host = getattr(peer, "host", "-")
-            now = datetimeToLogString(self.reactor.seconds())
-            self._logLine(f'"{host}" - - {now} "-" {status:d} - "-" "-"', requestId)
+            parts = (head.method, head.target, head.version) if head else (b"-",) * 3
+            self._logLine(_REFUSED, peer, parts, int(status), headers, requestId)
 
     def acceptableProtocols(self) -> list[bytes]:
         """
@@ -169,5 +201,30 @@ class Site(TwistedSite):
         """
         self.connections.abort()
 
-    def _logLine(self, line: str, requestId: str) -> None:
-        _log.info("{line} {requestId}", line=line, requestId=requestId)
+    def _logLine(
+        self,
+        text: str,
+        peer: IAddress,
+        parts: tuple[bytes, bytes, bytes],
+        status: int | str,
+        headers: Headers,
+        requestId: str,
+        **more: float,
+    ) -> None:
+        method, uri, protocol = map(escaped, parts)
+        referrer, userAgent = (
+            escaped(headers.getRawHeaders(name, _MISSING)[0])
+            for name in (b"Referer", b"User-Agent")
+        )
+        _log.info(
+            text,
+            client=self.proxies.clientOf(peer, headers) or "unix",
+            method=method,
+            uri=uri,
+            protocol=protocol,
+            status=status,
+            referrer=referrer,
+            userAgent=userAgent,
+            requestId=requestId,
+            **more,
+        )

@@ -57,7 +57,7 @@ class Traffic:
 
     def requestEnded(
         self, route: str, method: bytes, status: int | str, startTime: float | None
-    ) -> None:
+    ) -> float:
         """
         Count a request that was answered, or whose connection was lost.
 
@@ -67,6 +67,7 @@ class Traffic:
             before the end, C{"aborted"} if the server broke it off.
         @param startTime: Start of its progress, in seconds; L{None} if it was never in
             progress.
+        @return: The duration, in seconds.
         """
         taken = 0.0
         if startTime is not None:
@@ -77,6 +78,7 @@ class Traffic:
         except KeyError:
             histogram = self._addHistogram(route, method, status)
         histogram.observe(taken)
+        return taken
 
     def requestRefused(self, status: int) -> None:
         """
