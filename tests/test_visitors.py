@@ -5,6 +5,7 @@ The pages of visitors: visits, login and logout.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
@@ -17,7 +18,7 @@ from tsrv.resources import KNOWN_ERRORS, makeRoot
 from tsrv.sessions import MemorySessionStore, Quota
 
 from .visitors import Place, Visitor
-from .websupport import Answer, Teller
+from .websupport import Answer, Data, Teller
 
 JSON = {"Content-Type": "application/json", "Origin": "https://test"}
 PAGE = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -123,6 +124,52 @@ def test_a_browser_gets_pages(place: Place) -> None:
     answer = visitor.ask("/logout", method="POST", headers=FORM)
     assert (answer.status, answer.headers["location"]) == (303, "/login")
     assert visitor.ask("/me", headers=PAGE).status == 303
+
+
+def test_pages_link_to_each_other(place: Place) -> None:
+    """
+    A browser finds every page of the site from each page, but none that the site does
+    not have. The page of the login says that there is no password.
+    """
+    visitor = place.visitor()
+    login(visitor)
+    for isSeparate in (True, False):
+        if not isSeparate:
+            place.site.resource.putChild(b"", Data(b"status", "text/html"))
+        for path in ("/visits", "/me", "/login"):
+            page = visitor.ask(path, headers=PAGE)
+            assert (page.status, page.headers["vary"][:6]) == (200, "Accept")
+            links = set(re.findall(r'<a href="([^"]+)"', page.body.decode()))
+            assert links == {"/say", "/visits", "/me", "/login"} | (
+                set() if isSeparate else {"/"}
+            )
+            assert f'<a href="{path}" aria-current="page">' in page.body.decode()
+            assert ("no password" in page.body.decode()) == (path == "/login")
+
+
+def test_visits_are_a_page_for_browsers(place: Place) -> None:
+    """
+    A visit of a browser counts like one of a program.
+    """
+    visitor = place.visitor()
+    visitor.ask("/visits")
+    page = visitor.ask("/visits", headers=PAGE)
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert b'<output id="visits">2</output>' in page.body
+
+
+def test_a_browser_gets_the_form_again(place: Place) -> None:
+    """
+    The form says what is wrong with the name, and the name is not repeated.
+    """
+    data = urlencode({"name": "\u2800secret"}).encode()
+    answer = place.visitor().ask("/login", method="POST", headers=FORM, data=data)
+    page = answer.body.decode()
+    assert (answer.status, answer.headers["vary"][:6]) == (400, "Accept")
+    assert '<form method="post" action="/login">' in page
+    assert "Expected at least one visible character" in page
+    assert "secret" not in page
+    assert place.count() == 0
 
 
 @pytest.mark.parametrize("accept", ["/", "text", ""])

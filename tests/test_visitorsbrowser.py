@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .browsing import EVIL, TWISTD, Server, Visit
+from .browsing import EVIL, PHONE, TWISTD, Server, Visit, faintTextsOf
 from .websupport import reservedPort
 
 if TYPE_CHECKING:
@@ -220,6 +220,50 @@ def test_a_visitor_needs_a_keyboard_only(site: Server, browse: Any) -> None:
         page.keyboard.press("Enter")
         page.wait_for_url(f"{site.url}login")
         assert visit.complaints == []
+
+    browse(visit)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_visitor_needs_no_script_and_no_large_screen(
+    site: Server, browse: Any, scheme: Any
+) -> None:
+    """
+    The links lead around the site, each page fits a phone, and every text stands out
+    (WCAG AA).
+    """
+
+    def visit(visit: Visit) -> None:
+        # The browser looks at colours with a script of its own.
+        for script in (True, False):
+            page = visit.open(
+                site.url, PHONE, color_scheme=scheme, java_script_enabled=script
+            )
+            for name, heading in (("visits", "Visits"), ("log in", "Log in")):
+                page.get_by_role("navigation").get_by_role("link", name=name).click()
+                assert page.get_by_role("heading", level=1).inner_text() == heading
+                if script:
+                    assert faintTextsOf(page) == []
+                    width = page.evaluate("document.documentElement.scrollWidth")
+                    assert width <= PHONE["width"]
+            page.get_by_label("Name").fill(" ")
+            page.get_by_role("button", name="Log in").click()
+            field = page.get_by_label("Name")
+            assert field.get_attribute("aria-invalid") == "true"
+            described = page.locator(f"#{field.get_attribute('aria-describedby')}")
+            assert "Expected at least one visible" in described.inner_text()
+            if script:
+                assert faintTextsOf(page) == []
+            field.fill("Ada")
+            field.press("Enter")
+            page.wait_for_url(f"{site.url}me")
+            page.get_by_role("link", name="status").click()
+            page.wait_for_url(site.url)
+            page.get_by_role("link", name="me", exact=True).click()
+            page.wait_for_url(f"{site.url}me")
+            if script:
+                assert faintTextsOf(page) == []
+        assert all("400" in each for each in visit.complaints)
 
     browse(visit)
 

@@ -16,6 +16,7 @@ from twisted.web.server import Request
 from .asyncmodule import NotInitialized
 from .databases import ConstraintViolated, UniqueViolated
 from .demo.openapi import Description
+from .demo.pages import Pages
 from .demo.userroutes import UsersResource
 from .demo.users import Users
 from .demo.visitors import Login, Logout, Me, Visits
@@ -91,8 +92,9 @@ def makeRoot(
         root.putChild(b"users", UsersResource(users))
         root.putChild(b"openapi.json", Description())
     if sessions is not None:
-        root.putChild(b"visits", Visits(sessions))
-        root.putChild(b"me", Me(sessions))
-        root.putChild(b"login", Login(sessions))
-        root.putChild(b"logout", Logout(sessions))
+        pages = Pages(root)
+        root.putChild(b"visits", Visits(sessions, pages))
+        root.putChild(b"me", Me(sessions, pages))
+        root.putChild(b"login", Login(sessions, pages))
+        root.putChild(b"logout", Logout(sessions, pages))
     return root

@@ -5,14 +5,10 @@ C{/me} shows it. Browsers get pages, programs get JSON.
 
 from __future__ import annotations
 
-from base64 import b64encode
-from hashlib import sha256
 from http import HTTPStatus
-from importlib.resources import files
 from typing import Final
 from urllib.parse import parse_qs
 
-from jinja2 import Environment, StrictUndefined
 from msgspec import Struct
 from msgspec.json import encode
 from twisted.web.server import Request
@@ -23,6 +19,7 @@ from ..web.content import Invalid, readJSON, validate
 from ..web.origin import checkOrigin
 from ..web.responses import AsyncResource, Response
 from .names import LoginName
+from .pages import Pages
 
 __all__ = ["Login", "Logout", "Me", "Visits"]
 
@@ -41,25 +38,7 @@ Maximum length of a body, in bytes. The longest name has 1,200 if every characte
 escaped.
 """
 
-_SCRIPT: Final = (files(__package__) / "templates" / "visitor.js").read_text("utf-8")
-
-_HASH: Final = b64encode(sha256(_SCRIPT.encode()).digest())
-
-_PAGE: Final = Environment(
-    undefined=StrictUndefined, autoescape=True, trim_blocks=True
-).from_string((files(__package__) / "templates" / "visitor.html").read_text("utf-8"))
-
 _VARY: Final = (b"Vary", b"Accept")
-
-_HEADERS: Final = [
-    _VARY,
-    (b"X-Content-Type-Options", b"nosniff"),
-    (
-        b"Content-Security-Policy",
-        b"default-src 'none'; script-src 'sha256-%s'; style-src 'unsafe-inline'; "
-        b"form-action 'self'; frame-ancestors 'none'; base-uri 'none'" % _HASH,
-    ),
-]
 
 
 class LoginBody(Struct):
@@ -72,12 +51,6 @@ class LoginBody(Struct):
 
 def _jsonResponse(members: object) -> Response:
     return Response(encode(members), _JSON.encode(), headers=[_VARY])
-
-
-def _page(name: str | None = None, visits: int = 0) -> Response:
-    page = _PAGE.render(name=name, visits=visits, script=_SCRIPT)
-    data = page.encode("utf-8", "backslashreplace")
-    return Response(data, b"text/html; charset=utf-8", headers=_HEADERS)
 
 
 def _redirect(path: bytes) -> Response:
@@ -118,9 +91,10 @@ class _SessionResource(AsyncResource):
 
     maxBodyBytes = MAX_BODY_BYTES
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, pages: Pages) -> None:
         super().__init__()
         self._sessions = sessions
+        self._pages = pages
 
     async def _checkedSession(self, request: Request) -> Session:
         """
@@ -142,7 +116,10 @@ class Visits(_SessionResource):
         Count a visit.
         """
         session = await self._sessions.get(request)
-        return _jsonResponse({"visits": await session.add("visits")})
+        visits = await session.add("visits")
+        if prefersHTML(request):
+            return self._pages.page("/visits", "Visits", visits=visits)
+        return _jsonResponse({"visits": visits})
 
 
 class Me(_SessionResource):
@@ -161,7 +138,7 @@ class Me(_SessionResource):
             return _jsonResponse(members)
         if name is None:
             return _redirect(b"/login")
-        return _page(name, visits)
+        return self._pages.page("/me", f"Hello, {name}", visits=visits)
 
 
 class Login(_SessionResource):
@@ -174,7 +151,7 @@ class Login(_SessionResource):
         Show a form; programs get the token for their posts.
         """
         if prefersHTML(request):
-            return _page()
+            return self._form()
         session = await self._sessions.get(request)
         return _jsonResponse({"token": session.token})
 
@@ -183,10 +160,18 @@ class Login(_SessionResource):
         Log in. The session gets another identifier.
         """
         session = await self._checkedSession(request)
-        name = _nameFrom(request)
+        try:
+            name = _nameFrom(request)
+        except Invalid as error:
+            if _isForm(request) and prefersHTML(request):
+                return self._form(error.status, error.reason)
+            raise
         session.regenerate()
         session["name"] = name
         return _redirect(b"/me") if _isForm(request) else _jsonResponse({"name": name})
+
+    def _form(self, status: int = 200, error: str | None = None) -> Response:
+        return self._pages.page("/login", "Log in", status, error=error)
 
 
 class Logout(_SessionResource):

@@ -11,6 +11,7 @@ from typing import Any, Final
 from .. import __version__
 from ..asyncmodule import AsyncModule
 from ..databases import Database, DatabaseRefused, Location, Settings
+from ..demo.pages import LINKS
 from ..demo.users import SCHEMA, Users
 from ..queuing.retry import jitteredBackoff
 from ..resources import KNOWN_ERRORS, makeRoot
@@ -171,7 +172,7 @@ def assemble(
             startup,
             reactor,
             traffic=traffic,
-            links=[("/say", "say")],
+            links=LINKS,
             version=__version__,
         ).putOn(root)
     return Server(

@@ -42,6 +42,8 @@ Maximum length of an C{If-Match} or C{If-None-Match} header.
 class Invalid(HTTPError):
     """
     A part of the request has an invalid value.
+
+    @ivar reason: What is wrong with it.
     """
 
     status = HTTPStatus.BAD_REQUEST
@@ -54,6 +56,7 @@ class Invalid(HTTPError):
         @param reason: What is wrong there.
         """
         super().__init__(title)
+        self.reason = reason
         self.members = {"errors": [{part: place, "detail": reason}]}
 
 
