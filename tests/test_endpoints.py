@@ -17,7 +17,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
-from tsrv.server.endpoints import checkEndpoint, listenProblem
+from tsrv.server.endpoints import listenProblem, parseEndpoint
 
 from .certificates import certified
 from .websupport import asynchronous
@@ -48,6 +48,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         key, begin, certificate = certified(name).partition(b"-----BEGIN CERT")
         (tmp_path / f"{name}.key").write_bytes(key)
         (tmp_path / f"{name}.pem").write_bytes(begin + certificate)
+    (tmp_path / "held.lock").symlink_to(str(os.getpid()))
     (tmp_path / "text.pem").write_text("no PEM")
     return tmp_path
 
@@ -65,7 +66,7 @@ def test_endpoints_of_twisted_are_accepted(text: str) -> None:
     """
     Every endpoint that Twisted can parse is accepted.
     """
-    checkEndpoint(text)
+    parseEndpoint(text)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_a_wrong_endpoint_is_explained(text: str, problem: str, files: Path) -> 
     """
     text, problem = (each.replace("{files}", str(files)) for each in (text, problem))
     with pytest.raises(ValueError, match=re.escape(problem)) as raised:
-        checkEndpoint(text)
+        parseEndpoint(text)
     assert "\n" not in str(raised.value)
 
 
@@ -116,7 +117,7 @@ def test_tls_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "twisted.internet.ssl", raising=False)
     monkeypatch.delattr("twisted.internet.ssl", raising=False)
     with pytest.raises(ValueError, match=r"cannot import OpenSSL: pip install 'tw"):
-        checkEndpoint("ssl:443")
+        parseEndpoint("ssl:443")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -141,11 +142,18 @@ def test_tls_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
             "unix:/nonexistent/socket",
             "No such file or directory (create its directory)",
         ),
-        (f"unix:/tmp/{'x' * 200}", "AF_UNIX path too long"),
+        (f"unix:{{files}}/{'x' * 200}", "AF_UNIX path too long"),
+        (
+            "unix:{files}/held",
+            "Cannot acquire lock (stop the server that listens there; if there is "
+            "none, remove *.lock)",
+        ),
     ],
 )
 @asynchronous
-async def test_a_failure_to_listen_is_explained(endpoint: str, problem: str) -> None:
+async def test_a_failure_to_listen_is_explained(
+    endpoint: str, problem: str, files: Path
+) -> None:
     """
     The line has the endpoint, the reason of the system, and the cure.
     """
@@ -154,7 +162,8 @@ async def test_a_failure_to_listen_is_explained(endpoint: str, problem: str) -> 
     with socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        text = endpoint.replace("{taken}", str(other.getsockname()[1]))
+        taken = str(other.getsockname()[1])
+        text = endpoint.replace("{taken}", taken).replace("{files}", str(files))
         listening = serverFromString(reactor, text).listen(Factory())
         line = await listening.addErrback(lambda each: listenProblem(text, each.value))
     assert line == f"cannot listen on {text}: {problem}"

@@ -134,7 +134,7 @@ async def test_a_port_in_use_ends_the_start(method: str) -> None:
         # twistd cleans up a daemon only after an Exception.
         assert isinstance(raised.value, Exception)
         message = str(raised.value.code)
-        assert message.startswith(f"tsrv: Couldn't listen on 127.0.0.1:{taken}: ")
+        assert message.startswith(f"tsrv: cannot listen on tcp:{taken}:")
         assert "\n" not in message
         await server.stopService()
         with socket() as again:
@@ -154,8 +154,6 @@ async def test_a_port_in_use_ends_the_start(method: str) -> None:
         ("tcp:65536", "65535"),
         ("tcp:0:backlog=99999999999", "int"),
         ("tcp:0:interface=\0", "null"),
-        ("tcp:0:interface=192.0.2.1", "Couldn't listen on 192.0.2.1:0"),
-        ("unix:/nonexistent/socket", "No such file or directory"),
     ],
 )
 def test_an_unusable_endpoint_ends_the_start(endpoint: str, about: str) -> None:
@@ -166,6 +164,6 @@ def test_an_unusable_endpoint_ends_the_start(endpoint: str, about: str) -> None:
     with pytest.raises(SystemExit) as raised:
         server.privilegedStartService()
     message = str(raised.value.code)
-    assert message.startswith("tsrv: ")
+    assert message.startswith("tsrv: cannot listen on tcp:")
     assert about in message
     assert "\n" not in message

@@ -10,13 +10,16 @@ from __future__ import annotations
 import errno
 import re
 from socket import gaierror
-from typing import Final
+from typing import Any, Final
 
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IStreamServerEndpoint
 
-__all__ = ["checkEndpoint", "listenProblem"]
+__all__ = ["listenProblem", "parseEndpoint", "quote"]
 
+# Of a value that a message repeats, and of an error of Twisted.
+MAX_QUOTED_CHARACTERS: Final = 50
 MAX_REASON_CHARACTERS: Final = 150
 
 _EXAMPLE: Final = (
@@ -47,24 +50,35 @@ _TOO_LOW: Final = (
 )
 
 
-def checkEndpoint(text: str) -> None:
+def quote(text: str) -> str:
     """
-    Check that a text is a server endpoint of Twisted, and that its files can be read.
+    Return a value, in quotes and cut off, for a message.
+    """
+    if len(text) > MAX_QUOTED_CHARACTERS:
+        text = f"{text[: MAX_QUOTED_CHARACTERS - 3]}..."
+    return repr(text)
 
-    @raise ValueError: It is not, or they cannot.
+
+def parseEndpoint(text: str, reactor: Any = None) -> IStreamServerEndpoint:
+    """
+    Parse a server endpoint of Twisted, and check that its files can be read.
+
+    @param reactor: The reactor, to listen on the endpoint.
+    @raise ValueError: The text is not an endpoint, or a file cannot be used.
     """
     try:
-        # Parsing needs no reactor.
-        serverFromString(None, text)
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
         if match := _LATE_FILE.search(text):
             with open(re.sub(r"\\(.)", r"\1", match[1]), "rb"):
                 pass
     except Exception as error:
         kind = text.partition(":")[0]
-        raise ValueError(_parsingProblem(kind, error)) from None
+        problem = _parsingProblem(kind, error)
+        raise ValueError(f"{quote(text)}: {problem}") from None
+    return endpoint
 
 
-def listenProblem(endpoint: str, error: Exception) -> str:
+def listenProblem(endpoint: str, error: BaseException | None) -> str:
     """
     Describe why a server cannot listen.
 
@@ -78,6 +92,8 @@ def listenProblem(endpoint: str, error: Exception) -> str:
         cure = "interface= takes an address of this machine"
     elif isinstance(cause, PermissionError):
         cure = "its directory must be writable" if "unix:" in endpoint else _TOO_LOW
+    elif cause == "Cannot acquire lock":
+        cure = "stop the server that listens there; if there is none, remove *.lock"
     line = " ".join(f"cannot listen on {endpoint}: {reason}".split())
     return f"{line} ({cure})" if cure else line
 

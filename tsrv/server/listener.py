@@ -14,10 +14,11 @@ from twisted.internet.defer import (
     DeferredList,
     maybeDeferred,
 )
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+from .endpoints import listenProblem, parseEndpoint
 
 if TYPE_CHECKING:
     # It needs an extra, and options are parsed without.
@@ -38,14 +39,13 @@ class Listener:
     def __init__(self, site: Site, endpoints: Iterable[str], reactor: Any) -> None:
         """
         @param site: The site.
-        @param endpoints: The endpoints, as L{serverFromString} takes them.
+        @param endpoints: The endpoints, as
+            L{serverFromString<twisted.internet.endpoints.serverFromString>} takes them.
         @param reactor: The reactor.
         @raise ValueError: A text is not an endpoint.
         """
         self.site = site
-        self._endpoints = [
-            (text, serverFromString(reactor, text)) for text in endpoints
-        ]
+        self._endpoints = [(text, parseEndpoint(text, reactor)) for text in endpoints]
         self._opening: list[Deferred[None]] = []
         self._ports: list[tuple[str, IListeningPort]] = []
         self._failure: Failure | None = None
@@ -62,15 +62,16 @@ class Listener:
         """
         Open all ports, unless that was done before.
 
-        @raise Exception: An endpoint cannot be used. It is that of Twisted.
+        @raise ValueError: An endpoint cannot be used; the message says why.
         """
         endpoints, self._endpoints = self._endpoints, []
         for text, endpoint in endpoints:
             opening = endpoint.listen(self.site)
-            opening.addCallbacks(self._opened, self._failed, callbackArgs=(text,))
-            self._opening.append(opening)
+            self._opening.append(
+                opening.addCallbacks(self._opened, self._failed, callbackArgs=(text,))
+            )
             if self._failure is not None:
-                self._failure.raiseException()
+                raise ValueError(listenProblem(text, self._failure.value))
         self._isListening = True
 
     def _opened(self, port: IListeningPort, text: str) -> None:

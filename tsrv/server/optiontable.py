@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from ..databases import Location
 from ..sessions.redislocation import Location as RedisLocation
 from ..sessions.store import checkTable
-from .endpoints import checkEndpoint
+from .endpoints import parseEndpoint, quote
 
 __all__ = ["OPTIONS", "Option", "SessionLocation", "hasPassword", "markdownTable"]
 
@@ -26,15 +26,9 @@ __all__ = ["OPTIONS", "Option", "SessionLocation", "hasPassword", "markdownTable
 MAX_SECONDS: Final = 365 * 24 * 60 * 60
 MAX_COUNT: Final = 1_000_000_000
 
-# Of a value that a message repeats.
-MAX_QUOTED_CHARACTERS: Final = 50
-
 
 def _endpoint(text: str) -> str:
-    try:
-        checkEndpoint(text)
-    except ValueError as error:
-        raise ValueError(f"{_quote(text)}: {error}") from None
+    parseEndpoint(text)
     return text
 
 
@@ -50,7 +44,7 @@ def _number(
             value = nan
         if not minimum <= value <= maximum:
             about = f"is not a {name} from {minimum} to {maximum}"
-            raise ValueError(f"{_quote(text)} {about}")
+            raise ValueError(f"{quote(text)} {about}")
         return value
 
     return parse
@@ -64,7 +58,7 @@ _positiveCount: Final = _number(int, 1, MAX_COUNT)
 
 def _switch(text: str) -> bool:
     if text not in ("on", "off"):
-        raise ValueError(f"{_quote(text)} is neither on nor off")
+        raise ValueError(f"{quote(text)} is neither on nor off")
     return text == "on"
 
 
@@ -72,7 +66,7 @@ def _network(text: str) -> str:
     try:
         text == "unix" or ip_network(text)
     except ValueError:
-        raise ValueError(f"{_quote(text)} is neither address nor network") from None
+        raise ValueError(f"{quote(text)} is neither address nor network") from None
     return text
 
 
@@ -87,7 +81,7 @@ def _databaseFile(path: str) -> str:
             url = file.readline().strip()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "the file is not text"
-        raise ValueError(f"cannot read {_quote(path)}: {reason}") from None
+        raise ValueError(f"cannot read {quote(path)}: {reason}") from None
     return _database(url)
 
 
@@ -142,12 +136,6 @@ def hasPassword(url: str) -> bool:
     if split.scheme in ("redis", "rediss", "unix"):
         return split.password is not None
     return Location.parse(url).hasPassword
-
-
-def _quote(text: str) -> str:
-    if len(text) > MAX_QUOTED_CHARACTERS:
-        text = f"{text[: MAX_QUOTED_CHARACTERS - 3]}..."
-    return repr(text)
 
 
 @dataclass(frozen=True)

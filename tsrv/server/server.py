@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, succeed
-from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -172,15 +171,8 @@ class Server(Service):
         try:
             for listener in self._listeners:
                 listener.listen()
-        except (
-            CannotListenError,
-            OSError,
-            OverflowError,
-            TypeError,
-            ValueError,
-        ) as error:
-            line = " ".join(str(error).split())
-            raise _CannotListen(f"{self._program}: {line}") from None
+        except ValueError as error:
+            raise _CannotListen(f"{self._program}: {error}") from None
 
     def startService(self) -> None:
         """
@@ -368,3 +360,6 @@ class _CannotListen(SystemExit, Exception):
     Ends the process. Only after an L{Exception} does C{twistd} remove its pid file and
     report to the parent of a daemon.
     """
+
+    # The parent shows 100 characters of it, with this name.
+    __module__ = "builtins"
