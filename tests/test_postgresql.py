@@ -456,22 +456,115 @@ async def test_an_idle_connection_that_ends_is_a_loss(database: Database) -> Non
     assert len({await once() for _ in range(10)}) == 1
 
 
+PID = Statement("SELECT pg_backend_pid()")
+
+
+@asynchronous
+async def test_a_connection_that_ends_beside_others_is_no_loss(
+    database: Database,
+) -> None:
+    """
+    A call that was about to use it is carried out on another one.
+    """
+    async with opened(database.url, [SCHEMA], connections=2) as module:
+        lost = module.whenLost()
+        await gatherResults([module.read(SLEEP, 0.05) for _ in range(2)])
+        (next_,) = await module.read(PID)
+        # Nothing reads the end of the connection before the call.
+        database.server.askNow("SELECT pg_terminate_backend(%s, 30000)", *next_)
+        assert await module.write(ADD, "a") == []
+        assert await database.countConnections() == [(1,)]
+        await gatherResults([module.read(SLEEP, 0.05) for _ in range(2)])
+        assert await database.countConnections() == [(2,)]
+        assert not lost.called
+        assert module.failures == {}
+
+
+@asynchronous
+async def test_a_limit_for_idle_connections_closes_all_but_one(
+    database: Database,
+) -> None:
+    """
+    The database asks that one for a sign of life in time.
+    """
+    role = await database.ask("SELECT current_user")
+    await database.ask(f"ALTER ROLE {role[0][0]} SET idle_session_timeout = 200")
+    try:
+        async with opened(database.url, connections=3) as module:
+            lost = module.whenLost()
+            await gatherResults([module.read(SLEEP, 0.05) for _ in range(3)])
+            old = "SELECT 1 FROM pg_stat_activity WHERE datname = %s"
+            old += " AND now() - backend_start > '0.8 s'"
+            while not await database.server.ask(old, database.name):
+                assert not lost.called
+            assert await database.countConnections() == [(1,)]
+    finally:
+        await database.ask(f"ALTER ROLE {role[0][0]} RESET idle_session_timeout")
+
+
+@asynchronous
+async def test_a_read_in_progress_on_a_connection_that_ends_is_made_again(
+    database: Database,
+) -> None:
+    """
+    Other calls go on. A write that the server has ended is not made again, and was not
+    carried out.
+    """
+    await database.ask("CREATE SEQUENCE n")
+    # Only the first run takes its time.
+    sleep = "pg_sleep(CASE WHEN n = 1 THEN 60 ELSE 0 END)"
+    again = f"SELECT n, {sleep} FROM (SELECT nextval('n') AS n OFFSET 0)"  # noqa: S608
+    async with opened(database.url, [SCHEMA], connections=3) as module:
+        lost = module.whenLost()
+        other, write = await inProgress(module)
+        read = module.read(Statement(again))
+        while not await database.ask("SELECT 1 FROM n WHERE is_called"):
+            pass
+        await database.endConnections(f"{ADDING} OR query LIKE 'SELECT n, %%'")
+        error = await errorOf(write)
+        assert isinstance(error, DatabaseUnavailable)
+        assert error.code == "57P01"
+        ((number, _),) = await read
+        assert number == 2
+        assert not lost.called
+        assert module.failures == {"57P01": 1}
+        other.cancel()
+        await errorOf(other)
+
+
+@asynchronous
+async def test_a_read_that_ends_connections_is_given_up(database: Database) -> None:
+    """
+    It ends no more of them than there are, and other calls go on.
+    """
+    async with opened(database.url, [SCHEMA], connections=2) as module:
+        lost = module.whenLost()
+        await gatherResults([module.read(SLEEP, 0.05) for _ in range(2)])
+        write = module.write(ADD_SLOWLY, 60.0)
+        ending = Statement("SELECT pg_terminate_backend(pg_backend_pid())")
+        error = await errorOf(module.read(ending))
+        assert isinstance(error, DatabaseUnavailable)
+        assert error.code == "57P01"
+        assert not write.called
+        assert not lost.called
+        write.cancel()
+        await errorOf(write)
+
+
 @asynchronous
 async def test_calls_on_other_connections_may_finish_after_a_loss(
     database: Database,
 ) -> None:
     """
-    The server has said that it ended the write: it was not carried out. Closing waits
-    for the read, also when the database was initialised again; C{whenIdle()} waits for
-    all calls.
+    Closing waits for the read, also when the database was initialised again;
+    C{whenIdle()} waits for all calls.
     """
     async with opened(database.url, [SCHEMA], connections=2) as module:
         lost = module.whenLost()
-        read, write = await inProgress(module)
-        await database.endConnections(ADDING)
-        error = await errorOf(write)
-        assert isinstance(error, DatabaseUnavailable)
-        assert error.code == "57P01"
+        await gatherResults([module.read(SLEEP, 0.05) for _ in range(2)])
+        read = module.read(SLEEP, 60.0)
+        await module.read(Statement("SET default_transaction_read_only = on"))
+        await errorOf(module.write(ADD, "a"))
         assert isinstance(await errorOf(lost), DatabaseUnavailable)
         await module.initialize()
         assert await module.read(ONE) == [(1,)]
@@ -505,13 +598,25 @@ async def test_a_read_given_up_around_a_loss_is_not_made_again(
 
     reactor: Any = theReactor
     await database.ask("CREATE SEQUENCE given; CREATE SEQUENCE kept")
-    wrapper = QueuingWrapper(
-        module(database.url, connections=2),
-        reactor,
-        replay=["read"],
-        retryPolicy=lambda attempts: 0.01,
-    )
-    await wrapper.initialize()
+    async with relaying(database.server.port) as relay:
+        url = database.server.urlFor(database=database.name, port=relay.port)
+        wrapper = QueuingWrapper(
+            module(url, connections=2),
+            reactor,
+            replay=["read"],
+            retryPolicy=lambda attempts: 0.01,
+        )
+        await wrapper.initialize()
+        await givenUpAroundALoss(database, wrapper, relay, when)
+        await wrapper.close()
+
+
+async def givenUpAroundALoss(
+    database: Database, wrapper: QueuingWrapper[Any], relay: Relay, when: str
+) -> None:
+    """
+    Make two reads, give up the first, and lose the database.
+    """
     await gatherResults([wrapper.proxy.read(SLEEP, 0.05) for _ in range(2)])
     # Only the first run takes its time.
     sleep = "pg_sleep(CASE WHEN n = 1 THEN 8 ELSE 0 END)"
@@ -530,14 +635,15 @@ async def test_a_read_given_up_around_a_loss_is_not_made_again(
         given.cancel()
     elif when == "during":
         wrapper.addObserver(given.cancel)
-    await database.endConnections(asleep)
+    await relay.refuse()
+    await relay.cut()
     while not wrapper.history.losses.count:
         await pause(0.001)
     given.cancel()
+    await relay.accept()
     assert (await reads[1])[0][0] == 2
     assert [type(error) for error in ended] == [CancelledError]
     assert await database.ask("SELECT last_value FROM given") == [(1,)]
-    await wrapper.close()
 
 
 @asynchronous
@@ -617,9 +723,14 @@ READY = message(b"Z", b"I")
 PREPARED = message(b"1") + READY
 COMPLETE = message(b"1") + message(b"2") + message(b"n") + message(b"C", b"SELECT 0\0")
 
+COLUMN = b"x\0" + pack("!IhIhih", 0, 0, 25, -1, -1, 0)
+ROW = message(b"T", pack("!H", 3) + 3 * COLUMN) + message(
+    b"D", pack("!H", 3) + 3 * pack("!i", -1)
+)
+
 OPENING = [
     message(b"R", pack("!I", 0)) + READY,
-    COMPLETE + READY,
+    message(b"1") + message(b"2") + ROW + message(b"C", b"SELECT 1\0") + READY,
     message(b"C", b"SELECT 0\0") + READY,
 ]
 

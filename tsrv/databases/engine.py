@@ -44,12 +44,14 @@ class Call:
     @ivar queue: Where the call waits to be started.
     @ivar outcome: The rows, or the error.
     @ivar isSent: Whether the statement may have reached the database.
+    @ivar interruptions: How often the connection was lost meanwhile.
     """
 
     __slots__ = (
         "_context",
         "_failed",
         "answer",
+        "interruptions",
         "isSent",
         "isWrite",
         "outcome",
@@ -76,6 +78,7 @@ class Call:
         self.parameters = parameters
         self.isWrite = isWrite
         self.isSent = False
+        self.interruptions = 0
         self.queue: Queue | None = None
         self.outcome: list[Row] | Exception = []
         self.answer: Deferred[list[Row]] = Deferred(self._cancelled)

@@ -22,7 +22,7 @@ from psycopg.types.numeric import Int8Dumper
 from ..errors import OutcomeUnknown
 from .engine import Call
 from .interface import DatabaseError, DatabaseUnavailable, Row
-from .sqlstate import READ_ONLY, UNKNOWN_OUTCOME, errorOf
+from .sqlstate import UNKNOWN_OUTCOME, errorOf
 from .twistedpsycopg import Connection
 
 __all__ = ["PooledConnection"]
@@ -150,8 +150,6 @@ class PooledConnection:
                     # committed before.
                     isPooler = not error.code or error.code.startswith("08")
                     isUnknown = isUnknown or isPooler or result is not results[0]
-                if error.code == READ_ONLY:
-                    connection.abort("the server accepts no writes")
                 return _interrupted(call, str(error)) if isUnknown else error
         if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             # COPY, or a transaction that is left open: the server rolls it back.

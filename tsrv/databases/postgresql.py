@@ -5,10 +5,12 @@ L{connect} is for programs that want psycopg itself: it returns a psycopg connec
 that waits on the reactor. L{PostgreSQL} is the database behind
 L{IDatabase<tsrv.databases.IDatabase>}: a small pool of such connections.
 
-The pool treats its connections as one. When one of them is lost, or the server does
-not answer in time, the database is lost: queued calls fail, no more are accepted,
-and calls in progress on other connections may finish in their time.
-L{Database<tsrv.databases.Database>} then opens a new pool.
+A connection that the server closes while others are open, because it was idle for too
+long for example, is forgotten: a call that was about to use it, and a read in
+progress, are carried out on another one. When the last connection is lost, or the
+server does not answer in time or accepts no writes, the database is lost: queued calls
+fail, no more are accepted, and calls in progress on other connections may finish in
+their time. L{Database<tsrv.databases.Database>} then opens a new pool.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from .interface import (
 )
 from .pooledconnection import PooledConnection
 from .schema import upgrade
-from .sqlstate import errorOf, refusalOf
+from .sqlstate import IDLE_LIMIT, READ_ONLY, errorOf, refusalOf
 from .twistedpsycopg import Connection
 
 __all__ = ["Connection", "PostgreSQL", "connect"]
@@ -64,7 +66,8 @@ DEFAULTS: Final = {
 
 _SESSION: Final = Statement(
     "SELECT set_config('statement_timeout', ?, false), "
-    "set_config('idle_in_transaction_session_timeout', ?, false)"
+    "set_config('idle_in_transaction_session_timeout', ?, false), "
+    "(SELECT setting::int FROM pg_settings WHERE name = 'idle_session_timeout')"
 )
 
 _CHECK: Final = Statement("SELECT 1")
@@ -87,6 +90,7 @@ class PostgreSQL(Engine):
         self._url = url
         self._schemas = schemas
         self._limit = settings.statementTimeout + GRACE_SECONDS
+        self._quiet = settings.connectTimeout
         self._connections: set[PooledConnection] = set()
         self._idle: deque[PooledConnection] = deque()
         self._additional: set[Deferred[PooledConnection]] = set()
@@ -125,7 +129,12 @@ class PostgreSQL(Engine):
         try:
             await connection.set_autocommit(True)
             left = until - self.reactor.seconds()
-            await self._ask(connection, left, _SESSION, milliseconds, milliseconds)
+            ((_, _, idleLimit),) = await self._ask(
+                connection, left, _SESSION, milliseconds, milliseconds
+            )
+            if idleLimit:
+                # One connection has to stay open.
+                self._quiet = min(self._quiet, max(idleLimit / 2000, 0.05))
             if prepare is not None:
                 await prepare(connection)
         except BaseException:
@@ -181,9 +190,12 @@ class PostgreSQL(Engine):
         if self._idle:
             self._start(self._idle.pop(), call, self._limit)
         else:
-            call.queue = self._queue
-            self._queue[call] = self.reactor.seconds() + self._limit
-            self._openAdditional()
+            self._enqueue(call, self.reactor.seconds() + self._limit)
+
+    def _enqueue(self, call: Call, deadline: float) -> None:
+        call.queue = self._queue
+        self._queue[call] = deadline
+        self._openAdditional()
 
     def _start(self, pooled: PooledConnection, call: Call, limit: float) -> None:
         self._serving += 1
@@ -198,12 +210,40 @@ class PostgreSQL(Engine):
         call: Call | None = first
         while call is not None:
             call.outcome = await pooled.carryOut(call)
+            if call.hasFailed and self._failed(pooled, call):
+                break
             finished, call = call, self._next(pooled)
             # Its callbacks find the connection in use, or free.
             finished.settle()
         self._serving -= 1
         self.checkIdle()
         self.checkClosed()
+
+    def _failed(self, pooled: PooledConnection, call: Call) -> bool:
+        """
+        See what the error of a call means for the database.
+
+        @return: Whether the call is carried out again, on another connection.
+        """
+        error = call.outcome
+        if not isinstance(error, DatabaseUnavailable):
+            return False
+        if error.code == READ_ONLY:
+            self.lose("the server accepts no writes")
+        if not pooled.connection.closed or self.isOver or call.answer.called:
+            return False
+        if call.isSent and error.code != IDLE_LIMIT:
+            # The statement itself may be what ends connections.
+            call.interruptions += 1
+            if call.isWrite or call.interruptions > self.settings.connections:
+                return False
+        call.isSent = False
+        if self._idle:
+            self._start(self._idle.pop(), call, self._limit)
+        else:
+            self._enqueue(call, pooled.deadline)
+            self._queue.move_to_end(call, last=False)
+        return True
 
     def _next(self, pooled: PooledConnection) -> Call | None:
         """
@@ -272,7 +312,8 @@ class PostgreSQL(Engine):
         self._connections.discard(pooled)
         if pooled in self._idle:
             self._idle.remove(pooled)
-        self.lose(pooled.connection.lossReason)
+        if not self._connections:
+            self.lose(pooled.connection.lossReason)
 
     def stop(self) -> None:
         """
@@ -317,6 +358,7 @@ class PostgreSQL(Engine):
         now: float = self.reactor.seconds()
         for pooled in list(self._connections):
             if pooled.call is not None and now >= pooled.deadline:
+                self.lose("PostgreSQL did not answer in time")
                 pooled.connection.abort("PostgreSQL did not answer in time")
         # Otherwise the last in a long queue would wait for all the others.
         while self._queue and now >= next(iter(self._queue.values())):
@@ -325,7 +367,7 @@ class PostgreSQL(Engine):
             call.fail(DatabaseUnavailable(reason, "no_free_connection"))
         if self.isOver and not self._connections:
             return
-        quiet = self.settings.connectTimeout
+        quiet = self._quiet
         last = max((each.lastAnswer for each in self._connections), default=now)
         if now - last >= quiet:
             last = now
@@ -333,7 +375,8 @@ class PostgreSQL(Engine):
                 # Each in turn: the one used longest ago is at the left.
                 check = Call(_CHECK, (), False, self.noteFailure)
                 check.answer.addErrback(lambda _: None)
-                self._start(self._idle.popleft(), check, quiet)
+                timeout = self.settings.connectTimeout
+                self._start(self._idle.popleft(), check, timeout)
         times = [each.deadline for each in self._connections if each.call is not None]
         times += islice(self._queue.values(), 1)
         # A call that starts later has its deadline after that.

@@ -18,11 +18,16 @@ from .interface import (
     UniqueViolated,
 )
 
-__all__ = ["READ_ONLY", "UNKNOWN_OUTCOME", "errorOf", "refusalOf"]
+__all__ = ["IDLE_LIMIT", "READ_ONLY", "UNKNOWN_OUTCOME", "errorOf", "refusalOf"]
 
 READ_ONLY: Final = "25006"
 """
 The SQLSTATE of a server that accepts no writes; after a failover another one does.
+"""
+
+IDLE_LIMIT: Final = "57P05"
+"""
+The SQLSTATE with which a server ends a connection that was idle for too long.
 """
 
 UNKNOWN_OUTCOME: Final = ("08007", "40003")
