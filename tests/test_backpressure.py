@@ -370,15 +370,32 @@ def test_an_idle_client_that_reads_nothing_is_no_obstacle_to_a_stop(
     server: Server, clock: Clock
 ) -> None:
     """
-    Its connection closes as soon as it has read the rest.
+    Its connection closes a moment after it has read the rest.
     """
     peer = server.connect(get("/held"), isReading=False)
     server.answer(0, b"x" * 2 * SEND_BUFFER)
     assert peer.channel.isBlocked
     resultOf(server.connections.stop(60))
+    pump(clock, 1)
     peer.read()
-    clock.advance(0)
-    assert peer.closed
+    assert secondsUntil(clock, lambda: peer.closed) <= 1.5
+    assert not peer.transport.aborted
+
+
+def test_a_client_that_sends_ahead_and_reads_nothing_is_aborted(
+    server: Server, clock: Clock
+) -> None:
+    """
+    Its deadline for reading holds although its connection was paused, too.
+    """
+
+    def pull(request: Request) -> object:
+        Pull(request, 1000)
+        return NOT_DONE_YET
+
+    server.act = pull
+    peer = server.connect(get("/act") + GET * 5000, isReading=False)
+    assert secondsUntil(clock, lambda: peer.closed) <= REQUEST_SECONDS + 15
 
 
 def test_no_request_starts_behind_a_long_response_that_came_late(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.web.server import Request
 
 from tsrv.web.responses import AsyncResource, Response, text
@@ -22,6 +22,7 @@ from .channels import (
     GET,
     KIB,
     Echoing,
+    Server,
     chunk,
     chunked,
     get,
@@ -497,11 +498,12 @@ def test_a_response_that_has_begun_is_not_the_last_one(served: Echoing) -> None:
 STATES: dict[str, tuple[list[bytes], float, int]] = {
     # What is sent, the seconds until the connection is closed, and the responses.
     "fresh": ([], 1, 0),
-    "used": ([GET], 0, 1),
-    "reading a head": ([GET[:-2]], 1, 0),
-    "reading the next head": ([GET, GET[:10]], 1, 1),
-    "before the turn of the next head": ([GET + GET[:10]], 1, 1),
-    "before the turn of an empty line": ([GET + b"\r\n"], 0, 1),
+    "used": ([GET], 1, 1),
+    # A refused client has two more seconds to read the response.
+    "reading a head": ([GET[:-2]], 3, 1),
+    "reading the next head": ([GET, GET[:10]], 3, 2),
+    "before the turn of the next head": ([GET + GET[:10]], 4, 2),
+    "before the turn of an empty line": ([GET + b"\r\n"], 1, 1),
     "lingering": ([b"nonsense\r\n\r\n"], 2, 1),
     "closing": ([get("/", "Connection: close")], 0, 1),
 }
@@ -546,7 +548,7 @@ def test_a_stop_waits_for_requests_in_progress(
     """
     peer = served.connect(data)
     stopped = resultOf(served.connections.stop(30))
-    pump(clock, 4)
+    pump(clock, 1 if rest else 20)
     assert not peer.closed
     assert stopped.pending
     if rest:
@@ -555,8 +557,161 @@ def test_a_stop_waits_for_requests_in_progress(
         served.release()
     assert peer.received.count(b"HTTP/1.1 200") == 1
     assert b"begun" in data or peer.answers[0].headers["connection"] == "close"
-    # One that has sent more has time to read the response.
-    assert secondsUntil(clock, lambda: peer.closed) <= (3 if data.endswith(GET) else 0)
+    # One that has sent more has time to read the response, and one that does not know
+    # of the stop has time for a request.
+    isLast = not (data.endswith(GET) or b"begun" in data)
+    assert secondsUntil(clock, lambda: peer.closed) <= (0 if isLast else 3)
+    assert stopped.value == 0
+
+
+@pytest.mark.parametrize("announced", [0, 0.5, 5])
+def test_an_idle_client_has_a_moment_for_its_next_request(
+    announced: float, served: Echoing, clock: Clock
+) -> None:
+    """
+    Of 60 clients whose requests are on their way none loses its request; the others
+    are closed after a second, or at once if the stop was announced before.
+    """
+    peers = [served.connect(GET) for _ in range(60)]
+    silent = served.connect(GET)
+    served.connections.announceStop()
+    pump(clock, announced)
+    late = served.connect()
+    stopped = resultOf(served.connections.stop(30))
+    if announced < 1:
+        pump(clock, 0.25)
+        for peer in peers:
+            peer.send(GET)
+            assert statuses(peer) == [200, 200]
+            assert peer.answers[1].headers["connection"] == "close"
+            assert peer.closed
+    taken = secondsUntil(clock, lambda: silent.closed)
+    assert max(0.75 - announced, 0) <= taken <= max(1.5 - announced, 0)
+    # One that has connected meanwhile has a moment of its own.
+    assert late.closed == (announced == 0)
+    assert secondsUntil(clock, lambda: late.closed) + taken <= 1.5
+    assert stopped.value == 0
+
+
+def test_an_upload_that_stalls_holds_a_stop_for_a_moment(
+    served: Echoing, clock: Clock
+) -> None:
+    """
+    It is answered with 503, which says that it was not carried out; one that goes on is
+    read to its end.
+    """
+    heads = [post(20), chunked(), post(20), post(20_000)]
+    stalled, chunks, late, slow = (served.connect(head) for head in heads)
+    pump(clock, 4)
+    stopped = resultOf(served.connections.stop(30))
+    late.send(b"x")
+    for _ in range(20):
+        slow.send(b"x" * 1000)
+        pump(clock, 0.5)
+    for peer in (stalled, chunks, late):
+        (answer,) = peer.answers
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert b"The server is shutting down" in answer.body
+        assert peer.closed
+    assert statuses(slow) == [200]
+    assert len(served.echo.asked) == 1
+    assert stopped.value == 0
+
+
+def test_a_stalled_upload_delays_a_stop_by_seconds(
+    served: Echoing, clock: Clock
+) -> None:
+    """
+    A moment to go on, and two seconds to read the response.
+    """
+    served.connect(post(20) + b"x")
+    stopped = resultOf(served.connections.stop(30))
+    assert secondsUntil(clock, lambda: not stopped.pending) <= 4
+    assert stopped.value == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [get("/held"), get("/held", "Connection: close"), GET * 3000, get("/held") + GET],
+    ids=range(4),
+)
+def test_a_client_that_does_not_read_holds_a_stop_for_a_moment(
+    data: bytes, server: Server, clock: Clock
+) -> None:
+    """
+    Also with a response that ends while the site stops; where the system does not tell
+    whether the client reads, it does not.
+    """
+    peer = server.connect(data, isReading=False)
+    if b"held" in data:
+        server.answer(0, b"x" * 1_000_000)
+    stopped = resultOf(server.connections.stop(30))
+    assert server.connections.inProgress == 1
+    assert secondsUntil(clock, lambda: peer.closed) <= 2
+    assert peer.transport.aborted
+    assert stopped.value == 0
+
+
+def test_a_response_during_a_stop_that_is_not_read_has_a_moment(
+    server: Server, clock: Clock
+) -> None:
+    """
+    From then on.
+    """
+    peer = server.connect(get("/held"), isReading=False)
+    stopped = resultOf(server.connections.stop(30))
+    pump(clock, 20)
+    server.answer(0, b"x" * 1_000_000)
+    assert 1 <= secondsUntil(clock, lambda: peer.closed) <= 2
+    assert stopped.value == 0
+
+
+@asynchronous
+async def test_a_slow_download_is_sent_to_its_end_during_a_stop() -> None:
+    """
+    A client that goes on reading holds the stop, although its response is written in
+    full; one that does not is cut off.
+    """
+    from twisted.internet import reactor
+
+    length, clock = 20_000_000, Clock()
+    site, connections = plainSite(Plain(lambda request: b"x" * length), clock)
+    async with serving(site) as served:
+        wires = [await served.connect(GET) for _ in range(2)]
+        for wire in wires:
+            await wire.whenReceived(b"x")
+            wire.transport.pauseProducing()  # type: ignore[union-attr]
+        slow, stalled = wires
+        stopped = resultOf(connections.stop(60))
+        while connections.inProgress:
+            wanted = min(len(slow.received) + 2_000_000, length)
+            slow.transport.resumeProducing()  # type: ignore[union-attr]
+            while len(slow.received) < wanted:
+                await deferLater(reactor, 0)
+            slow.transport.pauseProducing()  # type: ignore[union-attr]
+            pump(clock, 0.5)
+        slow.transport.resumeProducing()  # type: ignore[union-attr]
+        await slow.whenReceived(b"x" * length)
+        pump(clock, 2)
+        await slow.whenClosed()
+        assert stopped.value == 0
+        stalled.transport.resumeProducing()  # type: ignore[union-attr]
+        assert len(await stalled.whenClosed()) < length
+
+
+def test_a_paused_client_is_answered_during_a_stop(
+    served: Echoing, clock: Clock
+) -> None:
+    """
+    Its connection was paused because it sent too much ahead; it has all the time of
+    the stop nevertheless.
+    """
+    peer = served.connect(get("/held") + GET * 5000)
+    stopped = resultOf(served.connections.stop(30))
+    pump(clock, 20)
+    served.release()
+    assert statuses(peer) == [200]
+    assert secondsUntil(clock, lambda: peer.closed) <= 3
     assert stopped.value == 0
 
 

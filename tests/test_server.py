@@ -326,6 +326,7 @@ def test_without_queues_the_clock_is_called_directly(machine: Machine) -> None:
     peer = parts.connect()
     parts.clock.answers[0].callback("Something")
     assert [answer.body for answer in peer.answers] == [b"I say: Something"]
+    peer.leave()
     assert parts.stopAtOnce().value is None
 
 
@@ -341,6 +342,7 @@ def test_a_request_that_cannot_wait_fails(machine: Machine, option: str) -> None
     machine.advance(5)
     assert [answer.status for answer in peer.answers] == [503]
     assert int(peer.answers[0].headers["retry-after"]) > 0
+    peer.leave()
     assert parts.stopAtOnce().value is None
 
 

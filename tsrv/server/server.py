@@ -208,7 +208,8 @@ class Server(Service):
         Tell clients and systemd that the server is about to stop.
         """
         self.startup.announceStop()
-        self._site.announceStop()
+        for listener in self._listeners:
+            listener.site.announceStop()
         self._systemd.stopping()
 
     def stopNow(self) -> None:

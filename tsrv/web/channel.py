@@ -31,11 +31,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from .framing import ChunkedBody, Head, Refusal
+from .framing import Head, Refusal
+from .incoming import IncomingBody
 from .refusals import refusal
 from .requestid import requestIdFor, withRequestId
-from .supervisor import NEVER, TICK_SECONDS
-from .writing import MIN_BYTES_PER_SECOND, Phase, Writer
+from .supervisor import GRACE_TICKS, NEVER
+from .writing import Phase, Writer
 
 __all__ = ["Channel"]
 
@@ -46,25 +47,16 @@ _LINGER_SECONDS: Final = 2.0
 Time for a refused client to read the response before its connection is aborted.
 """
 
-_FIRST_REQUEST_SECONDS: Final = 1.0
-"""
-Time for a request that is on its way when the site is stopped.
-"""
-
 _MAX_AHEAD: Final = 64 * 1024
 """
 Bytes that a client may send ahead of the response that it waits for.
-"""
-
-_SLOW_START_SECONDS: Final = 5.0
-"""
-Age of a body from which on its rate is checked.
 """
 
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
 
 _READING: Final = (Phase.IDLE, Phase.READING_HEAD, Phase.READING_BODY)
 _KEEPING: Final = (Phase.ANSWERING, Phase.QUEUED, Phase.BLOCKED)
+_BUSY: Final = (Phase.READING_BODY, Phase.ANSWERING, Phase.BLOCKED, Phase.CLOSING)
 _ENDING: Final = (Phase.CLOSING, Phase.LINGERING)
 
 
@@ -80,8 +72,7 @@ class Channel(Writer):
 
     _request: Request | None = None
     _head: Head | None = None
-    _chunks: ChunkedBody | None = None
-    _missingBytes = _bodyBytes = _bodyLimit = _begunAt = _expires = 0
+    _body: IncomingBody | None = None
     _wasUsed = False
     # Received, and not handled yet; how much of it is counted.
     _received = b""
@@ -101,8 +92,6 @@ class Channel(Writer):
         transport.registerProducer(self, True)
         self.connections.opened(self)
         self._waitForRequest()
-        if self.connections.stopping:
-            self.stop()
 
     def dataReceived(self, data: bytes) -> None:
         """
@@ -146,21 +135,18 @@ class Channel(Writer):
     @property
     def isBusy(self) -> bool:
         """
-        Whether a request is in progress.
+        Whether a request is in progress, or a response is not sent yet.
         """
-        return self.phase is Phase.READING_BODY or self.phase is Phase.ANSWERING
+        return self.phase in _BUSY
 
     def startNext(self) -> None:
         """
         Start the request that was sent ahead.
         """
         if self.phase is Phase.QUEUED:
-            self.phase = Phase.IDLE
-            self.deadline = self.connections.after(self.timeOut)
+            self._becomeIdle()
             self._countKept()
             self._read()
-            if self.connections.stopping:
-                self.stop()
             if self.isPaused and len(self._received) <= _MAX_AHEAD // 2:
                 self.resumeReading()
 
@@ -169,14 +155,19 @@ class Channel(Writer):
         End what takes too long.
         """
         phase, self.deadline = self.phase, NEVER
-        if phase is Phase.READING_BODY:
-            self._checkProgress()
-        elif phase is Phase.READING_HEAD and not self.connections.stopping:
-            self.refuse(HTTPStatus.REQUEST_TIMEOUT)
-        elif phase is Phase.IDLE or phase is Phase.READING_HEAD:
+        if self._body is not None and not self._body.isLate:
+            self.deadline = self.connections.tick + 1
+        elif phase in (Phase.READING_HEAD, Phase.READING_BODY):
+            status = HTTPStatus.REQUEST_TIMEOUT
+            if self.connections.stopping:
+                status = HTTPStatus.SERVICE_UNAVAILABLE
+            self.refuse(status)
+        elif phase is Phase.IDLE:
             self.loseConnection()
-        elif phase is Phase.ANSWERING and self.isPaused and not self.isBlocked:
+        elif phase is Phase.ANSWERING and self.isPaused and not self.isUnread:
             self._closeAfterResponse()
+        elif phase is not Phase.LINGERING and self.isReadDuringStop():
+            self.deadline = self.readingDeadline()
         else:
             self.abort()
 
@@ -187,22 +178,28 @@ class Channel(Writer):
         if self._request is not None and not self._request.startedWriting:
             self._closeAfterResponse()
 
-    def stop(self) -> None:
+    def stop(self, announcedAt: int) -> None:
         """
-        Close the connection after the request in progress.
+        Give the client a moment for what it is doing. The response in progress is the
+        last one already.
+
+        @param announcedAt: The tick since which an idle client has had its moment.
         """
-        if self.isBusy:
-            self._closeAfterResponse()
-        elif (
-            self.phase in (Phase.IDLE, Phase.BLOCKED)
-            and self._wasUsed
-            and not self._received
-        ):
-            self.loseConnection()
-        elif self.phase is Phase.IDLE or self.phase is Phase.READING_HEAD:
-            # A request, or a part of it, may be on its way.
-            grace = self.connections.after(_FIRST_REQUEST_SECONDS)
-            self.deadline = min(self.deadline, grace)
+        phase, connections = self.phase, self.connections
+        moment = connections.tick + GRACE_TICKS
+        if phase is Phase.IDLE:
+            idleTicks = connections.after(self.timeOut) - self.deadline
+            moment -= min(idleTicks, connections.tick - announcedAt)
+        if phase in (Phase.IDLE, Phase.READING_HEAD):
+            self.deadline = min(self.deadline, moment)
+            if self.deadline <= connections.tick:
+                self.deadlineReached()
+        elif self._body is not None:
+            self._body.giveMoment()
+        elif phase is Phase.ANSWERING:
+            self.setAnsweringDeadline()
+        elif phase in (Phase.BLOCKED, Phase.CLOSING):
+            self.deadline = self.readingDeadline()
 
     def abort(self) -> None:
         """
@@ -248,8 +245,11 @@ class Channel(Writer):
             self.phase, self.deadline = Phase.QUEUED, NEVER
             self.connections.startLater(self)
         else:
-            self.phase = Phase.IDLE
-            self.deadline = self.connections.after(self.timeOut)
+            self._becomeIdle()
+
+    def _becomeIdle(self) -> None:
+        self.phase = Phase.IDLE
+        self.deadline = self.connections.patience(self.timeOut)
 
     def _read(self) -> None:
         try:
@@ -280,20 +280,14 @@ class Channel(Writer):
         connections.parser.check(data)
         if self.phase is Phase.IDLE:
             self.phase = Phase.READING_HEAD
-            if not connections.stopping:
-                self.deadline = connections.after(connections.requestTimeout)
+            self.deadline = connections.patience(connections.requestTimeout)
 
     def _beginBody(self, head: Head) -> None:
-        connections = self.connections
-        self._begunAt = connections.tick
-        self._expires = self.deadline
+        connections, end = self.connections, self.deadline
         if self.phase is Phase.IDLE or connections.stopping:
-            self._expires = connections.after(connections.requestTimeout)
-        self._bodyBytes = 0
-        self._bodyLimit = connections.bodyLimit(self.site, head.target)
-        self._checkRoom(head.length or 0)
-        self._chunks = ChunkedBody() if head.length is None else None
-        self._missingBytes = head.length or 0
+            end = connections.after(connections.requestTimeout)
+        limit = connections.bodyLimit(self.site, head.target)
+        self._body = IncomingBody(connections, self._peer, head.length, limit, end)
         request = self._makeRequest(head)
         self.phase, self.deadline = Phase.READING_BODY, connections.tick + 1
         if self._received:
@@ -305,45 +299,19 @@ class Channel(Writer):
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _readBody(self) -> None:
-        data, rest = self._received, None
-        if self._chunks is not None:
-            data, rest = self._chunks.decode(data)
-        else:
-            if len(data) >= self._missingBytes:
-                data, rest = data[: self._missingBytes], data[self._missingBytes :]
-            self._missingBytes -= len(data)
-        self._checkRoom(len(data))
+        assert self._body is not None
+        data, rest = self._body.decode(self._received)
         self._received = rest or b""
-        self._bodyBytes += len(data)
-        self.connections.count(self._peer, len(data))
         assert self._request is not None
         self._request.handleContentChunk(data)
         if rest is not None:
             self._forgetBody()
             self._answer()
 
-    def _checkRoom(self, length: int) -> None:
-        if self._bodyBytes + length > self._bodyLimit:
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        if not self.connections.hasRoom(self._peer, length, self._bodyLimit):
-            self.connections.warn(self._peer)
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE)
-
-    def _checkProgress(self) -> None:
-        connections = self.connections
-        self.deadline = connections.tick + 1
-        age = (connections.tick - self._begunAt) * TICK_SECONDS
-        if (
-            connections.tick >= self._expires
-            or self._bodyBytes < (age - _SLOW_START_SECONDS) * MIN_BYTES_PER_SECOND
-        ):
-            self.refuse(HTTPStatus.REQUEST_TIMEOUT)
-
     def _forgetBody(self) -> None:
-        if self._bodyBytes:
-            self.connections.count(self._peer, -self._bodyBytes)
-            self._bodyBytes = 0
-        self._chunks = None
+        body, self._body = self._body, None
+        if body is not None:
+            body.forget()
 
     def _makeRequest(self, head: Head) -> Request:
         self._wasUsed = True
@@ -406,6 +374,8 @@ class Channel(Writer):
             self._received = b""
             self._countKept()
         self.resumeReading()
+        if self.phase is Phase.ANSWERING:
+            self.setAnsweringDeadline()
 
     def refuse(self, status: HTTPStatus) -> None:
         """
@@ -424,7 +394,7 @@ class Channel(Writer):
         if request is not None and request.content is not None:
             request.content.close()
         requestId = requestIdFor(known)
-        top, body = refusal(status, known, requestId)
+        top, body = refusal(status, known, requestId, self.connections.stopping)
         self.write(top if method == b"HEAD" else top + body)
         report = getattr(self.site, "requestRefused", None)
         if report is not None:

@@ -23,17 +23,23 @@ _REFUSALS: Final = {
 }
 
 
-def refusal(status: HTTPStatus, known: Headers, requestId: str) -> tuple[bytes, bytes]:
+def refusal(
+    status: HTTPStatus, known: Headers, requestId: str, stopping: bool
+) -> tuple[bytes, bytes]:
     """
     @param status: The status.
     @param known: The headers of the request, as far as they were read.
     @param requestId: The id of the request.
+    @param stopping: Whether the site is being stopped.
     @return: The head and the body of the response.
     """
+    reason = _REFUSALS[status]
     extra = [(b"X-Request-ID", requestId.encode("ascii"))]
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         extra.append((b"Retry-After", b"1"))
-    error = HTTPError(_REFUSALS[status], status, extra)
+        if stopping:
+            reason = "The server is shutting down"
+    error = HTTPError(reason, status, extra)
     response = error.toResponse(known.getRawHeaders(b"Accept"), requestId)
     lines = [
         b"HTTP/1.1 %d %b" % (status, status.phrase.encode("ascii")),

@@ -28,11 +28,19 @@ from ..queuing.slices import SlicedWork
 from ..queuing.waiters import Waiters
 from .framing import HeadParser
 
-__all__ = ["NEVER", "TICK_SECONDS", "Supervisor"]
+__all__ = ["GRACE_TICKS", "NEVER", "TICK_SECONDS", "Supervisor"]
 
 _log = Logger("tsrv.web")
 
 TICK_SECONDS: Final = 0.5
+
+GRACE_TICKS: Final = 3
+"""
+Time for a client to go on when the site is stopped: 1 to 1.5 s. A request that an idle
+client has just sent needs half a round trip to arrive (around the world, up to 0.3 s),
+and Linux sends a lost packet again after 0.2 s or more. HTTP/1.1 cannot ask an idle
+client to send no more. HAProxy waits likewise (C{idle-close-on-response}).
+"""
 
 NEVER: Final = 2**62
 """
@@ -59,7 +67,7 @@ class _Connection(Protocol):
 
     def deadlineReached(self) -> None: ...
 
-    def stop(self) -> None: ...
+    def stop(self, announcedAt: int) -> None: ...
 
     def abort(self) -> None: ...
 
@@ -115,6 +123,7 @@ class Supervisor:
         self._date: list[bytes] = []
         self._peerBytes: dict[str, int] = {}
         self._refusals = self._warnAt = 0
+        self._announcedAt = NEVER
         self._untilEmpty = Waiters(1000, "for the connections of a site to close")
 
     def after(self, seconds: float | None) -> int:
@@ -124,6 +133,15 @@ class Supervisor:
         if seconds is None:
             return NEVER
         return self.tick + ceil(seconds / TICK_SECONDS) + 1
+
+    def patience(self, seconds: float | None) -> int:
+        """
+        @param seconds: Time that a client has.
+        @return: The tick at which it has passed; if the site is being stopped, the
+            client has a moment.
+        """
+        end = self.after(seconds)
+        return min(end, self.tick + GRACE_TICKS) if self.stopping else end
 
     def date(self) -> list[bytes]:
         """
@@ -241,23 +259,27 @@ class Supervisor:
         idle connections stay open. So clients and load balancers, which learn of the
         stop elsewhere, lose no request.
         """
-        self.announced = True
-        for channel in list(self._channels):
-            channel.announceStop()
+        if not self.announced:
+            self.announced, self._announcedAt = True, self.tick
+            for channel in list(self._channels):
+                channel.announceStop()
 
     def stop(self, timeout: float) -> Deferred[int]:
         """
-        Finish the requests in progress, begin no others, and close the connections as
-        they become idle. Close the port before, or new connections keep arriving.
+        Finish the requests in progress, and close their connections. Other clients have
+        a moment (L{GRACE_TICKS}): an idle one for its next request, which is answered;
+        a slow one for the next part of a request, or to read more of a response. Close
+        the port before, or new connections keep arriving.
 
         @param timeout: Time limit in seconds.
         @return: A Deferred that fires with the number of requests in progress: when all
             connections are closed, after the time limit, or when it is cancelled.
         """
         self.announceStop()
-        self.stopping = True
-        for channel in list(self._channels):
-            channel.stop()
+        if not self.stopping:
+            self.stopping = True
+            for channel in list(self._channels):
+                channel.stop(self._announcedAt)
         if not self._channels:
             return succeed(0)
         empty = self._untilEmpty.wait()

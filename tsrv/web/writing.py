@@ -10,7 +10,9 @@ resource works with it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -21,6 +23,11 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from .supervisor import NEVER, Supervisor
+
+with suppress(ImportError):
+    # Windows has neither.
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
 
 __all__ = ["MIN_BYTES_PER_SECOND", "Phase", "Writer"]
 
@@ -55,6 +62,18 @@ class Phase(Enum):
     LINGERING = auto()
 
 
+def _unreadBytes(transport: Any) -> int | None:
+    """
+    @return: Number of bytes that the operating system has not delivered; L{None} if it
+        does not tell. A transport tells only when its own buffer is empty.
+    """
+    try:
+        count = ioctl(transport.fileno(), TIOCOUTQ, bytes(4))
+    except (AttributeError, NameError, OSError, ValueError):
+        return None
+    return int.from_bytes(count, sys.byteorder)
+
+
 @implementer(IPushProducer)
 class Writer(Protocol):
     """
@@ -79,6 +98,8 @@ class Writer(Protocol):
     # Written during a call of the request: it becomes one write.
     _written: list[bytes] | None = None
     _unsentBytes = 0
+    # Of them the client's system has not read so many; only while the site stops.
+    _unreadBytes: int | None = None
     _producer: Any = None
     _isPulled = False
 
@@ -107,12 +128,10 @@ class Writer(Protocol):
         """
         self.isBlocked = False
         self._unsentBytes = 0
-        if self.phase is Phase.ANSWERING:
-            self.setAnsweringDeadline()
         if self._producer is not None:
             self._producer.resumeProducing()
-            if self._isPulled and self._unsentBytes:
-                self.deadline = self.readingDeadline()
+        if self.phase is Phase.ANSWERING:
+            self.setAnsweringDeadline()
 
     def stopProducing(self) -> None:
         """
@@ -240,11 +259,18 @@ class Writer(Protocol):
         if self.isPersistent:
             headers.setRawHeaders(b"Connection", [b"keep-alive"])
 
+    @property
+    def isUnread(self) -> bool:
+        """
+        Whether the response continues only when the client has read more of it.
+        """
+        return self.isBlocked or (self._isPulled and self._unsentBytes > 0)
+
     def setAnsweringDeadline(self) -> None:
         """
         Set the deadline of a response.
         """
-        if self.isBlocked:
+        if self.isUnread:
             self.deadline = self.readingDeadline()
         elif self.isPaused:
             self.deadline = self.connections.after(_PAUSE_SECONDS)
@@ -264,8 +290,19 @@ class Writer(Protocol):
         @return: The tick by which the client must have read what is written.
         """
         connections = self.connections
+        if connections.stopping:
+            self._unreadBytes = _unreadBytes(self.transport)
         seconds = self._unsentBytes / MIN_BYTES_PER_SECOND
-        return connections.after(connections.requestTimeout + seconds)
+        return connections.patience(connections.requestTimeout + seconds)
+
+    def isReadDuringStop(self) -> bool:
+        """
+        @return: Whether the site is being stopped, and the client has read something
+            since the deadline was set.
+        """
+        return self.connections.stopping and (
+            _unreadBytes(self.transport) != self._unreadBytes
+        )
 
     def _register(self, streaming: bool) -> None:
         self.transport.unregisterProducer()
