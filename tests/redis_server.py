@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 from shutil import rmtree, which
@@ -25,9 +25,11 @@ import pytest
 from hiredis import Reader, ReplyError, pack_command
 from twisted.internet.task import Clock
 
+from tsrv.sessions.redis import RedisSessionStore
+
 from .websupport import reservedPort
 
-__all__ = ["Redis", "Timed", "ownRedis", "redis"]
+__all__ = ["Redis", "Timed", "ownRedis", "redis", "storeAt", "using"]
 
 MAX_SECONDS = 30.0
 """
@@ -237,3 +239,29 @@ class Timed:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
+
+
+def storeAt(
+    url: str, prefix: str = "tsrv:session:", **options: Any
+) -> RedisSessionStore:
+    """
+    @return: A store on the real reactor.
+    """
+    from twisted.internet import reactor
+
+    return RedisSessionStore(reactor, url, prefix, **options)
+
+
+@asynccontextmanager
+async def using(
+    url: str, prefix: str = "tsrv:session:", **options: Any
+) -> AsyncIterator[RedisSessionStore]:
+    """
+    Use a store on the real reactor.
+    """
+    store = storeAt(url, prefix, **options)
+    try:
+        await store.initialize()
+        yield store
+    finally:
+        await store.close()

@@ -4,22 +4,13 @@ Calls of a ready module that fail are counted and logged, however many they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 from twisted.internet.task import Clock
-from twisted.logger import (
-    ILogObserver,
-    LogEvent,
-    Logger,
-    LogLevel,
-    eventAsText,
-    globalLogPublisher,
-)
-from zope.interface import implementer
+from twisted.logger import Logger
 
 from tsrv.databases import (
     DatabaseUnavailable,
@@ -31,14 +22,14 @@ from tsrv.databases import (
 from tsrv.failures import MAX_CODES, OTHER, Failures
 from tsrv.sessions.sql import SQLiteSessionStore, SQLSessionStore
 from tsrv.sessions.store import makeIdentifier
-from tsrv.web.requestid import addRequestId, withRequestId
+from tsrv.web.requestid import withRequestId
 
 from .databases import Database as Shared
 from .databases import database as database
 from .databases import errorOf, opened
 from .services import serving
 from .sqlitelab import connect
-from .websupport import asynchronous, logged, textsOf
+from .websupport import asynchronous, logged, textsOf, written
 
 
 @pytest.fixture
@@ -120,26 +111,6 @@ ENDLESS = Statement(
     "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
     "SELECT count(*) FROM n"
 )
-
-
-@contextmanager
-def written() -> Iterator[list[str]]:
-    """
-    The warnings and errors of each request, as the server writes them.
-    """
-    lines: list[str] = []
-
-    @implementer(ILogObserver)
-    def write(event: LogEvent) -> None:
-        addRequestId(event)
-        if event["log_level"] >= LogLevel.warn:
-            lines.append(eventAsText(event, includeTimestamp=False))
-
-    globalLogPublisher.addObserver(write)
-    try:
-        yield lines
-    finally:
-        globalLogPublisher.removeObserver(write)
 
 
 @asynchronous

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +36,7 @@ from tsrv.sessions import (
 )
 from tsrv.sessions.redis import RedisSessionStore, SessionsRefused
 
-from .redis_server import Redis, Timed
+from .redis_server import Redis, Timed, storeAt, using
 from .redis_server import ownRedis as ownRedis
 from .redis_server import redis as redis
 from .support import Result, resultOf
@@ -115,11 +114,11 @@ def bulk(*values: object) -> bytes:
     )
 
 
-def info(version: str = "7.0.15", mode: str = "standalone") -> str:
+def info(version: str = "7.0.15", mode: str = "standalone", of: str = "redis") -> str:
     """
-    @return: An answer to C{INFO}.
+    @return: An answer to C{INFO}. Valkey has the mode of a C{server}.
     """
-    text = f"# Server\r\nredis_version:{version}\r\nredis_mode:{mode}\r\n"
+    text = f"# Server\r\nredis_version:{version}\r\n{of}_mode:{mode}\r\n"
     return f"${len(text)}\r\n{text}"
 
 
@@ -236,7 +235,7 @@ def test_the_url_says_how_to_log_in(
         assert server.commands() == [[b"INFO", b"server"]]
         server.answer(LOGIN[0])
         ((_, _, count, probe, *_),) = server.commands()
-        assert (count, probe) == (b"1", b"tsrv:session:" + b"probe".hex().encode())
+        assert (count, probe) == (b"2", b"tsrv:session:" + b"probe".hex().encode())
         server.answer(b":0\r\n")
     assert opening.value is None
     assert server.store.initialized
@@ -253,24 +252,28 @@ def test_the_url_says_how_to_log_in(
     ("answers", "expected", "words"),
     [
         (["-WRONGPASS invalid pair"], SessionsRefused, "check the user and"),
-        (["-ERR invalid password"], SessionsRefused, "check the user and"),
+        (["-ERR invalid", info()], SessionsRefused, "check the user and"),
+        (["-ERR x", info("7.0.9", "sentinel")], SessionsRefused, "a Redis Sentinel"),
         (["-NOPERM"], SessionsRefused, "allow"),
         (["-DENIED Redis is running in"], SessionsRefused, "protected mode"),
         (
-            [f"-ERR unknown command 'AUTH', with args beginning with: '{SECRET}'"],
+            [f"-ERR unknown command, with args beginning with: '{SECRET}'", "-ERR"],
             SessionsRefused,
             "check the user and",
         ),
         (["-ERR max number of clients reached"], SessionsUnavailable, "too many"),
-        (["+OK", "-ERR DB index is out of range"], SessionsRefused, "no database 2"),
+        (["+OK", "-ERR DB index", "-NOPERM"], SessionsRefused, "no database 2"),
         (["+OK", "-NOAUTH x"], SessionsRefused, "requires a password"),
         (["+OK", "+OK", "-LOADING Redis is"], SessionsUnavailable, "reading its data"),
         (["+OK", "+OK", "-MASTERDOWN x"], SessionsUnavailable, "lost its master"),
         (["+OK"] * 2 + [info("4.0.9")], SessionsRefused, "version 5"),
-        (["+OK"] * 2 + [info("7.0.9", "cluster")], SessionsRefused, "a cluster"),
+        (["+OK"] * 2 + [info("7.0.9", "cluster")], SessionsRefused, "cluster is"),
+        (["+OK"] * 2 + [info(mode="cluster", of="server")], SessionsRefused, "cluster"),
         (["+OK"] * 2 + [info(), "-READONLY You"], SessionsUnavailable, "a replica"),
         (["+OK"] * 2 + ["-NOPERM", "-NOPERM"], SessionsRefused, "+@scripting"),
-        (["+OK", "+OK", "-ERR", "-MOVED 1"], SessionsRefused, "a cluster"),
+        (["+OK", "+OK", "-ERR", "-MOVED 1"], SessionsRefused, "cluster is"),
+        (["+OK", "+OK", "-ERR", "-CROSSSLOT x"], SessionsRefused, "cluster is"),
+        (["+OK", "+OK", "-ERR", "-CLUSTERDOWN"], SessionsRefused, "cluster is"),
         (["+OK"] * 2 + [info(), "-MISCONF x"], SessionsUnavailable, "its disk"),
         (["+OK"] * 2 + [info(), "-ERR unknown"], SessionError, "(ERR)"),
     ],
@@ -654,7 +657,9 @@ def test_a_program_that_stood_still_does_not_blame_redis(
         ),
         (b"-OOM command not allowed", SessionsUnavailable, False),
         (b"-MISCONF Redis is", SessionsUnavailable, False),
-        (b"-NOPERM this user", SessionsRefused, False),
+        (b"-NOPERM this user", SessionsUnavailable, False),
+        (b"-NOAUTH Authentication required.", SessionsUnavailable, False),
+        (b"-MOVED 1 127.0.0.1:7001", SessionsUnavailable, False),
         (b"-ERR wrong", SessionError, False),
         (b"-nothing that is known", SessionError, False),
     ],
@@ -794,32 +799,6 @@ def nameOf(identifier: str) -> str:
     key = keyOf(identifier)
     assert key is not None
     return f"tsrv:session:{key.hex()}"
-
-
-def storeAt(
-    url: str, prefix: str = "tsrv:session:", **options: Any
-) -> RedisSessionStore:
-    """
-    @return: A store on the real reactor.
-    """
-    from twisted.internet import reactor
-
-    return RedisSessionStore(reactor, url, prefix, **options)
-
-
-@asynccontextmanager
-async def using(
-    url: str, prefix: str = "tsrv:session:", **options: Any
-) -> AsyncIterator[RedisSessionStore]:
-    """
-    Use a store on the real reactor.
-    """
-    store = storeAt(url, prefix, **options)
-    try:
-        await store.initialize()
-        yield store
-    finally:
-        await store.close()
 
 
 @asynchronous

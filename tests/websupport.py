@@ -35,12 +35,19 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogEvent, LogLevel, eventAsText
+from twisted.logger import (
+    ILogObserver,
+    LogEvent,
+    LogLevel,
+    eventAsText,
+    globalLogPublisher,
+)
 from twisted.logger import capturedLogs as logged
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 from twisted.web.server import Site as TwistedSite
+from zope.interface import implementer
 
 with warnings.catch_warnings():
     # Twisted uses a name of its own that it has deprecated.
@@ -49,6 +56,7 @@ with warnings.catch_warnings():
 
 from tsrv.resources import KNOWN_ERRORS
 from tsrv.web.connections import Connections
+from tsrv.web.requestid import addRequestId
 from tsrv.web.responses import AsyncResource, Response, text
 from tsrv.web.site import Site
 
@@ -76,6 +84,7 @@ __all__ = [
     "reservedPort",
     "serving",
     "textsOf",
+    "written",
 ]
 
 _Test = TypeVar("_Test", bound=Callable[..., Coroutine[Any, Any, None]])
@@ -686,3 +695,23 @@ async def serving(site: TwistedSite, port: int = 0) -> AsyncIterator[Served]:
         await connections.stop(60)
         # Aborted transports end in the next turn.
         await deferLater(reactor, 0)
+
+
+@contextmanager
+def written() -> Iterator[list[str]]:
+    """
+    The warnings and errors of each request, as the server writes them.
+    """
+    lines: list[str] = []
+
+    @implementer(ILogObserver)
+    def write(event: LogEvent) -> None:
+        addRequestId(event)
+        if event["log_level"] >= LogLevel.warn:
+            lines.append(eventAsText(event, includeTimestamp=False))
+
+    globalLogPublisher.addObserver(write)
+    try:
+        yield lines
+    finally:
+        globalLogPublisher.removeObserver(write)

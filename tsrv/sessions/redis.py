@@ -5,7 +5,7 @@ Sessions in Redis.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from hashlib import sha1
 from math import ceil, inf
 from typing import Any, Final
@@ -16,7 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..asyncmodule import ISettlesCalls
+from ..asyncmodule import ICountsFailures, ISettlesCalls
+from ..failures import Failures
 from .basestore import BaseStore, Row
 from .redislocation import Location
 from .redisprotocol import (
@@ -26,7 +27,7 @@ from .redisprotocol import (
     WrongType,
     unavailable,
 )
-from .store import ISessionStore, Limits
+from .store import ISessionStore, Limits, SessionError, SessionsUnavailable
 
 __all__ = ["RedisSessionStore", "SessionsRefused"]
 
@@ -108,7 +109,7 @@ return count
 """)
 
 
-@implementer(ISessionStore, ISettlesCalls)
+@implementer(ISessionStore, ICountsFailures, ISettlesCalls)
 class RedisSessionStore(BaseStore):
     """
     A store in Redis 5 or newer, not a cluster. Redis removes expired sessions.
@@ -146,12 +147,22 @@ class RedisSessionStore(BaseStore):
         escaped = re.sub(rb"[\\*?\[\]]", rb"\\\g<0>", self._prefix)
         self._pattern = escaped + b"[0-9a-f]" * 64
         self._connectTimeout = connectTimeout
+        self._failures = Failures(reactor, _log, "sessions: a command failed")
         self._opening: Deferred[None] | None = None
+        self._wasReady = False
         # The latest connection, whatever its state.
-        self._connection = Connection(reactor, self._lost)
+        self._connection = Connection(reactor, self._lost, self._refused)
 
     def __repr__(self) -> str:
         return f"<RedisSessionStore at {self._location}>"
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """
+        The number of commands that failed although the store was ready, by the codes
+        of Redis.
+        """
+        return self._failures.counts
 
     def initialize(self) -> Deferred[None]:
         """
@@ -160,7 +171,8 @@ class RedisSessionStore(BaseStore):
         @return: A Deferred that fires when the store can be used. It fails with
             L{SessionsRefused} if a retry would fail too, and with
             L{SessionsUnavailable} if it may succeed, or if the store is being
-            initialised already.
+            initialised already. A store that was ready once is not refused any more:
+            its rights, for example, may come back.
         """
         if self.initialized:
             return succeed(None)
@@ -172,7 +184,9 @@ class RedisSessionStore(BaseStore):
         return opening
 
     async def _open(self) -> None:
-        connection = self._connection = Connection(self._reactor, self._lost)
+        connection = self._connection = Connection(
+            self._reactor, self._lost, self._refused
+        )
         opening = Deferred.fromCoroutine(self._prepare())
         try:
             await opening.addTimeout(self._connectTimeout, self._reactor)
@@ -180,22 +194,40 @@ class RedisSessionStore(BaseStore):
             reason = f"no answer from {self._location} in {self._connectTimeout:.3g} s"
             connection.abort(reason)
             raise unavailable(reason) from None
-        except BaseException:
+        except BaseException as error:
             connection.abort("it could not be opened")
+            if self._wasReady and isinstance(error, SessionsRefused):
+                raise unavailable(str(error)) from None
             raise
         finally:
             self._opening = None
+        self._wasReady = True
         self._begin()
         _log.info("Connected to {location}", location=self._location)
 
     async def _prepare(self) -> None:
         await self._connection.open(self._location, self._connectTimeout + 1)
-        # A replica, and a user with too few permissions, cannot do this.
-        await self._run(_DELETE, None, [b"probe"], 0)
+        # A replica, and a user with too few permissions, cannot do this; nor can a
+        # cluster, where the two keys are on different servers.
+        await self._run(_DELETE, None, [b"probe", b"second probe"], 0)
 
     def _lost(self, connection: Connection, reason: str) -> None:
         if connection is self._connection and self.initialized:
             self._end(lambda: unavailable(f"{self._location}: {reason}"))
+
+    def _refused(
+        self, error: SessionError | SessionsUnavailable
+    ) -> SessionError | SessionsUnavailable:
+        """
+        Count and log an error of Redis, unless the store is lost for it.
+
+        @return: The error for the caller. Redis may refuse a user for a moment.
+        """
+        if self.initialized:
+            self._failures.add(error.code, error)
+        if isinstance(error, SessionsRefused) and self._opening is None:
+            return unavailable(str(error))
+        return error
 
     def close(self) -> Deferred[None]:
         """

@@ -14,7 +14,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from contextvars import Context, copy_context
+from typing import Any, Final, TypeAlias, cast
 
 from hiredis import ProtocolError, Reader, ReplyError, pack_command
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -89,17 +90,21 @@ def unavailable(reason: str) -> SessionsUnavailable:
     return SessionsUnavailable(reason, retryAfter=1.0)
 
 
-_CLUSTER: Final = "a cluster is not supported: use a single server"
+_CLUSTER: Final = "a Redis cluster is not supported: use a single server"
+
+_SENTINEL: Final = "a Redis Sentinel keeps no sessions: use the server that it watches"
 
 _PERMISSIONS: Final = (
     "the user has too few permissions: allow +@read +@write +@scripting +@connection, "
     "and the prefix of the keys"
 )
 
-_ERRORS: Final[dict[str, tuple[Callable[[str], Exception], str]]] = {
+_Error: TypeAlias = SessionError | SessionsUnavailable
+
+_ERRORS: Final[dict[str, tuple[Callable[[str], _Error], str]]] = {
     "ASK": (SessionsRefused, _CLUSTER),
     "BUSY": (unavailable, "a script keeps it busy"),
-    "CLUSTERDOWN": (unavailable, "its cluster is down"),
+    "CLUSTERDOWN": (SessionsRefused, _CLUSTER),
     "CROSSSLOT": (SessionsRefused, _CLUSTER),
     "DENIED": (SessionsRefused, "it is in protected mode: set a password"),
     "LOADING": (unavailable, "it is still reading its data"),
@@ -112,8 +117,8 @@ _ERRORS: Final[dict[str, tuple[Callable[[str], Exception], str]]] = {
     "NOREPLICAS": (unavailable, "it has not enough replicas"),
     "NOSCRIPT": (NoScript, "it does not know a script"),
     "OOM": (unavailable, "it has no memory left"),
-    "READONLY": (unavailable, "it is a replica"),
-    "TRYAGAIN": (unavailable, "its cluster is being changed"),
+    "READONLY": (unavailable, "it is a replica: use its master"),
+    "TRYAGAIN": (SessionsRefused, _CLUSTER),
     "WRONGPASS": (SessionsRefused, "check the user and the password in the URL"),
     "WRONGTYPE": (WrongType, "a value has another type"),
 }
@@ -122,7 +127,7 @@ The meanings of error codes. No message contains the text of Redis, which may re
 what was sent.
 """
 
-_WRONG_SERVER: Final = {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY"}
+_WRONG_SERVER: Final = {"BUSY", "LOADING", "MASTERDOWN", "READONLY"}
 """
 Codes after which a new connection may reach a better server.
 """
@@ -139,9 +144,11 @@ def _codeOf(text: str) -> str:
     return next(reversed(_CODES.findall(text)), "ERR")
 
 
-def _errorOf(code: str) -> Exception:
-    kind, meaning = _ERRORS.get(code, (SessionError, f"it refuses a command ({code})"))
-    return kind(f"Redis cannot do this: {meaning}")
+def _errorOf(code: str) -> _Error:
+    kind, meaning = _ERRORS.get(code, (SessionError, "it refuses a command"))
+    error = kind(f"Redis cannot do this: {meaning} ({code})")
+    error.code = code
+    return error
 
 
 class Connection(Protocol):
@@ -152,19 +159,27 @@ class Connection(Protocol):
     transport: Any
 
     def __init__(
-        self, reactor: Any, onLost: Callable[[Connection, str], object]
+        self,
+        reactor: Any,
+        onLost: Callable[[Connection, str], object],
+        onRefused: Callable[[_Error], _Error],
     ) -> None:
         """
         @param reactor: Provides time, and connections.
         @param onLost: Called with the reason when the connection cannot be used any
             more, before commands fail for it.
+        @param onRefused: Called with an error of Redis, in the context in which its
+            command was sent; returns the error of the command.
         """
         self._reactor = reactor
         self._onLost = onLost
+        self._onRefused = onRefused
         self._reader = Reader(notEnoughData=_INCOMPLETE)
         # The commands that wait for their answers: a Deferred, the method that it
-        # changes something for, and its size.
-        self._unanswered: deque[tuple[Deferred[Any], str | None, int]] = deque()
+        # changes something for, its size, and the context of its caller.
+        self._unanswered: deque[tuple[Deferred[Any], str | None, int, Context]] = (
+            deque()
+        )
         self._bytesSent = 0
         self._bytesReceived = 0
         self._silentSeconds = 0
@@ -204,6 +219,21 @@ class Connection(Protocol):
         if location.number:
             missing = f"Redis has no database {location.number}: check the URL"
             await self._askOr(SessionsRefused(missing), "SELECT", location.number)
+        await self._checkServer()
+
+    async def _askOr(self, refused: Exception, *words: str | int) -> None:
+        try:
+            await self.ask(*words)
+            return
+        except SessionsRefused:
+            raise
+        except SessionError:
+            pass
+        # A Sentinel knows neither users nor databases.
+        await self._checkServer()
+        raise refused
+
+    async def _checkServer(self) -> None:
         try:
             info = await self.ask("INFO", "server")
         except SessionError:
@@ -211,16 +241,10 @@ class Connection(Protocol):
             return
         if re.search(rb"\bredis_version:[1-4]\.", info):
             raise SessionsRefused("Redis is too old: version 5 or newer is needed")
-        if b"redis_mode:cluster" in info:
-            raise _errorOf("MOVED")
-
-    async def _askOr(self, refused: Exception, *words: str | int) -> None:
-        try:
-            await self.ask(*words)
-        except SessionsRefused:
-            raise
-        except SessionError:
-            raise refused from None
+        # Valkey calls it server_mode.
+        mode = re.search(rb"\b(?:redis|server)_mode:(cluster|sentinel)", info)
+        if mode is not None:
+            raise SessionsRefused(_CLUSTER if mode[1] == b"cluster" else _SENTINEL)
 
     def ask(
         self, *words: str | bytes | float, method: str | None = None
@@ -243,7 +267,7 @@ class Connection(Protocol):
         if not self._unanswered:
             self._silentSeconds = 0
         answer: Deferred[Any] = Deferred()
-        self._unanswered.append((answer, method, len(data)))
+        self._unanswered.append((answer, method, len(data), copy_context()))
         self._bytesSent += len(data)
         self.transport.write(data)
         return answer
@@ -263,8 +287,8 @@ class Connection(Protocol):
             if self._silentSeconds >= ANSWER_TIMEOUT_SECONDS:
                 self.abort(f"no answer in {ANSWER_TIMEOUT_SECONDS} s")
         elif self._silentSeconds >= PING_AFTER_SECONDS:
-            # If it fails, the connection is lost, and L{abort} reports that.
-            self.ask("PING").addErrback(lambda _: None)
+            # If it fails, others have reported that. It belongs to no request.
+            Context().run(self.ask, "PING").addErrback(lambda _: None)
 
     def dataReceived(self, data: bytes) -> None:
         """
@@ -289,13 +313,16 @@ class Connection(Protocol):
             self.abort("it sends what nobody has asked for")
             return
         self._silentSeconds = 0
-        waiting, _, size = self._unanswered.popleft()
+        waiting, _, size, context = self._unanswered.popleft()
         self._bytesSent -= size
         if isinstance(answer, ReplyError):
             code = _codeOf(str(answer))
             if code in _WRONG_SERVER:
-                self.abort(_ERRORS[code][1])
-            waiting.errback(_errorOf(code))
+                self.abort(f"{_ERRORS[code][1]} ({code})")
+            error = _errorOf(code)
+            if not isinstance(error, NoScript | WrongType):
+                error = context.run(self._onRefused, error)
+            waiting.errback(error)
         else:
             waiting.callback(answer)
         if self._finishing and not self._unanswered:
@@ -331,7 +358,7 @@ class Connection(Protocol):
         self.transport.abortConnection()
         self._onLost(self, reason)
         unanswered, self._unanswered = self._unanswered, deque()
-        for waiting, method, _ in unanswered:
+        for waiting, method, *_ in unanswered:
             if method is None:
                 waiting.errback(unavailable(f"Redis was lost: {reason}"))
             else:

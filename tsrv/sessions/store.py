@@ -63,7 +63,11 @@ _RESERVED_PREFIXES: Final = ("sqlite_", "pg_", "tsrv_schema")
 class SessionError(Exception):
     """
     A session cannot be stored, and a retry would fail too.
+
+    @ivar code: The code of the database's error, if it has one.
     """
+
+    code = ""
 
 
 class SessionTooLarge(SessionError):
@@ -75,7 +79,11 @@ class SessionTooLarge(SessionError):
 class SessionsUnavailable(Unavailable):
     """
     The store cannot be used now. Nothing was changed.
+
+    @ivar code: The code of the database's error, if it has one.
     """
+
+    code = ""
 
 
 def makeIdentifier() -> str:
