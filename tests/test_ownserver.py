@@ -176,7 +176,7 @@ def test_the_log_says_where_it_listens(
         assert f"shop: listening on {url}" in textsOf(events)
         machine.advance(1.5)
         clock.starting.callback(None)
-        assert textsOf(events)[-1] == f"shop: ready after 1.5 s, serving {url}"
+        assert textsOf(events)[-1] == f"shop: ready on {url}"
     stop(machine, server)
 
 

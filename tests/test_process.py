@@ -367,7 +367,7 @@ async def test_sigterm_may_be_sent_again_and_again(
     words = ["-n"] if program == "twistd" else []
     words += ["tsrv", listen(port), "--delay=0"]
     async with running(tmp_path, *words, program=program) as process:
-        await process.whenWritten("ready after")
+        await process.whenWritten(": ready on ")
         again = LoopingCall(process.terminate)
         again.start(0.002)
         process.exited.addBoth(lambda _: again.stop())

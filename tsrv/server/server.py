@@ -260,9 +260,8 @@ class Server(Service):
 
     def _becameReady(self, _: None) -> None:
         _log.info(
-            "{program}: ready after {seconds:.1f} s, serving {urls}",
+            "{program}: ready on {urls}",
             program=self._program,
-            seconds=self.startup.elapsed,
             urls=", ".join(self._listeners[0].urls),
         )
 
