@@ -393,6 +393,21 @@ def test_reads_of_sessions_are_repeated_after_a_loss(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("port", [80, 81])
+def test_an_idle_connection_stays_open_for_a_while(machine: Machine, port: int) -> None:
+    """
+    On both sites, for C{--keep-alive}.
+    """
+    parts = Parts(machine, "--operations-listen=tcp:81", "--keep-alive=3")
+    parts.startReady()
+    peer = parts.connect(b"GET /none HTTP/1.1\r\nHost: test\r\n\r\n", port)
+    passTime(machine, 3)
+    assert not peer.closed
+    passTime(machine, 1)
+    assert peer.closed
+    parts.stopAtOnce()
+
+
+@pytest.mark.parametrize("port", [80, 81])
 def test_a_request_has_to_arrive_in_time(machine: Machine, port: int) -> None:
     """
     On both sites, a client has C{--request-timeout} to send head and body.
@@ -466,7 +481,7 @@ def test_a_hostile_client_writes_nothing_into_the_log(parts: Parts) -> None:
         ]
         gone = parts.connect()
         gone.leave()
-        passTime(parts.machine, 70)
+        passTime(parts.machine, 80)
     assert all(peer.closed for peer in peers)
     assert textsOf(events) == []
     parts.stopAtOnce()

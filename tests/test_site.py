@@ -619,12 +619,12 @@ def test_a_connection_that_ended_is_forgotten(data: bytes, served: Echoing) -> N
     assert channel() is None
 
 
-def test_an_idle_connection_is_closed_after_a_minute(
+def test_an_idle_connection_is_closed_after_75_seconds(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    A connection without a request is idle; a part of one has half of that time; a
-    client that waits for its response has all the time of the world.
+    A connection without a request is idle; a part of one has 30 seconds; a client that
+    waits for its response has all the time of the world.
     """
     waiting = served.connect(HELD)
     idle = [served.connect(), served.connect(b"GET / HT"), served.connect(GET)]
@@ -632,13 +632,27 @@ def test_an_idle_connection_is_closed_after_a_minute(
     assert statuses(idle[1]) == []
     passTime(clock, 1)
     assert statuses(idle[1]) == [408]
-    passTime(clock, 29)
+    passTime(clock, 44)
     assert [peer.closed for peer in idle] == [False, True, False]
     passTime(clock, 1)
     assert [peer.closed for peer in idle] == [True] * 3
     passTime(clock, 3600)
     served.release()
     assert statuses(waiting) == [200]
+
+
+def test_a_site_closes_idle_connections_when_it_is_told_to(clock: Clock) -> None:
+    """
+    A client that goes on in time keeps its connection.
+    """
+    served = Echoing(clock, keepAlive=3)
+    idle, used = served.connect(GET), served.connect(GET)
+    passTime(clock, 3)
+    used.send(GET)
+    assert [peer.closed for peer in (idle, used)] == [False, False]
+    passTime(clock, 1)
+    assert [peer.closed for peer in (idle, used)] == [True, False]
+    served.leave()
 
 
 # Stopping.

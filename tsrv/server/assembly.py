@@ -186,6 +186,7 @@ def assemble(
         drainTimeout=options["drain-timeout"],
         shutdownDelay=options["shutdown-delay"],
         accessLog=options["access-log"],
+        keepAlive=options["keep-alive"],
         requestTimeout=options["request-timeout"],
         parsePOSTFormSubmission=False,
         traffic=traffic,

@@ -287,6 +287,13 @@ OPTIONS: Final = (
     ),
     Option("stay-up", "Keep running when a required module has failed for good."),
     Option(
+        "keep-alive",
+        "Seconds after which an idle connection is closed; more than the idle time of "
+        "a load balancer in front. AWS has 60.",
+        _positiveSeconds,
+        "75",
+    ),
+    Option(
         "request-timeout",
         "Seconds for a client to send a request, head and body.",
         _positiveSeconds,

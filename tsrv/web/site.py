@@ -45,6 +45,7 @@ class SiteOptions(TypedDict, total=False):
     """
 
     accessLog: bool
+    keepAlive: float
     requestTimeout: float
     maxBodyBytes: int
     maxTotalBodyBytes: int
@@ -72,6 +73,7 @@ class Site(TwistedSite):
         reactor: IReactorTime,
         *,
         accessLog: bool = False,
+        keepAlive: float = 75.0,
         requestTimeout: float = 30.0,
         maxBodyBytes: int = 64 * 1024,
         maxTotalBodyBytes: int = 64 * 1024 * 1024,
@@ -85,6 +87,9 @@ class Site(TwistedSite):
         @param resource: The root.
         @param reactor: Provides the time.
         @param accessLog: Whether to log every request.
+        @param keepAlive: Time after which an idle connection is closed, in seconds. It
+            must be longer than that of a load balancer in front, or the balancer sends
+            a request to a connection that is just being closed.
         @param requestTimeout: See L{Connections}, as for the next two.
         @param maxBodyBytes: Maximum length of a request's body.
         @param maxTotalBodyBytes: Maximum length of all bodies and pipelined data.
@@ -97,7 +102,10 @@ class Site(TwistedSite):
         @param knownErrors: The responses to the application's own errors.
         """
         super().__init__(
-            resource, reactor=reactor, parsePOSTFormSubmission=parsePOSTFormSubmission
+            resource,
+            timeout=keepAlive,
+            reactor=reactor,
+            parsePOSTFormSubmission=parsePOSTFormSubmission,
         )
         if isinstance(resource, AsyncResource):
             resource.setRoute("/")
