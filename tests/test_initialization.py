@@ -205,7 +205,7 @@ def test_default_policy(clock: Clock) -> None:
 def test_log(clock: Clock) -> None:
     """
     The log has a line for each failure, with its reason and the next attempt, and
-    for the recovery; a first attempt that succeeds is not worth a line.
+    for the recovery; a first attempt that succeeds at once is not worth a line.
     """
     module, wrapper, proxy = wrap(clock, name="the users")
     with capturedLogs() as logged:
@@ -222,7 +222,7 @@ def test_log(clock: Clock) -> None:
         module.closings[0].errback(Trouble("disk full"))
     assert [messageOf(event) for event in logged] == [
         "the users: lost (Trouble: cut off); retry in 1.0 s",
-        "the users: attempt 1 failed (Trouble: refused); retry in 1.0 s",
+        "the users: attempt 2 failed (Trouble: refused); retry in 1.0 s",
         "the users: recovered after 2.0 s, 2 attempts, 1 call queued",
         "the users: lost (no reason given); retry in 1.0 s",
         "the users: recovered after 1.0 s, 1 attempt, 0 calls queued",
@@ -248,7 +248,7 @@ def test_log_of_a_failure_for_good(clock: Clock) -> None:
     assert [messageOf(event) for event in logged] == [
         "the users: attempt 1 failed (Trouble: refused); retry in 1.0 s",
         "the users: failed for good (Refused: wrong password)",
-        "the users: attempt 1 failed (Trouble: refused); retry in 1.0 s",
+        "the users: attempt 3 failed (Trouble: refused); retry in 1.0 s",
         "the users: ready after 1.0 s, 2 attempts, 0 calls queued",
     ]
     levels = [LogLevel.warn, LogLevel.error, LogLevel.warn, LogLevel.info]

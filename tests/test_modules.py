@@ -290,7 +290,7 @@ def test_the_log_says_who_has_asked(ready: Program) -> None:
         "database: pause requested by 192.0.2.1",
         "database: paused by operator",
         "database: resume requested by 192.0.2.1",
-        "database: resumed, 0 calls queued",
+        "database: resumed after 0.0 s, 0 calls queued",
         "database: reset requested by 192.0.2.1",
         "database: reset (by operator)",
     ]

@@ -260,9 +260,7 @@ def test_a_module_restarts_with_another(program: Program, isReset: bool) -> None
     with logged() as events:
         program.succeed("database")
     assert (program.closings("listener"), program.attempts("listener")) == (1, 1)
-    assert textsOf(events)[1:2] == [
-        "listener: reset (listener restarts with database, which has recovered)"
-    ]
+    assert textsOf(events)[1:2] == ["listener: restarting (database has recovered)"]
     program.close("listener")
     assert program.attempts("listener") == 2
     assert program.modules["listener"].calls == []

@@ -684,7 +684,7 @@ def test_a_pause_and_a_loss_are_shown_together(show: Any) -> None:
     shown.fail("a")
     text = shown.text()
     assert "waiting for a 0 of 1" in text
-    assert "retrying attempt 1 since the loss failed (Trouble) calls held for" in text
+    assert "retrying attempt 2 failed (Trouble) calls held for" in text
     assert "next attempt in 4.00 s 2 attempts, lost once, paused 1001 times" in text
     assert "1.00 s: lost: Trouble" in text
     assert len(re.findall(r"<li>[^<]* s: ", shown.html())) == 10

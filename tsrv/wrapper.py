@@ -50,18 +50,18 @@ from typing import Final, Generic, TypeVar, cast
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
 from .asyncmodule import ISettlesCalls, State
 from .queuing import refusals
 from .queuing.foreign import checkReason, checkThread
-from .queuing.history import History, count, explain
+from .queuing.history import History
 from .queuing.holds import Holds
 from .queuing.initialization import Initialization
 from .queuing.inspection import Inspection
 from .queuing.lazy import FirstCall
 from .queuing.methods import Methods
 from .queuing.module import lifecycleMethod, secondsLeft
+from .queuing.modulelog import ModuleLog
 from .queuing.observers import Observers
 from .queuing.options import checkCount, checkNames, checkType, errorTypes
 from .queuing.proxy import ProxySwitch
@@ -71,8 +71,6 @@ from .queuing.states import HEALTHY_STATES, Event, IllegalTransition, Lifecycle
 from .queuing.waiters import Waiters
 
 __all__ = ["IllegalTransition", "QueuingWrapper", "State", "Stats"]
-
-_log = Logger("tsrv.wrapper")
 
 _Module = TypeVar("_Module", covariant=True)
 
@@ -177,6 +175,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         self.module: _Module = module
         self.limit = limit
         self.history = History(reactor)
+        self._log = ModuleLog(reactor, self.name, lambda: self._queue.pending)
         self._observers: Observers[[]] = Observers()
         waiterLimit = max(limit, MIN_WAITER_LIMIT)
         self._waiters = Waiters(waiterLimit, f"for {self.name} to become ready")
@@ -186,6 +185,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             reactor,
             self._lifecycle,
             self.history,
+            self._log,
             self.name,
             initialize=initialize,
             whenLost=whenLost,
@@ -198,7 +198,6 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             timeout=attemptTimeout,
             slots=attemptSlots,
             secondsLeft=partial(secondsLeft, module),
-            pending=lambda: self._queue.pending,
             ready=self._becameReady,
             lost=self._becameLost,
             failed=self._failedForGood,
@@ -325,15 +324,16 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         checkThread("pause")
         if self.state in (State.CLOSING, State.CLOSED):
             return fail(refusals.closed(self.name))
+        isNew = by not in self._holds
         isFirst = self._holds.add(by)
         if isFirst and self.state in (State.DRAINING, State.READY):
             self._lifecycle.on(Event.PAUSE)
             self._proxySwitch.toWaiting()
             self._queue.queueCalls()
         idle = self._holds.whenIdle(self.state is State.PAUSED)
+        if isNew:
+            self._log.paused(by)
         if isFirst:
-            who = f" by {by}" if isinstance(by, str) else ""
-            _log.info("{module}: paused{who}", module=self.name, who=who)
             self._observers.notify()
         return idle
 
@@ -346,8 +346,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         checkThread("resume")
         if not self._holds.remove(by):
             return
-        calls = count(self.pending, "call")
-        _log.info("{module}: resumed, {calls} queued", module=self.name, calls=calls)
+        self._log.resumed()
         if self.state is State.PAUSED:
             self._lifecycle.on(Event.RESUME)
         self._holds.resumed()
@@ -403,11 +402,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         if error is None:
             self._closers.succeed()
         else:
-            _log.error(
-                "{module}: failed to close ({error})",
-                module=self.name,
-                error=explain(error),
-            )
+            self._log.closingFailed(error, isReset=False)
             self._closers.fail(lambda: error)
         self._observers.notify()
 

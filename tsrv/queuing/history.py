@@ -14,7 +14,16 @@ from twisted.internet.interfaces import IReactorTime
 
 from .histogram import Histogram
 
-__all__ = ["Attempt", "Episodes", "History", "Loss", "Pause", "count", "explain"]
+__all__ = [
+    "Attempt",
+    "Episodes",
+    "History",
+    "Loss",
+    "Pause",
+    "count",
+    "explain",
+    "oneLine",
+]
 
 # Numbers of episodes kept from the beginning, which tell how it all began, and from
 # the end.
@@ -199,18 +208,31 @@ def explain(error: BaseException | None) -> str:
     if error is None:
         return "no reason given"
     try:
-        # The name of a file may contain surrogates, which cannot be encoded.
-        text = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
-        text = " ".join(text.split())
+        text = oneLine(str(error))
     except BaseException:
         text = "(an error that cannot be printed)"
-    if len(text) > MAX_ERROR_LENGTH:
-        text = f"{text[: MAX_ERROR_LENGTH - 1]}…"
     kind = type(error)
     if not text:
         return kind.__name__
     isOwn = kind.__module__.startswith("tsrv.")
     return text if isOwn else f"{kind.__name__}: {text}"
+
+
+def oneLine(text: str) -> str:
+    """
+    @return: A foreign text in one line of bounded length. What a terminal might obey,
+        or cannot be encoded, is escaped.
+    """
+    text = " ".join(text.split())
+    if len(text) > MAX_ERROR_LENGTH:
+        text = f"{text[: MAX_ERROR_LENGTH - 1]}…"
+    if not text.isprintable():
+        escaped = (
+            each if each.isprintable() else each.encode("unicode_escape").decode()
+            for each in text
+        )
+        text = "".join(escaped)
+    return text
 
 
 def count(number: int, noun: str) -> str:

@@ -27,12 +27,12 @@ from twisted.internet.defer import (
     succeed,
 )
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .attempt import PROGRAMMING_ERRORS, OneAttempt
+from .attempt import OneAttempt
 from .foreign import abandon, callForeign, callWithin, errorOf, observe
-from .history import History, count, explain
+from .history import History
+from .modulelog import ModuleLog
 from .options import checkArguments, checkSeconds
 from .ping import Ping
 from .states import (
@@ -46,8 +46,6 @@ from .states import (
 from .watch import StaleWatch, Watch
 
 __all__ = ["Initialization"]
-
-_log = Logger("tsrv.wrapper")
 
 
 class Initialization:
@@ -65,6 +63,7 @@ class Initialization:
         reactor: IReactorTime,
         lifecycle: Lifecycle,
         history: History,
+        log: ModuleLog,
         name: str,
         *,
         initialize: Callable[[], object],
@@ -78,7 +77,6 @@ class Initialization:
         timeout: float | None,
         slots: DeferredSemaphore | None,
         secondsLeft: Callable[[], float | None],
-        pending: Callable[[], int],
         ready: Callable[[], None],
         lost: Callable[[], None],
         failed: Callable[[], None],
@@ -89,7 +87,6 @@ class Initialization:
 
         @param secondsLeft: Returns the seconds that the attempt in progress will
             still take, if they are known.
-        @param pending: Returns the number of queued calls.
         @param ready: Called when the module has become ready.
         @param lost: Called when the module is lost.
         @param failed: Called when there will be no further attempt.
@@ -105,6 +102,7 @@ class Initialization:
         self._reactor = reactor
         self._lifecycle = lifecycle
         self._history = history
+        self._log = log
         self._name = name
         self._initialize = initialize
         self._watch = Watch(whenLost, self._noticeLoss)
@@ -112,21 +110,19 @@ class Initialization:
         self._closeTimeout = closeTimeout
         self._ping: Ping | None = None
         if ping is not None:
-            pingFailed = partial(self.reset, what="ping failed")
+            pingFailed = partial(self.reset, isPing=True)
             self._ping = Ping(reactor, ping, pingInterval, pingFailed)
         self._retryPolicy = retryPolicy
         self._fatal = (*fatal, StaleWatch)
         self._timeout = timeout
         self._slots = slots
         self._secondsLeft = secondsLeft
-        self._pending = pending
         self._ready = ready
         self._lost = lost
         self._failed = failed
         self._changed = changed
         self._attempt: OneAttempt | None = None
         self._retryCall: IDelayedCall | None = None
-        self._tracebackLogged = False
         # Attempts since the module was last ready for longer than the last delay:
         # the delays go on growing if it is lost as soon as it is ready.
         self._policyAttempts = 0
@@ -142,7 +138,7 @@ class Initialization:
         self._lifecycle.on(Event.INITIALIZE)
         self.attempts = self._policyAttempts = 0
         self.lastError = None
-        self._tracebackLogged = False
+        self._log.begin()
         self._unreadySince = self._reactor.seconds()
         self._begin()
 
@@ -160,9 +156,11 @@ class Initialization:
         if self._ping is not None:
             self._ping.stop()
 
-    def reset(self, reason: BaseException, what: str = "reset") -> None:
+    def reset(self, reason: BaseException, isPing: bool = False) -> None:
         """
         Close the module, and initialise it again without a delay.
+
+        @param isPing: Whether the reason is the error of a ping.
 
         @raise IllegalTransition: Nobody has initialised the module, or it has failed
             for good, or it is closed; nothing has changed.
@@ -170,7 +168,7 @@ class Initialization:
         state = self._lifecycle.state
         if state in (State.RETRYING, State.LOST):
             self.lastError = reason
-            self._logReset(reason, what)
+            self._log.reset(reason)
             # A module that is being closed for another reset begins afterwards.
             if self._closing is None:
                 if self._retryCall is not None:
@@ -190,15 +188,14 @@ class Initialization:
             self.stop(reason)
         else:
             self._lose(reason)
-        self._logReset(reason, what)
+        if isPing:
+            self._log.lost(reason, 0.0, "ping failed: ")
+        else:
+            self._log.reset(reason)
         # Observers learn of the loss before the module does, which may end calls.
         self._changed()
         if closing is not None:
             self._callClose().addCallback(closing.callback)
-
-    def _logReset(self, reason: BaseException, what: str) -> None:
-        text = "{module}: {what} ({error})"
-        _log.warn(text, module=self._name, what=what, error=explain(reason))
 
     def closeModule(self) -> Deferred[BaseException | None]:
         """
@@ -217,11 +214,7 @@ class Initialization:
     def _closed(self, error: BaseException | None) -> BaseException | None:
         self._closing = None
         if error is not None:
-            _log.warn(
-                "{module}: failed to close for the reset ({error})",
-                module=self._name,
-                error=explain(error),
-            )
+            self._log.closingFailed(error, isReset=True)
         if self._attempt is not None:
             self._waitForTurn(self._attempt)
         elif self._lifecycle.state in (State.RETRYING, State.LOST):
@@ -244,11 +237,7 @@ class Initialization:
         if self._lifecycle.state is not State.FAILED or self.lastError is not reason:
             # The canceller of the attempt has closed the wrapper or begun again.
             return
-        _log.error(
-            "{module}: failed for good ({error})",
-            module=self._name,
-            error=explain(reason),
-        )
+        self._log.failed(reason)
         self._failed()
 
     def retryAfter(self) -> float | None:
@@ -329,26 +318,17 @@ class Initialization:
         self._readySince = self._reactor.seconds()
         self._history.attemptEnded()
         self._history.ready()
-        self._logReady()
+        self._log.ready(
+            self._readySince - self._unreadySince,
+            self.attempts,
+            isRecovered=self._history.losses.count > 0,
+        )
         beginWatch()
         # It may be lost already.
         if attempt is self._attempt:
             if self._ping is not None:
                 self._ping.start()
             self._ready()
-
-    def _logReady(self) -> None:
-        # The first success of a first attempt is not worth a line.
-        isRecovered = self._history.losses.count > 0
-        if isRecovered or self.attempts > 1:
-            _log.info(
-                "{module}: {what} after {seconds:.1f} s, {attempts}, {calls} queued",
-                module=self._name,
-                what="recovered" if isRecovered else "ready",
-                seconds=self._readySince - self._unreadySince,
-                attempts=count(self.attempts, "attempt"),
-                calls=count(self._pending(), "call"),
-            )
 
     def _timedOut(self, attempt: OneAttempt) -> None:
         attempt.timer = None
@@ -368,10 +348,7 @@ class Initialization:
         if isinstance(error, self._fatal):
             self.fail(error)
             return
-        if isinstance(error, PROGRAMMING_ERRORS) and not self._tracebackLogged:
-            self._tracebackLogged = True
-            text = "{module}: a mistake in the program"
-            _log.failure(text, failure, module=self._name)
+        self._log.mistake(failure)
         self._scheduleRetry(error)
 
     # Retries.
@@ -388,28 +365,19 @@ class Initialization:
             if self._isOvertaken(state):
                 return
             if error is not None:
-                _log.error(
-                    "{module}: the retry policy ends the attempts ({error})",
-                    module=self._name,
-                    error=explain(policyError),
-                )
+                self._log.policyFailed(policyError)
             self.fail(policyError if error is None else error)
             return
         if self._isOvertaken(state):
             return
-        isLost = state is State.LOST
-        if not isLost:
+        if state is not State.LOST:
             self._lifecycle.on(Event.FAIL)
         self._lastDelay = delay
         self._retryCall = self._reactor.callLater(delay, self._retry)
-        what = "lost" if isLost else "attempt {attempts} failed"
-        _log.warn(
-            "{module}: " + what + " ({error}); retry in {delay:.1f} s",
-            module=self._name,
-            attempts=self.attempts,
-            delay=delay,
-            error=explain(error),
-        )
+        if state is State.LOST:
+            self._log.lost(error, delay)
+        else:
+            self._log.attemptFailed(self._history.attempts.count, error, delay)
         self._changed()
 
     def _isOvertaken(self, state: State, closing: object = None) -> bool:
@@ -439,7 +407,6 @@ class Initialization:
             self._policyAttempts = 0
         self.attempts = 0
         self._unreadySince = now
-        self._tracebackLogged = False
         self.lastError = error
         self._lifecycle.on(Event.LOSE)
         self._history.lost(error)

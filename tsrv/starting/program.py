@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from ..queuing.modulelog import Consequence
+
 __all__ = ["Restarted", "Skipped", "StartupFailed", "Status"]
 
 
@@ -50,7 +52,7 @@ class StartupFailed(Exception):
         self.reason = reason
 
 
-class Skipped(Exception):
+class Skipped(Consequence, Exception):
     """
     A module was not initialised, or was given up while it waited for a restart,
     because a module that it needs has failed.
@@ -60,11 +62,12 @@ class Skipped(Exception):
 
     def __init__(self, name: str, need: str) -> None:
         super().__init__(f"{name} needs {need}, which failed")
+        self.summary = f"skipped (needs {need}, which failed)"
         self.name = name
         self.need = need
 
 
-class Restarted(Exception):
+class Restarted(Consequence, Exception):
     """
     A module is initialised again, because a module that it restarts with was
     lost and has recovered.
@@ -74,5 +77,6 @@ class Restarted(Exception):
 
     def __init__(self, name: str, recovered: str) -> None:
         super().__init__(f"{name} restarts with {recovered}, which has recovered")
+        self.summary = f"restarting ({recovered} has recovered)"
         self.name = name
         self.recovered = recovered

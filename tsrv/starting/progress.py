@@ -149,14 +149,14 @@ class Progress:
             self.criticalPath.append(member.name)
             member = member.waitedFor
         self.criticalPath.reverse()
-        _log.info("Start-up: {table}", table=self._describe())
+        _log.info("Start-up: {table}", table=self._describe(), seconds=self.becameReady)
 
     def _failed(self, error: StartupFailed) -> None:
         # The wrapper has logged the error of an attempt.
         isLogged = error.__cause__ is not None
         _log.critical(
-            "{name} is required, and failed{reason}; {outcome}",
-            name=error.name,
+            "{module} is required, and failed{reason}; {outcome}",
+            module=error.name,
             reason="" if isLogged else f": {error.reason}",
             outcome="stopping" if self._stopProgram else "staying up to report it",
         )

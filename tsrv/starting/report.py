@@ -87,6 +87,9 @@ class ModuleReport(TypedDict):
         this module could start.
     @ivar attempts: Its attempts, in order. Of many, some in the middle are left
         out.
+    @ivar attemptCount: Number of all its attempts since the program was started, with
+        the one in progress. This is the number of an attempt everywhere: here, in
+        the log, in metrics, for systemd and on the status page.
     @ivar nextAttempt: The time of the next attempt, if one is scheduled.
     @ivar losses: Its losses, in order. Of many, some in the middle are left out.
     @ivar paused: Whether its calls are held, in whatever state it is.

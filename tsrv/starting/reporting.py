@@ -135,9 +135,7 @@ def _reasonOf(member: Member, status: str) -> str | None:
     wrapper = member.wrapper
     error = wrapper.lastError
     because = "" if error is None else f" ({type(error).__name__})"
-    losses = list(wrapper.history.losses)
-    isLost = bool(losses) and losses[-1].recovered is None
-    attempt = f"attempt {wrapper.attempts}" + (" since the loss" if isLost else "")
+    attempt = f"attempt {wrapper.history.attempts.count}"
     return {
         State.NEW: "not started",
         State.INITIALIZING: f"{attempt} is in progress"

@@ -15,6 +15,7 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
+from ..queuing.modulelog import Consequence
 from ..queuing.slices import SlicedWork
 from ..wrapper import State
 from .launcher import Launcher
@@ -23,8 +24,8 @@ from .program import Restarted
 
 __all__ = ["Restarts"]
 
-# Who holds the calls of a module that is going to be restarted, for the log.
-HOLDER: Final = "restartWith"
+# Holds the calls of modules that are going to be restarted.
+HOLDER: Final = Consequence()
 
 # What has no state yet, or has none any more, need not be restarted.
 _RESETTABLE_STATES: Final = (

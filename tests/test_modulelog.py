@@ -1,0 +1,417 @@
+"""
+The log of a module: one line for each event, with the numbers that operators need, and
+few lines for a trouble that lasts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from socket import AF_UNIX, SOCK_DGRAM, socket
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, LogLevel, eventAsJSON
+
+from tsrv import QueuingWrapper, State
+from tsrv.queuing.retry import jitteredBackoff
+from tsrv.server.systemd import SystemdService
+from tsrv.web.metrics import Metrics
+from tsrv.web.status import Status
+from tsrv.web.traffic import Traffic
+
+from .operated import Program
+from .operated import program as program
+from .support import (
+    Module,
+    Refused,
+    Trouble,
+    lose,
+    ready,
+    recover,
+    resultOf,
+    shut,
+    wrap,
+)
+from .websupport import ask, logged, textsOf
+
+DAY = 24 * 3600.0
+
+Started = tuple[Module, QueuingWrapper[Module]]
+
+
+@pytest.fixture
+def started(clock: Clock) -> Iterator[Started]:
+    """
+    A module that has been ready for a while.
+    """
+    policy = jitteredBackoff(jitter=0)
+    module, wrapper, _ = wrap(clock, name="database", retryPolicy=policy)
+    ready(module, wrapper)
+    clock.advance(1000)
+    yield module, wrapper
+    resultOf(wrapper.close())
+    module.closings[-1].callback(None)
+
+
+def fail(module: Module, clock: Clock, message: str = "refused") -> None:
+    """
+    Let an attempt fail, and begin the next one.
+    """
+    module.attempts[-1].errback(Trouble(message))
+    (retry,) = clock.getDelayedCalls()
+    clock.advance(retry.getTime() - clock.seconds())
+
+
+def test_a_day_without_the_module(started: Started, clock: Clock) -> None:
+    """
+    Thousands of failed attempts have a few lines at growing distances of at most an
+    hour. A line says how many have failed in which time if some had no line.
+    """
+    module, _ = started
+    begun = clock.seconds()
+    times = []
+    with logged() as events:
+        lose(module, Trouble("cut off"))
+        clock.advance(0.25)
+        while clock.seconds() < begun + DAY:
+            before = len(events)
+            fail(module, clock)
+            times += [clock.seconds() - begun] * (len(events) - before)
+        recover(clock, module)
+    lines = textsOf(events)
+    assert len(module.attempts) > DAY / 31
+    assert 20 < len(lines) < 45
+    assert max(after - before for before, after in pairwise(times)) < 3700
+    assert lines[:3] == [
+        "database: lost (Trouble: cut off); retry in 0.2 s",
+        "database: attempt 2 failed (Trouble: refused); retry in 0.5 s",
+        "database: attempt 3 failed (Trouble: refused); retry in 1.0 s",
+    ]
+    found = re.fullmatch(
+        r"database: attempt (\d+) failed \(Trouble: refused\), (\d+) times in "
+        r"(\d+) s; retry in 30.0 s",
+        lines[-2],
+    )
+    assert found is not None
+    number, times_, seconds = map(int, found.groups())
+    assert number == times_ + 1 > 2500
+    assert DAY - 3700 < seconds < DAY
+    assert re.fullmatch(
+        r"database: recovered after 864\d\d\.\d s, 28\d\d attempts, 0 calls queued",
+        lines[-1],
+    )
+
+
+def test_a_new_reason_is_told_at_once(started: Started, clock: Clock) -> None:
+    """
+    A reason that is new in this trouble is told at once, but at most ten of them are.
+    """
+    module, _ = started
+    lose(module)
+    clock.advance(0.25)
+    for _ in range(100):
+        fail(module, clock)
+    with logged() as events:
+        fail(module, clock, "wrong password")
+        fail(module, clock, "wrong password")
+        fail(module, clock)
+    (line,) = textsOf(events)
+    assert "attempt 102 failed (Trouble: wrong password), 101 times in " in line
+    with logged() as events:
+        for number in range(100):
+            fail(module, clock, f"from port {number}")
+    assert len(events) < 12
+
+
+def test_a_module_that_is_lost_again_and_again(started: Started, clock: Clock) -> None:
+    """
+    A module that is lost within a minute of each recovery has few lines, and the last
+    one is true; after a minute of being ready each loss is told again.
+    """
+    module, _ = started
+    with logged() as events:
+        for _ in range(200):
+            lose(module)
+            recover(clock, module)
+            clock.advance(10)
+    lines = textsOf(events)
+    assert 8 < len(lines) < 40
+    assert "recovered" in lines[-1]
+    assert re.search(r"lost \(no reason given\), \d+ times in \d+ s; retry", lines[-2])
+    clock.advance(60)
+    for _ in range(2):
+        with logged() as events:
+            lose(module)
+            recover(clock, module)
+        clock.advance(60)
+        assert textsOf(events) == [
+            "database: lost (no reason given); retry in 0.2 s",
+            "database: recovered after 1.0 s, 1 attempt, 0 calls queued",
+        ]
+
+
+def test_events_have_fields(clock: Clock) -> None:
+    """
+    Each number is a field of its event, too, so that programs need not parse the text.
+    """
+    module, wrapper, proxy = wrap(clock, name="database")
+    ready(module, wrapper)
+    with logged() as events:
+        lose(module, Trouble("cut off"))
+        resultOf(proxy.write(1))
+        clock.advance(1)
+        module.attempts[-1].errback(Trouble("refused"))
+        recover(clock, module)
+        resultOf(wrapper.pause(by="operator"))
+        clock.advance(2)
+        wrapper.resume(by="operator")
+    names = {"error", "delay", "attempt", "attempts", "seconds", "queued", "by"}
+    fields = [json.loads(eventAsJSON(event)) for event in events]
+    assert {each["module"] for each in fields} == {"database"}
+    lost, failed, recovered, paused, resumed = (
+        {name: each[name] for name in names if name in each} for each in fields
+    )
+    assert (lost["error"], lost["delay"]) == ("Trouble: cut off", 1.0)
+    assert (failed["error"], failed["attempt"]) == ("Trouble: refused", 2)
+    assert recovered == {"seconds": 2.0, "attempts": 2, "queued": 1}
+    assert paused == {"by": "operator"}
+    assert resumed == {"seconds": 2.0, "queued": 0}
+    assert all(type(each["log_format"]) is str for each in fields)
+
+
+def test_ready_after_a_while(clock: Clock) -> None:
+    """
+    A module that needed a second or more has a line, also at its first attempt.
+    """
+    module, wrapper, proxy = wrap(clock, name="clock")
+    resultOf(wrapper.initialize())
+    resultOf(proxy.write(1))
+    clock.advance(1)
+    with logged() as events:
+        module.attempts[-1].callback(None)
+    assert textsOf(events) == ["clock: ready after 1.0 s, 1 attempt, 1 call queued"]
+
+
+def test_failed_pings_are_losses(clock: Clock) -> None:
+    """
+    The line of a failed ping says that the module is lost, and why.
+    """
+    module, wrapper, _ = wrap(clock, ping=lambda: 1 / 0, closeTimeout=None)
+    ready(module, wrapper)
+    with logged() as events:
+        clock.advance(10)
+        module.closings[-1].callback(None)
+        module.attempts[-1].callback(None)
+    shut(wrapper)
+    assert textsOf(events) == [
+        "Module: lost (ping failed: ZeroDivisionError: division by zero); "
+        "retry at once",
+        "Module: recovered after 0.0 s, 1 attempt, 0 calls queued",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("two\n  lines\r\n\u2028", "two lines"),
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("left\u202eright\0", r"left\u202eright\x00"),
+        ("caf\udce9 café", r"caf\udce9 café"),
+        ("{module} {0}", "{module} {0}"),
+        ("x" * 5000, "x" * 999 + "…"),
+    ],
+)
+def test_foreign_reasons_stay_in_their_line(
+    started: Started, message: str, line: str
+) -> None:
+    """
+    A reason has one line of bounded length, and nothing that a terminal would obey.
+    """
+    module, _ = started
+    with logged() as events:
+        lose(module, Trouble(message))
+    assert textsOf(events) == [f"database: lost (Trouble: {line}); retry in 0.2 s"]
+
+
+def levels(events: Iterable[LogEvent]) -> list[LogLevel]:
+    """
+    @return: The levels of events.
+    """
+    return [event["log_level"] for event in events]
+
+
+def test_skipped_modules_follow_their_cause(program: Program) -> None:
+    """
+    A skipped module has one line, which is no error, and comes after its cause.
+    """
+    program.add("index", required=False)
+    program.add("search", "index", required=False)
+    program.start()
+    with logged() as events:
+        program.fail("index", Refused, "no")
+    assert textsOf(events) == [
+        "index: failed for good (Refused: no)",
+        "search: skipped (needs index, which failed)",
+    ]
+    assert levels(events) == [LogLevel.error, LogLevel.info]
+
+
+def startWithListener(program: Program) -> Callable[..., Any]:
+    """
+    Start a database, and a listener that restarts with it.
+
+    @return: Loses the database; it recovers after five seconds.
+    """
+    program.add("database")
+    program.add("listener", restartWith=["database"])
+    program.start()
+    program.succeed("database", "listener")
+    program.clock.advance(100)
+
+    def flap() -> None:
+        program.lose("database", "no")
+        program.clock.advance(5)
+        program.succeed("database")
+        program.modules["listener"].closings[-1].callback(None)
+        program.succeed("listener")
+
+    return flap
+
+
+def test_restarts_follow_their_cause(program: Program) -> None:
+    """
+    A module that restarts with a lost one has a line when it restarts, and one when it
+    has; holding its calls in between is no event of its own.
+    """
+    flap = startWithListener(program)
+    with logged() as events:
+        flap()
+    assert textsOf(events) == [
+        "database: lost (Trouble: no); retry in 5.0 s",
+        "database: recovered after 5.0 s, 1 attempt, 0 calls queued",
+        "listener: restarting (database has recovered)",
+        "listener: recovered after 0.0 s, 1 attempt, 0 calls queued",
+    ]
+    assert levels(events) == [LogLevel.warn] + [LogLevel.info] * 3
+    with logged() as events:
+        for _ in range(100):
+            flap()
+    assert 8 < len(events) < 60
+
+
+def test_held_modules_are_skipped_in_one_line(program: Program) -> None:
+    """
+    A module that was held to be restarted, and is skipped, has one line for that.
+    """
+    startWithListener(program)
+    with logged() as events:
+        program.lose("database", "no")
+        program.clock.advance(5)
+        program.fail("database", Refused, "gone")
+    assert program.startup.wrappers["listener"].state is State.FAILED
+    assert textsOf(events)[:3] == [
+        "database: lost (Trouble: no); retry in 5.0 s",
+        "database: failed for good (Refused: gone)",
+        "listener: skipped (needs database, which failed)",
+    ]
+    assert [text for text in textsOf(events)[3:] if "listener" in text] == []
+
+
+def test_each_reset_is_told(started: Started, clock: Clock) -> None:
+    """
+    What people do is told each time, with what follows.
+    """
+    module, wrapper = started
+    for _ in range(5):
+        with logged() as events:
+            wrapper.reset(Trouble("new password"))
+            module.closings[-1].callback(None)
+            module.attempts[-1].callback(None)
+        clock.advance(0)
+        assert textsOf(events) == [
+            "database: reset (Trouble: new password)",
+            "database: recovered after 0.0 s, 1 attempt, 0 calls queued",
+        ]
+
+
+def test_one_number_of_attempts(program: Program, clock: Clock, tmp_path: Path) -> None:
+    """
+    Attempts are counted from the start, whether the module was ready in between or not:
+    the log, the report, metrics, systemd and the status page show the same number.
+    """
+    program.add("database")
+    address = str(tmp_path / "notify")
+    service = SystemdService(program.startup, clock, {"NOTIFY_SOCKET": address})
+    with socket(AF_UNIX, SOCK_DGRAM) as systemd, logged() as events:
+        systemd.bind(address)
+        service.startService()
+        program.start()
+        program.fail("database")
+        clock.advance(5)
+        program.succeed("database")
+        program.lose("database")
+        clock.advance(5)
+        program.fail("database")
+        clock.advance(1)
+        systemd.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                message = systemd.recv(4096)
+        service.stopService()
+    assert textsOf(events)[-1].startswith("database: attempt 3 failed (")
+    entry = program.startup.reportModule("database")
+    assert (entry["attemptCount"], entry["reason"]) == (3, "attempt 3 failed (Trouble)")
+    assert b"database (retrying, attempt 3)" in message
+    body = ask(Metrics(program.startup, Traffic(clock))).body
+    assert b'tsrv_module_attempts_total{module="database"} 3.0' in body
+    page = ask(Status(program.startup, clock)).body.decode()
+    assert set(re.findall(r"attempt (\d+)", page)) == {"3"}
+    assert set(re.findall(r"(\d+) attempts", page)) == {"3"}
+
+
+def test_a_pause_during_a_restart_is_told(program: Program) -> None:
+    """
+    A pause is told also if the calls of the module are held already.
+    """
+    startWithListener(program)
+    with logged() as events:
+        program.lose("database", "no")
+        program.pause("listener", by="operator")
+        program.pause("listener", by="operator")
+        program.clock.advance(5)
+        program.succeed("database")
+        program.modules["listener"].closings[-1].callback(None)
+        program.succeed("listener")
+        program.resume("listener", by="operator")
+    assert [text for text in textsOf(events) if "listener" in text] == [
+        "listener: paused by operator",
+        "listener: restarting (database has recovered)",
+        "listener: recovered after 0.0 s, 1 attempt, 0 calls queued",
+        "listener: resumed after 5.0 s, 0 calls queued",
+    ]
+
+
+def test_pauses_are_told(started: Started, clock: Clock) -> None:
+    """
+    A pause has a line that says who pauses the module, and one for how long.
+    """
+    _, wrapper = started
+    with logged() as events:
+        resultOf(wrapper.pause(by="the night\nshift"))
+        clock.advance(2.5)
+        resultOf(wrapper.proxy.write(1))
+        wrapper.resume(by="the night\nshift")
+        resultOf(wrapper.pause())
+        wrapper.resume()
+    assert textsOf(events) == [
+        "database: paused by the night shift",
+        "database: resumed after 2.5 s, 1 call queued",
+        "database: paused",
+        "database: resumed after 0.0 s, 0 calls queued",
+    ]

@@ -1,0 +1,254 @@
+"""
+The log of one module: one line for each event, with the numbers that operators need.
+
+A module that is down for hours, or is lost again and again, must not fill the log. So
+a reason that the log has told already is told again only when the trouble has lasted
+twice as long as at the last line, or for another hour; that line then counts what had
+no line. The trouble is over when the module has been ready for a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .attempt import PROGRAMMING_ERRORS
+from .history import explain, oneLine
+
+__all__ = ["Consequence", "ModuleLog"]
+
+_log = Logger("tsrv.wrapper")
+
+MIN_SILENCE_SECONDS: Final = 0.1
+
+MAX_SILENCE_SECONDS: Final = 3600.0
+
+CALM_SECONDS: Final = 60.0
+"""
+Time for which a module has to be ready until its trouble is over.
+"""
+
+MAX_REASONS: Final = 10
+"""
+Maximum number of reasons that are told at once during one trouble.
+"""
+
+QUICK_SECONDS: Final = 1.0
+"""
+A module that is ready within this time, at the first attempt, needs no line.
+"""
+
+
+class Consequence:
+    """
+    What follows for a module from what has happened to another one, which the log has
+    told. It is no trouble of its own. The reason of a reset or of a failure may be one;
+    a pause by one is not logged at all.
+
+    @ivar summary: What happens to the module.
+    """
+
+    summary = ""
+
+
+class ModuleLog:
+    """
+    Writes the log of one module.
+    """
+
+    def __init__(
+        self, reactor: IReactorTime, name: str, pending: Callable[[], int]
+    ) -> None:
+        """
+        @param reactor: Provides the time.
+        @param name: The name of the module.
+        @param pending: Returns the number of queued calls.
+        """
+        self._reactor = reactor
+        self._name = name
+        self._pending = pending
+        self._consequence: Consequence | None = None
+        self._pausedSince: float | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """
+        Somebody has asked for the module, or has reset it: forget earlier trouble.
+        """
+        self._since = self._readySince = self._reactor.seconds()
+        self._silentUntil = 0.0
+        self._told: set[tuple[str, str]] = set()
+        self._times: dict[str, int] = {}
+        self._hasOmitted = self._hasTraceback = False
+        # Whether the log says that the module is not ready.
+        self._isTold = True
+
+    def lost(self, error: BaseException | None, delay: float, what: str = "") -> None:
+        """
+        The module is lost.
+
+        @param delay: The seconds until the next attempt.
+        @param what: What has noticed the loss, if it was not the module itself.
+        """
+        self._trouble("lost", f"{what}{explain(error)}", delay)
+
+    def attemptFailed(
+        self, number: int, error: BaseException | None, delay: float
+    ) -> None:
+        """
+        An attempt has failed, and another one follows.
+
+        @param number: The number of the attempt.
+        """
+        what = "attempt {attempt} failed"
+        self._trouble(what, explain(error), delay, attempt=number)
+
+    def _trouble(self, what: str, reason: str, delay: float, **fields: int) -> None:
+        if not self._isDue(what, reason):
+            return
+        text = "{module}: " + what + " ({error})"
+        if self._hasOmitted:
+            text += ", {times} times in {seconds:.0f} s"
+        text += "; retry in {delay:.1f} s" if delay else "; retry at once"
+        _log.warn(
+            text,
+            module=self._name,
+            error=reason,
+            times=self._times[what],
+            seconds=self._reactor.seconds() - self._since,
+            delay=delay,
+            **fields,
+        )
+        self._hasOmitted = False
+
+    def _isDue(self, what: str, reason: str) -> bool:
+        now = self._reactor.seconds()
+        if not self._isTold and now - self._readySince >= CALM_SECONDS:
+            self.begin()
+        self._times[what] = self._times.get(what, 0) + 1
+        seconds = now - self._since
+        key = what, reason
+        isNew = key not in self._told and len(self._told) < MAX_REASONS
+        if not isNew and seconds < self._silentUntil:
+            self._hasOmitted = True
+            return False
+        self._told.add(key)
+        silence = min(max(seconds, MIN_SILENCE_SECONDS), MAX_SILENCE_SECONDS)
+        self._silentUntil = seconds + silence
+        self._isTold = True
+        return True
+
+    def mistake(self, failure: Failure) -> None:
+        """
+        An attempt has failed. If that looks like a mistake in the program, log its
+        traceback, once until the module is ready.
+        """
+        if failure.check(*PROGRAMMING_ERRORS) and not self._hasTraceback:
+            self._hasTraceback = True
+            text = "{module}: a mistake in the program"
+            _log.failure(text, failure, module=self._name)
+
+    def ready(self, seconds: float, attempts: int, isRecovered: bool) -> None:
+        """
+        The module is ready.
+
+        @param seconds: The seconds since it was lost or asked for.
+        @param attempts: The number of attempts since then.
+        """
+        isTold, self._isTold = self._isTold, False
+        self._readySince = self._reactor.seconds()
+        self._hasTraceback = False
+        if isTold and (isRecovered or attempts > 1 or seconds >= QUICK_SECONDS):
+            what = "recovered" if isRecovered else "ready"
+            noun = "attempt" if attempts == 1 else "attempts"
+            queued = self._pending()
+            _log.info(
+                f"{{module}}: {what} after {{seconds:.1f}} s, {{attempts}} {noun}, "
+                + _queued(queued),
+                module=self._name,
+                seconds=seconds,
+                attempts=attempts,
+                queued=queued,
+            )
+
+    def reset(self, reason: BaseException) -> None:
+        """
+        Somebody has reset the module.
+        """
+        if isinstance(reason, Consequence):
+            if self._isDue("reset", reason.summary):
+                self._follows(reason)
+        else:
+            self.begin()
+            text = "{module}: reset ({error})"
+            _log.warn(text, module=self._name, error=explain(reason))
+
+    def failed(self, reason: BaseException) -> None:
+        """
+        There will be no further attempt.
+        """
+        if isinstance(reason, Consequence):
+            self._follows(reason)
+        else:
+            text = "{module}: failed for good ({error})"
+            _log.error(text, module=self._name, error=explain(reason))
+
+    def _follows(self, reason: Consequence) -> None:
+        # A module that is skipped while it is healthy is reset first.
+        if reason is not self._consequence:
+            self._consequence = reason
+            text = "{module}: {summary}"
+            _log.info(text, module=self._name, summary=reason.summary)
+
+    def policyFailed(self, error: BaseException) -> None:
+        """
+        The retry policy has no delay for the next attempt.
+        """
+        text = "{module}: the retry policy ends the attempts ({error})"
+        _log.error(text, module=self._name, error=explain(error))
+
+    def paused(self, by: object) -> None:
+        """
+        One more has paused the module.
+        """
+        if isinstance(by, Consequence):
+            return
+        if self._pausedSince is None:
+            self._pausedSince = self._reactor.seconds()
+        if isinstance(by, str):
+            text = "{module}: paused by {by}"
+            _log.info(text, module=self._name, by=oneLine(by))
+        else:
+            _log.info("{module}: paused", module=self._name)
+
+    def resumed(self) -> None:
+        """
+        Nobody pauses the module any more.
+        """
+        begun, self._pausedSince = self._pausedSince, None
+        if begun is not None:
+            queued = self._pending()
+            _log.info(
+                f"{{module}}: resumed after {{seconds:.1f}} s, {_queued(queued)}",
+                module=self._name,
+                seconds=self._reactor.seconds() - begun,
+                queued=queued,
+            )
+
+    def closingFailed(self, error: BaseException, isReset: bool) -> None:
+        """
+        The module could not be closed.
+
+        @param isReset: Whether it is initialised again.
+        """
+        text = "{module}: failed to close" + (" for the reset" if isReset else "")
+        log = _log.warn if isReset else _log.error
+        log(text + " ({error})", module=self._name, error=explain(error))
+
+
+def _queued(number: int) -> str:
+    return "{queued} call queued" if number == 1 else "{queued} calls queued"
