@@ -5,6 +5,7 @@ Real processes: start them, and follow their output.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,12 +19,31 @@ from twisted.internet.error import ProcessDone
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-__all__ = ["ROOT", "Process", "running", "spawned"]
+__all__ = ["ROOT", "Process", "run", "running", "spawned"]
 
 ROOT = Path(__file__).parent.parent
 """
 The checkout.
 """
+
+
+def run(*command: str | Path, status: int = 0, **environment: str) -> str:
+    """
+    Run a program outside of the checkout, without a Python path but the given one.
+
+    @return: Its output, and its errors.
+    """
+    inherited = {name: os.environ[name] for name in os.environ if "PYTHON" not in name}
+    ended = subprocess.run(  # noqa: S603
+        [str(word) for word in command],
+        cwd=sys.prefix,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
 
 
 class Process(ProcessProtocol):
@@ -95,12 +115,16 @@ class Process(ProcessProtocol):
 
 @asynccontextmanager
 async def spawned(
-    directory: Path, *words: str, listening: socket | None = None
+    directory: Path,
+    *words: str,
+    listening: socket | None = None,
+    python: str | Path = sys.executable,
 ) -> AsyncIterator[Process]:
     """
     Run Python in a directory, and kill it at the end if it still runs.
 
     @param listening: A listening socket to pass on, in the way of systemd.
+    @param python: Python of this environment or of another one.
     """
     from twisted.internet import reactor as theReactor
 
@@ -109,7 +133,7 @@ async def spawned(
     # A daemon closes the first three; it has ended when the last one is closed.
     files: dict[int, str | int] = {0: "w", 1: "r", 2: "r", 3: "r"}
     environment = dict(os.environ)
-    command = [sys.executable, *words]
+    command = [os.fspath(python), *words]
     if listening is not None:
         files[3] = listening.fileno()
         environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}

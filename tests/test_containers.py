@@ -16,7 +16,7 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
-from twisted.scripts._twistd_unix import ServerOptions
+from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 
 from .processes import ROOT, Process, spawned
 from .websupport import asynchronous, reservedPort

@@ -5,8 +5,6 @@ The contents of the wheel, its needs, and the layers of its modules.
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
 import sys
 import venv
 import zipfile
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .processes import ROOT
+from .processes import ROOT, run
 
 LAYERS = [
     ("tap",),
@@ -54,25 +52,6 @@ async def main(reactor):
 
 react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
 """
-
-
-def run(*command: str | Path, status: int = 0, **environment: str) -> str:
-    """
-    Run a program outside of the checkout, without a Python path but the given one.
-
-    @return: Its output, and its errors.
-    """
-    inherited = {name: os.environ[name] for name in os.environ if "PYTHON" not in name}
-    ended = subprocess.run(  # noqa: S603
-        [str(word) for word in command],
-        cwd=sys.prefix,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == status, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
 
 
 def isListed(directory: Path, program: str = "twistd", **environment: str) -> bool:
