@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher
 
@@ -18,6 +19,10 @@ from .channels import served as served
 from .channels import server as server
 from .support import Failures
 from .websupport import leaveAll
+
+# No test asserts a time.
+settings.register_profile("tsrv", deadline=None)
+settings.load_profile("tsrv")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
