@@ -117,7 +117,7 @@ class HTTPError(Exception):
     def __init__(
         self,
         detail: str = "",
-        status: HTTPStatus | None = None,
+        status: int | None = None,
         headers: Sequence[tuple[bytes, bytes]] | None = None,
         text: str | None = None,
     ) -> None:
@@ -125,9 +125,10 @@ class HTTPError(Exception):
         Override the class's values.
 
         @param detail: One sentence for people.
+        @raise ValueError: C{status} is no status of HTTP.
         """
         super().__init__(detail)
-        self.status = status or self.status
+        self.status = self.status if status is None else HTTPStatus(status)
         self.headers = headers or self.headers
         self.text = text or self.text
 

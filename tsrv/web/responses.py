@@ -208,6 +208,10 @@ class AsyncResource(Resource):
 
     route: str = NO_ROUTE
 
+    def __init__(self) -> None:
+        # Twisted's has no types, which strict type checkers refuse in a subclass.
+        super().__init__()
+
     def render(self, request: Request) -> int:
         """
         Call the method for the request's method.
