@@ -108,6 +108,22 @@ def test_a_day_without_the_module(started: Started, clock: Clock) -> None:
     )
 
 
+def test_a_loss_soon_after_the_start(clock: Clock) -> None:
+    """
+    A start without trouble does not make the first lines of a trouble rare.
+    """
+    module, wrapper, _ = wrap(clock, retryPolicy=jitteredBackoff(jitter=0))
+    ready(module, wrapper)
+    clock.advance(10)
+    with logged() as events:
+        lose(module)
+        clock.advance(0.25)
+        for _ in range(5):
+            fail(module, clock)
+    assert len(events) == 6
+    shut(wrapper)
+
+
 def test_a_new_reason_is_told_at_once(started: Started, clock: Clock) -> None:
     """
     A reason that is new in this trouble is told at once, but at most ten of them are.

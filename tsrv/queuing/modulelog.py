@@ -127,7 +127,8 @@ class ModuleLog:
 
     def _isDue(self, what: str, reason: str) -> bool:
         now = self._reactor.seconds()
-        if not self._isTold and now - self._readySince >= CALM_SECONDS:
+        isCalm = not self._times or now - self._readySince >= CALM_SECONDS
+        if isCalm and not self._isTold:
             self.begin()
         self._times[what] = self._times.get(what, 0) + 1
         seconds = now - self._since
