@@ -88,9 +88,9 @@ def makeRoot(
     """
     root = AsyncResource()
     root.putChild(b"say", Say(clock))
+    root.putChild(b"openapi.json", Description(root))
     if users is not None:
         root.putChild(b"users", UsersResource(users))
-        root.putChild(b"openapi.json", Description())
     if sessions is not None:
         pages = Pages(root)
         root.putChild(b"visits", Visits(sessions, pages))

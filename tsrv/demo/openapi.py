@@ -1,257 +1,296 @@
 """
 The description of the server in OpenAPI 3.1.
 
-The schemas are generated from the structs that validate requests, so the
-description cannot differ from the checks.
+The schemas are generated from the structs that validate requests and encode
+responses, so the description cannot differ from them. It has the routes of the site
+that it is served on; operator pages that are elsewhere have a server of their own.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
+from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from .. import __version__
+from ..starting.report import Report
 from ..web.content import withETag
 from ..web.responses import AsyncResource, Response
-from .userroutes import MAX_BODY_BYTES, MAX_USERS_PER_PAGE, MERGE_PATCH, PageQuery
-from .users import LARGEST_ID, NewUser, User, UserPatch
+from .descriptions import (
+    FORM,
+    HTML,
+    JSON,
+    NOT_MODIFIED,
+    SEE_OTHER,
+    TEXT,
+    Module,
+    NotReady,
+    Object,
+    Problem,
+    contentOf,
+    describeComponents,
+    describeOperation,
+    describeProblem,
+    describeResponse,
+    refer,
+    schemaOf,
+)
+from .userroutes import MAX_USERS_PER_PAGE, MERGE_PATCH, PageQuery
+from .users import NewUser, User, UserPatch
+from .visitors import LoggedIn, LoginBody, Token, VisitCount, Visitor
 
 __all__ = ["Description", "describe"]
 
-_Object = dict[str, Any]
+_SESSION: Final[list[Object]] = [{"session": []}, {"localSession": []}, {}]
+"""
+A cookie, or none: every visitor may have a session.
+"""
+
+_ELSEWHERE: Final = [
+    {
+        "url": "http://{operations}",
+        "description": "The endpoint for operators (--operations-listen).",
+        "variables": {"operations": {"default": "localhost:8001"}},
+    }
+]
 
 
-class InvalidPart(Struct):
-    """
-    One error of a request: a JSON pointer or a parameter, and a reason.
-    """
-
-    detail: str
-    pointer: str | UnsetType = UNSET
-    parameter: str | UnsetType = UNSET
-
-
-class Problem(Struct):
-    """
-    Problem details (RFC 9457), with the member C{error} for simpler clients.
-    """
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    error: str
-    requestId: str
-    errors: list[InvalidPart] | UnsetType = UNSET
-
-
-_HEADERS: Final = {
-    "X-Request-ID": "The identifier of the request in the log.",
-    "ETag": "The version of the resource.",
-    "Link": "The next page.",
-    "Location": "The path of the new user.",
-    "Retry-After": "Seconds after which to retry.",
-}
-
-_PROBLEMS: Final = {
-    400: "The request is invalid.",
-    404: "No user has this identifier.",
-    409: "The address is in use.",
-    412: "The user does not have the expected entity tag.",
-    413: f"The body is longer than {MAX_BODY_BYTES:,} bytes.",
-    415: "The media type of the body is not supported.",
-    500: "Internal error; the log has the details.",
-    503: "The service is not available. With Retry-After the request was not carried "
-    "out; without it, the request may have been carried out.",
-}
-
-_JSON: Final = "application/json"
-
-_TEXT: Final = {"type": "string"}
-
-
-def _ref(kind: str, name: str) -> _Object:
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
-def _content(schema: _Object, *mediaTypes: str) -> _Object:
-    return {"content": {each: {"schema": schema} for each in mediaTypes}}
-
-
-def _response(description: str, *headers: str) -> _Object:
-    sent = {name: _ref("headers", name) for name in ("X-Request-ID", *headers)}
-    return {"description": description, "headers": sent}
-
-
-def _problem(status: int) -> _Object:
-    response = _response(_PROBLEMS[status], *(["Retry-After"] if status == 503 else []))
-    content = _content(_TEXT, "text/plain", "text/html")
-    problem = _content(_ref("schemas", "Problem"), "application/problem+json")
-    content["content"].update(problem["content"])
-    return response | content
-
-
-def _userResponse(description: str, *headers: str) -> _Object:
+def _userResponse(description: str, *headers: str) -> Object:
     links = {
         name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
         for name in ("getUser", "replaceUser", "changeUser", "deleteUser")
     }
-    response = _response(description, "ETag", *headers)
-    return response | _content(_ref("schemas", "User"), _JSON) | {"links": links}
+    content = contentOf(schemaOf(User), JSON)
+    response = describeResponse(description, "ETag", *headers, content=content)
+    return response | {"links": links}
 
 
-_NOT_MODIFIED: Final = _response("The client has this version already.", "ETag")
+def _visitorResponse(description: str, struct: type[Struct], *types: str) -> Object:
+    content = contentOf(schemaOf(struct), JSON) | contentOf(TEXT, *types)
+    return describeResponse(description, "Set-Cookie", content=content)
 
 
-def _operation(
-    name: str,
-    summary: str,
-    responses: dict[int, _Object],
-    problems: tuple[int, ...] = (),
-    parameters: tuple[str, ...] = (),
-    body: tuple[type[Struct], *tuple[str, ...]] | None = None,
-) -> _Object:
+def _visitorOperation(name: str, *described: Any, **more: Any) -> Object:
+    if name in ("logIn", "logOut"):
+        more |= {"problems": (403,), "parameters": ("Origin", "X-CSRF-Token")}
+    more["problems"] = (429, *more.get("problems", ()))
+    return describeOperation(name, *described, **more) | {"security": _SESSION}
+
+
+def _page(name: str, summary: str, mediaType: str) -> Object:
     """
-    Describe one method of a route.
-
-    @param responses: The successful responses.
-    @param problems: The problems, beside those of the body, 500 and 503.
-    @param parameters: Names of parameters.
-    @param body: The struct of the body, and its media types.
+    Describe a page that is sent only to clients that do not have it.
     """
-    if body is not None:
-        problems += (400, 409, 413, 415)
-    shared = {each: _ref("responses", str(each)) for each in (*problems, 500, 503)}
-    operation: _Object = {
-        "operationId": name,
-        "summary": summary,
-        "parameters": [_ref("parameters", each) for each in parameters],
-        "responses": {str(key): each for key, each in (responses | shared).items()},
-    }
-    if body is not None:
-        struct, *types = body
-        content = _content(_ref("schemas", struct.__name__), *types)
-        operation["requestBody"] = {"required": True, **content}
-    return operation
+    schema = {"type": "object"} if mediaType == JSON else TEXT
+    found = describeResponse(summary, "ETag", content=contentOf(schema, mediaType))
+    responses = {200: found, 304: NOT_MODIFIED}
+    return {"get": describeOperation(name, summary, responses, (), ("If-None-Match",))}
 
 
-def _paths() -> _Object:
-    user = _ref("schemas", "User")
-    users = {"type": "array", "maxItems": MAX_USERS_PER_PAGE, "items": user}
-    page = _response(
-        "A page of users. The header Link names the next page.", "ETag", "Link"
+def _clock() -> Object:
+    said = describeResponse(
+        "What the clock says.", content=contentOf(TEXT, "text/plain")
     )
-    said = _response("What the clock says.") | _content(_TEXT, "text/plain")
-    description = _response("The description.", "ETag")
-    changed = {200: _userResponse("The changed user.")}
-    shown = {200: _userResponse("The user."), 304: _NOT_MODIFIED}
-    deleted = {204: _response("The user is deleted.")}
-    conditions = ("If-Match", "If-None-Match")
-    ofUser = partial(_operation, problems=(404, 412), parameters=conditions)
+    summary = "Ask the clock. It may have to start."
     return {
-        "/say": {
-            "get": _operation(
-                "say", "Ask the clock. It may have to start.", {200: said}
-            )
-        },
+        "/say": {"get": describeOperation("say", summary, {200: said})},
+        "/openapi.json": _page("describe", "This description.", JSON),
+    }
+
+
+def _users() -> Object:
+    users = {"type": "array", "maxItems": MAX_USERS_PER_PAGE, "items": schemaOf(User)}
+    page = describeResponse(
+        "A page of users. The header Link names the next page.",
+        *("ETag", "Link"),
+        content=contentOf(users, JSON),
+    )
+    changed = {200: _userResponse("The changed user.")}
+    shown = {200: _userResponse("The user."), 304: NOT_MODIFIED}
+    deleted = {204: describeResponse("The user is deleted.")}
+    conditions = ("If-Match", "If-None-Match")
+    ofUser = partial(describeOperation, parameters=conditions)
+    return {
         "/users": {
-            "get": _operation(
+            "get": describeOperation(
                 "listUsers",
                 "List users, in the order of their identifiers.",
-                {200: page | _content(users, _JSON), 304: _NOT_MODIFIED},
+                {200: page, 304: NOT_MODIFIED},
                 (400,),
                 (*PageQuery.__struct_fields__, "If-None-Match"),
             ),
-            "post": _operation(
+            "post": describeOperation(
                 "createUser",
                 "Add a user.",
                 {201: _userResponse("The new user.", "Location")},
-                body=(NewUser, _JSON),
+                (409,),
+                body=(NewUser, JSON),
             ),
         },
         "/users/{id}": {
-            "parameters": [_ref("parameters", "id")],
-            "get": ofUser("getUser", "Show a user.", shown),
+            "parameters": [refer("parameters", "id")],
+            "get": ofUser("getUser", "Show a user.", shown, (404, 412)),
             "put": ofUser(
-                "replaceUser", "Replace all fields.", changed, body=(NewUser, _JSON)
+                "replaceUser",
+                "Replace all fields.",
+                changed,
+                (404, 409, 412),
+                body=(NewUser, JSON),
             ),
             "patch": ofUser(
                 "changeUser",
                 "Replace some fields (RFC 7396).",
                 changed,
-                body=(UserPatch, MERGE_PATCH, _JSON),
+                (404, 409, 412),
+                body=(UserPatch, MERGE_PATCH, JSON),
             ),
-            "delete": ofUser("deleteUser", "Delete a user.", deleted),
+            "delete": ofUser("deleteUser", "Delete a user.", deleted, (404, 412)),
         },
-        "/openapi.json": {
-            "get": _operation(
-                "describe",
-                "This description.",
+    }
+
+
+def _visitors() -> Object:
+    count = _visitorResponse("The visits.", VisitCount, HTML)
+    me = _visitorResponse("The visitor.", Visitor, HTML)
+    form = _visitorResponse("A form, or the token for posts.", Token, HTML)
+    name = _visitorResponse("The name.", LoggedIn)
+    operation = _visitorOperation
+    return {
+        "/visits": {"get": operation("visit", "Count a visit.", {200: count})},
+        "/me": {
+            "get": operation("showMe", "Show the visitor.", {200: me, 303: SEE_OTHER})
+        },
+        "/login": {
+            "get": operation("showLogin", "Prepare a login.", {200: form}),
+            "post": operation(
+                "logIn",
+                "Log in with a name. There is no password.",
+                {200: name, 303: SEE_OTHER},
+                body=(LoginBody, JSON, FORM),
+            ),
+        },
+        "/logout": {
+            "post": operation("logOut", "End the session.", {200: name, 303: SEE_OTHER})
+        },
+    }
+
+
+def _operators() -> Object:
+    plain = partial(contentOf, TEXT)
+    alive = describeResponse("The process is alive.", content=plain("text/plain"))
+    ready = describeResponse("The program is ready.", content=plain("text/plain"))
+    formats = plain("text/plain", "application/openmetrics-text")
+    report = describeResponse("The report.", content=contentOf(schemaOf(Report), JSON))
+    changed = contentOf(schemaOf(Module), JSON)
+    actions = {
+        "pause": "Hold the calls of a module.",
+        "resume": "Run the held calls of a module.",
+        "reset": "Close a module and initialise it again.",
+    }
+    routes = {
+        f"/modules/{{name}}/{action}": {
+            "parameters": [refer("parameters", "name")],
+            "post": describeOperation(
+                f"{action}Module",
+                f"{summary} On a separate endpoint alone.",
                 {
-                    200: description | _content({"type": "object"}, _JSON),
-                    304: _NOT_MODIFIED,
+                    200: describeResponse("It is done.", content=changed),
+                    202: describeResponse("It is in progress.", content=changed),
+                    303: SEE_OTHER,
                 },
-                parameters=("If-None-Match",),
+                (*([400] if action == "pause" else []), 403, 404, 409),
+                ("Origin", *(["wait"] if action == "pause" else [])),
+            ),
+        }
+        for action, summary in actions.items()
+    }
+    return {
+        "/": _page("showStatus", "The status page.", HTML),
+        "/status": _page("showFragment", "The part of it that changes.", HTML),
+        "/status.css": _page("showStyle", "Its style.", "text/css"),
+        "/status.js": _page("showScript", "Its script.", "text/javascript"),
+        "/status.svg": _page("showIcon", "Its icon.", "image/svg+xml"),
+        "/livez": {
+            "get": describeOperation("live", "Whether the reactor runs.", {200: alive})
+        },
+        "/readyz": {
+            "get": describeOperation(
+                "ready",
+                "Whether every required module is ready.",
+                {
+                    200: ready,
+                    503: describeProblem("Modules are missing.", 503, NotReady),
+                },
             )
         },
+        "/startup": {
+            "get": describeOperation(
+                "report", "The report of the start-up.", {200: report}
+            )
+        },
+        "/metrics": {
+            "get": describeOperation(
+                "measure",
+                "Metrics for Prometheus.",
+                {200: describeResponse("The metrics.", content=formats)},
+            )
+        },
+        **routes,
     }
 
 
-def _parameters() -> _Object:
-    id_ = {"type": "integer", "format": "int64", "minimum": 1, "maximum": LARGEST_ID}
-    tags = {"type": "string", "examples": ['"1"', "*"]}
-    query = msgspec.json.schema(PageQuery)["$defs"]["PageQuery"]["properties"]
-    described: _Object = {
-        "id": {"in": "path", "required": True, "schema": id_},
-        "If-Match": {
-            "in": "header",
-            "description": "The user must have one of these entity tags.",
-            "schema": tags,
-        },
-        "If-None-Match": {
-            "in": "header",
-            "description": "The resource must have none of these entity tags.",
-            "schema": tags,
-        },
-    }
-    for name, schema in query.items():
-        description = schema.pop("description")
-        described[name] = {"in": "query", "description": description, "schema": schema}
-    return {name: {"name": name, **each} for name, each in described.items()}
+_TAGS: Final = {
+    "clock": _clock,
+    "users": _users,
+    "visitors": _visitors,
+    "operators": _operators,
+}
 
 
-def _header(name: str, description: str) -> _Object:
-    kind = {"type": "integer"} if name == "Retry-After" else _TEXT
-    required = name == "X-Request-ID"
-    return {"description": description, "schema": kind, "required": required}
+def _pathsOf(root: Resource) -> Object:
+    paths: Object = {}
+    for tag, describeRoutes in _TAGS.items():
+        for path, item in describeRoutes().items():
+            isHere = path.split("/")[1].encode("ascii") in root.children
+            if isHere or tag == "operators":
+                methods = {
+                    key: each if key == "parameters" else {"tags": [tag], **each}
+                    for key, each in item.items()
+                }
+                paths[path] = methods | ({} if isHere else {"servers": _ELSEWHERE})
+    return paths
 
 
-def describe() -> _Object:
+def describe(root: Resource) -> Object:
     """
     Return the description.
+
+    @param root: The root of the site.
     """
     _, schemas = msgspec.json.schema_components(
-        [User, NewUser, UserPatch, Problem], ref_template="#/components/schemas/{name}"
+        [
+            *(User, NewUser, UserPatch, VisitCount, Visitor, Token, LoggedIn),
+            *(LoginBody, Problem, NotReady, Report, Module),
+        ],
+        ref_template="#/components/schemas/{name}",
     )
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "tsrv",
             "version": __version__,
-            "description": "A server that holds early requests until it is ready.",
+            "description": "A server that holds early requests until it is ready. "
+            "Every request may also be refused as malformed, slow or too long: with "
+            "400, 408, 413, 414, 431 or 503, as problem details.",
         },
-        "paths": _paths(),
-        "components": {
-            "schemas": schemas,
-            "parameters": _parameters(),
-            "headers": {name: _header(name, each) for name, each in _HEADERS.items()},
-            "responses": {str(status): _problem(status) for status in _PROBLEMS},
-        },
+        "tags": [{"name": each} for each in _TAGS],
+        "paths": _pathsOf(root),
+        "components": describeComponents(schemas),
     }
 
 
@@ -262,14 +301,24 @@ class Description(AsyncResource):
 
     isLeaf = True
 
-    def __init__(self) -> None:
+    def __init__(self, root: Resource) -> None:
+        """
+        @param root: The root of the site, which is described at the first request.
+        """
         super().__init__()
-        encoded = msgspec.json.encode(describe(), order="deterministic")
-        self._body = msgspec.json.format(encoded, indent=1)
-        self._tag = f'"{blake2b(self._body, digest_size=12).hexdigest()}"'
+        self._root = root
+
+    @cached_property
+    def _body(self) -> bytes:
+        encoded = msgspec.json.encode(describe(self._root), order="deterministic")
+        return msgspec.json.format(encoded, indent=1)
+
+    @cached_property
+    def _tag(self) -> str:
+        return f'"{blake2b(self._body, digest_size=12).hexdigest()}"'
 
     def render_GET(self, request: Request) -> Response:
         """
         Show the description.
         """
-        return withETag(request, self._tag, Response(self._body, _JSON.encode()))
+        return withETag(request, self._tag, Response(self._body, JSON.encode()))

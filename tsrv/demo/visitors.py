@@ -21,16 +21,21 @@ from ..web.responses import AsyncResource, Response
 from .names import LoginName
 from .pages import Pages
 
-__all__ = ["Login", "Logout", "Me", "Visits"]
+__all__ = [
+    "LoggedIn",
+    "Login",
+    "LoginBody",
+    "Logout",
+    "Me",
+    "Token",
+    "VisitCount",
+    "Visitor",
+    "Visits",
+]
 
 _JSON: Final = "application/json"
 
 _INVALID: Final = "Invalid name"
-
-MAX_FORM_FIELDS: Final = 10
-"""
-Maximum number of fields in a form.
-"""
 
 MAX_BODY_BYTES: Final = 4 * 1024
 """
@@ -43,13 +48,47 @@ _VARY: Final = (b"Vary", b"Accept")
 
 class LoginBody(Struct):
     """
-    The body of a program's request to C{/login}.
+    The name of a visitor who logs in.
     """
 
     name: LoginName
 
 
-def _jsonResponse(members: object) -> Response:
+class LoggedIn(Struct):
+    """
+    The name after a login or a logout.
+    """
+
+    name: str | None
+
+
+class VisitCount(Struct):
+    """
+    The number of visits.
+    """
+
+    visits: int
+
+
+class Visitor(Struct):
+    """
+    A visitor. Sessions that are not stored have no token.
+    """
+
+    name: str | None
+    visits: int
+    token: str | None
+
+
+class Token(Struct):
+    """
+    What a program sends as C{X-CSRF-Token}.
+    """
+
+    token: str
+
+
+def _jsonResponse(members: Struct) -> Response:
     return Response(encode(members), _JSON.encode(), headers=[_VARY])
 
 
@@ -73,11 +112,7 @@ def _nameFrom(request: Request) -> str:
     if _isForm(request):
         assert request.content is not None
         data = request.content.read().decode("utf-8", "replace")
-        try:
-            fields = parse_qs(data, max_num_fields=MAX_FORM_FIELDS)
-        except ValueError:
-            detail = f"has more than {MAX_FORM_FIELDS} fields"
-            raise Invalid("Invalid form", "pointer", "", detail) from None
+        fields = parse_qs(data)
         body = validate({"name": fields.get("name", [""])[0]}, LoginBody, _INVALID)
     else:
         body = readJSON(request, LoginBody, _INVALID, [_JSON], b"Accept-Post")
@@ -116,10 +151,10 @@ class Visits(_SessionResource):
         Count a visit.
         """
         session = await self._sessions.get(request)
-        visits = await session.add("visits")
+        visits = int(await session.add("visits"))
         if prefersHTML(request):
             return self._pages.page("/visits", "Visits", visits=visits)
-        return _jsonResponse({"visits": visits})
+        return _jsonResponse(VisitCount(visits))
 
 
 class Me(_SessionResource):
@@ -134,8 +169,7 @@ class Me(_SessionResource):
         session = await self._sessions.get(request)
         name, visits = session.get("name"), session.get("visits", 0)
         if not prefersHTML(request):
-            members = {"name": name, "visits": visits, "token": _tokenOf(session)}
-            return _jsonResponse(members)
+            return _jsonResponse(Visitor(name, visits, _tokenOf(session)))
         if name is None:
             return _redirect(b"/login")
         return self._pages.page("/me", f"Hello, {name}", visits=visits)
@@ -153,7 +187,7 @@ class Login(_SessionResource):
         if prefersHTML(request):
             return self._form()
         session = await self._sessions.get(request)
-        return _jsonResponse({"token": session.token})
+        return _jsonResponse(Token(session.token))
 
     async def render_POST(self, request: Request) -> Response:
         """
@@ -168,7 +202,7 @@ class Login(_SessionResource):
             raise
         session.regenerate()
         session["name"] = name
-        return _redirect(b"/me") if _isForm(request) else _jsonResponse({"name": name})
+        return _redirect(b"/me") if _isForm(request) else _jsonResponse(LoggedIn(name))
 
     def _form(self, status: int = 200, error: str | None = None) -> Response:
         return self._pages.page("/login", "Log in", status, error=error)
@@ -187,4 +221,4 @@ class Logout(_SessionResource):
         session.destroy()
         if _isForm(request):
             return _redirect(b"/login")
-        return _jsonResponse({"name": None})
+        return _jsonResponse(LoggedIn(None))
