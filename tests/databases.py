@@ -2,17 +2,20 @@
 The databases of tests.
 
 The fixtures are imported by name, C{from .databases import postgresql as
-postgresql}: all modules share one server. Without PostgreSQL a test that needs it is
-skipped, unless C{TSRV_DATABASES} is C{required}.
+postgresql}: all modules share one server. Without PostgreSQL or PgBouncer a test that
+needs it is skipped, unless C{TSRV_DATABASES} is C{required}.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -21,7 +24,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from tsrv import databases
 from tsrv.databases import Schema, Settings
 
-from .postgresql_server import Installation, Missing, PostgreSQL
+from .postgresql_server import PASSWORD, Installation, Missing, PostgreSQL
 from .websupport import reservedPort
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "errorOf",
     "opened",
     "ownPostgresql",
+    "pooler",
     "postgresql",
     "watchedSockets",
 ]
@@ -181,6 +185,41 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
         "grant usage on schema public to public",
         database=NAME,
     )
+
+
+@pytest.fixture
+def pooler(database: Database, tmp_path: Path) -> Iterator[str]:
+    """
+    The URL of the database behind PgBouncer, which lends its only connection to the
+    server for one transaction at a time.
+    """
+    program = which("pgbouncer") or which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        if os.environ.get("TSRV_DATABASES") == "required":
+            raise Missing("PgBouncer is not installed")
+        pytest.skip("no PgBouncer")
+    target = f"host=127.0.0.1 port={database.server.port}"
+    with reservedPort() as port:
+        configuration = tmp_path / "pgbouncer.ini"
+        configuration.write_text(
+            f"[databases]\n{database.name} = {target} "
+            f"user=postgres password='{PASSWORD}'\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+            "unix_socket_dir =\nauth_type = any\npool_mode = transaction\n"
+            "default_pool_size = 1\n"
+        )
+        # It refuses to run as root, and reads its file before it changes the user.
+        user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        with (tmp_path / "pgbouncer.log").open("w") as log:
+            command = [program, *user, str(configuration)]
+            process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
+        try:
+            while f"listening on 127.0.0.1:{port}" not in Path(log.name).read_text():
+                assert process.poll() is None, Path(log.name).read_text()
+            yield f"postgresql://postgres@127.0.0.1:{port}/{database.name}"
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from struct import pack
 from typing import Any
 
+import psycopg
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ServerEndpoint
@@ -25,12 +26,14 @@ from tsrv.databases import (
     Schema,
     Settings,
     Statement,
+    UniqueViolated,
 )
 from tsrv.errors import OutcomeUnknown
 
 from .databases import Database, PostgreSQL, errorOf, opened, watchedSockets
 from .databases import database as database
 from .databases import ownPostgresql as ownPostgresql
+from .databases import pooler as pooler
 from .networks import Relay, blackHole, relaying
 from .services import pause
 from .websupport import asynchronous, errorsIn, logged, textsOf
@@ -404,6 +407,58 @@ async def test_a_connection_that_cannot_be_set_up_is_closed(
     assert watchedSockets() == []
 
 
+# Poolers.
+
+
+@asynchronous
+async def test_a_pooler_lends_no_limits_to_other_applications(
+    database: Database, pooler: str
+) -> None:
+    """
+    PgBouncer lends one session on the server to several clients. The time limit of a
+    statement is for its own transaction, and nothing is left behind.
+    """
+    session = Statement(
+        "SELECT current_setting('statement_timeout'), "
+        "current_setting('idle_in_transaction_session_timeout'), "
+        "(SELECT count(*) FROM pg_prepared_statements)"
+    )
+    async with opened(pooler, [SCHEMA], statementTimeout=0.4) as module:
+        for name in "abcdefgh":
+            await module.write(ADD, name)
+        limit, *rest = (await module.read(session))[0]
+        assert [limit, *rest] == ["400ms", "0", 0]
+        with psycopg.connect(pooler, prepare_threshold=None) as other:
+            assert other.execute(session.sql).fetchall() == [("0", "0", 0)]
+        error = await errorOf(module.write(ADD_SLOWLY, 60.0))
+        assert isinstance(error, DatabaseUnavailable)
+        assert error.code == "57014"
+        assert await module.read(COUNT) == [(8,)]
+
+
+@asynchronous
+async def test_a_pooler_changes_no_answer(database: Database, pooler: str) -> None:
+    """
+    A write is a transaction of its own, whose errors are those of a direct connection.
+    """
+    make = "CREATE TABLE late (name TEXT UNIQUE DEFERRABLE INITIALLY DEFERRED)"
+    late = Schema("late", {"postgresql": [[make]]})
+    async with opened(pooler, [late]) as module:
+        add = Statement("INSERT INTO late VALUES (?) RETURNING name")
+        assert await module.write(add, "a") == [("a",)]
+        assert isinstance(await errorOf(module.write(add, "a")), UniqueViolated)
+        for sql in ("SELECT nonsense", "COPY late FROM STDIN", "COPY late TO STDOUT"):
+            assert type(await errorOf(module.write(Statement(sql)))) is DatabaseError
+            await module.initialize()
+        read = module.read(SLEEP, 60.0)
+        while not await database.ask(f"SELECT 1 FROM pg_stat_activity WHERE {ASLEEP}"):  # noqa: S608
+            pass
+        await database.endConnections(ASLEEP)
+        assert isinstance(await errorOf(read), DatabaseUnavailable)
+        await module.initialize()
+        assert await module.read(Statement("SELECT * FROM late")) == [("a",)]
+
+
 # Losses.
 
 
@@ -723,9 +778,10 @@ READY = message(b"Z", b"I")
 PREPARED = message(b"1") + READY
 COMPLETE = message(b"1") + message(b"2") + message(b"n") + message(b"C", b"SELECT 0\0")
 
-COLUMN = b"x\0" + pack("!IhIhih", 0, 0, 25, -1, -1, 0)
-ROW = message(b"T", pack("!H", 3) + 3 * COLUMN) + message(
-    b"D", pack("!H", 3) + 3 * pack("!i", -1)
+BOOLEAN = b"own\0" + pack("!IhIhih", 0, 0, 16, 1, -1, 0)
+NUMBER = b"limit\0" + pack("!IhIhih", 0, 0, 23, 4, -1, 0)
+ROW = message(b"T", pack("!H", 2) + BOOLEAN + NUMBER) + message(
+    b"D", pack("!HIcIc", 2, 1, b"t", 1, b"0")
 )
 
 OPENING = [

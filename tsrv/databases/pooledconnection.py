@@ -2,9 +2,10 @@
 Statements on one connection of the pool.
 
 This does what a cursor of psycopg does, with two differences. It knows whether a
-statement may have reached the server when the connection breaks. And the name of a
-prepared statement is made from its text, so that a pooler such as PgBouncer, which
-lends one connection to several clients, cannot confuse two statements.
+statement may have reached the server when the connection breaks. And it leaves nothing
+behind on the server when a pooler such as PgBouncer lends one connection to several
+clients: each statement sets its time limit for its own transaction, and none is
+prepared.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ The SQLSTATEs for a prepared statement that is gone, no longer fits the tables, 
 was prepared by another client of a pooler. The statement was not carried out.
 """
 
+_SET_LIMIT: Final = b"SELECT set_config('statement_timeout', $1, true)"
+
 _TUPLES: Final = pq.ExecStatus.TUPLES_OK
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
+_COPY: Final = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 
 Results = list[pq.abc.PGresult]
 
@@ -58,9 +62,11 @@ class PooledConnection:
     @ivar lastAnswer: When the server answered last, in seconds.
     """
 
-    def __init__(self, connection: Connection[Any]) -> None:
+    def __init__(self, connection: Connection[Any], limit: str | None = None) -> None:
         """
         @param connection: A connection in autocommit mode that nobody else uses.
+        @param limit: The time limit for each statement, in milliseconds, if the
+            session on the server has none.
         """
         self.connection = connection
         self.call: Call | None = None
@@ -71,7 +77,8 @@ class PooledConnection:
         connection.adapters.register_dumper(int, Int8Dumper)
         self._transformer = Transformer(connection)
         self._prepared: set[bytes] = set()
-        self._canPrepare = True
+        self._limit = limit
+        self._canPrepare = limit is None
 
     async def carryOut(self, call: Call) -> list[Row] | Exception:
         """
@@ -128,12 +135,40 @@ class PooledConnection:
             # The caller gave up.
             return []
         call.isSent = True
+        if self._limit is not None:
+            parameters = sql.encode(), values, types, formats
+            results = yield from self._sendWithLimit(self._limit.encode(), *parameters)
+            return results
         if name in self._prepared:
             pgconn.send_query_prepared(name, values, formats)
         else:
             pgconn.send_query_params(sql.encode(), values, types, formats)
         results = yield from generators.execute(pgconn)
         return results
+
+    def _sendWithLimit(self, limit: bytes, *statement: Any) -> PQGen[Results]:
+        """
+        Send a statement behind another one that sets its time limit. Both are one
+        transaction, in one round trip.
+        """
+        pgconn = self.connection.pgconn
+        pgconn.enter_pipeline_mode()
+        pgconn.send_query_params(_SET_LIMIT, [limit])
+        pgconn.send_query_params(*statement)
+        pgconn.pipeline_sync()
+        yield from generators.send(pgconn)
+        results: Results = []
+        while pgconn.status == pq.ConnStatus.OK:
+            part = yield from generators.fetch_many(pgconn)
+            if part and part[0].status == pq.ExecStatus.PIPELINE_SYNC:
+                pgconn.exit_pipeline_mode()
+                break
+            results += part
+            if part and part[-1].status in _COPY:
+                # It would come again and again.
+                break
+        hasLimit = results and results[0].status != _FATAL
+        return results[1:] if hasLimit else results
 
     def _outcome(self, call: Call, results: Results) -> list[Row] | Exception:
         connection = self.connection

@@ -65,10 +65,17 @@ DEFAULTS: Final = {
 }
 
 _SESSION: Final = Statement(
-    "SELECT set_config('statement_timeout', ?, false), "
-    "set_config('idle_in_transaction_session_timeout', ?, false), "
-    "(SELECT setting::int FROM pg_settings WHERE name = 'idle_session_timeout')"
+    "SELECT own, (SELECT setting::int FROM pg_settings "
+    "WHERE name = 'idle_session_timeout'), "
+    "CASE WHEN own THEN set_config('statement_timeout', ?, false) END, CASE WHEN own "
+    "THEN set_config('idle_in_transaction_session_timeout', ?, false) END "
+    "FROM (SELECT pg_backend_pid() = ? AS own) AS session"
 )
+"""
+Set the time limits, unless the session is not the client's own: a pooler lends it to
+other applications, which would get the limits, too. A pooler tells its clients an
+identifier of its own.
+"""
 
 _CHECK: Final = Statement("SELECT 1")
 
@@ -124,13 +131,16 @@ class PostgreSQL(Engine):
             raise refusalOf(error) from None
         connection.cancelTimeout = 0.0
         connection.cursor_factory = AsyncRawCursor
+        connection.prepare_threshold = None
         limit = int(self.settings.statementTimeout * 1000)
         milliseconds = str(min(limit, MAX_TIMEOUT_MILLISECONDS))
         try:
             await connection.set_autocommit(True)
             left = until - self.reactor.seconds()
-            ((_, _, idleLimit),) = await self._ask(
-                connection, left, _SESSION, milliseconds, milliseconds
+            limits = milliseconds, milliseconds
+            backend = connection.info.backend_pid
+            ((isOwn, idleLimit, *_),) = await self._ask(
+                connection, left, _SESSION, *limits, backend
             )
             if idleLimit:
                 # One connection has to stay open.
@@ -140,7 +150,7 @@ class PostgreSQL(Engine):
         except BaseException:
             connection.abort("the connection could not be set up")
             raise
-        return PooledConnection(connection)
+        return PooledConnection(connection, None if isOwn else milliseconds)
 
     async def _ask(
         self,
