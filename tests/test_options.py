@@ -36,6 +36,7 @@ DEFAULTS = {
     "session-idle": 1800.0,
     "session-lifetime": 28_800.0,
     "trusted-proxy": [],
+    "hsts": 31_536_000,
     "new-sessions": 6_000,
     "new-sessions-per-peer": 60,
     "stay-up": False,
@@ -139,7 +140,7 @@ def test_a_bad_duration_is_refused(name: str) -> None:
     """
     A duration is a number of seconds up to a year; most must not be 0.
     """
-    minimum = "0" if re.search("delay|queue-t|drain", name) else "0.001"
+    minimum = "0" if re.search("delay|queue-t|drain|hsts", name) else "0.001"
     for text in ("ten", "-1", "nan", "inf", "1,5", "31536001"):
         about = f"{text!r} is not a number from {minimum} to 31536000"
         assert refuse(f"--{name}={text}") == f"--{name}: {about}"

@@ -16,9 +16,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
+from twisted.web.server import Request
 from zope.interface import directlyProvides
 
 from tsrv.web.origin import Proxies
+from tsrv.web.responses import Response
 from tsrv.web.site import Site
 
 from .channels import Echoing
@@ -26,6 +28,8 @@ from .support import resultOf
 from .websupport import (
     Echo,
     Peer,
+    Plain,
+    Rendered,
     answersIn,
     asynchronous,
     errorsIn,
@@ -95,6 +99,8 @@ def isLast(peer: Peer) -> bool:
 
 
 # Refusals.
+
+END = b"\r\n\r\n"
 
 LINE = b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -780,6 +786,112 @@ def test_a_stop_may_be_cancelled_and_repeated(served: Echoing, clock: Clock) -> 
     served.release()
     assert busy.closed
     assert stopped.value == 0
+
+
+# What protects a browser.
+
+
+class Pages(Echo):
+    """
+    Responses of all kinds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.putChild(b"plain", Plain(lambda request: b"plain"))
+        self.putChild(b"own", Rendered(self.own))
+
+    def own(self, request: Request) -> Response:
+        """
+        Set the headers of this response.
+        """
+        headers = [(b"Referrer-Policy", b"no-referrer"), (b"Server", b"mine")]
+        request.setHeader("strict-transport-security", "max-age=1")
+        return Response(b"", b"text/plain", headers=headers)
+
+
+FORWARDED = b"X-Forwarded-Proto: "
+
+
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "secure", "isTLS"),
+    [
+        ([], b"", False, False),
+        ([], b"", True, True),
+        ([], b"https", False, False),
+        (["192.0.2.1"], b"https", False, True),
+        (["192.0.2.1"], b"http", True, False),
+    ],
+    ids=["plain", "TLS", "stranger", "proxy with TLS", "proxy without"],
+)
+@pytest.mark.parametrize(
+    "data",
+    [
+        GET,
+        b"HEAD" + GET[3:],
+        b"DELETE" + GET[3:],
+        GET.replace(b" / ", b" /plain "),
+        GET.replace(b" / ", b" /held/begun "),
+        b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n",
+        GET[:-2] + b"Host: again\r\n\r\n",
+    ],
+    ids=["ours", "HEAD", "problem", "twisted", "begun", "*", "refused"],
+)
+def test_every_response_protects_its_browser(
+    data: bytes,
+    trusted: list[str],
+    forwarded: bytes,
+    secure: bool,
+    isTLS: bool,
+    clock: Clock,
+) -> None:
+    """
+    Browsers do not guess types, tell no other site where they come from, and use TLS
+    alone after a response over TLS; each header is there once.
+    """
+    site = Site(Pages(), clock, proxies=Proxies(trusted), hstsSeconds=60)
+    peer = Peer(site, clock)
+    if secure:
+        directlyProvides(peer.transport, ISSLTransport)
+    end = data.index(b"\r\n") + 2
+    more = FORWARDED + forwarded + b"\r\n" if forwarded else b""
+    peer.send(data[:end] + more + data[end:])
+    (answer,) = answersIn(peer.received.partition(b"\r\n\r\n")[0] + END, bodies=False)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "same-origin"
+    strict = answer.headers.get("strict-transport-security")
+    assert strict == ("max-age=60" if isTLS else None)
+    peer.leave()
+
+
+def test_a_resource_may_set_these_headers_itself(clock: Clock) -> None:
+    """
+    What a resource sets replaces the site's own, and stands once.
+    """
+    peer = Peer(Site(Pages(), clock, hstsSeconds=60), clock)
+    directlyProvides(peer.transport, ISSLTransport)
+    for _ in range(2):
+        peer.send(GET.replace(b" / ", b" /own "))
+        headers = peer.answers[-1].headers
+        assert headers["strict-transport-security"] == "max-age=1"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["server"] == "mine"
+    peer.send(GET)
+    headers = peer.answers[-1].headers
+    assert headers["strict-transport-security"] == "max-age=60"
+    assert headers["server"].startswith("TwistedWeb/")
+    peer.leave()
+
+
+def test_strict_transport_is_a_decision_of_the_operator(clock: Clock) -> None:
+    """
+    A site does not bind the other ports of its host unless it is told to.
+    """
+    peer = Peer(Site(Pages(), clock), clock)
+    directlyProvides(peer.transport, ISSLTransport)
+    peer.send(GET)
+    assert "strict-transport-security" not in peer.answers[0].headers
+    peer.leave()
 
 
 # The access log.

@@ -191,6 +191,7 @@ def assemble(
         parsePOSTFormSubmission=False,
         traffic=traffic,
         proxies=cookies.proxies,
+        hstsSeconds=options["hsts"],
         development=options["development"],
         knownErrors=KNOWN_ERRORS,
         **process,

@@ -274,6 +274,13 @@ OPTIONS: Final = (
         repeatable=True,
     ),
     Option(
+        "hsts",
+        "Seconds for which browsers use TLS alone for this host, after a response over "
+        "TLS (`Strict-Transport-Security`). 0: not sent.",
+        _seconds,
+        "31536000",
+    ),
+    Option(
         "new-sessions",
         "New sessions per minute, for all clients together; further clients get 429.",
         _positiveCount,

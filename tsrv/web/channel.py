@@ -29,6 +29,7 @@ from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
 from .framing import Head, Refusal
@@ -318,12 +319,19 @@ class Channel(Writer):
         request: Request = self.requestFactory(self)
         self._request = request
         request.requestHeaders = head.headers
+        self._findDefaults(head.headers)
         request.parseCookies()
         request.gotLength(head.length)
         self.isPersistent = head.isPersistent and not self.connections.announced
         if not self.isPersistent:
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         return request
+
+    def _findDefaults(self, headers: Headers) -> None:
+        # Only sites of tsrv have them.
+        find = getattr(self.site, "defaultHeaders", None)
+        if find is not None:
+            self.defaults = find(self._peer, headers, self.isSecure())
 
     # Answering.
 
@@ -394,7 +402,9 @@ class Channel(Writer):
         if request is not None and request.content is not None:
             request.content.close()
         requestId = requestIdFor(known)
-        top, body = refusal(status, known, requestId, self.connections.stopping)
+        self._findDefaults(known)
+        stopping, lines = self.connections.stopping, self.defaults.values()
+        top, body = refusal(status, known, requestId, stopping, lines)
         self.write(top if method == b"HEAD" else top + body)
         report = getattr(self.site, "requestRefused", None)
         if report is not None:

@@ -118,6 +118,7 @@ class Proxies:
         """
         if isinstance(trusted, str):
             raise ValueError("trusted proxies are a sequence, not one text")
+        self._trustsNobody = not trusted
         self._trustsUNIX = "unix" in trusted
         try:
             self._networks = [ip_network(each) for each in trusted if each != "unix"]
@@ -126,15 +127,28 @@ class Proxies:
 
     def isSecure(self, request: Request) -> bool:
         """
-        Return whether the client of a request used TLS: to a trusted proxy that says
-        so, otherwise to this server.
+        Return whether the client of a request used TLS. See L{usesTLS}.
         """
-        forwarded = request.requestHeaders.getRawHeaders(b"X-Forwarded-Proto")
-        if forwarded and self._isTrusted(request.getClientAddress()):
+        peer, headers = request.getClientAddress(), request.requestHeaders
+        return self.usesTLS(peer, headers, bool(request.isSecure()))
+
+    def usesTLS(self, peer: IAddress, headers: Headers, isTLS: bool) -> bool:
+        """
+        Return whether a client used TLS: to a trusted proxy that says so, otherwise to
+        this server.
+
+        @param peer: The address at the other end of the connection.
+        @param headers: The headers of the request.
+        @param isTLS: Whether the connection uses TLS.
+        """
+        if self._trustsNobody:
+            return isTLS
+        forwarded = headers.getRawHeaders(b"X-Forwarded-Proto")
+        if forwarded and self._isTrusted(peer):
             # Behind several proxies, each hop must use TLS.
             hops = b",".join(forwarded).split(b",")
             return all(hop.strip(b" \t").lower() == b"https" for hop in hops)
-        return bool(request.isSecure())
+        return isTLS
 
     def peerOf(self, request: Request) -> str:
         """

@@ -141,7 +141,7 @@ class HTTPError(Exception):
         @param traceback: The traceback, in development mode.
         @return: The response, in the form that the client prefers.
         """
-        headers = [(b"Vary", b"Accept"), (b"X-Content-Type-Options", b"nosniff")]
+        headers = [(b"Vary", b"Accept")]
         preferred = preferredType(accept, _OFFERED)
         if preferred == "text/plain":
             body, contentType = self._asText(requestId, traceback), _TEXT

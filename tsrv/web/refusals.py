@@ -4,6 +4,7 @@ The responses to requests that are not read to their end.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
@@ -24,13 +25,18 @@ _REFUSALS: Final = {
 
 
 def refusal(
-    status: HTTPStatus, known: Headers, requestId: str, stopping: bool
+    status: HTTPStatus,
+    known: Headers,
+    requestId: str,
+    stopping: bool,
+    lines: Iterable[bytes],
 ) -> tuple[bytes, bytes]:
     """
     @param status: The status.
     @param known: The headers of the request, as far as they were read.
     @param requestId: The id of the request.
     @param stopping: Whether the site is being stopped.
+    @param lines: The headers of every response.
     @return: The head and the body of the response.
     """
     reason = _REFUSALS[status]
@@ -41,12 +47,13 @@ def refusal(
             reason = "The server is shutting down"
     error = HTTPError(reason, status, extra)
     response = error.toResponse(known.getRawHeaders(b"Accept"), requestId)
-    lines = [
+    head = [
         b"HTTP/1.1 %d %b" % (status, status.phrase.encode("ascii")),
         b"Connection: close",
         b"Content-Type: " + response.contentType,
         b"Content-Length: %d" % len(response.body),
         *(b"%b: %b" % header for header in response.headers),
+        *lines,
         b"\r\n",
     ]
-    return b"\r\n".join(lines), response.body
+    return b"\r\n".join(head), response.body

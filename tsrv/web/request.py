@@ -6,14 +6,14 @@ site's limits, and its errors are problem details.
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any, Final
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.error import ConnectionAborted
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
-from twisted.web.server import Request, version
+from twisted.web.server import Request
 
 from .channel import Channel
 from .connections import Connections
@@ -25,8 +25,6 @@ from .traffic import Traffic
 __all__ = ["Body", "SiteRequest"]
 
 _log = Logger("tsrv.web")
-
-_SERVER: Final = [version]
 
 
 class Body(BytesIO):
@@ -98,9 +96,7 @@ class SiteRequest(Request):
         tick, and resources of tsrv are not asked for an encoder.
         """
         self.site = channel.site
-        headers = self.responseHeaders
-        headers.setRawHeaders(b"Server", _SERVER)
-        headers.setRawHeaders(b"Date", channel.connections.date())
+        self.responseHeaders.setRawHeaders(b"Date", channel.connections.date())
         self.prepath = []
         self.postpath = list(map(unquote_to_bytes, self.path[1:].split(b"/")))
         try:

@@ -4,6 +4,7 @@ A site with limits that can be stopped without breaking off responses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from io import BytesIO
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from twisted.web.http import Request
 from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Site as TwistedSite
+from twisted.web.server import version
 
 from .connections import Connections
 from .framing import Head
@@ -36,6 +38,13 @@ _REFUSED: Final = (
 
 _ENDED: Final = _REFUSED + " {length} bytes in {seconds:.3f} s"
 
+_DEFAULTS: Final = {
+    b"Server": b"Server: " + version,
+    b"X-Content-Type-Options": b"X-Content-Type-Options: nosniff",
+    # With no-referrer, browsers would not tell the Origin of a form either.
+    b"Referrer-Policy": b"Referrer-Policy: same-origin",
+}
+
 _MISSING: Final = (b"-",)
 
 
@@ -54,6 +63,7 @@ class SiteOptions(TypedDict, total=False):
     proxies: Proxies | None
     traffic: Traffic | None
     knownErrors: KnownErrors
+    hstsSeconds: float
 
 
 class Site(TwistedSite):
@@ -82,6 +92,7 @@ class Site(TwistedSite):
         proxies: Proxies | None = None,
         traffic: Traffic | None = None,
         knownErrors: KnownErrors = MappingProxyType({}),
+        hstsSeconds: float = 0,
     ) -> None:
         """
         @param resource: The root.
@@ -100,6 +111,8 @@ class Site(TwistedSite):
             requests.
         @param traffic: Counts the requests; several sites may share it.
         @param knownErrors: The responses to the application's own errors.
+        @param hstsSeconds: Time for which browsers use nothing but TLS, on all ports of
+            this host, after a response over TLS (C{Strict-Transport-Security}).
         """
         super().__init__(
             resource,
@@ -121,6 +134,7 @@ class Site(TwistedSite):
         self.knownErrors = knownErrors
         self.traffic = traffic or Traffic(reactor)
         self._accessLog = accessLog
+        self._hstsSeconds = hstsSeconds
 
     def getContentFile(self, length: int | None) -> BytesIO:
         """
@@ -133,6 +147,23 @@ class Site(TwistedSite):
         """
         Begin to listen. Twisted would start a timer for its log.
         """
+
+    def defaultHeaders(
+        self, peer: IAddress, headers: Headers, isTLS: bool
+    ) -> Mapping[bytes, bytes]:
+        """
+        Return what every response has, among it what protects a browser: lines, by the
+        name of the header. A response that sets one itself keeps its own.
+
+        @param peer: The client, or its proxy.
+        @param headers: The headers of the request.
+        @param isTLS: Whether the connection uses TLS.
+        """
+        seconds = self._hstsSeconds
+        if not seconds or not self.proxies.usesTLS(peer, headers, isTLS):
+            return _DEFAULTS
+        line = b"Strict-Transport-Security: max-age=%d" % seconds
+        return {**_DEFAULTS, b"Strict-Transport-Security": line}
 
     def log(self, request: Request) -> None:
         """

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import Any, Final
 
 from twisted.internet.interfaces import IAddress, IPushProducer, ISSLTransport
@@ -82,6 +83,7 @@ class Writer(Protocol):
     @ivar connections: The connections of the site.
     @ivar phase: The state of the connection.
     @ivar deadline: The tick at which this phase has taken too long.
+    @ivar defaults: The headers of a response that has none of the same name.
     @ivar isPersistent: Whether the connection stays open after the response.
     @ivar isPaused: Whether the transport is paused.
     @ivar isBlocked: Whether the send buffer is full.
@@ -91,6 +93,7 @@ class Writer(Protocol):
 
     phase = Phase.IDLE
     deadline = NEVER
+    defaults: Mapping[bytes, bytes] = MappingProxyType({})
     isPersistent = True
     isPaused = False
     isBlocked = False
@@ -156,7 +159,7 @@ class Writer(Protocol):
         """
         @return: Whether the connection uses TLS.
         """
-        return ISSLTransport(self.transport, None) is not None
+        return ISSLTransport.providedBy(self.transport)
 
     def learnAddresses(self) -> None:
         """
@@ -184,10 +187,14 @@ class Writer(Protocol):
             elif headers.hasHeader(b"Connection"):
                 tokens = b",".join(headers.getRawHeaders(b"Connection", ())).lower()
                 self.isPersistent = b"close" not in re.split(rb"[\s,]+", tokens)
+        defaults = self.defaults
         lines = [b"%b %b %b" % (version, code, reason)]
         for name, values in headers.getAllRawHeaders():
+            if name in defaults:
+                defaults = {each: defaults[each] for each in defaults if each != name}
             for value in values:
                 lines.append(b"%b: %b" % (name, value))
+        lines += defaults.values()
         lines.append(b"\r\n" if rest is None else rest)
         self.write(b"\r\n".join(lines))
 
