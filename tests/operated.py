@@ -84,6 +84,9 @@ class Program:
     def resume(self, name: str, by: object = None) -> None:
         self.startup.resume(name, by)
 
+    def announceStop(self) -> None:
+        self.startup.announceStop()
+
     def stop(self) -> None:
         """
         Stop the program; its modules close at once.

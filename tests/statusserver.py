@@ -1,7 +1,7 @@
 """
 A server with a status page, whose modules do what lines on its standard input say:
-C{start}; or C{succeed}, C{fail}, C{lose}, C{pause}, C{resume} or C{call}, and the name
-of a module. It ends when its standard input does.
+C{start} or C{announceStop}; or C{succeed}, C{fail}, C{lose}, C{pause}, C{resume} or
+C{call}, and the name of a module. It ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def _main(port: int, names: list[str]) -> None:
     program.add("mail", lazy=True)
     for name in names:
         program.add(name)
-    status = Status(program.startup, reactor, links=[("/say", "/say")])
+    links = [("/say", "/say")]
+    status = Status(program.startup, reactor, links=links, controls=True)
     reactor.listenTCP(port, Site(status, reactor), interface="127.0.0.1")
     StandardIO(_Control(program))
     reactor.callWhenRunning(print, "listening", flush=True)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LIVE = "() => document.documentElement.dataset.connection === 'live'"
 
+HEADLINE = "#status .headline"
+
 LOST = "() => document.documentElement.dataset.connection === 'lost'"
 
 
@@ -63,11 +65,11 @@ def waitForText(page: Page, selector: str, text: str) -> None:
     )
 
 
-def row(number: int, cell: str) -> str:
+def row(name: str, cell: str) -> str:
     """
     @return: The selector of a cell of a module.
     """
-    return f"tbody tr:nth-child({number}) .{cell}"
+    return f"tbody tr[data-key={name!r}] .{cell}"
 
 
 def test_the_page_follows_the_program(serve: Any, browse: Any) -> None:
@@ -81,21 +83,23 @@ def test_the_page_follows_the_program(serve: Any, browse: Any) -> None:
         page = visit.open(server.url)
         waitFor(page, LIVE)
         server.tell(*["call clock"] * 7)
-        waitForText(page, row(2, "queue"), "7 of 10,000 oldest")
+        waitForText(page, row("clock", "queue"), "7 of 10,000 oldest")
         server.tell("start", "fail configuration")
-        waitForText(page, ".headline", "Starting")
-        waitForText(page, row(1, "standing"), "attempt 1 failed (Trouble)")
+        waitForText(page, HEADLINE, "Starting")
+        waitForText(page, row("configuration", "standing"), "attempt 1 failed: Trouble")
         page.focus("summary")
         page.keyboard.press("Enter")
         page.evaluate("scrollTo(0, 50)")
         server.tell("succeed clock")
-        waitForText(page, row(2, "queue"), "0 of 10,000")
+        waitForText(page, row("clock", "queue"), "0 of 10,000")
         # The next attempt.
-        waitForText(page, row(1, "standing"), "in progress last error: Trouble")
+        waitForText(
+            page, row("configuration", "standing"), "in progress; last error: Trouble"
+        )
         assert page.locator("details[open] summary:focus").count() == 1
         assert page.evaluate("scrollY") == 50
         server.tell("lose clock")
-        waitForText(page, row(2, "standing"), "lost: Trouble")
+        waitForText(page, row("clock", "standing"), "lost: Trouble")
         assert page.title().startswith("Starting, waiting for ")
         assert SECRET not in page.content()
         assert visit.complaints == []
@@ -115,14 +119,14 @@ def test_pauses_and_lazy_modules_are_followed(serve: Any, browse: Any) -> None:
     def visit(visit: Visit) -> None:
         page = visit.open(server.url)
         waitFor(page, LIVE)
-        waitForText(page, ".headline", "Ready")
-        waitForText(page, row(6, "standing"), "lazy not needed yet")
-        page.focus(f"{row(3, 'standing')} summary")
+        waitForText(page, HEADLINE, "Ready")
+        waitForText(page, row("mail", "standing"), "lazy not needed yet")
+        page.focus(f"{row('database', 'standing')} summary")
         page.keyboard.press("Enter")
         server.tell("pause database", "call database", "lose clock")
-        waitForText(page, ".headline", "waiting for clock, database (paused)")
-        waitForText(page, row(3, "standing"), "paused calls held for")
-        waitForText(page, row(3, "queue"), "1 of 10,000")
+        waitForText(page, HEADLINE, "clock is lost and database is paused")
+        waitForText(page, row("database", "standing"), "paused calls held for")
+        waitForText(page, row("database", "queue"), "1 of 10,000")
         assert page.locator("details[open]").count() == 1
         drawn, legend = (
             page.evaluate(
@@ -136,9 +140,54 @@ def test_pauses_and_lazy_modules_are_followed(serve: Any, browse: Any) -> None:
         for kind in ("paused", "lost", "lazy", "ready"):
             assert any(each.startswith(kind) for each in drawn)
         server.tell("resume database", "call mail")
-        waitForText(page, row(3, "standing"), "ready 1 attempt, paused once")
-        waitForText(page, row(6, "standing"), "attempt 1 is in progress")
+        waitForText(page, row("database", "standing"), "ready 1 attempt, paused once")
+        waitForText(page, row("mail", "standing"), "attempt 1 is in progress")
         assert visit.complaints == []
+
+    browse(visit)
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["script", "plain"])
+def test_modules_are_paused_with_buttons(script: bool, serve: Any, browse: Any) -> None:
+    """
+    The buttons work with a script, which keeps the page as it is, and without.
+    """
+    server = serve("a/b ü")
+    server.tell("start", "succeed configuration", "succeed clock", "succeed a/b ü")
+
+    def visit(visit: Visit) -> None:
+        page = visit.open(server.url, java_script_enabled=script)
+        path = page.get_by_role("row", name="a/b ü")
+        path.get_by_text("Control").click()
+        page.get_by_role("button", name="Pause a/b ü").click()
+        path.get_by_text("calls held by operator").wait_for()
+        page.get_by_role("button", name="Resume a/b ü").click()
+        path.get_by_text("calls held").wait_for(state="hidden")
+        if script:
+            # An error is a page of its own.
+            page.evaluate("document.querySelector('button').formAction = 'modules/x/y'")
+            page.locator("summary").get_by_text("Control").first.click()
+            page.locator("button").first.click()
+            page.get_by_text("Route not found").first.wait_for()
+
+    browse(visit)
+
+
+def test_a_stop_is_told_from_a_loss(serve: Any, browse: Any) -> None:
+    """
+    When a server has gone that was stopping, the page says that it has stopped.
+    """
+    server = serve()
+    server.tell("start", "announceStop")
+
+    def visit(visit: Visit) -> None:
+        page = visit.open(server.url)
+        waitFor(page, LIVE)
+        waitForText(page, HEADLINE, "Stopping")
+        server.end()
+        waitFor(page, LOST)
+        assert page.title().startswith("The server has stopped ")
+        assert "how it was at 20" in page.get_by_role("alert").inner_text()
 
     browse(visit)
 
@@ -162,12 +211,13 @@ def test_the_page_survives_a_restart(serve: Any, browse: Any) -> None:
         waitFor(page, LIVE)
         server.end()
         waitFor(page, LOST)
-        notice = page.locator("#connection").inner_text()
-        assert notice.startswith("Connection lost at ")
+        assert page.get_by_role("alert").is_visible()
+        assert page.title().startswith("The server does not answer ")
+        assert not page.locator(HEADLINE).is_visible()
         serve(EVIL)
         waitFor(page, LIVE)
-        waitForText(page, ".headline", "Not started")
-        waitForText(page, row(7, "name"), EVIL)
+        waitForText(page, HEADLINE, "Not started")
+        waitForText(page, "tbody tr:nth-child(7) .name", EVIL)
         assert page.evaluate("window.sameDocument")
         # The browser reports failed requests; it ran no script but the page's.
         assert all("ERR_" in each or "502" in each for each in visit.complaints)
@@ -199,7 +249,7 @@ def test_a_hidden_page_asks_for_nothing(serve: Any, browse: Any) -> None:
         server.tell("start")
         page.evaluate(hide, False)
         page.clock.run_for(1)
-        waitForText(page, ".headline", "Starting")
+        waitForText(page, HEADLINE, "Starting")
 
     browse(visit)
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from html import unescape
+from importlib.resources import files
 from typing import Any, cast
 
 import pytest
 from twisted.internet.task import Clock
 
-from tsrv import Startup
+from tsrv import AsyncModule, Startup, State
 from tsrv.starting.report import (
     AttemptReport,
     LossReport,
@@ -359,7 +360,7 @@ def test_a_loss_is_shown_instead_of_the_start_up(
     window = windowOf(report)
     assert (window.origin, window.end) == (origin, end)
     assert window.begin == max(0, origin - 5)
-    assert window.title == f"Last loss, {duration(origin)} after the start"
+    assert window.title == f"Loss of a, {duration(origin)} after the start"
     pieces = piecesOf(module, window, critical=True)
     assert "lost" in [kind for kind, *_ in pieces]
     assert all(0 <= start <= end <= 100 for _, start, end, _ in pieces)
@@ -371,13 +372,13 @@ def test_a_loss_is_shown_instead_of_the_start_up(
         (
             {"status": "paused", "since": 100.0, "pauses": [pause(100.0)]},
             7300.0,
-            "Last pause, 1 min 40 s after the start",
+            "Pause of a, 1 min 40 s after the start",
             7300,
         ),
         (
             {"pauses": [pause(100.0, 101.0)], "since": 101.0},
             9000.0,
-            "Last pause, 1 min 40 s after the start",
+            "Pause of a, 1 min 40 s after the start",
             102,
         ),
         (
@@ -387,7 +388,7 @@ def test_a_loss_is_shown_instead_of_the_start_up(
                 "since": 101.0,
             },
             9000.0,
-            "Last pause, 1 min 40 s after the start",
+            "Pause of a, 1 min 40 s after the start",
             102,
         ),
         (
@@ -398,7 +399,7 @@ def test_a_loss_is_shown_instead_of_the_start_up(
                 "losses": [loss(99.0)],
             },
             101.0,
-            "Last loss, 1 min 39 s after the start",
+            "Loss of a, 1 min 39 s after the start",
             101,
         ),
         (
@@ -429,13 +430,13 @@ def test_a_loss_is_shown_instead_of_the_start_up(
                 "pauses": [pause(100.0)],
             },
             9000.0,
-            "Last pause, 1 min 40 s after the start",
+            "Pause of a, 1 min 40 s after the start",
             101,
         ),
         (
             {"pauses": [pause(100.0, 110.0)]},
             9000.0,
-            "Last pause, 1 min 40 s after the start",
+            "Pause of a, 1 min 40 s after the start",
             115,
         ),
     ],
@@ -526,16 +527,16 @@ def test_the_page_is_complete_without_a_script(show: Any) -> None:
     shown.fail("configuration")
     text = textOf(shown.html())
     for words in (
-        "Starting, waiting for configuration 0 of 3 modules ready",
-        "1 call queued",
+        "Starting, waiting for configuration starting for 3.0 s, at least 4.0 s left; "
+        "1 call queued, the oldest for 3.0 s 0 of 3 modules ready",
         "Start-up",
-        "retrying attempt 1 failed (Trouble) next attempt in 4.00 s",
+        "retrying attempt 1 failed: Trouble next attempt in 4.0 s",
         "1 attempt 0.00 s: attempt failed: Trouble after 2.00 s",
         "database optional needs configuration",
         "waiting needs configuration",
-        "1 of 50 oldest 3.00 s",
+        "1 of 50 oldest 3.0 s",
         "Say something",
-        "As of Thu, 01 Jan 1970 00:00:03 GMT",
+        "1970-01-01 00:00:03 UTC , up for 3.0 s",
     ):
         assert words in text
 
@@ -550,7 +551,7 @@ def test_the_headline_is_true_at_every_time(show: Any) -> None:
     shown.add("optional", required=False)
 
     def headline() -> str:
-        (found,) = re.findall(r'<p class="headline".*?</p>', shown.html())
+        (found,) = re.findall(r'<p class="headline" role.*?</p>', shown.html())
         assert f"<title>{textOf(found)} " in shown.html()
         return textOf(found)
 
@@ -560,16 +561,117 @@ def test_the_headline_is_true_at_every_time(show: Any) -> None:
     shown.succeed("a", "b", "c")
     assert headline() == "Starting, waiting for d"
     shown.succeed("d")
-    assert headline() == "Ready, but without optional"
+    assert headline() == "Ready, but optional is initializing"
     shown.succeed("optional")
     assert headline() == "Ready"
     shown.lose("b")
-    assert headline() == "Not ready, waiting for b"
+    assert headline() == "Not ready: b is lost"
     shown.clock.advance(5)
     shown.fail("b", Refused)
-    assert headline() == "Start-up failed because of b"
+    assert headline() == "Failed because of b"
     shown.startup.announceStop()
     assert headline() == "Stopping"
+
+
+def namesIn(html: str) -> list[str]:
+    """
+    @return: The names of the modules on a page, in order.
+    """
+    return re.findall(r'class="name">([^<]*)<', html)
+
+
+def test_what_needs_attention_comes_first(show: Any) -> None:
+    """
+    Failed modules come first, then those that are lost, retried or paused; the others
+    keep their order, whether they are ready or not.
+    """
+    shown = show()
+    for name in ("ready", "slow", "paused", "retried", "lost", "failed"):
+        shown.add(name, required=name != "failed")
+    shown.start()
+    shown.succeed("ready", "paused", "lost")
+    shown.fail("failed", Refused)
+    shown.fail("retried")
+    shown.pause("paused")
+    shown.lose("lost")
+    order = ["failed", "lost", "retried", "paused", "ready", "slow"]
+    assert namesIn(shown.html()) == order
+    shown.clock.advance(3)
+    # The attempts of a lost module do not make it less important.
+    assert "lost initializing attempt" in shown.text()
+    assert namesIn(shown.html())[:2] == order[:2]
+    assert re.findall(r'class="(\w*)" data-key', shown.html())[:2] == ["failed", "lost"]
+
+
+def test_the_expected_time_is_shown(show: Any) -> None:
+    """
+    The page says how long the start-up has taken, and for how long it will go on, as
+    far as the modules know.
+    """
+    shown = show()
+    shown.startup.add("clock", AsyncModule(shown.clock, 10.0))
+    shown.start()
+    text = shown.text()
+    assert "starting for 1.0 s, about 9.0 s left; 0 calls" in text
+    assert "clock initializing attempt 1 is in progress about 9.0 s left" in text
+    shown = show()
+    shown.startup.add("clock", AsyncModule(shown.clock, 100.0))
+    shown.add("unknown")
+    shown.start()
+    assert "starting for 1.0 s, at least 1 min 39 s left; 0 calls" in shown.text()
+    shown.clock.advance(100)
+    assert "starting for 1 min 42 s; 0 calls" in shown.text()
+    shown.succeed("unknown")
+    assert "Ready 0 calls queued 2 of 2" in shown.text()
+
+
+def test_after_a_recovery_the_page_says_what_is_true_now(show: Any) -> None:
+    """
+    The last loss is named, with its end; neither the headline nor the queue remember
+    it.
+    """
+    shown = show()
+    shown.add("a")
+    shown.start()
+    shown.succeed("a")
+    shown.lose("a")
+    resultOf(shown.startup.wrappers["a"].proxy.read(1))
+    text = shown.text()
+    assert "Not ready: a is lost not ready for 1.0 s, at least 4.0 s left;" in text
+    assert "last loss" not in text
+    shown.clock.advance(4)
+    shown.succeed("a")
+    shown.modules["a"].answers[-1].callback(None)
+    text = shown.text()
+    assert text.startswith("Ready 0 calls queued 1 of 1 module ready became ready")
+    assert "last loss: a, for 5.00 s until 1970-01-01 00:00:05 UTC" in text
+
+
+def test_a_full_queue_is_shown(show: Any) -> None:
+    """
+    A queue that takes no more calls says so.
+    """
+    shown = show()
+    wrapper = shown.add("a", limit=2, queueTimeout=None)
+    shown.start()
+    resultOf(wrapper.proxy.read(1))
+    assert "1 of 2 oldest 1.0 s" in shown.text()
+    resultOf(wrapper.proxy.read(2))
+    assert "2 of 2 full oldest 2.0 s" in shown.text()
+    shown.succeed("a")
+
+
+def test_the_legend_is_complete(show: Any) -> None:
+    """
+    Every lamp and every bar that the page can draw is in the legend.
+    """
+    legend = show().html().partition('<ul class="legend">')[2]
+    lamps = set(re.findall(r'class="lamp (\w+)"', legend))
+    assert lamps == {state.value for state in State} | {"waiting", "skipped", "lazy"}
+    kinds = set(re.findall(r'<(?:line|rect) class="(\w+)"', legend))
+    template = (files("tsrv.web") / "static" / "status.css").read_text()
+    drawn = set(re.findall(r"\.bar \.(\w+)", template)) | {"ended"}
+    assert kinds == drawn
 
 
 def test_the_history_of_a_module_is_shown(show: Any) -> None:
@@ -588,7 +690,7 @@ def test_the_history_of_a_module_is_shown(show: Any) -> None:
     assert "a ◆ critical path ready 2 attempts" in shown.text()
     shown.lose("a")
     shown.clock.advance(5)
-    assert "is in progress last error: Trouble" in shown.text()
+    assert "is in progress; last error: Trouble" in shown.text()
     shown.succeed("a")
     text = shown.text()
     assert "last error" not in text
@@ -629,11 +731,11 @@ def test_a_paused_module_is_shown(show: Any) -> None:
     shown.resume("database", "Alice")
     text = shown.text()
     for words in (
-        "Not ready, waiting for database (paused) 0 of 1 module ready",
-        "3 calls queued, 1 in progress",
-        "paused calls held for 20.00 s 2 attempts, paused once",
-        "5.00 s: paused 3 of 10,000 oldest 20.00 s 1 in progress",
-        "Last pause, 5.00 s after the start",
+        "Not ready: database is paused not ready for 20 s; "
+        "3 calls queued, the oldest for 20 s, 1 in progress 0 of 1 module ready",
+        "paused calls held for 20 s 2 attempts, paused once",
+        "5.00 s: paused 3 of 10,000 oldest 20 s 1 in progress",
+        "Pause of database, 5.00 s after the start",
     ):
         assert words in text
     assert "last error" not in text
@@ -644,7 +746,7 @@ def test_a_paused_module_is_shown(show: Any) -> None:
     shown.resume("database", "Bob")
     shown.clock.advance(0)
     text = shown.text()
-    assert "Ready 1 of 1 module ready 0 calls queued, 4 in progress" in text
+    assert "Ready 0 calls queued, 4 in progress 1 of 1 module ready" in text
     assert "calls held" not in text
     assert "5.00 s: paused for 2 h 0 min" in text
 
@@ -683,14 +785,14 @@ def test_a_pause_and_a_loss_are_shown_together(show: Any) -> None:
     shown.modules["a"].closings[-1].callback(None)
     shown.fail("a")
     text = shown.text()
-    assert "waiting for a 0 of 1" in text
-    assert "retrying attempt 2 failed (Trouble) calls held for" in text
-    assert "next attempt in 4.00 s 2 attempts, lost once, paused 1001 times" in text
+    assert "Not ready: a is lost" in text
+    assert "retrying attempt 2 failed: Trouble calls held for" in text
+    assert "next attempt in 4.0 s 2 attempts, lost once, paused 1001 times" in text
     assert "1.00 s: lost: Trouble" in text
     assert len(re.findall(r"<li>[^<]* s: ", shown.html())) == 10
     shown.clock.advance(4)
     shown.succeed("a")
-    assert "waiting for a (paused)" in shown.text()
+    assert "Not ready: a is paused" in shown.text()
 
 
 def test_relations_of_modules_are_shown(show: Any) -> None:
@@ -709,8 +811,9 @@ def test_relations_of_modules_are_shown(show: Any) -> None:
     assert f"critical path needs cache starts after {EVIL} ready" in text
     shown.lose(EVIL)
     text = shown.text()
-    assert f"Not ready, waiting for {EVIL} 1 of 3 modules ready" in text
-    assert f"paused held until {EVIL} is ready again calls held for 1.00 s" in text
+    assert f"Not ready: {EVIL} is lost not ready for 1.0 s" in text
+    assert "1 of 3 modules ready" in text
+    assert f"paused held until {EVIL} is ready again calls held for 1.0 s" in text
     assert "<script>alert" not in shown.html()
 
 
@@ -723,10 +826,12 @@ def test_a_lazy_module_is_not_missing(show: Any) -> None:
     shown.add("a")
     mail = shown.add("mail", "a", lazy=True)
     shown.start()
-    assert "waiting for a 0 of 2 modules ready, 1 not needed yet" in shown.text()
+    text = shown.text()
+    assert "waiting for a starting for 1.0 s; 0 calls" in text
+    assert "0 of 2 modules ready, 1 not needed yet" in text
     shown.succeed("a")
     text = shown.text()
-    assert "Ready 1 of 2 modules ready, 1 not needed yet 0 calls queued" in text
+    assert "Ready 0 calls queued 1 of 2 modules ready, 1 not needed yet" in text
     assert "mail needs a lazy not needed yet 0 of 10,000" in text
     fragment = shown.fragment(**{"If-None-Match": shown.fragment().headers["etag"]})
     assert fragment.status == 304
@@ -735,7 +840,7 @@ def test_a_lazy_module_is_not_missing(show: Any) -> None:
     assert "initializing attempt 1 is in progress" in shown.text()
     shown.succeed("mail")
     text = shown.text()
-    assert "Ready 2 of 2 modules ready 0 calls queued, 1 in progress" in text
+    assert "Ready 0 calls queued, 1 in progress 2 of 2 modules ready" in text
     assert "First call of mail, 1 min 44 s after the start" in text
 
 
@@ -750,7 +855,7 @@ def test_a_module_that_waits_for_its_turn_is_shown(clock: Clock, show: Any) -> N
     shown.add("b")
     shown.start()
     text = shown.text()
-    assert "Starting, waiting for a, b" in text
+    assert "Starting, waiting for a and b" in text
     assert "a initializing attempt 1 is in progress" in text
     assert "b initializing waits for other modules' attempts 0 of" in text
 

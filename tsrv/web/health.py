@@ -18,7 +18,7 @@ from ..startup import Startup
 from .problems import HTTPError
 from .responses import AsyncResource, Response, text
 
-__all__ = ["Live", "Ready", "StartupPage", "hideMessages"]
+__all__ = ["Live", "Ready", "StartupPage", "hideMessages", "missingSince"]
 
 NOT_CACHED: Final = [(b"Cache-Control", b"no-store")]
 
@@ -94,11 +94,14 @@ def _missing(module: ModuleReport, now: float) -> dict[str, object]:
         "module": module["name"],
         "state": module["status"],
         "reason": module["reason"],
-        "seconds": round(now - _missingSince(module), 3),
+        "seconds": round(now - missingSince(module), 3),
     }
 
 
-def _missingSince(module: ModuleReport) -> float:
+def missingSince(module: ModuleReport) -> float:
+    """
+    @return: The time since which a module has not been ready.
+    """
     became, since = module["becameReady"], module["since"]
     if since is None:
         return 0.0
@@ -108,7 +111,7 @@ def _missingSince(module: ModuleReport) -> float:
     for begun, ended in sorted(episodes, key=itemgetter(0), reverse=True):
         if ended is None or ended >= since:
             since = min(since, begun)
-    wasReady = became is not None and became < since
+    wasReady = became is not None and became <= since
     # A lazy module is not missing before its first call.
     return since if wasReady or module["lazy"] else 0.0
 

@@ -68,17 +68,23 @@ class Modules(AsyncResource):
     isLeaf = True
 
     def __init__(
-        self, startup: Startup, reactor: IReactorTime, proxies: Proxies | None = None
+        self,
+        startup: Startup,
+        reactor: IReactorTime,
+        proxies: Proxies | None = None,
+        acted: Callable[[], object] = lambda: None,
     ) -> None:
         """
         @param startup: The modules.
         @param reactor: Provides the time.
         @param proxies: The trusted proxies, by default none.
+        @param acted: Called after each action.
         """
         super().__init__()
         self._startup = startup
         self._reactor = reactor
         self._proxies = Proxies() if proxies is None else proxies
+        self._acted = acted
         self._actions: dict[bytes, Callable[[str, Request], Awaitable[HTTPStatus]]]
         self._actions = {
             b"pause": self._pause,
@@ -111,6 +117,7 @@ class Modules(AsyncResource):
             state = self._startup.reportModule(name)["status"]
             message = f"Cannot {action} {name}: it is {state}"
             raise HTTPError(message, HTTPStatus.CONFLICT) from None
+        self._acted()
         if prefersHTML(request):
             return Response(b"", b"text/html", HTTPStatus.SEE_OTHER, BACK)
         wrapper = self._startup.wrappers[name]

@@ -18,25 +18,38 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from http import HTTPStatus
 from importlib.resources import files
-from operator import itemgetter
+from platform import python_version
 from typing import Any, Final
 from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.http import datetimeToString
 from twisted.web.server import Request
 
+from twisted import __version__ as twistedVersion
+
+from .. import __version__
+from ..asyncmodule import timeOfDay
 from ..queuing.states import HEALTHY_STATES, State
 from ..starting.report import ModuleReport, Report
 from ..startup import Startup
 from .health import hideMessages
 from .modules import OPERATOR, Modules
 from .origin import Proxies
+from .overview import (
+    TROUBLES,
+    factsOf,
+    headlineOf,
+    historyOf,
+    rank,
+    reasonOf,
+    situationOf,
+)
 from .responses import AsyncResource, Response, text
-from .timeline import Window, duration, piecesOf, windowOf
+from .timeline import Window, brief, duration, piecesOf, windowOf
 
 __all__ = ["Status"]
 
@@ -50,20 +63,16 @@ MAX_MODULES: Final = 200
 Maximum number of modules on the page: rendering more would block the reactor.
 """
 
+CALM: Final = len(TROUBLES)
+"""
+The lowest rank of a module that needs no attention.
+"""
+
 MAX_HISTORY_EVENTS: Final = 10
 
-MAX_NAMES_IN_HEADLINE: Final = 3
-
-HEADLINES: Final = {
-    "new": "Not started",
-    "starting": "Starting, waiting for {}",
-    "ready": "Ready",
-    "degraded": "Ready, but without {}",
-    "unready": "Not ready, waiting for {}",
-    "failed": "Start-up failed because of {}",
-    "stopping": "Stopping",
-    "stopped": "Stopped",
-}
+VERSIONS: Final = (
+    f"tsrv {__version__}, Twisted {twistedVersion}, Python {python_version()}"
+)
 
 SECURITY_HEADERS: Final = (
     (
@@ -137,7 +146,7 @@ class Status(AsyncResource):
         for file, contentType in FILES.items():
             self._putFile(file, contentType)
         if controls:
-            self.putChild(b"modules", Modules(startup, reactor, proxies))
+            self.putChild(b"modules", Modules(startup, reactor, proxies, page.forget))
 
     def _putFile(self, file: str, contentType: bytes) -> None:
         body = _Body(_read(file))
@@ -213,7 +222,7 @@ class _Page:
         self._name = name
         self._version = version
         env = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-        env.filters["duration"] = duration
+        env.filters |= {"duration": duration, "brief": brief}
         self._template = env.from_string(_read("status.html"))
         self._renderedAt = float("-inf")
         self._rendered = _Body(""), _Body("")
@@ -224,61 +233,79 @@ class _Page:
         """
         now = self._reactor.seconds()
         if not 0 <= now - self._renderedAt < RENDERING_SECONDS:
-            self._rendered = self._render(now)
+            self._rendered = self._render()
             self._renderedAt = now
         return self._rendered
 
-    def _render(self, now: float) -> tuple[_Body, _Body]:
+    def forget(self) -> None:
+        """
+        Render the page anew for the next who asks.
+        """
+        self._renderedAt = float("-inf")
+
+    def _render(self) -> tuple[_Body, _Body]:
         report = self._startup.report()
         if not self._showErrors:
             hideMessages(report)
-        wrappers = self._startup.wrappers.values()
+        wrappers = self._startup.wrappers
+        ages = [each.oldest for each in wrappers.values()]
         window = windowOf(report)
-        modules = report["modules"]
-        if len(modules) > MAX_MODULES:
-            modules = sorted(modules, key=_isWell)[:MAX_MODULES]
+        modules = sorted(report["modules"], key=rank)[:MAX_MODULES]
+        if len(modules) == len(report["modules"]):
+            # Those that need no attention stay where they are.
+            modules = sorted(report["modules"], key=lambda m: min(rank(m), CALM))
+        missing = [wrappers[name] for name in self._startup.missing()]
+        waits = [(w.retryAfter(), w.state is State.INITIALIZING) for w in missing]
         html = self._template.render(
             report=report,
-            headline=_headline(report),
-            queued=sum(wrapper.pending for wrapper in wrappers),
-            inProgress=sum(wrapper.inProgress for wrapper in wrappers),
-            unused=sum(module["status"] == "lazy" for module in modules),
+            headline=headlineOf(report),
+            situation=situationOf(report, waits),
+            facts=list(factsOf(report)),
+            queued=sum(each.pending for each in wrappers.values()),
+            oldest=max((age for age in ages if age is not None), default=None),
+            inProgress=sum(each.inProgress for each in wrappers.values()),
             window=window,
-            rows=[self._row(module, report, window) for module in modules],
+            rows=[self._row(each, report, window) for each in modules],
             links=self._links,
             name=self._name,
             version=self._version,
-            date=datetimeToString(now).decode("ascii"),
+            versions=VERSIONS,
+            time=datetime.fromtimestamp(timeOfDay(self._reactor), UTC),
         )
         head, fragment, foot = html.split(FRAGMENT_MARK)
         return _Body(f"{head}{fragment}{foot}"), _Body(fragment)
 
     def _row(self, module: ModuleReport, report: Report, window: Window) -> Any:
-        wrapper = self._startup.wrappers[module["name"]]
-        critical = module["name"] in report["criticalPath"]
+        name, status = module["name"], module["status"]
+        wrapper, critical = self._startup.wrappers[name], name in report["criticalPath"]
         now, due = report["now"], module["nextAttempt"]
         # Before the start, times have no origin.
         hasBegun = report["began"] is not None
-        history = _history(module) if hasBegun else []
+        history = historyOf(module) if hasBegun else []
         errors = [error for _, _, error in history if error]
         # A paused module works.
-        isWorking = module["ready"] or module["status"] == "paused"
-        state = "not started" if module["status"] == "new" else module["status"]
-        reason, restarts = module["reason"], module["restartWith"]
-        held = "calls held" if module["paused"] else None
+        isWorking = module["ready"] or status == "paused"
+        state = "not started" if status == "new" else status
+        held = "calls held" if module["paused"] else ""
+        if wrapper.isPausedBy(OPERATOR):
+            held += f" by {OPERATOR}"
         if held and hasBegun:
-            held += f" for {duration(now - module['pauses'][-1]['begun'])}"
+            held += f" for {brief(now - module['pauses'][-1]['begun'])}"
+        isAttempting = status == "initializing"
         return {
             **module,
-            "needs": [need for need in module["needs"] if need not in restarts],
+            "needs": [n for n in module["needs"] if n not in module["restartWith"]],
             "critical": critical,
+            "attention": TROUBLES[rank(module)] if rank(module) < CALM else "",
             "state": state,
-            "reason": None if reason == state else reason,
-            "lastError": errors[-1] if errors and not isWorking else None,
+            "why": reasonOf(
+                module, state, errors[-1] if errors and not isWorking else None
+            ),
+            "secondsLeft": wrapper.retryAfter() if isAttempting else None,
             "secondsToRetry": None if due is None else max(0.0, due - now),
             "held": held,
             "actions": self._actionsFor(module) if self._controls else [],
-            "path": quote(module["name"], safe=""),
+            "path": quote(name, safe=""),
             "queued": wrapper.pending,
             "limit": wrapper.limit,
             "oldest": wrapper.oldest,
@@ -292,62 +319,6 @@ class _Page:
             return []
         pausing = "resume" if wrapper.isPausedBy(OPERATOR) else "pause"
         return [pausing, "reset"] if wrapper.state in RESETTABLE else [pausing]
-
-
-def _isWell(module: ModuleReport) -> bool:
-    return module["ready"] or module["status"] == "lazy"
-
-
-def _headline(report: Report) -> str:
-    status = report["status"]
-    causes = [each for each in report["modules"] if not _isWell(each)]
-    names = {module["name"] for module in causes}
-    causes = [
-        module
-        for module in causes
-        if module["status"] not in ("waiting", "skipped")
-        # The module that it restarts with is the cause.
-        and names.isdisjoint(module["restartWith"])
-    ]
-    if status == "failed":
-        causes = [module for module in causes if module["status"] == "failed"]
-    elif status != "degraded":
-        causes = [module for module in causes if module["required"]] or causes
-    named = ", ".join(
-        module["name"] + (" (paused)" if module["status"] == "paused" else "")
-        for module in causes[:MAX_NAMES_IN_HEADLINE]
-    )
-    more = len(causes) - MAX_NAMES_IN_HEADLINE
-    if more > 0:
-        named += f" and {more} more"
-    return HEADLINES[status].format(named or "its modules")
-
-
-def _history(module: ModuleReport) -> list[tuple[float, str, str | None]]:
-    """
-    @return: The time, the description and the error of each event of a module.
-    """
-    events = []
-    for attempt in module["attempts"]:
-        begun, ended = attempt["begun"], attempt["ended"]
-        error = attempt["error"] or attempt["kind"]
-        text = "attempt in progress"
-        if ended is not None:
-            result = f"failed: {error}" if error else "succeeded"
-            text = f"attempt {result} after {duration(ended - begun)}"
-        events.append((begun, text, error))
-    for loss in module["losses"]:
-        lost, recovered = loss["lost"], loss["recovered"]
-        error = loss["error"] or loss["kind"]
-        text = f"lost: {error}" if error else "lost"
-        if recovered is not None:
-            text += f"; recovered after {duration(recovered - lost)}"
-        events.append((lost, text, error))
-    for pause in module["pauses"]:
-        begun, ended = pause["begun"], pause["ended"]
-        text = "paused" if ended is None else f"paused for {duration(ended - begun)}"
-        events.append((begun, text, None))
-    return sorted(events, key=itemgetter(0))
 
 
 def _read(name: str) -> str:

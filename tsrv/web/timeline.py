@@ -19,7 +19,7 @@ from typing import Final
 
 from ..starting.report import ModuleReport, Report
 
-__all__ = ["Window", "duration", "piecesOf", "windowOf"]
+__all__ = ["Window", "brief", "duration", "piecesOf", "windowOf"]
 
 SECONDS_BEFORE_EVENT: Final = 5.0
 
@@ -121,9 +121,9 @@ def _events(module: ModuleReport) -> Iterator[tuple[float, str, float | None]]:
     @return: The begin, the title and the end of what may happen long after the start.
     """
     for loss in module["losses"]:
-        yield loss["lost"], "Last loss", loss["recovered"]
+        yield loss["lost"], f"Loss of {module['name']}", loss["recovered"]
     for pause in module["pauses"]:
-        yield pause["begun"], "Last pause", pause["ended"]
+        yield pause["begun"], f"Pause of {module['name']}", pause["ended"]
     if module["lazy"] and module["begun"] is not None:
         yield module["begun"], f"First call of {module['name']}", module["becameReady"]
 
@@ -211,6 +211,16 @@ def _readyParts(
         begin = max(begin, ended)
     if end is None or begin < end:
         yield "ready", begin, end, ""
+
+
+def brief(seconds: float) -> str:
+    """
+    @param seconds: A duration that is still going on.
+    @return: It in the units that fit, without digits that nobody can read in time.
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return duration(seconds)
 
 
 def duration(seconds: float) -> str:

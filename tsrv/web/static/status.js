@@ -7,13 +7,21 @@
 
   const status = document.getElementById("status");
   const connection = document.getElementById("connection");
+  const gone = document.getElementById("gone");
   const program = document.querySelector("h1").textContent;
+  const lastSeen = connection.querySelector("time");
   let tag = "";
   let timer = 0;
-  let lastSeen = "";
 
   // Changes only what differs: focus, selection, scrolling and open details stay.
   function update(element, fresh) {
+    for (const { name, value } of fresh.attributes ?? []) {
+      element.setAttribute(name, value);
+    }
+    if (element.nodeName === "TBODY") {
+      updateRows(element, fresh);
+      return;
+    }
     const before = [...element.childNodes];
     const after = [...fresh.childNodes];
     const alike = (node, n) => node.nodeName === after[n].nodeName;
@@ -22,25 +30,70 @@
       return;
     }
     before.forEach((node, n) => {
-      if (node.isEqualNode(after[n])) {
-        return;
-      }
       if (node.nodeType === Node.TEXT_NODE) {
-        node.data = after[n].data;
-        return;
+        if (node.data !== after[n].data) node.data = after[n].data;
+      } else if (!node.isEqualNode(after[n])) {
+        update(node, after[n]);
       }
-      for (const { name, value } of after[n].attributes) {
-        node.setAttribute(name, value);
-      }
-      update(node, after[n]);
     });
   }
 
-  function show(state, text) {
-    if (connection.textContent !== text) {
-      connection.textContent = text;
+  // Rows change their order, but stay the rows of their modules.
+  function updateRows(body, fresh) {
+    const known = new Map([...body.rows].map((row) => [row.dataset.key, row]));
+    let next = body.rows[0] ?? null;
+    for (const row of [...fresh.rows]) {
+      const old = known.get(row.dataset.key);
+      known.delete(row.dataset.key);
+      if (old !== undefined && old === next) {
+        next = next.nextElementSibling;
+      } else {
+        body.insertBefore(old ?? row, next);
+      }
+      if (old !== undefined) update(old, row);
     }
+    known.forEach((row) => row.remove());
+  }
+
+  function duration(seconds) {
+    const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
+    const first = units.findIndex(([, size]) => seconds >= size);
+    if (first < 0) return "0 s";
+    let rest = seconds;
+    return units.slice(first, first + 2).map(([unit, size]) => {
+      const count = Math.floor(rest / size);
+      rest %= size;
+      return `${count} ${unit}`;
+    }).join(" ");
+  }
+
+  const headline = () => status.querySelector(".headline");
+
+  function show(state, title) {
+    gone.hidden = state === "live";
     document.documentElement.dataset.connection = state;
+    document.title = `${title} – ${program}`;
+  }
+
+  function showLive(response) {
+    // The time is the server's.
+    const now = new Date(response.headers.get("Date") ?? Date.now());
+    lastSeen.textContent = `${now.toISOString().slice(0, 19).replace("T", " ")} UTC`;
+    const { began } = headline().dataset;
+    const up = Math.max(0, Math.round((now - new Date(began)) / 1000));
+    connection.replaceChildren(lastSeen, began ? `, up for ${duration(up)}` : "");
+    show("live", headline().textContent);
+  }
+
+  function showGone() {
+    const hasStopped = headline().dataset.status.startsWith("stopp");
+    const title = hasStopped ? "The server has stopped" : "The server does not answer";
+    if (gone.hidden) {
+      gone.querySelector(".headline").lastChild.textContent = title;
+      gone.querySelector(".situation").textContent =
+        `What you see is how it was at ${lastSeen.textContent}. Trying again.`;
+    }
+    show("lost", title);
   }
 
   async function refresh() {
@@ -54,14 +107,12 @@
         template.innerHTML = await response.text();
         update(status, template.content);
         tag = response.headers.get("ETag");
-        document.title = `${status.querySelector(".headline").textContent} – ${program}`;
       } else if (response.status !== 304) {
         throw new Error(`status ${response.status}`);
       }
-      lastSeen = ` at ${new Date().toLocaleTimeString()}`;
-      show("live", "Live");
+      showLive(response);
     } catch {
-      show("lost", `Connection lost${lastSeen}; trying again`);
+      showGone();
     }
     schedule(INTERVAL_MS);
   }
