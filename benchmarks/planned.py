@@ -59,7 +59,7 @@ def _load(
         port = server.request("wait")["port"]
         postgresql.askNow("INSERT INTO users (name, email) VALUES ('Ada', 'ada@x')")
         words = [f"--port={port}", f"--clients={sizes['clients']}"]
-        with Child("benchmarks.support.mixedload", *words) as load:
+        with Child("tests.mixedload", *words) as load:
             load.request("answered", sizes["requests"])
             for _ in range(sizes["restarts"]):
                 if pausing:

@@ -1,9 +1,10 @@
 """
 Clients that read users, create users and count their visits.
 
-    python -m benchmarks.support.mixedload --port=8000 --clients=24
+    python -m tests.mixedload --port=8000 --clients=24
 
-Each client sends one request after the other, over one connection. L{tests.load}
+Each client sends one request after the other: every second one over one connection
+until the server closes it, the others each over a new connection. L{tests.load}
 explains the commands on the standard input. The report also says how many users were
 created.
 """
@@ -23,6 +24,8 @@ __all__: list[str] = []
 
 _COOKIE: Final = re.compile(r"\r\nset-cookie: ([^;]*)", re.IGNORECASE)
 
+_CLOSE: Final = "\r\nconnection: close\r\n"
+
 _LENGTH: Final = re.compile(r"\r\ncontent-length: (\d+)", re.IGNORECASE)
 
 
@@ -38,6 +41,7 @@ class _Client:
         self._port = port
         self._emails = (f"{number}.{each}@example.org" for each in count())
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._connection = ("close", "keep-alive")[number % 2]
         self._cookie = ""
         # The number of visits, unless it is in doubt.
         self._visits: int | None = 0
@@ -75,6 +79,7 @@ class _Client:
         self._streams = None
         writer.write(
             f"{line} HTTP/1.1\r\nHost: localhost\r\nCookie: {self._cookie}\r\n"
+            f"Connection: {self._connection}\r\n"
             "Content-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
         )
@@ -82,7 +87,10 @@ class _Client:
         length = _LENGTH.search(head)
         answer = (await reader.readexactly(int(length[1]) if length else 0)).decode()
         # After an error the connection is in an unknown state, and not used again.
-        self._streams = reader, writer
+        if _CLOSE in head.lower():
+            writer.close()
+        else:
+            self._streams = reader, writer
         if (cookie := _COOKIE.search(head)) is not None:
             self._cookie = cookie[1]
         if int(head.split(" ", 2)[1]) != expected:
