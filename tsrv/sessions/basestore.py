@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..asyncmodule import NotInitialized
+from ..asyncmodule import NotInitialized, timeOfDay
 from ..queuing.waiters import Waiters
 from .merging import MAX_ATTEMPTS, Merger, contended, copyOf
 from .store import (
@@ -219,7 +219,7 @@ class BaseStore(ABC):
             deleting = ensureDeferred(self._delete(key, version))
             deleting.addErrback(self._notDeleted)
             return None
-        return session if session.expires > self._reactor.seconds() else None
+        return session if session.expires > timeOfDay(self._reactor) else None
 
     def _notDeleted(self, failure: Failure) -> None:
         _log.warn("Cannot remove a damaged session: {reason}", reason=failure.value)
@@ -246,7 +246,7 @@ class BaseStore(ABC):
         @return: A session whose lifetime begins now, as a row and as a result.
         """
         text = encode(data, self.limits)
-        now: float = self._reactor.seconds()
+        now = timeOfDay(self._reactor)
         expires = self.limits.expiry(now, now)
         session = StoredSession(copyOf(data, text), now, expires, version)
         return (text, now, expires, version), session
@@ -291,7 +291,7 @@ class BaseStore(ABC):
         known = await self._get(key)
         if known is None:
             return False
-        now = self._reactor.seconds()
+        now = timeOfDay(self._reactor)
         if self.limits.isWorthAWrite(known.created, known.expires, now):
             expires = self.limits.expiry(known.created, now)
             await self._extend(key, known.expires, expires)
@@ -336,7 +336,7 @@ class BaseStore(ABC):
         """
         Remove expired sessions, in parts.
         """
-        return self._whenReady(self._sweeper.removeAll, self._reactor.seconds())
+        return self._whenReady(self._sweeper.removeAll, timeOfDay(self._reactor))
 
 
 def _validKeyOf(identifier: str) -> bytes:

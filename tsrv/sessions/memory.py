@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from ..asyncmodule import ISettlesCalls
+from ..asyncmodule import ISettlesCalls, timeOfDay
 from .basestore import BaseStore, Row
 from .store import ISessionStore, Limits, SessionsUnavailable
 
@@ -62,7 +62,7 @@ class MemorySessionStore(BaseStore):
 
     def _has(self, key: bytes, version: int | None = None) -> bool:
         row = self.rows.get(key)
-        if row is None or row[2] <= self._reactor.seconds():
+        if row is None or row[2] <= timeOfDay(self._reactor):
             return False
         return version in (None, row[3])
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
+from ..asyncmodule import timeOfDay
 from .store import (
     Changes,
     Limits,
@@ -167,7 +168,7 @@ class Merger:
             if text is None and isCurrent:
                 return
             created, version = known.created, known.version + 1
-            expires = self._limits.expiry(created, self._reactor.seconds())
+            expires = self._limits.expiry(created, timeOfDay(self._reactor))
             row = text, created, expires, version
             if text is not None and await _cancellable(
                 batch, self._replace(key, known.version, key, row)

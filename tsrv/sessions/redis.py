@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..asyncmodule import ICountsFailures, ISettlesCalls
+from ..asyncmodule import ICountsFailures, ISettlesCalls, timeOfDay
 from ..failures import Failures
 from .basestore import BaseStore, Row
 from .redislocation import Location
@@ -263,7 +263,7 @@ class RedisSessionStore(BaseStore):
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
         keys, method = ([key], "set") if newKey == key else ([key, newKey], "renew")
-        values = version, self._reactor.seconds(), *self._values(row)
+        values = version, timeOfDay(self._reactor), *self._values(row)
         return Deferred.fromCoroutine(self._run(_REPLACE, method, keys, *values))
 
     async def _extend(self, key: bytes, before: float, expires: float) -> None:
@@ -271,7 +271,7 @@ class RedisSessionStore(BaseStore):
 
     async def _delete(self, key: bytes, version: Any = None) -> bool:
         condition = [] if version is None else [version]
-        now = self._reactor.seconds()
+        now = timeOfDay(self._reactor)
         return bool(await self._run(_DELETE, "destroy", [key], now, *condition))
 
     # All sessions.
@@ -294,7 +294,7 @@ class RedisSessionStore(BaseStore):
 
     async def _count(self) -> int:
         count = 0
-        now = self._reactor.seconds()
+        now = timeOfDay(self._reactor)
         async for names in self._search():
             count += await self._run(_COUNT, None, map(self._keyOf, names), now)
         return count
@@ -331,7 +331,7 @@ class RedisSessionStore(BaseStore):
             Redis may differ from the one here.
         """
         expires = min(expires, MAX_EXPIRY)
-        left = ceil((expires - self._reactor.seconds()) * 1000)
+        left = ceil((expires - timeOfDay(self._reactor)) * 1000)
         return expires, max(left, 1)
 
     async def _run(

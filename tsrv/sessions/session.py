@@ -29,6 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
+from ..asyncmodule import timeOfDay
 from ..errors import OutcomeUnknown, Unavailable
 from .shared import Shared
 from .store import Changes, SessionError, StoredSession, makeIdentifier
@@ -242,7 +243,7 @@ class Session(MutableMapping[str, Any]):
     def _isWorthTouching(self, known: StoredSession) -> bool:
         if self._wasTouched:
             return False
-        limits, now = self._shared.limits, self._shared.clock.seconds()
+        limits, now = self._shared.limits, timeOfDay(self._shared.clock)
         return limits.isWorthAWrite(known.created, known.expires, now)
 
     async def _save(self) -> None:

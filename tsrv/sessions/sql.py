@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..asyncmodule import ICountsFailures, ISettlesCalls
+from ..asyncmodule import ICountsFailures, ISettlesCalls, timeOfDay
 from ..databases import (
     Database,
     IDatabase,
@@ -138,7 +138,7 @@ class SQLSessionStore(BaseStore):
     def _replace(
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
-        now = self._reactor.seconds()
+        now = timeOfDay(self._reactor)
         write, statements = self._database.write, self._statements
         replacing = (
             write(statements.update, *row, key, version, now)
@@ -151,7 +151,7 @@ class SQLSessionStore(BaseStore):
         return self._write(self._statements.extend, expires, key, before)
 
     def _delete(self, key: bytes, version: Any = None) -> Deferred[bool]:
-        now = self._reactor.seconds()
+        now = timeOfDay(self._reactor)
         if version is None:
             rows = self._write(self._statements.delete, key, now)
         else:
@@ -159,13 +159,13 @@ class SQLSessionStore(BaseStore):
         return rows.addCallback(lambda deleted: any(row[0] for row in deleted))
 
     def _count(self) -> Deferred[int]:
-        rows = self._database.read(self._statements.count, self._reactor.seconds())
+        rows = self._database.read(self._statements.count, timeOfDay(self._reactor))
         return rows.addCallback(lambda found: found[0][0])
 
     def _list(
         self, after: bytes, limit: int
     ) -> Deferred[Sequence[tuple[bytes, Row | None]]]:
-        now = self._reactor.seconds()
+        now = timeOfDay(self._reactor)
         rows = self._database.read(self._statements.list, after, now, limit)
         return rows.addCallback(lambda found: [(row[0], row[1:]) for row in found])
 

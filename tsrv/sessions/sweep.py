@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
+from ..asyncmodule import timeOfDay
 from .store import SessionsUnavailable
 
 __all__ = ["Sweeper"]
@@ -121,7 +122,7 @@ class Sweeper:
 
     async def _sweep(self) -> None:
         try:
-            removed = await self.removeAll(self._reactor.seconds())
+            removed = await self.removeAll(timeOfDay(self._reactor))
         except Exception as error:
             if self._running:
                 _log.warn("Cannot remove expired sessions: {reason}", reason=error)
