@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +179,121 @@ def current(store: SQLSessionStore, database: LateDatabase, identifier: str) -> 
     return found.value
 
 
+# Lifetimes.
+
+
+@pytest.mark.parametrize("isSQL", [False, True])
+def test_a_session_expires_by_the_time_of_day(
+    clock: Clock, database: LateDatabase, isSQL: bool
+) -> None:
+    """
+    Servers that share a store agree on it, whatever their timers count.
+    """
+    day = Clock()
+
+    def seconds() -> float:
+        return clock.seconds()
+
+    seconds.timeOfDay = day.seconds  # type: ignore[attr-defined]
+    reactor = SimpleNamespace(seconds=seconds, callLater=clock.callLater)
+    limits = Limits(MINUTE, 10 * MINUTE)
+    store: SQLSessionStore | MemorySessionStore = (
+        SQLSessionStore(reactor, database, limits=limits, owned=False)
+        if isSQL
+        else MemorySessionStore(reactor, limits)
+    )
+    store.initialize()
+    one, other = makeIdentifier(), makeIdentifier()
+    for identifier in (one, other):
+        store.create(identifier, {})
+    clock.advance(5 * MINUTE)
+    day.advance(0.6 * MINUTE)
+    assert resultOf(store.touch(one)).value is True
+    day.advance(0.6 * MINUTE)
+    assert resultOf(store.length()).value == 1
+    assert resultOf(store.get(other)).value is None
+    found = resultOf(store.set(one, Changes())).value
+    assert found.expires == 2.2 * MINUTE
+    assert resultOf(store.cleanup()).value == 1
+    store.close()
+
+
+# Renewed identifiers.
+
+
+def test_a_renewed_identifier_is_remembered_before_it_becomes_invalid(
+    store: SQLSessionStore, database: LateDatabase, one: str
+) -> None:
+    """
+    So at no time is it unknown. If the store is lost between the two, nothing has
+    changed, and the caller is told so.
+    """
+    renewing = resultOf(store.renew(one, makeIdentifier(), Changes({"a": 1})))
+    database.answer()
+    database.answer(OutcomeUnknown("write"))
+    assert isinstance(renewing.error, SessionsUnavailable)
+    assert current(store, database, one).data == {}
+    renewing = resultOf(store.renew(one, makeIdentifier(), Changes({"a": 1})))
+    database.answer()
+    database.answer()
+    remembered = resultOf(store.wasRenewed(one))
+    database.answer(last=True)
+    assert remembered.value is True
+    assert current(store, database, one).data == {}
+    database.answerAll()
+    assert renewing.value.data == {"a": 1}
+    assert current(store, database, one) is None
+
+
+def test_a_later_renewal_is_remembered_from_then_on(
+    clock: Clock, store: SQLSessionStore, database: LateDatabase
+) -> None:
+    """
+    Also if an earlier one was remembered, but failed.
+    """
+    identifier = makeIdentifier()
+    store.create(identifier, {})
+    database.late = True
+    failing = resultOf(store.renew(identifier, makeIdentifier(), Changes()))
+    database.answer()
+    database.answer()
+    database.answer(SessionsUnavailable("lost"))
+    assert isinstance(failing.error, SessionsUnavailable)
+    database.late = False
+    clock.advance(MINUTE)
+    store.renew(identifier, makeIdentifier(), Changes())
+    assert resultOf(store.wasRenewed(identifier)).value is True
+    clock.advance(MINUTE)
+    assert resultOf(store.wasRenewed(identifier)).value is False
+
+
+def test_the_remembered_identifiers_are_bounded(clock: Clock) -> None:
+    """
+    A client that logs in all the time does not fill the store: in each minute 10,000
+    are remembered. Sweeps remove them, without counting them.
+    """
+    store = MemorySessionStore(clock)
+    store.initialize()
+    identifiers = [makeIdentifier() for _ in range(10_003)]
+    store.create(identifiers[0], {})
+    for old, new in pairwise(identifiers[:-1]):
+        store.renew(old, new, Changes())
+    remembered = [
+        resultOf(store.wasRenewed(each)).value for each in identifiers[9_998:]
+    ]
+    assert remembered == [True, True, False, False, False]
+    assert len(store.rows) == 10_001
+    clock.advance(MINUTE)
+    with logged() as events:
+        assert resultOf(store.cleanup()).pending
+        clock.pump([1.0] * 11)
+    assert textsOf(events) == []
+    assert len(store.rows) == 1
+    store.renew(identifiers[-2], identifiers[-1], Changes())
+    assert resultOf(store.wasRenewed(identifiers[-2])).value is True
+    store.close()
+
+
 # Changes that are merged.
 
 
@@ -279,7 +396,11 @@ def test_a_session_that_others_always_change_first_is_given_up(
         if changing.pending and database.asked[-1] == "write":
             database.damage("UPDATE sessions SET version = version + 1")
     assert isinstance(changing.error, SessionsUnavailable)
-    assert database.asked == ["read", "write"] * 100
+    expected = ["read", "write"] * 100
+    if renewing:
+        # The first write remembers the identifier.
+        expected.insert(1, "write")
+    assert database.asked == expected
     assert current(store, database, one).data == {}
 
 

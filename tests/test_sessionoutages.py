@@ -309,7 +309,8 @@ def keysIn(path: Path) -> set[bytes]:
 async def test_two_servers_share_the_sessions(tmp_path: Path, setup: Setup) -> None:
     """
     A visitor may ask one server, the other, or both at the same moment: each
-    request gets its own number, and each new visitor a session.
+    request gets its own number, and each new visitor a session. Requests that are on
+    their way during a login change neither the session nor the cookie.
     """
     with reservedPort() as port:
         servings = [
@@ -339,6 +340,17 @@ async def test_two_servers_share_the_sessions(tmp_path: Path, setup: Setup) -> N
             await together(*(each.logIn() for each in visitors))
             found = await together(*(each.me(one) for each in visitors))
             assert found == [(each.name, 1) for each in visitors]
+            late = [Visitor(two, cookie=each.cookie) for each in visitors]
+            answers = await together(
+                *(each.ask("POST", "/login", {"name": "Bob"}) for each in visitors),
+                *(each.visit() for each in late),
+            )
+            assert {answer.status for answer in answers} == {200}
+            answers = await together(*(each.visit() for each in late))
+            assert {answer.cookie for answer in answers} == {None}
+            assert all(each.visits[0].cookie is None for each in late)
+            found = await together(*(each.me(two) for each in visitors))
+            assert {name for name, _ in found} == {"Bob"}
         finally:
             await together(*(each.__aexit__(None, None, None) for each in servings))
 

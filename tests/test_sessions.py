@@ -28,7 +28,6 @@ from tsrv.sessions import (
     keyOf,
     makeIdentifier,
 )
-from tsrv.sessions.shared import RetiredIdentifiers
 from tsrv.web.responses import AsyncResource, Response, respond
 
 from .exchanges import exchange
@@ -597,16 +596,27 @@ def test_a_late_request_does_not_replace_the_new_cookie(place: Shop) -> None:
     assert "set-cookie" in late.do(put(b=1)).headers
 
 
-def test_the_replaced_identifiers_are_bounded(clock: Clock) -> None:
+@pytest.mark.parametrize("isEarly", [False, True])
+def test_a_late_request_to_another_server_does_not_replace_the_new_cookie(
+    place: Shop, isEarly: bool
+) -> None:
     """
-    10,000 replaced identifiers are remembered, and the first is forgotten.
+    The store knows of the login, whether the late request has found the session
+    before it or not.
     """
-    retired = RetiredIdentifiers(clock)
-    for number in range(10_001):
-        retired.add(str(number))
-    assert [retired.has(str(each)) for each in (0, 1, 10_000)] == [False, True, True]
-    clock.advance(60)
-    assert not retired.has("10000")
+    visitor = place.returning(a=1)
+    other = Shop(store=place.memory)
+    late = other.visitor(visitor.cookie)
+    other.store.late.add("set" if isEarly else "get")
+    peer = late.start(both(put(b=1), count))
+    visitor.do(both(put(name="Ada"), regenerate))
+    other.fire()
+    answer = late.end(peer)
+    assert answer.status == 200
+    assert "set-cookie" not in answer.headers
+    assert visitor.says(dict) == {"a": 1, "name": "Ada"}
+    assert place.count() == 1
+    other.close()
 
 
 # Errors half way.

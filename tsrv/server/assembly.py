@@ -113,7 +113,9 @@ def _addModules(
             needs=["database"],
         )
         return
-    addSessions = partial(addDatabase, "sessions", replay=["get", "length", "all"])
+    addSessions = partial(
+        addDatabase, "sessions", replay=["get", "wasRenewed", "length", "all"]
+    )
     if location.kind == "redis":
         from ..sessions.redis import RedisSessionStore, SessionsRefused
 

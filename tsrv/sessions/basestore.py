@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..asyncmodule import NotInitialized, timeOfDay
+from ..errors import OutcomeUnknown
 from ..queuing.waiters import Waiters
 from .merging import MAX_ATTEMPTS, Merger, contended, copyOf
 from .store import (
@@ -22,6 +23,7 @@ from .store import (
     Entry,
     Limits,
     SessionError,
+    SessionsUnavailable,
     StoredSession,
     decode,
     encode,
@@ -33,9 +35,20 @@ __all__ = ["BaseStore", "Row"]
 
 _log = Logger("tsrv.sessions")
 
+MAX_RENEWED: Final = 10_000
+"""
+Maximum number of renewed identifiers that a process remembers in the time for which
+it remembers one. Further ones are not remembered.
+"""
+
 MAX_WATCHERS: Final = 10_000
 """
 Maximum number of callers that wait for a store to be lost, or to be idle.
+"""
+
+_RENEWED: Final = b"renewed"
+"""
+The end of the key of a renewed identifier, which is longer than that of a session.
 """
 
 _T = TypeVar("_T")
@@ -80,6 +93,7 @@ class BaseStore(ABC):
         self._watchers = Waiters(MAX_WATCHERS, "for the store to be lost")
         self._idlers = Waiters(MAX_WATCHERS, "for the store to be idle")
         self._inProgress = 0
+        self._renewedSince, self._renewed = -inf, 0
 
     def _begin(self) -> None:
         self.initialized = True
@@ -110,13 +124,20 @@ class BaseStore(ABC):
         return self._idlers.wait() if self._inProgress else succeed(None)
 
     # Each kind of store implements these methods. A boolean says whether there was
-    # such a row. To all of them but C{_read} an expired row does not exist.
+    # such a row. To all of them but C{_read} an expired row does not exist. Rows whose
+    # key is longer than KEY_BYTES are no sessions: they are neither counted nor listed.
 
     @abstractmethod
     def _read(self, key: bytes) -> Deferred[Row | None]: ...
 
     @abstractmethod
     def _insert(self, key: bytes, row: Row) -> _Result[bool]: ...
+
+    @abstractmethod
+    def _put(self, key: bytes, row: Row) -> _Result[Any]:
+        """
+        Insert a row, or let the one with this key expire later.
+        """
 
     @abstractmethod
     def _replace(
@@ -147,11 +168,11 @@ class BaseStore(ABC):
     ) -> _Result[Sequence[tuple[bytes, Row | None]]]: ...
 
     @abstractmethod
-    def _removeExpired(self, time: float, limit: int) -> _Result[int]:
+    def _removeExpired(self, time: float, limit: int) -> _Result[tuple[int, bool]]:
         """
-        Remove some of the rows that will have expired at a time.
+        Remove some of the rows that will have expired at a time, at most C{limit}.
 
-        @return: The number of removed rows; less than C{limit} after the last ones.
+        @return: The number of removed sessions, and whether there may be more rows.
         """
 
     # The methods of the interface.
@@ -271,15 +292,41 @@ class BaseStore(ABC):
         self, key: bytes, replacement: str, changes: Changes
     ) -> StoredSession | None:
         newKey = _validKeyOf(replacement)
-        for _ in range(MAX_ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             known = await self._get(key)
             if known is None:
                 return None
             data = changes.applyTo(known.data)
             row, session = self._begun(data, known.version + 1)
+            # Nobody asks for this while the session has its old identifier.
+            if attempt == 0:
+                await self._remember(key)
             if await self._replace(key, known.version, newKey, row):
                 return session
         raise contended()
+
+    async def _remember(self, key: bytes) -> None:
+        steady = self._reactor.seconds()
+        if not 0 <= steady - self._renewedSince < self.limits.renewed:
+            self._renewedSince, self._renewed = steady, 0
+        self._renewed += 1
+        if self._renewed > MAX_RENEWED:
+            return
+        now = timeOfDay(self._reactor)
+        try:
+            await self._put(key + _RENEWED, (b"{}", now, now + self.limits.renewed, 1))
+        except OutcomeUnknown:
+            reason = "the store was lost before the identifier was renewed"
+            raise SessionsUnavailable(reason) from None
+
+    def wasRenewed(self, identifier: str) -> Deferred[bool]:
+        """
+        Whether an identifier was renewed a moment ago.
+        """
+        return self._onKey(self._wasRenewed, identifier, False)
+
+    async def _wasRenewed(self, key: bytes) -> bool:
+        return await self._get(key + _RENEWED) is not None
 
     def touch(self, identifier: str) -> Deferred[bool]:
         """

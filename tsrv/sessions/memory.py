@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from ..asyncmodule import ISettlesCalls, timeOfDay
 from .basestore import BaseStore, Row
-from .store import ISessionStore, Limits, SessionsUnavailable
+from .store import KEY_BYTES, ISessionStore, Limits, SessionsUnavailable
 
 __all__ = ["MemorySessionStore"]
 
@@ -66,6 +66,9 @@ class MemorySessionStore(BaseStore):
             return False
         return version in (None, row[3])
 
+    def _isSession(self, key: bytes) -> bool:
+        return len(key) == KEY_BYTES and self._has(key)
+
     def _read(self, key: bytes) -> Deferred[Row | None]:
         return succeed(self.rows.get(key))
 
@@ -77,6 +80,10 @@ class MemorySessionStore(BaseStore):
             return fail(SessionsUnavailable(sentence))
         self.rows[key] = row
         return succeed(True)
+
+    def _put(self, key: bytes, row: Row) -> Deferred[Any]:
+        self.rows[key] = row
+        return succeed(None)
 
     def _replace(
         self, key: bytes, version: int, newKey: bytes, row: Row
@@ -99,17 +106,18 @@ class MemorySessionStore(BaseStore):
         return succeed(found)
 
     def _count(self) -> Deferred[int]:
-        return succeed(sum(map(self._has, self.rows)))
+        return succeed(sum(map(self._isSession, self.rows)))
 
     def _list(
         self, after: bytes, limit: int
     ) -> Deferred[Sequence[tuple[bytes, Row | None]]]:
-        keys = sorted(key for key in self.rows if key > after and self._has(key))
+        keys = sorted(key for key in self.rows if key > after and self._isSession(key))
         return succeed([(key, self.rows[key]) for key in keys[:limit]])
 
-    def _removeExpired(self, time: float, limit: int) -> Deferred[int]:
+    def _removeExpired(self, time: float, limit: int) -> Deferred[tuple[int, bool]]:
         expired = (key for key, row in self.rows.items() if row[2] <= time)
         removed = list(islice(expired, limit))
         for key in removed:
             del self.rows[key]
-        return succeed(len(removed))
+        sessions = sum(len(key) == KEY_BYTES for key in removed)
+        return succeed((sessions, len(removed) == limit))

@@ -77,6 +77,8 @@ write(KEYS[1], unpack(ARGV))
 return 1
 """)
 
+_PUT: Final = _Script("write(KEYS[1], unpack(ARGV))")
+
 _REPLACE: Final = _Script("""
 local key, newKey, version, now = KEYS[1], KEYS[#KEYS], ARGV[1], tonumber(ARGV[2])
 if field(key, 'v') ~= version or not (expiry(key) > now) then return 0 end
@@ -259,6 +261,9 @@ class RedisSessionStore(BaseStore):
     async def _insert(self, key: bytes, row: Row) -> bool:
         return bool(await self._run(_INSERT, "create", [key], *self._values(row)))
 
+    async def _put(self, key: bytes, row: Row) -> None:
+        await self._run(_PUT, "renew", [key], *self._values(row))
+
     def _replace(
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
@@ -308,12 +313,12 @@ class RedisSessionStore(BaseStore):
             first = sorted({*first, *(key for key in keys if key > after)})[:limit]
         return [(key, await self._read(key)) for key in first]
 
-    async def _removeExpired(self, time: float, limit: int) -> int:
+    async def _removeExpired(self, time: float, limit: int) -> tuple[int, bool]:
         removed = 0
         if time == inf:
             async for names in self._search():
                 removed += await self._connection.ask("DEL", *names, method="clear")
-        return removed
+        return removed, False
 
     # How Redis is asked.
 

@@ -303,12 +303,16 @@ class Session(MutableMapping[str, Any]):
         isLogin, self._renews = self._renews, False
         if not self._data and self._next is None:
             return
-        encoded = self._encoded()
-        if self._sent and not isLogin and self._shared.retired.has(self._sent):
+        if (
+            self._sent
+            and not (isLogin or self._cannotBeCreated)
+            and await self._shared.store.wasRenewed(self._sent)
+        ):
             # The new cookie would replace the one of the renewed session.
             self._cannotBeCreated = True
         if not self._canSend():
             return
+        encoded = self._encoded()
         identifier = self._next or makeIdentifier()
         quota = self._shared.quota
         uncount = None if quota is None else quota.count(self._request)
@@ -330,7 +334,6 @@ class Session(MutableMapping[str, Any]):
         changes = self._changes(encoded)
         stored = await self._shared.store.renew(old, identifier, changes)
         self._renews = False
-        self._shared.retired.add(old)
         if stored is not None:
             await self._send(identifier, stored, encoded)
             return

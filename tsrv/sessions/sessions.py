@@ -20,7 +20,7 @@ from .cookies import Cookies
 from .deferredresponse import DeferredResponse
 from .quota import Quota
 from .session import Session
-from .shared import RetiredIdentifiers, Shared
+from .shared import Shared
 from .store import ISessionStore, Limits, StoredSession
 
 __all__ = ["Sessions"]
@@ -83,8 +83,7 @@ class Sessions:
         self.store = store
         self.cookies = cookies
         limits = limits or getattr(store, "limits", None) or Limits()
-        retired = RetiredIdentifiers(reactor)
-        self._shared = Shared(reactor, store, cookies, limits, quota, retired)
+        self._shared = Shared(reactor, store, cookies, limits, quota)
 
     def get(self, request: Request) -> Deferred[Session]:
         """

@@ -23,7 +23,7 @@ from ..databases import (
 )
 from ..queuing.module import failuresOf
 from .basestore import BaseStore, Row
-from .store import ISessionStore, Limits, checkTable
+from .store import KEY_BYTES, ISessionStore, Limits, checkTable
 
 __all__ = [
     "PostgreSQLSessionStore",
@@ -135,6 +135,9 @@ class SQLSessionStore(BaseStore):
         inserting = self._write(self._statements.insert, key, *row)
         return inserting.addCallbacks(lambda _: True, _keyExists)
 
+    def _put(self, key: bytes, row: Row) -> Deferred[Any]:
+        return self._write(self._statements.put, key, *row)
+
     def _replace(
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
@@ -169,9 +172,11 @@ class SQLSessionStore(BaseStore):
         rows = self._database.read(self._statements.list, after, now, limit)
         return rows.addCallback(lambda found: [(row[0], row[1:]) for row in found])
 
-    def _removeExpired(self, time: float, limit: int) -> Deferred[int]:
+    def _removeExpired(self, time: float, limit: int) -> Deferred[tuple[int, bool]]:
         removing = self._write(self._statements.removeExpired, time, limit, time)
-        return removing.addCallback(len)
+        return removing.addCallback(
+            lambda rows: (sum(row[0] == KEY_BYTES for row in rows), len(rows) == limit)
+        )
 
 
 class SQLiteSessionStore(SQLSessionStore):
@@ -242,6 +247,11 @@ class _Statements:
             "INSERT INTO TABLE (key, data, created, expires, version) "
             "VALUES (?, ?, ?, ?, ?)"
         )
+        self.put = statement(
+            "INSERT INTO TABLE (key, data, created, expires, version) "
+            "VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET expires = excluded.expires"
+        )
         self.update = statement(
             "UPDATE TABLE SET data = ?, created = ?, expires = ?, version = ? "
             "WHERE key = ? AND version = ? AND expires > ? RETURNING version"
@@ -259,17 +269,19 @@ class _Statements:
         self.deleteVersion = statement(
             "DELETE FROM TABLE WHERE key = ? AND version = ? RETURNING expires > ?"
         )
-        self.count = statement("SELECT count(*) FROM TABLE WHERE expires > ?")
+        self.count = statement(
+            "SELECT count(*) FROM TABLE WHERE expires > ? AND length(key) = 32"
+        )
         self.list = statement(
             "SELECT key, data, created, expires, version FROM TABLE "
-            "WHERE key > ? AND expires > ? ORDER BY key LIMIT ?"
+            "WHERE key > ? AND expires > ? AND length(key) = 32 ORDER BY key LIMIT ?"
         )
         # The outer condition is checked again, when a row that is being used was
         # waited for.
         self.removeExpired = statement(
             "DELETE FROM TABLE WHERE key IN (SELECT key FROM TABLE "
             "WHERE expires <= ? ORDER BY expires LIMIT ?) "
-            "AND expires <= ? RETURNING version"
+            "AND expires <= ? RETURNING length(key)"
         )
 
 

@@ -47,6 +47,11 @@ DEFAULT_LIFETIME_SECONDS: Final = 24 * 3600.0
 Lifetime, in seconds, of a session that has no other limit.
 """
 
+KEY_BYTES: Final = 32
+"""
+Length of the key of a session, in bytes. A store has other keys for other purposes.
+"""
+
 MAX_DEPTH: Final = 100
 """
 Maximum number of levels of lists and objects inside each other.
@@ -128,11 +133,13 @@ class Limits:
     @ivar idle: Seconds after its last use at which a session expires, or L{None}.
     @ivar absolute: Seconds after its creation at which it expires, or L{None}.
     @ivar size: Maximum size of a session's JSON, in bytes.
+    @ivar renewed: Seconds for which a store remembers that an identifier was renewed.
     """
 
     idle: float | None = 30 * 60.0
     absolute: float | None = 8 * 3600.0
     size: int = 64 * 1024
+    renewed: float = 60.0
 
     def expiry(self, created: float, now: float) -> float:
         """
@@ -279,6 +286,13 @@ class ISessionStore(IAsyncModule):
         @param identifier: The present identifier, which becomes invalid.
         @param replacement: A new one, see L{makeIdentifier}.
         @return: As for L{set}.
+        """
+
+    def wasRenewed(identifier: str) -> Deferred[bool]:
+        """
+        @return: A Deferred of whether this identifier was renewed, by any process,
+            in the last minute (L{Limits.renewed}). A browser may have sent a request
+            with it before the new cookie arrived.
         """
 
     def touch(identifier: str) -> Deferred[bool]:

@@ -50,14 +50,15 @@ class Sweeper:
     def __init__(
         self,
         reactor: Any,
-        removeExpired: Callable[[float, int], Awaitable[int]],
+        removeExpired: Callable[[float, int], Awaitable[tuple[int, bool]]],
         *,
         sweeps: bool,
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param removeExpired: Removes some of the sessions that will have expired at
-            a time, at most so many; returns how many.
+        @param removeExpired: Removes some of the rows that will have expired at a
+            time, at most so many; returns how many of them were sessions, and whether
+            there may be more.
         @param sweeps: Whether to remove expired sessions at intervals.
         """
         self._reactor = reactor
@@ -99,9 +100,9 @@ class Sweeper:
         total = 0
         while self._running:
             begun = self._reactor.seconds()
-            removed = await self._removeExpired(time, MAX_REMOVED_TOGETHER)
+            removed, isMore = await self._removeExpired(time, MAX_REMOVED_TOGETHER)
             total += removed
-            if removed < MAX_REMOVED_TOGETHER:
+            if not isMore:
                 return total
             taken = self._reactor.seconds() - begun
             await self._pause(min(max(taken, 0.0), MAX_PAUSE_SECONDS))

@@ -28,6 +28,11 @@ BEGIN: Final = 1_700_000_000.0
 Time at which each test begins, in seconds since the epoch.
 """
 
+RENEWED_TICKS: Final = 5
+"""
+Time for which a store remembers that an identifier was renewed, in ticks.
+"""
+
 
 async def outcomesOf(deferreds: Iterable[Deferred[Any]]) -> list[Any]:
     """
@@ -149,6 +154,7 @@ class BaseTests:
             None if idle is None else idle * self.tick,
             None if absolute is None else absolute * self.tick,
             size,
+            RENEWED_TICKS * self.tick,
         )
         async with self.usingSeveral(1, limits) as (clock, (store,)):
             yield store, lambda ticks: self.letPass(clock, ticks * self.tick)

@@ -22,7 +22,15 @@ from ..sessions import (
     keyOf,
     makeIdentifier,
 )
-from .base import BaseTests, create, errorOf, isUnknown, outcomesOf, read
+from .base import (
+    RENEWED_TICKS,
+    BaseTests,
+    create,
+    errorOf,
+    isUnknown,
+    outcomesOf,
+    read,
+)
 
 __all__ = ["LifetimeTests"]
 
@@ -40,6 +48,7 @@ def _callAll(store: ISessionStore, identifier: str) -> list[Deferred[Any]]:
         store.set(identifier, _ADD),
         store.set(identifier, _ADD),
         store.renew(identifier, makeIdentifier(), _ADD),
+        store.wasRenewed(identifier),
         store.create(makeIdentifier(), {}),
         store.touch(identifier),
         store.destroy(identifier),
@@ -130,6 +139,44 @@ class LifetimeTests(BaseTests):
             await isUnknown(store, identifier, known)
             assert (await read(store, other)).data == {}
             assert await store.length() == 1
+
+    async def test_a_renewed_identifier_is_remembered_for_a_while(self) -> None:
+        """
+        It stays known that it was renewed, also after further renewals and after the
+        session was destroyed. It gives no access, and is no session.
+        """
+        async with self.using() as (store, letPass):
+            first, other = await create(store, a=1), await create(store)
+            known = await read(store, first)
+            second, third = makeIdentifier(), makeIdentifier()
+            assert await store.wasRenewed(first) is False
+            await store.renew(first, second, _ADD)
+            await letPass(RENEWED_TICKS / 2)
+            await store.renew(second, third, _ADD)
+            assert await store.renew(makeIdentifier(), first, _ADD) is None
+            for identifier, isRenewed in (
+                (first, True),
+                (second, True),
+                (third, False),
+                (other, False),
+                (makeIdentifier(), False),
+                ("malformed", False),
+            ):
+                assert await store.wasRenewed(identifier) is isRenewed
+            await isUnknown(store, first, known)
+            keys = sorted(keyOf(each) or b"" for each in (third, other))
+            assert [key for key, _ in await store.all()] == keys
+            assert await store.length() == 2
+            await store.destroy(third)
+            assert await store.wasRenewed(second) is True
+            await letPass(RENEWED_TICKS / 2 + 0.5)
+            assert await store.wasRenewed(first) is False
+            assert await store.wasRenewed(second) is True
+            assert await store.cleanup() == 0
+            assert await store.clear() == 1
+            fresh = await create(store)
+            await store.renew(fresh, makeIdentifier(), _ADD)
+            assert await store.clear() == 1
 
     async def test_a_session_expires(self) -> None:
         """

@@ -29,6 +29,30 @@ class SharingTests(BaseTests):
             await isUnknown(two, identifier, known)
             assert await one.length() == 0
 
+    async def test_a_renewal_is_known_to_all_stores(self) -> None:
+        """
+        Of several renewals at once, one gives the session its new identifier; at no
+        time is the old one neither known nor remembered.
+        """
+        async with self.usingSeveral(3, Limits()) as (_, stores):
+            identifier = await create(stores[0], a=1)
+            new = [makeIdentifier() for _ in stores]
+            renewing = [
+                store.renew(identifier, each, Changes({"owner": each}))
+                for store, each in zip(stores, new, strict=True)
+            ]
+            while await stores[0].get(identifier) is not None:
+                pass
+            assert await stores[0].wasRenewed(identifier) is True
+            outcomes = await outcomesOf(renewing)
+            (made,) = [each for each in outcomes if each is not None]
+            assert isinstance(made, StoredSession), made
+            for store in stores:
+                assert await store.wasRenewed(identifier) is True
+                assert await store.get(identifier) is None
+                assert (await read(store, made.data["owner"])).data == made.data
+                assert await store.length() == 1
+
     async def test_changes_by_several_stores_are_merged(self) -> None:
         """
         Old versions do not undo changes of others, and each addition gets a number
