@@ -14,13 +14,15 @@ from msgspec import Meta, Struct
 from twisted.internet.task import Clock
 from twisted.web.server import Request
 
-from tsrv.web.content import matchesAny, readJSON, readQuery
+from tsrv.web.content import FORM, matchesAny, readBody, readQuery
 from tsrv.web.responses import AsyncResource, Response, text
 from tsrv.web.site import Site
 
 from .websupport import Answer, Peer, ask
 
 JSON = "application/json"
+
+FORM_UTF_8 = "application/x-www-form-urlencoded; charset=UTF-8"
 
 
 Code = TypeVar("Code")
@@ -82,10 +84,15 @@ class Books(AsyncResource):
 
     def render_POST(self, request: Request) -> Response:
         accepted = [JSON, "a/b+json"]
-        book = readJSON(request, Book, "Invalid book", accepted, b"Accept-Post")
+        book = readBody(request, Book, "Invalid book", accepted, b"Accept-Post")
         self.read.append(book)
         site: Any = request.site
         self.heldBytes.append(site.connections.bodyBytes)
+        return text("read")
+
+    def render_PUT(self, request: Request) -> Response:
+        accepted = [JSON, FORM]
+        self.read.append(readBody(request, Book, "Invalid book", accepted, b"Accept"))
         return text("read")
 
     def render_GET(self, request: Request) -> Response:
@@ -94,7 +101,10 @@ class Books(AsyncResource):
 
 
 def post(
-    data: bytes, contentType: str | list[str] | None = JSON, **more: str
+    data: bytes,
+    contentType: str | list[str] | None = JSON,
+    method: str = "POST",
+    **more: str,
 ) -> tuple[Answer, list[Any]]:
     """
     Send a body; return the response and what the resource read.
@@ -103,7 +113,7 @@ def post(
     headers: dict[str, str | list[str]] = dict(more)
     if contentType is not None:
         headers["Content-Type"] = contentType
-    return ask(resource, "/", "POST", headers, data), resource.read
+    return ask(resource, "/", method, headers, data), resource.read
 
 
 @pytest.mark.parametrize(
@@ -234,6 +244,47 @@ def test_no_body_is_an_internal_error(data: bytes) -> None:
     """
     answer, _ = post(data)
     assert answer.status in (200, 400)
+
+
+@pytest.mark.parametrize("contentType", [FORM, FORM_UTF_8])
+def test_a_form_is_read(contentType: str) -> None:
+    """
+    A form has the fields of the same struct. Others are ignored.
+    """
+    data = b"title=a+b%63&pages=7&colour=red&colour=%FF"
+    answer, read = post(data, contentType, "PUT")
+    assert (answer.status, read) == (200, [Book("a bc", 7)])
+
+
+@pytest.mark.parametrize(
+    ("data", "pointer", "detail"),
+    [
+        (b"", "/title", "is missing"),
+        (b"title=", "/title", "Expected string of length >= 1"),
+        (b"title=a&title=b", "/title", "is repeated"),
+        (b"title=%FF", "/title", "is not UTF-8"),
+        (b"title=\xff", "/title", "is not UTF-8"),
+        (b"title=A", "/title", "Expected small letters"),
+        (b"title=a&pages=x", "/pages", "Expected integer, got string"),
+    ],
+)
+def test_an_invalid_form_is_refused(data: bytes, pointer: str, detail: str) -> None:
+    """
+    A form is checked like JSON.
+    """
+    answer, read = post(data, FORM, "PUT")
+    (error,) = json.loads(answer.body)["errors"]
+    assert (answer.status, read) == (400, [])
+    assert error == {"pointer": pointer, "detail": detail}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+def test_a_compressed_form_is_refused(encoding: str) -> None:
+    """
+    A compressed form is not taken for an empty one.
+    """
+    answer, read = post(b"title=a", FORM, "PUT", **{"Content-Encoding": encoding})
+    assert (answer.status, read) == (415, [])
 
 
 def test_a_body_is_released_when_it_was_read(clock: Clock) -> None:

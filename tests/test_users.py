@@ -194,7 +194,7 @@ def test_an_unknown_route_is_not_a_missing_user(client: Client) -> None:
     """
     A mistyped route has an error of its own.
     """
-    for path in ("/users/1/", "/users/1/x", "/users/x/y"):
+    for path in ("/users/1/", "/users/1/x", "/users/x/y", "/openapi.json/x"):
         answer = client("GET", path)
         assert (answer.status, errorIn(answer)) == (404, "Route not found")
     assert errorIn(client("GET", "/users/")) == "User not found"
@@ -224,6 +224,24 @@ def test_an_address_is_used_once(method: str, path: str, client: Client) -> None
     """
     answer = client(method, path, {"name": "Ada", "email": "1@example.org"})
     assert (answer.status, errorIn(answer)) == (409, "Resource already exists")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/users"), ("PUT", "/users/2"), ("PATCH", "/users/2")]
+)
+def test_texts_have_one_form(method: str, path: str, client: Client) -> None:
+    """
+    A name and an address are stored in NFC, so that the same address is a conflict,
+    however it was typed. A text that is too long in that form is refused.
+    """
+    composed = {"name": "Jos\u00e9", "email": "jos\u00e9@example.org"}
+    decomposed = {"name": "Jose\u0301", "email": "jose\u0301@example.org"}
+    answer = client(method, path, decomposed)
+    assert {**composed, "id": 0} == {**json.loads(answer.body), "id": 0}
+    assert client("POST", "/users", composed).status == 409
+    answer = client(method, path, {"name": "\u0958" * 150, "email": "a@b"})
+    (error,) = json.loads(answer.body)["errors"]
+    assert (answer.status, error["pointer"]) == (400, "/name")
 
 
 def test_a_user_is_replaced(client: Client) -> None:
@@ -355,6 +373,18 @@ def test_another_media_type_is_refused(
 
 
 # Conditions.
+
+
+@pytest.mark.parametrize("path", ["/users/1", "/users", "/openapi.json"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_another_version_is_not_shown(method: str, path: str, client: Client) -> None:
+    """
+    A client that names the version that it wants gets no other.
+    """
+    tag = client("GET", path).headers["etag"]
+    for wanted, status in ((tag, 200), ("*", 200), ('"x"', 412), (f"W/{tag}", 412)):
+        answer = client(method, path, headers={"If-Match": wanted})
+        assert answer.status == status
 
 
 @pytest.mark.parametrize("path", ["/users/1", "/users", "/openapi.json"])

@@ -14,7 +14,6 @@ from .userroutes import PageQuery
 from .users import LARGEST_ID
 
 __all__ = [
-    "FORM",
     "HTML",
     "JSON",
     "NOT_MODIFIED",
@@ -109,7 +108,7 @@ _PROBLEMS: Final = {
     403: "Another site may have made the request.",
     404: "There is no such user or module.",
     409: "The address is in use, or the state of the module forbids the request.",
-    412: "The user does not have the expected entity tag.",
+    412: "The resource does not have the expected entity tag.",
     413: f"The body of a user is longer than {userroutes.MAX_BODY_BYTES:,} bytes, that "
     f"of a visitor than {visitors.MAX_BODY_BYTES:,} bytes.",
     415: "The media type of the body is not supported.",
@@ -122,8 +121,6 @@ _PROBLEMS: Final = {
 JSON: Final = "application/json"
 
 HTML: Final = "text/html"
-
-FORM: Final = "application/x-www-form-urlencoded"
 
 TEXT: Final = {"type": "string"}
 
@@ -235,7 +232,7 @@ def _parameters() -> Object:
         },
     }
     for name, schema, text in (
-        ("If-Match", tags, "The user must have one of these entity tags."),
+        ("If-Match", tags, "The resource must have one of these entity tags."),
         ("If-None-Match", tags, "The resource must have none of these entity tags."),
         ("Origin", TEXT, "The site itself. Browsers send it."),
         ("X-CSRF-Token", TEXT, "The token of the session, without Origin."),

@@ -9,15 +9,24 @@ names need, where they can have an effect. These are the joiners of Persian, Sin
 and emoji (UAX #31, section 2.3; UTS #51), and the variation selectors of Mongolian,
 Japanese names and emoji. All other invisible characters are refused, since they make
 names that look empty, or like another one.
+
+Texts that mean the same have one form, NFC (RFC 8265, section 3.3; RFC 6532, section
+3.1), so that no two users have the same address.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+import unicodedata
+from typing import Annotated, Final, TypeVar
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, Struct
+from msgspec.structs import asdict
 
-__all__ = ["Email", "LoginName", "Name"]
+from ..web.content import validate
+
+__all__ = ["Email", "LoginName", "Name", "normalize"]
+
+_Fields = TypeVar("_Fields", bound=Struct)
 
 _REFUSED: Final = """
     0-1F 7F-9F AD 34F 600-605 61C 6DD 70F 890-891 8E2 115F-1160 17B4-17B5 200B
@@ -110,3 +119,15 @@ Email = Annotated[
         examples=["ada@example.org"],
     ),
 ]
+
+
+def normalize(fields: _Fields, title: str) -> _Fields:
+    """
+    Return texts in NFC.
+
+    @param title: The title of the error if one is then too long.
+    @raise Invalid: A text is too long.
+    """
+    given = {name: text for name, text in asdict(fields).items() if text is not UNSET}
+    normal = {name: unicodedata.normalize("NFC", text) for name, text in given.items()}
+    return fields if normal == given else validate(normal, type(fields), title)

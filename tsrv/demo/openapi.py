@@ -19,10 +19,9 @@ from twisted.web.server import Request
 
 from .. import __version__
 from ..starting.report import Report
-from ..web.content import withETag
+from ..web.content import FORM, withETag
 from ..web.responses import AsyncResource, Response
 from .descriptions import (
-    FORM,
     HTML,
     JSON,
     NOT_MODIFIED,
@@ -50,6 +49,8 @@ _SESSION: Final[list[Object]] = [{"session": []}, {"localSession": []}, {}]
 """
 A cookie, or none: every visitor may have a session.
 """
+
+_CONDITIONS: Final = ("If-Match", "If-None-Match")
 
 _ELSEWHERE: Final = [
     {
@@ -89,7 +90,7 @@ def _page(name: str, summary: str, mediaType: str) -> Object:
     schema = {"type": "object"} if mediaType == JSON else TEXT
     found = describeResponse(summary, "ETag", content=contentOf(schema, mediaType))
     responses = {200: found, 304: NOT_MODIFIED}
-    return {"get": describeOperation(name, summary, responses, (), ("If-None-Match",))}
+    return {"get": describeOperation(name, summary, responses, (412,), _CONDITIONS)}
 
 
 def _clock() -> Object:
@@ -113,16 +114,15 @@ def _users() -> Object:
     changed = {200: _userResponse("The changed user.")}
     shown = {200: _userResponse("The user."), 304: NOT_MODIFIED}
     deleted = {204: describeResponse("The user is deleted.")}
-    conditions = ("If-Match", "If-None-Match")
-    ofUser = partial(describeOperation, parameters=conditions)
+    ofUser = partial(describeOperation, parameters=_CONDITIONS)
     return {
         "/users": {
             "get": describeOperation(
                 "listUsers",
                 "List users, in the order of their identifiers.",
                 {200: page, 304: NOT_MODIFIED},
-                (400,),
-                (*PageQuery.__struct_fields__, "If-None-Match"),
+                (400, 412),
+                (*PageQuery.__struct_fields__, *_CONDITIONS),
             ),
             "post": describeOperation(
                 "createUser",
@@ -298,8 +298,6 @@ class Description(AsyncResource):
     """
     C{/openapi.json}.
     """
-
-    isLeaf = True
 
     def __init__(self, root: Resource) -> None:
         """

@@ -21,14 +21,17 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from ..web.content import matchesAny, readJSON, readQuery, withETag
+from ..web.content import PreconditionFailed, matchesAny, readBody, readQuery, withETag
 from ..web.problems import HTTPError
 from ..web.responses import AsyncResource, Response
+from .names import normalize
 from .users import LARGEST_ID, NewUser, User, UserPatch, Users, VersionedUser
 
 __all__ = ["MAX_USERS_PER_PAGE", "MERGE_PATCH", "PageQuery", "UsersResource"]
 
 _T = TypeVar("_T")
+
+_Fields = TypeVar("_Fields", bound=Struct)
 
 MAX_USERS_PER_PAGE: Final = 1_000
 """
@@ -72,10 +75,6 @@ class PageQuery(Struct, frozen=True):
 
 _userNotFound: Final = partial(HTTPError, "User not found", HTTPStatus.NOT_FOUND)
 
-_preconditionFailed: Final = partial(
-    HTTPError, "It has been changed since", HTTPStatus.PRECONDITION_FAILED
-)
-
 _encode: Final = Encoder().encode
 
 
@@ -90,6 +89,12 @@ def _createdResponse(created: VersionedUser) -> Response:
     location = b"/users/%d" % created.user.id
     response.headers = [*response.headers, (b"Location", location)]
     return response
+
+
+def _readUser(
+    request: Request, struct: type[_Fields], accepted: Sequence[str], header: bytes
+) -> _Fields:
+    return normalize(readBody(request, struct, _INVALID, accepted, header), _INVALID)
 
 
 def _tagOf(found: VersionedUser) -> str:
@@ -137,7 +142,7 @@ class UsersResource(_DescribedResource):
         """
         Add a user.
         """
-        user = readJSON(request, NewUser, _INVALID, [_JSON], b"Accept-Post")
+        user = _readUser(request, NewUser, [_JSON], b"Accept-Post")
         return self._users.create(user).addCallback(_createdResponse)
 
     def getChild(self, path: bytes, request: Request) -> Resource:
@@ -189,7 +194,7 @@ class UserResource(_DescribedResource):
         """
         Replace the fields of the user.
         """
-        user = readJSON(request, NewUser, _INVALID, [_JSON], b"Accept")
+        user = _readUser(request, NewUser, [_JSON], b"Accept")
         return self._change(request, UserPatch(user.name, user.email))
 
     def render_PATCH(self, request: Request) -> Deferred[Response]:
@@ -197,7 +202,7 @@ class UserResource(_DescribedResource):
         Replace some fields of the user (RFC 7396).
         """
         accepted = [MERGE_PATCH, _JSON]
-        patch = readJSON(request, UserPatch, _INVALID, accepted, b"Accept-Patch")
+        patch = _readUser(request, UserPatch, accepted, b"Accept-Patch")
         return self._change(request, patch)
 
     def render_DELETE(self, request: Request) -> Deferred[Response]:
@@ -252,7 +257,7 @@ class UserResource(_DescribedResource):
         else:
             holds = not matchesAny(noneMatch, tag, weakly=True)
         if not holds:
-            raise _preconditionFailed()
+            raise PreconditionFailed
         return found.version
 
 
@@ -263,9 +268,5 @@ def _conditions(request: Request, name: bytes) -> Sequence[bytes]:
 def _foundResponse(found: VersionedUser | None, request: Request) -> Response:
     if found is None:
         raise _userNotFound()
-    tag = _tagOf(found)
-    match = _conditions(request, b"If-Match")
-    if match and not matchesAny(match, tag, weakly=False):
-        raise _preconditionFailed()
     response = Response(_encode(found.user), b"application/json")
-    return withETag(request, tag, response)
+    return withETag(request, _tagOf(found), response)

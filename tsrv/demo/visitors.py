@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import parse_qs
 
 from msgspec import Struct
 from msgspec.json import encode
@@ -15,10 +14,10 @@ from twisted.web.server import Request
 
 from ..sessions import Session, Sessions
 from ..web.accept import prefersHTML
-from ..web.content import Invalid, readJSON, validate
+from ..web.content import FORM, Invalid, mediaTypeOf, readBody
 from ..web.origin import checkOrigin
 from ..web.responses import AsyncResource, Response
-from .names import LoginName
+from .names import LoginName, normalize
 from .pages import Pages
 
 __all__ = [
@@ -103,20 +102,12 @@ def _tokenOf(session: Session) -> str | None:
 
 
 def _isForm(request: Request) -> bool:
-    contentType = request.getHeader(b"Content-Type") or b""
-    kind = contentType.partition(b";")[0].strip().lower()
-    return kind == b"application/x-www-form-urlencoded"
+    return mediaTypeOf(request.getHeader(b"Content-Type") or b"", [FORM]) is not None
 
 
 def _nameFrom(request: Request) -> str:
-    if _isForm(request):
-        assert request.content is not None
-        data = request.content.read().decode("utf-8", "replace")
-        fields = parse_qs(data)
-        body = validate({"name": fields.get("name", [""])[0]}, LoginBody, _INVALID)
-    else:
-        body = readJSON(request, LoginBody, _INVALID, [_JSON], b"Accept-Post")
-    return body.name.strip()
+    body = readBody(request, LoginBody, _INVALID, [_JSON, FORM], b"Accept-Post")
+    return normalize(body, _INVALID).name.strip()
 
 
 class _SessionResource(AsyncResource):

@@ -1,5 +1,5 @@
 """
-What clients send: JSON bodies, queries and conditions.
+What clients send: JSON bodies, forms, queries and conditions.
 
 A L{msgspec.Struct} says what a body or a query looks like. The same struct
 validates it here and describes it in an OpenAPI document. An error names the
@@ -15,21 +15,30 @@ from http import HTTPStatus
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
+from twisted.web.http import parse_qs
 from twisted.web.server import Request
 
 from .message import Response
 from .problems import HTTPError
 
 __all__ = [
+    "FORM",
     "Invalid",
+    "PreconditionFailed",
     "matchesAny",
-    "readJSON",
+    "mediaTypeOf",
+    "readBody",
     "readQuery",
     "validate",
     "withETag",
 ]
 
 _T = TypeVar("_T")
+
+FORM: Final = "application/x-www-form-urlencoded"
+"""
+The media type of forms.
+"""
 
 MAX_CONTENT_TYPE_BYTES: Final = 256
 
@@ -60,7 +69,18 @@ class Invalid(HTTPError):
         self.members = {"errors": [{part: place, "detail": reason}]}
 
 
-def readJSON(
+class PreconditionFailed(HTTPError):
+    """
+    The resource does not have the entity tag that the request expects.
+    """
+
+    status = HTTPStatus.PRECONDITION_FAILED
+
+    def __init__(self) -> None:
+        super().__init__("It has been changed since")
+
+
+def readBody(
     request: Request,
     struct: type[_T],
     title: str,
@@ -73,17 +93,18 @@ def readJSON(
     @param request: The request.
     @param struct: The type of the body, a L{msgspec.Struct}.
     @param title: The title of the error if the body is invalid.
-    @param accepted: The accepted media types.
+    @param accepted: The accepted media types: L{FORM}, or types that are JSON.
     @param header: The name of the header that lists them in a 415 response:
         C{Accept-Post}, C{Accept-Patch} or C{Accept}.
-    @return: The body.
+    @return: The body. Other fields of a form are ignored.
     @raise HTTPError: The body has another media type, is compressed, or is not
         JSON.
     @raise Invalid: The body does not match the struct.
     """
     headers = request.requestHeaders
     types = headers.getRawHeaders(b"Content-Type", [])
-    if len(types) != 1 or not _isAccepted(types[0], accepted):
+    mediaType = mediaTypeOf(types[0], accepted) if len(types) == 1 else None
+    if mediaType is None:
         raise HTTPError(
             f"The body must be {' or '.join(accepted)}, in UTF-8",
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -100,6 +121,9 @@ def readJSON(
     assert content is not None
     data = content.read()
     content.close()
+    if mediaType == FORM:
+        fields = parse_qs(data, keep_blank_values=True)
+        return _readArguments(fields, struct, title, "pointer")
     try:
         return cast(_T, _decoderOf(cast(Any, struct)).decode(data))
     except msgspec.ValidationError as error:
@@ -119,35 +143,47 @@ def readQuery(request: Request, struct: type[_T]) -> _T:
     @return: The parameters.
     @raise Invalid: A parameter is repeated or has an invalid value.
     """
-    query: dict[str, str] = {}
-    arguments: dict[bytes, list[bytes]] = request.args or {}
+    return _readArguments(request.args or {}, struct, "Invalid query", "parameter")
+
+
+def _readArguments(
+    arguments: Mapping[bytes, Sequence[bytes]], struct: type[_T], title: str, part: str
+) -> _T:
+    fields: dict[str, str] = {}
+    start = "/" if part == "pointer" else ""
     for name in _fieldNames(struct):
         values = arguments.get(name.encode("ascii"), [])
         if len(values) > 1:
-            raise Invalid("Invalid query", "parameter", name, "is repeated")
+            raise Invalid(title, part, start + name, "is repeated")
         if values:
-            query[name] = values[0].decode("utf-8", "replace")
-    try:
-        return msgspec.convert(query, struct, strict=False)
-    except msgspec.ValidationError as error:
-        place, reason = _explain(struct, str(error))
-        parameter = place.removeprefix("/")
-        raise Invalid("Invalid query", "parameter", parameter, reason) from None
+            try:
+                fields[name] = values[0].decode("utf-8")
+            except UnicodeDecodeError:
+                raise Invalid(title, part, start + name, "is not UTF-8") from None
+    return validate(fields, struct, title, part, strict=False)
 
 
-def validate(fields: Mapping[str, object], struct: type[_T], title: str) -> _T:
+def validate(
+    fields: Mapping[str, object],
+    struct: type[_T],
+    title: str,
+    part: str = "pointer",
+    strict: bool = True,
+) -> _T:
     """
-    Validate the fields of a form.
+    Validate the values of fields.
 
     @param fields: The fields.
-    @param struct: The type of the form, a L{msgspec.Struct}.
-    @param title: The title of the error if the form is invalid.
+    @param struct: Their types, a L{msgspec.Struct}.
+    @param title: The title of the error if one is invalid.
+    @param part: C{"pointer"} or C{"parameter"}.
+    @param strict: Whether numbers cannot be texts.
     @raise Invalid: The fields do not match the struct.
     """
     try:
-        return msgspec.convert(fields, struct)
+        return msgspec.convert(fields, struct, strict=strict)
     except msgspec.ValidationError as error:
-        raise _invalid(struct, error, title) from None
+        raise _invalid(struct, error, title, part) from None
 
 
 # A decoder is expensive to make.
@@ -169,9 +205,11 @@ _POSITION: Final = re.compile(r".*: ([a-z0-9 -]+) \(byte (\d+)\)\Z")
 _JSON_TYPES: Final = {"int": "integer", "str": "string", "bool": "boolean"}
 
 
-def _invalid(struct: type[Any], error: Exception, title: str) -> Invalid:
+def _invalid(
+    struct: type[Any], error: Exception, title: str, part: str = "pointer"
+) -> Invalid:
     place, reason = _explain(struct, str(error))
-    return Invalid(title, "pointer", place, reason)
+    return Invalid(title, part, place if part == "pointer" else place[1:], reason)
 
 
 def _explain(struct: type[Any], message: str) -> tuple[str, str]:
@@ -222,17 +260,23 @@ def _jsonError(message: str) -> str:
     return "it is truncated" if "truncated" in message else "it is not UTF-8"
 
 
-def _isAccepted(contentType: bytes, accepted: Sequence[str]) -> bool:
-    if contentType == b"application/json":
-        return "application/json" in accepted
-    if len(contentType) > MAX_CONTENT_TYPE_BYTES:
-        return False
-    kind, *parameters = contentType.decode("latin-1").lower().split(";")
+def mediaTypeOf(contentType: bytes, accepted: Sequence[str]) -> str | None:
+    """
+    Return the media type of a C{Content-Type} header, in lower case; L{None} if it is
+    not accepted, or if the text is not in UTF-8.
+    """
+    text = contentType.decode("latin-1")
+    if text in accepted:
+        return text
+    if len(text) > MAX_CONTENT_TYPE_BYTES:
+        return None
+    mediaType, *parameters = text.lower().split(";")
     for parameter in parameters:
         name, _, value = parameter.strip().partition("=")
         if name == "charset" and value.strip('"') not in ("utf-8", "utf8"):
-            return False
-    return kind.strip() in accepted
+            return None
+    mediaType = mediaType.strip()
+    return mediaType if mediaType in accepted else None
 
 
 # A list may have empty members, which mean nothing.
@@ -271,9 +315,14 @@ def withETag(request: Request, tag: str, response: Response) -> Response:
 
     @param request: A GET or HEAD request.
     @param tag: The strong entity tag of the resource, with its quotes.
+    @raise PreconditionFailed: The client wants another representation.
     """
+    conditions = request.requestHeaders
+    wanted = conditions.getRawHeaders(b"If-Match")
+    if wanted is not None and not matchesAny(wanted, tag, weakly=False):
+        raise PreconditionFailed
     headers = [*response.headers, (b"ETag", tag.encode("ascii"))]
-    known = request.requestHeaders.getRawHeaders(b"If-None-Match")
+    known = conditions.getRawHeaders(b"If-None-Match")
     if known and matchesAny(known, tag, weakly=True):
         return Response(b"", b"", HTTPStatus.NOT_MODIFIED, headers)
     response.headers = headers

@@ -36,6 +36,7 @@ from ..asyncmodule import timeOfDay
 from ..queuing.states import HEALTHY_STATES, State
 from ..starting.report import ModuleReport, Report
 from ..startup import Startup
+from .content import withETag
 from .health import hideMessages
 from .modules import OPERATOR, Modules
 from .origin import Proxies
@@ -173,7 +174,7 @@ class _Body:
     def __init__(self, text: str) -> None:
         self.content = text.encode("utf-8", "backslashreplace")
         digest = hashlib.sha256(self.content).hexdigest()
-        self.tag = b'"%s"' % digest[:32].encode("ascii")
+        self.tag = f'"{digest[:32]}"'
 
 
 class _Served(AsyncResource):
@@ -194,9 +195,8 @@ class _Served(AsyncResource):
         Send the body, or 304 if the client has it.
         """
         body = self._read()
-        # If the client has the body, this makes the code 304, which sends none.
-        request.setETag(body.tag)
-        return Response(body.content, self._contentType, request.code, self._headers)
+        response = Response(body.content, self._contentType, headers=self._headers)
+        return withETag(request, body.tag, response)
 
 
 class _Page:
