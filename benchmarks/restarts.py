@@ -7,7 +7,9 @@ Another process holds the listening socket, as systemd does. It is compared with
 same server opening its port itself. The failed requests are counted, and the longest
 wait is measured.
 
-The load sends its requests on schedule, each on a new connection.
+The load sends its requests on schedule, each on a new connection; and then again on 60
+connections that are kept open, through a network with a delay, so that requests are on
+their way when the server stops. No request is repeated.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from socket import SO_REUSEADDR, SOL_SOCKET, socket
 from tempfile import TemporaryDirectory
@@ -28,6 +31,8 @@ _SIZES = {
     "restarts": Size(5, 1, "restarts"),
     "rate": Size(250, 250, "requests that are begun in a second"),
     "requests": Size(250, 20, "requests that are answered between two restarts"),
+    "clients": Size(60, 10, "connections that are kept open"),
+    "latency": Size(4, 4, "milliseconds that the network takes in each direction"),
     "delay": Size(500, 100, "milliseconds that the server takes until it is ready"),
 }
 
@@ -112,46 +117,61 @@ class _Server:
             raise RuntimeError(f"the server ended with {self._process.returncode}")
 
 
-def _restart(sizes: Mapping[str, int], held: bool) -> dict[str, Any]:
+def _restart(sizes: Mapping[str, int], held: bool, isKept: bool) -> dict[str, Any]:
     """
     Measure one side.
 
     @param held: Whether another process holds the listening socket.
+    @param isKept: Whether the connections are kept open, and the network has a delay.
     @return: The report of the load.
     """
-    with socket() as listening:
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket())
         # A bound socket reserves the port, and others may still listen on it.
         listening.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", 0))
         if held:
             listening.listen(_BACKLOG)
         port = listening.getsockname()[1]
-        words = [f"--port={port}", f"--rate={sizes['rate']}"]
-        with (
-            _Server(listening, held, sizes["delay"]) as server,
-            Child("tests.load", *words) as load,
-        ):
+        server = stack.enter_context(_Server(listening, held, sizes["delay"]))
+        words = [f"--rate={sizes['rate']}"]
+        if isKept:
+            network = stack.enter_context(
+                Child(
+                    "benchmarks.support.delayingproxy",
+                    f"--port={port}",
+                    f"--milliseconds={sizes['latency']}",
+                )
+            )
+            port = network.request("port")["port"]
+            words.append(f"--kept={sizes['clients']}")
+        load = stack.enter_context(Child("tests.load", f"--port={port}", *words))
+        load.request("answered", sizes["requests"])
+        for _ in range(sizes["restarts"]):
+            server.stop()
+            server.start()
             load.request("answered", sizes["requests"])
-            for _ in range(sizes["restarts"]):
-                server.stop()
-                server.start()
-                load.request("answered", sizes["requests"])
-            return load.request("stop")
+        return load.request("stop")
 
 
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
     Measure, and return the figures.
     """
-    ours = _restart(sizes, held=True)
-    theirs = _restart(sizes, held=False)
+    return [figure for isKept in (False, True) for figure in _figures(sizes, isKept)]
+
+
+def _figures(sizes: Mapping[str, int], isKept: bool) -> list[Figure]:
+    ours = _restart(sizes, held=True, isKept=isKept)
+    theirs = _restart(sizes, held=False, isKept=isKept)
     for error, count in ours["errors"].items():
         print(f"{count} x {error}", file=sys.stderr)
     against = "the same server, which opens its port itself"
     requests = ours["answered"] + ours["failed"]
+    clients = f", keep-alive, {sizes['latency']} ms away" if isKept else ""
     return [
         Figure(
-            f"{sizes['restarts']} restarts: failed requests of {requests:,}",
+            f"{sizes['restarts']} restarts{clients}: failed requests of {requests:,}",
             against,
             ours["failed"],
             theirs["failed"],

@@ -3,8 +3,9 @@ A steady load on one server, as a process of its own.
 
     python -m tests.load --port=8000 --rate=250
 
-Requests for C{/say} start at a fixed rate, whether the last one was answered or not,
-each on a new connection; every second one is sent in two pieces.
+Requests for C{/say} start at a fixed rate, whether the last one was answered or not;
+every second one is sent in two pieces. Each has a new connection, or with
+C{--kept=60} one of 60 that are kept open and used in turn. No request is repeated.
 
 Each line on the standard input is a command, and is answered with a line of JSON.
 C{begun 50} is answered when 50 more requests have begun, C{answered 50} when 50 more
@@ -19,7 +20,7 @@ import json
 import resource
 import signal
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, Final
@@ -31,7 +32,11 @@ MAX_RESPONSE_SECONDS: Final = 60.0
 TICK_SECONDS: Final = 0.002
 PAUSE_SECONDS: Final = 0.05
 
-_HEAD: Final = b"GET /say HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+_HEAD: Final = b"GET /say HTTP/1.1\r\nHost: localhost\r\n"
+
+_BODY: Final = b"I say: Current time is: "
+
+_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Load:
@@ -39,8 +44,10 @@ class Load:
     All requests.
     """
 
-    def __init__(self, port: int, rate: float = 0.0) -> None:
+    def __init__(self, port: int, rate: float = 0.0, kept: int = 0) -> None:
         self.port = port
+        self._kept = kept
+        self._idle = deque[_Streams]()
         self._rate = rate
         self._begun = monotonic()
         self._longest = 0.0
@@ -114,22 +121,36 @@ class Load:
         self._changed.set()
 
     async def _say(self, isSlow: bool) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        streams = reader, writer = await self._connect()
+        isKept = False
         try:
-            writer.write(_HEAD)
+            writer.write(_HEAD if self._kept else _HEAD + b"Connection: close\r\n")
             if isSlow:
                 await asyncio.sleep(PAUSE_SECONDS)
             writer.write(b"\r\n")
-            response = await reader.read()
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = head.partition("\r\ncontent-length: ")[2].partition("\r\n")[0]
+            body = await reader.readexactly(int(length))
+            isKept = "\r\nconnection: close\r\n" not in head
+            rest = b"" if isKept else await reader.read()
+            if not (
+                head.startswith("http/1.1 200 ") and body.startswith(_BODY) and not rest
+            ):
+                raise ValueError(f"unexpected response: {head!r}, {body!r}, {rest!r}")
         finally:
+            if isKept and len(self._idle) < self._kept:
+                self._idle.append(streams)
+            else:
+                writer.close()
+
+    async def _connect(self) -> _Streams:
+        # The first requests open all connections.
+        while self._idle and self._counts["begun"] > self._kept:
+            reader, writer = self._idle.popleft()
+            if not reader.at_eof():
+                return reader, writer
             writer.close()
-        head, _, body = response.partition(b"\r\n\r\n")
-        if not (
-            head.startswith(b"HTTP/1.1 200 ")
-            and f"\r\ncontent-length: {len(body)}\r\n" in f"{head.decode().lower()}\r\n"
-            and body.startswith(b"I say: Current time is: ")
-        ):
-            raise ValueError(f"unexpected response: {response!r}")
+        return await asyncio.open_connection("127.0.0.1", self.port)
 
 
 async def obey(load: Load) -> None:
@@ -155,8 +176,9 @@ async def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--kept", type=int, default=0)
     options = parser.parse_args()
-    await obey(Load(options.port, options.rate))
+    await obey(Load(options.port, options.rate, options.kept))
 
 
 if __name__ == "__main__":
