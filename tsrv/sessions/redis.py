@@ -203,9 +203,10 @@ class RedisSessionStore(BaseStore):
             raise
         finally:
             self._opening = None
-        self._wasReady = True
         self._begin()
-        _log.info("Connected to {location}", location=self._location)
+        if not self._wasReady:
+            _log.info("Connected to {location}", location=self._location)
+        self._wasReady = True
 
     async def _prepare(self) -> None:
         await self._connection.open(self._location, self._connectTimeout + 1)

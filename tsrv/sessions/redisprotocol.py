@@ -15,6 +15,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from os import strerror
 from typing import Any, Final, TypeAlias, cast
 
 from hiredis import ProtocolError, Reader, ReplyError, pack_command
@@ -22,6 +23,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import (
     ConnectError,
     ConnectingCancelledError,
+    ConnectionDone,
+    ConnectionLost,
     DNSLookupError,
 )
 from twisted.internet.interfaces import ITCPTransport
@@ -151,6 +154,17 @@ def _errorOf(code: str) -> _Error:
     return error
 
 
+def _meaningOf(error: BaseException | None) -> str:
+    # Twisted says the same in more words.
+    if isinstance(error, ConnectionDone):
+        return "it closed the connection"
+    if isinstance(error, ConnectionLost):
+        return "the connection broke"
+    number = getattr(error, "osError", None)
+    meaning = strerror(number) if isinstance(number, int) else str(error)
+    return meaning.rstrip(".")
+
+
 class Connection(Protocol):
     """
     A connection to Redis, which is opened once.
@@ -209,8 +223,8 @@ class Connection(Protocol):
         except ConnectingCancelledError:
             raise CancelledError from None
         except (ConnectError, DNSLookupError) as error:
-            reason = str(error).rstrip(".")
-            raise unavailable(f"cannot connect to {location}: {reason}") from None
+            reason = f"cannot connect to {location}: {_meaningOf(error)}"
+            raise unavailable(reason) from None
         if location.password:
             user = [location.user] if location.user else []
             # Old versions have no error code for a wrong password.
@@ -332,7 +346,7 @@ class Connection(Protocol):
         """
         Let the commands that wait fail.
         """
-        self.abort(reason.getErrorMessage().rstrip("."))
+        self.abort(_meaningOf(reason.value))
         self.connected = 0
         self._closing.succeed()
 
