@@ -140,6 +140,10 @@ def test_a_new_reason_is_told_at_once(started: Started, clock: Clock) -> None:
     (line,) = textsOf(events)
     assert "attempt 102 failed (Trouble: wrong password), 101 times in " in line
     with logged() as events:
+        fail(module, clock, "no route")
+        fail(module, clock, "no room")
+    assert [" times in " in line for line in textsOf(events)] == [True, False]
+    with logged() as events:
         for number in range(100):
             fail(module, clock, f"from port {number}")
     assert len(events) < 12
@@ -212,6 +216,74 @@ def test_ready_after_a_while(clock: Clock) -> None:
     with logged() as events:
         module.attempts[-1].callback(None)
     assert textsOf(events) == ["clock: ready after 1.0 s, 1 attempt, 1 call queued"]
+
+
+def test_ready_at_the_second_attempt(clock: Clock) -> None:
+    """
+    A module that needed a second attempt has a line, however soon that succeeded.
+    """
+    module, wrapper, _ = wrap(clock, name="clock", retryPolicy=lambda attempts: 0.1)
+    resultOf(wrapper.initialize())
+    with logged() as events:
+        fail(module, clock)
+        module.attempts[-1].callback(None)
+    assert textsOf(events) == [
+        "clock: attempt 1 failed (Trouble: refused); retry in 0.1 s",
+        "clock: ready after 0.1 s, 2 attempts, 0 calls queued",
+    ]
+
+
+def test_attempts_without_a_delay(clock: Clock) -> None:
+    """
+    A policy that lets attempts follow each other at once does not fill the log.
+    """
+    module, wrapper, _ = wrap(clock, retryPolicy=lambda attempts: 0)
+    resultOf(wrapper.initialize())
+    with logged() as events:
+        for _ in range(1000):
+            fail(module, clock)
+    assert textsOf(events) == [
+        "Module: attempt 1 failed (Trouble: refused); retry at once"
+    ]
+    shut(wrapper)
+
+
+def test_tracebacks_are_logged_once(started: Started, clock: Clock) -> None:
+    """
+    The traceback of what looks like a mistake in the program is logged once until the
+    module is ready.
+    """
+    module, _ = started
+    for _ in range(2):
+        lose(module)
+        clock.advance(0.25)
+        with logged() as events:
+            for _ in range(3):
+                module.attempts[-1].errback(TypeError("no int"))
+                clock.advance(60)
+        mistakes = [each for each in events if "log_failure" in each]
+        assert textsOf(mistakes) == ["database: a mistake in the program"]
+        assert events[0] is mistakes[0]
+        module.attempts[-1].callback(None)
+
+
+@pytest.mark.parametrize("isReset", [True, False])
+def test_modules_that_cannot_be_closed(clock: Clock, isReset: bool) -> None:
+    """
+    An error of closing is an error, but only a warning if the module is used again.
+    """
+    module, wrapper, _ = wrap(clock)
+    ready(module, wrapper)
+    if isReset:
+        wrapper.reset(Trouble("slow"))
+    else:
+        resultOf(wrapper.close())
+    with logged() as events:
+        module.closings[-1].errback(Trouble("stuck"))
+    what = "failed to close for the reset" if isReset else "failed to close"
+    assert textsOf(events) == [f"Module: {what} (Trouble: stuck)"]
+    assert levels(events) == [LogLevel.warn if isReset else LogLevel.error]
+    shut(wrapper)
 
 
 def test_failed_pings_are_losses(clock: Clock) -> None:
@@ -420,13 +492,17 @@ def test_pauses_are_told(started: Started, clock: Clock) -> None:
     _, wrapper = started
     with logged() as events:
         resultOf(wrapper.pause(by="the night\nshift"))
-        clock.advance(2.5)
+        clock.advance(2)
+        resultOf(wrapper.pause(by="me"))
+        wrapper.resume(by="me")
+        clock.advance(0.5)
         resultOf(wrapper.proxy.write(1))
         wrapper.resume(by="the night\nshift")
         resultOf(wrapper.pause())
         wrapper.resume()
     assert textsOf(events) == [
         "database: paused by the night shift",
+        "database: paused by me",
         "database: resumed after 2.5 s, 1 call queued",
         "database: paused",
         "database: resumed after 0.0 s, 0 calls queued",
