@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright
 
 __all__ = [
+    "CHROMIUM",
     "EVIL",
+    "OPTIONS",
     "PHONE",
     "ROOT",
     "TWISTD",

@@ -279,6 +279,16 @@ def test_browsers_return_to_the_page(ready: Program) -> None:
     assert (answer.status, b"there is no module" in answer.body) == (404, True)
 
 
+def test_the_page_shows_an_action_at_once(ready: Program) -> None:
+    """
+    A page that was rendered before an action is not shown after it.
+    """
+    page = Operations(ready.startup, ready.clock, operatorsOnly=True)
+    assert b"Pause database" in ask(page).body
+    ask(page, "/modules/database/pause", "POST", CURL)
+    assert b"calls held by operator" in ask(page).body
+
+
 def test_the_log_says_who_has_asked(ready: Program) -> None:
     """
     Each action is in the log, with the address of the client.

@@ -9,9 +9,9 @@ changes, the I{fragment}, is also served on its own: the script of the page fetc
 it once a second and puts in what differs. A fragment that has not changed costs a
 response without a body (304).
 
-The page is rendered when somebody asks for it, at most once a second: everybody
-who asks within that second gets the same bytes. Nothing is done while nobody
-looks.
+The page is rendered when somebody asks for it, at most once a second, and less often
+if there are very many modules: everybody who asks meanwhile gets the same bytes.
+Nothing is done while nobody looks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from importlib.resources import files
 from platform import python_version
+from time import thread_time
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -56,7 +57,12 @@ __all__ = ["Status"]
 
 RENDERING_SECONDS: Final = 1.0
 """
-Time for which one rendering serves everybody, in seconds.
+Shortest time for which one rendering serves everybody, in seconds.
+"""
+
+RENDERING_SHARE: Final = 0.1
+"""
+Largest share of its time that the reactor spends on rendering.
 """
 
 MAX_MODULES: Final = 200
@@ -225,6 +231,7 @@ class _Page:
         env.filters |= {"duration": duration, "brief": brief}
         self._template = env.from_string(_read("status.html"))
         self._renderedAt = float("-inf")
+        self._seconds = RENDERING_SECONDS
         self._rendered = _Body(""), _Body("")
 
     def current(self) -> tuple[_Body, _Body]:
@@ -232,9 +239,12 @@ class _Page:
         @return: The page and the fragment.
         """
         now = self._reactor.seconds()
-        if not 0 <= now - self._renderedAt < RENDERING_SECONDS:
+        if not 0 <= now - self._renderedAt < self._seconds:
+            begun = thread_time()
             self._rendered = self._render()
             self._renderedAt = now
+            taken = thread_time() - begun
+            self._seconds = max(RENDERING_SECONDS, taken / RENDERING_SHARE)
         return self._rendered
 
     def forget(self) -> None:
