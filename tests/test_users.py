@@ -440,6 +440,22 @@ def test_a_request_may_have_a_condition(
     assert client(method, "/users/9", body, headers).status == 404
 
 
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+@pytest.mark.parametrize("condition", ["nonsense", '"1" "2"', '"a", ' * 1000])
+def test_nothing_changes_under_an_unreadable_condition(
+    header: str, condition: str, client: Client
+) -> None:
+    """
+    A condition that is malformed or too long does not hold. A GET shows the user.
+    """
+    before = client.database.rows()
+    for method, body in (("PUT", ADA), ("PATCH", ADA), ("DELETE", None)):
+        assert client(method, "/users/1", body, {header: condition}).status == 412
+    assert client.database.rows() == before
+    status = 200 if header == "If-None-Match" else 412
+    assert client("GET", "/users/1", headers={header: condition}).status == status
+
+
 def test_if_match_precedes_if_none_match(client: Client) -> None:
     """
     If-None-Match is ignored for a change that has If-Match (RFC 9110, 13.2.2).

@@ -232,6 +232,17 @@ def test_another_site_logs_nobody_in_or_out(
     assert nameOf(visitor) == "Ada"
 
 
+def test_a_login_without_a_cookie_is_refused(place: Place) -> None:
+    """
+    Where there can be no cookie, a login says so, and does not pretend to succeed.
+    """
+    plain = {**JSON, "X-Forwarded-Proto": "http", "Origin": "http://test"}
+    data = b'{"name": "Ada"}'
+    answer = place.visitor().ask("/login", method="POST", headers=plain, data=data)
+    assert (answer.status, b"needs HTTPS" in answer.body) == (403, True)
+    assert place.count() == 0
+
+
 def test_a_program_may_send_the_token(place: Place) -> None:
     """
     A program that sends no Origin gets a token from /login or /me.

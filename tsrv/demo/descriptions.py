@@ -105,7 +105,7 @@ _HEADERS: Final = {
 
 _PROBLEMS: Final = {
     400: "The request is invalid.",
-    403: "Another site may have made the request.",
+    403: "Another site may have made the request, or a login is not over HTTPS.",
     404: "There is no such user or module.",
     409: "The address is in use, or the state of the module forbids the request.",
     412: "The resource does not have the expected entity tag.",

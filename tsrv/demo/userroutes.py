@@ -255,7 +255,8 @@ class UserResource(_DescribedResource):
         if match:
             holds = matchesAny(match, tag, weakly=False)
         else:
-            holds = not matchesAny(noneMatch, tag, weakly=True)
+            # Nothing is changed under a condition that cannot be read.
+            holds = not matchesAny(noneMatch, tag, weakly=True, unreadable=True)
         if not holds:
             raise PreconditionFailed
         return found.version

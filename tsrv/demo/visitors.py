@@ -16,6 +16,7 @@ from ..sessions import Session, Sessions
 from ..web.accept import prefersHTML
 from ..web.content import FORM, Invalid, mediaTypeOf, readBody
 from ..web.origin import checkOrigin
+from ..web.problems import HTTPError
 from ..web.responses import AsyncResource, Response
 from .names import LoginName, normalize
 from .pages import Pages
@@ -184,6 +185,12 @@ class Login(_SessionResource):
         """
         Log in. The session gets another identifier.
         """
+        if not self._sessions.cookies.canWrite(request):
+            raise HTTPError(
+                "A login needs HTTPS: over plain HTTP there is a cookie on localhost "
+                "alone",
+                HTTPStatus.FORBIDDEN,
+            )
         session = await self._checkedSession(request)
         try:
             name = _nameFrom(request)

@@ -283,25 +283,28 @@ def mediaTypeOf(contentType: bytes, accepted: Sequence[str]) -> str | None:
 _TAGS: Final = re.compile(r'[ \t,]*(W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
 
 
-def matchesAny(conditions: Sequence[bytes], tag: str, *, weakly: bool) -> bool:
+def matchesAny(
+    conditions: Sequence[bytes], tag: str, *, weakly: bool, unreadable: bool = False
+) -> bool:
     """
     Compare an entity tag with those of a condition (RFC 9110, 8.8.3.2).
 
     @param conditions: The values of C{If-Match} or C{If-None-Match}.
     @param tag: The strong entity tag of the resource, with its quotes.
     @param weakly: Whether a weak tag of the client matches too.
-    @return: Whether the tag is listed. Malformed conditions match nothing.
+    @param unreadable: What to return for conditions that are malformed or too long.
+    @return: Whether the tag is listed.
     """
     listed = b",".join(conditions).decode("latin-1").strip()
     if listed in ("*", tag):
         return True
     if len(listed) > MAX_CONDITION_BYTES:
-        return False
+        return unreadable
     at = 0
     while at < len(listed):
         found = _TAGS.match(listed, at)
         if found is None:
-            return False
+            return unreadable
         if found[2] == tag and (weakly or not found[1]):
             return True
         at = found.end()
