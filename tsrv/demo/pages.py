@@ -36,7 +36,6 @@ _TEMPLATE: Final = Environment(
 
 _HEADERS: Final = [
     (b"Vary", b"Accept"),
-    (b"X-Content-Type-Options", b"nosniff"),
     (
         b"Content-Security-Policy",
         b"default-src 'none'; script-src 'sha256-%s'; style-src 'unsafe-inline'; "
