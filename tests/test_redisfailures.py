@@ -226,6 +226,28 @@ async def test_refused_changes_are_counted_and_logged(
 
 
 @asynchronous
+async def test_an_idle_store_tells_of_a_disk_that_is_full(ownRedis: Redis) -> None:
+    """
+    The PING says so before a visitor has to wait, in a line that belongs to no request.
+    """
+    clock = Clock()
+    ownRedis.start()
+    store = RedisSessionStore(Timed(clock), ownRedis.url)
+    with withRequestId("lazy"):
+        await store.initialize()
+        refuseDisk(ownRedis, True)
+        with written() as lines:
+            clock.pump([1.0] * 3)
+            # Answers arrive in order.
+            assert await store.get(ONE) is None
+    (line,) = lines
+    assert "lazy" not in line
+    assert line.endswith("it cannot write to its disk (MISCONF)")
+    assert store.failures == {"MISCONF": 1}
+    await store.close()
+
+
+@asynchronous
 async def test_a_busy_redis_is_lost_once(ownRedis: Redis) -> None:
     """
     A loss has its code in its reason, and is not counted as a failure besides.
