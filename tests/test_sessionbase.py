@@ -638,7 +638,8 @@ def test_damage_that_cannot_be_removed_is_logged(
         database.answer()
         assert found.value is None
         database.answer(Trouble("the disk is full"))
-    assert textsOf(events)[1] == "Cannot remove a damaged session: the disk is full"
+    text = "Cannot remove a damaged session: Trouble: the disk is full"
+    assert textsOf(events)[1] == text
 
 
 def test_damage_that_was_repaired_is_not_removed(
@@ -765,7 +766,9 @@ def test_a_sweep_that_fails_is_logged_and_repeated(
     assert database.asked == ["write"]
     with logged() as events:
         database.answer(Trouble("the disk is full"))
-    assert textsOf(events) == ["Cannot remove expired sessions: the disk is full"]
+    assert textsOf(events) == [
+        "Cannot remove expired sessions: Trouble: the disk is full"
+    ]
     clock.advance(SWEEP)
     assert len(database.asked) == 2
 

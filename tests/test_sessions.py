@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent
+from twisted.logger import LogEvent, LogLevel, eventAsText
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
@@ -931,9 +931,19 @@ def test_a_deferred_response_is_not_mixed_with_an_error(
     assert loggedFailures.pop()["log_failure"].check(Trouble)
 
 
-def test_a_client_that_leaves_is_sent_nothing(place: Shop) -> None:
+@pytest.mark.parametrize(
+    ("error", "text", "level"),
+    [
+        (Trouble("the disk is full"), "Trouble: the disk is full", LogLevel.warn),
+        (UNAVAILABLE, "not now", LogLevel.debug),
+    ],
+)
+def test_a_client_that_leaves_is_sent_nothing(
+    place: Shop, error: Exception, text: str, level: Any
+) -> None:
     """
-    A save in progress goes on, no other begins, and a failure is logged.
+    A save in progress goes on, no other begins, and a failure is logged; as a warning,
+    unless it is one of many in an outage.
     """
     first = Begun(place, a=1)
     second = Begun(place, first.cookie)
@@ -945,10 +955,11 @@ def test_a_client_that_leaves_is_sent_nothing(place: Shop) -> None:
         begun.session["c"] = 1
         begun.finish(b"ended")
     with logged() as events:
-        place.store.waiting[0].errback(Trouble("the disk is full"))
+        place.store.waiting[0].errback(error)
         place.store.waiting[1].callback(None)
-    (text,) = textsOf(events)
-    assert "its changes were not saved: the disk is full" in text
+    (event,) = (each for each in events if each["log_namespace"] == "tsrv.sessions")
+    assert eventAsText(event, False, False, False).endswith(f"were not saved: {text}")
+    assert event["log_level"] is level
     assert second.transport.value() == b""
     assert place.visitor(first.cookie).says(dict) == {"a": 1, "b": 2}
 

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from ..asyncmodule import NotInitialized, timeOfDay
 from ..errors import OutcomeUnknown
+from ..queuing.history import explain
 from ..queuing.waiters import Waiters
 from .merging import MAX_ATTEMPTS, Merger, contended, copyOf
 from .store import (
@@ -243,7 +244,8 @@ class BaseStore(ABC):
         return session if session.expires > timeOfDay(self._reactor) else None
 
     def _notDeleted(self, failure: Failure) -> None:
-        _log.warn("Cannot remove a damaged session: {reason}", reason=failure.value)
+        error = explain(failure.value)
+        _log.warn("Cannot remove a damaged session: {error}", error=error)
 
     def create(
         self, identifier: str, data: Mapping[str, Any]

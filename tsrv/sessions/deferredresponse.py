@@ -15,10 +15,12 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
+from ..errors import OutcomeUnknown, Unavailable
+from ..queuing.history import explain
 from ..web.responses import IBegun, abort, writeProblem
 
 __all__ = ["DeferredResponse"]
@@ -117,9 +119,12 @@ class DeferredResponse:
     def _notSaved(self, failure: Failure) -> None:
         self._isSaving = False
         if self._isClosed:
-            _log.warn(
-                "The client has disconnected, and its changes were not saved: {reason}",
-                reason=failure.value,
+            # In an outage many clients leave; the store's loss is in the log.
+            isOutage = failure.check(Unavailable, OutcomeUnknown)
+            _log.emit(
+                LogLevel.debug if isOutage else LogLevel.warn,
+                "The client has disconnected, and its changes were not saved: {error}",
+                error=explain(failure.value),
             )
         elif self._request.startedWriting:
             self._abort(failure)

@@ -32,6 +32,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
+from ..queuing.history import explain
 from .store import Changes, ISessionStore, StoredSession, makeIdentifier
 
 try:
@@ -270,6 +271,6 @@ class KleinSessionStore:
             self._hasComplained = True
             _log.warn(
                 "A session whose identifier was sent over plain HTTP could not be "
-                "ended yet: {reason}",
-                reason=reason.value,
+                "ended yet: {error}",
+                error=explain(reason.value),
             )

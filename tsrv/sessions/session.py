@@ -31,6 +31,7 @@ from twisted.web.server import Request
 
 from ..asyncmodule import timeOfDay
 from ..errors import OutcomeUnknown, Unavailable
+from ..queuing.history import explain
 from .shared import Shared
 from .store import Changes, SessionError, StoredSession, makeIdentifier
 
@@ -370,7 +371,7 @@ class Session(MutableMapping[str, Any]):
             exists = await self._shared.store.touch(identifier)
         except (Unavailable, OutcomeUnknown) as error:
             # The response does not depend on it.
-            _log.debug("A use was not counted: {reason}", reason=error)
+            _log.debug("A use was not counted: {error}", error=explain(error))
         else:
             if not exists:
                 self._forget()

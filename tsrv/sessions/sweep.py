@@ -14,6 +14,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from ..asyncmodule import timeOfDay
+from ..queuing.history import explain
 from .store import SessionsUnavailable
 
 __all__ = ["Sweeper"]
@@ -126,7 +127,9 @@ class Sweeper:
             removed = await self.removeAll(timeOfDay(self._reactor))
         except Exception as error:
             if self._running:
-                _log.warn("Cannot remove expired sessions: {reason}", reason=error)
+                _log.warn(
+                    "Cannot remove expired sessions: {error}", error=explain(error)
+                )
         else:
             if removed:
                 _log.info("Removed {count} expired sessions", count=removed)
