@@ -123,7 +123,7 @@ def info(version: str = "7.0.15", mode: str = "standalone", of: str = "redis") -
     return f"${len(text)}\r\n{text}"
 
 
-LOGIN = [info().encode() + b"\r\n", b":0\r\n"]
+LOGIN = [info().encode() + b"\r\n", b":0\r\n", b"*4\r\n" + b"$-1\r\n" * 4]
 ROW = bulk('{"a":1}', 0.0, 1800.0, 1)
 NONE = bulk(None, None, None, None)
 
@@ -237,7 +237,7 @@ def test_the_url_says_how_to_log_in(
         server.answer(LOGIN[0])
         ((_, _, count, probe, *_),) = server.commands()
         assert (count, probe) == (b"2", b"tsrv:session:" + b"probe".hex().encode())
-        server.answer(b":0\r\n")
+        server.answer(*LOGIN[1:])
     assert opening.value is None
     assert server.store.initialized
     (text,) = textsOf(events)
@@ -272,6 +272,7 @@ def test_the_url_says_how_to_log_in(
         (["+OK"] * 2 + [info(mode="cluster", of="server")], SessionsRefused, "cluster"),
         (["+OK"] * 2 + [info(), "-READONLY You"], SessionsUnavailable, "a replica"),
         (["+OK"] * 2 + ["-NOPERM", "-NOPERM"], SessionsRefused, "+@scripting"),
+        (["+OK"] * 2 + ["-NOPERM", ":0", "-NOPERM"], SessionsRefused, "+@read"),
         (["+OK", "+OK", "-ERR", "-MOVED 1"], SessionsRefused, "cluster is"),
         (["+OK", "+OK", "-ERR", "-CROSSSLOT x"], SessionsRefused, "cluster is"),
         (["+OK", "+OK", "-ERR", "-CLUSTERDOWN"], SessionsRefused, "cluster is"),
@@ -582,7 +583,8 @@ def test_a_read_given_up_around_a_loss_is_not_made_again(
     server.accept()
     server.answer(*LOGIN)
     reactor.advance(0)
-    assert [words[0] for words in server.commands()][-2:] == [b"EVALSHA", b"HMGET"]
+    asked = [words[0] for words in server.commands()]
+    assert asked == [b"INFO", b"EVALSHA", b"HMGET", b"HMGET"]
     server.answer(NONE)
     assert kept.value is None
     wrapper.close()

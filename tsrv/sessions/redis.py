@@ -168,7 +168,7 @@ class RedisSessionStore(BaseStore):
 
     def initialize(self) -> Deferred[None]:
         """
-        Connect, log in, and check that sessions can be written.
+        Connect, log in, and check that sessions can be written and read.
 
         @return: A Deferred that fires when the store can be used. It fails with
             L{SessionsRefused} if a retry would fail too, and with
@@ -213,6 +213,7 @@ class RedisSessionStore(BaseStore):
         # A replica, and a user with too few permissions, cannot do this; nor can a
         # cluster, where the two keys are on different servers.
         await self._run(_DELETE, None, [b"probe", b"second probe"], 0)
+        await self._read(b"probe")
 
     def _lost(self, connection: Connection, reason: str) -> None:
         if connection is self._connection and self.initialized:
