@@ -29,7 +29,7 @@ from tsrv.web.site import Site
 from .processes import running
 from .support import Empty
 from .visitors import Place, Visitor
-from .websupport import Answer, Rendered, Teller, ask, asynchronous, serving
+from .websupport import Answer, Teller, ask, asynchronous, serving
 
 SETTINGS = """
 # The same on each run, with nothing left behind.
@@ -133,15 +133,20 @@ def test_every_route_is_described(root: AsyncResource) -> None:
 
 def test_a_site_describes_what_it_has() -> None:
     """
-    Pages for operators that are not on the site have a server of their own.
+    Pages for operators that are not on the site have a server of their own. If they are
+    on the site, nobody can pause modules.
     """
-    paths = describe(makeRoot(Teller()))["paths"]
+    root = makeRoot(Teller())
+    paths = describe(root)["paths"]
     elsewhere = {path for path, item in paths.items() if "servers" in item}
     assert set(paths) - elsewhere == {"/say", "/openapi.json"}
     assert {"/", "/livez", "/metrics", "/modules/{name}/pause"} < elsewhere
-    root = makeRoot(Teller())
-    root.putChild(b"livez", Rendered(lambda _: None))
-    assert "servers" not in describe(root)["paths"]["/livez"]
+    Operations(Startup(Clock()), Clock()).putOn(root)
+    described = describe(root)["paths"]
+    assert elsewhere - set(described) == {
+        f"/modules/{{name}}/{action}" for action in ("pause", "resume", "reset")
+    }
+    assert not any("servers" in item for item in described.values())
 
 
 class Witness:

@@ -127,6 +127,17 @@ def test_a_user_is_shown(client: Client) -> None:
     assert answer.headers["etag"] == '"1"'
 
 
+def test_a_user_of_an_older_version_is_shown(client: Client) -> None:
+    """
+    A name that would not be accepted now is shown, and can be replaced.
+    """
+    client.database.connection.execute("UPDATE users SET name = '\u2800' WHERE id = 2")
+    assert json.loads(client("GET", "/users/2").body)["name"] == "\u2800"
+    assert client("PATCH", "/users/2", {"email": "a@b"}).status == 200
+    schemas = json.loads(client("GET", "/openapi.json").body)["components"]["schemas"]
+    assert "pattern" not in schemas["User"]["properties"]["name"]
+
+
 def test_users_are_listed_in_pages(client: Client) -> None:
     """
     Following the links shows each user once, in the order of identifiers.

@@ -254,10 +254,12 @@ _TAGS: Final = {
 
 def _pathsOf(root: Resource) -> Object:
     paths: Object = {}
+    areOperatorsElsewhere = b"livez" not in root.children
     for tag, describeRoutes in _TAGS.items():
         for path, item in describeRoutes().items():
             isHere = path.split("/")[1].encode("ascii") in root.children
-            if isHere or tag == "operators":
+            isElsewhere = tag == "operators" and areOperatorsElsewhere
+            if isHere or isElsewhere:
                 methods = {
                     key: each if key == "parameters" else {"tags": [tag], **each}
                     for key, each in item.items()

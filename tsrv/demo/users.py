@@ -57,12 +57,13 @@ class User(Struct, frozen=True):
     A user, as clients receive it.
 
     @ivar id: The identifier, which is never used again.
+    @ivar name: The name. Older versions accepted more names than L{NewUser}.
     @ivar email: The address, which no other user has.
     """
 
     id: Id
-    name: Name
-    email: Email
+    name: str
+    email: str
 
 
 class VersionedUser(NamedTuple):
