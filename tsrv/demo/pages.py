@@ -26,20 +26,29 @@ LINKS: Final = (
 The path and the name of each page of the demo.
 """
 
-_SCRIPT: Final = (files(__package__) / "templates" / "visitor.js").read_text("utf-8")
 
-_HASH: Final = b64encode(sha256(_SCRIPT.encode()).digest())
+def _read(name: str) -> str:
+    return (files(__package__) / "templates" / name).read_text("utf-8")
+
+
+def _hash(text: str) -> bytes:
+    return b"'sha256-%s'" % b64encode(sha256(text.encode()).digest())
+
+
+_SCRIPT: Final = _read("visitor.js")
+
+_STYLE: Final = _read("visitor.css")
 
 _TEMPLATE: Final = Environment(
     undefined=StrictUndefined, autoescape=True, trim_blocks=True
-).from_string((files(__package__) / "templates" / "visitor.html").read_text("utf-8"))
+).from_string(_read("visitor.html"))
 
 _HEADERS: Final = [
     (b"Vary", b"Accept"),
     (
         b"Content-Security-Policy",
-        b"default-src 'none'; script-src 'sha256-%s'; style-src 'unsafe-inline'; "
-        b"form-action 'self'; frame-ancestors 'none'; base-uri 'none'" % _HASH,
+        b"default-src 'none'; script-src %s; style-src %s; form-action 'self'; "
+        b"frame-ancestors 'none'; base-uri 'none'" % (_hash(_SCRIPT), _hash(_STYLE)),
     ),
 ]
 
@@ -71,7 +80,7 @@ class Pages:
             if each[1:].encode("ascii") in self._root.children
         ]
         page = _TEMPLATE.render(
-            path=path, title=title, links=links, script=_SCRIPT, **values
+            path=path, title=title, links=links, script=_SCRIPT, style=_STYLE, **values
         )
         data = page.encode("utf-8", "backslashreplace")
         return Response(data, b"text/html; charset=utf-8", status, _HEADERS)
