@@ -206,17 +206,26 @@ def test_events_have_fields(clock: Clock) -> None:
     assert all(type(each["log_format"]) is str for each in fields)
 
 
-def test_ready_after_a_while(clock: Clock) -> None:
+def test_the_table_of_the_start_tells_who_is_ready(program: Program) -> None:
     """
-    A module that needed a second or more has a line, also at its first attempt.
+    A module that is ready at its first attempt has a row in the table of the start-up
+    or, if it is ready later, a line.
     """
-    module, wrapper, proxy = wrap(clock, name="clock")
-    resultOf(wrapper.initialize())
-    resultOf(proxy.write(1))
-    clock.advance(1)
+    program.add("clock")
+    program.add("cache", required=False)
     with logged() as events:
-        module.attempts[-1].callback(None)
-    assert textsOf(events) == ["clock: ready after 1.0 s, 1 attempt, 1 call queued"]
+        program.start()
+        program.clock.advance(5)
+        program.succeed("clock")
+        program.clock.advance(5)
+        resultOf(program.startup.wrappers["cache"].proxy.read(1))
+        program.succeed("cache")
+        program.pause("cache")
+        program.resume("cache")
+    table, line, *_ = textsOf(events)
+    assert "clock" in table
+    assert line == "cache: ready after 10.0 s, 1 attempt, 1 call queued"
+    assert len(events) == 4
 
 
 def test_ready_at_the_second_attempt(clock: Clock) -> None:

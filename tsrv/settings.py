@@ -39,6 +39,7 @@ from zope.interface import implementer
 
 from .asyncmodule import IAsyncModule, IHasNote, NotInitialized, timeOfDay
 from .errors import Unavailable
+from .queuing.history import oneLine
 from .queuing.retry import jitteredBackoff
 
 __all__ = ["RemoteSettings", "SettingsRefused", "SettingsUnavailable", "Source"]
@@ -290,7 +291,7 @@ class RemoteSettings:
     def _warnOnce(self, subject: str, message: str) -> None:
         if self._warned.get(subject) != message:
             self._warned[subject] = message
-            _log.warn("Settings: {message}", message=message)
+            _log.warn("Settings: {message}", message=oneLine(message))
 
     async def _fetchOrUseCopy(self) -> None:
         try:

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from .attempt import PROGRAMMING_ERRORS
 from .history import explain, oneLine
 
-__all__ = ["Consequence", "ModuleLog"]
+__all__ = ["Consequence", "ModuleLog", "logReady"]
 
 _log = Logger("tsrv.wrapper")
 
@@ -35,11 +35,6 @@ Time for which a module has to be ready until its trouble is over.
 MAX_REASONS: Final = 10
 """
 Maximum number of reasons that are told at once during one trouble.
-"""
-
-QUICK_SECONDS: Final = 1.0
-"""
-A module that is ready within this time, at the first attempt, needs no line.
 """
 
 
@@ -163,18 +158,10 @@ class ModuleLog:
         isTold, self._isTold = self._isTold, False
         self._readySince = self._reactor.seconds()
         self._hasTraceback = False
-        if isTold and (isRecovered or attempts > 1 or seconds >= QUICK_SECONDS):
+        # Success at the first attempt is not worth a line.
+        if isTold and (isRecovered or attempts > 1):
             what = "recovered" if isRecovered else "ready"
-            noun = "attempt" if attempts == 1 else "attempts"
-            queued = self._pending()
-            _log.info(
-                f"{{module}}: {what} after {{seconds:.1f}} s, {{attempts}} {noun}, "
-                + _queued(queued),
-                module=self._name,
-                seconds=seconds,
-                attempts=attempts,
-                queued=queued,
-            )
+            logReady(self._name, what, seconds, attempts, self._pending())
 
     def reset(self, reason: BaseException) -> None:
         """
@@ -249,6 +236,28 @@ class ModuleLog:
         text = "{module}: failed to close" + (" for the reset" if isReset else "")
         log = _log.warn if isReset else _log.error
         log(text + " ({error})", module=self._name, error=explain(error))
+
+
+def logReady(
+    module: str, what: str, seconds: float, attempts: int, queued: int
+) -> None:
+    """
+    Log that a module is ready.
+
+    @param what: C{"ready"} or C{"recovered"}.
+    @param seconds: The seconds since it was lost or asked for.
+    @param attempts: The number of attempts since then.
+    @param queued: The number of queued calls.
+    """
+    noun = "attempt" if attempts == 1 else "attempts"
+    _log.info(
+        f"{{module}}: {what} after {{seconds:.1f}} s, {{attempts}} {noun}, "
+        + _queued(queued),
+        module=module,
+        seconds=seconds,
+        attempts=attempts,
+        queued=queued,
+    )
 
 
 def _queued(number: int) -> str:

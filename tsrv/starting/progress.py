@@ -149,6 +149,7 @@ class Progress:
             self.criticalPath.append(member.name)
             member = member.waitedFor
         self.criticalPath.reverse()
+        self._tally.isTabled = True
         _log.info("Start-up: {table}", table=self._describe(), seconds=self.becameReady)
 
     def _failed(self, error: StartupFailed) -> None:

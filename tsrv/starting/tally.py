@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..queuing.history import explain
+from ..queuing.modulelog import logReady
 from ..wrapper import State
 from .launcher import Launcher
 from .member import Member
@@ -28,11 +29,13 @@ class Tally:
     @ivar failed: The required modules that have failed, in the order of their
         failures.
     @ivar lastReady: The required module that became ready last.
+    @ivar isTabled: Whether the log has the table of the start-up.
     """
 
     def __init__(self, launcher: Launcher) -> None:
         self.failed: dict[Member, None] = {}
         self.lastReady: Member | None = None
+        self.isTabled = False
         self._launcher = launcher
         # Numbers of modules that are not available: optional ones, required ones.
         self._unavailable = [0, 0]
@@ -56,8 +59,11 @@ class Tally:
         isUnused = member.lazy and wrapper.history.becameReady is None
         available = ready or (isUnused and not failed)
         wasSettled = member.settled
-        if ready and not member.ready and member.required:
-            self.lastReady = member
+        if ready and not member.ready:
+            if member.required:
+                self.lastReady = member
+            if self.isTabled:
+                _logLate(member)
         member.ready = ready
         hasFailed = failed and not member.failed
         if failed is not member.failed:
@@ -112,3 +118,20 @@ class Tally:
             return error
 
         return make
+
+
+def _logLate(member: Member) -> None:
+    """
+    Log that a module is ready that was not in the table: its wrapper does not if the
+    first attempt succeeds.
+    """
+    wrapper, history = member.wrapper, member.wrapper.history
+    if (history.attempts.count, history.losses.count, history.pauses.count) == (
+        1,
+        0,
+        0,
+    ):
+        (attempt,) = history.attempts
+        assert history.becameReady is not None
+        seconds = history.becameReady - attempt.begun
+        logReady(member.name, "ready", seconds, 1, wrapper.pending)
