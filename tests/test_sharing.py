@@ -234,16 +234,23 @@ def test_a_ping_that_returns_its_last_failure_again(clock: Clock) -> None:
 
 def test_a_failure_is_remembered_no_longer_than_its_deferred(clock: Clock) -> None:
     """
-    The failure of a Deferred that the module has let go of is not kept.
+    The failure of a Deferred that the module has let go of is not kept, although its
+    traceback leads to the Deferred.
     """
 
     class Shown(Trouble):
         pass
 
+    def fail(deferred: Deferred[Any]) -> None:
+        try:
+            raise Shown("no file")
+        except Shown:
+            deferred.errback()
+
     module, wrapper, proxy = sharing(clock, Deferred())
     call = resultOf(proxy.write(1))
     ready(module, wrapper)
-    module.settings.errback(Shown("no file"))
+    fail(module.settings)
     assert str(call.error) == "no file"
     gone = weakref.ref(call.error)
     call.fired.clear()

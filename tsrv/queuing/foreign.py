@@ -7,12 +7,10 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from inspect import isawaitable
 from threading import get_ident
 from types import CoroutineType, GeneratorType, NoneType
 from typing import Any, Final, cast
-from weakref import ref
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -43,9 +41,6 @@ _log = Logger("tsrv.wrapper")
 PLAIN_TYPES: Final = frozenset(
     {NoneType, bool, bytes, dict, float, int, list, set, str, tuple}
 )
-
-# Maximum number of failures that are remembered for Deferreds that still exist.
-MAX_FAILURES: Final = 10_000
 
 
 def asDeferred(result: object) -> Deferred[Any] | None:
@@ -194,9 +189,10 @@ def checkThread(what: str) -> None:
 
 # Results of foreign Deferreds. Such a Deferred keeps its result, because a module may
 # return it more than once. Only a failure that comes later is taken away, since it
-# would be logged as unhandled. It is remembered as long as the Deferred exists, by the
-# identity of the Deferred.
-_failures: dict[int, tuple[ref[Deferred[Any]], Failure]] = {}
+# would be logged as unhandled. The Deferred carries it as an attribute: in a table
+# beside it, both would stay for ever, since the frames of a failure often refer to the
+# Deferred.
+_TAKEN: Final = "_failureTakenByTsrv"
 
 
 def observe(
@@ -229,8 +225,8 @@ def readResult(deferred: Deferred[Any]) -> object:
         # This is what "await" does; now the failure counts as handled.
         with suppress(BaseException):
             next(deferred.__await__())
-    elif result is None and id(deferred) in _failures:
-        result = _failures[id(deferred)][1]
+    elif result is None:
+        result = getattr(deferred, _TAKEN, None)
     return result
 
 
@@ -238,7 +234,7 @@ def isTaken(deferred: Deferred[Any]) -> bool:
     """
     @return: Whether the failure of a Deferred was taken away.
     """
-    return id(deferred) in _failures
+    return hasattr(deferred, _TAKEN)
 
 
 def takeFailure(deferred: Deferred[Any]) -> None:
@@ -262,12 +258,7 @@ def _fired(
 
 
 def _remember(failure: Failure, deferred: Deferred[Any]) -> None:
-    key = id(deferred)
-    # At the end of the interpreter modules lose their names first.
-    forget = partial(_failures.pop, key)
-    _failures[key] = ref(deferred, forget), failure
-    if len(_failures) > MAX_FAILURES:
-        del _failures[next(iter(_failures))]
+    setattr(deferred, _TAKEN, failure)
 
 
 def _ignore(_: object) -> None:
