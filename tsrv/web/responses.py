@@ -59,6 +59,15 @@ Reason phrases. Twisted does not know all of them.
 """
 
 
+_RENDERERS: Final = {
+    name.encode("ascii"): f"render_{name}"
+    for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+}
+"""
+Names of methods. Python finds an attribute faster by a string that exists already.
+"""
+
+
 class IBegun(Interface):
     """
     The component of a request whose response has begun, although no byte of it was
@@ -216,9 +225,10 @@ class AsyncResource(Resource):
         """
         Call the method for the request's method.
         """
-        method = request.method.decode("latin-1")
-        render = getattr(self, f"render_{method}", None)
-        if render is None or (method == "HEAD" and not hasattr(self, "render_GET")):
+        method = request.method
+        name = _RENDERERS.get(method) or f"render_{method.decode('latin-1')}"
+        render = getattr(self, name, None)
+        if render is None or (method == b"HEAD" and not hasattr(self, "render_GET")):
             render = self._refuse
         return respond(request, render)
 
