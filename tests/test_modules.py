@@ -234,7 +234,9 @@ def test_other_sites_are_refused(headers: Any, status: int, ready: Program) -> N
     """
     A page of another site cannot pause a module in an operator's browser.
     """
-    assert post(ready, "database/pause", headers).status == status
+    answer = post(ready, "database/pause", headers)
+    assert answer.status == status
+    assert (b"a script sends Sec-Fetch-Site: none" in answer.body) is (status == 403)
     assert ready.startup.wrappers["database"].paused is (status == 200)
 
 

@@ -634,17 +634,19 @@ def test_after_a_recovery_the_page_says_what_is_true_now(show: Any) -> None:
     shown.add("a")
     shown.start()
     shown.succeed("a")
+    shown.clock.advance(1)
     shown.lose("a")
     resultOf(shown.startup.wrappers["a"].proxy.read(1))
     text = shown.text()
     assert "Not ready: a is lost not ready for 1.0 s, at least 4.0 s left;" in text
+    assert "lost Trouble next attempt in 4.0 s" in text
     assert "last loss" not in text
     shown.clock.advance(4)
     shown.succeed("a")
     shown.modules["a"].answers[-1].callback(None)
     text = shown.text()
     assert text.startswith("Ready 0 calls queued 1 of 1 module ready became ready")
-    assert "last loss: a, for 5.00 s until 1970-01-01 00:00:05 UTC" in text
+    assert "last loss: a, for 5.00 s until 1970-01-01 00:00:06 UTC" in text
 
 
 def test_a_full_queue_is_shown(show: Any) -> None:

@@ -26,7 +26,7 @@ from ..startup import Startup, UnknownModule
 from ..wrapper import IllegalTransition
 from .accept import prefersHTML
 from .content import readQuery
-from .origin import Proxies, checkOrigin
+from .origin import CrossSite, Proxies, checkOrigin
 from .problems import HTTPError
 from .responses import AsyncResource, Response
 
@@ -96,7 +96,10 @@ class Modules(AsyncResource):
         """
         Do what the path says.
         """
-        checkOrigin(request, self._proxies.isSecure(request))
+        try:
+            checkOrigin(request, self._proxies.isSecure(request))
+        except CrossSite as error:
+            raise CrossSite(f"{error}; a script sends Sec-Fetch-Site: none") from None
         path = request.postpath or []
         if len(path) != 2 or path[1] not in self._actions:
             raise HTTPError("Route not found", HTTPStatus.NOT_FOUND)
