@@ -810,6 +810,8 @@ def test_by_default_all_pages_are_on_one_site(parts: Parts) -> None:
     for path in ("/say", *OPERATIONS):
         assert parts.status(path, 80) == 200, path
         assert path == "/" or f">{path.lstrip('/')}</a>" in page
+    for path in ("/visits", "/me", "/login"):
+        assert f'<a href="{path}">' in page
     assert parts.stopAtOnce().value is None
 
 

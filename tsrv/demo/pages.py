@@ -47,8 +47,9 @@ _HEADERS: Final = [
     (b"Vary", b"Accept"),
     (
         b"Content-Security-Policy",
-        b"default-src 'none'; script-src %s; style-src %s; form-action 'self'; "
-        b"frame-ancestors 'none'; base-uri 'none'" % (_hash(_SCRIPT), _hash(_STYLE)),
+        b"default-src 'none'; img-src data:; script-src %s; style-src %s; "
+        b"form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        % (_hash(_SCRIPT), _hash(_STYLE)),
     ),
 ]
 
