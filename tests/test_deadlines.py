@@ -126,7 +126,7 @@ def test_an_idle_connection_is_closed(
     peer = served.connect(sent)
     before = peer.received
     seconds = secondsUntil(clock, lambda: peer.closed)
-    assert 60 <= seconds <= 61
+    assert 75 <= seconds <= 76
     assert peer.received == before
     assert not peer.transport.aborted
 
@@ -142,7 +142,7 @@ def test_empty_lines_do_not_keep_a_connection(served: Echoing, clock: Clock) -> 
             peer.send(b"\r\n")
         return peer.closed
 
-    assert 60 <= secondsUntil(clock, trickle) <= 61
+    assert 75 <= secondsUntil(clock, trickle) <= 76
     assert statuses(peer) == [200]
 
 
@@ -191,7 +191,7 @@ def test_the_idle_time_begins_with_the_last_response(
         pump(clock, 55)
         assert not peer.closed
         peer.send(GET)
-    assert 60 <= secondsUntil(clock, lambda: peer.closed) <= 61
+    assert 75 <= secondsUntil(clock, lambda: peer.closed) <= 76
 
 
 @pytest.mark.parametrize(

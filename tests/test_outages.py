@@ -47,7 +47,7 @@ async def test_a_database_that_comes_late_is_waited_for(
             user = {"name": "Ada", "email": f"{number}@x"}
             for request in (("POST", "/users", user), ("GET", "/users")):
                 asked.append(Deferred.fromCoroutine(service.ask(*request)))
-        await service.process.whenWritten("database: attempt 2 failed")
+        await service.process.whenWritten("database: attempt 1 failed")
         assert not any(each.called for each in asked)
         await ownPostgresql.start()
         answers = await gatherResults(asked)
@@ -151,7 +151,7 @@ async def test_a_silent_database_is_waited_for_a_limited_time(
             assert ready.status == 503
             missing = [each["module"] for each in ready.body["missing"]]
             assert missing == ["database", "sessions"]
-            await service.process.whenWritten("database: attempt 2 failed")
+            await service.process.whenWritten("database: attempt 1 failed")
             assert "hush" not in service.process.output
 
 
