@@ -37,6 +37,30 @@ async def test_two_servers_share_one_file(tmp_path: Path) -> None:
 
 
 @asynchronous
+async def test_a_file_that_is_moved_for_a_moment_loses_nothing(tmp_path: Path) -> None:
+    """
+    Clients wait, or are told that their write was not carried out; the log has one line
+    about the loss, and no traceback.
+    """
+    path = tmp_path / "users.db"
+    async with serving(tmp_path, f"sqlite:{path}") as service:
+        await service.ready()
+        load = Load([service])
+        done = load.start(4, 1)
+        await load.until(20)
+        moved = path.rename(tmp_path / "moved.db")
+        await service.ready(False)
+        moved.rename(path)
+        await load.until(20)
+        load.stopping = True
+        await done
+        assert service.process.status is None
+        load.check(emailsInFile(path))
+    assert service.process.output.count("database: lost (") == 1
+    assert "Traceback" not in service.process.output
+
+
+@asynchronous
 async def test_a_disk_that_is_full_loses_nothing(
     tmp_path: Path, smallDisk: SmallDisk
 ) -> None:

@@ -69,7 +69,9 @@ class Database:
         self._engine: Engine | None = None
         # Engines that were lost may still have calls in progress.
         self._engines: list[Engine] = []
+        self._lostEngine: Engine | None = None
         self._opening: Deferred[None] | None = None
+        self._connectedTo: Location | None = None
 
     def __repr__(self) -> str:
         if isinstance(self._url, str):
@@ -112,6 +114,7 @@ class Database:
         try:
             location = await self._locate()
             engine = self._makeEngine(location)
+            engine.predecessor = self._lostEngine
             self._engines.append(engine)
             try:
                 await engine.open()
@@ -120,9 +123,11 @@ class Database:
                 raise
         finally:
             self._opening = None
-        self._engine = engine
+        self._engine, self._lostEngine = engine, None
         engine.whenLost().addBoth(lambda _: self._lost(engine))
-        _log.info("Connected to {location}", location=location)
+        if location != self._connectedTo:
+            self._connectedTo = location
+            _log.info("Connected to {location}", location=location)
 
     async def _locate(self) -> Location:
         url = self._url if isinstance(self._url, str) else self._url()
@@ -150,7 +155,7 @@ class Database:
 
     def _lost(self, engine: Engine) -> None:
         if self._engine is engine:
-            self._engine = None
+            self._engine, self._lostEngine = None, engine
         self._forget(engine)
 
     def _forget(self, engine: Engine) -> None:
@@ -198,7 +203,7 @@ class Database:
         """
         if self._opening is not None:
             self._opening.cancel()
-        self._engine = None
+        self._engine = self._lostEngine = None
         engines = [engine.close() for engine in self._engines]
         closing = gatherResults(engines, consumeErrors=True)
         return closing.addCallbacks(

@@ -130,6 +130,7 @@ class Engine(ABC):
     @ivar refusal: Why calls are not accepted; empty while they are.
     @ivar isOver: Whether the database was lost or closed.
     @ivar queues: The calls that wait to be started.
+    @ivar predecessor: The engine before, if it was lost.
     """
 
     log = Logger("tsrv.databases")
@@ -142,6 +143,7 @@ class Engine(ABC):
         self.isOver = False
         self._lossReason = ""
         self.queues: list[Queue] = []
+        self.predecessor: Engine | None = None
         self._losses = Waiters(MAX_WAITERS, "for the database to be lost")
         self._closings = Waiters(MAX_WAITERS, "for the database to close")
         self._idlings = Waiters(MAX_WAITERS, "for the calls in progress")
@@ -224,6 +226,13 @@ class Engine(ABC):
             code = getattr(error, "code", "")
         if code and not self.isOver and not isinstance(error, ConstraintViolated):
             self.failures.add(code, error)
+
+    @property
+    def isLost(self) -> bool:
+        """
+        Whether the database was lost.
+        """
+        return bool(self._lossReason)
 
     def whenLost(self) -> Deferred[None]:
         """

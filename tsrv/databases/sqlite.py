@@ -24,6 +24,9 @@ L{sqlitethread<tsrv.databases.sqlitethread>}), or the time:
     stalled. The thread is given up and the database is lost: nobody knows what
     became of a write that has begun. A daemon thread does not keep the process.
 
+While nothing is to be done, a reader looks every other second whether the file is still
+in its place.
+
 A cancelled call that has not begun never begins. If only a new connection can help,
 for example because the file was moved, the database is lost: C{whenLost()} fires
 before any call fails. Closing the database fails the calls that wait, and lets the
@@ -34,6 +37,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from math import inf
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -64,6 +68,7 @@ _MAX_BATCH_SIZE: Final = 256
 _MAX_GATHERING_SECONDS: Final = 0.01
 _SLOW_AFTER_SECONDS: Final = 0.02
 _WATCH_SECONDS: Final = 0.1
+_FILE_SECONDS: Final = 2.0
 _STALLED: Final = "the disk does not answer"
 
 
@@ -101,6 +106,7 @@ class _ConnectionThread:
 
     def open(self) -> Deferred[None]:
         def task() -> None:
+            self._file.enter()
             try:
                 self._role.openConnection(self._connection)
             except Exception as error:
@@ -121,9 +127,18 @@ class _ConnectionThread:
         self._tasks.put(task)
 
     def close(self) -> None:
+        def task() -> None:
+            # A directory may be read-only.
+            with suppress(OSError):
+                self._role.engine.replaced = self._file.setAside()
+            try:
+                self._connection.close()
+            finally:
+                self._file.leave()
+
         if not self._isClosing:
             self._isClosing = True
-            self._tasks.put(self._connection.close)
+            self._tasks.put(task)
             self._tasks.put(None)
             if self.isIdle:
                 self._watch(self._settings.statementTimeout)
@@ -268,6 +283,12 @@ class _Role:
             calls = [self.queue.popitem(last=False)[0] for _ in range(count)]
             idle.carryOut(self._makeBatch(calls, list(self.queue)))
 
+    def lookAfterFile(self) -> None:
+        for thread in self.threads:
+            if thread.isIdle:
+                thread.carryOut(self._makeBatch([], []))
+                return
+
     def takeBack(self, batch: Batch) -> None:
         finished = batch.takeFinished()
         self._putBack(batch)
@@ -338,6 +359,8 @@ class _Role:
 class SQLite(Engine):
     """
     The connections to one file of SQLite.
+
+    @ivar replaced: What has happened, if another file has taken its place.
     """
 
     def __init__(
@@ -355,6 +378,8 @@ class SQLite(Engine):
         super().__init__(reactor, settings, failures)
         self.path = path
         self.closing = Lock()
+        self.replaced = ""
+        self._timer: IDelayedCall | None = None
         self.file = file = File(path, tuple(schemas), settings)
         self._writes = _Role(self, "writer", file.openWriter, Writes, settledPerTurn=3)
         self._reads = _Role(self, "reader", file.openReader, Reads, settledPerTurn=16)
@@ -366,9 +391,21 @@ class SQLite(Engine):
         """
         if (stuck := _stuckThreads[self.path]) >= MAX_STUCK_THREADS:
             raise DatabaseUnavailable(f"{stuck} threads wait for a stalled disk")
+        before, self.predecessor = self.predecessor, None
+        if isinstance(before, SQLite):
+            self.file.expect(before.file)
         readers = max(1, self.settings.connections)
         for role in (self._writes, *readers * (self._reads,)):
             await role.startThread()
+        self._lookLater()
+
+    def _lookLater(self) -> None:
+        self._timer = self.reactor.callLater(_FILE_SECONDS, self._lookAfterFile)
+
+    def _lookAfterFile(self) -> None:
+        self._lookLater()
+        if self.isIdle():
+            self._reads.lookAfterFile()
 
     def accept(self, call: Call) -> None:
         """
@@ -380,6 +417,8 @@ class SQLite(Engine):
         """
         Settle the calls that have finished, and let the threads end.
         """
+        if self._timer is not None:
+            self._timer.cancel()
         self._writes.end()
         self._reads.end()
 
@@ -402,4 +441,7 @@ class SQLite(Engine):
         for role in (self._writes, self._reads):
             if thread in role.threads:
                 role.threads.remove(thread)
+        if self.replaced and self.isClosed() and not self.isLost:
+            # A loss is told by those who wait for it.
+            self.log.warn("{what}", what=self.replaced)
         self.checkClosed()

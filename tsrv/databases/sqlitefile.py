@@ -1,6 +1,11 @@
 """
 The file of SQLite: how a thread opens it, and whether it is still in its place.
 
+What SQLite has written last is in the write-ahead log beside the file. It belongs to
+that file alone: SQLite would apply it to any other one that takes the place, and nobody
+could tell what the mixture contains. So a file that was moved while it was in use is
+waited for, and one that was replaced is refused, with the log out of its way.
+
 An error of SQLite is known by the name of its extended result code, which begins
 with the name of the primary code.
 """
@@ -13,6 +18,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 from threading import Event, Lock
 from time import monotonic
 from typing import Final
@@ -21,6 +27,7 @@ from .interface import DatabaseRefused, DatabaseUnavailable, Row, Schema, Settin
 from .schema import upgrade
 
 __all__ = [
+    "DAMAGED",
     "TEMPORARY",
     "Connection",
     "File",
@@ -29,7 +36,8 @@ __all__ = [
 ]
 
 TEMPORARY: Final = re.compile(
-    "SQLITE_(ABORT|BUSY|FULL|INTERRUPT|IOERR|LOCKED|NOMEM|PROTOCOL|SCHEMA)|FileMoved|"
+    "SQLITE_(ABORT|BUSY|CORRUPT|FULL|INTERRUPT|IOERR|LOCKED|NOMEM|PROTOCOL|SCHEMA)|"
+    "FileMoved|"
     "E(AGAIN|DQUOT|IO|MFILE|NFILE|NOMEM|NOSPC|STALE|TIMEDOUT)$"
 )
 """
@@ -43,6 +51,18 @@ _ADVICE: Final = {
     "SQLITE_NOTADB": "the file is not a database: give another path",
 }
 
+DAMAGED: Final = re.compile("SQLITE_(CORRUPT|NOTADB)")
+
+_RESTORE: Final = "put a backup in its place"
+
+_LOG: Final = "-wal"
+_INDEX: Final = "-shm"
+
+_MIN_BYTES: Final = 512
+"""
+Size of the smallest page. A file with a write-ahead log has a page.
+"""
+
 _LOCK_POLL_SECONDS: Final = 0.01
 _MAX_IDLE_LOG_BYTES: Final = 64 * 1024 * 1024
 
@@ -50,7 +70,17 @@ _MAX_IDLE_LOG_BYTES: Final = 64 * 1024 * 1024
 class FileMoved(Exception):
     """
     The file is no longer at its path: nobody would find what is written to it.
+
+    @ivar isReplaced: Whether another file is there.
+    @ivar isGone: Whether the file was deleted or truncated.
     """
+
+    def __init__(
+        self, message: str, *, isReplaced: bool = False, isGone: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.isReplaced = isReplaced
+        self.isGone = isGone
 
 
 def nameOf(error: BaseException) -> str:
@@ -68,6 +98,10 @@ def nameOf(error: BaseException) -> str:
 def _identityOf(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+def _isTaken(name: str) -> bool:
+    return any(os.path.lexists(name + suffix) for suffix in ("", _LOG, _INDEX))
 
 
 class Connection:
@@ -124,20 +158,111 @@ class File:
         self._given = self._path = path
         self._schemas = schemas
         self._lockTimeout = min(settings.connectTimeout, settings.statementTimeout)
+        self._known: File | None = None
+        # Of the file by each of its names; and of the log and its index.
         self._identities: dict[str, tuple[int, int]] = {}
+        self._helpers: dict[str, tuple[int, int]] = {}
+        # What became of the file, and in particular that it was replaced.
+        self._end = self._replaced = ""
+        self._lock = Lock()
+        self._users = 0
+        self._pin = -1
+
+    def expect(self, known: File) -> None:
+        """
+        Open no other file than this one, which was lost.
+        """
+        if known._given == self._given:
+            self._known = known
 
     def check(self) -> None:
         """
         @raise FileMoved: The file, or its write-ahead log with what was written
-            last, was moved, replaced or deleted.
+            last, was moved, replaced, deleted or truncated.
         """
+        self._checkItself()
+        for path in self._helpers:
+            if not self._isThere(path):
+                raise FileMoved(f"{path} was moved or deleted while it was in use")
+
+    def _checkItself(self) -> None:
         for path, identity in self._identities.items():
             try:
-                isSame = _identityOf(path) == identity
+                status = os.stat(path)
             except OSError:
-                isSame = False
-            if not isSame:
-                raise FileMoved(f"{path} was moved")
+                status = None
+            if status is None and self._pin >= 0 and not os.fstat(self._pin).st_nlink:
+                raise FileMoved(
+                    f"{self._given} was deleted while it was in use: {_RESTORE}, or "
+                    "restart the server to begin with an empty database",
+                    isGone=True,
+                )
+            if status is None:
+                raise FileMoved(
+                    f"{self._given} was moved while it was in use: put it back"
+                )
+            if (status.st_dev, status.st_ino) != identity:
+                text = f"{self._given} was replaced while it was in use"
+                raise FileMoved(text, isReplaced=True)
+            if self._helpers and status.st_size < _MIN_BYTES:
+                text = f"{self._given} was truncated while it was in use: {_RESTORE}"
+                raise FileMoved(text, isGone=True)
+
+    def setAside(self) -> str:
+        """
+        Move the write-ahead log away if its file is no longer there, unless that was
+        only moved.
+
+        @return: What has happened, if another file has taken the place.
+        """
+        with self._lock:
+            try:
+                if not self._end:
+                    self._checkItself()
+            except FileMoved as error:
+                self._setAside(error)
+            return self._replaced
+
+    def _setAside(self, error: FileMoved) -> None:
+        if not (error.isGone or error.isReplaced):
+            return
+        log = ""
+        if error.isGone or not self._isThere(self._path):
+            names = (f"{self._path}.replaced{number or ''}" for number in count())
+            name = next(each for each in names if not _isTaken(each))
+            # SQLite would write the log into what is left of a truncated file.
+            for path in filter(self._isThere, (self._path, *self._helpers)):
+                suffix = path.removeprefix(self._path)
+                os.rename(path, name + suffix)
+                if suffix == _LOG:
+                    log = f"; what was written last to the old file is in {name}{_LOG}"
+        self._end = str(error)
+        if error.isReplaced:
+            self._replaced = self._end + log
+
+    def _isThere(self, path: str) -> bool:
+        identity = self._identities.get(path) or self._helpers[path]
+        try:
+            return _identityOf(path) == identity
+        except OSError:
+            return False
+
+    def enter(self) -> None:
+        """
+        Take note that one more thread uses the file.
+        """
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        """
+        Take note that a thread has closed its connection.
+        """
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._pin >= 0:
+                os.close(self._pin)
+                self._pin = -1
 
     def openWriter(self, connection: Connection) -> None:
         """
@@ -146,9 +271,10 @@ class File:
         """
         self._create()
         self._upgrade(self._open(connection))
-        # SQLite keeps the log as long as a connection is open.
-        log = f"{self._path}-wal"
-        self._identities[log] = _identityOf(log)
+        # SQLite keeps them as long as a connection is open.
+        for helper in (self._path + _LOG, self._path + _INDEX):
+            self._helpers[helper] = _identityOf(helper)
+        self._known = None
 
     def openReader(self, connection: Connection) -> None:
         """
@@ -164,9 +290,13 @@ class File:
         if isinstance(error, DatabaseRefused):
             return error
         name = nameOf(error)
+        if isinstance(error, FileMoved):
+            return DatabaseUnavailable(str(error), name)
         reason = error.strerror if isinstance(error, OSError) else error
         text = f"cannot open {self._given}: {reason} ({name})"
-        if TEMPORARY.match(name):
+        if DAMAGED.match(name) and self._known is not None:
+            return DatabaseUnavailable(f"{text}: {_RESTORE}", name)
+        if TEMPORARY.match(name) and not DAMAGED.match(name):
             return DatabaseUnavailable(text, name)
         advice = _ADVICE.get(name, "check the permissions of file and directory")
         return DatabaseRefused(f"{text}: {advice}", name)
@@ -174,20 +304,41 @@ class File:
     def _create(self) -> None:
         # SQLite does not mistake an absolute path for a URI or for ":memory:".
         path = self._path = os.path.realpath(self._given)
-        if os.path.exists(f"{path}-wal") and not os.path.exists(path):
+        if self._known is not None:
+            self._findAgain(self._known)
+        else:
+            self._createAnew(path)
+        # One of them may be a symbolic link.
+        for name in (path, os.path.abspath(self._given)):
+            self._identities[name] = _identityOf(path)
+        if not os.path.isfile(path):
+            raise DatabaseRefused(f"{self._given} is not a file: give another path")
+        if not os.access(path, os.W_OK):
+            raise DatabaseRefused(f"{self._given} is not writable: change its owner")
+        if hasattr(os, "O_PATH"):
+            # No other file gets its number. Closing such a descriptor releases no lock.
+            self._pin = os.open(path, os.O_PATH)
+
+    def _createAnew(self, path: str) -> None:
+        if os.path.exists(path + _LOG) and not os.path.exists(path):
             raise DatabaseRefused(
                 f"{self._given} is missing, but not its write-ahead log with what was "
-                f"written last: put the file back, or move {path}-wal away"
+                f"written last: put the file back, or move {path}{_LOG} away"
             )
         # An existing file is not opened here: closing it would release the locks
         # that this process holds by other connections.
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, mode=0o600))
-        self._identities[path] = _identityOf(path)
-        if not os.path.isfile(path):
-            raise DatabaseRefused(f"{self._given} is not a file: give another path")
-        if not os.access(path, os.W_OK):
-            raise DatabaseRefused(f"{self._given} is not writable: change its owner")
+
+    def _findAgain(self, known: File) -> None:
+        replaced = known.setAside()
+        if replaced:
+            raise DatabaseRefused(f"{replaced}: restart the server to use the new file")
+        if known._end:
+            if not os.path.exists(self._path):
+                raise FileMoved(known._end)
+        else:
+            known._checkItself()
 
     def _open(self, connection: Connection) -> sqlite3.Connection:
         opened = connection.sqlite = sqlite3.connect(

@@ -31,7 +31,7 @@ from .interface import (
     Statement,
     UniqueViolated,
 )
-from .sqlitefile import TEMPORARY, File, FileMoved, nameOf
+from .sqlitefile import DAMAGED, TEMPORARY, File, FileMoved, nameOf
 
 __all__ = ["Batch", "Reads", "Writes", "refusedError"]
 
@@ -158,7 +158,9 @@ class Batch:
             return
 
     def _noteLoss(self, error: Exception) -> None:
-        if _NEEDS_NEW_CONNECTION.match(nameOf(error)):
+        if isinstance(error, FileMoved):
+            self.lost = str(error)
+        elif _NEEDS_NEW_CONNECTION.match(nameOf(error)):
             self.lost = nameOf(error)
 
 
@@ -175,7 +177,7 @@ class Reads(Batch):
         try:
             file.check()
         except FileMoved as error:
-            self.refused = self.lost = nameOf(error)
+            self.refused, self.lost = nameOf(error), str(error)
             return
         execute = connection.execute
         for call in self._next():
@@ -184,6 +186,9 @@ class Reads(Batch):
             except Exception as error:
                 call.outcome = _errorOf(error, call.statement)
                 self._noteLoss(error)
+                if DAMAGED.match(nameOf(error)):
+                    # The file may be right again; what SQLite has read is not.
+                    connection.execute("PRAGMA shrink_memory")
             self._finished.append(call)
             if connection.in_transaction:
                 # All later reads would see the tables as they are now.

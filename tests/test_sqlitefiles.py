@@ -1,0 +1,256 @@
+"""
+SQLite's file is moved, replaced, deleted or truncated while it is in use.
+
+The write-ahead log beside the file is never applied to another file, no call is
+acknowledged that nobody finds, and no empty database takes the place.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tsrv.databases import Database, DatabaseRefused, DatabaseUnavailable, Statement
+
+from .sqlitelab import ADD, ALL, Lab, connect, namesIn, running
+from .support import resultOf
+from .test_sqlite import database as database
+from .test_sqlite import lab as lab
+from .websupport import errorsIn, logged, textsOf
+
+
+@pytest.fixture
+def backup(lab: Lab, database: Database) -> Path:
+    """
+    An old copy of a database that has more in its write-ahead log.
+    """
+    path = lab.path.with_suffix(".backup")
+    lab.together(database, (ADD, "old"))
+    with closing(connect(lab.path)) as source, closing(connect(path)) as copy:
+        source.backup(copy)
+    lab.together(database, *((ADD, f"new {number}") for number in range(9)))
+    return path
+
+
+def loseByLooking(lab: Lab, database: Database) -> str:
+    """
+    @return: Why the database was lost, without a call.
+    """
+    lost = resultOf(database.whenLost())
+    lab.advance(2)
+    lab.work(lost)
+    while running():
+        lab.deliver()
+    return str(lost.error)
+
+
+def opening(lab: Lab, database: Database) -> BaseException | None:
+    """
+    @return: The error with which the database is not opened again.
+    """
+    result = resultOf(database.initialize())
+    lab.work(result)
+    return result.error if result.fired[0] is not None else None
+
+
+def moveAway(lab: Lab) -> Path:
+    """
+    @return: The new path of the file.
+    """
+    return lab.path.rename(lab.path.with_suffix(".old"))
+
+
+@pytest.mark.parametrize("statement", [None, ADD, ALL])
+def test_a_file_that_was_replaced_is_refused(
+    lab: Lab, database: Database, backup: Path, statement: Statement | None
+) -> None:
+    """
+    The new file is as it was, and the old one has its log beside it again as soon as
+    it has the name that the error tells.
+    """
+    old = moveAway(lab)
+    backup.rename(lab.path)
+    if statement is None:
+        assert "was replaced" in loseByLooking(lab, database)
+    else:
+        ask = database.write if statement is ADD else database.read
+        call = resultOf(ask(statement, *("late",) * (statement is ADD)))
+        lab.work(call)
+        assert isinstance(call.error, DatabaseUnavailable)
+    error = opening(lab, database)
+    assert isinstance(error, DatabaseRefused)
+    replaced = Path(f"{lab.path}.replaced")
+    assert str(error) == (
+        f"{lab.path} was replaced while it was in use; what was written last to the "
+        f"old file is in {replaced}-wal: restart the server to use the new file"
+    )
+    assert lab.names() == ["old"]
+    old.rename(replaced)
+    assert namesIn(replaced) == ["old", *(f"new {number}" for number in range(9))]
+    # An operator resets the module, which closes it.
+    lab.end(database)
+    assert opening(lab, database) is None
+    assert lab.find(database, ALL) == [("old",)]
+
+
+def test_a_file_that_was_replaced_before_the_end_is_left_as_it_is(
+    lab: Lab, database: Database, backup: Path
+) -> None:
+    """
+    The next server does not find the old log beside it, and the log says so.
+    """
+    backup.rename(lab.path)
+    with logged() as events:
+        lab.end(database)
+    (text,) = textsOf(errorsIn(events))
+    assert text.startswith(f"{lab.path} was replaced while it was in use; what was ")
+    assert lab.names() == ["old"]
+    assert Path(f"{lab.path}.replaced-wal").exists()
+
+
+def test_logs_that_were_moved_away_are_kept(lab: Lab) -> None:
+    """
+    A file may be replaced more than once.
+    """
+    for _ in range(3):
+        database = lab.open()
+        lab.together(database, (ADD, "a"))
+        lab.path.with_suffix(".new").write_bytes(b"")
+        lab.path.with_suffix(".new").rename(lab.path)
+        lab.end(database)
+    logs = sorted(path.name for path in lab.path.parent.glob("*-wal"))
+    assert logs == [f"the.db.replaced{number}-wal" for number in ("", 1, 2)]
+
+
+def test_a_file_that_was_moved_is_waited_for(
+    lab: Lab, database: Database, backup: Path
+) -> None:
+    """
+    No empty database takes its place, and a file that comes back has everything that
+    was acknowledged.
+    """
+    old = moveAway(lab)
+    reason = loseByLooking(lab, database)
+    assert reason == f"{lab.path} was moved while it was in use: put it back"
+    for _ in range(2):
+        error = opening(lab, database)
+        assert isinstance(error, DatabaseUnavailable)
+        # It is told once.
+        assert str(error) == reason
+    assert not lab.path.exists()
+    old.rename(lab.path)
+    assert opening(lab, database) is None
+    assert len(lab.find(database, ALL)) == 10
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_no_empty_database_takes_the_place_of_a_deleted_one(
+    lab: Lab, database: Database, backup: Path, everything: bool
+) -> None:
+    """
+    A backup is waited for, and the old log is not applied to it, even if it gets the
+    number of the old file.
+    """
+    for suffix in ("", "-wal", "-shm") if everything else ("",):
+        Path(f"{lab.path}{suffix}").unlink()
+    reason = loseByLooking(lab, database)
+    assert reason == (
+        f"{lab.path} was deleted while it was in use: put a backup in its place, or "
+        "restart the server to begin with an empty database"
+    )
+    for _ in range(2):
+        error = opening(lab, database)
+        assert isinstance(error, DatabaseUnavailable)
+        assert str(error) == reason
+    assert not lab.path.exists()
+    lab.path.write_bytes(backup.read_bytes())
+    assert opening(lab, database) is None
+    assert lab.find(database, ALL) == [("old",)]
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_a_log_that_was_deleted_is_made_anew(
+    lab: Lab, database: Database, backup: Path, suffix: str
+) -> None:
+    """
+    The file is opened again, with everything that was acknowledged.
+    """
+    Path(f"{lab.path}{suffix}").unlink()
+    assert f"{suffix} was moved or deleted" in loseByLooking(lab, database)
+    assert opening(lab, database) is None
+    assert len(lab.find(database, ALL)) == 10
+    lab.end(database)
+    assert len(lab.names()) == 10
+
+
+def test_a_file_that_was_truncated_is_waited_for(
+    lab: Lab, database: Database, backup: Path
+) -> None:
+    """
+    Its log is out of the way of a backup, also if that is written into the same file.
+    """
+    os.truncate(lab.path, 0)
+    reason = loseByLooking(lab, database)
+    assert reason == (
+        f"{lab.path} was truncated while it was in use: put a backup in its place"
+    )
+    for _ in range(2):
+        error = opening(lab, database)
+        assert isinstance(error, DatabaseUnavailable)
+        assert str(error) == reason
+    lab.path.write_bytes(backup.read_bytes())
+    assert opening(lab, database) is None
+    assert lab.find(database, ALL) == [("old",)]
+
+
+@pytest.mark.parametrize("content", [b"", b"no database" * 999])
+def test_a_file_that_is_overwritten_is_unavailable(
+    lab: Lab, database: Database, content: bytes
+) -> None:
+    """
+    Calls fail with an error that passes, in one line of the log; they succeed when the
+    file is right again.
+    """
+    lab.together(database, *((ADD, f"{number}" * 999) for number in range(99)))
+    with closing(connect(lab.path)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = lab.path.read_bytes()
+    with lab.path.open("r+b") as file:
+        file.truncate(4096)
+        file.seek(4096)
+        file.write(content)
+    with logged() as events:
+        for _ in range(3):
+            call = resultOf(database.read(ALL))
+            lab.work(call)
+            assert isinstance(call.error, DatabaseUnavailable)
+    assert len(events) == 1
+    lab.path.write_bytes(before)
+    assert len(lab.find(database, ALL)) == 99
+
+
+@pytest.mark.parametrize("link", ["before", "after"])
+def test_a_link_to_another_file_is_another_file(
+    lab: Lab, database: Database, backup: Path, link: str
+) -> None:
+    """
+    Whether the name was a symbolic link before, or has become one.
+    """
+    lab.end(database)
+    first = lab.path
+    if link == "before":
+        lab.path = lab.path.with_suffix(".link")
+        lab.path.symlink_to(first)
+    database = lab.open()
+    lab.together(database, (ADD, "more"))
+    linking = lab.path.with_suffix(".new")
+    linking.symlink_to(backup)
+    linking.rename(lab.path)
+    assert "was replaced" in loseByLooking(lab, database)
+    assert isinstance(opening(lab, database), DatabaseRefused)
+    assert namesIn(backup) == ["old"]
+    if link == "before":
+        assert namesIn(first)[-1] == "more"
