@@ -222,6 +222,33 @@ async def test_sigterm_during_the_start_answers_queued_requests(
     assert (tmp_path / "elsewhere.db").exists()
 
 
+@asynchronous
+async def test_no_line_of_the_start_has_the_id_of_a_request(
+    tmp_path: Path, port: int
+) -> None:
+    """
+    Requests that wait lend their ids to no attempt and to no line of the start-up; they
+    have them in lines of their own.
+    """
+    with reservedPort() as closed:
+        words = [listen(port), "--delay=1", "--access-log=on"]
+        words.append(f"--sessions=redis://127.0.0.1:{closed}/")
+        options = ("--reactor=asyncio", "-n")
+        async with running(tmp_path, *options, "tsrv", *words) as process:
+            await process.whenWritten("Started")
+            named = EXPECTING.replace(b"test", b"localhost\r\nX-Request-ID: mine")
+            wires = await queueRequests(port, named % b"/say", named % b"/visits")
+            await process.whenWritten('"GET /say ')
+            await process.whenWritten(" times in ")
+            wires[1].leave()
+            await process.whenWritten('"GET /visits ')
+            process.terminate()
+            assert await process.ended == 0
+    own = [line for line in process.output.splitlines() if "mine" in line]
+    assert len(own) == 2
+    assert all(" [tsrv.access#info,mine] " in line for line in own)
+
+
 @pytest.mark.parametrize("program", ["twistd", "twist"])
 @asynchronous
 async def test_a_port_in_use_ends_the_process(tmp_path: Path, program: str) -> None:

@@ -17,6 +17,7 @@ called. So each caller looks afterwards whether something else has overtaken it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from math import isfinite
 
@@ -121,6 +122,7 @@ class Initialization:
         self._lost = lost
         self._failed = failed
         self._changed = changed
+        self._context = copy_context()
         self._attempt: OneAttempt | None = None
         self._retryCall: IDelayedCall | None = None
         # Attempts since the module was last ready for longer than the last delay:
@@ -276,6 +278,10 @@ class Initialization:
         self._run(attempt)
 
     def _run(self, attempt: OneAttempt) -> None:
+        # An attempt is made for all callers, also if one of them has caused it.
+        self._context.copy().run(self._call, attempt)
+
+    def _call(self, attempt: OneAttempt) -> None:
         self.attempts += 1
         self._policyAttempts += 1
         self._history.attemptBegan()

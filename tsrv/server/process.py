@@ -15,6 +15,8 @@ from typing import Any, Final, cast
 
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
 
+from .isolation import isolateCallbacks
+
 __all__ = ["handleSignals", "prepareProcess"]
 
 _log = Logger("tsrv.server")
@@ -29,8 +31,8 @@ cycles behind; with Python's default, collecting takes a twentieth of its time.
 def prepareProcess(reactor: Any) -> None:
     """
     Allow as many connections as the system permits, collect garbage rarely, put the
-    ids of requests into the log, and count there what cannot be accepted. Call it
-    before the log begins.
+    ids of requests into the log and nowhere else, and count there what cannot be
+    accepted. Call it before the log begins.
 
     @param reactor: The reactor.
     """
@@ -47,6 +49,7 @@ def prepareProcess(reactor: Any) -> None:
     for observer in (shortage, addRequestId):
         globalLogPublisher.addObserver(cast(ILogObserver, observer))
     reactor.addSystemEventTrigger("after", "shutdown", shortage.flush)
+    isolateCallbacks(reactor)
 
 
 def handleSignals(
