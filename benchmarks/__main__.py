@@ -1,6 +1,6 @@
 """
 All benchmarks, or some of them, in one table. Each script runs in a process of
-its own.
+its own, and gets all other options.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def _main() -> None:
         metavar="SCRIPT",
         help=f"scripts to run: {', '.join(_SCRIPTS)} [default: all]",
     )
-    chosen = parser.parse_args()
-    options = ["--tiny"] if chosen.tiny else []
+    chosen, options = parser.parse_known_args()
+    if chosen.tiny:
+        options.append("--tiny")
     figures: list[Figure] = []
     for script in chosen.scripts or _SCRIPTS:
         print(f"{script} ...", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from twisted.web.server import Site
 
 from benchmarks.support.processes import MAX_PROCESS_SECONDS
 
-__all__ = ["QuietSite", "serve"]
+__all__ = ["QuietSite", "obey", "serve"]
 
 Command = Callable[[str, list[str]], Deferred[Any] | None]
 
@@ -62,6 +62,17 @@ class _Control(LineOnlyReceiver):
         self._reactor.stop()
 
 
+def obey(reactor: Any, report: Callable[[], dict[str, Any]], command: Command) -> None:
+    """
+    Carry out the commands on the standard input, until it is closed.
+
+    @param reactor: The reactor.
+    @param report: Returns what is sent after each command.
+    @param command: Carries out a command, given its name and its arguments.
+    """
+    StandardIO(_Control(reactor, command, report))
+
+
 def serve(
     reactor: Any,
     site: Site,
@@ -79,6 +90,6 @@ def serve(
     """
     port = reactor.listenTCP(0, site, backlog=1024, interface="127.0.0.1")
     number = port.getHost().port
-    StandardIO(_Control(reactor, command, lambda: {"port": number, **report()}))
+    obey(reactor, lambda: {"port": number, **report()}, command)
     reactor.callLater(MAX_PROCESS_SECONDS, reactor.stop)
     reactor.run()
