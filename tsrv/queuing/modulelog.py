@@ -132,7 +132,8 @@ class ModuleLog:
         if not isNew and seconds < self._silentUntil:
             self._hasOmitted = True
             return False
-        self._told.add(key)
+        if isNew:
+            self._told.add(key)
         silence = min(max(seconds, MIN_SILENCE_SECONDS), MAX_SILENCE_SECONDS)
         self._silentUntil = seconds + silence
         self._isTold = True
