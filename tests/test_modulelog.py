@@ -95,7 +95,7 @@ def test_a_day_without_the_module(started: Started, clock: Clock) -> None:
         "database: attempt 3 failed (Trouble: refused); retry in 1.0 s",
     ]
     found = re.fullmatch(
-        r"database: attempt (\d+) failed \(Trouble: refused\), (\d+) times in "
+        r"database: attempt (\d+) failed \(Trouble: refused\), (\d+) failures in "
         r"(\d+) s; retry in 30.0 s",
         lines[-2],
     )
@@ -139,11 +139,11 @@ def test_a_new_reason_is_told_at_once(started: Started, clock: Clock) -> None:
         fail(module, clock, "wrong password")
         fail(module, clock)
     (line,) = textsOf(events)
-    assert "attempt 102 failed (Trouble: wrong password), 101 times in " in line
+    assert "attempt 102 failed (Trouble: wrong password), 101 failures in " in line
     with logged() as events:
         fail(module, clock, "no route")
         fail(module, clock, "no room")
-    assert [" times in " in line for line in textsOf(events)] == [True, False]
+    assert [" failures in " in line for line in textsOf(events)] == [True, False]
     with logged() as events:
         for number in range(100):
             fail(module, clock, f"from port {number}")
@@ -164,7 +164,7 @@ def test_a_module_that_is_lost_again_and_again(started: Started, clock: Clock) -
     lines = textsOf(events)
     assert 8 < len(lines) < 40
     assert "recovered" in lines[-1]
-    assert re.search(r"lost \(no reason given\), \d+ times in \d+ s; retry", lines[-2])
+    assert re.search(r"lost \(no reason given\), \d+ losses in \d+ s; retry", lines[-2])
     clock.advance(60)
     for _ in range(2):
         with logged() as events:

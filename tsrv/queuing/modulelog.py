@@ -89,7 +89,7 @@ class ModuleLog:
         @param delay: The seconds until the next attempt.
         @param what: What has noticed the loss, if it was not the module itself.
         """
-        self._trouble("lost", f"{what}{explain(error)}", delay)
+        self._trouble("lost", f"{what}{explain(error)}", delay, "losses")
 
     def attemptFailed(
         self, number: int, error: BaseException | None, delay: float
@@ -100,20 +100,23 @@ class ModuleLog:
         @param number: The number of the attempt.
         """
         what = "attempt {attempt} failed"
-        self._trouble(what, explain(error), delay, attempt=number)
+        self._trouble(what, explain(error), delay, "failures", attempt=number)
 
-    def _trouble(self, what: str, reason: str, delay: float, **fields: int) -> None:
+    def _trouble(
+        self, what: str, reason: str, delay: float, plural: str, **fields: int
+    ) -> None:
         if not self._isDue(what, reason):
             return
+        times = self._times[what]
         text = "{module}: " + what + " ({error})"
-        if self._hasOmitted:
-            text += ", {times} times in {seconds:.0f} s"
+        if self._hasOmitted and times > 1:
+            text += ", {times} " + plural + " in {seconds:.0f} s"
         text += "; retry in {delay:.1f} s" if delay else "; retry at once"
         _log.warn(
             text,
             module=self._name,
             error=reason,
-            times=self._times[what],
+            times=times,
             seconds=self._reactor.seconds() - self._since,
             delay=delay,
             **fields,
