@@ -4,7 +4,8 @@ The log of one module: one line for each event, with the numbers that operators 
 A module that is down for hours, or is lost again and again, must not fill the log. So
 a reason that the log has told already is told again only when the trouble has lasted
 twice as long as at the last line, or for another hour; that line then counts what had
-no line. The trouble is over when the module has been ready for a minute.
+no line. The first three times are always told. The trouble is over when the module has
+been ready for a minute.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ MAX_SILENCE_SECONDS: Final = 3600.0
 CALM_SECONDS: Final = 60.0
 """
 Time for which a module has to be ready until its trouble is over.
+"""
+
+FIRST_TIMES: Final = 3
+"""
+Number of losses, and of failed attempts, that are told in any case.
 """
 
 MAX_REASONS: Final = 10
@@ -128,11 +134,11 @@ class ModuleLog:
         isCalm = not self._times or now - self._readySince >= CALM_SECONDS
         if isCalm and not self._isTold:
             self.begin()
-        self._times[what] = self._times.get(what, 0) + 1
+        times = self._times[what] = self._times.get(what, 0) + 1
         seconds = now - self._since
         key = what, reason
         isNew = key not in self._told and len(self._told) < MAX_REASONS
-        if not isNew and seconds < self._silentUntil:
+        if times > FIRST_TIMES and not isNew and seconds < self._silentUntil:
             self._hasOmitted = True
             return False
         if isNew:
