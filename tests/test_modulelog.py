@@ -119,10 +119,28 @@ def test_a_loss_soon_after_the_start(clock: Clock) -> None:
     with logged() as events:
         lose(module)
         clock.advance(0.25)
-        for _ in range(5):
+        for _ in range(6):
             fail(module, clock)
     assert len(events) == 6
     shut(wrapper)
+
+
+def test_failures_for_the_reason_of_the_loss(started: Started, clock: Clock) -> None:
+    """
+    Attempts that fail for the very reason of the loss have no line for five seconds.
+    """
+    module, _ = started
+    with logged() as events:
+        lose(module, Trouble("moved away"))
+        clock.advance(0.25)
+        for _ in range(4):
+            fail(module, clock, "moved away")
+        fail(module, clock, "moved away")
+    assert textsOf(events) == [
+        "database: lost (Trouble: moved away); retry in 0.2 s",
+        "database: attempt 6 failed (Trouble: moved away), 5 failures in 8 s; "
+        "retry in 8.0 s",
+    ]
 
 
 def test_a_new_reason_is_told_at_once(started: Started, clock: Clock) -> None:

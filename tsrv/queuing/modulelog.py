@@ -4,8 +4,8 @@ The log of one module: one line for each event, with the numbers that operators 
 A module that is down for hours, or is lost again and again, must not fill the log. So
 a reason that the log has told already is told again only when the trouble has lasted
 twice as long as at the last line, or for another hour; that line then counts what had
-no line. The first three times are always told. The trouble is over when the module has
-been ready for a minute.
+no line. The first three times are told in any case, except failures for the very reason
+of the loss. The trouble is over when the module has been ready for a minute.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Consequence", "ModuleLog", "logReady"]
 
 _log = Logger("tsrv.wrapper")
 
-MIN_SILENCE_SECONDS: Final = 0.1
+MIN_SILENCE_SECONDS: Final = 5.0
 
 MAX_SILENCE_SECONDS: Final = 3600.0
 
@@ -82,7 +82,8 @@ class ModuleLog:
         """
         self._since = self._readySince = self._reactor.seconds()
         self._silentUntil = 0.0
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
+        self._lossReason: str | None = None
         self._times: dict[str, int] = {}
         self._hasOmitted = self._hasTraceback = False
         # Whether the log says that the module is not ready.
@@ -95,7 +96,9 @@ class ModuleLog:
         @param delay: The seconds until the next attempt.
         @param what: What has noticed the loss, if it was not the module itself.
         """
-        self._trouble("lost", f"{what}{explain(error)}", delay, "losses")
+        reason = f"{what}{explain(error)}"
+        self._trouble("lost", reason, delay, "losses")
+        self._lossReason = reason
 
     def attemptFailed(
         self, number: int, error: BaseException | None, delay: float
@@ -135,14 +138,17 @@ class ModuleLog:
         if isCalm and not self._isTold:
             self.begin()
         times = self._times[what] = self._times.get(what, 0) + 1
+        # Attempts that fail for the reason of the loss are nothing new.
+        isFirst = times <= FIRST_TIMES and (
+            what == "lost" or reason != self._lossReason
+        )
         seconds = now - self._since
-        key = what, reason
-        isNew = key not in self._told and len(self._told) < MAX_REASONS
-        if times > FIRST_TIMES and not isNew and seconds < self._silentUntil:
+        isNew = reason not in self._told and len(self._told) < MAX_REASONS
+        if not (isFirst or isNew) and seconds < self._silentUntil:
             self._hasOmitted = True
             return False
         if isNew:
-            self._told.add(key)
+            self._told.add(reason)
         silence = min(max(seconds, MIN_SILENCE_SECONDS), MAX_SILENCE_SECONDS)
         self._silentUntil = seconds + silence
         self._isTold = True
