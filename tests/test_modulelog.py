@@ -143,6 +143,50 @@ def test_failures_for_the_reason_of_the_loss(started: Started, clock: Clock) -> 
     ]
 
 
+def test_a_loss_after_a_start_with_trouble(clock: Clock) -> None:
+    """
+    The line that says that a module is ready tells the number of all attempts. A line
+    after it counts only what comes later.
+    """
+    module, wrapper, _ = wrap(clock)
+    resultOf(wrapper.initialize())
+    with logged() as events:
+        for _ in range(10):
+            fail(module, clock)
+        module.attempts[-1].callback(None)
+        lose(module, Trouble("cut off"))
+    assert textsOf(events)[-3:] == [
+        "Module: attempt 8 failed (Trouble: refused), 8 failures in 7 s; "
+        "retry in 1.0 s",
+        "Module: ready after 10.0 s, 11 attempts, 0 calls queued",
+        "Module: lost (Trouble: cut off); retry in 1.0 s",
+    ]
+    shut(wrapper)
+
+
+def test_a_module_that_is_asked_for_once_more(clock: Clock) -> None:
+    """
+    A module that has failed for good and is initialised again has all its lines.
+    """
+    module, wrapper, _ = wrap(clock, fatal=Refused)
+    resultOf(wrapper.initialize())
+    for _ in range(10):
+        fail(module, clock)
+    module.attempts[-1].errback(Refused())
+    resultOf(wrapper.initialize())
+    with logged() as events:
+        for _ in range(3):
+            fail(module, clock)
+        recover(clock, module)
+    assert textsOf(events) == [
+        "Module: attempt 12 failed (Trouble: refused); retry in 1.0 s",
+        "Module: attempt 13 failed (Trouble: refused); retry in 1.0 s",
+        "Module: attempt 14 failed (Trouble: refused); retry in 1.0 s",
+        "Module: ready after 4.0 s, 4 attempts, 0 calls queued",
+    ]
+    shut(wrapper)
+
+
 def test_a_new_reason_is_told_at_once(started: Started, clock: Clock) -> None:
     """
     A reason that is new in this trouble is told at once, but at most ten of them are.

@@ -118,7 +118,7 @@ class ModuleLog:
             return
         times = self._times[what]
         text = "{module}: " + what + " ({error})"
-        if self._hasOmitted and times > 1:
+        if self._hasOmitted:
             text += ", {times} " + plural + " in {seconds:.0f} s"
         text += "; retry in {delay:.1f} s" if delay else "; retry at once"
         _log.warn(
@@ -176,6 +176,7 @@ class ModuleLog:
         self._hasTraceback = False
         # Success at the first attempt is not worth a line.
         if isTold and (isRecovered or attempts > 1):
+            self._hasOmitted = False
             what = "recovered" if isRecovered else "ready"
             logReady(self._name, what, seconds, attempts, self._pending())
 
