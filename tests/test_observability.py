@@ -42,7 +42,11 @@ SCRAPED = {"job": {"tsrv"}, "instance": {"localhost:8000"}}
 The labels that Prometheus adds.
 """
 
-VARIABLES = {"$__rate_interval": "1m", "$instance": "localhost:8000"}
+VARIABLES = {
+    "$__rate_interval": "1m",
+    "$job": "tsrv",
+    "$instance": "localhost:8000",
+}
 """
 What Grafana puts in place of its variables.
 """
@@ -101,7 +105,7 @@ def queriesOf(dashboard: dict[str, Any]) -> list[tuple[str, str]]:
         for variable in dashboard["templating"]["list"]
         if (found := re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]))
     ]
-    assert len(variables) == 1
+    assert len(variables) == 2
     return [*targets, *annotations, *((query, "") for query in variables)]
 
 

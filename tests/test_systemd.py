@@ -516,7 +516,8 @@ def test_the_example_starts_a_server_on_the_socket_of_systemd() -> None:
     assert activation["ListenStream"] == "127.0.0.1:8000"
     # A statement may be in progress when the drain ends.
     closing = options["statement-timeout"] + 5
-    assert options["drain-timeout"] + closing < float(service["TimeoutStopSec"])
+    stopping = options["shutdown-delay"] + options["drain-timeout"] + closing
+    assert stopping < float(service["TimeoutStopSec"])
     assert service["Type"] == "notify"
     # Every process has the same socket and the same user, and thus the same files.
     assert service["Sockets"] == "tsrv.socket"
