@@ -126,11 +126,7 @@ def _logLate(member: Member) -> None:
     first attempt succeeds.
     """
     wrapper, history = member.wrapper, member.wrapper.history
-    if (history.attempts.count, history.losses.count, history.pauses.count) == (
-        1,
-        0,
-        0,
-    ):
+    if history.attempts.count == 1 and not history.pauses.count:
         (attempt,) = history.attempts
         assert history.becameReady is not None
         seconds = history.becameReady - attempt.begun
