@@ -101,9 +101,10 @@ def test_queuedCallsWaitAsLongAsAlways(machine: Machine, step: float) -> None:
     and the clock is set before the call.
     """
     wrapper = QueuingWrapper(Teller(), machine.reactor, timeout=30)
+    ask = wrapper.proxy.tellMeSomething
     machine.start()
     machine.wall += step
-    call = wrapper.proxy.tellMeSomething()
+    call = ask()
     call.addErrback(lambda failure: machine.called.append(str(failure.value)))
     machine.wait(29.9)
     assert machine.called == []
