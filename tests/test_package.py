@@ -24,8 +24,9 @@ LAYERS = [
     ("startup",),
     ("starting",),
     ("wrapper",),
+    ("failures",),
     ("queuing",),
-    ("errors", "failures"),
+    ("errors",),
     ("asyncmodule",),
 ]
 """

@@ -1,5 +1,6 @@
 """
-SQLite's file is moved, replaced, deleted or truncated while it is in use.
+SQLite's file cannot be opened, or is moved, replaced, deleted or truncated while it is
+in use.
 
 The write-ahead log beside the file is never applied to another file, no call is
 acknowledged that nobody finds, and no empty database takes the place.
@@ -8,13 +9,19 @@ acknowledged that nobody finds, and no empty database takes the place.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
+from pwd import getpwuid
+from shutil import which
 
 import pytest
 
 from tsrv.databases import Database, DatabaseRefused, DatabaseUnavailable, Statement
 
+from .resources import SmallDisk
+from .resources import smallDisk as smallDisk
 from .sqlitelab import ADD, ALL, Lab, connect, namesIn, running
 from .support import resultOf
 from .test_sqlite import database as database
@@ -33,6 +40,90 @@ def backup(lab: Lab, database: Database) -> Path:
         source.backup(copy)
     lab.together(database, *((ADD, f"new {number}") for number in range(9)))
     return path
+
+
+USER = getpwuid(os.geteuid()).pw_name
+
+OPEN = """
+import sys
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+from tsrv.databases import Database, DatabaseRefused
+
+async def main(reactor, path):
+    try:
+        await Database(reactor, f"sqlite:{path}").initialize()
+    except DatabaseRefused as error:
+        print(error)
+
+react(lambda *words: Deferred.fromCoroutine(main(*words)), sys.argv[1:])
+"""
+
+
+def refusal(path: Path) -> str:
+    """
+    @return: The error of a process that must obey permissions.
+    """
+    command = [sys.executable, "-c", OPEN, str(path)]
+    if os.geteuid() == 0:
+        if which("setpriv") is None:
+            pytest.skip("the superuser may open any file")
+        command = ["setpriv", "--bounding-set=-all", *command]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    assert ended.stderr == ""
+    (line,) = ended.stdout.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o200, 0o400])
+def test_a_file_with_the_wrong_permissions_is_refused(
+    tmp_path: Path, mode: int
+) -> None:
+    """
+    At the start, not at the first write.
+    """
+    path = tmp_path / "the.db"
+    path.touch(mode)
+    path.chmod(mode)
+    assert refusal(path) == (
+        f"{path} has the mode {mode:03o}, and the user {USER} cannot read and write "
+        "it: change its mode or its owner, or give another path"
+    )
+
+
+@pytest.mark.parametrize(("mode", "exists"), [(0o500, 0), (0o500, 1), (0o000, 0)])
+def test_a_directory_with_the_wrong_permissions_is_refused(
+    tmp_path: Path, mode: int, exists: int
+) -> None:
+    """
+    SQLite makes more than the file itself.
+    """
+    directory = tmp_path / "data"
+    directory.mkdir()
+    path = directory / "the.db"
+    if exists:
+        path.touch()
+    directory.chmod(mode)
+    error = refusal(path)
+    directory.chmod(0o700)
+    assert error.startswith(f"cannot open {path}: ")
+    assert error.endswith(
+        f": let the user {USER} create files in the directory {directory}, where "
+        "SQLite keeps its write-ahead log, too; or give another path"
+    )
+
+
+def test_a_full_disk_may_have_room_later(lab: Lab, smallDisk: SmallDisk) -> None:
+    """
+    The error says what to do.
+    """
+    smallDisk.fill()
+    lab.path = smallDisk.directory / "the.db"
+    error = lab.refused()
+    assert isinstance(error, DatabaseUnavailable)
+    assert str(error).endswith(": make room on the disk")
+    smallDisk.free()
+    lab.end(lab.open())
 
 
 def loseByLooking(lab: Lab, database: Database) -> str:

@@ -7,12 +7,17 @@ lasts. One line says why, and the numbers are in the metrics.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import islice
 from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-__all__ = ["MAX_CODES", "OTHER", "Failures"]
+from .asyncmodule import ICountsFailures
+from .queuing.history import oneLine
+
+__all__ = ["MAX_CODES", "OTHER", "Failures", "failuresOf"]
 
 MAX_CODES: Final = 32
 """
@@ -67,10 +72,24 @@ class Failures:
         self._lines[code] = now, count
         suppressed = count - counted - 1
         self._log.warn(
-            "{what}: {reason}{more}",
+            "{what}: {error}{more}",
             what=self._what,
-            reason=str(reason),
+            error=oneLine(str(reason)),
             more=f"; {suppressed:,} more since the last such line" * bool(suppressed),
             code=code,
             suppressed=suppressed,
         )
+
+
+def failuresOf(module: object) -> Mapping[str, int]:
+    """
+    @return: The failures that a module has counted, by code.
+    """
+    if not ICountsFailures.providedBy(module):
+        return {}
+    try:
+        found = islice(ICountsFailures(module).failures.items(), MAX_CODES + 1)
+        return {str(code): int(count) for code, count in found}
+    except BaseException:
+        # The other metrics must not get lost because of one module.
+        return {}

@@ -188,7 +188,8 @@ class IDatabase(IAsyncModule):
     def whenLost() -> Deferred[None]:
         """
         @return: A Deferred that fires when the database can no longer be used,
-            before any call fails for that reason. If the database was lost, it fails
+            before any call fails for that reason; but a write whose connection ends
+            before the others may fail earlier. If the database was lost, it fails
             with L{DatabaseUnavailable}, which says why.
         """
 

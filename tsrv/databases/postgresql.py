@@ -185,7 +185,9 @@ class PostgreSQL(Engine):
             return
         except DatabaseRefused:
             raise
-        except DatabaseError as error:
+        except (DatabaseError, DatabaseUnavailable) as error:
+            if error.code != "42501" and isinstance(error, DatabaseUnavailable):
+                raise
             reason = f"the tables cannot be brought up to date: {error}"
             if error.code in ("42501", "3F000"):
                 reason += ": let the user make tables: GRANT CREATE ON SCHEMA"

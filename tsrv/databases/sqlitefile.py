@@ -16,9 +16,11 @@ import errno
 import os
 import re
 import sqlite3
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
+from pwd import getpwuid
 from threading import Event, Lock
 from time import monotonic
 from typing import Final
@@ -45,9 +47,16 @@ Errors for which neither the statement nor the path is to blame.
 """
 
 _ADVICE: Final = {
-    "ENOENT": "create the directory, or give another path",
+    "EDQUOT": "make room on the disk",
+    "EISDIR": "give another path",
+    "ENAMETOOLONG": "give a shorter path",
+    "ENOENT": "create the directory {directory}, or give another path",
+    "ENOSPC": "make room on the disk",
+    "ENOTDIR": "{directory} is not a directory: give another path",
+    "EROFS": "give a path on a file system that is not read-only",
     "SQLITE_CORRUPT": "the file is damaged: restore it from a backup",
     "SQLITE_ERROR": "the tables belong to another program",
+    "SQLITE_FULL": "make room on the disk",
     "SQLITE_NOTADB": "the file is not a database: give another path",
 }
 
@@ -98,6 +107,13 @@ def nameOf(error: BaseException) -> str:
 def _identityOf(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+def _user() -> str:
+    user = os.geteuid()
+    with suppress(KeyError):
+        return f"the user {getpwuid(user).pw_name}"
+    return f"the user {user}"
 
 
 def _isTaken(name: str) -> bool:
@@ -296,10 +312,17 @@ class File:
         text = f"cannot open {self._given}: {reason} ({name})"
         if DAMAGED.match(name) and self._known is not None:
             return DatabaseUnavailable(f"{text}: {_RESTORE}", name)
+        directory = os.path.dirname(os.path.abspath(self._given))
+        if name in _ADVICE:
+            text += ": " + _ADVICE[name].format(directory=directory)
         if TEMPORARY.match(name) and not DAMAGED.match(name):
             return DatabaseUnavailable(text, name)
-        advice = _ADVICE.get(name, "check the permissions of file and directory")
-        return DatabaseRefused(f"{text}: {advice}", name)
+        if name not in _ADVICE:
+            text += (
+                f": let {_user()} create files in the directory {directory}, where "
+                "SQLite keeps its write-ahead log, too; or give another path"
+            )
+        return DatabaseRefused(text, name)
 
     def _create(self) -> None:
         # SQLite does not mistake an absolute path for a URI or for ":memory:".
@@ -313,8 +336,12 @@ class File:
             self._identities[name] = _identityOf(path)
         if not os.path.isfile(path):
             raise DatabaseRefused(f"{self._given} is not a file: give another path")
-        if not os.access(path, os.W_OK):
-            raise DatabaseRefused(f"{self._given} is not writable: change its owner")
+        if not os.access(path, os.R_OK | os.W_OK):
+            mode = stat.S_IMODE(os.stat(path).st_mode)
+            raise DatabaseRefused(
+                f"{self._given} has the mode {mode:03o}, and {_user()} cannot read and "
+                "write it: change its mode or its owner, or give another path"
+            )
         if hasattr(os, "O_PATH"):
             # No other file gets its number. Closing such a descriptor releases no lock.
             self._pin = os.open(path, os.O_PATH)

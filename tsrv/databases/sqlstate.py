@@ -63,6 +63,10 @@ def _isTransient(code: str) -> bool:
     return code.startswith(_TRANSIENT) and code not in _NOT_TRANSIENT
 
 
+# The rights of a user who had them when the tables were made may come back.
+_RIGHTS: Final = "42501"
+
+
 def errorOf(result: pq.abc.PGresult) -> DatabaseError | DatabaseUnavailable:
     """
     @param result: The error of a statement that was not carried out.
@@ -86,7 +90,7 @@ def errorOf(result: pq.abc.PGresult) -> DatabaseError | DatabaseUnavailable:
         text += f": {constraint}"
     elif not code.startswith(_REPEATING_VALUES):
         text += f": {message}"
-    if _isTransient(code):
+    if _isTransient(code) or code == _RIGHTS:
         return DatabaseUnavailable(text, code)
     if code.startswith("23"):
         return (UniqueViolated if code == "23505" else ConstraintViolated)(text, code)

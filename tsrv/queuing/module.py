@@ -7,7 +7,7 @@ anything when they are read. Nothing here fails because of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from inspect import (
@@ -17,18 +17,15 @@ from inspect import (
     signature,
     unwrap,
 )
-from itertools import islice
 from types import MemberDescriptorType
 from typing import Any, Final, TypeVar
 
-from ..asyncmodule import ICountsFailures, IHasNote, IPredictable
-from ..failures import MAX_CODES
+from ..asyncmodule import IHasNote, IPredictable
 from .options import checkArguments
 
 __all__ = [
     "ModuleMethod",
     "copySignature",
-    "failuresOf",
     "findMethod",
     "hasDynamicAttributes",
     "isAsync",
@@ -163,20 +160,6 @@ def noteOf(module: object) -> str | None:
     except BaseException:
         # The report must not get lost because of a note.
         return None
-
-
-def failuresOf(module: object) -> Mapping[str, int]:
-    """
-    @return: The failures that a module has counted, by code.
-    """
-    if not ICountsFailures.providedBy(module):
-        return {}
-    try:
-        found = islice(ICountsFailures(module).failures.items(), MAX_CODES + 1)
-        return {str(code): int(count) for code, count in found}
-    except BaseException:
-        # The other metrics must not get lost because of one module.
-        return {}
 
 
 def lifecycleMethod(

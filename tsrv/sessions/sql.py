@@ -21,7 +21,7 @@ from ..databases import (
     Statement,
     UniqueViolated,
 )
-from ..queuing.module import failuresOf
+from ..failures import failuresOf
 from .basestore import BaseStore, Row
 from .store import KEY_BYTES, ISessionStore, Limits, checkTable
 

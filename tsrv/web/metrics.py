@@ -37,8 +37,8 @@ from twisted.web.server import Request
 from twisted import __version__ as twistedVersion
 
 from .. import __version__
+from ..failures import failuresOf
 from ..queuing.histogram import SECONDS, Histogram
-from ..queuing.module import failuresOf
 from ..startup import Startup
 from ..wrapper import State
 from .accept import preferredType
