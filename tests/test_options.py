@@ -45,6 +45,7 @@ DEFAULTS = {
     "drain-timeout": 25.0,
     "shutdown-delay": 0.0,
     "access-log": False,
+    "log-format": None,
     "development": False,
 }
 
@@ -158,6 +159,7 @@ def test_a_bad_duration_is_refused(name: str) -> None:
         ("--database-connections=few", "'few' is not a whole number from 1 to"),
         ("--queue-limit=-1", "'-1' is not a whole number from 0 to 1000000000"),
         ("--queue-limit=1.5", "'1.5' is not a whole number from 0 to"),
+        ("--log-format=xml", "'xml' is neither text nor json"),
         ("--access-log=yes", "'yes' is neither on nor off"),
         ("--trusted-proxy=proxy", "'proxy' is neither address nor network"),
         ("--config-copy=", "must not be empty"),

@@ -20,6 +20,7 @@ from twisted import __version__ as twistedVersion
 
 from .. import __version__
 from ..databases import Location
+from .logformat import chooseFormat
 from .optiontable import OPTIONS, Option, hasPassword
 
 __all__ = ["Options"]
@@ -97,6 +98,12 @@ class Options(UsageOptions):
             isSetting = option.name == "database" and self["config-url"]
             if option.default and not isSetting and self[option.name] in (None, []):
                 self.setOption(option, option.default, option.name)
+        program = getattr(self, "parent", None)
+        if self["log-format"] and program is not None:
+            try:
+                chooseFormat(program, self["log-format"])
+            except ValueError as error:
+                raise UsageError(f"--log-format: {error}") from None
         if self["database"] is not None:
             _require(Location.parse(self["database"]).kind)
         if self["sessions"] is not None:

@@ -56,6 +56,12 @@ _count: Final = _number(int, 0, MAX_COUNT)
 _positiveCount: Final = _number(int, 1, MAX_COUNT)
 
 
+def _logFormat(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ValueError(f"{quote(text)} is neither text nor json")
+    return text
+
+
 def _switch(text: str) -> bool:
     if text not in ("on", "off"):
         raise ValueError(f"{quote(text)} is neither on nor off")
@@ -324,6 +330,12 @@ OPTIONS: Final = (
         "Log every request, with its client and duration: `on` or `off`.",
         _switch,
         "off",
+    ),
+    Option(
+        "log-format",
+        "Format of the log: `text`, or `json` with one object on each line.",
+        _logFormat,
+        shownDefault="text, or as twist was told",
     ),
     Option("development", "Show tracebacks to clients."),
 )

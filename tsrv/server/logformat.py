@@ -1,0 +1,190 @@
+"""
+The log as JSON: one object for each event, on one line.
+
+A line has the time, level, namespace and text of its event, the id of the request and
+the name of the module if it has them, and the other fields of the event. It is valid
+JSON in ASCII, whatever is logged: an object that JSON cannot express becomes text, and
+one that cannot become text says so.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from json import dumps
+from math import isfinite
+from typing import IO, Any, Final, cast
+
+from twisted.logger import (
+    FileLogObserver,
+    LogEvent,
+    formatEvent,
+    textFileLogObserver,
+)
+from twisted.python.failure import Failure
+from twisted.python.logfile import LogFile
+
+__all__ = ["chooseFormat", "formatAsJSON", "jsonObserver", "makeTwistdObserver"]
+
+# Of one field; the text of the event and a traceback are never cut off.
+MAX_CHARACTERS: Final = 2_000
+MAX_DEPTH: Final = 5
+
+# Of all fields of an event, with what is in them.
+MAX_VALUES: Final = 500
+
+MAX_INTEGER: Final = 2**63
+
+# The options of twistd that say where its log is.
+_twistd: dict[str, Any] = {}
+
+_RESERVED: Final = frozenset(
+    ["time", "level", "namespace", "message", "error", "traceback"]
+)
+
+# Twisted adds these fields for observers of an older kind.
+_LEGACY: Final = frozenset(
+    ["failure", "format", "isError", "message", "system", "time", "why"]
+)
+
+
+def formatAsJSON(event: LogEvent) -> str | None:
+    """
+    Format an event as a line of JSON; return L{None} if it has no text.
+    """
+    line: dict[str, Any] = {}
+    try:
+        text, failure = formatEvent(event), event.get("log_failure")
+        if not text and failure is None:
+            return None
+        line |= _headOf(event, text)
+        fields = _Fields()
+        if failure is not None:
+            line["error"] = fields.plain(failure.value)
+            line["traceback"] = _clean(failure.getTraceback())
+        isLegacy = "log_legacy" in (*event, event.get("log_namespace"))
+        for key, value in event.items():
+            if not (key.startswith("log_") or (isLegacy and key in _LEGACY)):
+                name = f"{key}_" if key in _RESERVED else key
+                line[_clean(name)] = fields.plain(value)
+    except BaseException as error:
+        # An observer that fails would be logged in turn.
+        line["formatError"] = type(error).__name__
+    return dumps(line) + "\n"
+
+
+def jsonObserver(file: IO[Any]) -> FileLogObserver:
+    """
+    Make an observer that writes events as lines of JSON.
+
+    @param file: The file, for text or bytes.
+    """
+    return FileLogObserver(file, formatAsJSON)
+
+
+def chooseFormat(program: MutableMapping[str, Any], name: str) -> None:
+    """
+    Choose the format in which C{twistd} or C{twist} writes its log: to the same file
+    as before, which C{twistd} rotates.
+
+    @param program: The options of the program; C{parent} of a plugin's options.
+    @param name: C{text} or C{json}.
+    @raise ValueError: The program was told to write its log in another way.
+    """
+    if "fileLogObserverFactory" in program:
+        isText = name == "text"
+        program["fileLogObserverFactory"] = (
+            textFileLogObserver if isText else jsonObserver
+        )
+    elif name == "json":
+        if program.get("logger") or program.get("syslog"):
+            raise ValueError("cannot be used with --logger or --syslog of twistd")
+        # twistd imports it by its name, and calls it without arguments.
+        program["logger"] = f"{__name__}.makeTwistdObserver"
+        _twistd.update({key: program.get(key) for key in ("logfile", "nodaemon")})
+
+
+def makeTwistdObserver() -> FileLogObserver:
+    """
+    Open the log that C{twistd} was told to write.
+    """
+    # Twisted does the same, and has no public way to ask for it.
+    path, isDaemon = _twistd.get("logfile"), not _twistd.get("nodaemon", True)
+    if path == "-" and isDaemon:
+        raise SystemExit("tsrv: a daemon cannot log to stdout (pass --logfile=FILE)")
+    if path == "-" or not (path or isDaemon):
+        return jsonObserver(sys.stdout)
+    log = LogFile.fromFullPath(path or "twistd.log")
+    if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+
+        def rotate(*caught: object) -> None:
+            from twisted.internet import reactor
+
+            cast(Any, reactor).callFromThread(log.rotate)
+
+        signal.signal(signal.SIGUSR1, rotate)
+    return jsonObserver(log)
+
+
+def _headOf(event: LogEvent, text: str) -> dict[str, Any]:
+    level, seconds = event.get("log_level"), event.get("log_time")
+    time = None
+    if isinstance(seconds, int | float) and 0 <= seconds < 2**36:
+        time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+    head = {
+        "time": time,
+        "level": _clean(getattr(level, "name", "info")),
+        "namespace": _clean(str(event.get("log_namespace", "-"))),
+        "message": _clean(text),
+    }
+    # They are the first of the fields.
+    return head | {name: None for name in ("requestId", "module") if name in event}
+
+
+class _Fields:
+    """
+    Makes what JSON can express of the fields of one event.
+    """
+
+    def __init__(self) -> None:
+        self._left = MAX_VALUES
+
+    def plain(self, value: object, depth: int = 0) -> object:
+        self._left -= 1
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int) and abs(value) < MAX_INTEGER:
+            return int(value)
+        if isinstance(value, float) and isfinite(value):
+            return float(value)
+        if depth < MAX_DEPTH:
+            if isinstance(value, dict):
+                return {
+                    _textOf(key): self.plain(each, depth + 1)
+                    for key, each in value.items()
+                    if self._left > 0
+                }
+            if isinstance(value, list | tuple | set | frozenset):
+                return [self.plain(each, depth + 1) for each in value if self._left > 0]
+        return _textOf(value)
+
+
+def _textOf(value: object) -> str:
+    try:
+        value = value.value if isinstance(value, Failure) else value
+        if isinstance(value, bytes):
+            text = value[:MAX_CHARACTERS].decode("utf-8", "backslashreplace")
+        elif isinstance(value, BaseException):
+            text = f"{type(value).__name__}: {value}"
+        else:
+            text = str(value)
+        return _clean(text[:MAX_CHARACTERS])
+    except BaseException:
+        return f"<{type(value).__name__} without text>"
+
+
+def _clean(text: str) -> str:
+    # JSON has no half of a surrogate pair.
+    return str.encode(text, "utf-8", "backslashreplace").decode("utf-8")
