@@ -499,12 +499,12 @@ STATES: dict[str, tuple[list[bytes], float, int]] = {
     # What is sent, the seconds until the connection is closed, and the responses.
     "fresh": ([], 1, 0),
     "used": ([GET], 1, 1),
-    # A refused client has two more seconds to read the response.
+    # A refused client has another moment to read the response.
     "reading a head": ([GET[:-2]], 3, 1),
     "reading the next head": ([GET, GET[:10]], 3, 2),
-    "before the turn of the next head": ([GET + GET[:10]], 4, 2),
+    "before the turn of the next head": ([GET + GET[:10]], 3, 2),
     "before the turn of an empty line": ([GET + b"\r\n"], 1, 1),
-    "lingering": ([b"nonsense\r\n\r\n"], 2, 1),
+    "lingering": ([b"nonsense\r\n\r\n"], 1, 1),
     "closing": ([get("/", "Connection: close")], 0, 1),
 }
 
@@ -622,11 +622,11 @@ def test_a_stalled_upload_delays_a_stop_by_seconds(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    A moment to go on, and two seconds to read the response.
+    A moment to go on, and another one to read the response.
     """
     served.connect(post(20) + b"x")
     stopped = resultOf(served.connections.stop(30))
-    assert secondsUntil(clock, lambda: not stopped.pending) <= 4
+    assert secondsUntil(clock, lambda: not stopped.pending) <= 3
     assert stopped.value == 0
 
 

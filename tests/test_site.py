@@ -670,14 +670,14 @@ def test_a_site_closes_idle_connections_when_it_is_told_to(clock: Clock) -> None
         # A client that has connected before has one second for its request.
         (GET, b"", 1, [200]),
         (b"", b"", 1, []),
-        (GET[:-2], b"", 3, [503]),
-        (GET + GET[:-2], b"", 3, [200, 503]),
+        (GET[:-2], b"", 2, [503]),
+        (GET + GET[:-2], b"", 2, [200, 503]),
         (b"", GET, 0, [200]),
         (GET[:-2], b"\r\n", 0, [200]),
-        # A client that was refused has two seconds to notice, as always.
-        (LINE, b"", 2, [414]),
-        (b"", LINE, 2, [414]),
-        (HELD + GET * 3000, b"", 2, [200]),
+        # A client that was refused has a second to notice.
+        (LINE, b"", 1, [414]),
+        (b"", LINE, 1, [414]),
+        (HELD + GET * 3000, b"", 1, [200]),
     ],
     ids=range(9),
 )

@@ -191,7 +191,7 @@ class Channel(Writer):
         if phase is Phase.IDLE:
             idleTicks = connections.after(self.timeOut) - self.deadline
             moment -= min(idleTicks, connections.tick - announcedAt)
-        if phase in (Phase.IDLE, Phase.READING_HEAD):
+        if phase in (Phase.IDLE, Phase.READING_HEAD, Phase.LINGERING):
             self.deadline = min(self.deadline, moment)
             if self.deadline <= connections.tick:
                 self.deadlineReached()
@@ -415,7 +415,7 @@ class Channel(Writer):
     def _linger(self) -> None:
         self.flush()
         self.phase = Phase.LINGERING
-        self.deadline = self.connections.after(_LINGER_SECONDS)
+        self.deadline = self.connections.patience(_LINGER_SECONDS)
         self._received = b""
         self._countKept()
         self._forgetBody()
