@@ -378,7 +378,7 @@ def test_what_is_sent_ahead_is_discarded_when_a_request_takes_long(
     After about a second the connection is read again, so that the client's leaving
     can be noticed; the response to the request in progress is the last one.
     """
-    peer = server.connect(get("/held"), *AHEAD)
+    peer = server.connect(get("/held"), *AHEAD, stays=True)
     pump(clock, 2.5)
     assert peer.transport.producerState == "producing"
     assert server.connections.bodyBytes == 0
@@ -394,6 +394,22 @@ def test_what_is_sent_ahead_is_discarded_when_a_request_takes_long(
     assert not peer.closed
     pump(clock, 3.5)
     assert peer.closed
+
+
+def test_a_slow_client_reads_its_response_although_it_has_sent_too_much(
+    server: Server, clock: Clock
+) -> None:
+    """
+    Its connection ends with the response, once the client has read it.
+    """
+    peer = server.connect(get("/held"), b"x" * 100_000, isReading=False)
+    pump(clock, 3)
+    server.answer(0, b"x" * 1_000_000)
+    pump(clock, 20)
+    peer.read(500_000)
+    assert not peer.closed
+    peer.read()
+    assert bodies(peer) == [b"x" * 1_000_000]
 
 
 def test_a_little_that_is_sent_ahead_is_kept(server: Server, clock: Clock) -> None:

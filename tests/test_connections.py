@@ -499,9 +499,8 @@ STATES: dict[str, tuple[list[bytes], float, int]] = {
     # What is sent, the seconds until the connection is closed, and the responses.
     "fresh": ([], 1, 0),
     "used": ([GET], 1, 1),
-    # A refused client has another moment to read the response.
-    "reading a head": ([GET[:-2]], 3, 1),
-    "reading the next head": ([GET, GET[:10]], 3, 2),
+    "reading a head": ([GET[:-2]], 2, 1),
+    "reading the next head": ([GET, GET[:10]], 2, 2),
     "before the turn of the next head": ([GET + GET[:10]], 3, 2),
     "before the turn of an empty line": ([GET + b"\r\n"], 1, 1),
     "lingering": ([b"nonsense\r\n\r\n"], 1, 1),
@@ -514,10 +513,11 @@ def test_a_stop_closes_idle_connections(
     name: str, served: Echoing, clock: Clock
 ) -> None:
     """
-    In every state in which no request is in progress, within seconds.
+    In every state in which no request is in progress, within seconds: a moment for the
+    request, and another one for a client that was answered to close its direction.
     """
     sent, seconds, count = STATES[name]
-    peer = served.connect()
+    peer = served.connect(stays=True)
     for data in sent:
         peer.arrive(data)
     stopped = resultOf(served.connections.stop(30))
@@ -593,6 +593,25 @@ def test_an_idle_client_has_a_moment_for_its_next_request(
     assert stopped.value == 0
 
 
+def test_what_follows_the_last_response_does_not_reset_it(
+    served: Echoing, clock: Clock
+) -> None:
+    """
+    A client that pipelines learns of the stop with the response; until then it may send
+    more, which is not carried out.
+    """
+    peer = served.connect(GET, stays=True)
+    stopped = resultOf(served.connections.stop(30))
+    for _ in range(3):
+        peer.send(GET)
+    assert statuses(peer) == [200, 200]
+    assert len(served.echo.asked) == 2
+    assert peer.transport.writeClosed
+    assert not peer.closed
+    assert secondsUntil(clock, lambda: peer.closed) <= 1.5
+    assert stopped.value == 0
+
+
 def test_an_upload_that_stalls_holds_a_stop_for_a_moment(
     served: Echoing, clock: Clock
 ) -> None:
@@ -624,7 +643,7 @@ def test_a_stalled_upload_delays_a_stop_by_seconds(
     """
     A moment to go on, and another one to read the response.
     """
-    served.connect(post(20) + b"x")
+    served.connect(post(20) + b"x", stays=True)
     stopped = resultOf(served.connections.stop(30))
     assert secondsUntil(clock, lambda: not stopped.pending) <= 3
     assert stopped.value == 0
@@ -693,7 +712,8 @@ async def test_a_slow_download_is_sent_to_its_end_during_a_stop() -> None:
         slow.transport.resumeProducing()  # type: ignore[union-attr]
         await slow.whenReceived(b"x" * length)
         pump(clock, 2)
-        await slow.whenClosed()
+        while stopped.pending:
+            await deferLater(reactor, 0)
         assert stopped.value == 0
         stalled.transport.resumeProducing()  # type: ignore[union-attr]
         assert len(await stalled.whenClosed()) < length

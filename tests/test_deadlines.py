@@ -204,7 +204,7 @@ def test_a_thousand_connections_have_one_timer(
     Whatever they wait for; without connections there is none.
     """
     assert clock.getDelayedCalls() == []
-    peers = [served.connect(data) for _ in range(1000)]
+    peers = [served.connect(data, stays=True) for _ in range(1000)]
     clock.advance(0)
     assert len(clock.getDelayedCalls()) == 1
     for peer in peers[1:]:

@@ -342,6 +342,7 @@ class _Transport(StringTransport):
     has paused it, received data wait.
 
     @ivar isRead: Whether the client reads.
+    @ivar stays: Whether the client stays when the server has closed its direction.
     @ivar unsent: The send buffer.
     """
 
@@ -350,6 +351,7 @@ class _Transport(StringTransport):
     aborted = False
     closed = False
     writeClosed = False
+    stays = False
     producer: Any = None
     protocol: Any
 
@@ -392,9 +394,14 @@ class _Transport(StringTransport):
             else:
                 self._drained()
 
+    def _seeEnd(self) -> None:
+        if self.writeClosed and not self.stays:
+            self._clock.callLater(0, self.close)
+
     def _drained(self) -> None:
         if self.closed or self.unsent:
             return
+        self._seeEnd()
         if self.producer is not None and (not self.streaming or self._producerPaused):
             self._producerPaused = False
             self.producer.resumeProducing()
@@ -440,6 +447,8 @@ class _Transport(StringTransport):
 
     def loseWriteConnection(self) -> None:
         self.writeClosed = True
+        if not self.unsent:
+            self._seeEnd()
 
     def close(self) -> None:
         if not self.closed:
@@ -478,10 +487,13 @@ class Peer:
         host: str = "192.0.2.1",
         *,
         isReading: bool = True,
+        stays: bool = False,
     ) -> None:
         """
         @param isReading: Whether the client reads what it is sent; otherwise, it is
             sent what L{read} takes.
+        @param stays: Whether the client stays when the server has closed its direction
+            of the connection.
         """
         self._clock = clock
         _peers.setdefault(clock, []).append(self)
@@ -489,6 +501,7 @@ class Peer:
         self.channel: Any = site.buildProtocol(address)
         self.transport = _Transport(clock, address, isReading)
         self.transport.protocol = self.channel
+        self.transport.stays = stays
         self.channel.makeConnection(self.transport)
 
     def send(self, data: bytes) -> None:

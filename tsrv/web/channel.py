@@ -78,7 +78,8 @@ class Channel(Writer):
     # Received, and not handled yet; how much of it is counted.
     _received = b""
     _keptBytes = 0
-    _hasDiscarded = False
+    # Whether the client may be sending data that are discarded.
+    _lingers = False
 
     # The transport's side.
 
@@ -108,7 +109,7 @@ class Channel(Writer):
             self._received += data
             self._limitKept()
         else:
-            self._hasDiscarded = True
+            self._lingers = True
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
@@ -214,6 +215,8 @@ class Channel(Writer):
         """
         self._request = None
         if not self.isPersistent:
+            # A client that pipelines does not know yet that this is the last response.
+            self._lingers = self._lingers or self.connections.announced
             self.loseConnection()
         elif self.phase is Phase.ANSWERING:
             self._waitForRequest()
@@ -227,7 +230,7 @@ class Channel(Writer):
         self.flush()
         if self.phase in _ENDING:
             return
-        if self._hasDiscarded:
+        if self._lingers:
             self._linger()
             return
         self.phase, self.deadline = Phase.CLOSING, self.readingDeadline()
@@ -378,7 +381,7 @@ class Channel(Writer):
         if self._request is not None:
             self._request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         if self._received and self.phase is Phase.ANSWERING:
-            self._hasDiscarded = True
+            self._lingers = True
             self._received = b""
             self._countKept()
         self.resumeReading()
@@ -416,6 +419,9 @@ class Channel(Writer):
         self.flush()
         self.phase = Phase.LINGERING
         self.deadline = self.connections.patience(_LINGER_SECONDS)
+        if self.isBlocked:
+            # No event tells when a long response is sent.
+            self.phase, self.deadline = Phase.CLOSING, self.readingDeadline()
         self._received = b""
         self._countKept()
         self._forgetBody()

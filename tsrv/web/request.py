@@ -76,6 +76,18 @@ class SiteRequest(Request):
     startTime: float | None = None
     _isSimple = False
 
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """
+        Parse a form, and process the request.
+        """
+        try:
+            super().requestReceived(command, path, version)
+        except ValueError:
+            # Twisted cannot parse each Content-Type; then the body is not a form.
+            assert self.content is not None
+            self.content.seek(0)
+            self.process()
+
     def process(self) -> None:
         """
         Find the resource, and let it answer.
