@@ -40,9 +40,7 @@ MAX_INTEGER: Final = 2**63
 # The options of twistd that say where its log is.
 _twistd: dict[str, Any] = {}
 
-_RESERVED: Final = frozenset(
-    ["time", "level", "namespace", "message", "error", "traceback"]
-)
+_RESERVED: Final = frozenset(["time", "level", "namespace", "message"])
 
 # Twisted adds these fields for observers of an older kind.
 _LEGACY: Final = frozenset(

@@ -32,6 +32,7 @@ from ..errors import (
     QueueTimeout,
     Unavailable,
 )
+from ..queuing.history import explain
 from .accept import preferredType
 from .message import Response
 from .requestid import requestIdOf
@@ -217,9 +218,9 @@ def responseTo(failure: Failure, request: IRequest) -> Response:
             status, detail = knownErrors[errorType]
             if status != HTTPStatus.CONFLICT:
                 _log.warn(
-                    "Request {requestId} was refused: {reason}",
+                    "Request {requestId} was refused: {error}",
                     requestId=requestId,
-                    reason=error,
+                    error=explain(error),
                 )
             return HTTPError(detail, status).toResponse(accept, requestId)
     if isinstance(error, Unavailable):

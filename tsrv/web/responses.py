@@ -21,6 +21,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import Interface
 
+from ..queuing.history import explain
 from .message import Response, text
 from .problems import HTTPError, responseTo
 from .requestid import requestIdOf, withRequestId
@@ -195,9 +196,7 @@ class _Exchange:
             # CancelledError is what was asked for.
             if not failure.check(CancelledError):
                 _log.debug(
-                    "After the client left: {kind}: {error}",
-                    kind=type(failure.value).__name__,
-                    error=failure.value,
+                    "After the client left: {error}", error=explain(failure.value)
                 )
         elif request.startedWriting or request.getComponent(IBegun):
             abort(request, failure)
