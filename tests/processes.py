@@ -136,7 +136,7 @@ async def spawned(
     command = [os.fspath(python), *words]
     if listening is not None:
         files[3] = listening.fileno()
-        environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+        environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}
         # Only the process itself knows its number.
         command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *command]
         environment["LISTEN_PID"] = ""

@@ -19,13 +19,15 @@ from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
+from twisted.web.client import HTTPConnectionPool
 
 from tsrv.server.systemd import VARIABLES, SystemdService
 from tsrv.startup import Startup
 
-from .processes import ROOT
+from .processes import ROOT, running
+from .services import Service, pause
 from .support import Module, Trouble
-from .websupport import errorsIn, logged, textsOf
+from .websupport import asynchronous, errorsIn, logged, textsOf
 
 UNITS = ROOT / "examples" / "systemd"
 
@@ -523,3 +525,42 @@ def test_the_example_starts_a_server_on_the_socket_of_systemd() -> None:
     assert service["Sockets"] == "tsrv.socket"
     assert service["User"] == service["StateDirectory"] == "tsrv"
     assert activation["Service"] == "tsrv@1.service"
+
+
+@asynchronous
+async def test_a_process_of_the_example(
+    tmp_path: Path, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The command of the service, started as systemd does it, asks for time, reports that
+    it is ready, that it is alive and that it stops, and serves the socket that it gets.
+    """
+    from twisted.internet import reactor
+
+    _, *arguments = shlex.split(unit("tsrv@.service")["ExecStart"])
+    monkeypatch.setenv("NOTIFY_SOCKET", systemd.address)
+    monkeypatch.setenv("WATCHDOG_USEC", "100000")
+    messages: list[str] = []
+
+    async def until(message: str) -> None:
+        while message not in messages:
+            await pause(0.02)
+            messages.extend("\n".join(systemd.received()).splitlines())
+
+    with socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        words = [*arguments, "--delay=0.3"]
+        async with running(tmp_path, *words, listening=listening) as process:
+            await until("STATUS=waiting for clock")
+            pool = HTTPConnectionPool(reactor, persistent=False)
+            port = listening.getsockname()[1]
+            client = Service(process, f"http://127.0.0.1:{port}", pool)
+            assert (await client.ask("GET", "/say")).status == 200
+            await until("READY=1")
+            messages.clear()
+            await until("WATCHDOG=1")
+            process.terminate()
+            await until("STOPPING=1")
+            assert await process.ended == 0
+    assert systemd.extensions >= 1

@@ -76,7 +76,7 @@ class SystemdService(Service):
         # The first byte of an abstract name is 0.
         self._address = b"\0" + address[1:] if address[:1] == b"@" else address
         microseconds, pid = environment.get("WATCHDOG_USEC", ""), str(os.getpid())
-        isWatched = environment.get("WATCHDOG_PID", pid) == pid
+        isWatched = (environment.get("WATCHDOG_PID") or pid) == pid
         if not (isWatched and microseconds.isdecimal()):
             microseconds = "0"
         self._watchdogSeconds = int(microseconds) / 1e6
