@@ -252,7 +252,7 @@ class CommandQueue:
         """
         # This is what a queued call costs, so everything is written out.
         root = self._waiting.root
-        reactor, getThread = self._reactor, get_ident
+        getThread = get_ident
 
         def enqueue(*arguments: object, **keywords: object) -> object:
             if threadable.ioThread != getThread():
@@ -268,7 +268,7 @@ class CommandQueue:
             if keywords:
                 command.keywords = keywords
             command.context = copy_context()
-            command.since = reactor.seconds()
+            command.since = self._seconds()
             last = root.previous
             command.previous = last
             command.next = root
@@ -322,6 +322,8 @@ class CommandQueue:
             return False
         self._watchDeadline()
         self._room = self._limit
+        # To look it up takes longer; a server replaces it when it starts.
+        self._seconds = self._reactor.seconds
         return True
 
     def _reject(self) -> Answer:
