@@ -250,9 +250,10 @@ def test_events_have_fields(clock: Clock) -> None:
         resultOf(proxy.write(1))
         clock.advance(1)
         module.attempts[-1].errback(Trouble("refused"))
-        recover(clock, module)
+        clock.advance(1.00001)
+        module.attempts[-1].callback(None)
         resultOf(wrapper.pause(by="operator"))
-        clock.advance(2)
+        clock.advance(2.00001)
         wrapper.resume(by="operator")
     names = {"error", "delay", "attempt", "attempts", "seconds", "queued", "by"}
     fields = [json.loads(eventAsJSON(event)) for event in events]

@@ -126,8 +126,8 @@ class ModuleLog:
             module=self._name,
             error=reason,
             times=times,
-            seconds=self._reactor.seconds() - self._since,
-            delay=delay,
+            seconds=round(self._reactor.seconds() - self._since, 3),
+            delay=round(delay, 3),
             **fields,
         )
         self._hasOmitted = False
@@ -240,7 +240,7 @@ class ModuleLog:
             _log.info(
                 f"{{module}}: resumed after {{seconds:.1f}} s, {_queued(queued)}",
                 module=self._name,
-                seconds=self._reactor.seconds() - begun,
+                seconds=round(self._reactor.seconds() - begun, 3),
                 queued=queued,
             )
 
@@ -271,7 +271,7 @@ def logReady(
         f"{{module}}: {what} after {{seconds:.1f}} s, {{attempts}} {noun}, "
         + _queued(queued),
         module=module,
-        seconds=seconds,
+        seconds=round(seconds, 3),
         attempts=attempts,
         queued=queued,
     )
