@@ -9,13 +9,16 @@ import gc
 import json
 import weakref
 from collections.abc import Iterator
+from http import HTTPStatus
 from io import BytesIO
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
+from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 from zope.interface import directlyProvides
 
@@ -980,3 +983,15 @@ def test_the_access_log_knows_clients_behind_a_proxy(
     (line,) = textsOf(events)
     assert line.startswith(f"{client} ")
     peer.leave()
+
+
+def test_a_client_of_a_unix_socket_has_no_address(clock: Clock) -> None:
+    """
+    The access log says what kind of client it is.
+    """
+    site = Site(Echo(), clock, accessLog=True)
+    with logged() as events:
+        site.requestRefused(
+            UNIXAddress("/run/s"), HTTPStatus.BAD_REQUEST, "mine", Headers(), None
+        )
+    assert textsOf(events) == ['unix "- - -" 400 "-" "-"']

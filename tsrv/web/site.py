@@ -191,7 +191,7 @@ class Site(TwistedSite):
                 request.requestHeaders,
                 requestIdOf(request),
                 length=request.sentLength,
-                seconds=seconds,
+                seconds=round(seconds, 6),
             )
 
     def requestRefused(
