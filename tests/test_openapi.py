@@ -37,7 +37,7 @@ headers = {{ Origin = "{origin}" }}
 
 [generation]
 deterministic = true
-max-examples = 6
+max-examples = 3
 
 # What is valid may still be refused under a condition of the client's own.
 [checks.positive_data_acceptance]
@@ -276,14 +276,18 @@ async def test_responses_are_as_described(tmp_path: Path, program: str) -> None:
         startup.add(name, module)
     startup.startService()
     await startup.whenReady()
-    root = rootOf(Users(database), sessions, startup, reactor, clock)
-    site = Site(root, reactor, maxBodyBytes=2**20, knownErrors=KNOWN_ERRORS)
-    async with serving(site) as served:
-        (tmp_path / "schemathesis.toml").write_text(SETTINGS.format(origin=served.url))
-        url = f"{served.url}/openapi.json"
-        arguments = ["run", url, "--checks=all", "--no-color"]
-        async with running(tmp_path, *arguments, program=program) as search:
-            status = await search.ended
-            assert status == 0, search.output + search.errors
-        assert "24 selected / 24 total" in search.output
-    await startup.stopService()
+    try:
+        root = rootOf(Users(database), sessions, startup, reactor, clock)
+        site = Site(root, reactor, maxBodyBytes=2**20, knownErrors=KNOWN_ERRORS)
+        async with serving(site) as served:
+            (tmp_path / "schemathesis.toml").write_text(
+                SETTINGS.format(origin=served.url)
+            )
+            url = f"{served.url}/openapi.json"
+            arguments = ["run", url, "--checks=all", "--no-color"]
+            async with running(tmp_path, *arguments, program=program) as search:
+                status = await search.ended
+                assert status == 0, search.output + search.errors
+            assert "24 selected / 24 total" in search.output
+    finally:
+        await startup.stopService()
