@@ -452,7 +452,9 @@ def test_nobody_knows_what_became_of_a_commit_that_failed(lab: Lab, code: str) -
     assert isinstance(lost.error, DatabaseUnavailable)
     assert str(lost.error) == code
     # Whoever waits for the loss has the reason.
-    assert textsOf(events) == []
+    (text,) = textsOf(events)
+    assert text.endswith(": it may have been carried out, or not")
+    assert database.failures == {"outcome_unknown": 1}
     assert all(each.closed for each in lab.made)
     assert not database.initialized
 

@@ -217,13 +217,13 @@ class Engine(ABC):
 
     def noteFailure(self, error: Exception) -> None:
         """
-        Count a call that failed, unless the values of the caller or a loss are to
-        blame.
+        Count a call that failed, unless the values of the caller are to blame. A call
+        that fails because the database was lost counts only if its outcome is unknown.
         """
         if isinstance(error, OutcomeUnknown):
-            code = "outcome_unknown"
-        else:
-            code = getattr(error, "code", "")
+            self.failures.add("outcome_unknown", error)
+            return
+        code = getattr(error, "code", "")
         if code and not self.isOver and not isinstance(error, ConstraintViolated):
             self.failures.add(code, error)
 

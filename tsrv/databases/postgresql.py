@@ -132,12 +132,13 @@ class PostgreSQL(Engine):
         connection.cancelTimeout = 0.0
         connection.cursor_factory = AsyncRawCursor
         connection.prepare_threshold = None
-        limit = int(self.settings.statementTimeout * 1000)
-        milliseconds = str(min(limit, MAX_TIMEOUT_MILLISECONDS))
+        limits = [
+            str(min(int(seconds * 1000), MAX_TIMEOUT_MILLISECONDS))
+            for seconds in (self.settings.statementTimeout, self._limit)
+        ]
         try:
             await connection.set_autocommit(True)
             left = until - self.reactor.seconds()
-            limits = milliseconds, milliseconds
             backend = connection.info.backend_pid
             ((isOwn, idleLimit, *_),) = await self._ask(
                 connection, left, _SESSION, *limits, backend
@@ -150,7 +151,7 @@ class PostgreSQL(Engine):
         except BaseException:
             connection.abort("the connection could not be set up")
             raise
-        return PooledConnection(connection, None if isOwn else milliseconds)
+        return PooledConnection(connection, None if isOwn else limits[0])
 
     async def _ask(
         self,
@@ -310,7 +311,7 @@ class PostgreSQL(Engine):
             timeout = self.settings.connectTimeout
             self._noAdditionalUntil = self.reactor.seconds() + timeout
             self.log.warn(
-                "Cannot open one more connection: {reason}", reason=str(failure.value)
+                "Cannot open one more connection: {error}", error=str(failure.value)
             )
 
     def _discard(self, pooled: PooledConnection) -> None:

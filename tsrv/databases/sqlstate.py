@@ -37,7 +37,10 @@ The SQLSTATEs after which nobody knows whether a transaction was committed.
 
 # The connection; conflicting transactions; missing resources; the system; and
 # single codes for locks, time limits, and a server that shuts down or starts up.
-_TRANSIENT: Final = ("08", "40", "53", "58", "55006", "55P03", "57014", "57P", "25006")
+_TRANSIENT: Final = (
+    *("08", "40", "53", "58"),
+    *("25006", "25P03", "55006", "55P03", "57014", "57P"),
+)
 
 # Parameters that do not fit the statement, and a database that was dropped.
 _NOT_TRANSIENT: Final = ("08P01", "57P04")
