@@ -10,7 +10,6 @@ import resource
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final, cast
 
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
@@ -56,9 +55,8 @@ def handleSignals(
     reactor: Any, announceStop: Callable[[], None], stopNow: Callable[[], None]
 ) -> None:
     """
-    Make SIGTERM a regular shutdown with exit status 0; with the reactor's own
-    handler, C{twistd} ends as if a signal had killed it. SIGINT keeps the reactor's
-    handler.
+    Make SIGTERM and SIGINT a regular shutdown with exit status 0; with the reactor's
+    own handlers, C{twistd} ends as if a signal had killed it.
 
     @param reactor: The reactor; it is running.
     @param announceStop: Called at the first signal, before the reactor is stopped.
@@ -67,30 +65,28 @@ def handleSignals(
     if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
         # The reactor was started without signal handlers.
         return
-    interrupted: Any = signal.getsignal(signal.SIGINT)
     stopping = False
 
-    def stop(name: str, stopReactor: Callable[[], None]) -> None:
+    def stop(number: int) -> None:
         nonlocal stopping
         if stopping:
             stopNow()
         else:
             stopping = True
-            _log.info("Stopping because of {signal}", signal=name)
+            _log.info(
+                "Stopping because of {signal}", signal=signal.Signals(number).name
+            )
             announceStop()
-            stopReactor()
+            reactor.stop()
 
     # A signal handler may interrupt anything, so it only schedules a call.
-    def terminate(*caught: object) -> None:
-        reactor.callFromThread(stop, "SIGTERM", reactor.stop)
+    def handle(number: int, frame: object) -> None:
+        reactor.callFromThread(stop, number)
 
-    def interrupt(*caught: object) -> None:
-        reactor.callFromThread(stop, "SIGINT", partial(interrupted, *caught))
-
-    signal.signal(signal.SIGTERM, terminate)
-    # Python gives up its handlers before it ends, but leaves ignored signals ignored.
-    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-    if callable(interrupted):
+    for each in (signal.SIGTERM, signal.SIGINT):
         # A shell lets its background programs ignore SIGINT.
-        signal.signal(signal.SIGINT, interrupt)
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        if callable(signal.getsignal(each)):
+            signal.signal(each, handle)
+            # Python gives up its handlers before it ends, but leaves ignored signals
+            # ignored.
+            atexit.register(signal.signal, each, signal.SIG_IGN)

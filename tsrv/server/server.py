@@ -327,7 +327,8 @@ class Server(Service):
             watch.stop()
         if aborted:
             _log.warn(
-                "Drain timeout reached: aborting {requests} in progress.",
+                "{why}: aborting {requests} in progress.",
+                why="Told to stop now" if self._hurries else "Drain timeout reached",
                 requests=count(aborted, "request"),
             )
 
