@@ -764,7 +764,7 @@ def test_the_log_is_waited_for_although_sqlite_does_not(lab: Lab, free: bool) ->
     if free:
         lab.end(lab.open())
     else:
-        error = lab.refused(connectTimeout=0.05)
+        error = lab.refused(connectTimeout=0.5)
         assert isinstance(error, DatabaseUnavailable)
         assert left[0] < 0
 

@@ -89,7 +89,7 @@ __all__ = [
 
 _Test = TypeVar("_Test", bound=Callable[..., Coroutine[Any, Any, None]])
 
-_TEST_TIMEOUT_SECONDS = 60.0
+_TEST_TIMEOUT_SECONDS = 180.0
 
 
 def asynchronous(test: _Test) -> _Test:
