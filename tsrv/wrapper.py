@@ -62,6 +62,7 @@ from .queuing.lazy import FirstCall
 from .queuing.methods import Methods
 from .queuing.module import lifecycleMethod, secondsLeft
 from .queuing.modulelog import ModuleLog
+from .queuing.needsasyncio import NeedsAsyncio, callOnLoop
 from .queuing.observers import Observers
 from .queuing.options import checkCount, checkNames, checkType, errorTypes
 from .queuing.proxy import ProxySwitch
@@ -187,14 +188,14 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             self.history,
             self._log,
             self.name,
-            initialize=initialize,
+            initialize=partial(callOnLoop, reactor, initialize),
             whenLost=whenLost,
             close=close,
             closeTimeout=closeTimeout,
             ping=ping,
             pingInterval=pingInterval,
             retryPolicy=retryPolicy or jitteredBackoff(),
-            fatal=errorTypes("fatal", fatal),
+            fatal=(NeedsAsyncio, *errorTypes("fatal", fatal)),
             timeout=attemptTimeout,
             slots=attemptSlots,
             secondsLeft=partial(secondsLeft, module),
@@ -234,6 +235,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             alwaysDeferred=alwaysDeferred,
             lifecycle=lifecycle,
             queued=firstCall,
+            native=getattr(reactor, "isNative", False),
         )
         self._proxySwitch = ProxySwitch(
             module,

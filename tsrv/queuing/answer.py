@@ -15,10 +15,12 @@ from typing import Any, NoReturn, cast
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from .awaiting import Awaited, Pending, runningLoop
+
 __all__ = ["Answer"]
 
 
-class Answer(Deferred[Any]):
+class Answer(Pending):
     """
     A Deferred whose result can be entered with C{async with}, and iterated with
     C{async for}.
@@ -31,12 +33,11 @@ class Answer(Deferred[Any]):
     isEnterable = False
 
     def __await__(self) -> Generator[Deferred[Any], None, Any]:
-        # A generator around that of a Deferred would cost as much again.
+        # A generator around that of Pending would cost as much again.
         while not self.called or self.paused:
-            yield self
+            yield self if runningLoop() is None else Awaited(self)
         result: Any = self.result
         if isinstance(result, Failure):
-            # This raises the error.
             return (yield from super().__await__())
         if self.isEnterable and hasattr(type(result), "__await__"):
             result = yield from result.__await__()

@@ -18,6 +18,9 @@ from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
+from .awaiting import runningLoop
+from .tasks import runCoroutine
+
 __all__ = [
     "abandon",
     "asDeferred",
@@ -52,14 +55,14 @@ def asDeferred(result: object) -> Deferred[Any] | None:
     if kind in PLAIN_TYPES:
         return None
     if kind is CoroutineType:
-        return Deferred.fromCoroutine(cast(Any, result))
+        return runCoroutine(cast(Any, result))
     # A stand-in for another object may raise when isinstance() looks at it.
     if issubclass(kind, Deferred):
         return cast(Deferred[Any], result)
-    if issubclass(kind, Future):
+    if issubclass(kind, Future) and runningLoop() is None:
         return Deferred.fromFuture(cast(Future[Any], result))
     if hasattr(kind, "__await__") or (kind is GeneratorType and isawaitable(result)):
-        return Deferred.fromCoroutine(_wait(result))
+        return runCoroutine(_wait(result))
     return None
 
 

@@ -26,6 +26,7 @@ from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from .answer import Answer
+from .awaiting import runningLoop
 from .command import Command, Method
 from .foreign import asDeferred, checkThread, isEnterable, isTaken
 from .module import ModuleMethod, copySignature, isAsync
@@ -49,6 +50,7 @@ class Methods:
         alwaysDeferred: bool,
         lifecycle: Mapping[str, ModuleMethod],
         queued: Callable[[], None] | None,
+        native: bool = False,
     ) -> None:
         """
         @param replay: The names of methods that are safe to run twice.
@@ -58,8 +60,11 @@ class Methods:
             initialise and close the module.
         @param queued: Called after each call that was queued or refused; L{None} if
             nobody needs to know.
+        @param native: Whether callers are tasks of asyncio, which can await whatever
+            the module returns.
         """
         self._module = module
+        self._native = native
         self._queue = queue
         self._replay = replay
         self._tracked = tracked
@@ -85,8 +90,7 @@ class Methods:
         """
         if name in self._lifecycle:
             return self._lifecycle[name]
-        tracked = self._tracked or name in self._replay
-        if tracked or self._alwaysDeferred or isAsync(own):
+        if self._isTracked(name) or self._isConverted(own):
             return self._find(name, own).direct
         return own
 
@@ -117,12 +121,22 @@ class Methods:
 
     def _connect(self, method: Method, own: ModuleMethod) -> None:
         method.target = own
-        if method.replay or self._tracked:
+        if self._isTracked(method.name):
             method.direct = copySignature(self._makeTracked(method), own)
-        elif self._alwaysDeferred or isAsync(own):
+        elif self._isConverted(own):
             method.direct = copySignature(self._makeConverted(method), own)
         else:
             method.direct = own
+
+    def _isTracked(self, name: str) -> bool:
+        if self._tracked or name in self._replay:
+            return True
+        # Under the asyncio reactor any method may return a coroutine, and any caller
+        # may be a task.
+        return runningLoop() is not None and not self._native
+
+    def _isConverted(self, own: ModuleMethod) -> bool:
+        return self._alwaysDeferred or (isAsync(own) and not self._native)
 
     # A caller may keep one of these callables beyond a loss; so each has to look
     # whether the module is ready.

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from ..errors import QueueFull
+from .awaiting import Pending
 from .foreign import readResult
 
 __all__ = ["Waiters"]
@@ -44,7 +45,7 @@ class Waiters:
         """
         if len(self._waiting) >= self._limit:
             return fail(QueueFull(f"{self._limit} wait already {self._what}"))
-        waiter: Deferred[Any] = Deferred(self._remove)
+        waiter = Pending(self._remove)
         self._waiting[waiter] = None
         return waiter
 
