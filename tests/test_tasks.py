@@ -6,9 +6,8 @@ out can be awaited by whoever drives the coroutine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable
 from contextvars import ContextVar
-from functools import wraps
 from typing import Any
 
 import pytest
@@ -17,36 +16,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from tsrv.queuing.awaiting import Pending
 from tsrv.queuing.tasks import runCoroutine
 
+from .loops import asFuture, onLoop, settle
 from .support import Trouble
 
-_Test = Callable[..., Coroutine[Any, Any, None]]
-
 current: ContextVar[str] = ContextVar("current", default="nobody")
-
-
-def onLoop(test: _Test) -> Callable[..., None]:
-    """
-    Run a test in a task of a loop of its own. No task may be left when it ends.
-    """
-
-    @wraps(test)
-    def run(*arguments: Any, **keywords: Any) -> None:
-        async def main() -> None:
-            await test(*arguments, **keywords)
-            await settle()
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-
-        asyncio.run(main())
-
-    return run
-
-
-async def settle() -> None:
-    """
-    Let the loop do what is due.
-    """
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 def fired(result: object) -> Deferred[Any]:
@@ -82,13 +55,6 @@ async def test_a_coroutine_may_await_futures_and_deferreds() -> None:
     assert await asFuture(runCoroutine(work())) == [1, 2, 3, 4]
     assert len(set(tasks)) == 1
     assert tasks[0] not in (None, asyncio.current_task())
-
-
-def asFuture(deferred: Deferred[Any]) -> Awaitable[Any]:
-    """
-    @return: The Deferred, as a test can await it.
-    """
-    return deferred.asFuture(asyncio.get_running_loop())
 
 
 @onLoop

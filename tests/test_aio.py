@@ -1,0 +1,409 @@
+"""
+tsrv in programs that run on asyncio: no reactor, and tasks are the callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+
+from tsrv import Closed, InitializationFailed, QueueTimeout, State
+from tsrv.aio import QueuingWrapper, Startup
+from tsrv.aio.looptime import LoopTime
+from tsrv.startup import StartupFailed, Status
+
+from .loops import onLoop, settle
+from .support import Trouble
+
+
+class Client:
+    """
+    A client whose steps the test decides.
+    """
+
+    def __init__(self) -> None:
+        self.starting: asyncio.Future[None] = asyncio.Future()
+        self.calls: list[object] = []
+        self.closed = False
+
+    async def initialize(self) -> None:
+        await self.starting
+
+    async def get(self, key: object) -> object:
+        self.calls.append(key)
+        await asyncio.sleep(0)
+        return key
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        self.closed = True
+
+
+def started(client: Client) -> None:
+    """
+    Let the initialisation succeed.
+    """
+    client.starting.set_result(None)
+
+
+# The wrapper.
+
+
+@onLoop
+async def test_calls_wait_and_run_in_order() -> None:
+    """
+    Calls before the module is ready, while the queue is drained, and afterwards.
+    """
+    client = Client()
+    wrapper = QueuingWrapper(client)
+    early = [wrapper.proxy.get(each) for each in range(3)]
+    ready = wrapper.initialize()
+    assert client.calls == []
+    started(client)
+    await ready
+    late = await wrapper.proxy.get("late")
+    assert await asyncio.gather(*early) == [0, 1, 2]
+    assert client.calls == [0, 1, 2, "late"]
+    assert late == "late"
+    await wrapper.close()
+    assert client.closed
+
+
+@onLoop
+async def test_a_ready_call_is_the_modules_own() -> None:
+    """
+    So it costs what a direct call costs.
+    """
+    client = Client()
+    wrapper = QueuingWrapper(client)
+    started(client)
+    await wrapper.initialize()
+    assert wrapper.proxy.get == client.get
+    await wrapper.close()
+
+
+@onLoop
+async def test_a_cancelled_call_is_never_started() -> None:
+    """
+    By its task, or by a time limit.
+    """
+    client = Client()
+    wrapper = QueuingWrapper(client)
+    wrapper.initialize()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await wrapper.proxy.get("limited")
+    task = asyncio.ensure_future(wrapper.proxy.get("cancelled"))
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    started(client)
+    assert await wrapper.proxy.get("kept") == "kept"
+    assert client.calls == ["kept"]
+    await wrapper.close()
+
+
+@onLoop
+async def test_a_queued_call_ends_with_the_reason() -> None:
+    """
+    When it has waited too long, when no retry helps, and when the wrapper is closed.
+    """
+    client = Client()
+    wrapper = QueuingWrapper(client, timeout=0.001, fatal=Trouble)
+    wrapper.initialize().addErrback(lambda _: None)
+    with pytest.raises(QueueTimeout):
+        await wrapper.proxy.get("expired")
+    client.starting.set_exception(Trouble("wrong password"))
+    with pytest.raises(InitializationFailed) as caught:
+        await wrapper.proxy.get("refused")
+    assert isinstance(caught.value.__cause__, Trouble)
+    await wrapper.close()
+    with pytest.raises(Closed):
+        await wrapper.proxy.get("late")
+
+
+@onLoop
+async def test_attempts_are_repeated() -> None:
+    """
+    With the delays of the policy, in the time of the loop.
+    """
+    attempts = []
+
+    async def initialize() -> None:
+        attempts.append(asyncio.current_task())
+        async with asyncio.timeout(60):
+            await asyncio.sleep(0)
+        if len(attempts) < 3:
+            raise Trouble("not yet")
+
+    wrapper = QueuingWrapper(
+        Client(), initialize=initialize, retryPolicy=lambda _: 0.001
+    )
+    await wrapper.initialize()
+    assert len(attempts) == 3
+    assert None not in attempts
+    await wrapper.close()
+
+
+@onLoop
+async def test_a_lost_module_is_initialised_again() -> None:
+    """
+    A ping that fails is a loss; a read in progress is repeated.
+    """
+    client = Client()
+    pings: list[asyncio.Future[None]] = []
+
+    def ping() -> asyncio.Future[None]:
+        pings.append(asyncio.Future())
+        return pings[-1]
+
+    started(client)
+    wrapper = QueuingWrapper(
+        client,
+        ping=ping,
+        pingInterval=0.001,
+        replay=["get"],
+        retryPolicy=lambda _: 0.001,
+    )
+    await wrapper.initialize()
+    while not pings:
+        await asyncio.sleep(0.001)
+    call = wrapper.proxy.get("read")
+    pings[0].set_exception(Trouble("gone"))
+    assert await call == "read"
+    assert await wrapper.proxy.get("again") == "again"
+    assert wrapper.history.losses.count >= 1
+    await wrapper.close()
+
+
+# A program of several modules.
+
+
+@onLoop
+async def test_a_program_runs_in_a_context() -> None:
+    """
+    Entering it waits for nothing; calls do. Leaving it closes the modules, the
+    dependent one first.
+    """
+    closed: list[str] = []
+
+    class Named(Client):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        async def close(self) -> None:
+            closed.append(self.name)
+
+    first, second = Named("first"), Named("second")
+    program = Startup()
+    program.add("second", second, needs=["first"])
+    program.add("first", first)
+    async with program as entered:
+        assert entered is program
+        assert program.status is Status.STARTING
+        call = program.wrappers["second"].proxy.get("early")
+        started(first)
+        started(second)
+        await program.whenReady()
+        assert await call == "early"
+    assert closed == ["second", "first"]
+    assert program.status is Status.STOPPED
+
+
+@onLoop
+async def test_a_required_module_that_fails_ends_the_program() -> None:
+    """
+    What is in the context is cancelled, and the error says which module has failed; the
+    task itself may go on.
+    """
+    client = Client()
+    program = Startup()
+    program.add("database", client, fatal=Trouble)
+    reached = []
+
+    async def run() -> None:
+        async with program:
+            client.starting.set_exception(Trouble("wrong password"))
+            await asyncio.sleep(60)
+            reached.append(True)
+
+    with pytest.raises(StartupFailed, match="database is required") as caught:
+        await run()
+    assert reached == []
+    assert isinstance(caught.value.__cause__, Trouble)
+    await asyncio.sleep(0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+@onLoop
+async def test_a_body_that_ends_at_the_same_time_hears_of_the_failure() -> None:
+    """
+    The cancellation that was on its way does not break off the shutdown.
+    """
+    client = Client()
+    program = Startup()
+    program.add("database", client, fatal=Trouble)
+    with pytest.raises(StartupFailed):
+        async with program:
+            program.wrappers["database"].fail(Trouble("given up"))
+    assert program.status is Status.STOPPED
+
+
+@onLoop
+async def test_the_error_of_the_body_is_its_own() -> None:
+    """
+    It passes, and the modules are closed.
+    """
+    client = Client()
+    started(client)
+    program = Startup()
+    program.add("database", client)
+
+    async def run() -> None:
+        async with program:
+            await program.whenReady()
+            raise Trouble("mine")
+
+    with pytest.raises(Trouble, match="mine"):
+        await run()
+    assert client.closed
+
+
+@onLoop
+async def test_a_cancelled_program_closes_its_modules() -> None:
+    """
+    The cancellation of the task itself is no failure of a module.
+    """
+    client = Client()
+    started(client)
+    program = Startup()
+    program.add("database", client)
+
+    async def run() -> None:
+        async with program:
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(run())
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert client.closed
+
+
+@onLoop
+async def test_a_program_may_stay_up() -> None:
+    """
+    To report what has failed.
+    """
+    client = Client()
+    program = Startup(stayUp=True)
+    program.add("database", client, fatal=Trouble)
+    async with program:
+        client.starting.set_exception(Trouble("wrong password"))
+        await settle()
+        assert program.status is Status.FAILED
+
+
+# Time, log and imports.
+
+
+@onLoop
+async def test_timers_are_those_of_an_interface() -> None:
+    """
+    A timer can be cancelled and moved until it has made its call.
+    """
+    time = LoopTime()
+    calls: list[object] = []
+    began = time.seconds()
+    moved = time.callLater(60, calls.append, "moved")
+    cancelled = time.callLater(0, calls.append, "cancelled")
+    assert moved.active()
+    assert began + 60 <= moved.getTime() <= time.seconds() + 60
+    moved.delay(60)
+    assert moved.getTime() >= began + 120
+    moved.reset(0)
+    cancelled.cancel()
+    await asyncio.sleep(0.01)
+    assert calls == ["moved"]
+    assert not moved.active()
+    with pytest.raises(AlreadyCalled):
+        moved.cancel()
+    with pytest.raises(AlreadyCancelled):
+        cancelled.reset(1)
+
+
+@onLoop
+async def test_the_log_goes_to_logging(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    With the names of the loggers, the levels, and the traceback of a mistake.
+    """
+    client = Client()
+    wrapper = QueuingWrapper(client, name="database", fatal=Trouble)
+    wrapper.initialize().addErrback(lambda _: None)
+    with caplog.at_level(logging.INFO):
+        client.starting.set_exception(Trouble("100% wrong"))
+        await settle()
+    (record,) = [each for each in caplog.records if each.name == "tsrv.wrapper"]
+    assert record.levelname == "ERROR"
+    assert "database: failed for good (Trouble: 100% wrong)" in record.getMessage()
+    await wrapper.close()
+    assert wrapper.state is State.CLOSED
+
+
+def test_no_reactor_is_imported() -> None:
+    """
+    Neither by the import nor by its use.
+    """
+    program = """
+import asyncio, sys
+from tsrv.aio import QueuingWrapper, Startup
+
+class Module:
+    async def initialize(self): await asyncio.sleep(0)
+    async def get(self): return 1
+
+async def main():
+    async with Startup() as program:
+        pass
+    wrapper = QueuingWrapper(Module())
+    call = wrapper.proxy.get()
+    await wrapper.initialize()
+    assert await call == 1
+    await wrapper.close()
+
+asyncio.run(main())
+assert not [name for name in sys.modules if name.endswith("reactor")], sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603
+
+
+def test_a_module_may_be_wrapped_before_the_loop_runs() -> None:
+    """
+    As programs do at the import; a call needs the loop, and says so.
+    """
+
+    class Module:
+        async def initialize(self) -> None: ...
+
+        async def get(self) -> int:
+            return 1
+
+    wrapper: Any = QueuingWrapper(Module())
+
+    async def main() -> None:
+        await wrapper.initialize()
+        assert await wrapper.proxy.get() == 1
+        await wrapper.close()
+
+    asyncio.run(main())
