@@ -21,6 +21,7 @@ LAYERS = [
     ("sessions",),
     ("web",),
     ("databases", "settings"),
+    ("aio",),
     ("startup",),
     ("starting",),
     ("wrapper",),
