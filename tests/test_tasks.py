@@ -6,10 +6,13 @@ out can be awaited by whoever drives the coroutine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import sys
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from inspect import CORO_SUSPENDED, getcoroutinestate
+from typing import Any, cast
 
+import anyio
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
@@ -202,6 +205,146 @@ async def test_a_task_keeps_the_context_of_its_call() -> None:
     assert current.get() == "other"
 
 
+@onLoop
+async def test_a_first_step_that_cancels_its_task_cancels_what_it_awaits() -> None:
+    """
+    As in any task: the children of a C{gather()} are not forgotten.
+    """
+    child: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.gather(child)
+
+    with pytest.raises(CancelledError):
+        await asFuture(runCoroutine(work()))
+    assert child.cancelled()
+
+
+@onLoop
+async def test_a_cancellation_that_was_taken_back_leaves_no_trace() -> None:
+    """
+    C{uncancel()} counts in a module as in any task.
+    """
+
+    async def work() -> list[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            counts = [task.cancelling(), task.uncancel()]
+        await asyncio.sleep(0)
+        return counts
+
+    assert await asFuture(runCoroutine(work())) == [1, 0]
+
+
+@pytest.mark.parametrize("wait", [asyncio.Event().wait, Deferred, Pending])
+@onLoop
+async def test_anyio_works_in_a_module(wait: Callable[[], Awaitable[Any]]) -> None:
+    """
+    A cancel scope knows its own cancellation, whatever is awaited in it; a task group
+    cancels the coroutine that it is in.
+    """
+
+    async def fail() -> None:
+        await anyio.sleep(0)
+        raise Trouble("in a child")
+
+    async def work() -> str:
+        with anyio.move_on_after(0.001) as scope:
+            await wait()
+        assert scope.cancelled_caught
+        async with anyio.create_task_group() as group:
+            group.start_soon(fail)
+            await wait()
+        return "not reached"
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await asFuture(runCoroutine(work()))
+    assert raised.group_contains(Trouble)
+
+
+@onLoop
+async def test_a_task_shows_the_coroutine_of_the_module() -> None:
+    """
+    Debuggers, and whoever lists the tasks, see what runs in them.
+    """
+    tasks = []
+
+    async def working() -> None:
+        tasks.append(asyncio.current_task())
+        await asyncio.sleep(0)
+
+    running = runCoroutine(working())
+    (task,) = tasks
+    assert task is not None
+    assert "working" in repr(task)
+    assert [frame.f_code.co_name for frame in task.get_stack()] == ["working"]
+    assert getcoroutinestate(cast(Any, task.get_coro())) == CORO_SUSPENDED
+    await asFuture(running)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="needs eager tasks")
+@onLoop
+async def test_tasks_may_begin_at_once() -> None:
+    """
+    With C{asyncio.eager_task_factory}, each step is made once all the same.
+    """
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009
+    steps: list[int] = []
+
+    async def work() -> str:
+        for each in range(3):
+            steps.append(each)
+            await asyncio.sleep(0)
+        return "done"
+
+    assert await asFuture(runCoroutine(work())) == "done"
+    assert steps == [0, 1, 2]
+
+
+@onLoop
+async def test_the_error_of_a_shared_deferred_reaches_a_coroutine() -> None:
+    """
+    The coroutine gets what a Deferred fires with, also if others take its error away
+    before the coroutine goes on.
+    """
+    shared: Deferred[None] = Deferred()
+
+    async def work() -> None:
+        await shared
+
+    running = runCoroutine(work())
+    shared.addErrback(lambda _: None)
+    shared.errback(Trouble("shared"))
+    with pytest.raises(Trouble, match="shared"):
+        await asFuture(running)
+
+
+@onLoop
+async def test_a_call_inside_a_call_has_a_task_of_its_own() -> None:
+    """
+    A module may call itself, or another module.
+    """
+    tasks = []
+
+    async def work(depth: int) -> int:
+        before = asyncio.current_task()
+        tasks.append(before)
+        deeper = 0 if depth == 0 else await runCoroutine(work(depth - 1))
+        assert asyncio.current_task() is before
+        return 1 + int(deeper)
+
+    assert await asFuture(runCoroutine(work(50))) == 51
+    assert len(set(tasks)) == 51
+
+
 def test_without_a_loop_twisted_runs_it() -> None:
     """
     A Deferred is awaited, and the result is there as soon as it fires.
@@ -293,10 +436,90 @@ async def test_a_cancelled_task_cancels_what_it_awaits(wait: Any) -> None:
     assert cancelled == [pending]
 
 
+@everywhere
+@onLoop
+async def test_a_call_that_another_cancels_fails(wait: Any) -> None:
+    """
+    Whoever else waits for it gets the error of Twisted, and is not cancelled.
+    """
+    pending = Pending()
+    waits = [asyncio.create_task(wait(pending)) for _ in range(2)]
+    await settle()
+    waits[0].cancel()
+    with pytest.raises(CancelledError):
+        await waits[1]
+    assert waits[0].cancelled()
+
+
+@onLoop
+async def test_a_cancelled_coroutine_of_twisted_learns_of_it() -> None:
+    """
+    What it awaits raises the error of Twisted, with a loop as without one.
+    """
+    learnt = []
+
+    async def work() -> None:
+        try:
+            await Pending()
+        except CancelledError:
+            learnt.append(True)
+            raise
+
+    running = Deferred.fromCoroutine(work())
+    running.cancel()
+    with pytest.raises(CancelledError):
+        await asFuture(running)
+    assert learnt == [True]
+
+
+@onLoop
+async def test_a_cancellation_that_comes_after_the_result_is_not_lost() -> None:
+    """
+    A task that is cancelled in the turn in which its call ends is cancelled.
+    """
+    pending = Pending()
+    waiting = asyncio.create_task(inTask(pending))
+    await settle()
+    pending.callback("result")
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+@everywhere
+@onLoop
+async def test_a_result_is_the_one_that_was_waited_for(wait: Any) -> None:
+    """
+    Callbacks that are added later change what they see, and nothing for others.
+    """
+    pending = Pending()
+    waiting = asyncio.create_task(wait(pending))
+    await settle()
+    pending.addCallback(lambda _: "changed")
+    pending.callback("original")
+    assert await waiting == "original"
+
+
+def test_a_loop_may_be_closed_before_the_result() -> None:
+    """
+    Others who wait for it get it all the same.
+    """
+    pending = Pending()
+    loop = asyncio.new_event_loop()
+    waiting = loop.create_task(inTask(pending))
+    loop.run_until_complete(settle())
+    loop.close()
+    pending.callback("late")
+    assert pending.result == "late"
+    waiting.get_coro().close()
+    # It says that it was not awaited, to the handler of its loop.
+    loop.set_exception_handler(lambda *_: None)
+
+
 @onLoop
 async def test_the_tools_of_asyncio_take_it() -> None:
     """
-    C{wait_for()}, C{gather()} and C{timeout()} know it as an awaitable.
+    C{wait_for()}, C{gather()}, C{timeout()} and anyio know it as an awaitable.
     """
     loop = asyncio.get_running_loop()
     first, second, third, never = Pending(), Pending(), Pending(), Pending()
@@ -308,3 +531,6 @@ async def test_the_tools_of_asyncio_take_it() -> None:
         async with asyncio.timeout(0.001):
             await never
     assert never.called
+    with anyio.move_on_after(0.001) as scope:
+        await Pending()
+    assert scope.cancelled_caught

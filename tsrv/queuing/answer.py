@@ -13,9 +13,8 @@ from types import TracebackType, coroutine
 from typing import Any, NoReturn, cast
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
-from .awaiting import Awaited, Pending, runningLoop
+from .awaiting import Awaited, Pending
 
 __all__ = ["Answer"]
 
@@ -34,11 +33,11 @@ class Answer(Pending):
 
     def __await__(self) -> Generator[Deferred[Any], None, Any]:
         # A generator around that of Pending would cost as much again.
-        while not self.called or self.paused:
-            yield self if runningLoop() is None else Awaited(self)
-        result: Any = self.result
-        if isinstance(result, Failure):
-            return (yield from super().__await__())
+        waited: Pending | Awaited = self
+        if not self.called or self.paused:
+            waited = self.waited()
+            yield waited
+        result = waited.read()
         if self.isEnterable and hasattr(type(result), "__await__"):
             result = yield from result.__await__()
         return result

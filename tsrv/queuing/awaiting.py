@@ -34,13 +34,29 @@ class Pending(Deferred[Any]):
     """
 
     def __await__(self) -> Generator[Deferred[Any], None, Any]:
-        while not self.called or self.paused:
-            # Without a loop, this Deferred is as good and costs less.
-            yield self if asyncio._get_running_loop() is None else Awaited(self)
+        if self.called and not self.paused:
+            return self.read()
+        waited = self.waited()
+        yield waited
+        return waited.read()
+
+    def waited(self) -> Pending | Awaited:
+        """
+        @return: What a coroutine yields to wait for this.
+        """
+        loop = runningLoop()
+        # Without a loop, this Deferred is as good and costs less.
+        return self if loop is None else Awaited(self, loop)
+
+    def read(self) -> Any:
+        """
+        @return: The result.
+        @raise BaseException: The error.
+        """
         result: Any = self.result
         if isinstance(result, Failure):
-            # This raises the error.
-            return (yield from super().__await__())
+            # This raises the error, which then counts as handled.
+            next(super().__await__())
         return result
 
 
@@ -48,33 +64,64 @@ class Awaited(Deferred[Any]):
     """
     What a coroutine yields while it waits for another Deferred. Twisted takes it for a
     Deferred, and a task of asyncio for a future, since it looks for what a future has.
+
+    The other Deferred keeps its result. What it fires with is read here, since its
+    later callbacks may change it before the coroutine goes on.
     """
 
     _asyncio_future_blocking = True
+    _isCancelled = False
+    _hasFired = False
+    _value: Any = None
 
-    def __init__(self, awaited: Deferred[Any]) -> None:
+    def __init__(self, awaited: Deferred[Any], loop: AbstractEventLoop) -> None:
         """
-        @param awaited: The other Deferred; it keeps its result.
+        @param awaited: The other Deferred, which has not fired.
+        @param loop: The loop that is running.
         """
         super().__init__()
         self._awaited = awaited
-        self._read = _succeed
+        self._loop = loop
+        self._message: tuple[object, ...] = ()
         awaited.addBoth(self._fired)
 
-    def _fired(self, result: object) -> object:
-        # The other Deferred has its result only when its callbacks have run.
-        asyncio.get_running_loop().call_soon(self._fire)
-        return result
+    def _fired(self, value: object) -> object:
+        self._value = value
+        self._hasFired = True
+        # A task goes on in a turn of its own.
+        if not self._loop.is_closed():
+            self._loop.call_soon(self._fire)
+        return value
 
     def _fire(self) -> None:
         # A task calls result(), and that is where a Deferred has its result.
-        self.callback(self._read)
+        self.callback(self._readInTask)
+
+    def read(self) -> Any:
+        """
+        @return: What the other Deferred has fired with.
+        @raise BaseException: It has failed.
+        """
+        value = self._value
+        if isinstance(value, Failure):
+            if getattr(self._awaited, "result", None) is value:
+                next(self._awaited.__await__())
+            value.raiseException()
+        return value
+
+    def _readInTask(self) -> object:
+        try:
+            return self.read()
+        except CancelledError:
+            if self._isCancelled:
+                raise asyncio.CancelledError(*self._message) from None
+            raise
 
     def get_loop(self) -> AbstractEventLoop:
         """
-        @return: The loop that is running.
+        @return: The loop in which this can be awaited.
         """
-        return asyncio.get_running_loop()
+        return self._loop
 
     def add_done_callback(
         self, wake: Callable[[Any], object], *, context: Context
@@ -88,20 +135,12 @@ class Awaited(Deferred[Any]):
         """
         Cancel the other Deferred.
 
-        @param msg: What a task gives to a future, and nobody needs.
-        @return: Whether this has not fired before.
+        @param msg: What the task is told with the error.
+        @return: Whether the other Deferred had not fired before.
         """
-        if self.called:
+        if self._hasFired:
             return False
-        self._read = _failCancelled
-        # Its error is that of the task now.
-        self._awaited.addErrback(lambda failure: failure.trap(CancelledError))
+        self._isCancelled = True
+        self._message = () if msg is None else (msg,)
         self._awaited.cancel()
         return True
-
-
-def _succeed() -> None: ...
-
-
-def _failCancelled() -> None:
-    raise asyncio.CancelledError

@@ -15,7 +15,7 @@ the task a future in place of each Deferred.
 from __future__ import annotations
 
 import asyncio
-from asyncio import AbstractEventLoop, Future
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import Any, Final
@@ -23,7 +23,7 @@ from typing import Any, Final
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from .awaiting import Pending, runningLoop
+from .awaiting import Awaited, Pending, runningLoop
 
 __all__ = ["runCoroutine"]
 
@@ -52,17 +52,19 @@ class _Steps(Coroutine[Any, Any, None]):
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], loop: AbstractEventLoop
     ) -> None:
-        # They are shown in the representation of the task.
-        self.__name__ = getattr(coroutine, "__name__", "")
-        self.__qualname__ = getattr(coroutine, "__qualname__", "")
         self._coroutine = coroutine
         self._loop = loop
+        self._hasBegun = False
         self._hasEnded = False
-        self._hasFirst = False
-        self._first: object = None
+        # What the first step waits for, until the task does.
+        self._first: Any = None
         # It fires with the result; a cancelled call waits for it, too.
         self._deferred = Pending(self._cancel)
         self._deferred.addCallback(self._waitAfterCancel)
+
+    def __getattr__(self, name: str) -> Any:
+        # Debuggers and anyio look at the coroutine of a task.
+        return getattr(self._coroutine, name)
 
     def begin(self) -> Deferred[Any]:
         """
@@ -71,14 +73,15 @@ class _Steps(Coroutine[Any, Any, None]):
         @return: A Deferred that fires with the result.
         """
         loop, context = self._loop, copy_context()
-        task = self._task = loop.create_task(self, context=context)
+        task = loop.create_task(self, context=context)
+        self._hasBegun = True
         current = asyncio.current_task(loop)
         if current is not None:
             asyncio._leave_task(loop, current)
         asyncio._enter_task(loop, task)
         try:
             self._first = context.run(self._step, self._coroutine.send, None)
-            self._hasFirst = True
+            self._task = task
         except StopIteration as end:
             self._deferred.callback(end.value)
         finally:
@@ -91,18 +94,24 @@ class _Steps(Coroutine[Any, Any, None]):
         """
         Make a step.
         """
+        if not self._hasBegun:
+            # This task is one of those that begin at once.
+            return None
         if self._hasEnded:
             raise StopIteration
-        if self._hasFirst:
-            self._hasFirst = False
-            return self._first
-        return self._stepInTask(self._coroutine.send, value)
+        first, self._first = self._first, None
+        return self._stepInTask(self._coroutine.send, value) if first is None else first
 
     def throw(self, *error: Any) -> Any:
         """
         Raise an error in the coroutine, and make a step.
         """
-        self._hasFirst = False
+        if self._hasEnded:
+            raise StopIteration
+        first, self._first = self._first, None
+        if first is not None and _isCancelled(first, error[0]):
+            # As for a task that is cancelled in its first step.
+            return first
         return self._stepInTask(self._coroutine.throw, *error)
 
     def close(self) -> None:
@@ -118,6 +127,8 @@ class _Steps(Coroutine[Any, Any, None]):
         try:
             return self._step(step, *arguments)
         except StopIteration as end:
+            # The two refer to each other.
+            del self._task
             # What waits for the result does not belong to this task.
             self._loop.call_soon(self._fire, end.value)
             raise StopIteration from None
@@ -135,37 +146,27 @@ class _Steps(Coroutine[Any, Any, None]):
         except BaseException:
             result = Failure()
         else:
-            return self._wait(awaited) if isinstance(awaited, Deferred) else awaited
+            if isinstance(awaited, Deferred) and not isinstance(awaited, Awaited):
+                return Awaited(awaited, self._loop)
+            return awaited
         self._hasEnded = True
         raise StopIteration(result)
-
-    def _wait(self, deferred: Deferred[Any]) -> Future[None]:
-        future = self._loop.create_future()
-
-        def fired(result: object) -> object:
-            if not future.done():
-                future.set_result(None)
-            return result
-
-        def done(future: Future[None]) -> None:
-            if future.cancelled():
-                deferred.addErrback(lambda failure: failure.trap(CancelledError))
-                deferred.cancel()
-
-        future.add_done_callback(done)
-        deferred.addBoth(fired)
-        # So a future tells the task that it is awaited.
-        future._asyncio_future_blocking = True
-        return future
 
     def _fire(self, result: object) -> None:
         self._deferred.callback(result)
 
     def _cancel(self, deferred: Deferred[Any]) -> None:
-        self._task.cancel()
+        if not self._hasEnded:
+            self._task.cancel()
         self._deferred = Pending(self._cancel)
         self._deferred.addCallback(self._waitAfterCancel)
         deferred.callback(_CANCELLED)
 
     def _waitAfterCancel(self, result: object) -> object:
         return self._deferred if result is _CANCELLED else result
+
+
+def _isCancelled(awaited: Any, error: object) -> bool:
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    return bool(hasattr(awaited, "cancel") and awaited.cancel(*error.args))
