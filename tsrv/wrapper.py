@@ -53,7 +53,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from .asyncmodule import ISettlesCalls, State
 from .queuing import refusals
-from .queuing.foreign import checkReason, checkThread
+from .queuing.foreign import callOnLoop, checkReason, checkThread
 from .queuing.history import History
 from .queuing.holds import Holds
 from .queuing.initialization import Initialization
@@ -62,7 +62,7 @@ from .queuing.lazy import FirstCall
 from .queuing.methods import Methods
 from .queuing.module import lifecycleMethod, secondsLeft
 from .queuing.modulelog import ModuleLog
-from .queuing.needsasyncio import NeedsAsyncio, callOnLoop
+from .queuing.needsasyncio import NeedsAsyncio
 from .queuing.observers import Observers
 from .queuing.options import checkCount, checkNames, checkType, errorTypes
 from .queuing.proxy import ProxySwitch

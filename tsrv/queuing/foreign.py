@@ -4,27 +4,32 @@ Calls of foreign code: whatever it returns, raises or is, tsrv goes on.
 
 from __future__ import annotations
 
+import sys
 from asyncio import Future
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from inspect import isawaitable
 from threading import get_ident
 from types import CoroutineType, GeneratorType, NoneType
 from typing import Any, Final, cast
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IReactorCore, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from .awaiting import runningLoop
+from .needsasyncio import NeedsAsyncio, explain
 from .tasks import runCoroutine
 
 __all__ = [
     "abandon",
     "asDeferred",
     "callForeign",
+    "callOnLoop",
     "callToEnd",
     "callWithin",
     "cancelForeign",
@@ -91,8 +96,34 @@ def callForeign(function: Callable[[], object]) -> Deferred[Any]:
         result = function()
         deferred = asDeferred(result)
     except BaseException:
-        return fail(Failure())
+        return fail(explain(Failure()))
     return succeed(result) if deferred is None else deferred
+
+
+def callOnLoop(reactor: Any, function: Callable[[], object]) -> Deferred[Any]:
+    """
+    Call a function that may need asyncio: now, or when the loop of the asyncio reactor
+    is running.
+
+    @return: A Deferred that fires with the result or the error, which is
+        L{NeedsAsyncio} if the function needs asyncio under another reactor.
+    """
+    if runningLoop() is not None or not IReactorCore.providedBy(reactor):
+        return callForeign(function)
+    module = sys.modules.get("twisted.internet.asyncioreactor")
+    if module is not None and isinstance(reactor, module.AsyncioSelectorReactor):
+        # Its loop does not run yet when it calls what waits for its start.
+        return deferLater(reactor, 0, callForeign, function)
+    return callForeign(partial(_refuseFuture, function))
+
+
+def _refuseFuture(function: Callable[[], object]) -> object:
+    result = function()
+    if issubclass(type(result), Future) and not cast(Future[Any], result).done():
+        # Nothing runs its loop.
+        cast(Future[Any], result).cancel()
+        raise NeedsAsyncio
+    return result
 
 
 def callToEnd(function: Callable[[], object]) -> Deferred[BaseException | None]:

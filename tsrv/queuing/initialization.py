@@ -34,6 +34,7 @@ from .attempt import OneAttempt
 from .foreign import abandon, callForeign, callWithin, errorOf, observe
 from .history import History
 from .modulelog import ModuleLog
+from .needsasyncio import NeedsAsyncio, explain
 from .options import checkArguments, checkSeconds
 from .ping import Ping
 from .states import (
@@ -220,7 +221,11 @@ class Initialization:
         if self._attempt is not None:
             self._waitForTurn(self._attempt)
         elif self._lifecycle.state in (State.RETRYING, State.LOST):
-            self._retry()
+            if isinstance(self.lastError, NeedsAsyncio):
+                # A ping has found that out.
+                self.fail(self.lastError)
+            else:
+                self._retry()
         return error
 
     def fail(self, reason: BaseException) -> None:
@@ -314,7 +319,7 @@ class Initialization:
             beginWatch = self._watch.ask()
         except BaseException:
             # A module that cannot be watched is not ready.
-            self._failedOnce(Failure(), attempt)
+            self._failedOnce(explain(Failure()), attempt)
             return
         if attempt is not self._attempt:
             beginWatch()
@@ -402,7 +407,11 @@ class Initialization:
         if self._lifecycle.state not in HEALTHY_STATES:
             return
         self._lose(error)
-        if not self._isOvertaken(State.LOST):
+        if self._isOvertaken(State.LOST):
+            return
+        if isinstance(error, NeedsAsyncio):
+            self.fail(error)
+        else:
             self._scheduleRetry(error)
 
     def _lose(self, error: BaseException | None) -> None:

@@ -1,35 +1,38 @@
 """
-Modules that need asyncio, under a reactor that is not asyncio's or does not run yet.
+Modules that need asyncio, while no asyncio loop is running.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any, Final
+import re
+from contextlib import suppress
+from typing import Final
 
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from .awaiting import runningLoop
-from .foreign import callForeign
 
-__all__ = ["NeedsAsyncio", "callOnLoop"]
+__all__ = ["NeedsAsyncio", "explain"]
 
-# What asyncio and its libraries say outside of their loop.
-_COMPLAINTS: Final = (
-    "await wasn't used with future",
-    "no running event loop",
-    "no current event loop",
-    "should be used inside a task",
-    "cannot determine the parent task",
-    "asynclibrarynotfound",
+# What asyncio says outside of its loop, in a RuntimeError.
+_COMPLAINT: Final = re.compile(
+    "await wasn't used with future"
+    "|no running event loop"
+    "|There is no current event loop in thread .*"
+    "|Timeout should be used inside a task"
+    "|TaskGroup .* cannot determine the parent task"
 )
+
+# What anyio and its kin raise there.
+_COMPLAINTS: Final = {"AsyncLibraryNotFoundError", "NoEventLoopError"}
+
+# Maximum number of errors that explain one another.
+MAX_CAUSES: Final = 10
 
 
 class NeedsAsyncio(RuntimeError):
     """
-    A coroutine awaits what only asyncio can wait for, and no asyncio loop is running.
+    A module awaits what only asyncio can wait for, and no asyncio loop is running.
     """
 
     def __init__(self) -> None:
@@ -39,28 +42,25 @@ class NeedsAsyncio(RuntimeError):
         )
 
 
-def callOnLoop(reactor: Any, function: Callable[[], object]) -> Deferred[Any]:
+def explain(failure: Failure) -> Failure:
     """
-    Call a function that may need asyncio: now, or when the asyncio reactor runs.
-
-    @return: A Deferred that fires with the result or the error, which is
-        L{NeedsAsyncio} if no reactor of asyncio runs and the function needs one.
+    @return: The failure, or one with L{NeedsAsyncio} if that is what it means.
     """
-    if runningLoop() is not None:
-        return callForeign(function)
-    module = sys.modules.get("twisted.internet.asyncioreactor")
-    if module is not None and isinstance(reactor, module.AsyncioSelectorReactor):
-        running: Deferred[Any] = Deferred()
-        reactor.callWhenRunning(running.callback, None)
-        return running.addCallback(lambda _: callForeign(function))
-    return callForeign(function).addErrback(_explain)
+    if runningLoop() is None and _isComplaint(failure.value):
+        explained = NeedsAsyncio()
+        explained.__cause__ = failure.value
+        return Failure(explained)
+    return failure
 
 
-def _explain(failure: Failure) -> Failure:
-    error = failure.value
-    text = f"{type(error).__name__} {error}".lower()
-    if not any(each in text for each in _COMPLAINTS):
-        return failure
-    explained = NeedsAsyncio()
-    explained.__cause__ = error
-    return Failure(explained)
+def _isComplaint(error: BaseException | None) -> bool:
+    # An error may raise others when it is looked at.
+    with suppress(BaseException):
+        for _ in range(MAX_CAUSES):
+            if type(error) is RuntimeError and _COMPLAINT.fullmatch(str(error)):
+                return True
+            if error is None or type(error).__name__ in _COMPLAINTS:
+                return error is not None
+            # Libraries wrap it. What was handled before (__context__) is no cause.
+            error = error.__cause__
+    return False

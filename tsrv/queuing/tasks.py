@@ -24,6 +24,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from .awaiting import Awaited, Pending, runningLoop
+from .needsasyncio import explain
 
 __all__ = ["runCoroutine"]
 
@@ -40,7 +41,10 @@ def runCoroutine(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
     """
     loop = runningLoop()
     if loop is None:
-        return Deferred.fromCoroutine(coroutine)
+        deferred = Deferred.fromCoroutine(coroutine)
+        if not deferred.called or isinstance(deferred.result, Failure):
+            deferred.addErrback(explain)
+        return deferred
     return _Steps(coroutine, loop).begin()
 
 

@@ -9,7 +9,8 @@ from functools import partial
 
 from twisted.python.failure import Failure
 
-from .foreign import asDeferred, errorOf, observe
+from .foreign import asDeferred, errorOf, observe, readResult
+from .needsasyncio import NeedsAsyncio
 
 __all__ = ["StaleWatch", "Watch"]
 
@@ -49,6 +50,7 @@ class Watch:
         @return: A callable that begins to wait for its Deferred. It has to be called
             even if the attempt is over: the module may return the Deferred again.
         @raise TypeError: It returned something else.
+        @raise NeedsAsyncio: It needs asyncio.
         @raise StaleWatch: It returned a Deferred that has reported a loss.
         """
         if self._whenLost is None:
@@ -65,6 +67,10 @@ class Watch:
         deferred = asDeferred(answer)
         if deferred is None:
             raise TypeError(f"whenLost() returned {answer!r}, not a Deferred")
+        if deferred.called and not deferred.paused:
+            reason = readResult(deferred)
+            if isinstance(reason, Failure) and reason.check(NeedsAsyncio):
+                reason.raiseException()
         self._current, self._fired = answer, False
         return partial(observe, deferred, self._noticeLoss, answer)
 
