@@ -407,3 +407,48 @@ def test_a_module_may_be_wrapped_before_the_loop_runs() -> None:
         await wrapper.close()
 
     asyncio.run(main())
+
+
+def test_a_wrapper_belongs_to_one_loop() -> None:
+    """
+    Another thread, a later loop, and no loop at all get an error, and change nothing.
+    """
+    wrapper: Any = None
+
+    async def make() -> None:
+        nonlocal wrapper
+        wrapper = QueuingWrapper(Client())
+        wrapper.proxy.get("queued")
+        with pytest.raises(RuntimeError, match="call_soon_threadsafe"):
+            await asyncio.to_thread(wrapper.proxy.get, "thread")
+
+    async def use() -> None:
+        for use in (wrapper.proxy.get, wrapper.pause, wrapper.reset):
+            with pytest.raises(RuntimeError, match="outside of the event loop"):
+                use(Trouble())
+
+    asyncio.run(make())
+    asyncio.run(use())
+    with pytest.raises(RuntimeError, match=r"initialize\(\) was called outside"):
+        wrapper.initialize()
+    assert (wrapper.state, wrapper.pending) == (State.NEW, 1)
+
+
+def test_time_is_that_of_the_loop() -> None:
+    """
+    Also of a loop whose clock is another one.
+    """
+
+    class Fast(asyncio.SelectorEventLoop):
+        def time(self) -> float:
+            return 1000 * super().time()
+
+    async def main() -> None:
+        wrapper = QueuingWrapper(Client(), timeout=10)
+        with pytest.raises(QueueTimeout) as caught:
+            await wrapper.proxy.get("expired")
+        assert 10 <= caught.value.waited < 60_000
+        await wrapper.close()
+
+    with asyncio.Runner(loop_factory=Fast) as runner:
+        runner.run(main())

@@ -40,7 +40,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from .queuing.foreign import checkThread
+from .queuing.home import homeOf
 from .queuing.observers import Observers
 from .queuing.options import checkArguments, checkCount, checkNames
 from .queuing.waiters import Waiters
@@ -376,7 +376,7 @@ class Startup(Service):
         @raise GraphError: As L{check} does; nothing has been started.
         @raise RuntimeError: The start-up has begun before.
         """
-        checkThread("startService")
+        homeOf(self._reactor).check("startService")
         self.check()
         if self.status is not Status.NEW:
             raise RuntimeError("the modules of a program are started only once")
@@ -418,7 +418,7 @@ class Startup(Service):
             an L{ExceptionGroup} of the errors of closing; an error keeps no
             other module from being closed. Cancelling it only ends the waiting.
         """
-        checkThread("stopService")
+        homeOf(self._reactor).check("stopService")
         if self.status is Status.STOPPED:
             return succeed(None)
         stopped = self._stopWaiters.wait()

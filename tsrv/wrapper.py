@@ -53,7 +53,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from .asyncmodule import ISettlesCalls, State
 from .queuing import refusals
-from .queuing.foreign import callOnLoop, checkReason, checkThread
+from .queuing.foreign import callOnLoop, checkReason
 from .queuing.history import History
 from .queuing.holds import Holds
 from .queuing.initialization import Initialization
@@ -261,7 +261,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             L{InitializationFailed} if no retry will help, with L{Closed} if the
             wrapper is closed, and with L{QueueFull} if too many are waiting.
         """
-        checkThread("initialize")
+        self._queue.home.check("initialize")
         if self.state not in (State.NEW, State.FAILED):
             return self.whenInitialized()
         waiter = self._waiters.wait()
@@ -293,7 +293,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @raise IllegalTransition: The module is ready, or has failed already, or
             is closed; nothing has changed.
         """
-        checkThread("fail")
+        self._queue.home.check("fail")
         self._initialization.fail(checkReason(reason))
 
     def reset(self, reason: BaseException) -> None:
@@ -306,7 +306,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @raise IllegalTransition: Nobody has initialised the module, or it has failed
             for good, or it is closed; nothing has changed.
         """
-        checkThread("reset")
+        self._queue.home.check("reset")
         self._initialization.reset(checkReason(reason))
 
     def pause(self, by: object = None) -> Deferred[None]:
@@ -323,7 +323,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             the module is resumed first, and with the error of C{whenIdle}, after
             which the module is still paused.
         """
-        checkThread("pause")
+        self._queue.home.check("pause")
         if self.state in (State.CLOSING, State.CLOSED):
             return fail(refusals.closed(self.name))
         isNew = by not in self._holds
@@ -345,7 +345,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
         @param by: Who has paused the module.
         """
-        checkThread("resume")
+        self._queue.home.check("resume")
         if not self._holds.remove(by):
             return
         self._log.resumed()
@@ -379,7 +379,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @return: A Deferred that fires when everything is closed; it fails with the
             error of the module's own closing. Cancelling it only ends the waiting.
         """
-        checkThread("close")
+        self._queue.home.check("close")
         if self.state is State.CLOSED:
             return succeed(None)
         waiter = self._closers.wait()

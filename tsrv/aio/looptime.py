@@ -5,7 +5,7 @@ The time of an asyncio loop, as tsrv takes it.
 from __future__ import annotations
 
 import asyncio
-from asyncio import TimerHandle
+from asyncio import AbstractEventLoop, BaseEventLoop, TimerHandle
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -14,6 +14,8 @@ from typing import Any
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
+
+from ..queuing.awaiting import runningLoop
 
 __all__ = ["LoopTime"]
 
@@ -24,15 +26,17 @@ class _Timer:
     A call in the future.
     """
 
-    def __init__(self, time: float, call: Callable[[], object]) -> None:
+    def __init__(
+        self, loop: AbstractEventLoop, time: float, call: Callable[[], object]
+    ) -> None:
+        self._loop = loop
         self._call: Callable[[], object] | None = call
         self._cancelled = False
         self._schedule(time)
 
     def _schedule(self, time: float) -> None:
         self._time = time
-        loop = asyncio.get_running_loop()
-        self._handle: TimerHandle = loop.call_later(time - monotonic(), self._run)
+        self._handle: TimerHandle = self._loop.call_at(time, self._run)
 
     def _run(self) -> None:
         call, self._call = self._call, None
@@ -81,7 +85,7 @@ class _Timer:
         """
         self._check()
         self._handle.cancel()
-        self._schedule(monotonic() + secondsFromNow)
+        self._schedule(self._loop.time() + secondsFromNow)
 
     def active(self) -> bool:
         """
@@ -93,18 +97,36 @@ class _Timer:
 @implementer(IReactorTime)
 class LoopTime:
     """
-    Schedules calls with the loop that is running.
+    Schedules calls on a loop: the one that runs when this is made or used first.
 
     @cvar isNative: Whether callers are tasks of asyncio.
+    @ivar ioThread: The loop, once there is one; it stands for the thread of a reactor.
+    @ivar seconds: Returns the time in seconds, of a clock that is never set.
     """
 
     isNative = True
+    ioThread: AbstractEventLoop | None = None
 
-    def seconds(self) -> float:
+    def __init__(self) -> None:
+        # This is what most loops do, but faster.
+        self.seconds: Callable[[], float] = monotonic
+        self.checkLoop("LoopTime")
+
+    def checkLoop(self, what: str) -> None:
         """
-        @return: The time in seconds, of a clock that is never set.
+        @param what: The name of what was called.
+        @raise RuntimeError: Another loop runs, or none any more.
         """
-        return monotonic()
+        running = runningLoop()
+        if self.ioThread is None and running is not None:
+            self.ioThread = running
+            if type(running).time is not BaseEventLoop.time:
+                self.seconds = running.time
+        elif running is not self.ioThread:
+            raise RuntimeError(
+                f"{what}() was called outside of the event loop in which the wrapper "
+                "was used first: use loop.call_soon_threadsafe() or a new wrapper"
+            )
 
     def callLater(
         self,
@@ -117,9 +139,12 @@ class LoopTime:
         Make a call later.
 
         @param delay: The delay in seconds.
-        @raise RuntimeError: No loop is running.
+        @raise RuntimeError: The loop is not running.
         """
-        return _Timer(monotonic() + delay, partial(callable, *args, **kwargs))
+        self.checkLoop("callLater")
+        loop = self.ioThread or asyncio.get_running_loop()
+        call = partial(callable, *args, **kwargs)
+        return _Timer(loop, loop.time() + delay, call)
 
     def getDelayedCalls(self) -> list[IDelayedCall]:
         """

@@ -19,16 +19,14 @@ bound method, so that nothing of tsrv is in the way. Otherwise it is one of two:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from threading import get_ident
 
 from twisted.internet.defer import Deferred, fail
-from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from .answer import Answer
 from .awaiting import runningLoop
 from .command import Command, Method
-from .foreign import asDeferred, checkThread, isEnterable, isTaken
+from .foreign import asDeferred, isEnterable, isTaken
 from .module import ModuleMethod, copySignature, isAsync
 from .queue import CommandQueue
 
@@ -142,14 +140,15 @@ class Methods:
     # whether the module is ready.
 
     def _makeTracked(self, method: Method) -> ModuleMethod:
-        queue, running, getThread = self._queue, self._queue.running, get_ident
+        queue, running = self._queue, self._queue.running
+        holder, here, check = queue.home
         isReplayed, alwaysDeferred = method.replay, self._alwaysDeferred
 
         def call(*arguments: object, **keywords: object) -> object:
             if not queue.passing:
                 return method.enqueue(*arguments, **keywords)
-            if threadable.ioThread != getThread():
-                checkThread(method.name)
+            if holder.ioThread != here():
+                check(method.name)
             # The module may notice a loss, and report it, while it is called.
             interruptions = running.interruptions
             try:

@@ -24,19 +24,18 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass, replace
-from threading import get_ident
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from ..errors import OutcomeUnknown, QueueFull, QueueTimeout
 from .answer import Answer
 from .command import NOT_QUEUED, WAITING, Command, CommandList, Method
-from .foreign import cancelForeign, checkThread
+from .foreign import cancelForeign
 from .histogram import Histogram
+from .home import homeOf
 from .options import checkCount, checkSeconds
 from .running import RunningCommands
 from .slices import SlicedWork
@@ -91,6 +90,7 @@ class CommandQueue:
     @ivar pending: The number of queued calls.
     @ivar passing: Whether calls are passed to the module directly.
     @ivar running: The commands that the module is working on.
+    @ivar home: Where calls may be made.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class CommandQueue:
             checkCount("concurrency", concurrency, 1)
         self.pending = 0
         self.passing = False
+        self.home = homeOf(reactor)
         self.running = RunningCommands(
             reactor,
             losable=losable,
@@ -141,7 +142,6 @@ class CommandQueue:
         self._makeQueueFull = makeQueueFull
         self._makeQueueTimeout = makeQueueTimeout
         self._drained = drained
-
         self._stats = Stats()
         # These were in progress at a loss, and start before all others.
         self._again = CommandList()
@@ -252,11 +252,11 @@ class CommandQueue:
         """
         # This is what a queued call costs, so everything is written out.
         root = self._waiting.root
-        getThread = get_ident
+        holder, here, check = self.home
 
         def enqueue(*arguments: object, **keywords: object) -> object:
-            if threadable.ioThread != getThread():
-                checkThread(method.name)
+            if holder.ioThread != here():
+                check(method.name)
             pending = self.pending
             if pending >= self._room and not self._makeRoom():
                 if self.passing:

@@ -15,10 +15,10 @@ the task a future in place of each Deferred.
 from __future__ import annotations
 
 import asyncio
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, Task
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from typing import Any, Final
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -27,8 +27,6 @@ from .awaiting import Awaited, Pending, runningLoop
 from .needsasyncio import explain
 
 __all__ = ["runCoroutine"]
-
-_CANCELLED: Final = object()
 
 
 def runCoroutine(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
@@ -58,13 +56,10 @@ class _Steps(Coroutine[Any, Any, None]):
     ) -> None:
         self._coroutine = coroutine
         self._loop = loop
-        self._hasBegun = False
         self._hasEnded = False
         # What the first step waits for, until the task does.
         self._first: Any = None
-        # It fires with the result; a cancelled call waits for it, too.
-        self._deferred = Pending(self._cancel)
-        self._deferred.addCallback(self._waitAfterCancel)
+        self._deferred = _Result()
 
     def __getattr__(self, name: str) -> Any:
         # Debuggers and anyio look at the coroutine of a task.
@@ -77,15 +72,15 @@ class _Steps(Coroutine[Any, Any, None]):
         @return: A Deferred that fires with the result.
         """
         loop, context = self._loop, copy_context()
-        task = loop.create_task(self, context=context)
-        self._hasBegun = True
+        # The factory of the loop may make tasks that begin at once.
+        task = Task(self, loop=loop, context=context)
         current = asyncio.current_task(loop)
         if current is not None:
             asyncio._leave_task(loop, current)
         asyncio._enter_task(loop, task)
         try:
             self._first = context.run(self._step, self._coroutine.send, None)
-            self._task = task
+            self._deferred.task = task
         except StopIteration as end:
             self._deferred.callback(end.value)
         finally:
@@ -98,9 +93,6 @@ class _Steps(Coroutine[Any, Any, None]):
         """
         Make a step.
         """
-        if not self._hasBegun:
-            # This task is one of those that begin at once.
-            return None
         if self._hasEnded:
             raise StopIteration
         first, self._first = self._first, None
@@ -132,7 +124,7 @@ class _Steps(Coroutine[Any, Any, None]):
             return self._step(step, *arguments)
         except StopIteration as end:
             # The two refer to each other.
-            del self._task
+            self._deferred.task = None
             # What waits for the result does not belong to this task.
             self._loop.call_soon(self._fire, end.value)
             raise StopIteration from None
@@ -145,6 +137,8 @@ class _Steps(Coroutine[Any, Any, None]):
             awaited = step(*arguments)
         except StopIteration as end:
             result = end.value
+            if isinstance(result, Deferred):
+                result = Failure(TypeError("a coroutine returned a Deferred"))
         except asyncio.CancelledError:
             result = Failure(CancelledError())
         except BaseException:
@@ -159,15 +153,25 @@ class _Steps(Coroutine[Any, Any, None]):
     def _fire(self, result: object) -> None:
         self._deferred.callback(result)
 
-    def _cancel(self, deferred: Deferred[Any]) -> None:
-        if not self._hasEnded:
-            self._task.cancel()
-        self._deferred = Pending(self._cancel)
-        self._deferred.addCallback(self._waitAfterCancel)
-        deferred.callback(_CANCELLED)
 
-    def _waitAfterCancel(self, result: object) -> object:
-        return self._deferred if result is _CANCELLED else result
+class _Result(Pending):
+    """
+    Fires with the result of a coroutine, also if it is cancelled: a coroutine that is
+    cancelled may have something to await.
+
+    @ivar task: The task, until the coroutine has ended.
+    """
+
+    task: Task[None] | None = None
+
+    def cancel(self) -> None:
+        """
+        Cancel the task.
+        """
+        if self.called:
+            super().cancel()
+        elif self.task is not None:
+            self.task.cancel()
 
 
 def _isCancelled(awaited: Any, error: object) -> bool:

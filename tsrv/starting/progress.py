@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ..errors import Closed
-from ..queuing.foreign import checkThread
+from ..queuing.home import homeOf
 from ..queuing.waiters import Waiters
 from .program import StartupFailed, Status
 from .tally import Tally
@@ -86,7 +86,7 @@ class Progress:
         """
         Wait until every required module is ready.
         """
-        checkThread("whenReady")
+        homeOf(self._reactor).check("whenReady")
         if self.status in _FINAL_STATUSES:
             return fail(_makeClosed())
         if self.status is not Status.NEW and self._tally.failed:
