@@ -9,7 +9,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
@@ -431,3 +431,108 @@ def test_reset_by_who_waits_for_a_pause_at_a_loss(
     assert len(module.pings) == (seconds == 5)
     resultOf(wrapper.close())
     assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("name", ["read", "write"])
+def test_a_call_that_fails_is_a_reason_to_ping(
+    clock: Clock, module: Pinged, name: str
+) -> None:
+    """
+    A failed call may be the first sign of a loss, so a ping follows at once. If this
+    ping fails, a call that is safe to run twice is made again; any other has failed.
+    """
+    wrapper = wrapped(clock, module, replay={"read"})
+    call = resultOf(getattr(wrapper.proxy, name)(1))
+    clock.advance(1)
+    module.answers[0].errback(Trouble("reset by peer"))
+    clock.advance(0)
+    assert (len(module.pings), call.pending) == (1, name == "read")
+    module.pings[0].errback(Trouble("no pong"))
+    assert wrapper.state is State.LOST
+    clock.advance(0)
+    assert call.pending == (name == "read")
+    module.closings[0].callback(None)
+    module.attempts[1].callback(None)
+    if name == "read":
+        module.answers[1].callback("again")
+        assert call.value == "again"
+    else:
+        assert str(call.error) == "reset by peer"
+    shut(wrapper)
+
+
+def test_a_ping_that_succeeds_leaves_the_failure(clock: Clock, module: Pinged) -> None:
+    """
+    If a module still answers, a failed call has failed for a reason of its own. Pings
+    go on as before.
+    """
+    wrapper = wrapped(clock, module, replay={"read"})
+    call = resultOf(wrapper.proxy.read(1))
+    clock.advance(1)
+    module.answers[0].errback(Trouble("no such key"))
+    clock.advance(0)
+    module.pings[0].callback("pong")
+    clock.advance(0)
+    assert (str(call.error), wrapper.state) == ("no such key", State.READY)
+    clock.advance(4.9)
+    assert len(module.pings) == 1
+    clock.advance(0.1)
+    assert len(module.pings) == 2
+    shut(wrapper)
+
+
+def test_an_older_ping_explains_nothing(clock: Clock, module: Pinged) -> None:
+    """
+    A ping may have been answered before the module was lost, so a call that fails
+    during a ping waits for the next one. Those that failed before do not.
+    """
+    wrapper = wrapped(clock, module, replay={"read"})
+    calls = [resultOf(wrapper.proxy.read(number)) for number in range(3)]
+    clock.advance(5)
+    module.answers[0].errback(Trouble())
+    clock.advance(0)
+    module.pings[0].callback("pong")
+    clock.advance(0)
+    assert (len(module.pings), calls[0].pending) == (2, True)
+    module.answers[1].errback(Trouble())
+    module.answers[2].errback(Trouble())
+    module.pings[1].callback("pong")
+    clock.advance(0)
+    assert isinstance(calls[0].error, Trouble)
+    module.pings[2].errback(Trouble())
+    assert (calls[1].pending, calls[2].pending) == (True, True)
+    assert (wrapper.pending, len(module.pings)) == (2, 3)
+    module.closings[0].callback(None)
+    module.attempts[1].callback(None)
+    for answer in module.answers[3:]:
+        answer.callback("again")
+    assert [call.value for call in calls[1:]] == ["again", "again"]
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("how", ["closed", "cancelled", "reset"])
+def test_a_failure_whose_ping_never_ends(
+    clock: Clock, module: Pinged, how: str
+) -> None:
+    """
+    A call that has failed, and waits for a ping, ends when the wrapper is closed, or
+    when its caller gives up; after a reset it is made again.
+    """
+    wrapper = wrapped(clock, module, replay={"read"})
+    deferred = wrapper.proxy.read(1)
+    call = resultOf(deferred)
+    module.answers[0].errback(Trouble("reset by peer"))
+    clock.advance(0)
+    if how == "closed":
+        shut(wrapper)
+        assert str(call.error) == "reset by peer"
+        return
+    if how == "cancelled":
+        deferred.cancel()
+        assert isinstance(call.error, CancelledError)
+        module.pings[0].callback("pong")
+        clock.advance(0)
+    else:
+        wrapper.reset(Trouble("rotated"))
+        assert (call.pending, wrapper.pending) == (True, 1)
+    shut(wrapper)

@@ -212,6 +212,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             concurrency=concurrency,
             losable=losable,
             lossReason=lambda: self.lastError,
+            suspect=self._initialization.suspect,
             waited=self.history.queueSeconds,
             makeQueueFull=partial(refusals.queueFull, self),
             makeQueueTimeout=partial(refusals.queueTimeout, self),

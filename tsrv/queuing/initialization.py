@@ -258,6 +258,15 @@ class Initialization:
             return None
         return max(0.0, self._retryCall.getTime() - self._reactor.seconds())
 
+    def suspect(self, succeeded: Callable[[], object]) -> bool:
+        """
+        A call has failed. Ping the module, which may be lost.
+
+        @param succeeded: Called when the ping has succeeded.
+        @return: Whether either this or a loss follows.
+        """
+        return self._ping is not None and self._ping.now(succeeded)
+
     # Attempts.
 
     def _begin(self) -> None:

@@ -19,7 +19,7 @@ __all__ = ["Ping"]
 class Ping:
     """
     Pings a module while it is ready. Each ping begins one interval after the end of
-    the one before, and has to end within another.
+    the one before, or when L{now} is called, and has to end within another.
     """
 
     def __init__(
@@ -38,6 +38,9 @@ class Ping:
         self._ping = ping
         self._interval = interval
         self._failed = failed
+        # Called when the next ping has succeeded, and when the one in progress has.
+        self._asking: list[Callable[[], object]] = []
+        self._asked: list[Callable[[], object]] = []
         self._timer: IDelayedCall | None = None
         # The ping in progress; while it is being called, a mark in its place.
         self._current: object = None
@@ -47,6 +50,21 @@ class Ping:
         Begin the first interval.
         """
         self._timer = self._reactor.callLater(self._interval, self._begin)
+
+    def now(self, succeeded: Callable[[], object]) -> bool:
+        """
+        Begin a ping in the next turn of the reactor; or when the one in progress has
+        ended, since its answer may be older.
+
+        @param succeeded: Called when that ping has succeeded. Do not run foreign code.
+        @return: Whether pings are being sent.
+        """
+        if self._timer is None and self._current is None:
+            return False
+        self._asking.append(succeeded)
+        if self._timer is not None and len(self._asking) == 1:
+            self._timer.reset(0)
+        return True
 
     def stop(self) -> None:
         """
@@ -65,6 +83,8 @@ class Ping:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._asking = []
+        self._asked = []
         current, self._current = self._current, None
         return current if isinstance(current, Deferred) else None
 
@@ -72,6 +92,7 @@ class Ping:
         self._timer = None
         # The module may be closed or lost while it is being called.
         current = self._current = object()
+        self._asked, self._asking = self._asking, []
         ended = callWithin(self._interval, self._reactor, self._ping, "ping")
         if current is not self._current:
             ended.cancel()
@@ -83,7 +104,12 @@ class Ping:
         if ping is not self._current:
             return
         self._current = None
-        if error is None:
-            self.start()
-        else:
+        if error is not None:
             self._failed(error)
+            return
+        self.start()
+        if self._asking and self._timer is not None:
+            self._timer.reset(0)
+        asked, self._asked = self._asked, []
+        for succeeded in asked:
+            succeeded()

@@ -8,7 +8,9 @@ module is about losses, of which two facts are unpleasant:
   - Many clients fail their calls first, and report the loss of the connection
     afterwards. So the failure of a command that is safe to run twice is kept for
     one turn of the reactor. If a loss is reported until then, the loss explains
-    the failure and the command is queued again; otherwise the failure stands.
+    the failure and the command is queued again; otherwise the failure stands. A
+    client that is pinged never reports a loss, so the failure is kept until a ping
+    that began afterwards has ended.
 
   - Others report the loss first, and answer their calls afterwards; or never. So
     a command that must not run twice gets one turn of the reactor, too, for the
@@ -80,6 +82,7 @@ class RunningCommands:
         *,
         losable: bool,
         lossReason: Callable[[], BaseException | None],
+        suspect: Callable[[Callable[[], object]], bool],
         makeOutcomeUnknown: Callable[[str, BaseException | None], OutcomeUnknown],
         queueAgain: Callable[[Command], None],
         endAll: Callable[[CommandList, Callable[[Command], None]], Deferred[None]],
@@ -88,6 +91,8 @@ class RunningCommands:
         """
         @param losable: Whether the module can report a loss.
         @param lossReason: Returns the reason of the last loss.
+        @param suspect: Called when a call has failed, which may be due to a loss.
+            Returns whether it will call its argument, unless there is a loss.
         @param endAll: Ends many commands, one after another, with a callable.
         @param ended: Called when a command in progress has ended; L{None} if nobody
             needs to know.
@@ -97,6 +102,7 @@ class RunningCommands:
         self.unknown = 0
         self._losable = losable
         self._lossReason = lossReason
+        self._suspect = suspect
         self._makeOutcomeUnknown = makeOutcomeUnknown
         self._queueAgain = queueAgain
         self._endAll = endAll
@@ -274,13 +280,21 @@ class RunningCommands:
         if run != command.run or not RUNNING <= stage <= LOST:
             # The answer of an earlier run, or to nobody.
             return
-        if run and stage == RUNNING and self._losable and isinstance(result, Failure):
-            command.stage = FAILED
-            command.answer = result
-            self._failed.append(command)
-            self._settling.soon()
-            return
+        if stage == RUNNING and self._losable and isinstance(result, Failure):
+            if run:
+                command.stage = FAILED
+                command.answer = result
+                if not self._suspect(partial(self._explain, command)):
+                    self._explain(command)
+                return
+            # The next calls are not to fail for the same reason.
+            self._suspect(bool)
         self._end(command, result)
+
+    def _explain(self, command: Command) -> None:
+        # Its failure stands if no loss is reported by the next turn.
+        self._failed.append(command)
+        self._settling.soon()
 
     def _end(self, command: Command, result: object) -> None:
         self.count -= 1
