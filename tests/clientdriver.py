@@ -1,0 +1,242 @@
+"""
+Runs one client of C{examples/clients} against a server that comes, goes and comes back.
+
+Run C{python clientdriver.py NAME URL}, with C{--asyncio} for the asyncio reactor. It
+writes what happens in lines: C{made} when it has made its first calls, C{busy} when
+calls are in progress all the time, and each state of the wrapper. The test that reads
+them starts and kills the server. The last line is C{end} when all was well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Coroutine
+from contextlib import suppress
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from traceback import print_exc
+from typing import Any
+
+EARLY_CALLS = 30
+"""
+Number of calls that are made before there is a server.
+"""
+
+CALLERS = 8
+"""
+Number of callers at the same time, each of which makes one call after another.
+"""
+
+ENOUGH = 100
+"""
+Number of calls that succeed before the loss, and again afterwards.
+"""
+
+MAX_TURNS = 1000
+"""
+Maximum number of turns of the reactor in which connections and tasks end.
+"""
+
+IS_ASYNCIO = "--asyncio" in sys.argv
+
+if IS_ASYNCIO:
+    from twisted.internet import asyncioreactor
+
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    asyncioreactor.install(loop)
+
+from twisted.internet import reactor as theReactor  # noqa: E402
+from twisted.internet.defer import Deferred  # noqa: E402
+from twisted.internet.task import deferLater  # noqa: E402
+from twisted.logger import globalLogBeginner, textFileLogObserver  # noqa: E402
+
+from tsrv import QueuingWrapper, State  # noqa: E402
+
+reactor: Any = theReactor
+
+
+def say(text: str) -> None:
+    """
+    Write a line.
+    """
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def spawn(coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+    """
+    Run a coroutine beside this one.
+    """
+    if IS_ASYNCIO:
+        return asyncio.ensure_future(coroutine)
+    return Deferred.fromCoroutine(coroutine)
+
+
+def turn() -> Awaitable[None]:
+    """
+    @return: What is over in the next turn of the reactor.
+    """
+    return asyncio.sleep(0) if IS_ASYNCIO else deferLater(reactor, 0)
+
+
+def leftovers() -> set[str]:
+    """
+    @return: What a client may leave behind: sockets and files, threads, tasks, delayed
+        calls.
+    """
+    found = {f"delayed call: {each}" for each in reactor.getDelayedCalls()}
+    found |= {f"thread: {each.name}" for each in threading.enumerate()}
+    if IS_ASYNCIO:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        found |= {f"task: {each}" for each in tasks}
+    for name in os.listdir("/proc/self/fd"):
+        # The directory itself was open, too.
+        with suppress(FileNotFoundError):
+            found.add(f"descriptor {name}: {os.readlink(f'/proc/self/fd/{name}')}")
+    return found
+
+
+class Driver:
+    """
+    The calls of one client, and what became of them.
+    """
+
+    def __init__(self, example: Any, url: str) -> None:
+        self.example = example
+        self.wrapper: QueuingWrapper[Any] = example.wrap(reactor, url)
+        self.numbers = count()
+        # The items, each in its order: as far as they were made, acknowledged, or
+        # failed with what may mean that they were written.
+        self.made: list[str] = []
+        self.acknowledged: list[str] = []
+        self.uncertain: Counter[str] = Counter()
+        self.succeeded = 0
+        self.state: State | None = None
+        self.isOver = False
+        self.wrapper.addObserver(self.changed)
+
+    def changed(self) -> None:
+        state = self.wrapper.state
+        if state is self.state:
+            return
+        self.state = state
+        if state is State.LOST:
+            self.succeeded = 0
+        say(state.value)
+
+    async def write(self, caller: object) -> None:
+        item = f"{caller}:{next(self.numbers)}"
+        self.made.append(item)
+        try:
+            await self.example.write(self.wrapper.proxy, item)
+        except self.example.UNCERTAIN as error:
+            self.uncertain[type(error).__name__] += 1
+            # A turn, for those that report the loss.
+            await turn()
+        else:
+            self.acknowledged.append(item)
+            self.succeeded += 1
+
+    async def read(self) -> None:
+        """
+        Read, which never fails; all that was acknowledged before is there.
+        """
+        before = set(self.acknowledged)
+        items = await self.example.read(self.wrapper.proxy)
+        assert before <= set(items), sorted(before - set(items))
+        self.succeeded += 1
+
+    async def call(self, caller: int) -> None:
+        """
+        Call until enough calls have succeeded after the loss.
+        """
+        for number in count():
+            if number % 4 == 3:
+                await self.read()
+            else:
+                await self.write(caller)
+            if self.succeeded >= ENOUGH:
+                if self.wrapper.history.losses.count:
+                    return
+                if not self.isOver:
+                    self.isOver = True
+                    say("busy")
+
+    async def run(self) -> None:
+        early = [
+            spawn(self.read() if number % 3 == 2 else self.write("early"))
+            for number in range(EARLY_CALLS)
+        ]
+        await turn()
+        assert self.wrapper.pending == EARLY_CALLS, self.wrapper
+        say("made")
+        for each in early:
+            await each
+        assert self.acknowledged == self.made, self.acknowledged
+        assert await self.example.read(self.wrapper.proxy) == self.made
+        for caller in [spawn(self.call(number)) for number in range(CALLERS)]:
+            await caller
+        items = await self.example.read(self.wrapper.proxy)
+        self.check(items)
+        say(f"{len(items)} items, uncertain: {dict(self.uncertain)}")
+
+    def check(self, items: list[str]) -> None:
+        """
+        Every item that was acknowledged is there, none is there twice, and those of
+        one caller are in order.
+        """
+        assert len(set(items)) == len(items)
+        assert set(self.acknowledged) <= set(items) <= set(self.made)
+        for caller in ["early", *range(CALLERS)]:
+            mine = [each for each in items if each.startswith(f"{caller}:")]
+            assert mine == [each for each in self.made if each in {*mine}], mine
+        assert len(self.made) == len(self.acknowledged) + self.uncertain.total()
+
+
+async def main(name: str, url: str) -> None:
+    """
+    Run the calls, close the client, and look for what it has left behind.
+    """
+    before = leftovers()
+    driver = Driver(import_module(name), url)
+    wrapper = driver.wrapper
+    ready = wrapper.initialize()
+    await driver.run()
+    await ready
+    await wrapper.close()
+    assert (wrapper.pending, wrapper.inProgress) == (0, 0)
+    del driver, wrapper, ready
+    for _ in range(MAX_TURNS):
+        if not (left := leftovers() - before):
+            break
+        await turn()
+    gc.collect()
+    assert not left, left
+    say("end")
+
+
+async def mainAndStop() -> None:
+    """
+    Stop the reactor afterwards.
+    """
+    try:
+        await main(sys.argv[1], sys.argv[2])
+    except BaseException:
+        print_exc()
+    reactor.stop()
+
+
+if __name__ == "__main__":
+    observer = textFileLogObserver(sys.stdout)
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "clients"))
+    running: list[object] = []
+    reactor.callWhenRunning(lambda: running.append(spawn(mainAndStop())))
+    reactor.run()

@@ -1,0 +1,134 @@
+"""
+Clients of all kinds, unmodified, against real servers that come, go and come back.
+
+Each client is a file in C{examples/clients}, and runs in a process of its own
+(L{tests.clientdriver}). Without the program of its server, a test is skipped, unless
+C{TSRV_DATABASES} is C{required}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from typing import Protocol
+
+import pytest
+
+from .loops import onLoop
+from .processes import ROOT
+from .redis_server import ownRedis as ownRedis
+
+COMPLAINTS = [
+    "Traceback",
+    "Unhandled",
+    "never retrieved",
+    "never awaited",
+    "was destroyed",
+    "ResourceWarning",
+]
+"""
+What programs say of errors, tasks and connections that were left behind.
+"""
+
+MAX_SECONDS = 60.0
+"""
+Maximum duration of a test, in seconds.
+"""
+
+
+class Server(Protocol):
+    """
+    The server of a client, which keeps its port and its data while it is down.
+    """
+
+    @property
+    def url(self) -> str:
+        """
+        What the client is given.
+        """
+
+    def start(self) -> object:
+        """
+        Start the server, and wait until it works. This blocks.
+        """
+
+    def kill(self) -> object:
+        """
+        Kill it with SIGKILL, and wait until it has ended. This blocks.
+        """
+
+
+class Driver:
+    """
+    A process that runs a client.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.output = ""
+
+    async def whenWritten(self, word: str) -> None:
+        """
+        Wait until the program has written a line that is this word, since the last one.
+        """
+        assert self.process.stdout is not None
+        while True:
+            line = (await self.process.stdout.readline()).decode()
+            assert line, f"no {word!r} in {self.output}"
+            self.output += line
+            if line.strip() == word:
+                return
+
+
+@onLoop
+async def outlast(server: Server, *words: str) -> None:
+    """
+    Run a client without its server, with it, and after a loss.
+    """
+    driver = ROOT / "tests" / "clientdriver.py"
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-X", "dev", str(driver), words[0], server.url, *words[1:]],
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    client = Driver(process)
+    try:
+        async with asyncio.timeout(MAX_SECONDS):
+            await client.whenWritten("made")
+            await client.whenWritten("retrying")
+            await asyncio.to_thread(server.start)
+            await client.whenWritten("busy")
+            await asyncio.to_thread(server.kill)
+            await client.whenWritten("lost")
+            await asyncio.to_thread(server.start)
+            await client.whenWritten("end")
+            rest, _ = await process.communicate()
+        client.output += rest.decode()
+    except TimeoutError:
+        raise AssertionError(f"too slow: {client.output}") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert process.returncode == 0, client.output
+    found = [each for each in COMPLAINTS if each in client.output]
+    assert not found, client.output
+
+
+@pytest.mark.parametrize(
+    ("fixture", "words"),
+    [
+        pytest.param("ownRedis", ["redis_asyncio", "--asyncio"], id="redis-py"),
+    ],
+)
+def test_a_client_outlasts_its_server(
+    fixture: str, words: list[str], request: pytest.FixtureRequest
+) -> None:
+    """
+    Calls that are made before the server is there are carried out in order. When it is
+    killed, reads are repeated, and other calls end with their result, or with an error
+    that leaves it open; what was acknowledged is there. After closing, nothing is left.
+    """
+    server: Server = request.getfixturevalue(fixture)
+    outlast(server, *words)
