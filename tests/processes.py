@@ -166,7 +166,13 @@ def running(
     listening: socket | None = None,
 ) -> AbstractAsyncContextManager[Process]:
     """
-    Run a program of this environment in a directory.
+    Run a program of this environment in a directory, on the reactor that the tests run
+    on (C{pytest --reactor=asyncio}).
     """
+    from twisted.internet import reactor
+
     path = os.path.join(os.path.dirname(sys.executable), program)
+    isChosen = any(word.startswith("--reactor") for word in words)
+    if type(reactor).__name__ == "AsyncioSelectorReactor" and not isChosen:
+        words = ("--reactor=asyncio", *words)
     return spawned(directory, path, *words, listening=listening)

@@ -18,6 +18,8 @@ from typing import Any
 
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 
+from ..queuing.awaiting import runningLoop
+
 __all__ = ["isolateCallbacks"]
 
 
@@ -27,9 +29,13 @@ def isolateCallbacks(reactor: Any) -> None:
 
     @param reactor: The reactor; other kinds than that of asyncio need nothing.
     """
-    if isinstance(reactor, AsyncioSelectorReactor):
+    if not isinstance(reactor, AsyncioSelectorReactor):
+        return
+    if runningLoop() is None:
         # asyncio's loop runs only after the start.
         reactor.callWhenRunning(reactor.callLater, 0, _isolate, reactor)
+    else:
+        _isolate(reactor)
 
 
 def _isolate(reactor: Any) -> None:
