@@ -452,6 +452,24 @@ async def test_a_call_that_another_cancels_fails(wait: Any) -> None:
 
 
 @onLoop
+async def test_a_coroutine_of_twisted_goes_on_at_once() -> None:
+    """
+    As without a loop, when the Deferred fires; whoever awaits an error has handled it.
+    """
+    result, error = Pending(), Pending()
+
+    async def work() -> str:
+        with pytest.raises(Trouble):
+            await error
+        return str(await result)
+
+    running = Deferred.fromCoroutine(work())
+    error.errback(Trouble("awaited"))
+    result.callback("result")
+    assert running.result == "result"
+
+
+@onLoop
 async def test_a_cancelled_coroutine_of_twisted_learns_of_it() -> None:
     """
     What it awaits raises the error of Twisted, with a loop as without one.

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -63,16 +65,20 @@ class Pending(Deferred[Any]):
 class Awaited(Deferred[Any]):
     """
     What a coroutine yields while it waits for another Deferred. Twisted takes it for a
-    Deferred, and a task of asyncio for a future, since it looks for what a future has.
+    Deferred, and goes on as soon as the other one fires. A task of asyncio takes it for
+    a future, since it looks for what a future has, and goes on in a turn of its own.
 
-    The other Deferred keeps its result. What it fires with is read here, since its
-    later callbacks may change it before the coroutine goes on.
+    The other Deferred keeps its result. What it fires with is kept here, since its
+    later callbacks may change it before a task goes on.
     """
 
     _asyncio_future_blocking = True
-    _isCancelled = False
     _hasFired = False
+    _isFiring = False
+    _isCancelled = False
+    _message: tuple[object, ...] = ()
     _value: Any = None
+    _wake: Callable[[], object] | None = None
 
     def __init__(self, awaited: Deferred[Any], loop: AbstractEventLoop) -> None:
         """
@@ -82,20 +88,17 @@ class Awaited(Deferred[Any]):
         super().__init__()
         self._awaited = awaited
         self._loop = loop
-        self._message: tuple[object, ...] = ()
         awaited.addBoth(self._fired)
 
     def _fired(self, value: object) -> object:
         self._value = value
-        self._hasFired = True
-        # A task goes on in a turn of its own.
-        if not self._loop.is_closed():
-            self._loop.call_soon(self._fire)
+        self._hasFired = self._isFiring = True
+        if self._wake is None:
+            self.callback(None)
+        else:
+            self._wake()
+        self._isFiring = False
         return value
-
-    def _fire(self) -> None:
-        # A task calls result(), and that is where a Deferred has its result.
-        self.callback(self._readInTask)
 
     def read(self) -> Any:
         """
@@ -104,10 +107,20 @@ class Awaited(Deferred[Any]):
         """
         value = self._value
         if isinstance(value, Failure):
-            if getattr(self._awaited, "result", None) is value:
-                next(self._awaited.__await__())
+            if self._isFiring:
+                # Its callbacks are running, and pass the failure on.
+                self._soon(self._handle)
+            else:
+                self._handle()
             value.raiseException()
         return value
+
+    def _handle(self) -> None:
+        if getattr(self._awaited, "result", None) is self._value:
+            with suppress(BaseException):
+                next(self._awaited.__await__())
+
+    # What a future has.
 
     def _readInTask(self) -> object:
         try:
@@ -129,7 +142,15 @@ class Awaited(Deferred[Any]):
         """
         Have a task woken when this fires.
         """
-        self.addBoth(lambda _: context.run(wake, self))
+        # A Deferred has its result there, but nobody else waits for this one.
+        self.result = self._readInTask
+        self._wake = partial(self._soon, wake, self, context=context)
+        if self._hasFired:
+            self._wake()
+
+    def _soon(self, *call: Any, **options: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon(*call, **options)
 
     def cancel(self, msg: object = None) -> bool:  # type: ignore[override]
         """
