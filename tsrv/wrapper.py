@@ -66,9 +66,10 @@ from .queuing.needsasyncio import NeedsAsyncio
 from .queuing.observers import Observers
 from .queuing.options import checkCount, checkNames, checkType, errorTypes
 from .queuing.proxy import ProxySwitch
-from .queuing.queue import CommandQueue, Stats
+from .queuing.queue import CommandQueue
 from .queuing.retry import jitteredBackoff
 from .queuing.states import HEALTHY_STATES, Event, IllegalTransition, Lifecycle
+from .queuing.stats import Stats
 from .queuing.waiters import Waiters
 
 __all__ = ["IllegalTransition", "QueuingWrapper", "State", "Stats"]

@@ -10,8 +10,9 @@ from .history import History
 from .holds import Holds
 from .initialization import Initialization
 from .observers import Observers
-from .queue import CommandQueue, Stats
+from .queue import CommandQueue
 from .states import Lifecycle, State
+from .stats import Stats
 
 __all__ = ["Inspection"]
 
