@@ -110,12 +110,14 @@ class Driver:
 
     def __init__(self, example: Any, url: str) -> None:
         self.example = example
+        self.hasPairs = hasattr(example, "writeAll")
         self.wrapper: QueuingWrapper[Any] = example.wrap(reactor, url)
         self.numbers = count()
         # The items, each in its order: as far as they were made, acknowledged, or
         # failed with what may mean that they were written.
         self.made: list[str] = []
         self.acknowledged: list[str] = []
+        self.pairs: list[set[str]] = []
         self.uncertain: Counter[str] = Counter()
         self.succeeded = 0
         self.state: State | None = None
@@ -132,16 +134,33 @@ class Driver:
         say(state.value)
 
     async def write(self, caller: object) -> None:
+        """
+        Write one item.
+        """
         item = f"{caller}:{next(self.numbers)}"
-        self.made.append(item)
+        await self.end(self.example.write(self.wrapper.proxy, item), item)
+
+    async def writeAll(self, caller: object) -> None:
+        """
+        Write two items: both, or none.
+        """
+        items = [f"{caller}:{next(self.numbers)}" for _ in range(2)]
+        self.pairs.append({*items})
+        await self.end(self.example.writeAll(self.wrapper.proxy, items), *items)
+
+    async def end(self, call: Coroutine[Any, Any, None], *items: str) -> None:
+        """
+        Note how a call ends that writes.
+        """
+        self.made.extend(items)
         try:
-            await self.example.write(self.wrapper.proxy, item)
+            await call
         except self.example.UNCERTAIN as error:
-            self.uncertain[type(error).__name__] += 1
+            self.uncertain[type(error).__name__] += len(items)
             # A turn, for those that report the loss.
             await turn()
         else:
-            self.acknowledged.append(item)
+            self.acknowledged.extend(items)
             self.succeeded += 1
 
     async def read(self) -> None:
@@ -160,6 +179,8 @@ class Driver:
         for number in count():
             if number % 4 == 3:
                 await self.read()
+            elif number % 4 == 2 and self.hasPairs:
+                await self.writeAll(caller)
             else:
                 await self.write(caller)
             if self.succeeded >= ENOUGH:
@@ -174,8 +195,10 @@ class Driver:
             spawn(self.read() if number % 3 == 2 else self.write("early"))
             for number in range(EARLY_CALLS)
         ]
+        if self.hasPairs:
+            early.append(spawn(self.writeAll("early")))
         await turn()
-        assert self.wrapper.pending == EARLY_CALLS, self.wrapper
+        assert self.wrapper.pending == len(early), self.wrapper
         say("made")
         for each in early:
             await each
@@ -194,6 +217,7 @@ class Driver:
         """
         assert len(set(items)) == len(items)
         assert set(self.acknowledged) <= set(items) <= set(self.made)
+        assert all(len(pair & set(items)) != 1 for pair in self.pairs)
         for caller in ["early", *range(CALLERS)]:
             mine = [each for each in items if each.startswith(f"{caller}:")]
             assert mine == [each for each in self.made if each in {*mine}], mine

@@ -15,7 +15,9 @@ from typing import Protocol
 
 import pytest
 
+from .databases import ownPostgresql as ownPostgresql
 from .loops import onLoop
+from .postgresql_server import PostgreSQL
 from .processes import ROOT
 from .redis_server import ownRedis as ownRedis
 
@@ -57,6 +59,21 @@ class Server(Protocol):
         """
         Kill it with SIGKILL, and wait until it has ended. This blocks.
         """
+
+
+class _BlockingPostgreSQL:
+    def __init__(self, server: PostgreSQL) -> None:
+        self.url = server.url
+        self.start = server.startNow
+        self.kill = server.killNow
+
+
+@pytest.fixture
+def ownPostgres(ownPostgresql: PostgreSQL) -> Server:
+    """
+    A PostgreSQL for one test, which does not run yet.
+    """
+    return _BlockingPostgreSQL(ownPostgresql)
 
 
 class Driver:
@@ -120,6 +137,7 @@ async def outlast(server: Server, *words: str) -> None:
     ("fixture", "words"),
     [
         pytest.param("ownRedis", ["redis_asyncio", "--asyncio"], id="redis-py"),
+        pytest.param("ownPostgres", ["asyncpg_pool", "--asyncio"], id="asyncpg"),
     ],
 )
 def test_a_client_outlasts_its_server(

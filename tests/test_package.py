@@ -24,7 +24,7 @@ LAYERS = [
     ("aio",),
     ("startup",),
     ("starting",),
-    ("wrapper",),
+    ("wrapper", "clients"),
     ("failures",),
     ("queuing",),
     ("errors",),

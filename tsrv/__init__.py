@@ -3,6 +3,7 @@ Queues in front of modules that take their time to become ready.
 """
 
 from .asyncmodule import AsyncModule, IAsyncModule, NotInitialized, State
+from .clients import madeBy
 from .errors import (
     Closed,
     InitializationFailed,
@@ -31,6 +32,7 @@ __all__ = [
     "State",
     "Unavailable",
     "jitteredBackoff",
+    "madeBy",
 ]
 
 __version__ = "0.1.0"
