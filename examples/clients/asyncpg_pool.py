@@ -26,8 +26,13 @@ INSERT = "INSERT INTO items (item) VALUES ($1)"
 
 def wrap(reactor: Any, url: str) -> QueuingWrapper[Any]:
     async def connect() -> Any:
-        pool = await asyncpg.create_pool(url, min_size=1, max_size=4)
-        await pool.execute(TABLE)
+        # With a minimum, the pool would reconnect by itself.
+        pool = await asyncpg.create_pool(url, min_size=0, max_size=4)
+        try:
+            await pool.execute(TABLE)
+        except BaseException:
+            pool.terminate()
+            raise
         return pool
 
     pool = madeBy(connect, asyncpg.Pool, close=asyncpg.Pool.terminate)
