@@ -90,6 +90,11 @@ class Awaited(Deferred[Any]):
         self._loop = loop
         awaited.addBoth(self._fired)
 
+    def __str__(self) -> str:
+        return f"<Awaited: {self._awaited}>"
+
+    __repr__ = __str__
+
     def _fired(self, value: object) -> object:
         self._value = value
         self._hasFired = self._isFiring = True

@@ -23,10 +23,11 @@ from twisted.python.failure import Failure
 
 from .awaiting import runningLoop
 from .needsasyncio import NeedsAsyncio, explain
-from .tasks import runCoroutine
+from .tasks import TaskResult, fromFuture, runCoroutine
 
 __all__ = [
     "abandon",
+    "abandonTask",
     "asDeferred",
     "callForeign",
     "callOnLoop",
@@ -64,8 +65,8 @@ def asDeferred(result: object) -> Deferred[Any] | None:
     # A stand-in for another object may raise when isinstance() looks at it.
     if issubclass(kind, Deferred):
         return cast(Deferred[Any], result)
-    if issubclass(kind, Future) and runningLoop() is None:
-        return Deferred.fromFuture(cast(Future[Any], result))
+    if kind is Future or (issubclass(kind, Future) and runningLoop() is None):
+        return fromFuture(cast(Future[Any], result))
     if hasattr(kind, "__await__") or (kind is GeneratorType and isawaitable(result)):
         return runCoroutine(_wait(result))
     return None
@@ -247,6 +248,14 @@ def abandon(deferred: Deferred[Any]) -> None:
     """
     observe(deferred, _ignore)
     cancelForeign(deferred)
+
+
+def abandonTask(deferred: object) -> None:
+    """
+    Cancel a task whose result nobody needs. It might run for ever.
+    """
+    if isinstance(deferred, TaskResult):
+        abandon(deferred)
 
 
 def readResult(deferred: Deferred[Any]) -> object:

@@ -211,8 +211,14 @@ class Initialization:
 
     def _callClose(self) -> Deferred[BaseException | None]:
         if self._close is None or not self._history.attempts.count:
-            return succeed(None)
-        return callWithin(self._closeTimeout, self._reactor, self._close, "close")
+            closed: Deferred[BaseException | None] = succeed(None)
+        else:
+            closed = callWithin(self._closeTimeout, self._reactor, self._close, "close")
+        return closed.addCallback(self._endWatch)
+
+    def _endWatch(self, error: BaseException | None) -> BaseException | None:
+        self._watch.end()
+        return error
 
     def _closed(self, error: BaseException | None) -> BaseException | None:
         self._closing = None

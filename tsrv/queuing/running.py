@@ -47,6 +47,7 @@ from .command import (
 )
 from .foreign import (
     abandon,
+    abandonTask,
     asDeferred,
     cancelForeign,
     isEnterable,
@@ -303,6 +304,7 @@ class RunningCommands:
             self._countChanged()
 
     def _endUnanswered(self, command: Command) -> None:
+        answer = command.answer
         if isinstance(command.answer, Failure):
             failure = command.answer
         elif command.stage == CANCELLING:
@@ -312,6 +314,7 @@ class RunningCommands:
             name, cause = command.method.name, command.lossReason
             failure = Failure(self._makeOutcomeUnknown(name, cause))
         self._end(command, failure)
+        abandonTask(answer)
 
     def _countChanged(self) -> None:
         if self._ended is not None:

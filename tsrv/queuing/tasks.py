@@ -15,7 +15,7 @@ the task a future in place of each Deferred.
 from __future__ import annotations
 
 import asyncio
-from asyncio import AbstractEventLoop, Task
+from asyncio import AbstractEventLoop, Future, Task
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import Any
@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from .awaiting import Awaited, Pending, runningLoop
 from .needsasyncio import explain
 
-__all__ = ["runCoroutine"]
+__all__ = ["TaskResult", "fromFuture", "runCoroutine"]
 
 
 def runCoroutine(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
@@ -46,6 +46,28 @@ def runCoroutine(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
     return _Steps(coroutine, loop).begin()
 
 
+def fromFuture(future: Future[Any]) -> Deferred[Any]:
+    """
+    @return: A Deferred that fires as the future does. Cancelling it cancels the future.
+    """
+
+    def done(future: Future[Any]) -> None:
+        try:
+            result = future.result()
+        except asyncio.CancelledError:
+            result = Failure(CancelledError())
+        except BaseException:
+            result = Failure()
+        deferred.callback(result)
+
+    def cancel(_: object) -> None:
+        future.cancel()
+
+    deferred = Pending(cancel)
+    future.add_done_callback(done)
+    return deferred
+
+
 class _Steps(Coroutine[Any, Any, None]):
     """
     What a task runs in place of a coroutine. The task itself has no result.
@@ -59,7 +81,7 @@ class _Steps(Coroutine[Any, Any, None]):
         self._hasEnded = False
         # What the first step waits for, until the task does.
         self._first: Any = None
-        self._deferred = _Result()
+        self._deferred = TaskResult()
 
     def __getattr__(self, name: str) -> Any:
         # Debuggers and anyio look at the coroutine of a task.
@@ -154,7 +176,7 @@ class _Steps(Coroutine[Any, Any, None]):
         self._deferred.callback(result)
 
 
-class _Result(Pending):
+class TaskResult(Pending):
     """
     Fires with the result of a coroutine, also if it is cancelled: a coroutine that is
     cancelled may have something to await.

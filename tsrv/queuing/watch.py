@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .foreign import asDeferred, errorOf, observe, readResult
+from .foreign import abandonTask, asDeferred, errorOf, observe, readResult
 from .needsasyncio import NeedsAsyncio
 
 __all__ = ["StaleWatch", "Watch"]
@@ -42,6 +44,14 @@ class Watch:
         # What whenLost() returned last, and whether it has fired.
         self._current: object = self
         self._fired = False
+        self._watching: Deferred[Any] | None = None
+
+    def end(self) -> None:
+        """
+        The module is closed: it does not notice a loss any more.
+        """
+        abandonTask(self._watching)
+        self._watching = None
 
     def ask(self) -> Callable[[], None]:
         """
@@ -71,6 +81,8 @@ class Watch:
             reason = readResult(deferred)
             if isinstance(reason, Failure) and reason.check(NeedsAsyncio):
                 reason.raiseException()
+        abandonTask(self._watching)
+        self._watching = deferred
         self._current, self._fired = answer, False
         return partial(observe, deferred, self._noticeLoss, answer)
 
