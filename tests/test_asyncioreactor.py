@@ -449,6 +449,7 @@ async def test_a_watch_that_is_a_coroutine_ends_with_the_module(reactor: Any) ->
     assert wrapper.state is State.READY
     assert sorted(watches) == ["begun", "begun", "ended"]
     await shut(client, wrapper)
+    await settle()
     assert sorted(watches) == ["begun", "begun", "ended", "ended"]
 
 
