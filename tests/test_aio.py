@@ -20,6 +20,7 @@ from tsrv.startup import StartupFailed, Status
 
 from .loops import onLoop, settle
 from .support import Trouble
+from .turning import TurningLoop
 
 
 class Client:
@@ -181,6 +182,40 @@ async def test_a_lost_module_is_initialised_again() -> None:
     assert await wrapper.proxy.get("again") == "again"
     assert wrapper.history.losses.count >= 1
     await wrapper.close()
+
+
+@onLoop
+async def test_nothing_waits_for_the_loss_of_a_closed_module() -> None:
+    """
+    A coroutine that waits for it is cancelled, also that of an earlier attempt. A
+    future is the module's own, and stays as it is.
+    """
+    client = Client()
+    started(client)
+    future: asyncio.Future[None] = asyncio.Future()
+    ended: list[BaseException] = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            ended.append(error)
+            raise
+
+    answers = iter([wait, wait, lambda: future])
+
+    def whenLost() -> object:
+        return next(answers)()
+
+    wrapper = QueuingWrapper(client, whenLost=whenLost)
+    await wrapper.initialize()
+    for count in range(1, 3):
+        wrapper.reset(Trouble())
+        await wrapper.initialize()
+        await settle()
+        assert len(ended) == count
+    await wrapper.close()
+    assert not future.done()
 
 
 # A program of several modules.
@@ -438,17 +473,19 @@ def test_time_is_that_of_the_loop() -> None:
     """
     Also of a loop whose clock is another one.
     """
+    loop = TurningLoop()
 
-    class Fast(asyncio.SelectorEventLoop):
-        def time(self) -> float:
-            return 1000 * super().time()
-
-    async def main() -> None:
+    async def expire() -> float:
         wrapper = QueuingWrapper(Client(), timeout=10)
         with pytest.raises(QueueTimeout) as caught:
             await wrapper.proxy.get("expired")
-        assert 10 <= caught.value.waited < 60_000
         await wrapper.close()
+        return caught.value.waited
 
-    with asyncio.Runner(loop_factory=Fast) as runner:
-        runner.run(main())
+    task = loop.create_task(expire())
+    loop.advance(9.9)
+    assert not task.done()
+    loop.advance(0.1)
+    assert task.result() == 10
+    assert loop.isEmpty
+    loop.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import AbstractEventLoop, BaseEventLoop, TimerHandle
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -27,16 +28,23 @@ class _Timer:
     """
 
     def __init__(
-        self, loop: AbstractEventLoop, time: float, call: Callable[[], object]
+        self,
+        loop: AbstractEventLoop,
+        context: Context,
+        time: float,
+        call: Callable[[], object],
     ) -> None:
         self._loop = loop
+        self._context = context
         self._call: Callable[[], object] | None = call
         self._cancelled = False
         self._schedule(time)
 
     def _schedule(self, time: float) -> None:
         self._time = time
-        self._handle: TimerHandle = self._loop.call_at(time, self._run)
+        self._handle: TimerHandle = self._loop.call_at(
+            time, self._run, context=self._context
+        )
 
     def _run(self) -> None:
         call, self._call = self._call, None
@@ -108,6 +116,7 @@ class LoopTime:
     ioThread: AbstractEventLoop | None = None
 
     def __init__(self) -> None:
+        self._context = copy_context()
         # This is what most loops do, but faster.
         self.seconds: Callable[[], float] = monotonic
         self.checkLoop("LoopTime")
@@ -144,7 +153,9 @@ class LoopTime:
         self.checkLoop("callLater")
         loop = self.ioThread or asyncio.get_running_loop()
         call = partial(callable, *args, **kwargs)
-        return _Timer(loop, loop.time() + delay, call)
+        # Whoever makes this one has nothing to do with what it will do.
+        context = self._context.copy()
+        return _Timer(loop, context, loop.time() + delay, call)
 
     def getDelayedCalls(self) -> list[IDelayedCall]:
         """
