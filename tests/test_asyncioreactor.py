@@ -6,21 +6,24 @@ them may be a task, or a coroutine of Twisted.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from functools import wraps
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.task import deferLater
 
 from tsrv import Closed, InitializationFailed, OutcomeUnknown, QueuingWrapper, State
 from tsrv.queuing.tasks import runCoroutine
 
 from .loops import asFuture, settle
+from .processes import run
 from .support import Trouble
 
 # A reactor has no way to close the sockets that wake it up.
@@ -497,3 +500,117 @@ async def test_a_module_calls_its_own_proxy(reactor: Any) -> None:
     await goOn(client, wrapper)
     assert await wrapper.proxy.mixed(100) == 100
     await shut(client, wrapper)
+
+
+# Contexts.
+
+
+@onReactor
+async def test_nothing_but_a_call_has_the_context_of_its_caller(reactor: Any) -> None:
+    """
+    Neither attempts, which one request begins, nor pings, whose timers asyncio runs in
+    the context of whoever has scheduled one, nor the calls of others.
+    """
+    client, wrapper = wrap(reactor)
+    seen: dict[str, set[str]] = {"attempt": set(), "ping": set()}
+    lost: Deferred[None] = Deferred()
+
+    async def initialize() -> None:
+        seen["attempt"].add(current.get())
+        await asyncio.sleep(0)
+        seen["attempt"].add(current.get())
+        if client.outcome.done():
+            raise Trouble("again")
+
+    async def ping() -> None:
+        seen["ping"].add(current.get())
+        await asyncio.sleep(0)
+        seen["ping"].add(current.get())
+
+    async def coroutine(number: int) -> str:
+        await asyncio.sleep(0)
+        reactor.callLater(0.001, int)
+        await deferLater(reactor, 0.001).asFuture(asyncio.get_running_loop())
+        return current.get()
+
+    async def request(name: str) -> None:
+        current.set(name)
+        reactor.callLater(0.001, int)
+        for _ in range(3):
+            assert await wrapper.proxy.coroutine(0) == name
+            assert current.get() == name
+
+    client.coroutine = coroutine
+    wrapper = QueuingWrapper(
+        client,
+        reactor,
+        initialize=initialize,
+        ping=ping,
+        pingInterval=0.001,
+        whenLost=lambda: lost,
+        lazy=True,
+    )
+    async with asyncio.TaskGroup() as group:
+        for each in range(10):
+            group.create_task(request(f"task {each}"))
+    await asFuture(
+        gatherResults(
+            Deferred.fromCoroutine(request(f"coroutine {each}")) for each in range(10)
+        )
+    )
+    await asyncio.sleep(0.01)
+    assert seen == {"attempt": {"nobody"}, "ping": {"nobody"}}
+    await shut(client, wrapper)
+
+
+# Programs.
+
+
+PROGRAM = """
+import asyncio
+from twisted.application.service import Application
+from twisted.internet import reactor
+from tsrv import Startup
+
+class Client:
+    async def initialize(self):
+        async with asyncio.timeout(60):
+            await asyncio.sleep(0.01)
+        print("initialized")
+
+    async def get(self):
+        return asyncio.current_task().get_name()
+
+    async def whenLost(self):
+        await asyncio.get_running_loop().create_future()
+
+    async def close(self):
+        await asyncio.sleep(0.01)
+        print("closed")
+
+startup = Startup(reactor)
+client = startup.add("client", Client()).proxy
+
+async def use():
+    print("got", await client.get())
+    reactor.stop()
+
+from twisted.internet.defer import Deferred
+Deferred.fromCoroutine(use())
+application = Application("program")
+startup.setServiceParent(application)
+"""
+
+
+def test_a_service_may_be_started_before_the_loop_runs(tmp_path: Path) -> None:
+    """
+    As C{twistd} does; everything is closed before the reactor stops.
+    """
+    (tmp_path / "program.py").write_text(PROGRAM)
+    twistd = Path(sys.executable).parent / "twistd"
+    words: list[str | Path] = ["-ny", tmp_path / "program.py", "--rundir", tmp_path]
+    output = run(twistd, "--reactor=asyncio", *words)
+    said = [each for each in ("initialized", "got Task-", "closed") if each in output]
+    assert said == ["initialized", "got Task-", "closed"]
+    assert "Traceback" not in output
+    assert "destroyed" not in output

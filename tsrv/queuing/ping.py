@@ -5,6 +5,7 @@ Pings: calls that find out whether a module still works.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -38,6 +39,7 @@ class Ping:
         self._ping = ping
         self._interval = interval
         self._failed = failed
+        self._context = copy_context()
         # Called when the next ping has succeeded, and when the one in progress has.
         self._asking: list[Callable[[], object]] = []
         self._asked: list[Callable[[], object]] = []
@@ -93,7 +95,10 @@ class Ping:
         # The module may be closed or lost while it is being called.
         current = self._current = object()
         self._asked, self._asking = self._asking, []
-        ended = callWithin(self._interval, self._reactor, self._ping, "ping")
+        # A timer of asyncio may run in the context of a request.
+        ended = self._context.copy().run(
+            callWithin, self._interval, self._reactor, self._ping, "ping"
+        )
         if current is not self._current:
             ended.cancel()
             return
