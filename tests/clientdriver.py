@@ -55,7 +55,13 @@ if IS_ASYNCIO:
 from twisted.internet import reactor as theReactor  # noqa: E402
 from twisted.internet.defer import Deferred  # noqa: E402
 from twisted.internet.task import deferLater  # noqa: E402
-from twisted.logger import globalLogBeginner, textFileLogObserver  # noqa: E402
+from twisted.logger import (  # noqa: E402
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
 
 from tsrv import QueuingWrapper, State  # noqa: E402
 
@@ -92,7 +98,9 @@ def leftovers() -> set[str]:
         calls.
     """
     found = {f"delayed call: {each}" for each in reactor.getDelayedCalls()}
-    found |= {f"thread: {each.name}" for each in threading.enumerate()}
+    # The reactor keeps its own, which have resolved names.
+    threads = {*threading.enumerate()} - {*reactor.getThreadPool().threads}
+    found |= {f"thread: {each.name}" for each in threads}
     if IS_ASYNCIO:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         found |= {f"task: {each}" for each in tasks}
@@ -110,13 +118,14 @@ class Driver:
 
     def __init__(self, example: Any, url: str) -> None:
         self.example = example
+        self.url = url
         self.hasPairs = hasattr(example, "writeAll")
         self.wrapper: QueuingWrapper[Any] = example.wrap(reactor, url)
         self.numbers = count()
-        # The items, each in its order: as far as they were made, acknowledged, or
-        # failed with what may mean that they were written.
+        # The items of all calls, and what became of them.
         self.made: list[str] = []
         self.acknowledged: list[str] = []
+        self.refused: list[str] = []
         self.pairs: list[set[str]] = []
         self.uncertain: Counter[str] = Counter()
         self.succeeded = 0
@@ -155,6 +164,9 @@ class Driver:
         self.made.extend(items)
         try:
             await call
+        except getattr(self.example, "REFUSED", ()):
+            self.refused.extend(items)
+            await turn()
         except self.example.UNCERTAIN as error:
             self.uncertain[type(error).__name__] += len(items)
             # A turn, for those that report the loss.
@@ -208,12 +220,19 @@ class Driver:
             await caller
         items = await self.example.read(self.wrapper.proxy)
         self.check(items)
-        say(f"{len(items)} items, uncertain: {dict(self.uncertain)}")
+        if hasattr(self.example, "serve"):
+            # The example shows another client beside this one.
+            service = self.example.serve(reactor, self.url)
+            service.startService()
+            assert await self.example.readFrom(service) == items
+            await service.stopService()
+        refused = len(self.refused)
+        say(f"{len(items)} items, {refused} refused, uncertain: {dict(self.uncertain)}")
 
     def check(self, items: list[str]) -> None:
         """
-        Every item that was acknowledged is there, none is there twice, and those of
-        one caller are in order.
+        Every item that was acknowledged is there, none that was refused, none twice,
+        and those of one caller are in order.
         """
         assert len(set(items)) == len(items)
         assert set(self.acknowledged) <= set(items) <= set(self.made)
@@ -221,7 +240,9 @@ class Driver:
         for caller in ["early", *range(CALLERS)]:
             mine = [each for each in items if each.startswith(f"{caller}:")]
             assert mine == [each for each in self.made if each in {*mine}], mine
-        assert len(self.made) == len(self.acknowledged) + self.uncertain.total()
+        assert not set(self.refused) & set(items)
+        ended = [*self.acknowledged, *self.refused]
+        assert len(self.made) == len(ended) + self.uncertain.total()
 
 
 async def main(name: str, url: str) -> None:
@@ -237,6 +258,8 @@ async def main(name: str, url: str) -> None:
     await wrapper.close()
     assert (wrapper.pending, wrapper.inProgress) == (0, 0)
     del driver, wrapper, ready
+    # An error refers to the frames that it has passed, and they to what they used.
+    gc.collect()
     for _ in range(MAX_TURNS):
         if not (left := leftovers() - before):
             break
@@ -258,7 +281,10 @@ async def mainAndStop() -> None:
 
 
 if __name__ == "__main__":
-    observer = textFileLogObserver(sys.stdout)
+    # twisted.web tells of each connection.
+    level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
+    level.setLogLevelForNamespace("tsrv", LogLevel.info)
+    observer = FilteringLogObserver(textFileLogObserver(sys.stdout), [level])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
     sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "clients"))
     running: list[object] = []

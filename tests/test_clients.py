@@ -11,6 +11,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
 from typing import Protocol
 
 import pytest
@@ -20,6 +24,7 @@ from .loops import onLoop
 from .postgresql_server import PostgreSQL
 from .processes import ROOT
 from .redis_server import ownRedis as ownRedis
+from .websupport import reservedPort
 
 COMPLAINTS = [
     "Traceback",
@@ -74,6 +79,83 @@ def ownPostgres(ownPostgresql: PostgreSQL) -> Server:
     A PostgreSQL for one test, which does not run yet.
     """
     return _BlockingPostgreSQL(ownPostgresql)
+
+
+class Volume:
+    """
+    A directory for the file of a database, which comes and goes.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._unmounted = directory / "unmounted"
+        self._unmounted.mkdir()
+        self._mounted = directory / "mounted"
+        self.url = str(self._mounted / "file")
+
+    def start(self) -> None:
+        self._unmounted.rename(self._mounted)
+
+    def kill(self) -> None:
+        self._mounted.rename(self._unmounted)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Server:
+    """
+    A volume for one test, which is not mounted yet.
+    """
+    return Volume(tmp_path)
+
+
+class Program:
+    """
+    A server of L{tests.clientservers}.
+    """
+
+    def __init__(self, kind: str, port: int, path: Path) -> None:
+        self.url = (
+            f"http://127.0.0.1:{port}" if kind == "http" else f"tcp:127.0.0.1:{port}"
+        )
+        program = ROOT / "tests" / "clientservers.py"
+        self._command = [sys.executable, str(program), kind, str(port), str(path)]
+        self._process: Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = Popen(self._command, stdin=PIPE, stderr=PIPE)  # noqa: S603
+        assert self._process.stderr is not None
+        line = self._process.stderr.readline()
+        assert line == b"listening\n", line + self._process.stderr.read()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+@contextmanager
+def _program(kind: str, path: Path) -> Iterator[Server]:
+    with reservedPort() as port:
+        server = Program(kind, port, path / "items")
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def lineServer(tmp_path: Path) -> Iterator[Server]:
+    """
+    A server of lines for one test, which does not run yet.
+    """
+    with _program("lines", tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def httpServer(tmp_path: Path) -> Iterator[Server]:
+    """
+    Likewise, a server of HTTP.
+    """
+    with _program("http", tmp_path) as server:
+        yield server
 
 
 class Driver:
@@ -138,6 +220,10 @@ async def outlast(server: Server, *words: str) -> None:
     [
         pytest.param("ownRedis", ["redis_asyncio", "--asyncio"], id="redis-py"),
         pytest.param("ownPostgres", ["asyncpg_pool", "--asyncio"], id="asyncpg"),
+        pytest.param("ownPostgres", ["psycopg_transactions"], id="psycopg"),
+        pytest.param("volume", ["adbapi_sqlite"], id="adbapi"),
+        pytest.param("httpServer", ["treq_login"], id="treq"),
+        pytest.param("lineServer", ["clientservice_lines"], id="ClientService"),
     ],
 )
 def test_a_client_outlasts_its_server(

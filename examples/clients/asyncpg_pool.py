@@ -15,10 +15,10 @@ import asyncpg
 
 from tsrv import OutcomeUnknown, QueuingWrapper, madeBy
 
+# A write that fails with one of these may have been carried out.
 UNCERTAIN = (OutcomeUnknown, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-"""
-What a write fails with that may have been carried out.
-"""
+# One that fails with one of these was not.
+REFUSED = (ConnectionRefusedError,)
 
 TABLE = "CREATE TABLE IF NOT EXISTS items (id serial PRIMARY KEY, item text)"
 INSERT = "INSERT INTO items (item) VALUES ($1)"

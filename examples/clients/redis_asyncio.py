@@ -14,10 +14,8 @@ from redis.exceptions import RedisError
 
 from tsrv import OutcomeUnknown, QueuingWrapper
 
+# A write that fails with one of these may have been carried out.
 UNCERTAIN = (OutcomeUnknown, RedisError)
-"""
-What a write fails with that may have been carried out.
-"""
 
 
 def wrap(reactor: Any, url: str) -> QueuingWrapper[Redis]:
