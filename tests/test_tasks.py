@@ -6,6 +6,7 @@ out can be awaited by whoever drives the coroutine.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -532,6 +533,29 @@ def test_a_loop_may_be_closed_before_the_result() -> None:
     waiting.get_coro().close()
     # It says that it was not awaited, to the handler of its loop.
     loop.set_exception_handler(lambda *_: None)
+
+
+@everywhere
+@onLoop
+async def test_awaiting_leaves_no_cycles(wait: Any) -> None:
+    """
+    A program that makes many calls need not collect garbage for them.
+    """
+
+    async def work() -> int:
+        pending = Pending()
+        asyncio.get_running_loop().call_soon(pending.callback, 1)
+        return int(await wait(pending))
+
+    await work()
+    gc.collect()
+    gc.disable()
+    try:
+        assert await asyncio.create_task(work()) == 1
+        await settle()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @onLoop

@@ -98,10 +98,12 @@ class Awaited(Deferred[Any]):
     def _fired(self, value: object) -> object:
         self._value = value
         self._hasFired = self._isFiring = True
-        if self._wake is None:
+        # It refers to this object.
+        wake, self._wake = self._wake, None
+        if wake is None:
             self.callback(None)
         else:
-            self._wake()
+            wake()
         self._isFiring = False
         return value
 
@@ -128,6 +130,8 @@ class Awaited(Deferred[Any]):
     # What a future has.
 
     def _readInTask(self) -> object:
+        # This method refers to this object.
+        del self.result
         try:
             return self.read()
         except CancelledError:
@@ -149,9 +153,11 @@ class Awaited(Deferred[Any]):
         """
         # A Deferred has its result there, but nobody else waits for this one.
         self.result = self._readInTask
-        self._wake = partial(self._soon, wake, self, context=context)
+        wakeSoon = partial(self._soon, wake, self, context=context)
         if self._hasFired:
-            self._wake()
+            wakeSoon()
+        else:
+            self._wake = wakeSoon
 
     def _soon(self, *call: Any, **options: Any) -> None:
         if not self._loop.is_closed():
