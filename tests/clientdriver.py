@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import sys
 import threading
@@ -286,6 +287,9 @@ if __name__ == "__main__":
     level.setLogLevelForNamespace("tsrv", LogLevel.info)
     observer = FilteringLogObserver(textFileLogObserver(sys.stdout), [level])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    # Clients log a loss with its traceback; asyncio logs what was left behind.
+    logging.getLogger().addHandler(logging.NullHandler())
+    logging.getLogger("asyncio").addHandler(logging.StreamHandler())
     sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "clients"))
     running: list[object] = []
     reactor.callWhenRunning(lambda: running.append(spawn(mainAndStop())))

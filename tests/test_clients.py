@@ -21,8 +21,10 @@ import pytest
 
 from .databases import ownPostgresql as ownPostgresql
 from .loops import onLoop
+from .nats_server import ownNats as ownNats
 from .postgresql_server import PostgreSQL
 from .processes import ROOT
+from .rabbitmq_server import ownRabbit as ownRabbit
 from .redis_server import ownRedis as ownRedis
 from .websupport import reservedPort
 
@@ -38,7 +40,7 @@ COMPLAINTS = [
 What programs say of errors, tasks and connections that were left behind.
 """
 
-MAX_SECONDS = 60.0
+MAX_SECONDS = 120.0
 """
 Maximum duration of a test, in seconds.
 """
@@ -224,6 +226,9 @@ async def outlast(server: Server, *words: str) -> None:
         pytest.param("volume", ["adbapi_sqlite"], id="adbapi"),
         pytest.param("httpServer", ["treq_login"], id="treq"),
         pytest.param("lineServer", ["clientservice_lines"], id="ClientService"),
+        pytest.param("ownNats", ["nats_asyncio", "--asyncio"], id="nats-py"),
+        pytest.param("ownRabbit", ["aiopika_asyncio", "--asyncio"], id="aio-pika"),
+        pytest.param("ownRabbit", ["pika_twisted"], id="pika"),
     ],
 )
 def test_a_client_outlasts_its_server(

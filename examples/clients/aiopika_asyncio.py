@@ -1,0 +1,95 @@
+"""
+RabbitMQ with aio-pika: publish with confirms, and consume.
+
+C{connect_robust()} connects again by itself, and holds calls without a limit. So this
+is C{connect()}, and connecting again is left to tsrv. aio-pika fails calls some time
+before C{closed()} returns; C{ping=} asks at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aio_pika import DeliveryMode, Message, connect
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+
+from tsrv import OutcomeUnknown, QueuingWrapper, jitteredBackoff
+
+UNCERTAIN = (OutcomeUnknown, AMQPError, ChannelInvalidStateError, OSError)
+"""
+What a write fails with that may have been carried out.
+"""
+
+
+class Queue:
+    """
+    A durable queue.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: Any = None
+
+    async def initialize(self) -> None:
+        """Connect, and declare the queue."""
+        await self.close()
+        self._connection = await connect(self._url)
+        self._channel = await self._connection.channel()
+        self._queue = await self._channel.declare_queue("items", durable=True)
+        self._oneReader = asyncio.Lock()
+
+    async def whenLost(self) -> None:
+        """Return when the channel is closed, alone or with its connection."""
+        await self._channel.closed()
+
+    async def ping(self) -> None:
+        """Return if the channel works."""
+        await self._channel.declare_queue("items", passive=True)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def publish(self, body: bytes) -> None:
+        """Return when RabbitMQ has the message on its disk."""
+        message = Message(body, delivery_mode=DeliveryMode.PERSISTENT)
+        await self._channel.default_exchange.publish(message, "items")
+
+    async def browse(self) -> list[bytes]:
+        """Consume all messages, and put them back."""
+        queue = self._queue
+        async with self._oneReader:
+            first = await queue.get(fail=False)
+            if first is None:
+                return []
+            async with queue.iterator() as consumed:
+                rest = [await anext(consumed) for _ in range(first.message_count)]
+            messages = [first, *rest]
+            # In place of ack().
+            await messages[-1].nack(multiple=True)
+            return [message.body for message in messages]
+
+
+def wrap(reactor: Any, url: str) -> QueuingWrapper[Queue]:
+    queue = Queue(url)
+    return QueuingWrapper(
+        queue,
+        reactor,
+        name="rabbitmq",
+        ping=queue.ping,
+        replay={"browse"},
+        # aio-pika passes confirms on in another order than that of the queue.
+        concurrency=1,
+        retryPolicy=jitteredBackoff(maxDelay=2.0),
+    )
+
+
+async def write(queue: Queue, item: str) -> None:
+    await queue.publish(item.encode())
+
+
+async def read(queue: Queue) -> list[str]:
+    return [body.decode() for body in await queue.browse()]

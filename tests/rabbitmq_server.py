@@ -1,0 +1,93 @@
+"""
+A RabbitMQ for tests, which they can start and kill.
+
+Import the fixture by name, C{from .rabbitmq_server import ownRabbit as ownRabbit}. A
+start takes seconds, so a test starts the server as seldom as it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from socket import create_connection
+
+import pytest
+
+from .serverprocess import MAX_SECONDS, ServerProcess, required
+from .websupport import reservedPort
+
+__all__ = ["Rabbit", "ownRabbit"]
+
+_SCRIPTS = "/usr/lib/rabbitmq/bin"
+"""
+Debian's own scripts in C{/usr/sbin} work for the users root and rabbitmq alone.
+"""
+
+
+class Rabbit(ServerProcess):
+    """
+    A server on the loopback interface, with an C{epmd} of its own.
+    """
+
+    def __init__(self, port: int, epmdPort: int, peerPort: int) -> None:
+        """
+        @param epmdPort: A free port for C{epmd}, which knows the ports of all nodes.
+        @param peerPort: A free port for other nodes.
+        """
+        self._program = required("RabbitMQ", "rabbitmq-server", _SCRIPTS)
+        self._epmd = required("RabbitMQ", "epmd")
+        super().__init__("RabbitMQ", port)
+        self._epmdPort = str(epmdPort)
+        self._peerPort = str(peerPort)
+
+    @property
+    def url(self) -> str:
+        """
+        The URL for clients.
+        """
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        directory = str(self.directory)
+        configuration = self.directory / "rabbitmq.conf"
+        configuration.write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            "log.file = false\n"
+            "log.console = true\n"
+            "log.console.level = warning\n"
+        )
+        self.run(
+            [self._epmd, "-address", "127.0.0.1", "-port", self._epmdPort],
+            [self._program, "-noinput"],
+            HOME=directory,
+            ERL_EPMD_ADDRESS="127.0.0.1",
+            ERL_EPMD_PORT=self._epmdPort,
+            # The script becomes the server, in place of waiting for it.
+            RABBITMQ_ALLOW_INPUT="true",
+            RABBITMQ_CONFIG_FILE=str(configuration),
+            RABBITMQ_CONF_ENV_FILE="/dev/null",
+            RABBITMQ_DIST_PORT=self._peerPort,
+            RABBITMQ_ENABLED_PLUGINS_FILE=f"{directory}/plugins",
+            RABBITMQ_LOG_BASE=directory,
+            RABBITMQ_MNESIA_BASE=f"{directory}/data",
+            RABBITMQ_NODENAME="tsrv@localhost",
+            RABBITMQ_PID_FILE=f"{directory}/pid",
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=(
+                "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
+            ),
+        )
+
+    def answers(self) -> bool:
+        with create_connection(("127.0.0.1", self.port), MAX_SECONDS) as connection:
+            connection.sendall(b"AMQP\0\0\x09\x01")
+            return connection.recv(1) == b"\1"
+
+
+@pytest.fixture
+def ownRabbit() -> Iterator[Rabbit]:
+    """
+    A server for one test, which does not run yet.
+    """
+    with reservedPort() as port, reservedPort() as epmd, reservedPort() as peer:
+        server = Rabbit(port, epmd, peer)
+        yield server
+        server.remove()
