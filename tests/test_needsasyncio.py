@@ -56,6 +56,10 @@ async def _limitTime() -> None:
         pass
 
 
+async def _waitInQueue() -> None:
+    await asyncio.Queue[None]().get()
+
+
 async def _group() -> None:
     async with asyncio.TaskGroup():
         pass
@@ -94,6 +98,7 @@ everyNeed = pytest.mark.parametrize(
     [
         _awaitFuture,
         _limitTime,
+        _waitInQueue,
         _group,
         _createTask,
         _createTaskAtOnce,

@@ -14,13 +14,15 @@ from .awaiting import runningLoop
 
 __all__ = ["NeedsAsyncio", "explain"]
 
-# What asyncio says outside of its loop, in a RuntimeError.
+# What asyncio says outside of its loop. The last one is that of locks and queues.
+_KINDS: Final = (RuntimeError, AttributeError)
 _COMPLAINT: Final = re.compile(
     "await wasn't used with future"
     "|no running event loop"
     "|There is no current event loop in thread .*"
     "|Timeout should be used inside a task"
     "|TaskGroup .* cannot determine the parent task"
+    "|'NoneType' object has no attribute 'create_future'"
 )
 
 # What anyio and its kin raise there.
@@ -57,9 +59,10 @@ def _isComplaint(error: BaseException | None) -> bool:
     # An error may raise others when it is looked at.
     with suppress(BaseException):
         for _ in range(MAX_CAUSES):
-            if type(error) is RuntimeError and _COMPLAINT.fullmatch(str(error)):
+            kind = type(error)
+            if kind in _KINDS and _COMPLAINT.fullmatch(str(error)):
                 return True
-            if error is None or type(error).__name__ in _COMPLAINTS:
+            if error is None or kind.__name__ in _COMPLAINTS:
                 return error is not None
             # Libraries wrap it. What was handled before (__context__) is no cause.
             error = error.__cause__
