@@ -8,6 +8,7 @@ import asyncio
 import logging
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -44,6 +45,17 @@ class Client:
     async def close(self) -> None:
         await asyncio.sleep(0)
         self.closed = True
+
+
+class AnyModule:
+    """
+    A module that needs no loop.
+    """
+
+    async def initialize(self) -> None: ...
+
+    async def get(self) -> int:
+        return 1
 
 
 def started(client: Client) -> None:
@@ -218,6 +230,35 @@ async def test_nothing_waits_for_the_loss_of_a_closed_module() -> None:
     assert not future.done()
 
 
+@onLoop
+async def test_a_call_makes_a_task_in_every_state() -> None:
+    """
+    As the coroutine of the module does, which it is when the module is ready. A task
+    that is cancelled before it has begun gives its call up.
+    """
+    client = Client()
+    wrapper = QueuingWrapper(client)
+    ready: asyncio.Task[None]
+    ready = asyncio.create_task(wrapper.initialize())  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as tasks:
+        queued = tasks.create_task(wrapper.proxy.get("queued"))
+        cancelled = tasks.create_task(wrapper.proxy.get("cancelled"))
+        cancelled.cancel()
+        limited = asyncio.create_task(wrapper.proxy.get("limited"))
+        await settle()
+        limited.cancel()
+        started(client)
+        await ready
+    await asyncio.create_task(wrapper.initialize())  # type: ignore[arg-type]
+    direct = asyncio.create_task(wrapper.proxy.get("direct"))
+    assert await asyncio.wait_for(direct, 60) == "direct"
+    assert queued.result() == "queued"
+    assert cancelled.cancelled()
+    assert limited.cancelled()
+    assert client.calls == ["queued", "direct"]
+    await wrapper.close()
+
+
 # A program of several modules.
 
 
@@ -292,6 +333,97 @@ async def test_a_body_that_ends_at_the_same_time_hears_of_the_failure() -> None:
         async with program:
             program.wrappers["database"].fail(Trouble("given up"))
     assert program.status is Status.STOPPED
+
+
+@onLoop
+async def test_the_failure_explains_those_of_calls() -> None:
+    """
+    They fail with it in a group of tasks, which then has other errors to tell.
+    """
+    client = Client()
+    program = Startup()
+    proxy = program.add("database", client, fatal=Trouble).proxy
+
+    async def run() -> None:
+        async with program, asyncio.TaskGroup() as tasks:
+            tasks.create_task(proxy.get("queued"))
+            await settle()
+            client.starting.set_exception(Trouble("wrong password"))
+
+    with pytest.raises(StartupFailed):
+        await run()
+
+
+@onLoop
+async def test_a_failure_is_told_where_the_body_was_not_cancelled() -> None:
+    """
+    Because it is a generator of a framework, whose task waits elsewhere.
+    """
+    client = Client()
+    program = Startup()
+    program.add("database", client, fatal=Trouble)
+
+    async def modules() -> AsyncIterator[None]:
+        async with program:
+            yield
+
+    context = modules()
+    await anext(context)
+    client.starting.set_exception(Trouble("wrong password"))
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.sleep(60)
+    with pytest.raises(StartupFailed):
+        await anext(context)
+
+
+@onLoop
+async def test_a_cancellation_is_not_lost_beside_a_failure() -> None:
+    """
+    Whoever cancels the program is told so; an error of the body is told, too.
+    """
+
+    async def run(program: Startup, error: Exception | None) -> None:
+        async with program:
+            program.wrappers["database"].fail(Trouble("given up"))
+            task.cancel()
+            if error is not None:
+                raise error
+
+    for error, expected in [
+        (None, asyncio.CancelledError),
+        (Trouble("mine"), Trouble),
+    ]:
+        program = Startup()
+        program.add("database", Client())
+        task = asyncio.create_task(run(program, error))
+        with pytest.raises(expected):
+            await task
+        assert program.status is Status.STOPPED
+
+
+@onLoop
+async def test_a_program_is_entered_once() -> None:
+    """
+    A second time is an error, which ends nothing else.
+    """
+    client = Client()
+    started(client)
+    program = Startup()
+    program.add("database", client)
+    async with program:
+        with pytest.raises(RuntimeError, match="only once"):
+            await program.__aenter__()
+        await program.whenReady()
+    with pytest.raises(RuntimeError, match="only once"):
+        await program.__aenter__()
+
+
+def test_asyncio_is_needed() -> None:
+    """
+    Without it, a call that has to wait raises an error.
+    """
+    with pytest.raises(RuntimeError, match="needs an event loop of asyncio"):
+        _ = QueuingWrapper(AnyModule()).proxy.get()
 
 
 @onLoop
@@ -428,13 +560,7 @@ def test_a_module_may_be_wrapped_before_the_loop_runs() -> None:
     As programs do at the import; a call needs the loop, and says so.
     """
 
-    class Module:
-        async def initialize(self) -> None: ...
-
-        async def get(self) -> int:
-            return 1
-
-    wrapper: Any = QueuingWrapper(Module())
+    wrapper: Any = QueuingWrapper(AnyModule())
 
     async def main() -> None:
         await wrapper.initialize()

@@ -37,9 +37,10 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar, Unpack, overload
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 
+from .queuing.awaiting import fired
 from .queuing.home import homeOf
 from .queuing.observers import Observers
 from .queuing.options import checkArguments, checkCount, checkNames
@@ -116,14 +117,12 @@ class Startup(Service):
         if concurrency is not None:
             checkCount("concurrency", concurrency, 1)
             self._attemptSlots = DeferredSemaphore(concurrency)
-        self._reactor = reactor
+        self._reactor, self._isConnected, self._closing = reactor, False, False
         self._replacements = dict(replacements or {})
         self._wrappers: dict[str, QueuingWrapper[Any]] = {}
         self.wrappers: Mapping[str, QueuingWrapper[Any]]
         self.wrappers = MappingProxyType(self._wrappers)
         self._members: dict[str, Member] = {}
-        self._isConnected = False
-        self._closing = False
         self._launcher = Launcher(reactor, self._stateChanged)
         self._restarts = Restarts(reactor, self._launcher)
         self._tally = Tally(self._launcher)
@@ -420,7 +419,7 @@ class Startup(Service):
         """
         homeOf(self._reactor).check("stopService")
         if self.status is Status.STOPPED:
-            return succeed(None)
+            return fired()
         stopped = self._stopWaiters.wait()
         if not self._closing:
             if self.running:

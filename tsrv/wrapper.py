@@ -48,11 +48,12 @@ from functools import partial
 from types import NoneType
 from typing import Final, Generic, TypeVar, cast
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 
 from .asyncmodule import ISettlesCalls, State
 from .queuing import refusals
+from .queuing.awaiting import fired
 from .queuing.foreign import callOnLoop, checkReason
 from .queuing.history import History
 from .queuing.holds import Holds
@@ -278,11 +279,11 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @return: A Deferred that fires as the one of L{initialize} does.
         """
         if self.state in HEALTHY_STATES:
-            return succeed(None)
+            return fired()
         if self.state is State.FAILED:
-            return fail(refusals.initializationFailed(self.name, self.lastError))
+            return fired(refusals.initializationFailed(self.name, self.lastError))
         if self.state in (State.CLOSING, State.CLOSED):
-            return fail(refusals.closed(self.name))
+            return fired(refusals.closed(self.name))
         return self._waiters.wait()
 
     def fail(self, reason: BaseException) -> None:
@@ -327,7 +328,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         """
         self._queue.home.check("pause")
         if self.state in (State.CLOSING, State.CLOSED):
-            return fail(refusals.closed(self.name))
+            return fired(refusals.closed(self.name))
         isNew = by not in self._holds
         isFirst = self._holds.add(by)
         if isFirst and self.state in (State.DRAINING, State.READY):
@@ -383,7 +384,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         """
         self._queue.home.check("close")
         if self.state is State.CLOSED:
-            return succeed(None)
+            return fired()
         waiter = self._closers.wait()
         if self.state is not State.CLOSING:
             Deferred.fromCoroutine(self._close())

@@ -4,7 +4,6 @@ The time of an asyncio loop, as tsrv takes it.
 
 from __future__ import annotations
 
-import asyncio
 from asyncio import AbstractEventLoop, BaseEventLoop, TimerHandle
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -151,7 +150,9 @@ class LoopTime:
         @raise RuntimeError: The loop is not running.
         """
         self.checkLoop("callLater")
-        loop = self.ioThread or asyncio.get_running_loop()
+        loop = self.ioThread
+        if loop is None:
+            raise RuntimeError("tsrv.aio needs an event loop of asyncio that runs")
         call = partial(callable, *args, **kwargs)
         # Whoever makes this one has nothing to do with what it will do.
         context = self._context.copy()

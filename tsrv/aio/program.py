@@ -7,12 +7,15 @@ from __future__ import annotations
 import asyncio
 from asyncio import Task
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from twisted.python.failure import Failure
 
+from ..errors import Unavailable
 from ..startup import Startup as _Startup
+from ..startup import Status
 from .log import logWithLogging
 from .looptime import LoopTime
 
@@ -51,7 +54,8 @@ class Startup(_Startup):
         self._failure: BaseException | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.current_task()
+        if self.status is Status.NEW:
+            self._task = asyncio.current_task()
         self.startService()
         return self
 
@@ -62,17 +66,21 @@ class Startup(_Startup):
         traceback: TracebackType | None,
     ) -> None:
         task, self._task = self._task, None
+        if self._failure is None or task is None:
+            await self.stopService()
+            return
+        if not isinstance(error, asyncio.CancelledError):
+            # It may be on its way.
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
         try:
             await self.stopService()
-        except asyncio.CancelledError as cancelled:
-            if self._failure is None:
-                raise
-            # It was on its way when the body ended.
-            error = cancelled
-            await self.stopService()
-        if self._failure is None or not isinstance(error, asyncio.CancelledError):
-            return
-        if task is not None and not task.uncancel():
+        finally:
+            isCancelled = task.uncancel() > 0
+        if isCancelled and error is None:
+            # Somebody else has cancelled the task, too.
+            raise asyncio.CancelledError
+        if not isCancelled and (error is None or _isConsequence(error)):
             raise self._failure
 
     def _cancel(self, status: int) -> None:
@@ -82,3 +90,12 @@ class Startup(_Startup):
 
     def _failed(self, failure: Failure) -> None:
         self._failure = failure.value
+
+
+def _isConsequence(error: BaseException) -> bool:
+    """
+    @return: Whether an error says no more than that a task was cancelled, or a module
+        is unavailable; or groups such errors.
+    """
+    group = BaseExceptionGroup("", [error])
+    return group.split((asyncio.CancelledError, Unavailable))[1] is None

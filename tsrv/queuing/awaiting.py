@@ -20,7 +20,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-__all__ = ["Awaited", "Pending", "runningLoop"]
+__all__ = ["Awaited", "Pending", "fired", "runningLoop"]
 
 
 def runningLoop() -> AbstractEventLoop | None:
@@ -32,8 +32,37 @@ def runningLoop() -> AbstractEventLoop | None:
 
 class Pending(Deferred[Any]):
     """
-    A Deferred that tsrv hands out.
+    A Deferred that tsrv hands out. It is what C{asyncio.create_task()} takes for a
+    coroutine, too, since the call of an asynchronous method returns one.
     """
+
+    _steps: Generator[Any, None, Any] | None = None
+
+    def send(self, value: None) -> Any:
+        """
+        Make a step, as the coroutine of a task.
+        """
+        if self._steps is None:
+            self._steps = self.__await__()
+        return self._steps.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """
+        Raise an error, as the coroutine of a task.
+        """
+        if self._steps is None:
+            # The task was cancelled before it began.
+            self._steps = self.__await__()
+            self.addErrback(lambda _: None)
+            self.cancel()
+        return self._steps.throw(*error)
+
+    def close(self) -> None:
+        """
+        Make no more steps, as the coroutine of a task.
+        """
+        if self._steps is not None:
+            self._steps.close()
 
     def __await__(self) -> Generator[Deferred[Any], None, Any]:
         if self.called and not self.paused:
@@ -60,6 +89,15 @@ class Pending(Deferred[Any]):
             # This raises the error, which then counts as handled.
             next(super().__await__())
         return result
+
+
+def fired(result: object = None) -> Pending:
+    """
+    @return: What has fired with a result, or failed with an error.
+    """
+    pending = Pending()
+    pending.callback(Failure(result) if isinstance(result, BaseException) else result)
+    return pending
 
 
 class Awaited(Deferred[Any]):

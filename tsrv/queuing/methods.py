@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from .answer import Answer
-from .awaiting import runningLoop
+from .awaiting import fired, runningLoop
 from .command import Command, Method
 from .foreign import asDeferred, isEnterable, isTaken
 from .module import ModuleMethod, copySignature, isAsync
@@ -161,7 +161,7 @@ class Methods:
             except BaseException:
                 if not (isReplayed or alwaysDeferred):
                     raise
-                result = fail(Failure())
+                result = fired(Failure())
             if result.called and not result.paused:
                 value = result.result
                 isHeldBack = isReplayed and isinstance(value, Failure)

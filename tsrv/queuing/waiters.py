@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ..errors import QueueFull
-from .awaiting import Pending
+from .awaiting import Pending, fired
 from .foreign import readResult
 
 __all__ = ["Waiters"]
@@ -44,7 +44,7 @@ class Waiters:
             if too many are waiting already.
         """
         if len(self._waiting) >= self._limit:
-            return fail(QueueFull(f"{self._limit} wait already {self._what}"))
+            return fired(QueueFull(f"{self._limit} wait already {self._what}"))
         waiter = Pending(self._remove)
         self._waiting[waiter] = None
         return waiter

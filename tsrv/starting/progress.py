@@ -8,11 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ..errors import Closed
+from ..queuing.awaiting import fired
 from ..queuing.home import homeOf
 from ..queuing.waiters import Waiters
 from .program import StartupFailed, Status
@@ -88,10 +89,10 @@ class Progress:
         """
         homeOf(self._reactor).check("whenReady")
         if self.status in _FINAL_STATUSES:
-            return fail(_makeClosed())
+            return fired(_makeClosed())
         if self.status is not Status.NEW and self._tally.failed:
-            return fail(self._tally.explainFailure()())
-        return succeed(None) if self.isReady else self._waiters.wait()
+            return fired(self._tally.explainFailure()())
+        return fired() if self.isReady else self._waiters.wait()
 
     def begin(self) -> None:
         """
