@@ -5,6 +5,7 @@ tsrv in programs that run on asyncio: no reactor, and tasks are the callers.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+from twisted.logger import LogEvent
 
 from tsrv import Closed, InitializationFailed, QueueTimeout, State
 from tsrv.aio import QueuingWrapper, Startup
@@ -526,6 +528,36 @@ async def test_the_log_goes_to_logging(caplog: pytest.LogCaptureFixture) -> None
     assert "database: failed for good (Trouble: 100% wrong)" in record.getMessage()
     await wrapper.close()
     assert wrapper.state is State.CLOSED
+
+
+@onLoop
+async def test_an_error_that_nobody_awaits_is_logged_once(
+    caplog: pytest.LogCaptureFixture, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    One that is awaited, or that the log has told already, is not.
+    """
+    wrapper: Any = QueuingWrapper(Client(), fatal=Trouble, name="database")
+    wrapper.initialize()
+    for _ in range(2):
+        wrapper.proxy.get("queued")
+    with pytest.raises(InitializationFailed):
+        await asyncio.gather(wrapper.proxy.get("awaited"), failing(wrapper))
+    gc.collect()
+    records = [each for each in caplog.records if each.exc_info is not None]
+    assert [each.getMessage() for each in records] == [
+        "nobody has awaited an error"
+    ] * 2
+    assert len(loggedFailures) == 2
+    loggedFailures.clear()
+    await wrapper.close()
+
+
+async def failing(wrapper: QueuingWrapper[Client]) -> None:
+    """
+    Let the initialisation fail for good.
+    """
+    wrapper.module.starting.set_exception(Trouble("wrong password"))
 
 
 def test_no_reactor_is_imported() -> None:

@@ -26,6 +26,9 @@ _LEVELS = {
     LogLevel.critical: logging.CRITICAL,
 }
 
+# What logs the error of a Deferred that is thrown away with it.
+_UNHANDLED = "twisted.internet.defer"
+
 
 @cache
 def logWithLogging() -> None:
@@ -40,9 +43,15 @@ def logWithLogging() -> None:
 def _pass(event: LogEvent) -> None:
     logger = logging.getLogger(event.get("log_namespace") or "twisted")
     failure = event.get("log_failure")
+    text = formatEvent(event)
+    if logger.name == _UNHANDLED:
+        # Twisted has a line for this, and another one for the error.
+        if failure is None:
+            return
+        text = "nobody has awaited an error"
     info = None
     if failure is not None:
         info = (failure.type, failure.value, failure.getTracebackObject())
     # An argument is not formatted again, as the message would be.
     level = _LEVELS.get(event["log_level"], logging.INFO)
-    logger.log(level, "%s", formatEvent(event), exc_info=info)
+    logger.log(level, "%s", text, exc_info=info)
