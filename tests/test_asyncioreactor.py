@@ -242,6 +242,8 @@ async def goOn(client: Any, wrapper: QueuingWrapper[Any]) -> None:
     if wrapper.state is State.NEW:
         wrapper.initialize()
     client.begin()
+    if wrapper.state in (State.RETRYING, State.LOST):
+        wrapper.reset(Trouble("not later"))
     wrapper.resume()
 
 
@@ -274,7 +276,7 @@ async def test_a_call_is_awaited_in_every_state(
     Whatever the method returns, whoever awaits the call gets its result, or the reason.
     """
     for kind in [*KINDS, "gathered", "fail"]:
-        client, wrapper = wrap(reactor, retryPolicy=lambda _: 0.01)
+        client, wrapper = wrap(reactor, retryPolicy=lambda _: 60.0)
         await reach(client, wrapper, state)
         assert wrapper.state is state
         waiting = asyncio.ensure_future(wait(getattr(wrapper.proxy, kind)(7)))
@@ -478,7 +480,7 @@ async def test_many_calls(reactor: Any) -> None:
     """
     100,000 calls are queued and run, and leave nothing behind.
     """
-    client, wrapper = wrap(reactor, limit=100_000)
+    client, wrapper = wrap(reactor, limit=100_000, timeout=None)
     calls = [wrapper.proxy.coroutine(each) for each in range(100_000)]
     await goOn(client, wrapper)
     assert [await call for call in calls] == client.starts == list(range(100_000))
