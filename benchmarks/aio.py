@@ -17,6 +17,7 @@ import gc
 import tracemalloc
 from collections.abc import Callable, Mapping
 from time import perf_counter
+from types import FunctionType
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -112,10 +113,14 @@ async def _ready(number: int, rounds: int) -> list[float]:
     wrapper = QueuingWrapper(module)
     await wrapper.initialize()
     best = [float("inf")] * 2
-    targets = [(0, wrapper.proxy), (1, module)]
+    # The specialising interpreter treats copies of the code independently.
+    targets = [
+        (place, each, FunctionType(_callOften.__code__.replace(), globals()))
+        for place, each in enumerate([wrapper.proxy, module])
+    ]
     for _ in range(rounds):
-        for place, each in targets:
-            best[place] = min(best[place], await _callOften(each, number))
+        for place, each, callOften in targets:
+            best[place] = min(best[place], await callOften(each, number))
         targets.reverse()
     await wrapper.close()
     return best
