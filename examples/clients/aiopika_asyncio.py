@@ -16,23 +16,16 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from tsrv import OutcomeUnknown, QueuingWrapper, jitteredBackoff
 
+# A write that fails with one of these may have been carried out.
 UNCERTAIN = (OutcomeUnknown, AMQPError, ChannelInvalidStateError, OSError)
-"""
-What a write fails with that may have been carried out.
-"""
 
 
 class Queue:
-    """
-    A durable queue.
-    """
-
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection: Any = None
 
     async def initialize(self) -> None:
-        """Connect, and declare the queue."""
         await self.close()
         self._connection = await connect(self._url)
         self._channel = await self._connection.channel()
@@ -40,26 +33,23 @@ class Queue:
         self._oneReader = asyncio.Lock()
 
     async def whenLost(self) -> None:
-        """Return when the channel is closed, alone or with its connection."""
         await self._channel.closed()
 
     async def ping(self) -> None:
-        """Return if the channel works."""
         await self._channel.declare_queue("items", passive=True)
 
     async def close(self) -> None:
-        """Disconnect."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
 
     async def publish(self, body: bytes) -> None:
-        """Return when RabbitMQ has the message on its disk."""
+        # It returns when RabbitMQ has the message on its disk.
         message = Message(body, delivery_mode=DeliveryMode.PERSISTENT)
         await self._channel.default_exchange.publish(message, "items")
 
     async def browse(self) -> list[bytes]:
-        """Consume all messages, and put them back."""
+        # Consume all messages, and put them back.
         queue = self._queue
         async with self._oneReader:
             first = await queue.get(fail=False)

@@ -17,16 +17,12 @@ from nats.errors import Error
 
 from tsrv import OutcomeUnknown, QueuingWrapper
 
+# A write that fails with one of these may have been carried out.
 UNCERTAIN = (OutcomeUnknown, Error, OSError)
-"""
-What a write fails with that may have been carried out.
-"""
 
 
 class Items:
-    """
-    Both sides of a service that keeps items.
-    """
+    # Both sides of a service that keeps items.
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -34,7 +30,6 @@ class Items:
         self._client: Any = None
 
     async def initialize(self) -> None:
-        """Connect, and subscribe."""
         await self.close()
         self._closed = closed = asyncio.Event()
 
@@ -45,7 +40,7 @@ class Items:
         await client.connect(
             self._url,
             allow_reconnect=False,
-            # Without these two the first connection is tried for minutes.
+            # With other numbers the first connection is tried for minutes.
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
             closed_cb=tell,
@@ -57,15 +52,12 @@ class Items:
         await client.flush()
 
     async def whenLost(self) -> None:
-        """Return when the connection is lost."""
         await self._closed.wait()
 
     async def ping(self) -> None:
-        """Return if the server answers."""
         await self._client.flush()
 
     async def close(self) -> None:
-        """Disconnect."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()
@@ -77,14 +69,12 @@ class Items:
     async def _list(self, request: Msg) -> None:
         await request.respond(b" ".join(self._items))
 
-    async def add(self, item: bytes) -> None:
-        """Add an item."""
-        await self._client.request("items.add", item, timeout=10)
+    async def add(self, item: str) -> None:
+        await self._client.request("items.add", item.encode(), timeout=10)
 
-    async def list(self) -> list[bytes]:
-        """Return all items."""
+    async def list(self) -> list[str]:
         response: Msg = await self._client.request("items.list", timeout=10)
-        return response.data.split()
+        return response.data.decode().split()
 
 
 def wrap(reactor: Any, url: str) -> QueuingWrapper[Items]:
@@ -93,8 +83,8 @@ def wrap(reactor: Any, url: str) -> QueuingWrapper[Items]:
 
 
 async def write(items: Items, item: str) -> None:
-    await items.add(item.encode())
+    await items.add(item)
 
 
 async def read(items: Items) -> list[str]:
-    return [each.decode() for each in await items.list()]
+    return await items.list()

@@ -18,25 +18,18 @@ from twisted.internet.error import ConnectionClosed
 
 from tsrv import OutcomeUnknown, QueuingWrapper, jitteredBackoff
 
+# A write that fails with one of these may have been carried out.
 UNCERTAIN = (OutcomeUnknown, AMQPError, ConnectionClosed)
-"""
-What a write fails with that may have been carried out.
-"""
 
 PERSISTENT = BasicProperties(delivery_mode=DeliveryMode.Persistent)
 
 
 class Queue:
-    """
-    A durable queue.
-    """
-
     def __init__(self, reactor: Any, url: str) -> None:
         self._reactor, self._parameters = reactor, URLParameters(url)
         self._connection: Any = None
 
     async def initialize(self) -> None:
-        """Connect, and declare the queue."""
         await self.close()
         host, port = self._parameters.host, self._parameters.port
         self._connection = connection = TwistedProtocolConnection(self._parameters)
@@ -48,12 +41,10 @@ class Queue:
         self._oneReader = DeferredLock()
 
     def whenLost(self) -> Deferred[Any]:
-        """Return a Deferred that fires when the channel is closed."""
         closed: Deferred[Any] = self._channel.on_closed
         return closed
 
     async def close(self) -> None:
-        """Disconnect."""
         connection, self._connection = self._connection, None
         if connection is None or connection.transport is None:
             return
@@ -62,15 +53,12 @@ class Queue:
         else:
             connection.transport.abortConnection()
 
-    def publish(self, body: bytes) -> Deferred[Any]:
-        """Return a Deferred that fires when RabbitMQ has the message on its disk."""
-        confirmed: Deferred[Any] = self._channel.basic_publish(
-            "", "items", body, PERSISTENT, mandatory=True
-        )
-        return confirmed
+    async def publish(self, body: bytes) -> None:
+        # It returns when RabbitMQ has the message on its disk.
+        await self._channel.basic_publish("", "items", body, PERSISTENT, mandatory=True)
 
     async def browse(self) -> list[bytes]:
-        """Consume all messages, and put them back."""
+        # Consume all messages, and put them back.
         channel = self._channel
         async with self._oneReader:
             first = await channel.basic_get("items")
