@@ -535,6 +535,33 @@ def test_a_loop_may_be_closed_before_the_result() -> None:
     loop.set_exception_handler(lambda *_: None)
 
 
+@onLoop
+async def test_a_cancelled_future_cancels_at_once() -> None:
+    """
+    Its call cannot be started in the meantime.
+    """
+    cancelled: list[object] = []
+    pending = Pending(cancelled.append)
+    future = pending.asFuture(asyncio.get_running_loop())
+    assert future.cancel()
+    assert cancelled == [pending]
+    assert not future.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await future
+
+
+@onLoop
+async def test_a_future_fails_with_any_error() -> None:
+    """
+    Also with the one that futures refuse.
+    """
+    pending = Pending()
+    future = pending.asFuture(asyncio.get_running_loop())
+    pending.errback(StopIteration("odd"))
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await future
+
+
 @everywhere
 @onLoop
 async def test_awaiting_leaves_no_cycles(wait: Any) -> None:

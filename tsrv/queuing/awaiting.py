@@ -10,7 +10,7 @@ which either of them can wait for.
 from __future__ import annotations
 
 import asyncio
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from contextvars import Context
@@ -71,6 +71,12 @@ class Pending(Deferred[Any]):
         yield waited
         return waited.read()
 
+    def asFuture(self, loop: AbstractEventLoop) -> Future[Any]:
+        """
+        @return: A future that fires as this does. Cancelling it cancels this at once.
+        """
+        return _CallFuture(self, loop)
+
     def waited(self) -> Pending | Awaited:
         """
         @return: What a coroutine yields to wait for this.
@@ -98,6 +104,44 @@ def fired(result: object = None) -> Pending:
     pending = Pending()
     pending.callback(Failure(result) if isinstance(result, BaseException) else result)
     return pending
+
+
+class _CallFuture(Future[Any]):
+    """
+    A future whose Deferred is cancelled with it. That of Twisted cancels its Deferred a
+    turn later, when the call may have been started.
+    """
+
+    def __init__(self, deferred: Deferred[Any], loop: AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._deferred: Deferred[Any] | None = deferred
+        deferred.addCallbacks(self._succeed, self._fail)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """
+        Give up the call.
+        """
+        deferred = self._deferred
+        if not super().cancel(msg):
+            return False
+        if deferred is not None:
+            deferred.cancel()
+        return True
+
+    def _succeed(self, result: object) -> None:
+        self._deferred = None
+        if not self.done():
+            self.set_result(result)
+
+    def _fail(self, failure: Failure) -> None:
+        self._deferred = None
+        error: Any = failure.value
+        if isinstance(error, StopIteration):
+            # As in a coroutine; a future does not take it.
+            error = RuntimeError("a call raised StopIteration")
+            error.__cause__ = failure.value
+        if not self.done():
+            self.set_exception(error)
 
 
 class Awaited(Deferred[Any]):
