@@ -8,6 +8,7 @@ from asyncio import AbstractEventLoop, BaseEventLoop, TimerHandle
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
+from threading import get_ident
 from time import monotonic
 from typing import Any
 
@@ -107,12 +108,13 @@ class LoopTime:
     Schedules calls on a loop: the one that runs when this is made or used first.
 
     @cvar isNative: Whether callers are tasks of asyncio.
-    @ivar ioThread: The loop, once there is one; it stands for the thread of a reactor.
+    @ivar ioThread: The thread of the loop, once there is one.
     @ivar seconds: Returns the time in seconds, of a clock that is never set.
     """
 
     isNative = True
-    ioThread: AbstractEventLoop | None = None
+    ioThread: int | None = None
+    _loop: AbstractEventLoop | None = None
 
     def __init__(self) -> None:
         self._context = copy_context()
@@ -126,11 +128,12 @@ class LoopTime:
         @raise RuntimeError: Another loop runs, or none any more.
         """
         running = runningLoop()
-        if self.ioThread is None and running is not None:
-            self.ioThread = running
+        if self._loop is None and running is not None:
+            self._loop = running
+            self.ioThread = get_ident()
             if type(running).time is not BaseEventLoop.time:
                 self.seconds = running.time
-        elif running is not self.ioThread:
+        elif running is not self._loop:
             raise RuntimeError(
                 f"{what}() was called outside of the event loop in which the wrapper "
                 "was used first: use loop.call_soon_threadsafe() or a new wrapper"
@@ -150,7 +153,7 @@ class LoopTime:
         @raise RuntimeError: The loop is not running.
         """
         self.checkLoop("callLater")
-        loop = self.ioThread
+        loop = self._loop
         if loop is None:
             raise RuntimeError("tsrv.aio needs an event loop of asyncio that runs")
         call = partial(callable, *args, **kwargs)
