@@ -389,7 +389,23 @@ async def inModule(awaitable: Awaitable[Any]) -> Any:
     return await asFuture(runCoroutine(inTask(awaitable)))
 
 
-everywhere = pytest.mark.parametrize("wait", [inTask, inTwisted, inModule])
+async def asTask(awaitable: Any) -> Any:
+    """
+    Let a task run it as a coroutine.
+    """
+    return await asyncio.create_task(awaitable)
+
+
+async def asTwisted(awaitable: Any) -> Any:
+    """
+    Let Twisted run it as a coroutine.
+    """
+    return await asFuture(Deferred.fromCoroutine(awaitable))
+
+
+everywhere = pytest.mark.parametrize(
+    "wait", [inTask, inTwisted, inModule, asTask, asTwisted]
+)
 
 
 @everywhere
@@ -603,3 +619,32 @@ async def test_the_tools_of_asyncio_take_it() -> None:
     with anyio.move_on_after(0.001) as scope:
         await Pending()
     assert scope.cancelled_caught
+
+
+@onLoop
+async def test_a_task_that_makes_no_step_gives_up_its_call() -> None:
+    """
+    As if it had waited already; so the call is not started later.
+    """
+    pending, failed = Pending(), Pending()
+    failed.errback(Trouble("awaited by nobody"))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(pending, 0)
+    assert pending.called
+    for each in (Pending(), failed):
+        task = asyncio.create_task(cast(Any, each))
+        task.cancel("no need")
+        with pytest.raises(asyncio.CancelledError, match="no need"):
+            await task
+
+
+def test_without_a_loop_twisted_runs_it_as_a_coroutine() -> None:
+    """
+    C{Deferred.fromCoroutine()} takes the call of an C{async def} method.
+    """
+    pending = Pending()
+    runs = [Deferred.fromCoroutine(cast(Any, pending)) for _ in range(2)]
+    assert not any(run.called for run in runs)
+    pending.callback(7)
+    assert runs[0].result == 7
+    assert runs[1].called

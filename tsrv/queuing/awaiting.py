@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-__all__ = ["Awaited", "Pending", "fired", "runningLoop"]
+__all__ = ["Awaited", "Pending", "fired", "isCancelledWith", "runningLoop"]
 
 
 def runningLoop() -> AbstractEventLoop | None:
@@ -36,33 +36,7 @@ class Pending(Deferred[Any]):
     coroutine, too, since the call of an asynchronous method returns one.
     """
 
-    _steps: Generator[Any, None, Any] | None = None
-
-    def send(self, value: None) -> Any:
-        """
-        Make a step, as the coroutine of a task.
-        """
-        if self._steps is None:
-            self._steps = self.__await__()
-        return self._steps.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        """
-        Raise an error, as the coroutine of a task.
-        """
-        if self._steps is None:
-            # The task was cancelled before it began.
-            self._steps = self.__await__()
-            self.addErrback(lambda _: None)
-            self.cancel()
-        return self._steps.throw(*error)
-
-    def close(self) -> None:
-        """
-        Make no more steps, as the coroutine of a task.
-        """
-        if self._steps is not None:
-            self._steps.close()
+    _runs: Sequence[_Run] = ()
 
     def __await__(self) -> Generator[Deferred[Any], None, Any]:
         if self.called and not self.paused:
@@ -95,6 +69,91 @@ class Pending(Deferred[Any]):
             # This raises the error, which then counts as handled.
             next(super().__await__())
         return result
+
+    # What a coroutine has.
+
+    def send(self, value: object) -> Any:
+        """
+        Make a step.
+        """
+        run = self._findRun()
+        if run is None:
+            run = _Run(self.__await__(), self._findTask())
+            self._runs = [*self._runs, run]
+        return self._step(run, run.steps.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        """
+        Raise an error, and make a step.
+        """
+        run = self._findRun()
+        if run is not None:
+            return self._step(run, run.steps.throw, *error)
+        # The task made no step, so it does not wait yet for what it is to give up.
+        with suppress(BaseException):
+            first = self.send(None)
+            if isCancelledWith(first, error[0]):
+                return first
+        raise error[0]
+
+    def close(self) -> None:
+        """
+        Make no further step.
+        """
+        run = self._findRun()
+        if run is not None:
+            self._step(run, run.steps.close)
+            self._end(run)
+
+    def _findTask(self) -> object:
+        loop = runningLoop()
+        task = None if loop is None else asyncio.current_task(loop)
+        return task if task is not None and task.get_coro() is self else None
+
+    def _findRun(self) -> _Run | None:
+        task = self._findTask()
+        for run in self._runs:
+            # Twisted goes on as soon as what it waits for has fired.
+            if run.task is task and (task is not None or run.awaited.called):
+                return run
+        return None
+
+    def _step(self, run: _Run, step: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            run.awaited = step(*arguments)
+        except BaseException:
+            self._end(run)
+            raise
+        return run.awaited
+
+    def _end(self, run: _Run) -> None:
+        self._runs = [each for each in self._runs if each is not run]
+
+
+class _Run:
+    """
+    One run of a L{Pending} as a coroutine.
+    """
+
+    awaited: Any = None
+
+    def __init__(self, steps: Generator[Any, Any, Any], task: object) -> None:
+        """
+        @param task: The task that runs it; L{None} if Twisted does.
+        """
+        self.steps = steps
+        self.task = task
+
+
+def isCancelledWith(awaited: Any, error: object) -> bool:
+    """
+    Cancel what a task waits for, if an error means that the task is cancelled.
+
+    @return: Whether that was done. The task then has to wait for it to end.
+    """
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    return bool(hasattr(awaited, "cancel") and awaited.cancel(*error.args))
 
 
 def fired(result: object = None) -> Pending:

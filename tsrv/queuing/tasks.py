@@ -23,7 +23,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from .awaiting import Awaited, Pending, runningLoop
+from .awaiting import Awaited, Pending, isCancelledWith, runningLoop
 from .needsasyncio import explain
 
 __all__ = ["TaskResult", "fromFuture", "runCoroutine"]
@@ -127,7 +127,7 @@ class _Steps(Coroutine[Any, Any, None]):
         if self._hasEnded:
             raise StopIteration
         first, self._first = self._first, None
-        if first is not None and _isCancelled(first, error[0]):
+        if first is not None and isCancelledWith(first, error[0]):
             # As for a task that is cancelled in its first step.
             return first
         return self._stepInTask(self._coroutine.throw, *error)
@@ -194,9 +194,3 @@ class TaskResult(Pending):
             super().cancel()
         elif self.task is not None:
             self.task.cancel()
-
-
-def _isCancelled(awaited: Any, error: object) -> bool:
-    if not isinstance(error, asyncio.CancelledError):
-        return False
-    return bool(hasattr(awaited, "cancel") and awaited.cancel(*error.args))
