@@ -18,7 +18,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from tsrv.queuing.awaiting import Pending
-from tsrv.queuing.tasks import runCoroutine
+from tsrv.queuing.tasks import fromFuture, runCoroutine
 
 from .loops import asFuture, onLoop, settle
 from .support import Trouble
@@ -225,6 +225,68 @@ async def test_a_first_step_that_cancels_its_task_cancels_what_it_awaits() -> No
 
 
 @onLoop
+async def test_the_result_of_a_first_step_is_kept() -> None:
+    """
+    Also if the coroutine has cancelled its own task.
+    """
+
+    async def work() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return "done"
+
+    assert await asFuture(runCoroutine(work())) == "done"
+
+
+class Odd:
+    """
+    An object that can be awaited, with what it says it waits for.
+    """
+
+    def __init__(self, *yields: object) -> None:
+        self._yields = yields
+
+    def __await__(self) -> Any:
+        yield from self._yields
+
+
+async def awaitOdd(odd: Any) -> None:
+    """
+    Await it.
+    """
+    await odd
+
+
+async def returnDeferred() -> Any:
+    """
+    Forget an C{await}.
+    """
+    return Deferred[None]()
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: awaitOdd(Odd(5)), RuntimeError),
+        (lambda: awaitOdd(Odd(None, object())), RuntimeError),
+        (lambda: awaitOdd(Odd(None, None, "odd")), RuntimeError),
+        (lambda: awaitOdd(None), TypeError),
+        (returnDeferred, TypeError),
+    ],
+)
+@onLoop
+async def test_odd_coroutines_end_with_an_error(
+    make: Callable[[], Any], error: type[Exception]
+) -> None:
+    """
+    A call never stays pending because its module awaits nonsense.
+    """
+    with pytest.raises(error):
+        await asFuture(runCoroutine(make()))
+
+
+@onLoop
 async def test_a_cancellation_that_was_taken_back_leaves_no_trace() -> None:
     """
     C{uncancel()} counts in a module as in any task.
@@ -344,6 +406,35 @@ async def test_a_call_inside_a_call_has_a_task_of_its_own() -> None:
 
     assert await asFuture(runCoroutine(work(50))) == 51
     assert len(set(tasks)) == 51
+
+
+@onLoop
+async def test_a_future_is_waited_for_without_a_task() -> None:
+    """
+    Cancelling the Deferred cancels the future, once; no error reaches the loop.
+    """
+    loop = asyncio.get_running_loop()
+    heard: list[Any] = []
+    loop.set_exception_handler(lambda _, each: heard.append(each))
+    given, failing, cancelled = (loop.create_future() for _ in range(3))
+    waiting = [fromFuture(each) for each in (given, failing, cancelled)]
+    assert len(asyncio.all_tasks()) == 1
+    given.set_result("given")
+    failing.set_exception(Trouble("failing"))
+    waiting[2].cancel()
+    assert cancelled.cancelled()
+    assert await waiting[0] == "given"
+    with pytest.raises(Trouble):
+        await waiting[1]
+    with pytest.raises(CancelledError):
+        await waiting[2]
+    another = fromFuture(loop.create_task(asyncio.sleep(60)))
+    for each in asyncio.all_tasks() - {asyncio.current_task()}:
+        each.cancel()
+    with pytest.raises(CancelledError):
+        await another
+    await settle()
+    assert heard == []
 
 
 def test_without_a_loop_twisted_runs_it() -> None:

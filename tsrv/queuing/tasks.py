@@ -58,7 +58,9 @@ def fromFuture(future: Future[Any]) -> Deferred[Any]:
             result = Failure(CancelledError())
         except BaseException:
             result = Failure()
-        deferred.callback(result)
+        # A Deferred that is cancelled has fired at once.
+        if not deferred.called:
+            deferred.callback(result)
 
     def cancel(_: object) -> None:
         future.cancel()
