@@ -7,11 +7,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
 
-from tsrv import InitializationFailed, QueuingWrapper, State
+from tsrv import (
+    Closed,
+    InitializationFailed,
+    OutcomeUnknown,
+    QueuingWrapper,
+    State,
+)
 
 from .support import (
     Module,
@@ -402,3 +408,40 @@ def test_a_watch_of_an_attempt_that_was_reset(clock: Clock, moment: str) -> None
         assert (wrapper.state, wrapper.history.losses.count) == (State.FAILED, 0)
         assert "the Deferred of the last loss" in str(wrapper.lastError)
     shut(wrapper)
+
+
+@pytest.mark.parametrize("how", ["lost", "closed", "replayed"])
+def test_no_coroutine_runs_on(clock: Clock, how: str) -> None:
+    """
+    A coroutine that has not ended when its call ends at a loss or a close, or is made
+    again, is cancelled: nobody needs its result, and it might wait for ever.
+    """
+    cancelled: list[str] = []
+
+    class Waiting(Module):
+        async def compute(self, what: object) -> None:
+            try:
+                await Deferred()
+            except CancelledError:
+                cancelled.append(str(what))
+                raise
+
+    module = Waiting()
+    replay = {"compute"} if how == "replayed" else set()
+    wrapper = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0, replay=replay)
+    ready(module, wrapper)
+    call = resultOf(wrapper.proxy.compute("a"))
+    if how == "closed":
+        shut(wrapper)
+    else:
+        lose(module)
+        clock.advance(0)
+        if how == "replayed":
+            assert (call.pending, wrapper.pending) == (True, 1)
+            shut(wrapper)
+            assert isinstance(call.error, Closed)
+            assert cancelled == ["a"]
+            return
+        shut(wrapper)
+    assert isinstance(call.error, OutcomeUnknown)
+    assert cancelled == ["a"]

@@ -23,11 +23,11 @@ from twisted.python.failure import Failure
 
 from .awaiting import runningLoop
 from .needsasyncio import NeedsAsyncio, explain
-from .tasks import TaskResult, fromFuture, runCoroutine
+from .tasks import fromFuture, isOfCoroutine, runCoroutine
 
 __all__ = [
     "abandon",
-    "abandonTask",
+    "abandonCoroutine",
     "asDeferred",
     "callForeign",
     "callOnLoop",
@@ -250,12 +250,12 @@ def abandon(deferred: Deferred[Any]) -> None:
     cancelForeign(deferred)
 
 
-def abandonTask(deferred: object) -> None:
+def abandonCoroutine(deferred: object) -> None:
     """
-    Cancel a task whose result nobody needs. It might run for ever.
+    Cancel a coroutine whose result nobody needs. It might run for ever.
     """
-    if isinstance(deferred, TaskResult):
-        abandon(deferred)
+    if isOfCoroutine(deferred):
+        abandon(cast(Deferred[Any], deferred))
 
 
 def readResult(deferred: Deferred[Any]) -> object:

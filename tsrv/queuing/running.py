@@ -47,7 +47,7 @@ from .command import (
 )
 from .foreign import (
     abandon,
-    abandonTask,
+    abandonCoroutine,
     asDeferred,
     cancelForeign,
     isEnterable,
@@ -314,7 +314,7 @@ class RunningCommands:
             name, cause = command.method.name, command.lossReason
             failure = Failure(self._makeOutcomeUnknown(name, cause))
         self._end(command, failure)
-        abandonTask(answer)
+        abandonCoroutine(answer)
 
     def _countChanged(self) -> None:
         if self._ended is not None:
@@ -330,9 +330,11 @@ class RunningCommands:
             command.answer = None
         if command.method.replay and not isGivenUp:
             self.count -= 1
+            answer = command.answer
             self._queueAgain(command)
             if self._observed:
                 self._countChanged()
+            abandonCoroutine(answer)
             return
         if isGivenUp:
             command.answer = Failure(CancelledError())

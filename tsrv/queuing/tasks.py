@@ -18,7 +18,7 @@ import asyncio
 from asyncio import AbstractEventLoop, Future, Task
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -26,7 +26,10 @@ from twisted.python.failure import Failure
 from .awaiting import Awaited, Pending, isCancelledWith, runningLoop
 from .needsasyncio import explain
 
-__all__ = ["TaskResult", "fromFuture", "runCoroutine"]
+__all__ = ["TaskResult", "fromFuture", "isOfCoroutine", "runCoroutine"]
+
+# Marks the Deferred of a coroutine that Twisted runs.
+_MARK: Final = "_isOfCoroutineOfTsrv"
 
 
 def runCoroutine(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
@@ -42,8 +45,16 @@ def runCoroutine(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
         deferred = Deferred.fromCoroutine(coroutine)
         if not deferred.called or isinstance(deferred.result, Failure):
             deferred.addErrback(explain)
+            setattr(deferred, _MARK, True)
         return deferred
     return _Steps(coroutine, loop).begin()
+
+
+def isOfCoroutine(deferred: object) -> bool:
+    """
+    @return: Whether L{runCoroutine} made this, so that nobody else has it.
+    """
+    return isinstance(deferred, TaskResult) or hasattr(deferred, _MARK)
 
 
 def fromFuture(future: Future[Any]) -> Deferred[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .foreign import abandonTask, asDeferred, errorOf, observe, readResult
+from .foreign import abandonCoroutine, asDeferred, errorOf, observe, readResult
 from .needsasyncio import NeedsAsyncio
 
 __all__ = ["StaleWatch", "Watch"]
@@ -50,7 +50,7 @@ class Watch:
         """
         The module is closed: it does not notice a loss any more.
         """
-        abandonTask(self._watching)
+        abandonCoroutine(self._watching)
         self._watching = None
 
     def ask(self) -> Callable[[], None]:
@@ -81,7 +81,7 @@ class Watch:
             reason = readResult(deferred)
             if isinstance(reason, Failure) and reason.check(NeedsAsyncio):
                 reason.raiseException()
-        abandonTask(self._watching)
+        abandonCoroutine(self._watching)
         self._watching = deferred
         self._current, self._fired = answer, False
         return partial(observe, deferred, self._noticeLoss, answer)
