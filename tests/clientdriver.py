@@ -64,7 +64,7 @@ from twisted.logger import (  # noqa: E402
     textFileLogObserver,
 )
 
-from tsrv import QueuingWrapper, State  # noqa: E402
+from tsrv import QueuingWrapper, State, Unavailable  # noqa: E402
 
 reactor: Any = theReactor
 
@@ -230,6 +230,31 @@ class Driver:
         refused = len(self.refused)
         say(f"{len(items)} items, {refused} refused, uncertain: {dict(self.uncertain)}")
 
+    async def close(self) -> None:
+        """
+        Close the client in the middle of calls, each of which ends.
+        """
+        calls = [spawn(self.lastCall(number)) for number in range(CALLERS)]
+        await turn()
+        await self.wrapper.close()
+        for call in calls:
+            await call
+
+    async def lastCall(self, number: int) -> None:
+        """
+        Read or write, with any result that a call may have.
+        """
+        example, proxy = self.example, self.wrapper.proxy
+        with suppress(
+            Unavailable, *example.UNCERTAIN, *getattr(example, "REFUSED", ())
+        ):
+            if number % 2:
+                await example.read(proxy)
+            elif self.hasPairs:
+                await example.writeAll(proxy, ["last", "very last"])
+            else:
+                await example.write(proxy, "last")
+
     def check(self, items: list[str]) -> None:
         """
         Every item that was acknowledged is there, none that was refused, none twice,
@@ -256,7 +281,7 @@ async def main(name: str, url: str) -> None:
     ready = wrapper.initialize()
     await driver.run()
     await ready
-    await wrapper.close()
+    await driver.close()
     assert (wrapper.pending, wrapper.inProgress) == (0, 0)
     del driver, wrapper, ready
     # An error refers to the frames that it has passed, and they to what they used.

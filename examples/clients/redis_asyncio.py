@@ -1,15 +1,16 @@
 """
 redis-py's asyncio client, which never tells that its server is gone: C{ping=} asks.
 
-One connection carries the commands in their order. The client's own retrying is
-switched off, since only tsrv knows which calls are safe to run twice.
+One connection is enough, since commands are short. Those who wait for it have no order,
+so queued calls are made one after another. The client's own retrying is switched off:
+it does not know what is safe to run twice.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from tsrv import OutcomeUnknown, QueuingWrapper
@@ -19,9 +20,10 @@ UNCERTAIN = (OutcomeUnknown, RedisError)
 
 
 def wrap(reactor: Any, url: str) -> QueuingWrapper[Redis]:
-    client = Redis.from_url(
-        url, single_connection_client=True, retry=None, decode_responses=True
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=1, timeout=None, retry=None, decode_responses=True
     )
+    client = Redis.from_pool(pool)
     return QueuingWrapper(
         client,
         reactor,
@@ -31,6 +33,7 @@ def wrap(reactor: Any, url: str) -> QueuingWrapper[Redis]:
         ping=client.ping,
         close=client.aclose,
         replay={"lrange"},
+        concurrency=1,
     )
 
 
