@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
 from twisted.logger import LogEvent
 
@@ -100,6 +101,27 @@ async def test_a_ready_call_is_the_modules_own() -> None:
     started(client)
     await wrapper.initialize()
     assert wrapper.proxy.get == client.get
+    await wrapper.close()
+
+
+@onLoop
+async def test_a_module_may_return_deferreds() -> None:
+    """
+    With C{alwaysDeferred}, a task can await them also when the module is ready.
+    """
+
+    class Deferring:
+        async def initialize(self) -> None: ...
+
+        def get(self) -> Deferred[str]:
+            deferred: Deferred[str] = Deferred()
+            asyncio.get_running_loop().call_soon(deferred.callback, "got")
+            return deferred
+
+    wrapper = QueuingWrapper(Deferring(), alwaysDeferred=True)
+    early = wrapper.proxy.get()
+    await wrapper.initialize()
+    assert [await early, await wrapper.proxy.get()] == ["got", "got"]
     await wrapper.close()
 
 

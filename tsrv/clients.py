@@ -87,14 +87,14 @@ class _Made:
         if name not in self._methods:
             method = getattr(self._kind, name)
             if not callable(method):
-                raise AttributeError(f"{name!r} needs a client, and there is none")
+                raise AttributeError(f"{name!r} needs a client, but none is connected")
             self._methods[name] = self._forward(name, method)
         return self._methods[name]
 
     def _forward(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: object, **keywords: object) -> object:
             if self._client is None:
-                raise NotInitialized(f"{name}() needs a client, and there is none")
+                raise NotInitialized(f"{name}() needs a client, but none is connected")
             return getattr(self._client, name)(*arguments, **keywords)
 
         own = MethodType(method, self) if isfunction(method) else method

@@ -70,7 +70,7 @@ class Pending(Deferred[Any]):
             next(super().__await__())
         return result
 
-    # What a coroutine has.
+    # Methods of a coroutine.
 
     def send(self, value: object) -> Any:
         """
@@ -89,7 +89,7 @@ class Pending(Deferred[Any]):
         run = self._findRun()
         if run is not None:
             return self._step(run, run.steps.throw, *error)
-        # The task made no step, so it does not wait yet for what it is to give up.
+        # The task is cancelled before its first step. Make it, to give up the call.
         with suppress(BaseException):
             first = self.send(None)
             if isCancelledWith(first, error[0]):
@@ -158,7 +158,7 @@ def isCancelledWith(awaited: Any, error: object) -> bool:
 
 def fired(result: object = None) -> Pending:
     """
-    @return: What has fired with a result, or failed with an error.
+    @return: A L{Pending} that has fired with a result, or failed with an error.
     """
     pending = Pending()
     pending.callback(Failure(result) if isinstance(result, BaseException) else result)
@@ -268,7 +268,7 @@ class Awaited(Deferred[Any]):
             with suppress(BaseException):
                 next(self._awaited.__await__())
 
-    # What a future has.
+    # Methods of a future.
 
     def _readInTask(self) -> object:
         # This method refers to this object.

@@ -130,8 +130,8 @@ class Methods:
         if self._tracked or name in self._replay:
             return True
         # Under the asyncio reactor any method may return a coroutine, and any caller
-        # may be a task.
-        return runningLoop() is not None and not self._native
+        # may be a task. A task cannot wait for a Deferred of the module's own.
+        return runningLoop() is not None and (self._alwaysDeferred or not self._native)
 
     def _isConverted(self, own: ModuleMethod) -> bool:
         return self._alwaysDeferred or (isAsync(own) and not self._native)

@@ -14,7 +14,7 @@ from .awaiting import runningLoop
 
 __all__ = ["NeedsAsyncio", "explain"]
 
-# What asyncio says outside of its loop. The last one is that of locks and queues.
+# Errors of asyncio outside of its loop. Locks and queues raise the last one.
 _KINDS: Final = (RuntimeError, AttributeError)
 _COMPLAINT: Final = re.compile(
     "await wasn't used with future"
@@ -25,7 +25,7 @@ _COMPLAINT: Final = re.compile(
     "|'NoneType' object has no attribute 'create_future'"
 )
 
-# What anyio and its kin raise there.
+# Errors of anyio and its kin.
 _COMPLAINTS: Final = {"AsyncLibraryNotFoundError", "NoEventLoopError"}
 
 # Maximum number of errors that explain one another.

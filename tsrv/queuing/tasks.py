@@ -83,7 +83,7 @@ def fromFuture(future: Future[Any]) -> Deferred[Any]:
 
 class _Steps(Coroutine[Any, Any, None]):
     """
-    What a task runs in place of a coroutine. The task itself has no result.
+    The coroutine that a task runs in place of the module's. The task has no result.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class _Steps(Coroutine[Any, Any, None]):
         self._coroutine = coroutine
         self._loop = loop
         self._hasEnded = False
-        # What the first step waits for, until the task does.
+        # The awaitable of the first step, until the task takes it.
         self._first: Any = None
         self._deferred = TaskResult()
 
@@ -160,7 +160,7 @@ class _Steps(Coroutine[Any, Any, None]):
         except StopIteration as end:
             # The two refer to each other.
             self._deferred.task = None
-            # What waits for the result does not belong to this task.
+            # Callbacks of the result do not belong to this task.
             self._loop.call_soon(self._fire, end.value)
             raise StopIteration from None
 
