@@ -20,7 +20,7 @@ from twisted.logger import LogEvent
 from tsrv import Closed, InitializationFailed, QueueTimeout, State
 from tsrv.aio import QueuingWrapper, Startup
 from tsrv.aio.looptime import LoopTime
-from tsrv.startup import StartupFailed, Status
+from tsrv.startup import GraphError, StartupFailed, Status
 
 from .loops import onLoop, settle
 from .support import Trouble
@@ -423,6 +423,44 @@ async def test_a_cancellation_is_not_lost_beside_a_failure() -> None:
         with pytest.raises(expected):
             await task
         assert program.status is Status.STOPPED
+
+
+@onLoop
+async def test_modules_may_be_added_inside() -> None:
+    """
+    Until the first C{await}, as the form C{async with Startup() as program:} suggests.
+    """
+    client = Client()
+    started(client)
+    async with Startup() as program:
+        program.add("cache", Client(), needs=["client"])
+        proxy = program.add("client", client).proxy
+        assert await proxy.get("inside") == "inside"
+        with pytest.raises(RuntimeError, match="'late' was added after"):
+            program.add("late", Client())
+    assert client.closed
+    async with Startup() as program:
+        pass
+    assert program.status is Status.STOPPED
+
+
+@onLoop
+async def test_a_cycle_of_modules_that_are_added_inside_ends_the_program() -> None:
+    """
+    The C{async with} raises the error.
+    """
+
+    async def run() -> None:
+        async with Startup() as program:
+            program.add("first", Client(), needs=["second"])
+            program.add("second", Client(), needs=["first"])
+            await asyncio.sleep(60)
+
+    with pytest.raises(GraphError, match="first → second"):
+        await run()
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
 
 
 @onLoop

@@ -8,14 +8,13 @@ import asyncio
 from asyncio import Task
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Self
 
 from twisted.python.failure import Failure
 
 from ..errors import Unavailable
+from ..startup import GraphError, Status
 from ..startup import Startup as _Startup
-from ..startup import Status
 from .log import logWithLogging
 from .looptime import LoopTime
 
@@ -24,8 +23,8 @@ __all__ = ["Startup"]
 
 class Startup(_Startup):
     """
-    L{tsrv.Startup} on the loop that is running. The modules are initialised when its
-    C{async with} is entered, which does not wait for them, and closed when it is left.
+    L{tsrv.Startup} on the loop that is running. Its C{async with} initialises the
+    modules, which may be added inside of it until it awaits something; and closes them.
     A required module that fails for good cancels what is in the C{async with}, which
     then raises L{StartupFailed<tsrv.startup.StartupFailed>}.
     """
@@ -56,14 +55,14 @@ class Startup(_Startup):
     async def __aenter__(self) -> Self:
         if self.status is Status.NEW:
             self._task = asyncio.current_task()
+            if not self.wrappers:
+                asyncio.get_running_loop().call_soon(self._start)
+                return self
         self.startService()
         return self
 
     async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: object, error: BaseException | None, traceback: object
     ) -> None:
         task, self._task = self._task, None
         if self._failure is None or task is None:
@@ -83,6 +82,15 @@ class Startup(_Startup):
         if not isCancelled and (error is None or _isConsequence(error)):
             raise self._failure
 
+    def _start(self) -> None:
+        if self._task is None:
+            return
+        try:
+            self.startService()
+        except GraphError as error:
+            self._failure = error
+            self._task.cancel()
+
     def _cancel(self, status: int) -> None:
         if self._task is not None:
             self.whenReady().addErrback(self._failed)
@@ -93,9 +101,6 @@ class Startup(_Startup):
 
 
 def _isConsequence(error: BaseException) -> bool:
-    """
-    @return: Whether an error says no more than that a task was cancelled, or a module
-        is unavailable; or groups such errors.
-    """
+    # It, or all that it groups, tells of a cancellation or an unavailable module.
     group = BaseExceptionGroup("", [error])
     return group.split((asyncio.CancelledError, Unavailable))[1] is None
