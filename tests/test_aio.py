@@ -126,6 +126,28 @@ async def test_a_module_may_return_deferreds() -> None:
 
 
 @onLoop
+async def test_a_future_of_another_loop_is_refused() -> None:
+    """
+    As a task refuses it; nobody would ever finish it.
+    """
+    other = asyncio.new_event_loop()
+
+    class Foreign:
+        async def initialize(self) -> None: ...
+
+        def get(self) -> asyncio.Future[None]:
+            return other.create_future()
+
+    wrapper = QueuingWrapper(Foreign())
+    early = wrapper.proxy.get()
+    await wrapper.initialize()
+    with pytest.raises(RuntimeError, match="attached to a different loop"):
+        await asyncio.wait_for(early, 5)
+    await wrapper.close()
+    other.close()
+
+
+@onLoop
 async def test_a_cancelled_call_is_never_started() -> None:
     """
     By its task, or by a time limit.

@@ -66,7 +66,10 @@ def asDeferred(result: object) -> Deferred[Any] | None:
     if issubclass(kind, Deferred):
         return cast(Deferred[Any], result)
     if kind is Future or (issubclass(kind, Future) and runningLoop() is None):
-        return fromFuture(cast(Future[Any], result))
+        future = cast(Future[Any], result)
+        # A task refuses a future of another loop, which might never be done.
+        if runningLoop() in (None, future.get_loop()):
+            return fromFuture(future)
     if hasattr(kind, "__await__") or (kind is GeneratorType and isawaitable(result)):
         return runCoroutine(_wait(result))
     return None
