@@ -38,8 +38,8 @@ _log = Logger("tsrv.sessions")
 
 MAX_RENEWED: Final = 10_000
 """
-Maximum number of renewed identifiers that a process remembers in the time for which
-it remembers one. Further ones are not remembered.
+Maximum number of renewed identifiers that a process remembers in
+L{Limits.renewed} seconds. It does not remember further ones.
 """
 
 MAX_WATCHERS: Final = 10_000
@@ -49,7 +49,7 @@ Maximum number of callers that wait for a store to be lost, or to be idle.
 
 _RENEWED: Final = b"renewed"
 """
-The end of the key of a renewed identifier, which is longer than that of a session.
+Suffix of the keys of renewed identifiers: such a key is longer than a session key.
 """
 
 _T = TypeVar("_T")
@@ -58,19 +58,19 @@ _Result = Deferred[_T] | Coroutine[Deferred[Any], Any, _T]
 
 Row = tuple[Any, Any, Any, Any]
 """
-The JSON of a session, when it was created, when it expires, and its version. What a
-store reads may be damaged: L{BaseStore} checks it.
+The JSON of a session, its times of creation and expiry, and its version. A row in
+the database may be damaged: L{BaseStore} checks each row that it reads.
 """
 
 
 class BaseStore(ABC):
     """
-    A store, apart from where it keeps the sessions.
+    A store without its storage: subclasses read and write the rows.
 
     @ivar initialized: Whether it can be used now.
     @ivar limits: Lifetimes and maximum size of its sessions.
     @cvar expiresByItself: Whether the database removes expired sessions, so that
-        the store need not.
+        the store need not remove them.
     """
 
     initialized = False
@@ -124,9 +124,9 @@ class BaseStore(ABC):
         """
         return self._idlers.wait() if self._inProgress else succeed(None)
 
-    # Each kind of store implements these methods. A boolean says whether there was
-    # such a row. To all of them but C{_read} an expired row does not exist. Rows whose
-    # key is longer than KEY_BYTES are no sessions: they are neither counted nor listed.
+    # Each kind of store implements these methods. A boolean result says whether the
+    # row existed. Only _read() finds expired rows. Rows whose key is longer than
+    # KEY_BYTES are not sessions: the store neither counts nor lists them.
 
     @abstractmethod
     def _read(self, key: bytes) -> Deferred[Row | None]: ...
@@ -137,7 +137,7 @@ class BaseStore(ABC):
     @abstractmethod
     def _put(self, key: bytes, row: Row) -> _Result[Any]:
         """
-        Insert a row, or let the one with this key expire later.
+        Insert a row; if a row has this key already, only change its expiry.
         """
 
     @abstractmethod
@@ -151,7 +151,7 @@ class BaseStore(ABC):
     @abstractmethod
     def _extend(self, key: bytes, before: float, expires: float) -> _Result[Any]:
         """
-        Let a row expire later, unless its expiry is no longer what it was before.
+        Let a row expire later, if its expiry is still C{before}.
         """
 
     @abstractmethod
@@ -218,7 +218,7 @@ class BaseStore(ABC):
 
     def _get(self, key: bytes) -> Deferred[StoredSession | None]:
         reading = self._read(key)
-        # Nothing is called as often as this, so it is counted by what it needs anyway.
+        # The most frequent call: counted here, without a callback of _counted().
         self._inProgress += 1
         return reading.addCallbacks(self._found, self._ended, (key,))
 
@@ -300,7 +300,7 @@ class BaseStore(ABC):
                 return None
             data = changes.applyTo(known.data)
             row, session = self._begun(data, known.version + 1)
-            # Nobody asks for this while the session has its old identifier.
+            # Nobody asks for this while the old identifier is still valid.
             if attempt == 0:
                 await self._remember(key)
             if await self._replace(key, known.version, newKey, row):
@@ -323,7 +323,7 @@ class BaseStore(ABC):
 
     def wasRenewed(self, identifier: str) -> Deferred[bool]:
         """
-        Whether an identifier was renewed a moment ago.
+        Return whether an identifier was renewed recently.
         """
         return self._onKey(self._wasRenewed, identifier, False)
 
@@ -365,8 +365,8 @@ class BaseStore(ABC):
             entries = [(key, each) for key, each in found if each is not None]
             if entries or not rows:
                 return entries
-            # An empty part would mean the end of the list, but no session of this
-            # part is valid.
+            # An empty part would mean the end of the list. Here all sessions of
+            # the part are damaged, so the search goes on.
             after = rows[-1][0]
 
     def length(self) -> Deferred[int]:

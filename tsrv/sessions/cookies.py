@@ -3,8 +3,8 @@ The cookie that carries the identifier of a session.
 
 Over TLS its name begins with C{__Host-}: a browser accepts such a cookie only from the
 host itself, over TLS, and for all of its paths. So neither a sister site nor an
-attacker on the network can set another one. Over plain HTTP browsers drop it silently;
-there the name is plain, and only on localhost, for development.
+attacker on the network can set another one. Over plain HTTP, browsers silently drop
+such a cookie. There the cookie has a plain name, on localhost only, for development.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Cookies:
     ) -> None:
         """
         @param name: The name of the cookie, without a prefix.
-        @param sameSite: Which requests of other sites carry it: C{Strict} for none,
+        @param sameSite: Which requests from other sites carry it: C{Strict} for none,
             C{Lax} for links, C{None} for all.
         @param trustedProxies: See L{Proxies<tsrv.web.origin.Proxies>}.
         @raise ValueError: An option is invalid.
@@ -97,7 +97,7 @@ class Cookies:
             return None
         # HTTP/2 may send each cookie in a header of its own.
         values = self._patterns[name].findall(b";".join(headers))
-        # If there are two, somebody else has set one.
+        # With two cookies of this name, somebody else has set one of them.
         if len(values) != 1:
             return None
         value: str = values[0].decode("latin-1")
@@ -105,8 +105,8 @@ class Cookies:
 
     def canWrite(self, request: Request) -> bool:
         """
-        Return whether a cookie in the response would reach the browser and be kept.
-        If the browser would drop it, that is logged, at most once a minute.
+        Return whether the browser would receive and keep a cookie in the response.
+        If the browser would drop the cookie, log that, at most once a minute.
         """
         isOpen = not (request.startedWriting or _isOver(request))
         if isOpen and self._nameFor(request) is None:
@@ -128,7 +128,7 @@ class Cookies:
 
     def expire(self, request: Request) -> bool:
         """
-        Let the browser remove the cookie; return whether that is in the response.
+        Let the browser remove the cookie; return whether the response can say so.
         """
         return self._set(request, b"", _EXPIRED)
 
@@ -143,7 +143,7 @@ class Cookies:
         return True
 
     def _nameFor(self, request: Request) -> bytes | None:
-        # No name if the browser would drop the cookie, or has disconnected.
+        # None: the browser would drop the cookie, or has disconnected.
         if _isOver(request):
             return None
         if self.proxies.isSecure(request):

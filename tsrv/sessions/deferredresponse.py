@@ -5,8 +5,8 @@ The bytes that a resource writes must not reach the client before the session is
 saved. Resources write with C{request.write()} and C{request.finish()}. A site could
 give its requests another class, but sessions have to work on any site and for any
 resource, and Twisted has no public hook between a resource and its request. So this
-module, and no other, replaces these two methods of a request that has a session. They
-are put back when the response ends.
+module, and no other, replaces these two methods of a request that has a session. It
+restores them when the response ends.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Maximum number of bytes of a response that wait for the store.
 
 class DeferredResponse:
     """
-    Replaces C{write} and C{finish} of a request. Each saves the session, if there is
-    anything to save, before it passes on what was written. If that fails, the error
-    becomes the response, or, if the response has begun, aborts the connection.
+    Replaces C{write} and C{finish} of a request. Each saves a changed session before
+    it passes on the written bytes. If saving fails, the error becomes the response.
+    If the response has begun already, the error aborts the connection.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class DeferredResponse:
         self._pieces: list[bytes] = []
         self._length = 0
         self._isSaving = self._isFinished = False
-        # Nothing is passed on any more.
+        # A closed response passes nothing on.
         self._isClosed = False
-        # A Deferred of notifyFinish() would only call this object.
+        # Like notifyFinish(), but without a Deferred that only calls this object.
         cast(list[Any], request.notifications).append(self)
         self._replace()
 
     def callback(self, result: object) -> None:
         """
-        End. A save in progress goes on if the client has disconnected, but no other
-        begins.
+        End. If the client has disconnected, a save in progress goes on, but no
+        further save begins.
         """
         self._close()
         self._ended()
@@ -107,7 +107,7 @@ class DeferredResponse:
             self._pass()
         else:
             self._isSaving = True
-            # An error of the resource cannot become the response any more.
+            # From now on, an error of the resource cannot become the response.
             self._request.setComponent(IBegun, True)
             saving.addCallbacks(self._saved, self._notSaved)
 
@@ -119,7 +119,7 @@ class DeferredResponse:
     def _notSaved(self, failure: Failure) -> None:
         self._isSaving = False
         if self._isClosed:
-            # In an outage many clients leave; the store's loss is in the log.
+            # In an outage many clients disconnect; the log has the store's loss.
             isOutage = failure.check(Unavailable, OutcomeUnknown)
             _log.emit(
                 LogLevel.debug if isOutage else LogLevel.warn,
@@ -133,7 +133,7 @@ class DeferredResponse:
             self._request.unsetComponent(IBegun)
             self._restore()
             writeProblem(self._request, failure)
-            # The resource may go on to write; that is dropped.
+            # The resource may go on to write: drop what it writes.
             self._replace()
 
     def _pass(self) -> None:

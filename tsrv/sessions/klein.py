@@ -9,10 +9,10 @@ them in any L{ISessionStore<tsrv.sessions.ISessionStore>}, wrapped or not::
     procurer = SessionProcurer(sessions)
 
 Klein distinguishes sessions by how they were created: over HTTPS or not, for a cookie
-or for a header. The first letter of an identifier says so. The store keeps a session
-under the hash of the whole identifier, so changing the letter gives the identifier of
-no session. The letter also shows, without asking the store, which identifiers must
-not arrive over plain HTTP.
+or for a header. The first letter of an identifier says how. The store keeps a session
+under the hash of the whole identifier, so an identifier with a changed letter finds no
+session. The letter also shows, without asking the store, which identifiers must not
+arrive over plain HTTP.
 
 Importing this module imports Klein, which installs the reactor.
 """
@@ -66,7 +66,7 @@ Maximum number of sessions that one request over plain HTTP can end.
 
 MAX_DISCLOSED: Final = 1_000
 """
-Maximum number of sessions that are remembered until they are destroyed.
+Maximum number of sessions to destroy that are remembered until that succeeds.
 """
 
 
@@ -81,7 +81,7 @@ def _existing(stored: StoredSession | None) -> StoredSession:
     return stored
 
 
-# Neither compared nor shown in a log.
+# Sessions are never compared, and their identifiers must not reach a log.
 @implementer(ISession)
 @dataclass(eq=False, repr=False)
 class KleinSession:
@@ -107,8 +107,8 @@ class KleinSession:
         self, interfaces: Iterable[type[Interface]]
     ) -> Deferred[dict[type[Interface], Any]]:
         """
-        Ask the authorizers. Interfaces that they refuse are left out; all are if the
-        session has ended.
+        Ask the authorizers. The result lacks the interfaces that they refuse; it is
+        empty if the session has ended.
         """
         return Deferred.fromCoroutine(self._authorize(interfaces))
 
@@ -146,7 +146,7 @@ class KleinSession:
     def renew(self, changes: Changes | None = None) -> Deferred[str]:
         """
         Give the session another identifier; the old one stops working. Do so whenever
-        somebody logs in or gets more rights, then send L{identifier} to the browser.
+        a user logs in or gets more rights, then send L{identifier} to the browser.
 
         @param changes: Changes to make at the same time.
         @return: A Deferred of the new L{identifier}; see L{change} for its errors.
@@ -169,8 +169,8 @@ class KleinSession:
 
 Authorizer = Callable[[KleinSession], Any]
 """
-Takes a session, and returns what its visitor may use, or L{None}, or a Deferred or
-coroutine of that.
+Takes a session, and returns the object that its visitor may use, or L{None}, or a
+Deferred or coroutine of either.
 """
 
 
@@ -190,13 +190,13 @@ class KleinSessionStore:
         """
         @param store: The store, or its proxy. Its owner initialises and closes it.
         @param authorizers: For each interface, the function that says who may use it.
-        @param admit: Called before a session is created, which Klein does for each
-            visitor who brings none. If it raises, no session is created.
+        @param admit: Called before a session is created: Klein creates one for each
+            visitor without a session. If C{admit} raises, no session is created.
         """
         self._store = store
         self._admit = admit or (lambda: None)
         self._authorizers = dict(authorizers or {})
-        # Keys of sessions that are being destroyed, or could not be.
+        # Keys of sessions to destroy; they must not be loaded meanwhile.
         self._disclosed: dict[str, None] = {}
         self._hasComplained = False
 
@@ -241,8 +241,8 @@ class KleinSessionStore:
 
     def sentInsecurely(self, identifiers: Sequence[str | bytes]) -> None:
         """
-        Destroy sessions whose identifiers must be sent over HTTPS only. One that
-        cannot be destroyed now is refused; each attempt to load it tries again.
+        Destroy sessions whose identifiers must be sent over HTTPS only. If that
+        fails, the session is refused, and each attempt to load it tries again.
         """
         texts = (
             each if isinstance(each, str) else each.decode("latin-1")
@@ -266,7 +266,7 @@ class KleinSessionStore:
             _log.warn("Ended a session whose identifier was sent over plain HTTP")
 
     def _complain(self, reason: Failure) -> None:
-        # Anybody can invent identifiers: log this once in an outage.
+        # Anybody can invent identifiers: log only one error per outage.
         if not self._hasComplained:
             self._hasComplained = True
             _log.warn(

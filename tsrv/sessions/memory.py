@@ -21,8 +21,8 @@ __all__ = ["MemorySessionStore"]
 @implementer(ISessionStore, ISettlesCalls)
 class MemorySessionStore(BaseStore):
     """
-    A store that answers at once. It keeps its sessions as long as it exists, also
-    while it is closed.
+    A store whose calls finish at once. It keeps its sessions as long as it exists,
+    also while it is closed.
 
     @ivar rows: For each key the JSON, the times of creation and expiry, and the
         version. Tests may read them, and damage them.

@@ -1,10 +1,10 @@
 """
 Merging the changes that several requests make to one session.
 
-Changes of one session never run at the same time. While one is written, the next
-ones wait, and are then written together. Between processes the version of the row
-decides: an update names the version that was read, and if another process was
-faster, the changes are applied again to the latest version.
+A process writes the changes of one session one after the other. While one change is
+written, further ones wait, and are then written together. Between processes the
+version of the row decides: an update names the version that was read. If another
+process was faster, the changes are applied again to the latest version.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Maximum number of changes that wait for one session.
 
 MAX_WRITTEN_TOGETHER: Final = 32
 """
-Maximum number of changes in one write. Each is checked for its size, and answered
-with a copy, which keeps the reactor busy.
+Maximum number of changes in one write. Checking the size of each change, and copying
+the session for its caller, blocks the reactor.
 """
 
 MAX_ATTEMPTS: Final = 100
@@ -50,9 +50,9 @@ _IMMUTABLE: Final = frozenset({str, int, float, bool, type(None)})
 
 class _Change:
     """
-    A change that has not been answered.
+    A change whose caller waits for the result.
 
-    @ivar withdraw: Called when the caller cancels it.
+    @ivar withdraw: Called when the caller cancels the change.
     @ivar result: The session after the change, or the error.
     """
 
@@ -82,7 +82,7 @@ class _Change:
 
 class Merger:
     """
-    The changes of all sessions of a store that are being written.
+    Merges and writes the changes of all sessions of a store.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Merger:
                             copyOf(data, text), created, expires, version, counted
                         )
                 return
-            # The session has changed since it was read, or may have.
+            # The session may have changed since it was read.
             known = None
         raise contended()
 
@@ -187,8 +187,8 @@ class Merger:
         self, batch: list[_Change], known: StoredSession
     ) -> tuple[Mapping[str, Any], bytes | None, list[Mapping[str, Any]]]:
         """
-        Apply changes that come from different requests: one that does not fit fails
-        alone.
+        Apply changes that come from different requests. A change that cannot be
+        applied fails alone.
 
         @return: The content after the changes; the same as JSON, or L{None} if no
             change can be applied; and for each change its counters.
@@ -212,8 +212,8 @@ class Merger:
 
 def _cancellable(batch: list[_Change], waited: Deferred[Any]) -> Deferred[Any]:
     """
-    Let a Deferred be cancelled with a change that is written alone; cancelling one
-    of several does not affect the others.
+    If the batch is one change, let its cancellation cancel the Deferred. Cancelling
+    one of several changes does not affect the others.
     """
     if len(batch) == 1:
         batch[0].withdraw = waited.cancel
@@ -224,7 +224,7 @@ def copyOf(data: Mapping[str, Any], text: bytes) -> dict[str, Any]:
     """
     @param data: The content of a session.
     @param text: The same as JSON.
-    @return: A copy in which nobody else can change anything.
+    @return: A copy that shares no mutable value with the original.
     """
     if all(type(name) is str and type(data[name]) in _IMMUTABLE for name in data):
         return dict(data)
@@ -234,6 +234,6 @@ def copyOf(data: Mapping[str, Any], text: bytes) -> dict[str, Any]:
 
 def contended() -> SessionsUnavailable:
     """
-    @return: The error of a session that other processes change all the time.
+    @return: The error if other processes change the session all the time.
     """
     return SessionsUnavailable("too many processes change this session at a time")

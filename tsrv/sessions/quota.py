@@ -21,7 +21,7 @@ __all__ = ["Quota", "TooMany"]
 
 MAX_PEERS: Final = 10_000
 """
-Maximum number of clients in a window. Beyond it, the first one is forgotten.
+Maximum number of clients in a window. Beyond it, the window forgets the first one.
 """
 
 
@@ -66,7 +66,7 @@ class Quota:
         Count a new session, or raise L{TooMany}. An IPv6 network of 64 bits is one
         client.
 
-        @return: Takes the count back, if the session could not be stored.
+        @return: A function that takes the count back if the session was not stored.
         """
         now = self._clock.seconds()
         # A clock may be set back.

@@ -152,7 +152,7 @@ class RedisSessionStore(BaseStore):
         self._failures = Failures(reactor, _log, "sessions: a command failed")
         self._opening: Deferred[None] | None = None
         self._wasReady = False
-        # The latest connection, whatever its state.
+        # The latest connection: new, open or closed.
         self._connection = Connection(reactor, self._lost, self._refused)
 
     def __repr__(self) -> str:
@@ -173,8 +173,8 @@ class RedisSessionStore(BaseStore):
         @return: A Deferred that fires when the store can be used. It fails with
             L{SessionsRefused} if a retry would fail too, and with
             L{SessionsUnavailable} if it may succeed, or if the store is being
-            initialised already. A store that was ready once is not refused any more:
-            its rights, for example, may come back.
+            initialised already. A store that was ready once fails only with
+            L{SessionsUnavailable}: Redis may give it back its rights, for example.
         """
         if self.initialized:
             return succeed(None)
@@ -210,8 +210,8 @@ class RedisSessionStore(BaseStore):
 
     async def _prepare(self) -> None:
         await self._connection.open(self._location, self._connectTimeout + 1)
-        # A replica, and a user with too few permissions, cannot do this; nor can a
-        # cluster, where the two keys are on different servers.
+        # This fails on a replica, without sufficient permissions, and on a cluster,
+        # where the two keys are on different servers.
         await self._run(_DELETE, None, [b"probe", b"second probe"], 0)
         await self._read(b"probe")
 
@@ -223,9 +223,9 @@ class RedisSessionStore(BaseStore):
         self, error: SessionError | SessionsUnavailable
     ) -> SessionError | SessionsUnavailable:
         """
-        Count and log an error of Redis, unless the store is lost for it.
+        Count and log an error of Redis, unless the error means that the store is lost.
 
-        @return: The error for the caller. Redis may refuse a user for a moment.
+        @return: The error for the caller: Redis may refuse a user temporarily.
         """
         if self.initialized:
             self._failures.add(error.code, error)
@@ -235,7 +235,7 @@ class RedisSessionStore(BaseStore):
 
     def close(self) -> Deferred[None]:
         """
-        Disconnect when all commands are answered, or the time for that is up.
+        Disconnect when Redis has answered all commands, or their time is up.
         """
         if self._opening is not None:
             self._opening.cancel()
@@ -285,7 +285,7 @@ class RedisSessionStore(BaseStore):
 
     async def _search(self) -> AsyncIterator[list[bytes]]:
         """
-        @return: The names of the keys of all sessions, in no order, some at a time.
+        @return: The names of the keys of all sessions, in parts, in no order.
         """
         cursor, more = b"0", True
         while more:
@@ -322,7 +322,7 @@ class RedisSessionStore(BaseStore):
                 removed += await self._connection.ask("DEL", *names, method="clear")
         return removed, False
 
-    # How Redis is asked.
+    # Commands.
 
     def _nameOf(self, key: bytes) -> bytes:
         return self._prefix + key.hex().encode()
@@ -334,8 +334,8 @@ class RedisSessionStore(BaseStore):
 
     def _ending(self, expires: float) -> tuple[float, int]:
         """
-        @return: The expiry of a session, and its remaining milliseconds: the clock of
-            Redis may differ from the one here.
+        @return: The expiry of a session, and its remaining milliseconds, because the
+            clock of Redis may differ from the clock of this process.
         """
         expires = min(expires, MAX_EXPIRY)
         left = ceil((expires - timeOfDay(self._reactor)) * 1000)

@@ -27,7 +27,7 @@ _URL: Final = (
 @dataclass(frozen=True)
 class Location:
     """
-    The location of Redis. Its C{str} and C{repr} have no password.
+    The location of Redis. Its C{str} and C{repr} do not show the password.
 
     @ivar host: The name or address of the host; empty for a UNIX socket.
     @ivar port: The TCP port.

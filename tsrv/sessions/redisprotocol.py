@@ -1,12 +1,12 @@
 """
 A client of Redis: one connection, over which commands are sent without waiting for
-the answers of earlier ones.
+the answers to earlier ones.
 
-Redis answers in the order of the commands, so the first command that waits gets the
-next answer. A connection that breaks, falls silent, or sends what nobody has asked
-for is closed at once, because the next answer could belong to any command. Each
-command that waits then fails: with L{SessionsUnavailable} if it changes nothing,
-otherwise with L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>}.
+Redis answers commands in their order, so the first command that waits gets the next
+answer. If a connection breaks, falls silent, or receives an answer without a command,
+it is closed at once: the next answer could belong to any command. Each command that
+waits then fails: with L{SessionsUnavailable} if it changes nothing, otherwise with
+L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>}.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ Maximum size of all commands that wait, and of one answer, in bytes.
 
 ANSWER_TIMEOUT_SECONDS: Final = 5
 """
-Seconds without an answer after which Redis is lost. They are counted one by one: an
-hour in which the program itself stood still counts as one.
+Seconds without an answer after which Redis is lost. A timer counts them: an hour for
+which the program itself was suspended counts as one second.
 """
 
 PING_AFTER_SECONDS: Final = 3
@@ -127,7 +127,7 @@ _ERRORS: Final[dict[str, tuple[Callable[[str], _Error], str]]] = {
 }
 """
 The meanings of error codes. No message contains the text of Redis, which may repeat
-what was sent.
+values that were sent.
 """
 
 _WRONG_SERVER: Final = {"BUSY", "LOADING", "MASTERDOWN", "READONLY"}
@@ -135,7 +135,7 @@ _WRONG_SERVER: Final = {"BUSY", "LOADING", "MASTERDOWN", "READONLY"}
 Codes after which a new connection may reach a better server.
 """
 
-# Up to version 6, the code of a command follows that of the script that ran it.
+# Up to version 6, the code of the script precedes the code of its command.
 _CODES: Final = re.compile(r"(?:^|: -?)([A-Z]{2,})(?= |$)")
 
 _INCOMPLETE: Final = object()
@@ -155,7 +155,7 @@ def _errorOf(code: str) -> _Error:
 
 
 def _meaningOf(error: BaseException | None) -> str:
-    # Twisted says the same in more words.
+    # Twisted's own texts are longer.
     if isinstance(error, ConnectionDone):
         return "it closed the connection"
     if isinstance(error, ConnectionLost):
@@ -180,17 +180,17 @@ class Connection(Protocol):
     ) -> None:
         """
         @param reactor: Provides time, and connections.
-        @param onLost: Called with the reason when the connection cannot be used any
-            more, before commands fail for it.
-        @param onRefused: Called with an error of Redis, in the context in which its
-            command was sent; returns the error of the command.
+        @param onLost: Called with the reason when the connection becomes unusable,
+            before its commands fail.
+        @param onRefused: Called with an error of Redis, in the context in which the
+            command was sent; returns the error for the caller of the command.
         """
         self._reactor = reactor
         self._onLost = onLost
         self._onRefused = onRefused
         self._reader = Reader(notEnoughData=_INCOMPLETE)
-        # The commands that wait for their answers: a Deferred, the method that it
-        # changes something for, its size, and the context of its caller.
+        # The commands that wait for their answers: a Deferred, the method that needs
+        # the change (None for a read), the size, and the context of the caller.
         self._unanswered: deque[tuple[Deferred[Any], str | None, int, Context]] = (
             deque()
         )
@@ -213,7 +213,7 @@ class Connection(Protocol):
         @raise SessionsUnavailable: A retry may succeed.
         """
         factory = Factory.forProtocol(lambda: self)
-        # Otherwise each attempt would log its beginning and its end.
+        # A noisy factory would log the beginning and the end of each attempt.
         factory.noisy = False
         try:
             await location.endpoint(self._reactor, timeout).connect(factory)
@@ -243,7 +243,7 @@ class Connection(Protocol):
             raise
         except SessionError:
             pass
-        # A Sentinel knows neither users nor databases.
+        # A Sentinel, for example, has neither users nor databases.
         await self._checkServer()
         raise refused
 
@@ -251,7 +251,7 @@ class Connection(Protocol):
         try:
             info = await self.ask("INFO", "server")
         except SessionError:
-            # Without the permission for it, Redis has permissions, so it is new.
+            # INFO is refused: only versions with permissions do that, 6 and newer.
             return
         if re.search(rb"\bredis_version:[1-4]\.", info):
             raise SessionsRefused("Redis is too old: version 5 or newer is needed")
@@ -301,7 +301,7 @@ class Connection(Protocol):
             if self._silentSeconds >= ANSWER_TIMEOUT_SECONDS:
                 self.abort(f"no answer in {ANSWER_TIMEOUT_SECONDS} s")
         elif self._silentSeconds >= PING_AFTER_SECONDS:
-            # If it fails, others have reported that. It belongs to no request.
+            # abort() reports a failure. The ping belongs to no request.
             Context().run(self.ask, "PING").addErrback(lambda _: None)
 
     def dataReceived(self, data: bytes) -> None:
@@ -352,7 +352,7 @@ class Connection(Protocol):
 
     def finish(self) -> None:
         """
-        Close the connection when all commands are answered, or the time for that is
+        Close the connection when Redis has answered all commands, or their time is
         up.
         """
         self._finishing = True
@@ -380,6 +380,6 @@ class Connection(Protocol):
 
     def whenClosed(self) -> Deferred[None]:
         """
-        @return: A Deferred that fires when nothing of the connection is open.
+        @return: A Deferred that fires when the connection is completely closed.
         """
         return self._closing.wait() if self.connected else succeed(None)

@@ -5,8 +5,8 @@ Before the response is sent, the dictionary is compared with what the store retu
 and the differences are saved as L{Changes}. So two requests can change one session at
 the same time: each saves only what it has changed itself.
 
-A response that says that the request was not carried out, with status 429 or 500 and
-above, saves nothing: a client that sends the request again does not count twice.
+A response with status 429, or 500 and above, says that the request was not carried
+out, and saves nothing: a client that sends the request again does not count twice.
 
 The compromises: comparing encodes each member as JSON, unless the request only calls
 C{add}. A session can be created or renewed only before the first byte of the response,
@@ -66,8 +66,8 @@ class Session(MutableMapping[str, Any]):
     The session of a request: a dictionary whose values can be expressed as JSON.
     Lists and dictionaries in it may be changed in place.
 
-    Requests that change the same session at the same time lose nothing of each
-    other, see L{Changes<tsrv.sessions.Changes>}. Use L{add} to count.
+    Requests that change one session at the same time keep the changes of each other,
+    see L{Changes<tsrv.sessions.Changes>}. Use L{add} to count.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Session(MutableMapping[str, Any]):
         self._renews = False
         self._toDestroy: str | None = None
         self._wasTouched = False
-        # No cookie can lead the browser to a new session.
+        # The browser cannot get the cookie of a new session.
         self._cannotBeCreated = False
         # Operations of one request on the store run in order.
         self._lock = DeferredLock()
@@ -124,7 +124,7 @@ class Session(MutableMapping[str, Any]):
     @property
     def isNew(self) -> bool:
         """
-        Whether the store does not have this session, or not yet.
+        Whether the store does not have this session (yet).
         """
         return self._identifier is None
 
@@ -159,11 +159,11 @@ class Session(MutableMapping[str, Any]):
     def regenerate(self) -> None:
         """
         Give the session another identifier when it is saved. The old one stops
-        working. Do so whenever somebody logs in or gets more rights: an attacker who
-        made the browser use a session of his own is left with nothing.
+        working. Do so whenever a user logs in or gets more rights: an attacker who
+        made the browser use a known session then cannot use the logged-in one.
 
         Call this before the response begins. If another request destroys the session
-        meanwhile, only what was assigned since it was loaded becomes a new session.
+        meanwhile, a new session gets only the members that this request assigned.
         """
         self._renews = True
         self._cannotBeCreated = False
@@ -207,8 +207,8 @@ class Session(MutableMapping[str, Any]):
         """
         Save all changes before the next byte of the response.
 
-        @return: A Deferred that fails like that of L{save}; L{None} if there is
-            nothing to save.
+        @return: A Deferred that fails like the Deferred of L{save}; L{None} if
+            nothing has changed.
         """
         if (
             self._request.code >= 500
@@ -238,7 +238,7 @@ class Session(MutableMapping[str, Any]):
         try:
             return self._data is not None and bool(self._changes(self._encoded()))
         except SessionError:
-            # Saving it reports the error.
+            # save() reports the error.
             return True
 
     def _isWorthTouching(self, known: StoredSession) -> bool:
@@ -273,7 +273,7 @@ class Session(MutableMapping[str, Any]):
         try:
             await self._save()
         except BaseException:
-            # The next save must not count what the caller is told was not counted.
+            # The caller gets an error: the next save must not count the number.
             if name in before:
                 current[name] = before[name]
             else:
@@ -317,7 +317,7 @@ class Session(MutableMapping[str, Any]):
         identifier = self._next or makeIdentifier()
         quota = self._shared.quota
         uncount = None if quota is None else quota.count(self._request)
-        # The call may be queued, and the resource go on to change the members.
+        # While the call is queued, the resource may go on to change members.
         data = {name: json.loads(text) for name, text in (encoded or {}).items()}
         try:
             stored = await self._shared.store.create(identifier, data)
@@ -370,7 +370,7 @@ class Session(MutableMapping[str, Any]):
         try:
             exists = await self._shared.store.touch(identifier)
         except (Unavailable, OutcomeUnknown) as error:
-            # The response does not depend on it.
+            # The response does not depend on the expiry.
             _log.debug("A use was not counted: {error}", error=explain(error))
         else:
             if not exists:
@@ -381,7 +381,7 @@ class Session(MutableMapping[str, Any]):
         self._data = {}
 
     def _encoded(self) -> dict[str, str] | None:
-        # None if nobody has looked at the members.
+        # None if the request has not accessed the members.
         return None if self._data is None else _encodeAll(self._data)
 
     def _changes(
@@ -400,8 +400,8 @@ class Session(MutableMapping[str, Any]):
 
     def _merge(self, stored: StoredSession, encoded: Mapping[str, str] | None) -> None:
         """
-        Show the changes of other requests, but keep those that were made here since
-        the save began with the members C{encoded}.
+        Show the changes of other requests, but keep changes that this request has made
+        since the save began with the members C{encoded}.
         """
         previous, self._known = self._known, stored
         self._wasTouched = True

@@ -33,7 +33,7 @@ Maximum number of callers that wait for the session of one request.
 
 class ILookup(Interface):
     """
-    The component of a request that is its session, or the search for it.
+    The component of a request: its session, or the search for its session.
     """
 
 
@@ -123,7 +123,7 @@ class Sessions:
             request,
             session.saveBeforeResponse,
             lambda: _addHeaders(request, session),
-            # The request and its session refer to each other.
+            # This breaks the cycle between the request and its session.
             lambda: request.unsetComponent(ILookup),
         )
         lookup.waiters.succeed(session)
@@ -140,9 +140,9 @@ def _addHeaders(request: Request, session: Session) -> None:
     varying = headers.getRawHeaders(b"Vary", [])
     headers.setRawHeaders(b"Vary", [b", ".join([*varying, b"Cookie"])])
     if request.cookies:
-        # Twisted sends either the cookies or the headers of that name.
+        # Twisted sends either these cookies or headers named Set-Cookie.
         request.cookies[:0] = headers.getRawHeaders(b"Set-Cookie", [])
-    # Whether an anonymous page may be cached is up to the resource.
+    # The resource decides whether an anonymous page may be cached.
     isPersonal = not session.isNew and not headers.hasHeader(b"Cache-Control")
     if isPersonal or request.cookies:
         headers.setRawHeaders(b"Cache-Control", [b"no-store"])

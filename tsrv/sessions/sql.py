@@ -39,7 +39,7 @@ def schemaOf(table: str = TABLE) -> Schema:
     """
     @param table: The name of the table.
     @return: The schema of the table, for the schemas of a database.
-    @raise ValueError: This cannot be the name of the table.
+    @raise ValueError: The name of the table is invalid.
     """
     checkTable(table)
     columns = (
@@ -81,7 +81,7 @@ class SQLSessionStore(BaseStore):
         @param limits: Lifetimes and maximum size of sessions.
         @param owned: Whether the store initialises and closes the database.
             Otherwise the database must be initialised first.
-        @raise ValueError: This cannot be the name of the table.
+        @raise ValueError: The name of the table is invalid.
         """
         super().__init__(reactor, limits)
         self._database = database
@@ -197,7 +197,7 @@ class SQLiteSessionStore(SQLSessionStore):
         @param reactor: Provides the time, and threads.
         @param db: The path of the file, which is created if it does not exist.
         @param settings: How the database is used.
-        @raise ValueError: This cannot be a path, or the name of the table.
+        @raise ValueError: The path or the name of the table is invalid.
         """
         url = f"sqlite:{db}"
         database = Database(reactor, url, [schemaOf(table)], settings, name="sessions")
@@ -222,7 +222,7 @@ class PostgreSQLSessionStore(SQLSessionStore):
         @param reactor: Provides the time, and watches sockets.
         @param url: Its URL: C{postgresql://USER:PASSWORD@HOST:PORT/NAME}.
         @param settings: How the database is used.
-        @raise ValueError: This cannot be the URL, or the name of the table.
+        @raise ValueError: The URL or the name of the table is invalid.
         """
         if Location.parse(url).kind != "postgresql":
             raise ValueError("the URL of the sessions must be postgresql://…")
@@ -264,7 +264,7 @@ class _Statements:
         self.extend = statement(
             "UPDATE TABLE SET expires = ? WHERE key = ? AND expires = ?"
         )
-        # An expired row is deleted too, but it was not a session any more.
+        # An expired row is deleted too, but did not count as a session.
         self.delete = statement("DELETE FROM TABLE WHERE key = ? RETURNING expires > ?")
         self.deleteVersion = statement(
             "DELETE FROM TABLE WHERE key = ? AND version = ? RETURNING expires > ?"
@@ -276,8 +276,8 @@ class _Statements:
             "SELECT key, data, created, expires, version FROM TABLE "
             "WHERE key > ? AND expires > ? AND length(key) = 32 ORDER BY key LIMIT ?"
         )
-        # The outer condition is checked again, when a row that is being used was
-        # waited for.
+        # PostgreSQL checks the outer condition again after it has waited for a row
+        # that another transaction used.
         self.removeExpired = statement(
             "DELETE FROM TABLE WHERE key IN (SELECT key FROM TABLE "
             "WHERE expires <= ? ORDER BY expires LIMIT ?) "

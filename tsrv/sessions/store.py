@@ -2,8 +2,8 @@
 Sessions as a store keeps them, and the interface of a store.
 
 A session is a JSON object behind an identifier that only its visitor knows. A
-store keeps the session under the SHA-256 of its identifier, so that a copy of the
-database lets nobody log in.
+store keeps the session under the SHA-256 of its identifier, so nobody can log in with
+a copy of the database.
 
 A request hands the store its L{Changes}, not a whole new session. Two requests
 that run at the same time therefore do not undo each other's work. L{ISessionStore
@@ -167,7 +167,7 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class StoredSession:
     """
-    A session as the store has it.
+    A session as the store keeps it.
 
     @ivar data: Its content, a copy that belongs to the caller.
     @ivar created: Time of its creation, in seconds since the epoch.
@@ -333,16 +333,16 @@ class ISessionStore(IAsyncModule):
 
     def cleanup() -> Deferred[int]:
         """
-        Remove expired sessions. A store also does so by itself.
+        Remove expired sessions. A store also removes them by itself.
 
         @return: A Deferred of how many were removed.
         """
 
     def whenLost() -> Deferred[None]:
         """
-        @return: A Deferred that fires when the store, once initialised, no longer
-            is. It fires before that makes a call fail. If the store was lost, it may
-            fail with the reason.
+        @return: A Deferred that fires when the store, once ready, is lost or closed.
+            It fires before any call fails for that reason. After a loss it may fail
+            with the reason.
         """
 
     def close() -> Deferred[None]:

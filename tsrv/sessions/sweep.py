@@ -1,6 +1,6 @@
 """
-Removing many sessions without blocking everybody else: a part at a time, with
-pauses; and the timer that does so for expired sessions.
+Removes many sessions without blocking other users of the database: in parts, with
+pauses. A timer does so for expired sessions.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Sweeper:
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param removeExpired: Removes some of the rows that will have expired at a
-            time, at most so many; returns how many of them were sessions, and whether
-            there may be more.
+        @param removeExpired: Called with a time and a maximum number; removes rows
+            that expire by this time; returns how many of them were sessions, and
+            whether there may be more.
         @param sweeps: Whether to remove expired sessions at intervals.
         """
         self._reactor = reactor
@@ -75,7 +75,7 @@ class Sweeper:
         """
         self._running = True
         if self._sweeps:
-            # A stopped timer may still wait for its last sweep.
+            # A stopped timer may still run its last sweep, so it is not reused.
             self._timer = LoopingCall(self._sweep)
             self._timer.clock = self._reactor
             share = uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
@@ -95,7 +95,7 @@ class Sweeper:
         """
         Remove sessions in parts, with pauses as long as each part took.
 
-        @param time: The time; sessions that will have expired by then are removed.
+        @param time: Sessions that expire by this time are removed.
         @return: The number of removed sessions.
         """
         total = 0
