@@ -346,7 +346,7 @@ def test_settings_become_stale_and_recover(source: Source) -> None:
         source.status = 500
         source.reactor.advance(100)
     assert textsOf(events) == [
-        f"Settings: {URL} {reason}; using those of 1970-01-01 00:00Z; will retry"
+        f"Settings: {URL} {reason}; using settings of 1970-01-01 00:00Z; will retry"
         for reason in ("failed (ConnectionRefusedError)", "responded with status 500")
     ]
     assert settings.stale
@@ -431,7 +431,7 @@ def test_the_copy_replaces_an_unavailable_source(
     with logged() as events:
         settings = source.start(copy=str(path))
     (line,) = textsOf(events)
-    assert line.endswith("; using those of 2001-09-09 01:46Z; will retry")
+    assert line.endswith("; using settings of 2001-09-09 01:46Z; will retry")
     assert settings.note() == (
         "stale: copy of 2001-09-09 01:46Z, the source is unavailable"
     )

@@ -1,11 +1,11 @@
 """
-Settings that are fetched over the network before anything that needs them starts.
+Settings that are fetched over the network before the modules that need them start.
 
 L{RemoteSettings} is an asynchronously initialised module: it fetches a JSON
 object over HTTP, and fetches it again at an interval. It keeps the last good
-copy in a file. While the source is unavailable the copy is used, and the
-settings are I{stale}: the log and the status page say so until the source is
-back. Errors name the source and the reason, and never repeat the content.
+copy in a file. While the source is unavailable, it uses the copy, and the settings
+are I{stale}: the log and the status page say so until the source recovers. Errors
+name the source and the reason, and never repeat the content.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Source:
     def __init__(self, url: str) -> None:
         """
         @param url: A URL, with C{USER:PASSWORD@} or without.
-        @raise ValueError: It is not an HTTP URL. The message does not repeat it.
+        @raise ValueError: The URL is not an HTTP URL. The message does not repeat it.
         """
         try:
             split = urlsplit(url)
@@ -99,7 +99,7 @@ class Source:
 
 class _UnusableResponse(Exception):
     """
-    The reason why a response cannot be used; the end of a sentence.
+    The reason why a response cannot be used, as the end of a sentence.
     """
 
 
@@ -130,7 +130,7 @@ class _AbortingTransport(ProtocolWrapper):
     transport: Any
 
     def loseConnection(self) -> None:
-        # Over TLS, a connection that is not aborted waits for the peer forever.
+        # Over TLS, a connection would wait for the peer forever unless it is aborted.
         self.transport.abortConnection()
 
 
@@ -204,8 +204,8 @@ class RemoteSettings:
         @param timeout: Time limit of a fetch, in seconds.
         @param refresh: Seconds between two fetches; L{None} fetches once.
         @param copy: The path of the file for the last good copy.
-        @param check: Returns what is wrong with settings, without repeating them,
-            or L{None}. Settings that it rejects never replace others.
+        @param check: Returns the error in settings, without repeating them, or
+            L{None}. Settings that it rejects never replace others.
         @param client: An HTTP client with the interface of treq.
         @raise ValueError: The URL is invalid.
         """
@@ -214,7 +214,7 @@ class RemoteSettings:
         self._timeout = timeout
         self._refreshSeconds = refresh
         self._copyPath = None if copy is None else os.path.abspath(copy)
-        # A copy belongs to one source, whose URL may be a secret.
+        # A copy belongs to one source. Its URL may be a secret.
         self._copySource = sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
         self._check = check
         self._client: Any = client or HTTPClient(_AbortingAgent(reactor, timeout))
@@ -245,7 +245,7 @@ class RemoteSettings:
 
     def close(self) -> Deferred[None]:
         """
-        Stop fetching. It may be called repeatedly.
+        Stop fetching. Repeated calls have no effect.
         """
         self.initialized = False
         if self._timer is not None:
@@ -260,7 +260,7 @@ class RemoteSettings:
         Return a Deferred of a copy of one setting.
 
         @param path: The names of nested members, outermost first.
-        @return: The Deferred; it fails with L{SettingsRefused} if none is found.
+        @return: The Deferred; it fails with L{SettingsRefused} if there is none.
         """
         if not self.initialized:
             return fail(NotInitialized("The settings have not been fetched"))
@@ -302,7 +302,7 @@ class RemoteSettings:
             self._failures += 1
             self.stale = True
             date = _date(self.fetched)
-            self._warnOnce("stale", f"{error}; using those of {date}; will retry")
+            self._warnOnce("stale", f"{error}; using settings of {date}; will retry")
         self.initialized = True
         seconds = self._refreshSeconds
         if self.stale:
@@ -313,7 +313,7 @@ class RemoteSettings:
 
     def _timerFired(self) -> None:
         self._timer = None
-        # Closing has cancelled it.
+        # close() may have cancelled the fetch.
         self._refresh().addErrback(lambda failure: failure.trap(CancelledError))
 
     async def _fetch(self) -> None:

@@ -1,10 +1,10 @@
 """
-How a connection to PostgreSQL is opened on the reactor.
+Opens a connection to PostgreSQL on the reactor.
 
-psycopg's own loop shows the connection only once it is open. The loop is written
-out here because libpq has to be told before to report the SQLSTATE of a refused
-connection: it says whether to try again. Names are resolved before, in the
-reactor's threads, because libpq would block the reactor.
+psycopg's own loop shows the connection only once it is open. This module has a loop
+of its own, to make libpq report the SQLSTATE of a refused connection: the SQLSTATE
+says whether a retry may help. The reactor's threads resolve names before that,
+because libpq would block the reactor.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ async def connect(
     @param conninfo: The URL, or the connection string of libpq.
     @param timeout: Maximum time for all addresses together, in seconds.
     @param defaults: Parameters of libpq that apply unless C{conninfo} sets them.
-    @param parameters: Parameters of libpq that replace those of C{conninfo}.
+    @param parameters: Parameters of libpq that override the ones in C{conninfo}.
     @return: The connection.
     @raise psycopg.Error: The class for the SQLSTATE with which the server refused
         the connection; without one, C{ProgrammingError} if the parameters are
-        wrong, and C{OperationalError} otherwise.
+        invalid, and C{OperationalError} otherwise.
     """
     until = reactor.seconds() + timeout
     failures: list[psycopg.Error] = []
@@ -74,7 +74,7 @@ async def connect(
     except TimedOut:
         raise errors.ConnectionTimeout("the host name is not resolved") from None
     for number, attempt in enumerate(attempts):
-        # An address that does not answer leaves time for the others.
+        # If an address does not answer, there is time left for the others.
         share = max(until - reactor.seconds(), 0.0) / (len(attempts) - number)
         opening = Deferred.fromCoroutine(drive(reactor, _connect(attempt)))
         try:
@@ -86,7 +86,7 @@ async def connect(
             failures.append(psycopg.OperationalError(str(error.strerror)))
         except psycopg.Error as error:
             failures.append(error)
-    # What a server said tells more than that another one did not answer.
+    # The refusal of a server says more than the silence of another one.
     raise next((each for each in failures if each.sqlstate), failures[-1])
 
 
@@ -94,7 +94,7 @@ def _parse(conninfo: str, parameters: dict[str, Any]) -> ConnDict:
     try:
         found = conninfo_to_dict(conninfo, **parameters)
     except (psycopg.Error, UnicodeError):
-        # libpq repeats what it does not understand, which may be a secret.
+        # The message of libpq repeats invalid parts, which may be secret.
         raise psycopg.ProgrammingError(
             "the URL of the database is not understood: check its options, and that "
             "special characters are written as %XX"
@@ -116,7 +116,7 @@ def _resolve(reactor: Any, parameters: ConnDict) -> Deferred[list[ConnDict]]:
         except psycopg.Error as error:
             if "resolve" in str(error):
                 raise
-            # There are not as many ports as hosts.
+            # The numbers of ports and hosts differ.
             raise psycopg.ProgrammingError(str(error)) from None
 
     hosts = str(parameters.get("host") or os.environ.get("PGHOST", "")).split(",")
@@ -155,13 +155,13 @@ def _connect(parameters: ConnDict) -> PQGenConn[pq.abc.PGconn]:
 
 def _setVerbosity(pgconn: pq.abc.PGconn, verbosity: int) -> None:
     """
-    Set what libpq puts into its messages; psycopg does not offer this function.
+    Set the verbosity of libpq's messages; psycopg does not offer this function.
     """
     try:
         library = ctypes.CDLL(sys.modules[type(pgconn).__module__].__file__)
         setVerbosity = library.PQsetErrorVerbosity
     except (OSError, AttributeError):
-        # Without SQLSTATEs every refused connection is tried again.
+        # Without SQLSTATEs every refused connection is retried.
         return
     setVerbosity.argtypes = [ctypes.c_void_p, ctypes.c_int]
     setVerbosity(pgconn.pgconn_ptr, verbosity)  # type: ignore[attr-defined]
@@ -180,7 +180,7 @@ def _refusal(pgconn: pq.abc.PGconn, address: object) -> psycopg.Error:
             kind = psycopg.OperationalError
         return kind(f"{text[: found.start()]}: {found[2]} ({found[1]})")
     if text and f'"{address}"' not in text and ".s.PGSQL." not in text:
-        # Only what has to do with a server names it. What is quoted may be secret.
+        # A text without the address is about parameters; quoted parts may be secret.
         return psycopg.ProgrammingError(re.sub(r'"[^"]*"', "it", text))
     # libpq gives no reason when too many files are open.
     return psycopg.OperationalError(text or "the connection failed without a reason")

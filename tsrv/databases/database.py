@@ -54,10 +54,10 @@ class Database:
         @param reactor: Provides time and threads, and watches sockets.
         @param url: The URL, see L{Location.parse}; or a function that returns it, or
             a Deferred of it, and is called for each initialisation.
-        @param schemas: The tables that have to exist.
+        @param schemas: The tables to create or upgrade.
         @param settings: How the database is used.
         @param name: The name of the database in the log.
-        @raise ValueError: The URL is not understood.
+        @raise ValueError: The URL is invalid.
         """
         if isinstance(url, str):
             Location.parse(url)
@@ -99,7 +99,7 @@ class Database:
 
         @return: A Deferred that fires when that is done. It fails with
             L{DatabaseRefused} if no retry will help, and with
-            L{DatabaseUnavailable} if one may, or an initialisation is in progress.
+            L{DatabaseUnavailable} if one may, or if it is initialising already.
         """
         if self._engine is not None:
             return succeed(None)

@@ -1,5 +1,5 @@
 """
-What the kinds of databases have in common: connections that are opened once and lost
+The common part of all kinds of databases: connections that are opened once and lost
 or closed once, and the calls that wait for them.
 """
 
@@ -40,11 +40,11 @@ class Call:
     """
     A statement that a caller waits for.
 
-    @ivar answer: The Deferred of the caller; another one that has fired, afterwards.
-    @ivar queue: Where the call waits to be started.
+    @ivar answer: The Deferred of the caller; once settled, another fired Deferred.
+    @ivar queue: The queue in which the call waits to be started.
     @ivar outcome: The rows, or the error.
     @ivar isSent: Whether the statement may have reached the database.
-    @ivar interruptions: How often the connection was lost meanwhile.
+    @ivar interruptions: Number of connections that were lost during the statement.
     """
 
     __slots__ = (
@@ -72,7 +72,7 @@ class Call:
             the caller.
         """
         self._failed = failed
-        # It has the id of the request.
+        # The context has the id of the request.
         self._context = copy_context()
         self.statement = statement
         self.parameters = parameters
@@ -98,10 +98,10 @@ class Call:
         """
         Fire the answer with the outcome, unless the caller has given up.
         """
-        # Without a cycle through its canceller no garbage has to be collected.
+        # This breaks the cycle through the canceller: less garbage to collect.
         answer, self.answer = self.answer, _SETTLED
         if isinstance(self.outcome, Exception):
-            # A caller that gave up does not make it a success.
+            # A failure counts even if the caller has given up.
             if answer is not _SETTLED:
                 self._context.run(self._failed, self.outcome)
             if not answer.called:
@@ -119,18 +119,18 @@ class Call:
 
 Queue = OrderedDict[Call, float]
 """
-The calls that wait, in order; each with the time until which it may wait.
+The calls that wait, in order; each with its deadline.
 """
 
 
 class Engine(ABC):
     """
-    One kind of database, from its opening to its end.
+    One kind of database, from opening to loss or close.
 
-    @ivar refusal: Why calls are not accepted; empty while they are.
+    @ivar refusal: Why the engine accepts no calls; empty while it accepts them.
     @ivar isOver: Whether the database was lost or closed.
     @ivar queues: The calls that wait to be started.
-    @ivar predecessor: The engine before, if it was lost.
+    @ivar predecessor: The previous engine, if it was lost.
     """
 
     log = Logger("tsrv.databases")
@@ -163,7 +163,7 @@ class Engine(ABC):
     @abstractmethod
     def stop(self) -> None:
         """
-        Close the connections; those in use when their calls have finished.
+        Close the idle connections now, the others when their calls have finished.
         """
 
     @abstractmethod
@@ -217,8 +217,8 @@ class Engine(ABC):
 
     def noteFailure(self, error: Exception) -> None:
         """
-        Count a call that failed, unless the values of the caller are to blame. A call
-        that fails because the database was lost counts only if its outcome is unknown.
+        Count a failed call, unless it violates a constraint. A call that fails because
+        the database was lost counts only if its outcome is unknown.
         """
         if isinstance(error, OutcomeUnknown):
             self.failures.add("outcome_unknown", error)
@@ -255,7 +255,7 @@ class Engine(ABC):
 
     def lose(self, reason: str) -> None:
         """
-        End everything, because only new connections can help.
+        End the engine: only new connections can help.
         """
         if not self.isOver:
             self._lossReason = reason or "the database was lost"
@@ -263,7 +263,7 @@ class Engine(ABC):
 
     def end(self, refusal: str) -> None:
         """
-        Accept no more calls, and fail those that wait.
+        Refuse further calls, and fail the calls that wait.
         """
         if not self.isOver:
             self.isOver = True

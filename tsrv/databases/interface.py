@@ -7,9 +7,9 @@ wrapper may name it in C{replay}. A write is a transaction of its own, which is 
 the disk when its Deferred fires.
 
 An error says whether the statement may have been carried out. After
-L{DatabaseUnavailable} it was not, and trying again may help; after
+L{DatabaseUnavailable} it was not, and a retry may help; after
 L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} nobody knows; after any other error it
-was not, and trying again would not help.
+was not, and a retry would fail too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ One row of a result: integers, floats, strings, bytes and L{None}.
 
 class DatabaseError(Exception):
     """
-    A statement was not carried out, and trying again would not help.
+    A statement was not carried out, and a retry would fail too.
 
     @ivar code: The SQLSTATE, or the name of SQLite's extended result code.
     """
@@ -68,7 +68,7 @@ class ConstraintViolated(DatabaseError):
 
 class UniqueViolated(ConstraintViolated):
     """
-    The values exist already: a UNIQUE or PRIMARY KEY constraint.
+    The values violate a UNIQUE or PRIMARY KEY constraint.
     """
 
 
@@ -84,8 +84,8 @@ class DatabaseUnavailable(Unavailable):
     The database cannot be used now. The statement was not carried out.
 
     @ivar code: The SQLSTATE, or the name of SQLite's extended result code;
-        C{queue_full} or C{no_free_connection} if it was not carried out for that
-        reason; empty if the database was lost.
+        C{queue_full}; C{no_free_connection} if none was free in time; empty if the
+        database was lost.
     """
 
     def __init__(self, message: str, code: str = "") -> None:
@@ -117,11 +117,11 @@ class Statement:
 @dataclass(frozen=True)
 class Schema:
     """
-    The tables of one part of the program, and how they are made.
+    The tables of one part of the program, and the statements that make them.
 
     @ivar part: The name under which the database remembers the version.
     @ivar versions: For each kind of database, and each version beginning with 1, the
-        statements that make it from the version before.
+        statements that upgrade the tables from the previous version.
     """
 
     part: str
@@ -137,12 +137,12 @@ class Settings:
     """
     How a database is used.
 
-    @ivar connections: Maximum number of connections; SQLite has one more, to write.
+    @ivar connections: Maximum number of connections; SQLite has one more, for writes.
     @ivar statementTimeout: Maximum time for one statement, in seconds.
-    @ivar connectTimeout: Maximum time for the database to show that it is there, in
-        seconds: to connect; for an idle connection to answer; for another process to
-        unlock SQLite's file; and for SQLite to stop at the end of
-        C{statementTimeout}, before its disk counts as stalled.
+    @ivar connectTimeout: Maximum time, in seconds, to connect; for an idle connection
+        to answer; for another process to unlock SQLite's file; and for SQLite to stop
+        after C{statementTimeout}. If SQLite does not stop in this time, its disk counts
+        as stalled.
     @ivar limit: Maximum number of calls that wait for a connection. One more fails
         with L{DatabaseUnavailable}.
     """
@@ -158,7 +158,7 @@ class IDatabase(IAsyncModule):
     A database.
 
     Statements are constants of the program; values from outside are parameters.
-    Cancelling a call gives it up: it is not started any more, or its answer is
+    A cancelled call is never started; if it has started already, its result is
     dropped.
     """
 
@@ -177,20 +177,20 @@ class IDatabase(IAsyncModule):
         """
         Carry out a statement that changes something, as a transaction.
 
-        @param statement: The statement; C{RETURNING} makes it have rows.
+        @param statement: The statement; with C{RETURNING} it has rows.
         @param parameters: As for C{read}.
         @return: A Deferred that fires with the rows when the transaction is on the
-            disk. It fails like that of C{read}; also with L{ConstraintViolated}, and
+            disk. It fails with the errors of C{read}, with L{ConstraintViolated}, or
             with L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} if the connection
             broke, or the time was up, before the answer arrived.
         """
 
     def whenLost() -> Deferred[None]:
         """
-        @return: A Deferred that fires when the database can no longer be used,
-            before any call fails for that reason; but a write whose connection ends
-            before the others may fail earlier. If the database was lost, it fails
-            with L{DatabaseUnavailable}, which says why.
+        @return: A Deferred that fires when the database is closed, or fails with
+            L{DatabaseUnavailable}, which says why, when the database is lost. It fires
+            before any call fails for that reason; only a write whose connection breaks
+            before the other connections may fail earlier.
         """
 
     def whenIdle() -> Deferred[None]:
@@ -202,7 +202,7 @@ class IDatabase(IAsyncModule):
 
     def close() -> Deferred[None]:
         """
-        Fail queued calls with L{DatabaseUnavailable}, let calls in progress finish
+        Fail queued calls with L{DatabaseUnavailable}; let calls in progress finish
         within their time limit, and close all connections. It may be called at any
         time, and repeatedly.
         """

@@ -15,7 +15,7 @@ __all__ = ["Location"]
 @dataclass(frozen=True)
 class Location:
     """
-    Where a database is. Its representations do not show a password.
+    The location of a database. Its C{str} and C{repr} do not show a password.
 
     @ivar kind: The kind of the database.
     @ivar target: The path of SQLite's file, or the URL for PostgreSQL, which may
@@ -40,11 +40,11 @@ class Location:
                 return cls("sqlite", path)
         elif scheme in ("postgresql", "postgres") and rest.startswith("//"):
             user, _, _ = rest[2:].rpartition("@")
-            # libpq and urllib disagree about the end of such a password, and would
-            # show what is behind it.
+            # libpq and urllib disagree about the end of such a password; errors would
+            # show the rest of it.
             if "#" in rest or set(user) & set("/?@[]"):
                 raise ValueError(
-                    "special characters in the URL of a database have to be written "
+                    "special characters in the URL of a database must be written "
                     "as %XX: # as %23, / as %2F, ? as %3F, @ as %40"
                 )
             try:

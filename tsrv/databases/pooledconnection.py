@@ -1,11 +1,11 @@
 """
 Statements on one connection of the pool.
 
-This does what a cursor of psycopg does, with two differences. It knows whether a
-statement may have reached the server when the connection breaks. And it leaves nothing
-behind on the server when a pooler such as PgBouncer lends one connection to several
-clients: each statement sets its time limit for its own transaction, and none is
-prepared.
+L{PooledConnection} does the work of a psycopg cursor, with two differences. It knows
+whether a statement may have reached the server when the connection breaks. And it
+leaves nothing behind on the server when a pooler such as PgBouncer lends one connection
+to several clients: each statement sets the time limit of its own transaction, and no
+statement is prepared.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Maximum number of parameters that the protocol can count.
 
 _NOT_PREPARED: Final = (b"0A000", b"26000", b"42P05")
 """
-The SQLSTATEs for a prepared statement that is gone, no longer fits the tables, or
-was prepared by another client of a pooler. The statement was not carried out.
+The SQLSTATEs for a prepared statement that does not exist, no longer fits the tables,
+or was prepared by another client of a pooler. The statement was not carried out.
 """
 
 _SET_LIMIT: Final = b"SELECT set_config('statement_timeout', $1, true)"
@@ -58,8 +58,8 @@ class PooledConnection:
     A connection that carries out one call at a time.
 
     @ivar call: The call in progress.
-    @ivar deadline: When the call in progress has taken too long, in seconds.
-    @ivar lastAnswer: When the server answered last, in seconds.
+    @ivar deadline: Time at which the call in progress has taken too long, in seconds.
+    @ivar lastAnswer: Time of the server's last answer, in seconds.
     """
 
     def __init__(self, connection: Connection[Any], limit: str | None = None) -> None:
@@ -72,8 +72,8 @@ class PooledConnection:
         self.call: Call | None = None
         self.deadline = 0.0
         self.lastAnswer = 0.0
-        # psycopg takes the smallest type that a number fits into, and a statement
-        # would be prepared for each of them.
+        # psycopg uses the smallest type that holds a number; each type would need a
+        # prepared statement of its own.
         connection.adapters.register_dumper(int, Int8Dumper)
         self._transformer = Transformer(connection)
         self._prepared: set[bytes] = set()
@@ -165,7 +165,7 @@ class PooledConnection:
                 break
             results += part
             if part and part[-1].status in _COPY:
-                # It would come again and again.
+                # fetch_many() would return this result again and again.
                 break
         hasLimit = results and results[0].status != _FATAL
         return results[1:] if hasLimit else results
@@ -181,13 +181,13 @@ class PooledConnection:
                 error = errorOf(result)
                 isUnknown = error.code in UNKNOWN_OUTCOME
                 if connection.closed:
-                    # A pooler may have lost its server, or the statement had been
-                    # committed before.
+                    # A pooler may have lost its server, or an earlier result may mean
+                    # that the statement was committed.
                     isPooler = not error.code or error.code.startswith("08")
                     isUnknown = isUnknown or isPooler or result is not results[0]
                 return _interrupted(call, str(error)) if isUnknown else error
         if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
-            # COPY, or a transaction that is left open: the server rolls it back.
+            # COPY, or a transaction that was left open: the server rolls it back.
             connection.abort(f"not a statement of its own: {call.statement.sql}")
             return DatabaseError(connection.lossReason, "0A000")
         return rows

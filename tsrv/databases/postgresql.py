@@ -5,12 +5,12 @@ L{connect} is for programs that want psycopg itself: it returns a psycopg connec
 that waits on the reactor. L{PostgreSQL} is the database behind
 L{IDatabase<tsrv.databases.IDatabase>}: a small pool of such connections.
 
-A connection that the server closes while others are open, because it was idle for too
-long for example, is forgotten: a call that was about to use it, and a read in
-progress, are carried out on another one. When the last connection is lost, or the
-server does not answer in time or accepts no writes, the database is lost: queued calls
-fail, no more are accepted, and calls in progress on other connections may finish in
-their time. L{Database<tsrv.databases.Database>} then opens a new pool.
+If the server closes one of several connections, for example because it was idle for
+too long, the pool forgets this connection. A call that was about to use it, and a read
+in progress, run on another one. When the last connection is lost, or the server does
+not answer in time or accepts no writes, the database is lost: queued and further calls
+fail, and calls in progress on other connections may finish within their time limits.
+L{Database<tsrv.databases.Database>} then opens a new pool.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["Connection", "PostgreSQL", "connect"]
 
 GRACE_SECONDS: Final = 1.0
 """
-How much longer than the server the client waits for the end of a statement.
+Seconds that the client waits for the end of a statement after the server's limit.
 """
 
 MAX_TIMEOUT_MILLISECONDS: Final = 2**31 - 1
@@ -60,7 +60,7 @@ DEFAULTS: Final = {
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
-    # After a failover the server that accepts writes is the right one.
+    # After a failover, find the server that accepts writes.
     "target_session_attrs": "read-write",
 }
 
@@ -72,9 +72,9 @@ _SESSION: Final = Statement(
     "FROM (SELECT pg_backend_pid() = ? AS own) AS session"
 )
 """
-Set the time limits, unless the session is not the client's own: a pooler lends it to
-other applications, which would get the limits, too. A pooler tells its clients an
-identifier of its own.
+Set the time limits, if the session belongs to this client alone. A pooler lends a
+session to other applications, which would get the limits, too. Behind a pooler, the
+client knows another process identifier than the server.
 """
 
 _CHECK: Final = Statement("SELECT 1")
@@ -144,7 +144,7 @@ class PostgreSQL(Engine):
                 connection, left, _SESSION, *limits, backend
             )
             if idleLimit:
-                # One connection has to stay open.
+                # Check connections often enough to keep one open.
                 self._quiet = min(self._quiet, max(idleLimit / 2000, 0.05))
             if prepare is not None:
                 await prepare(connection)
@@ -218,7 +218,7 @@ class PostgreSQL(Engine):
 
     async def _serve(self, pooled: PooledConnection, first: Call) -> None:
         """
-        Carry out a call, and then those in the queue.
+        Carry out a call, and then the queued calls.
         """
         call: Call | None = first
         while call is not None:
@@ -226,7 +226,7 @@ class PostgreSQL(Engine):
             if call.hasFailed and self._failed(pooled, call):
                 break
             finished, call = call, self._next(pooled)
-            # Its callbacks find the connection in use, or free.
+            # Settle the call last: its callbacks may make calls and close the pool.
             finished.settle()
         self._serving -= 1
         self.checkIdle()
@@ -234,7 +234,7 @@ class PostgreSQL(Engine):
 
     def _failed(self, pooled: PooledConnection, call: Call) -> bool:
         """
-        See what the error of a call means for the database.
+        Decide what the error of a call means for the database.
 
         @return: Whether the call is carried out again, on another connection.
         """
@@ -246,7 +246,7 @@ class PostgreSQL(Engine):
         if not pooled.connection.closed or self.isOver or call.answer.called:
             return False
         if call.isSent and error.code != IDLE_LIMIT:
-            # The statement itself may be what ends connections.
+            # The statement itself may break its connections: limit the repetitions.
             call.interruptions += 1
             if call.isWrite or call.interruptions > self.settings.connections:
                 return False
@@ -260,7 +260,7 @@ class PostgreSQL(Engine):
 
     def _next(self, pooled: PooledConnection) -> Call | None:
         """
-        @return: What a connection carries out after a call.
+        @return: The next call of a connection; L{None} if it has none.
         """
         now = pooled.lastAnswer = self.reactor.seconds()
         pooled.call = None
@@ -306,8 +306,8 @@ class PostgreSQL(Engine):
 
     def _noAdditional(self, failure: Failure) -> None:
         if not self.isOver:
-            # The open connections are enough for a while. They notice by themselves
-            # if something is wrong with them too.
+            # The open connections are enough for a while. If they fail too, their own
+            # checks notice it.
             timeout = self.settings.connectTimeout
             self._noAdditionalUntil = self.reactor.seconds() + timeout
             self.log.warn(
@@ -373,7 +373,7 @@ class PostgreSQL(Engine):
             if pooled.call is not None and now >= pooled.deadline:
                 self.lose("PostgreSQL did not answer in time")
                 pooled.connection.abort("PostgreSQL did not answer in time")
-        # Otherwise the last in a long queue would wait for all the others.
+        # Without a limit, the last call of a long queue would wait for all others.
         while self._queue and now >= next(iter(self._queue.values())):
             reason = f"no connection to PostgreSQL was free for {self._limit:.3g} s"
             call, _ = self._queue.popitem(last=False)
@@ -385,13 +385,13 @@ class PostgreSQL(Engine):
         if now - last >= quiet:
             last = now
             if self._idle:
-                # Each in turn: the one used longest ago is at the left.
+                # Check the connections in turn: the least recently used is at the left.
                 check = Call(_CHECK, (), False, self.noteFailure)
                 check.answer.addErrback(lambda _: None)
                 timeout = self.settings.connectTimeout
                 self._start(self._idle.popleft(), check, timeout)
         times = [each.deadline for each in self._connections if each.call is not None]
         times += islice(self._queue.values(), 1)
-        # A call that starts later has its deadline after that.
+        # Calls that start later have later deadlines.
         times += [now + quiet, now + self._limit, last + quiet]
         self._timer = self.reactor.callLater(max(min(times) - now, 0.0), self._watch)

@@ -1,9 +1,9 @@
 """
-How tables are made and changed: in numbered steps, each of which runs once.
+Creates and upgrades tables: in numbered steps, each of which runs once.
 
 A database remembers the version of each part of the program. Missing steps run in
-one transaction, under a lock that other processes wait for that start at the same
-time.
+one transaction, under a lock: other processes that start at the same time wait for
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["upgrade"]
 
 Steps = Generator[tuple[Statement, Sequence[object]], list[Row] | None, None]
 """
-Statements with their parameters; the generator is sent the rows of each.
+Yields statements with their parameters, and receives the rows of each statement.
 """
 
 POSTGRESQL_LOCK: Final = 0x74737276
@@ -52,13 +52,13 @@ def upgrade(schemas: Sequence[Schema], kind: Kind) -> Steps:
     """
     Bring the tables up to date.
 
-    @return: What to carry out, in order.
+    @return: The statements to carry out, in order.
     @raise DatabaseRefused: A newer program has changed the database.
     """
     exists = yield Statement(_EXISTS[kind]), ()
     versions = (yield _VERSIONS, ()) if exists == [(1,)] else []
     if next(_missing(schemas, kind, versions or []), None) is None:
-        # There is no need to wait for the lock.
+        # The tables are up to date: do not wait for the lock.
         return
     for sql in (*_LOCK[kind], _CREATE):
         yield Statement(sql), ()

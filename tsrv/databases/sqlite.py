@@ -3,28 +3,27 @@ SQLite behind the interface of an engine.
 
 B{Threads.} SQLite blocks, so the reactor's thread never touches the file. One
 thread writes, and C{Settings.connections} threads read, each with its own
-connection. A second reader gets work only after the first was busy for 20 ms: to
-hand many statements to one thread is faster than to wake several.
+connection. A second reader gets work only after the first was busy for 20 ms:
+handing many statements to one thread is faster than waking several threads.
 
-B{Batches.} A thread that runs beside the reactor slows down both: they take the
-interpreter from each other. So calls are gathered while each turn of the reactor
-brings more of them, for 10 ms at most, and are handed over as one L{Batch}. The
-thread wakes the reactor once for each batch. Then a few calls are settled in each
-turn, so that the clients that waited for one transaction do not occupy the reactor
-all together.
+B{Batches.} A thread and the reactor slow each other down, because only one of them
+can run Python code. So calls are gathered while each turn of the reactor brings more
+calls, for 10 ms at most, and go to the thread as one L{Batch}. The thread wakes the
+reactor once for each batch. The reactor then settles a few calls in each turn, so that
+the clients that waited for one transaction do not block it all at once.
 
-B{What ends a statement.} Its result or its error, the end of its transaction (see
-L{sqlitethread<tsrv.databases.sqlitethread>}), or the time:
+B{The end of a statement.} A statement ends with its result or error, with the end of
+its transaction (see L{sqlitethread<tsrv.databases.sqlitethread>}), or at a time limit:
 
   - After 20 ms the calls of the batch that have not begun return to the queue.
-    Another reader can take them, and the time limit is for the running statement.
+    Another reader can take them. The time limit is for the running statement.
   - After C{Settings.statementTimeout} SQLite is interrupted, and the transaction
     is not committed.
-  - If the thread does not return C{Settings.connectTimeout} later, the disk is
-    stalled. The thread is given up and the database is lost: nobody knows what
-    became of a write that has begun. A daemon thread does not keep the process.
+  - If the thread does not return within a further C{Settings.connectTimeout}, the
+    disk is stalled. The thread is given up, and the database is lost; a write that
+    has begun has an unknown outcome. A daemon thread does not keep the process.
 
-While nothing is to be done, a reader looks every other second whether the file is still
+While the database is idle, a reader checks every other second that the file is still
 in its place.
 
 A cancelled call that has not begun never begins. If only a new connection can help,
@@ -61,7 +60,7 @@ Maximum number of threads that may be blocked on the stalled disk of one file.
 
 _stuckThreads: Final[Counter[str]] = Counter()
 """
-The number of threads that are blocked, for each path.
+The number of blocked threads for each path.
 """
 
 _MAX_BATCH_SIZE: Final = 256
@@ -128,7 +127,7 @@ class _ConnectionThread:
 
     def close(self) -> None:
         def task() -> None:
-            # A directory may be read-only.
+            # setAside() fails if the directory is read-only.
             with suppress(OSError):
                 self._role.engine.replaced = self._file.setAside()
             try:
@@ -258,7 +257,7 @@ class _Role:
     def _gatherMore(self) -> None:
         self._gathering = None
         waiting = len(self.queue)
-        # Clients whose calls are about to be settled may come back with more.
+        # Clients whose calls are about to be settled may make further calls.
         isMoreExpected = bool(self._finished) or waiting > self._gathered
         seconds = self._reactor.seconds() - self._gatheringSince
         isTimeLeft = 0 <= seconds < _MAX_GATHERING_SECONDS
@@ -276,7 +275,7 @@ class _Role:
                 # That thread is soon idle.
                 return
         if not self.queue:
-            # All of them were cancelled.
+            # All queued calls were cancelled.
             self.engine.checkIdle()
         elif idle is not None:
             count = min(len(self.queue), _MAX_BATCH_SIZE)
@@ -360,7 +359,7 @@ class SQLite(Engine):
     """
     The connections to one file of SQLite.
 
-    @ivar replaced: What has happened, if another file has taken its place.
+    @ivar replaced: The log line for a replaced file; empty if it is the same file.
     """
 
     def __init__(
@@ -415,7 +414,7 @@ class SQLite(Engine):
 
     def stop(self) -> None:
         """
-        Settle the calls that have finished, and let the threads end.
+        Settle the finished calls, and let the threads end.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -442,6 +441,6 @@ class SQLite(Engine):
             if thread in role.threads:
                 role.threads.remove(thread)
         if self.replaced and self.isClosed() and not self.isLost:
-            # A loss is told by those who wait for it.
+            # After a loss, the callers of whenLost() report it.
             self.log.warn("{what}", what=self.replaced)
         self.checkClosed()

@@ -1,13 +1,13 @@
 """
-The file of SQLite: how a thread opens it, and whether it is still in its place.
+The file of SQLite: opens the file, and checks that it is still in its place.
 
-What SQLite has written last is in the write-ahead log beside the file. It belongs to
-that file alone: SQLite would apply it to any other one that takes the place, and nobody
-could tell what the mixture contains. So a file that was moved while it was in use is
-waited for, and one that was replaced is refused, with the log out of its way.
+SQLite writes to a write-ahead log beside the file first. The log belongs to this file
+alone. If another file took its place, SQLite would apply the log to it, and produce a
+mixture of both. So if the file in use was moved, the database waits for it. If the file
+was replaced, the database refuses the new file, and moves the log out of its way.
 
-An error of SQLite is known by the name of its extended result code, which begins
-with the name of the primary code.
+Errors of SQLite have the name of their extended result code, which begins with the
+name of the primary code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TEMPORARY: Final = re.compile(
     "E(AGAIN|DQUOT|IO|MFILE|NFILE|NOMEM|NOSPC|STALE|TIMEDOUT)$"
 )
 """
-Errors for which neither the statement nor the path is to blame.
+Errors that neither the statement nor the path causes.
 """
 
 _ADVICE: Final = {
@@ -69,7 +69,7 @@ _INDEX: Final = "-shm"
 
 _MIN_BYTES: Final = 512
 """
-Size of the smallest page. A file with a write-ahead log has a page.
+Size of the smallest page. A file with a write-ahead log has at least one page.
 """
 
 _LOCK_POLL_SECONDS: Final = 0.01
@@ -78,9 +78,9 @@ _MAX_IDLE_LOG_BYTES: Final = 64 * 1024 * 1024
 
 class FileMoved(Exception):
     """
-    The file is no longer at its path: nobody would find what is written to it.
+    The file is no longer at its path: further changes to it would be lost.
 
-    @ivar isReplaced: Whether another file is there.
+    @ivar isReplaced: Whether another file is at the path.
     @ivar isGone: Whether the file was deleted or truncated.
     """
 
@@ -125,7 +125,7 @@ class Connection:
     A connection to the file. One thread uses it; any thread may interrupt it.
 
     @ivar sqlite: The connection, while it is open.
-    @ivar interrupted: Set when nobody waits any more for the connection to open.
+    @ivar interrupted: Set to stop the connection from waiting for a lock.
     """
 
     def __init__(self, closing: Lock) -> None:
@@ -138,7 +138,7 @@ class Connection:
 
     def interrupt(self) -> None:
         """
-        End the statement that is running, if there is one.
+        Interrupt the running statement, if any.
         """
         self.interrupted.set()
         if (opened := self.sqlite) is not None:
@@ -152,15 +152,15 @@ class Connection:
         """
         opened, self.sqlite = self.sqlite, None
         if opened is not None:
-            # The last connection to close removes the log. Two that close at the
-            # same time may both leave it.
+            # The last connection to close removes the log. If two connections closed
+            # at the same time, both might keep it.
             with self._closing:
                 opened.close()
 
 
 class File:
     """
-    The file at a path. It has to stay the same file while there are connections.
+    The file at a path. It must stay the same file while it has connections.
     """
 
     def __init__(
@@ -175,10 +175,10 @@ class File:
         self._schemas = schemas
         self._lockTimeout = min(settings.connectTimeout, settings.statementTimeout)
         self._known: File | None = None
-        # Of the file by each of its names; and of the log and its index.
+        # The identities of the file at each of its paths; of the log and its index.
         self._identities: dict[str, tuple[int, int]] = {}
         self._helpers: dict[str, tuple[int, int]] = {}
-        # What became of the file, and in particular that it was replaced.
+        # Texts: the file was deleted, truncated or replaced; it was replaced.
         self._end = self._replaced = ""
         self._lock = Lock()
         self._users = 0
@@ -186,15 +186,15 @@ class File:
 
     def expect(self, known: File) -> None:
         """
-        Open no other file than this one, which was lost.
+        Accept only this file, which was lost, when the path is opened.
         """
         if known._given == self._given:
             self._known = known
 
     def check(self) -> None:
         """
-        @raise FileMoved: The file, or its write-ahead log with what was written
-            last, was moved, replaced, deleted or truncated.
+        @raise FileMoved: The file, or its write-ahead log with the last changes, was
+            moved, replaced, deleted or truncated.
         """
         self._checkItself()
         for path in self._helpers:
@@ -226,10 +226,10 @@ class File:
 
     def setAside(self) -> str:
         """
-        Move the write-ahead log away if its file is no longer there, unless that was
-        only moved.
+        Move the write-ahead log away if its file was deleted, truncated or replaced;
+        keep the log if the file was only moved.
 
-        @return: What has happened, if another file has taken the place.
+        @return: The error, if another file has taken the place; otherwise C{""}.
         """
         with self._lock:
             try:
@@ -246,7 +246,7 @@ class File:
         if error.isGone or not self._isThere(self._path):
             names = (f"{self._path}.replaced{number or ''}" for number in count())
             name = next(each for each in names if not _isTaken(each))
-            # SQLite would write the log into what is left of a truncated file.
+            # SQLite would write the log into a truncated file.
             for path in filter(self._isThere, (self._path, *self._helpers)):
                 suffix = path.removeprefix(self._path)
                 os.rename(path, name + suffix)
@@ -265,14 +265,14 @@ class File:
 
     def enter(self) -> None:
         """
-        Take note that one more thread uses the file.
+        Note that one more thread uses the file.
         """
         with self._lock:
             self._users += 1
 
     def leave(self) -> None:
         """
-        Take note that a thread has closed its connection.
+        Note that a thread has closed its connection.
         """
         with self._lock:
             self._users -= 1
@@ -287,7 +287,7 @@ class File:
         """
         self._create()
         self._upgrade(self._open(connection))
-        # SQLite keeps them as long as a connection is open.
+        # SQLite keeps both helper files while a connection is open.
         for helper in (self._path + _LOG, self._path + _INDEX):
             self._helpers[helper] = _identityOf(helper)
         self._known = None
@@ -331,7 +331,7 @@ class File:
             self._findAgain(self._known)
         else:
             self._createAnew(path)
-        # One of them may be a symbolic link.
+        # The given path may be a symbolic link.
         for name in (path, os.path.abspath(self._given)):
             self._identities[name] = _identityOf(path)
         if not os.path.isfile(path):
@@ -343,7 +343,7 @@ class File:
                 "write it: change its mode or its owner, or give another path"
             )
         if hasattr(os, "O_PATH"):
-            # No other file gets its number. Closing such a descriptor releases no lock.
+            # No other file gets the same number. Closing O_PATH releases no lock.
             self._pin = os.open(path, os.O_PATH)
 
     def _createAnew(self, path: str) -> None:
@@ -352,8 +352,8 @@ class File:
                 f"{self._given} is missing, but not its write-ahead log with what was "
                 f"written last: put the file back, or move {path}{_LOG} away"
             )
-        # An existing file is not opened here: closing it would release the locks
-        # that this process holds by other connections.
+        # Do not open an existing file: closing it would release the locks that other
+        # connections of this process hold.
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, mode=0o600))
 
@@ -395,7 +395,7 @@ class File:
             try:
                 return opened.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             except sqlite3.Error as error:
-                # SQLite itself does not wait when several open a new file.
+                # SQLite itself does not wait when several processes open a new file.
                 if not nameOf(error).startswith("SQLITE_BUSY"):
                     raise
                 if monotonic() >= deadline or interrupted.wait(_LOCK_POLL_SECONDS):

@@ -1,16 +1,16 @@
 """
 Batches of calls: the work of a thread of SQLite.
 
-A batch is shared by one thread and the reactor. The thread takes one call after
-the other from it; the reactor may take back the calls that have not begun. Taking
-is atomic: either the thread or the reactor takes a call, and never both.
+One thread and the reactor share a batch. The thread takes one call after the other
+from the batch; the reactor may take back calls that have not begun. Taking is atomic:
+either the thread or the reactor takes a call, never both.
 
 A batch of reads is one statement after the other. A batch of writes is one
-transaction, and no call has finished before it is committed. SQLite undoes a
-statement that fails, so it does not affect the others. There are two exceptions: a
-statement that fails half way and leaves changes behind, and a constraint that
-SQLite checks at the commit. Then the transaction is rolled back, and each of its
-statements is carried out again in a transaction of its own.
+transaction, and no call finishes before the commit. SQLite undoes a failed statement,
+so the failure does not affect the other statements. There are two exceptions: a
+statement that fails half way and leaves changes behind, and a constraint that SQLite
+checks at the commit. Then the transaction is rolled back, and each of its statements
+is carried out again in a transaction of its own.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from .sqlitefile import DAMAGED, TEMPORARY, File, FileMoved, nameOf
 __all__ = ["Batch", "Reads", "Writes", "refusedError"]
 
 _NEEDS_NEW_CONNECTION: Final = re.compile(
-    # Plain READONLY is a statement of read() that tried to write.
+    # SQLITE_READONLY itself means that a statement of read() tried to write.
     "FileMoved|SQLITE_(CANTOPEN|IOERR|NOTADB|READONLY_)"
 )
 
 _NOT_COMMITTED: Final = re.compile("SQLITE_(BUSY|CONSTRAINT|FULL|INTERRUPT)")
 """
-Errors of COMMIT that leave nothing behind. After any other, the last page of the
-transaction may be on the disk, and count after a crash.
+Errors of COMMIT after which the transaction is undone. After any other error, its last
+page may be on the disk, and the transaction may count as committed after a crash.
 """
 
 _CONSTRAINT: Final = re.compile("SQLITE_CONSTRAINT")
@@ -52,7 +52,7 @@ _UNIQUE: Final = re.compile("SQLITE_CONSTRAINT_(PRIMARYKEY|ROWID|UNIQUE)")
 
 class _RolledBack(Exception):
     """
-    The transaction was ended, by SQLite or because its time was up.
+    The transaction ended: SQLite rolled it back, or its time was up.
     """
 
     sqlite_errorname = "SQLITE_ABORT_ROLLBACK"
@@ -73,14 +73,14 @@ def refusedError(code: str) -> DatabaseUnavailable:
 
 
 def _errorOf(error: BaseException, statement: Statement) -> Exception:
-    # The text of the error may contain parameters, and is not repeated.
+    # Do not repeat the text of the error: it may contain parameters.
     name = nameOf(error)
     if _CONSTRAINT.match(name):
         kind = UniqueViolated if _UNIQUE.match(name) else ConstraintViolated
         return kind(f"a constraint does not hold ({name})", name)
     if TEMPORARY.match(name) or _NEEDS_NEW_CONNECTION.match(name):
         return refusedError(name)
-    # But the name of a missing table or column comes from the statement.
+    # But show a missing table or column: its name comes from the statement.
     detail = f": {error}" if str(error).startswith("no such ") else ""
     return DatabaseError(f"cannot carry out ({name}{detail}): {statement.sql}", name)
 
@@ -89,10 +89,10 @@ class Batch:
     """
     Calls that one thread carries out together.
 
-    @ivar behind: The calls that were waiting when the thread got the batch.
+    @ivar behind: The calls that were queued when the thread got the batch.
     @ivar begun: Whether the thread has begun with the first call.
     @ivar stopped: Set by the reactor when the time is up.
-    @ivar refused: The error that kept the batch from beginning, or C{""}.
+    @ivar refused: The error that prevented the start of the batch, or C{""}.
     @ivar lost: The error that made the connection useless, or C{""}.
     """
 
@@ -110,7 +110,7 @@ class Batch:
 
     def takeBack(self) -> list[Call]:
         """
-        Return the calls that have not begun, in order. Now they never begin.
+        Return the calls that have not begun, in order. The thread never begins them.
         """
         taken: list[Call] = []
         try:
@@ -123,7 +123,7 @@ class Batch:
 
     def takeFinished(self) -> list[Call]:
         """
-        Return the calls that have finished, in order, each of them once.
+        Return the calls that have finished since the last time, in order.
         """
         taken = [self._finished.popleft() for _ in range(len(self._finished))]
         for call in taken:
@@ -132,7 +132,7 @@ class Batch:
 
     def giveUp(self, reason: str) -> list[Call]:
         """
-        Return all calls, because the thread does not return. Calls that have begun
+        Return all calls, because the thread does not return. Writes that have begun
         have an unknown outcome.
         """
         self.lost = reason
@@ -154,7 +154,7 @@ class Batch:
                 if not call.answer.called:
                     yield call
         except IndexError:
-            # The reactor may have taken the last one.
+            # The reactor may have taken the last call.
             return
 
     def _noteLoss(self, error: Exception) -> None:
@@ -187,11 +187,11 @@ class Reads(Batch):
                 call.outcome = _errorOf(error, call.statement)
                 self._noteLoss(error)
                 if DAMAGED.match(nameOf(error)):
-                    # The file may be right again; what SQLite has read is not.
+                    # The file may be intact again, but SQLite's cache is not: drop it.
                     connection.execute("PRAGMA shrink_memory")
             self._finished.append(call)
             if connection.in_transaction:
-                # All later reads would see the tables as they are now.
+                # An open transaction would hide all later changes from further reads.
                 connection.rollback()
             if self.lost:
                 break
@@ -199,8 +199,8 @@ class Reads(Batch):
 
 class Writes(Batch):
     """
-    Statements that change something: one transaction, or if that is not possible
-    one transaction each.
+    Statements that change something: one transaction for all, or if that is not
+    possible one for each.
     """
 
     def carryOut(self, connection: sqlite3.Connection, file: File) -> None:
@@ -219,8 +219,8 @@ class Writes(Batch):
         """
         Carry out C{count} calls, or all.
 
-        @return: Whether the calls have finished. If not, each of them has to be
-            carried out again, alone.
+        @return: Whether the calls have finished. If not, carry out each of them again,
+            alone.
         """
         calls: list[Call] = []
         begun = committing = False
@@ -257,7 +257,7 @@ class Writes(Batch):
     def _execute(self, connection: sqlite3.Connection, call: Call) -> None:
         execute, changes = connection.execute, connection.total_changes
         try:
-            # No variable keeps the cursor: the changes count when it is gone.
+            # Keep no cursor in a variable: SQLite counts changes when it is freed.
             call.outcome = execute(call.statement.sql, call.parameters).fetchall()
         except Exception as error:
             call.outcome = _errorOf(error, call.statement)

@@ -1,6 +1,6 @@
 """
-What the errors of PostgreSQL mean: whether a statement, or connecting, may succeed
-later. See U{https://www.postgresql.org/docs/current/errcodes-appendix.html}.
+The meanings of PostgreSQL's errors: whether a retry of a statement or connection may
+succeed. See U{https://www.postgresql.org/docs/current/errcodes-appendix.html}.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["IDLE_LIMIT", "READ_ONLY", "UNKNOWN_OUTCOME", "errorOf", "refusalOf"]
 
 READ_ONLY: Final = "25006"
 """
-The SQLSTATE of a server that accepts no writes; after a failover another one does.
+The SQLSTATE of a server that accepts no writes; after a failover, another one does.
 """
 
 IDLE_LIMIT: Final = "57P05"
@@ -66,7 +66,7 @@ def _isTransient(code: str) -> bool:
     return code.startswith(_TRANSIENT) and code not in _NOT_TRANSIENT
 
 
-# The rights of a user who had them when the tables were made may come back.
+# A missing right. The user had it when the tables were made: it may come back.
 _RIGHTS: Final = "42501"
 
 

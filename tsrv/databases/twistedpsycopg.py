@@ -38,14 +38,14 @@ T = TypeVar("T")
 READ: Final = 1
 WRITE: Final = 2
 """
-What a generator of psycopg yields to wait until the socket is readable or writable
-(the sum: until it is either), and is sent when it is.
+A generator of psycopg yields one of these, or their sum for either, to wait until the
+socket is readable or writable. The generator receives the ones that are true.
 """
 
 MAX_IDLE_NOTIFICATIONS: Final = 10_000
 """
-Maximum number of notifications read while nobody waits for them; more stay in the
-socket.
+Maximum number of notifications that are read while the program waits for none. More
+stay in the socket.
 """
 
 MAX_WAITERS: Final = 1_000
@@ -61,8 +61,8 @@ class _Socket:
 
     While an operation waits, C{_wanted} is READ, WRITE or both, and C{_waiting} is
     its Deferred; otherwise they are 0 and None. The reactor always watches for input,
-    and for space to write only while an operation wants to write. Input that nobody
-    may read yet would wake the reactor again and again: then C{doRead} stops watching,
+    and for space to write only while an operation wants to write. Unread input would
+    wake the reactor again and again. So C{doRead} stops watching if it must not read,
     until an operation wants to read or the connection's lock is released.
     """
 
@@ -205,8 +205,8 @@ class Connection(AsyncConnection[Row]):
         """
         @return: A Deferred that fires when the connection is closed or lost,
             before the operation in progress fails.
-            A loss while C{notifies()} or C{stream()} is suspended is noticed when
-            the program continues or leaves it.
+            While C{notifies()} or C{stream()} is suspended, it fires only when the
+            program continues or leaves that generator.
         """
         lost = self._losses.wait()
         if self.closed:
@@ -242,7 +242,7 @@ class Connection(AsyncConnection[Row]):
         @param gen: The generator.
         @param interval: Ignored; the reactor needs no polling.
         @param timeout: Maximum time, in seconds.
-        @return: What the generator returns.
+        @return: The return value of the generator.
         """
         self._idleNotifications = 0
         try:
@@ -282,23 +282,23 @@ class Connection(AsyncConnection[Row]):
 
     async def _cancel(self, gen: PQGen[Any]) -> None:
         """
-        Cancel the query in progress, and read its answer: it must not be taken for
-        the answer to the next query.
+        Cancel the query in progress, and read its answer, so that the next query does
+        not get this answer.
         """
         pgconn = self.pgconn
         try:
             if self.cancelTimeout <= 0 or pgconn.pipeline_status or pgconn.flush():
-                # The answers in a pipeline are for several cursors. A query that was
-                # not sent as a whole has not begun.
+                # A pipeline has answers for several cursors. A query that was not sent
+                # completely has not begun.
                 self.abort("a query was cancelled")
                 gen.close()
                 return
-            # It must not send another query.
+            # The generator must not send another query.
             gen.close()
             await self.cancel_safe(timeout=self.cancelTimeout)
             await self._drive(generators.execute(pgconn), self.cancelTimeout)
         except BaseException:
-            # Cancelled again, or the server does not answer.
+            # The caller cancelled again, or the server does not answer.
             self.abort("a cancelled query did not end")
         if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
             self.abort("COPY was cancelled")
@@ -347,7 +347,7 @@ class Connection(AsyncConnection[Row]):
             self.abort(str(error))
             return False
         except Exception:
-            # There is no operation that it could fail.
+            # No operation is in progress that could fail with this error.
             _log.failure("A notify handler failed")
         return True
 
@@ -355,11 +355,11 @@ class Connection(AsyncConnection[Row]):
 async def drive(reactor: Any, gen: PQGenConn[T]) -> T:
     """
     Drive a generator of psycopg that yields its socket each time, because libpq may
-    use several while it connects.
+    use several sockets while it connects.
 
     @param reactor: Watches the sockets.
     @param gen: The generator; it is closed in the end.
-    @return: What the generator returns.
+    @return: The return value of the generator.
     """
     try:
         descriptor, wanted = next(gen)

@@ -1,8 +1,8 @@
 """
-Tests that every store of sessions has to pass, for authors of further stores.
+Tests that every store of sessions must pass, for authors of further stores.
 
-Subclass L{SessionStoreTests}, say how the store is made and how one of its sessions
-is damaged, and run the class. With L{twisted.trial}::
+Subclass L{SessionStoreTests}, implement how to make the store and how to damage one of
+its sessions, and run the class. With L{twisted.trial}::
 
     class MyStoreTests(SessionStoreTests, twisted.trial.unittest.TestCase):
         async def makeStore(self, limits, clock):
@@ -19,7 +19,7 @@ decorator, and the class applies it to each of its tests. With pytest-twisted::
         ...
 
 C{pytest.register_assert_rewrite("tsrv.testing")} in C{conftest.py} makes pytest show
-the values that were compared.
+the compared values.
 
 A store that uses the real time instead of C{clock} sets C{tick} to something like
 0.1, and waits in C{letPass}.

@@ -49,7 +49,7 @@ async def errorOf(
     deferred: Deferred[Any], expected: type[Exception] = SessionError
 ) -> Exception:
     """
-    @return: The error that a Deferred has to fail with.
+    @return: The error of a Deferred, which must fail with it.
     """
     (error,) = await outcomesOf([deferred])
     assert isinstance(error, expected), f"{error!r} is not a {expected.__name__}"
@@ -67,7 +67,7 @@ async def create(store: ISessionStore, **data: Any) -> str:
 
 async def read(store: ISessionStore, identifier: str) -> StoredSession:
     """
-    @return: A session that has to exist.
+    @return: A session, which must exist.
     """
     session = await store.get(identifier)
     assert session is not None, "the session does not exist"
@@ -78,7 +78,7 @@ async def isUnknown(
     store: ISessionStore, identifier: str, known: StoredSession
 ) -> None:
     """
-    Check that no call finds a session, or creates it.
+    Check that no call finds or creates a session.
     """
     changes = Changes({"a": 1}, frozenset({"b"}), {"c": 1})
     assert await store.get(identifier) is None
@@ -93,8 +93,8 @@ class BaseTests:
     """
     The hooks that the author of a store implements.
 
-    @cvar tick: The seconds that the tests count in. Sessions live for 10 to 30 of
-        them, and all tests together wait for about 100.
+    @cvar tick: The unit of time of the tests, in seconds. Sessions live for 10 to 30
+        ticks, and all tests together wait for about 100.
     @cvar expiresByItself: Whether the database removes expired sessions, so that
         C{cleanup()} finds none.
     """
@@ -119,8 +119,8 @@ class BaseTests:
 
     async def makeStore(self, limits: Limits, clock: Clock) -> ISessionStore:
         """
-        Make a store without sessions, which is not initialised yet. Each test
-        closes the stores that it has initialised.
+        Make a store without sessions; do not initialise it. Each test closes the
+        stores that it has initialised.
 
         @param limits: Lifetimes and maximum size of its sessions.
         @param clock: Tells the time.
@@ -129,7 +129,7 @@ class BaseTests:
 
     async def damage(self, store: ISessionStore, identifier: str) -> None:
         """
-        Change what a store keeps of a session so that it cannot be read.
+        Change the stored data of a session so that they cannot be read.
         """
         raise NotImplementedError
 
@@ -148,7 +148,7 @@ class BaseTests:
 
         @param idle: The idle limit, in ticks.
         @param absolute: The absolute limit, in ticks.
-        @return: The store, and a function that lets so many ticks pass.
+        @return: The store, and a function that lets a number of ticks pass.
         """
         limits = Limits(
             None if idle is None else idle * self.tick,

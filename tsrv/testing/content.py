@@ -55,7 +55,7 @@ class ContentTests(BaseTests):
 
     async def test_every_json_value_is_stored(self) -> None:
         """
-        Any text and number comes back as it was.
+        C{get()} returns any text and number unchanged.
         """
         data = {
             "": None,
@@ -87,7 +87,7 @@ class ContentTests(BaseTests):
 
     async def test_a_result_belongs_to_the_caller(self) -> None:
         """
-        Modifying a result, or an argument afterwards, changes nothing else.
+        Changing a result, or an argument after a call, does not change the store.
         """
         data: dict[str, Any] = {"list": [1]}
         changes = Changes({"more": [1]})
@@ -122,8 +122,8 @@ class ContentTests(BaseTests):
 
     async def test_an_unknown_identifier_is_not_adopted(self) -> None:
         """
-        Only C{create()} creates a session, and not for a malformed identifier,
-        which no error repeats. A stored key is not an identifier.
+        Only C{create()} creates a session. It refuses a malformed identifier; no
+        error repeats the identifier. A stored key is not an identifier.
         """
         async with self.using() as (store, _):
             known = StoredSession({"a": 1}, BEGIN, BEGIN + 1000 * self.tick, 1)
@@ -143,7 +143,7 @@ class ContentTests(BaseTests):
 
     async def test_a_change_keeps_what_it_does_not_name(self) -> None:
         """
-        Members are assigned, removed and added to; the others stay.
+        A change assigns, removes or adds to members; the others stay.
         """
         async with self.using() as (store, _):
             identifier = await create(store, a=1, b=2, n=5, text="text", yes=True)
@@ -162,7 +162,7 @@ class ContentTests(BaseTests):
     async def test_simultaneous_changes_are_merged(self) -> None:
         """
         Changes of different members are all kept, even if they are based on an old
-        version; of the same member, the later one wins; and each addition gets a
+        version. Of two changes to one member, the later wins. Each addition gets a
         number of its own.
         """
         async with self.using() as (store, _):
@@ -186,7 +186,7 @@ class ContentTests(BaseTests):
 
     async def test_a_change_that_cannot_be_stored_fails_alone(self) -> None:
         """
-        Changes that are written with it succeed.
+        Changes that are written together with the failed one succeed.
         """
         numbers = {"whole": 10**300, "real": 1.7e308}
         async with self.using(size=500) as (store, _):
@@ -209,8 +209,8 @@ class ContentTests(BaseTests):
 
     async def test_what_cannot_be_stored_is_refused(self) -> None:
         """
-        The limit of the size counts bytes; nothing is stored that would come back
-        as something else.
+        The size limit counts bytes. A store refuses values that it could not return
+        unchanged.
         """
         async with self.using(size=100) as (store, _):
             fits = {"a": "é" * 46}
@@ -248,8 +248,8 @@ class ContentTests(BaseTests):
 
     async def test_a_session_is_renewed_once(self) -> None:
         """
-        Of simultaneous renewals one succeeds, with all changes that were
-        acknowledged.
+        Of simultaneous renewals, one succeeds. It contains all changes whose
+        Deferreds have fired.
         """
         async with self.using() as (store, _):
             old = await create(store, n=0)

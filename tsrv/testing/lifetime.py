@@ -36,7 +36,7 @@ __all__ = ["LifetimeTests"]
 
 MAX_POLLS: Final = 1_000
 """
-Maximum number of looks at something that a store does after its result.
+Maximum number of checks for work that a store finishes after its result.
 """
 
 _ADD = Changes(added={"n": 1})
@@ -65,7 +65,7 @@ class LifetimeTests(BaseTests):
 
     async def test_it_works_between_initialize_and_close(self) -> None:
         """
-        Before and after that, every call fails. Both can be repeated.
+        Before and after, every call fails. Both methods can be called repeatedly.
         """
         store = await self.makeStore(Limits(), Clock())
         verifyObject(ISessionStore, store)
@@ -85,8 +85,8 @@ class LifetimeTests(BaseTests):
 
     async def test_a_close_is_told(self) -> None:
         """
-        C{whenLost()} fires when the store is closed, unless it was cancelled; and
-        calls in progress are settled.
+        C{whenLost()} fires when the store is closed, unless the caller has cancelled
+        it. Calls in progress finish.
         """
         async with self.using() as (store, _):
             lost, cancelled = store.whenLost(), store.whenLost()
@@ -105,7 +105,7 @@ class LifetimeTests(BaseTests):
     async def test_a_store_may_say_when_it_is_idle(self) -> None:
         """
         C{whenIdle()} fires at once if no call is in progress, otherwise when all
-        calls have ended, also by a close. Each waiter can give up.
+        calls have ended, also by a close. Each caller can cancel.
         """
         async with self.using() as (store, _):
             whenIdle = getattr(store, "whenIdle", None)
@@ -126,7 +126,7 @@ class LifetimeTests(BaseTests):
 
     async def test_a_destroyed_session_stays_destroyed(self) -> None:
         """
-        A late change does not bring a session back, and others are not affected.
+        A late change does not restore a session. Other sessions stay.
         """
         async with self.using() as (store, _):
             identifier, other = await create(store, user="Ada"), await create(store)
@@ -142,8 +142,8 @@ class LifetimeTests(BaseTests):
 
     async def test_a_renewed_identifier_is_remembered_for_a_while(self) -> None:
         """
-        It stays known that it was renewed, also after further renewals and after the
-        session was destroyed. It gives no access, and is no session.
+        The store remembers it also after further renewals and after the session was
+        destroyed. It gives no access, and is not listed as a session.
         """
         async with self.using() as (store, letPass):
             first, other = await create(store, a=1), await create(store)
@@ -180,8 +180,8 @@ class LifetimeTests(BaseTests):
 
     async def test_a_session_expires(self) -> None:
         """
-        It expires after the idle limit; C{touch()} and C{set()} start that time
-        anew, C{get()} does not; and after the absolute limit it expires anyway.
+        It expires after the idle limit. C{touch()} and C{set()} start that time anew,
+        C{get()} does not. It always expires after the absolute limit.
         """
         async with self.using() as (store, letPass):
             unused, touched, changed = [await create(store) for _ in range(3)]
@@ -257,7 +257,7 @@ class LifetimeTests(BaseTests):
 
     async def test_clear_removes_all_sessions(self) -> None:
         """
-        After that the store is empty, and can be used.
+        After C{clear()} the store is empty, and can be used.
         """
         async with self.using() as (store, _):
             identifiers = [await create(store) for _ in range(5)]
@@ -287,8 +287,8 @@ class LifetimeTests(BaseTests):
 
     async def test_a_damaged_session_is_absent_and_removed(self) -> None:
         """
-        Its visitor gets a new session, others do not notice, and C{all()} goes on
-        to the sessions after it.
+        Its visitor gets a new session, other sessions are not affected, and C{all()}
+        lists the sessions after it.
         """
         async with self.using() as (store, _):
             made = {keyOf(each): each for each in [await create(store) for _ in "abc"]}
@@ -309,7 +309,7 @@ class LifetimeTests(BaseTests):
         for _ in range(MAX_POLLS):
             if await store.length() == expected:
                 return
-            # A removal that was asked for before is done before this one.
+            # Removals that began earlier finish before this one.
             await store.destroy(makeIdentifier())
         raise AssertionError(f"there are not {expected} sessions")
 

@@ -31,8 +31,8 @@ class SharingTests(BaseTests):
 
     async def test_a_renewal_is_known_to_all_stores(self) -> None:
         """
-        Of several renewals at once, one gives the session its new identifier; at no
-        time is the old one neither known nor remembered.
+        Of several renewals at once, one gives the session its new identifier. At any
+        time, the old identifier is either valid or remembered as renewed.
         """
         async with self.usingSeveral(3, Limits()) as (_, stores):
             identifier = await create(stores[0], a=1)
@@ -55,8 +55,8 @@ class SharingTests(BaseTests):
 
     async def test_changes_by_several_stores_are_merged(self) -> None:
         """
-        Old versions do not undo changes of others, and each addition gets a number
-        of its own.
+        A change based on an old version keeps the changes of other stores. Each
+        addition gets a number of its own.
         """
         async with self.usingSeveral(5, Limits()) as (_, stores):
             identifier = await create(stores[0], a=1, b=2)
