@@ -278,7 +278,7 @@ def test_a_watch_that_is_always_the_same(clock: Clock, isFailed: bool) -> None:
     recover(clock, module)
     assert wrapper.state is State.FAILED
     assert isinstance(call.error, InitializationFailed)
-    assert "it has to return a new one for each" in str(call.error.__cause__)
+    assert "it must return a new one for each" in str(call.error.__cause__)
     watch = Deferred()
     resultOf(wrapper.initialize())
     module.attempts[-1].callback(None)

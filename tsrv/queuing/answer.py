@@ -1,9 +1,9 @@
 """
 Deferreds of methods whose result is entered or iterated.
 
-C{async with module.transaction()} and C{async for row in module.rows()} work on what
-these methods return at once. While calls are queued there is nothing to work on yet;
-an L{Answer} waits for it first.
+C{async with module.transaction()} and C{async for row in module.rows()} use the result
+of the method at once. A queued call has no result yet; an L{Answer} waits for the
+result first.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Answer(Pending):
     _entered: Any = None
     _iterator: Any = None
     _isIterated = False
-    # Whether the result is an object of the module's to be either awaited or entered.
+    # Whether the result is an object of the module that can be awaited or entered.
     isEnterable = False
 
     def __await__(self) -> Generator[Deferred[Any], None, Any]:
-        # A generator around that of Pending would cost as much again.
+        # Delegating to Pending.__await__() would double the cost.
         waited: Pending | Awaited = self
         if not self.called or self.paused:
             waited = self.waited()
@@ -79,7 +79,7 @@ class Answer(Pending):
         """
         if self._iterator is None and not self._isIterated:
             self._isIterated = True
-            # The error of a call that nobody has iterated is nobody's.
+            # Nobody iterates the result, so nobody handles an error of the call.
             self.addErrback(lambda _: None)
             if self.called:
                 self._iterator = await cast(Awaitable[Any], self._result())

@@ -15,7 +15,7 @@ from .foreign import cancelForeign
 
 __all__ = ["PROGRAMMING_ERRORS", "OneAttempt"]
 
-# Errors that are mistakes in a program rather than trouble in its surroundings.
+# Errors that show a mistake in a program rather than trouble outside of it.
 PROGRAMMING_ERRORS: Final = (
     AssertionError,
     AttributeError,
@@ -30,9 +30,9 @@ PROGRAMMING_ERRORS: Final = (
 @dataclass(eq=False)
 class OneAttempt:
     """
-    One attempt, and, if it succeeds, the time of being ready that follows.
+    One attempt, and, if it succeeds, the time for which the module is then ready.
 
-    @ivar turn: Fires when the attempt may begin, until it does.
+    @ivar turn: Fires when the attempt may begin; L{None} once it has begun.
     @ivar release: Lets another attempt begin, if their number is limited.
     @ivar answer: The Deferred of the module's C{initialize()}, until it fires.
     @ivar timer: Ends an attempt that hangs.
@@ -45,7 +45,7 @@ class OneAttempt:
 
     def end(self) -> None:
         """
-        Give it up, or clean up after it.
+        Give the attempt up, or clean up after it.
         """
         turn, self.turn = self.turn, None
         release, self.release = self.release, None

@@ -1,10 +1,10 @@
 """
 Deferreds that can be awaited in a coroutine of Twisted and in a task of asyncio.
 
-Both drive a coroutine, and wait for what it yields: Twisted for a Deferred, a task for
-a future. Nobody knows which one is driving: a task may run Twisted's code, and the
-other way round. So while an asyncio loop is running, a L{Pending} yields an L{Awaited},
-which either of them can wait for.
+Both drive a coroutine, and wait for the object that it yields: Twisted for a Deferred,
+a task for a future. A L{Pending} cannot know which of them drives it: a task may run
+Twisted's code, and Twisted may run a task's. So while an asyncio loop is running, a
+L{Pending} yields an L{Awaited}, for which both can wait.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def runningLoop() -> AbstractEventLoop | None:
 
 class Pending(Deferred[Any]):
     """
-    A Deferred that tsrv hands out. It is what C{asyncio.create_task()} takes for a
-    coroutine, too, since the call of an asynchronous method returns one.
+    A Deferred that tsrv hands out. It replaces the coroutine that an asynchronous
+    method returns, so C{asyncio.create_task()} accepts it as a coroutine, too.
     """
 
     _runs: Sequence[_Run] = ()
@@ -47,16 +47,16 @@ class Pending(Deferred[Any]):
 
     def asFuture(self, loop: AbstractEventLoop) -> Future[Any]:
         """
-        @return: A future that fires as this does. Cancelling it cancels this at once.
+        @return: A future with the same result. Cancelling it cancels this at once.
         """
         return _CallFuture(self, loop)
 
     def waited(self) -> Pending | Awaited:
         """
-        @return: What a coroutine yields to wait for this.
+        @return: The object that a coroutine yields to wait for this Deferred.
         """
         loop = runningLoop()
-        # Without a loop, this Deferred is as good and costs less.
+        # Without a loop, yielding this Deferred itself works, too, and costs less.
         return self if loop is None else Awaited(self, loop)
 
     def read(self) -> Any:
@@ -113,7 +113,7 @@ class Pending(Deferred[Any]):
     def _findRun(self) -> _Run | None:
         task = self._findTask()
         for run in self._runs:
-            # Twisted goes on as soon as what it waits for has fired.
+            # Twisted makes the next step once the awaited Deferred has fired.
             if run.task is task and (task is not None or run.awaited.called):
                 return run
         return None
@@ -147,9 +147,9 @@ class _Run:
 
 def isCancelledWith(awaited: Any, error: object) -> bool:
     """
-    Cancel what a task waits for, if an error means that the task is cancelled.
+    Cancel the Deferred that a task waits for, if an error cancels the task.
 
-    @return: Whether that was done. The task then has to wait for it to end.
+    @return: Whether it was cancelled. The task then waits until it has fired.
     """
     if not isinstance(error, asyncio.CancelledError):
         return False
@@ -167,8 +167,8 @@ def fired(result: object = None) -> Pending:
 
 class _CallFuture(Future[Any]):
     """
-    A future whose Deferred is cancelled with it. That of Twisted cancels its Deferred a
-    turn later, when the call may have been started.
+    A future that cancels its Deferred at once. C{Deferred.asFuture()} cancels it a turn
+    later, when the call may have been started.
     """
 
     def __init__(self, deferred: Deferred[Any], loop: AbstractEventLoop) -> None:
@@ -196,7 +196,7 @@ class _CallFuture(Future[Any]):
         self._deferred = None
         error: Any = failure.value
         if isinstance(error, StopIteration):
-            # As in a coroutine; a future does not take it.
+            # A coroutine converts this error, too; a future does not accept it.
             error = RuntimeError("a call raised StopIteration")
             error.__cause__ = failure.value
         if not self.done():
@@ -205,12 +205,12 @@ class _CallFuture(Future[Any]):
 
 class Awaited(Deferred[Any]):
     """
-    What a coroutine yields while it waits for another Deferred. Twisted takes it for a
-    Deferred, and goes on as soon as the other one fires. A task of asyncio takes it for
-    a future, since it looks for what a future has, and goes on in a turn of its own.
+    A coroutine yields this object to wait for another Deferred. For Twisted it is a
+    Deferred: the coroutine goes on as soon as the other one fires. For an asyncio task
+    it is a future, since it has a future's methods: the task goes on in its next turn.
 
-    The other Deferred keeps its result. What it fires with is kept here, since its
-    later callbacks may change it before a task goes on.
+    The other Deferred keeps its result. This object keeps a copy, since later callbacks
+    of the other one may change the result before a task goes on.
     """
 
     _asyncio_future_blocking = True
@@ -239,7 +239,7 @@ class Awaited(Deferred[Any]):
     def _fired(self, value: object) -> object:
         self._value = value
         self._hasFired = self._isFiring = True
-        # It refers to this object.
+        # The callable refers to this object: break the cycle.
         wake, self._wake = self._wake, None
         if wake is None:
             self.callback(None)
@@ -250,13 +250,13 @@ class Awaited(Deferred[Any]):
 
     def read(self) -> Any:
         """
-        @return: What the other Deferred has fired with.
-        @raise BaseException: It has failed.
+        @return: The result of the other Deferred.
+        @raise BaseException: The error of the other Deferred.
         """
         value = self._value
         if isinstance(value, Failure):
             if self._isFiring:
-                # Its callbacks are running, and pass the failure on.
+                # The other Deferred's callbacks are running, and pass the failure on.
                 self._soon(self._handle)
             else:
                 self._handle()
@@ -271,7 +271,7 @@ class Awaited(Deferred[Any]):
     # Methods of a future.
 
     def _readInTask(self) -> object:
-        # This method refers to this object.
+        # The attribute refers to this object: break the cycle.
         del self.result
         try:
             return self.read()
@@ -292,7 +292,7 @@ class Awaited(Deferred[Any]):
         """
         Have a task woken when this fires.
         """
-        # A Deferred has its result there, but nobody else waits for this one.
+        # A Deferred keeps its result in this attribute, but only the task waits here.
         self.result = self._readInTask
         wakeSoon = partial(self._soon, wake, self, context=context)
         if self._hasFired:
@@ -308,7 +308,7 @@ class Awaited(Deferred[Any]):
         """
         Cancel the other Deferred.
 
-        @param msg: What the task is told with the error.
+        @param msg: The message of the task's C{CancelledError}.
         @return: Whether the other Deferred had not fired before.
         """
         if self._hasFired:

@@ -1,16 +1,15 @@
 """
-A command: one call, from the moment when it is queued until it ends.
+A command: one call, from the queue to its result.
 
-A L{Command} I{is} the Deferred that its caller holds, and at the same time a
-link of the L{CommandList} that it is in. So a queued call costs one object, it
-leaves its list from any position in constant time, and it leaves nothing
-behind.
+A L{Command} I{is} the Deferred that its caller holds, and also a link of its
+L{CommandList}. So a queued call costs one object, and any command can be
+removed from its list in constant time.
 
 A command is always in one of these stages::
 
     WAITING     in the queue
     RUNNING     handed to the module, which has not answered yet
-    CANCELLING  the same, but its caller gave up: the module's own Deferred has
+    CANCELLING  likewise, but the caller gave up: the module's own Deferred has
                 been cancelled
     LOST        the module was lost while working on it, and may still answer
                 until the next turn of the reactor
@@ -19,11 +18,11 @@ A command is always in one of these stages::
     ENDED       fired
 
 A command that is safe to run twice goes back from RUNNING or FAILED to WAITING
-when the module is lost, unless its caller gave up; every other one goes on to
-LOST. Each stage leads to ENDED.
+when the module is lost, unless its caller gave up; every other command goes on
+to LOST. Each stage leads to ENDED.
 
-A caller who fires the Deferred has given up the call, too: it is not started, and
-what the module answers is not needed.
+A caller that fires the Deferred gives up the call, too: the call is not started,
+and the module's answer is dropped.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ __all__ = ["Command", "CommandList", "Method"]
 
 _log = Logger("tsrv.wrapper")
 
-# The time since which a command waits that was handed to the module at once.
+# The value of C{since} for a command that was handed to the module at once.
 NOT_QUEUED: Final = -inf
 
-# What an ended command has in place of its caller's context.
+# Replaces the caller's context in an ended command.
 _NO_CONTEXT: Final = Context()
 
 # Plain numbers, because every queued call compares them several times.
@@ -69,7 +68,7 @@ class Method:
     @ivar replay: Whether a call in progress at a loss is made again.
     @ivar cancel: Gives up one of its commands.
     @ivar target: The module's own method.
-    @ivar enqueue: Queues, passes or refuses a call, as the moment demands.
+    @ivar enqueue: Queues, passes or refuses a call, depending on the state.
     @ivar direct: Makes a call while the module is ready.
     """
 
@@ -87,7 +86,7 @@ class Command(Answer):
 
     @ivar since: The time at which the call began to wait, by the reactor;
         C{NOT_QUEUED} if it was handed to the module at once.
-    @ivar run: The number of times that it was handed to the module, if its method
+    @ivar run: Number of times the command was handed to the module, if its method
         is safe to run twice.
     @ivar answer: The module's Deferred while it works on the call; or the failure
         with which the command ends if the module does not answer.
@@ -132,7 +131,7 @@ class Command(Answer):
 
     def end(self, result: object) -> None:
         """
-        Fire, and let go of everything: a caller who keeps the Deferred must not
+        Fire, and drop all references: a caller that keeps the Deferred must not
         keep the module, the arguments or other commands alive.
         """
         self.stage = ENDED
@@ -156,7 +155,7 @@ class Command(Answer):
 
     def unlink(self) -> None:
         """
-        Leave the list.
+        Remove the command from its list.
         """
         self.previous.next = self.next
         self.next.previous = self.previous
@@ -164,7 +163,7 @@ class Command(Answer):
 
 class CommandList:
     """
-    Commands in order. A command can leave from any position.
+    Commands in order. Commands can be removed at any position.
 
     @ivar root: The end mark; the first command is C{root.next}.
     """
@@ -178,8 +177,8 @@ class CommandList:
 
     def __iter__(self) -> Iterator[Command]:
         """
-        Iterate from the first to the last. The command that was returned last may
-        leave in the meantime, but no other: do not run callbacks in such a loop.
+        Iterate from the first to the last. The loop may remove the current command
+        from the list, but no other one: do not run callbacks in such a loop.
         """
         command = self.root.next
         while command is not self.root:

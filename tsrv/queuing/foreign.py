@@ -1,5 +1,5 @@
 """
-Calls of foreign code: whatever it returns, raises or is, tsrv goes on.
+Calls of foreign code. tsrv keeps working whatever that code returns or raises.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ PLAIN_TYPES: Final = frozenset(
 
 def asDeferred(result: object) -> Deferred[Any] | None:
     """
-    @return: The Deferred of anything that can be awaited; L{None} for other values.
+    @return: A Deferred for anything that can be awaited; L{None} for other values.
     """
-    # To compare types takes a fraction of the time of isinstance().
+    # Comparing types takes a fraction of the time of isinstance().
     kind = type(result)
     if kind in PLAIN_TYPES:
         return None
     if kind is CoroutineType:
         return runCoroutine(cast(Any, result))
-    # A stand-in for another object may raise when isinstance() looks at it.
+    # A proxy of another object may raise in isinstance().
     if issubclass(kind, Deferred):
         return cast(Deferred[Any], result)
     if kind is Future or (issubclass(kind, Future) and runningLoop() is None):
@@ -77,8 +77,8 @@ def asDeferred(result: object) -> Deferred[Any] | None:
 
 def isEnterable(result: object) -> bool:
     """
-    @return: Whether this can be awaited or entered (C{async with}). What a call
-        returns is then for its caller to await or to enter.
+    @return: Whether this can be awaited or entered (C{async with}). Then the caller
+        decides whether it awaits or enters the result of its call.
     """
     kind = type(result)
     if kind in PLAIN_TYPES or issubclass(kind, Deferred):
@@ -92,7 +92,7 @@ async def _wait(awaitable: Any) -> object:
 
 def callForeign(function: Callable[[], object]) -> Deferred[Any]:
     """
-    Call a function, and wait for what it returns, if that can be awaited.
+    Call a function, and wait for its result, if the result can be awaited.
 
     @return: A Deferred that fires with the result or the error.
     """
@@ -116,7 +116,7 @@ def callOnLoop(reactor: Any, function: Callable[[], object]) -> Deferred[Any]:
         return callForeign(function)
     module = sys.modules.get("twisted.internet.asyncioreactor")
     if module is not None and isinstance(reactor, module.AsyncioSelectorReactor):
-        # Its loop does not run yet when it calls what waits for its start.
+        # The reactor calls its start-up functions before its loop runs.
         return deferLater(reactor, 0, callForeign, function)
     return callForeign(partial(_refuseFuture, function))
 
@@ -124,7 +124,7 @@ def callOnLoop(reactor: Any, function: Callable[[], object]) -> Deferred[Any]:
 def _refuseFuture(function: Callable[[], object]) -> object:
     result = function()
     if issubclass(type(result), Future) and not cast(Future[Any], result).done():
-        # Nothing runs its loop.
+        # The loop of this future is not running.
         cast(Future[Any], result).cancel()
         raise NeedsAsyncio
     return result
@@ -135,7 +135,7 @@ def callToEnd(function: Callable[[], object]) -> Deferred[BaseException | None]:
     Call a function, and wait for its end.
 
     @return: A Deferred that fires with the error, if there was one. It never fails.
-        Cancelling it cancels what the function returned, and ends the waiting.
+        Cancelling it cancels the Deferred of the function, and ends the waiting.
     """
     result = callForeign(function)
 
@@ -159,7 +159,7 @@ def callWithin(
     name: str,
 ) -> Deferred[BaseException | None]:
     """
-    Do what L{callToEnd} does, for a limited time.
+    Call a function, and wait for its end for a limited time, as L{callToEnd} does.
 
     @param timeout: The seconds; L{None} for no limit.
     @param name: The name of the function, for the error.
@@ -178,7 +178,7 @@ def cancelForeign(deferred: Deferred[Any]) -> bool:
     """
     Cancel a Deferred. An error of its canceller is logged.
 
-    @return: Whether there was no such error.
+    @return: Whether the canceller raised no error.
     """
     try:
         deferred.cancel()
@@ -205,8 +205,8 @@ def errorOf(reason: object) -> BaseException:
 
 def checkReason(reason: BaseException) -> BaseException:
     """
-    @return: The error that a caller gives as a reason, also if it is a failure.
-    @raise TypeError: It is no error.
+    @return: The error that a caller gives as a reason, taken out of a failure.
+    @raise TypeError: The reason is not an error.
     """
     if not isinstance(reason, BaseException):
         raise TypeError(f"the reason must be an exception, not {reason!r}")
@@ -215,7 +215,7 @@ def checkReason(reason: BaseException) -> BaseException:
 
 def checkThread(what: str) -> None:
     """
-    @param what: The name of what was called.
+    @param what: The name of the called function.
     @raise RuntimeError: This is not the thread of the reactor.
     """
     if threadable.ioThread not in (None, get_ident()):
@@ -226,10 +226,10 @@ def checkThread(what: str) -> None:
 
 
 # Results of foreign Deferreds. Such a Deferred keeps its result, because a module may
-# return it more than once. Only a failure that comes later is taken away, since it
-# would be logged as unhandled. The Deferred carries it as an attribute: in a table
-# beside it, both would stay for ever, since the frames of a failure often refer to the
-# Deferred.
+# return the same one more than once. Only a failure is taken out of a Deferred that
+# fires later, since Twisted would log it as unhandled. The failure becomes an attribute
+# of the Deferred. A table of failures would keep both alive for ever, since the frames
+# of a failure often refer to the Deferred.
 _TAKEN: Final = "_failureTakenByTsrv"
 
 
@@ -268,7 +268,7 @@ def readResult(deferred: Deferred[Any]) -> object:
     """
     result: object = deferred.result
     if isinstance(result, Failure):
-        # This is what "await" does; now the failure counts as handled.
+        # "await" does the same; now the failure counts as handled.
         with suppress(BaseException):
             next(deferred.__await__())
     elif result is None:
@@ -285,8 +285,8 @@ def isTaken(deferred: Deferred[Any]) -> bool:
 
 def takeFailure(deferred: Deferred[Any]) -> None:
     """
-    Take away the failure with which a Deferred is firing at the moment, after others
-    that wait for it.
+    Take away the failure with which a Deferred is firing at the moment, after its
+    other callbacks have seen it.
     """
     deferred.addErrback(_remember, deferred)
 

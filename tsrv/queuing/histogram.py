@@ -44,7 +44,7 @@ class Histogram:
 
     def observeAll(self, values: Iterable[float]) -> None:
         """
-        Count many values; that is faster than counting them one by one.
+        Count many values. This is faster than counting them one by one.
         """
         ordered = sorted(values)
         below = bisect_left(ordered, 0.0)

@@ -25,8 +25,8 @@ __all__ = [
     "oneLine",
 ]
 
-# Numbers of episodes kept from the beginning, which tell how it all began, and from
-# the end.
+# Numbers of kept episodes: the first ones, which show how it all began, and the last
+# ones.
 FIRST_EPISODES: Final = 5
 LAST_EPISODES: Final = 20
 
@@ -42,7 +42,7 @@ class Attempt:
     @ivar begun: Its beginning, by the reactor's time.
     @ivar ended: Its end; L{None} while it is in progress.
     @ivar kind: The type of its error, if it failed.
-    @ivar error: That error, in one line.
+    @ivar error: Its error, in one line.
     """
 
     begun: float
@@ -57,9 +57,9 @@ class Loss:
     One loss of a module.
 
     @ivar lost: The time of the loss, by the reactor.
-    @ivar recovered: The time when it was ready again; L{None} until then.
+    @ivar recovered: The time when the module was ready again; L{None} until then.
     @ivar kind: The type of the error that was the reason, if there was one.
-    @ivar error: That error, in one line.
+    @ivar error: The error, in one line.
     """
 
     lost: float
@@ -71,7 +71,7 @@ class Loss:
 @dataclass(slots=True)
 class Pause:
     """
-    A time for which the calls of a module were held on purpose.
+    One pause of a module: its calls were held on purpose.
 
     @ivar begun: Its beginning, by the reactor's time.
     @ivar ended: Its end; L{None} while the module is paused.
@@ -88,7 +88,7 @@ class Episodes(Generic[_Episode]):
     """
     Attempts, losses or pauses in order: the first few and the last few.
 
-    @ivar count: The number of all episodes, whether they are kept or not.
+    @ivar count: Number of all episodes, including those that are not kept.
     """
 
     def __init__(self) -> None:
@@ -115,12 +115,12 @@ class History:
     """
     The history of one module.
 
-    Errors are kept as text: an error itself would keep the frames alive in which
-    it was raised, with everything in them.
+    Errors are kept as text: an error object would keep its frames alive, with all
+    their local variables.
 
     @ivar attempts: The attempts to initialise it.
     @ivar losses: Its losses.
-    @ivar pauses: The times for which it was paused.
+    @ivar pauses: Its pauses.
     @ivar becameReady: The time when it was ready for the first time, by the
         reactor; L{None} until then.
     @ivar attemptSeconds: The durations of all attempts, in seconds.
@@ -192,7 +192,7 @@ class History:
 
     def resumed(self) -> None:
         """
-        Record that nobody pauses the module any more.
+        Record that the last holder has resumed the module.
         """
         if self._pause is not None:
             self._pause.ended = self._reactor.seconds()
@@ -201,9 +201,9 @@ class History:
 
 def explain(error: BaseException | None) -> str:
     """
-    @return: An error in one line of bounded length, even if the error itself
-        raises when it is printed. The messages of tsrv's own errors say enough;
-        others begin with their type, which alone is left of an error without a message.
+    @return: An error in one line of bounded length, even if printing the error raises.
+        For tsrv's own errors, this is the message. For others, it is the type, with the
+        message if there is one.
     """
     if error is None:
         return "no reason given"
@@ -220,8 +220,8 @@ def explain(error: BaseException | None) -> str:
 
 def oneLine(text: str) -> str:
     """
-    @return: A foreign text in one line of bounded length. What a terminal might obey,
-        or cannot be encoded, is escaped.
+    @return: A foreign text in one line of bounded length. Control characters, and
+        characters that cannot be encoded, are escaped.
     """
     text = " ".join(text.split())
     if len(text) > MAX_ERROR_LENGTH:
@@ -237,6 +237,6 @@ def oneLine(text: str) -> str:
 
 def count(number: int, noun: str) -> str:
     """
-    @return: A number and what it counts: C{"1 call"}, C{"2 calls"}.
+    @return: A number with its noun: C{"1 call"}, C{"2 calls"}.
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,5 +1,5 @@
 """
-Who holds the calls of a healthy module, and when the module is idle.
+The holders of a paused module, and the wait until the module is idle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_IDLE_WAITERS: Final = 10_000
 
 class Holds:
     """
-    The holders of one module: it is paused as long as there is one.
+    The holders of one module. The module is paused while it has at least one.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class Holds:
     ) -> None:
         """
         @param running: The calls in progress that tsrv knows of.
-        @param whenIdle: Returns a Deferred that fires when those have ended that the
-            module knows of.
+        @param whenIdle: Returns a Deferred that fires when the calls that only the
+            module knows of have ended.
         """
         self._history = history
         self._running = running
         self._whenIdle = whenIdle
         self._holders: dict[object, None] = {}
         self._waiters = Waiters(MAX_IDLE_WAITERS, f"for {name} to become idle")
-        # The question whether it is idle, as long as it is not answered.
+        # Identifies the current wait for the module to become idle; None without one.
         self._question: object = None
         self._asked: Deferred[None] | None = None
 
@@ -74,7 +74,7 @@ class Holds:
 
     def resumed(self) -> None:
         """
-        The last holder was removed: end the waiting.
+        The last holder was removed: fail the waiters.
         """
         self._end(lambda: CancelledError("resumed before the module was idle"))
 
@@ -87,7 +87,7 @@ class Holds:
 
     def whenIdle(self, isReady: bool) -> Deferred[None]:
         """
-        @param isReady: Whether the module can be asked, too.
+        @param isReady: Whether to call the module's C{whenIdle()}, too.
         @return: A Deferred that fires when no call is in progress.
         """
         waiter = self._waiters.wait()
@@ -97,7 +97,7 @@ class Holds:
 
     def moduleLost(self) -> None:
         """
-        The module is lost, and so works on nothing that it knows of.
+        The module is lost, so it has no calls of its own in progress.
         """
         if self._question is not None:
             self._ask(False)
@@ -109,7 +109,7 @@ class Holds:
             cancelForeign(previous)
         asked = Deferred.fromCoroutine(self._untilIdle(isReady))
         asked.addBoth(self._answered, question)
-        # The module may have answered, or ended the pause, while it was asked.
+        # whenIdle() may have fired at once, or resumed the module.
         if self._question is question:
             self._asked = asked
 

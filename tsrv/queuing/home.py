@@ -1,6 +1,6 @@
 """
-Where a wrapper may be used: in the thread of the reactor, or in that of its loop of
-asyncio.
+The check that a wrapper is used in the right place: in the thread of the reactor, or
+in the thread of its asyncio loop.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["Home", "homeOf"]
 
 class Home(NamedTuple):
     """
-    The place in which a wrapper may be used. C{holder.ioThread != here()} is fast, and
-    false there; otherwise C{check()} has to be called. It sees more: to ask for the
-    running loop takes longer than to queue a call.
+    The place in which a wrapper may be used. Test C{holder.ioThread != here()} first,
+    and call C{check()} if it is true: the test is fast, while finding the running loop
+    takes longer than queuing a call.
 
-    @ivar holder: Has what C{here} returns at home, as C{ioThread}.
+    @ivar holder: Its C{ioThread} is the thread of the wrapper.
     @ivar here: Returns the thread of the caller.
-    @ivar check: Takes the name of what was called.
+    @ivar check: Raises in the wrong place. Takes the name of the called function.
     """
 
     holder: Any

@@ -1,9 +1,9 @@
 """
-Making one module ready, and keeping it so: attempts, retries and losses.
+Making one module ready, and keeping it ready: attempts, retries and losses.
 
 Each attempt is an object of its own, and an answer counts only while its
-attempt is the current one. So whatever an abandoned attempt still has to say
-changes nothing. An attempt stays current while the module is ready.
+attempt is the current one. So a late answer of an abandoned attempt changes
+nothing. An attempt stays current while the module is ready.
 
 A module is lost when its C{whenLost()} says so, when a ping fails, or when somebody
 resets it. In the last two cases the module itself does not know that anything is
@@ -11,7 +11,7 @@ wrong, so it is closed before it is initialised again.
 
 The module, its cancellers and the retry policy are foreign code: each of them may
 close the wrapper, give up the initialisation or begin another one while it is
-called. So each caller looks afterwards whether something else has overtaken it.
+called. So the code here checks after each such call whether it is still current.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Initialization:
         self._policyAttempts = 0
         self._lastDelay = 0.0
         self._readySince = 0.0
-        # The time at which the module was lost, or asked for.
+        # The time of the loss, or of the call of initialize().
         self._unreadySince = 0.0
 
     def start(self) -> None:
@@ -147,7 +147,7 @@ class Initialization:
 
     def stop(self, reason: BaseException | None = None) -> None:
         """
-        Give up whatever is in progress, without reporting anything.
+        Cancel the attempt, the retry and the ping in progress, without a report.
         """
         attempt, self._attempt = self._attempt, None
         if self._retryCall is not None:
@@ -172,7 +172,7 @@ class Initialization:
         if state in (State.RETRYING, State.LOST):
             self.lastError = reason
             self._log.reset(reason)
-            # A module that is being closed for another reset begins afterwards.
+            # After the close() of an earlier reset, the next attempt begins anyway.
             if self._closing is None:
                 if self._retryCall is not None:
                     self._retryCall.cancel()
@@ -195,7 +195,7 @@ class Initialization:
             self._log.lost(reason, 0.0, "ping failed: ")
         else:
             self._log.reset(reason)
-        # Observers learn of the loss before the module does, which may end calls.
+        # Observers learn of the loss before close() is called, which may end calls.
         self._changed()
         if closing is not None:
             self._callClose().addCallback(closing.callback)
@@ -228,7 +228,7 @@ class Initialization:
             self._waitForTurn(self._attempt)
         elif self._lifecycle.state in (State.RETRYING, State.LOST):
             if isinstance(self.lastError, NeedsAsyncio):
-                # A ping has found that out.
+                # A ping has shown that the module needs asyncio.
                 self.fail(self.lastError)
             else:
                 self._retry()
@@ -269,7 +269,7 @@ class Initialization:
         A call has failed. Ping the module, which may be lost.
 
         @param succeeded: Called when the ping has succeeded.
-        @return: Whether either this or a loss follows.
+        @return: Whether C{succeeded} will be called, unless the module is lost.
         """
         return self._ping is not None and self._ping.now(succeeded)
 
@@ -293,12 +293,12 @@ class Initialization:
 
     def _gotTurn(self, slots: DeferredSemaphore, attempt: OneAttempt) -> None:
         attempt.turn = None
-        # Another module's attempt does not begin in the middle of this one's end.
+        # The next module's attempt begins when the end of this one is complete.
         attempt.release = partial(self._reactor.callLater, 0, slots.release)
         self._run(attempt)
 
     def _run(self, attempt: OneAttempt) -> None:
-        # An attempt is made for all callers, also if one of them has caused it.
+        # An attempt serves all callers, so it does not run in the context of one.
         self._context.copy().run(self._call, attempt)
 
     def _call(self, attempt: OneAttempt) -> None:
@@ -311,7 +311,7 @@ class Initialization:
             )
         answer = callForeign(self._initialize)
         if self._attempt is not attempt:
-            # It was given up while the module was being called.
+            # The attempt was given up while the module was being called.
             abandon(answer)
             return
         attempt.answer = answer
@@ -350,7 +350,7 @@ class Initialization:
             isRecovered=self._history.losses.count > 0,
         )
         beginWatch()
-        # It may be lost already.
+        # The module may be lost already.
         if attempt is self._attempt:
             if self._ping is not None:
                 self._ping.start()
@@ -385,7 +385,7 @@ class Initialization:
             given = self._retryPolicy(self._policyAttempts)
             if not (isfinite(given) and given >= 0):
                 raise ValueError(f"not a number of seconds: {given!r}")
-            # It may be a Decimal, for example.
+            # The delay may be a Decimal, for example.
             delay = float(given)
         except BaseException as policyError:
             if self._isOvertaken(state):

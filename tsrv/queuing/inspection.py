@@ -1,5 +1,5 @@
 """
-What can be seen of a wrapper.
+The attributes of a wrapper that show its state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Inspection"]
 
 class Inspection:
     """
-    The part of L{QueuingWrapper<tsrv.QueuingWrapper>} that only looks.
+    The read-only part of L{QueuingWrapper<tsrv.QueuingWrapper>}.
 
     @ivar name: The name of the module in errors and in the log.
     @ivar limit: Maximum number of queued calls.
@@ -42,14 +42,14 @@ class Inspection:
     @property
     def state(self) -> State:
         """
-        The L{State} now.
+        The current L{State}.
         """
         return self._lifecycle.state
 
     @property
     def since(self) -> float:
         """
-        The time at which that state was entered, by the reactor, in seconds.
+        The time at which the current state was entered, by the reactor, in seconds.
         """
         return self._lifecycle.since
 
@@ -77,13 +77,13 @@ class Inspection:
     @property
     def paused(self) -> bool:
         """
-        Whether somebody holds the calls, in whatever state the module is.
+        Whether the module has a holder. This does not depend on its state.
         """
         return bool(self._holds)
 
     def isPausedBy(self, holder: object) -> bool:
         """
-        @return: Whether this one holds the calls.
+        @return: Whether this holder has paused the module.
         """
         return holder in self._holds
 
@@ -119,7 +119,7 @@ class Inspection:
     def addObserver(self, observer: Callable[[], object]) -> None:
         """
         Register an observer, which is called without arguments after each change of
-        L{state}. It may do anything to the wrapper.
+        L{state}. It may call any method of the wrapper.
         """
         self._observers.add(observer)
 

@@ -23,7 +23,7 @@ _log = Logger("tsrv.wrapper")
 
 class FirstCall:
     """
-    Does what is due at the first call of a module that nobody has initialised.
+    Initialises a module at its first call, unless that has been done before.
     """
 
     def __init__(self, wrapper: Inspection, action: Callable[[], object]) -> None:
@@ -33,7 +33,7 @@ class FirstCall:
         checkArguments("lazy", action, 0)
         self._wrapper = wrapper
         self._action: Callable[[], object] | None = action
-        # What the module does later is not done for the first caller.
+        # The module does not keep the context of the first caller.
         self._context = copy_context()
 
     def callQueued(self) -> None:
@@ -45,7 +45,7 @@ class FirstCall:
             self._context.run(callForeign, action).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
-        # The wrapper itself has logged why it is unavailable.
+        # The wrapper has logged why the module is unavailable.
         if not failure.check(Unavailable):
-            text = "{module}: the first call could not initialise it"
+            text = "{module}: the first call could not initialise the module"
             _log.failure(text, failure, module=self._wrapper.name)

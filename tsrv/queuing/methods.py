@@ -1,16 +1,16 @@
 """
 The callables that replace a module's methods.
 
-Each L{Method} has two callables. C{enqueue} is right at any time: it queues,
-passes or refuses a call, as the moment demands. C{direct} is for the time when
-the module is ready. If nothing has to be known of a call, this is the module's own
-bound method, so that nothing of tsrv is in the way. Otherwise it is one of two:
+Each L{Method} has two callables. C{enqueue} works in every state: it queues, passes
+or refuses a call, depending on the state. C{direct} is for the time when the module is
+ready. In the simplest case it is the module's own bound method, so that a call does
+not pass through any code of tsrv. Otherwise it makes one of these:
 
-  - A tracked call ends, whatever becomes of the module. If the module has not
-    answered when its method returns, the call becomes a L{Command}, which is in
-    progress until the module answers, or is lost or closed. The calls of a module
-    that can be lost are tracked, unless it promises to end them itself; and those
-    of methods that are safe to run twice (C{replay}).
+  - A tracked call ends even if the module is lost. If the module has not answered
+    when its method returns, the call becomes a L{Command}, which is in progress
+    until the module answers, or is lost or closed. tsrv tracks the calls of a module
+    that can be lost, unless the module promises to end them itself. It always
+    tracks calls of methods that are safe to run twice (C{replay}).
 
   - A converted call returns a Deferred where the module does not: always
     (C{alwaysDeferred}), or if the method is C{async def}.
@@ -35,7 +35,7 @@ __all__ = ["Methods"]
 
 class Methods:
     """
-    The methods of one module, as its proxy has them.
+    Makes the methods of the proxy of one module.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Methods:
         @param replay: The names of methods that are safe to run twice.
         @param tracked: Whether calls of the other methods are tracked, too.
         @param alwaysDeferred: Whether every call returns a Deferred.
-        @param lifecycle: By name, what is called in place of the methods that
+        @param lifecycle: Callables by name; they replace the methods that
             initialise and close the module.
         @param queued: Called after each call that was queued or refused; L{None} if
             nobody needs to know.
-        @param native: Whether callers are tasks of asyncio, which can await whatever
-            the module returns.
+        @param native: Whether callers are asyncio tasks, which can await any result
+            of the module.
         """
         self._module = module
         self._native = native
@@ -75,8 +75,8 @@ class Methods:
         """
         @param name: The name of a public method.
         @param own: The module's own method.
-        @return: What the proxy has in its place while the module is not ready. It is
-            right at any other time, too.
+        @return: The proxy's callable while the module is not ready. It works while
+            the module is ready, too.
         """
         if name in self._lifecycle:
             return self._lifecycle[name]
@@ -84,7 +84,7 @@ class Methods:
 
     def whileReady(self, name: str, own: ModuleMethod) -> ModuleMethod:
         """
-        @return: What the proxy has in its place while the module is ready.
+        @return: The proxy's callable while the module is ready.
         """
         if name in self._lifecycle:
             return self._lifecycle[name]
@@ -130,13 +130,13 @@ class Methods:
         if self._tracked or name in self._replay:
             return True
         # Under the asyncio reactor any method may return a coroutine, and any caller
-        # may be a task. A task cannot wait for a Deferred of the module's own.
+        # may be a task. A task cannot wait for the module's own Deferred.
         return runningLoop() is not None and (self._alwaysDeferred or not self._native)
 
     def _isConverted(self, own: ModuleMethod) -> bool:
         return self._alwaysDeferred or (isAsync(own) and not self._native)
 
-    # A caller may keep one of these callables beyond a loss; so each has to look
+    # A caller may keep one of these callables beyond a loss, so each of them checks
     # whether the module is ready.
 
     def _makeTracked(self, method: Method) -> ModuleMethod:

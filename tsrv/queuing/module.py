@@ -1,8 +1,8 @@
 """
-Questions to a module, whatever object it is.
+Looking up the methods of a module, which may be any object.
 
 A module is foreign code: its attributes, properties and descriptors may do
-anything when they are read. Nothing here fails because of that.
+anything when they are read. The functions here do not fail because of that.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def hasDynamicAttributes(moduleType: type) -> bool:
 
 def findMethod(module: object, name: str) -> ModuleMethod | None:
     """
-    Find a method without evaluating a property, which might rely on what has
-    not been initialised yet.
+    Find a method without evaluating a property, which might use something that
+    has not been initialised yet.
 
     @return: The method, or L{None} if the attribute is not a method.
     @raise AttributeError: The module has no such attribute.
@@ -70,7 +70,7 @@ def findMethod(module: object, name: str) -> ModuleMethod | None:
         if isinstance(static, MemberDescriptorType) or name in _annotated(type(module)):
             return None
         raise
-    # Callers do not mean a class, such as an error, by a method.
+    # A class, such as an error, is callable, but not a method.
     return value if callable(value) and not isinstance(value, type) else None
 
 
@@ -95,7 +95,7 @@ def publicMethods(module: object) -> Iterator[tuple[str, ModuleMethod | None]]:
 def _annotated(moduleType: type) -> set[str]:
     names: set[str] = set()
     for each in moduleType.__mro__:
-        # Since Python 3.14 annotations are evaluated here, and may rely on what
+        # Since Python 3.14 annotations are evaluated here, and may use names that
         # only a type checker imports.
         with suppress(BaseException):
             names.update(get_annotations(each))
@@ -128,7 +128,7 @@ def copySignature(function: _Callable, method: ModuleMethod) -> _Callable:
             if isinstance(value, str):
                 setattr(function, name, value)
     with suppress(BaseException):
-        # Built-in functions, for example, have none.
+        # Built-in functions, for example, have no signature.
         vars(function)["__signature__"] = signature(method)
     return function
 
@@ -144,7 +144,7 @@ def secondsLeft(module: object) -> float | None:
         seconds = IPredictable(module).secondsUntilInitialized()
         return None if seconds is None else max(0.0, float(seconds))
     except BaseException:
-        # This is only a hint; the error that it belongs to must not get lost.
+        # This is only a hint: the error that contains it must still be reported.
         return None
 
 
@@ -158,7 +158,7 @@ def noteOf(module: object) -> str | None:
         note = IHasNote(module).note()
         return None if note is None else " ".join(note.split())[:MAX_NOTE_LENGTH]
     except BaseException:
-        # The report must not get lost because of a note.
+        # A broken note must not break the report.
         return None
 
 
@@ -178,7 +178,7 @@ def lifecycleMethod(
         checkArguments(name, given, 0)
         same = (each for each, method in publicMethods(module) if method == given)
         return given, frozenset(same)
-    # A module that makes up attributes would have one of this name, too.
+    # A module that makes up attributes would make up this one, too.
     static = getattr_static(module, name, None)
     if static is None:
         return None, frozenset()
@@ -187,6 +187,6 @@ def lifecycleMethod(
         checkArguments(f"{module.__class__.__name__}.{name}", own, 0)
         return own, frozenset({name})
     if name.startswith("when"):
-        # Nothing else has such a name.
+        # Nothing but a method should have this name.
         raise TypeError(f"{module.__class__.__name__}.{name} is not a method")
     return None, frozenset()

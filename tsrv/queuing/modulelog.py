@@ -2,10 +2,10 @@
 The log of one module: one line for each event, with the numbers that operators need.
 
 A module that is down for hours, or is lost again and again, must not fill the log. So
-a reason that the log has told already is told again only when the trouble has lasted
-twice as long as at the last line, or for another hour; that line then counts what had
-no line. The first three times are told in any case, except failures for the very reason
-of the loss. The trouble is over when the module has been ready for a minute.
+a known reason gets another line only when the trouble has lasted twice as long as at
+the last line, or for another hour; that line also counts the events without a line. The
+first three losses and failed attempts always get one, except attempts that fail for the
+reason of the loss. The trouble is over when the module has been ready for a minute.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ MAX_SILENCE_SECONDS: Final = 3600.0
 
 CALM_SECONDS: Final = 60.0
 """
-Time for which a module has to be ready until its trouble is over.
+Seconds after which the trouble of a ready module is over.
 """
 
 FIRST_TIMES: Final = 3
 """
-Number of losses, and of failed attempts, that are told in any case.
+Number of losses, and of failed attempts, that always get a line.
 """
 
 MAX_REASONS: Final = 10
 """
-Maximum number of reasons that are told at once during one trouble.
+Maximum number of new reasons that get a line at once during one trouble.
 """
 
 
 class Consequence:
     """
-    What follows for a module from what has happened to another one, which the log has
-    told. It is no trouble of its own. The reason of a reset or of a failure may be one;
-    a pause by one is not logged at all.
+    The effect on a module of an event of another module, which has its own log line.
+    The log shows it as information, not as trouble. It may be the reason of a reset or
+    of a failure; a pause by a consequence is not logged at all.
 
-    @ivar summary: What happens to the module.
+    @ivar summary: The effect in a few words, for the log line.
     """
 
     summary = ""
@@ -78,7 +78,7 @@ class ModuleLog:
 
     def begin(self) -> None:
         """
-        Somebody has asked for the module, or has reset it: forget earlier trouble.
+        The module is initialised, or has been reset: forget earlier trouble.
         """
         self._since = self._readySince = self._reactor.seconds()
         self._silentUntil = 0.0
@@ -94,7 +94,7 @@ class ModuleLog:
         The module is lost.
 
         @param delay: The seconds until the next attempt.
-        @param what: What has noticed the loss, if it was not the module itself.
+        @param what: The source of the report, unless it is the module: a ping.
         """
         reason = f"{what}{explain(error)}"
         self._trouble("lost", reason, delay, "losses")
@@ -138,7 +138,7 @@ class ModuleLog:
         if isCalm and not self._isTold:
             self.begin()
         times = self._times[what] = self._times.get(what, 0) + 1
-        # Attempts that fail for the reason of the loss are nothing new.
+        # An attempt that fails for the reason of the loss is not news.
         isFirst = times <= FIRST_TIMES and (
             what == "lost" or reason != self._lossReason
         )
@@ -168,7 +168,7 @@ class ModuleLog:
         """
         The module is ready.
 
-        @param seconds: The seconds since it was lost or asked for.
+        @param seconds: The seconds since the loss, or since C{initialize()}.
         @param attempts: The number of attempts since then.
         """
         isTold, self._isTold = self._isTold, False
@@ -203,7 +203,7 @@ class ModuleLog:
             _log.error(text, module=self._name, error=explain(reason))
 
     def _follows(self, reason: Consequence) -> None:
-        # A module that is skipped while it is healthy is reset first.
+        # Skipping a healthy module resets it first: log this once.
         if reason is not self._consequence:
             self._consequence = reason
             text = "{module}: {summary}"
@@ -218,7 +218,7 @@ class ModuleLog:
 
     def paused(self, by: object) -> None:
         """
-        One more has paused the module.
+        Another holder has paused the module.
         """
         if isinstance(by, Consequence):
             return
@@ -232,7 +232,7 @@ class ModuleLog:
 
     def resumed(self) -> None:
         """
-        Nobody pauses the module any more.
+        The last holder has resumed the module.
         """
         begun, self._pausedSince = self._pausedSince, None
         if begun is not None:
@@ -248,7 +248,7 @@ class ModuleLog:
         """
         The module could not be closed.
 
-        @param isReset: Whether it is initialised again.
+        @param isReset: Whether the module is initialised again afterwards.
         """
         text = "{module}: failed to close" + (" for the reset" if isReset else "")
         log = _log.warn if isReset else _log.error
@@ -262,7 +262,7 @@ def logReady(
     Log that a module is ready.
 
     @param what: C{"ready"} or C{"recovered"}.
-    @param seconds: The seconds since it was lost or asked for.
+    @param seconds: The seconds since the loss, or since C{initialize()}.
     @param attempts: The number of attempts since then.
     @param queued: The number of queued calls.
     """

@@ -14,7 +14,7 @@ from .awaiting import runningLoop
 
 __all__ = ["NeedsAsyncio", "explain"]
 
-# Errors of asyncio outside of its loop. Locks and queues raise the last one.
+# Errors of asyncio outside of its loop. Locks and queues raise the last of them.
 _KINDS: Final = (RuntimeError, AttributeError)
 _COMPLAINT: Final = re.compile(
     "await wasn't used with future"
@@ -25,16 +25,16 @@ _COMPLAINT: Final = re.compile(
     "|'NoneType' object has no attribute 'create_future'"
 )
 
-# Errors of anyio and its kin.
+# Errors of anyio and similar libraries.
 _COMPLAINTS: Final = {"AsyncLibraryNotFoundError", "NoEventLoopError"}
 
-# Maximum number of errors that explain one another.
+# Maximum length of the chain of causes (__cause__) to look through.
 MAX_CAUSES: Final = 10
 
 
 class NeedsAsyncio(RuntimeError):
     """
-    A module awaits what only asyncio can wait for, and no asyncio loop is running.
+    A module awaits something that needs an asyncio loop, but no loop is running.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class NeedsAsyncio(RuntimeError):
 
 def explain(failure: Failure) -> Failure:
     """
-    @return: The failure, or one with L{NeedsAsyncio} if that is what it means.
+    @return: The failure; or one with L{NeedsAsyncio}, if asyncio lacks its loop.
     """
     if runningLoop() is None and _isComplaint(failure.value):
         explained = NeedsAsyncio()
@@ -56,7 +56,7 @@ def explain(failure: Failure) -> Failure:
 
 
 def _isComplaint(error: BaseException | None) -> bool:
-    # An error may raise others when it is looked at.
+    # Reading or printing an error may raise another one.
     with suppress(BaseException):
         for _ in range(MAX_CAUSES):
             kind = type(error)
@@ -64,6 +64,6 @@ def _isComplaint(error: BaseException | None) -> bool:
                 return True
             if error is None or kind.__name__ in _COMPLAINTS:
                 return error is not None
-            # Libraries wrap it. What was handled before (__context__) is no cause.
+            # Libraries wrap the error. A __context__ is not its cause.
             error = error.__cause__
     return False

@@ -18,7 +18,7 @@ _News = ParamSpec("_News")
 
 class Observers(Generic[_News]):
     """
-    Callables that are called one after another. An observer that raises is
+    Callables that are called one after another. An error of an observer is
     logged, and does not affect the others.
     """
 
@@ -47,5 +47,5 @@ class Observers(Generic[_News]):
                 try:
                     observer(*news, **moreNews)
                 except BaseException:
-                    # As a Deferred does with whatever its callbacks raise.
+                    # A Deferred catches all errors of its callbacks, too.
                     _log.failure("An observer failed: {observer}", observer=observer)

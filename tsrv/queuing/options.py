@@ -54,7 +54,7 @@ def checkInterval(name: str, seconds: object) -> None:
 
 def checkArguments(name: str, function: object, count: int) -> None:
     """
-    @raise TypeError: This is not a callable that takes so many arguments.
+    @raise TypeError: This is not a callable with this number of arguments.
     """
     if not callable(function):
         raise TypeError(f"{name} must be callable, not {function!r}")
@@ -63,7 +63,7 @@ def checkArguments(name: str, function: object, count: int) -> None:
     try:
         parameters = signature(function)
     except Exception:
-        # Built-in functions, for example, have none.
+        # Built-in functions, for example, have no signature.
         return
     try:
         parameters.bind(*[None] * count)
@@ -73,8 +73,8 @@ def checkArguments(name: str, function: object, count: int) -> None:
 
 
 def _isPlain(function: object, count: int) -> bool:
-    # Most callables are functions and methods with just these parameters. To look at
-    # them takes a fraction of the time of signature().
+    # Most callables are functions and methods with exactly these parameters. This check
+    # takes a fraction of the time of signature().
     if type(function) is MethodType:
         function, count = function.__func__, count + 1
     if type(function) is not FunctionType:
@@ -86,7 +86,7 @@ def _isPlain(function: object, count: int) -> bool:
 def checkNames(name: str, given: Iterable[str]) -> list[str]:
     """
     @return: The names, each of them once.
-    @raise TypeError: The option is one string, or has other members than strings.
+    @raise TypeError: The option is one string, or a member is not a string.
     """
     if isinstance(given, str):
         raise TypeError(f"{name} must be a collection of names, not one name")
@@ -114,7 +114,7 @@ def errorTypes(
 ) -> tuple[type[BaseException], ...]:
     """
     @return: The types of errors that the option names.
-    @raise TypeError: The option names something else.
+    @raise TypeError: The option contains something else.
     """
     types = (given,) if isinstance(given, type) else tuple(given)
     for each in types:

@@ -20,7 +20,7 @@ __all__ = ["Ping"]
 class Ping:
     """
     Pings a module while it is ready. Each ping begins one interval after the end of
-    the one before, or when L{now} is called, and has to end within another.
+    the last one, or when L{now} is called, and must end within one interval.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Ping:
         failed: Callable[[BaseException], object],
     ) -> None:
         """
-        @param failed: Called with the error of a ping; no further one follows.
+        @param failed: Called with the error of a ping; no further ping follows.
         """
         checkArguments("ping", ping, 0)
         checkInterval("pingInterval", interval)
@@ -40,7 +40,7 @@ class Ping:
         self._interval = interval
         self._failed = failed
         self._context = copy_context()
-        # Called when the next ping has succeeded, and when the one in progress has.
+        # Callables for the success of the next ping, and of the one in progress.
         self._asking: list[Callable[[], object]] = []
         self._asked: list[Callable[[], object]] = []
         self._timer: IDelayedCall | None = None
@@ -55,10 +55,10 @@ class Ping:
 
     def now(self, succeeded: Callable[[], object]) -> bool:
         """
-        Begin a ping in the next turn of the reactor; or when the one in progress has
-        ended, since its answer may be older.
+        Begin a ping in the next turn of the reactor; or after the ping in progress,
+        which began too early to prove anything.
 
-        @param succeeded: Called when that ping has succeeded. Do not run foreign code.
+        @param succeeded: Called when the ping has succeeded. It runs no foreign code.
         @return: Whether pings are being sent.
         """
         if self._timer is None and self._current is None:
@@ -70,7 +70,7 @@ class Ping:
 
     def stop(self) -> None:
         """
-        Cancel the ping in progress, and send no other.
+        Cancel the ping in progress, and send no further one.
         """
         current = self.detach()
         if current is not None:
@@ -78,9 +78,9 @@ class Ping:
 
     def detach(self) -> Deferred[Any] | None:
         """
-        Send no other ping, and do not wait for the one in progress.
+        Send no further ping, and do not wait for the ping in progress.
 
-        @return: The one in progress. To cancel it runs foreign code.
+        @return: The ping in progress. Cancelling it runs foreign code.
         """
         if self._timer is not None:
             self._timer.cancel()

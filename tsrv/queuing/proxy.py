@@ -1,18 +1,18 @@
 """
 The proxy: callers hold it in place of the module.
 
-A proxy changes its class. While calls have to wait it is a L{WaitingProxy}, whose
+A proxy changes its class. While calls are queued it is a L{WaitingProxy}. Its
 C{__getattr__} looks up the module's methods on first use and returns callables
-that queue. When the module becomes ready, the proxy gets a class without
+that queue. As soon as the module is ready, the proxy gets a class without
 C{__getattr__}, made for this module, and the module's own bound methods as
 attributes: Python finds them like any other attributes, so that a call costs what
-a direct call costs. A loss makes it a L{WaitingProxy} again.
+a direct call costs. After a loss the proxy is a L{WaitingProxy} again.
 
-A class without C{__getattr__} has only the names that it is given. So it is
-given every name that the module, its class and its annotations have when the
-module becomes ready. Only a module that makes up attributes, by a
-C{__getattr__} or C{__getattribute__} of its own, keeps a C{__getattr__} in front
-of it.
+A proxy without C{__getattr__} has only the names that tsrv gives to it. So tsrv
+gives it every name that the module, its class and its annotations have at that
+moment. A module may make up attributes, with a C{__getattr__} or
+C{__getattribute__} of its own: its proxy keeps a C{__getattr__} even while the
+module is ready.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class ProxySwitch:
     @ivar module: The module.
     @ivar hidden: Public names that the proxy does not have.
     @ivar describe: Describes the state of the module in a few words.
-    @ivar whileWaiting: Makes what the proxy has in place of a method while the module
-        is not ready.
-    @ivar whileReady: Likewise, while it is ready.
+    @ivar whileWaiting: Makes the proxy's callable for a method while the module is
+        not ready.
+    @ivar whileReady: Likewise, while the module is ready.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class ProxySwitch:
         """
         @param hidden: Public names that the proxy does not have.
         @param whileWaiting: Takes the name of a public method and the module's own
-            method; returns what the proxy has while the module is not ready.
-        @param whileReady: Likewise, while it is ready.
+            method; returns the proxy's callable while the module is not ready.
+        @param whileReady: Likewise, while the module is ready.
         """
         self.proxy = WaitingProxy(self)
         self.module = module
@@ -87,16 +87,16 @@ class ProxySwitch:
         """
         Give the proxy a method until its next switch.
         """
-        # An attribute of the object itself is found without __getattr__.
+        # Python finds an attribute of the object itself without __getattr__.
         object.__setattr__(self.proxy, name, method)
         self._added.add(name)
 
     def prepare(self) -> Callable[[], None]:
         """
-        Look up all that the proxy has while the module is ready. This runs foreign
-        code, which may do anything to the wrapper.
+        Look up all names that the proxy has while the module is ready. This runs
+        foreign code, which may change the wrapper.
 
-        @return: A callable that gives it to the proxy. This runs no foreign code.
+        @return: A callable that gives the names to the proxy. It runs no foreign code.
         """
         attributes: dict[str, object] = {}
         methods: dict[str, ModuleMethod] = {}
@@ -135,7 +135,7 @@ class ProxySwitch:
 class _Proxy:
     _switch: ProxySwitch
 
-    # isinstance() and zope.interface's providedBy() ask for it.
+    # isinstance() and zope.interface's providedBy() read this.
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return self._switch.module.__class__
@@ -159,7 +159,7 @@ class _Proxy:
 
 
 class _NotReadable(NotInitialized, AttributeError):
-    # hasattr() and the like expect an AttributeError.
+    # hasattr() and getattr() with a default expect an AttributeError.
     pass
 
 
@@ -184,7 +184,7 @@ class WaitingProxy(_Proxy):
                 f"read only while the module is ready, and it is {switch.describe()}"
             )
         waiting = switch.whileWaiting(name, method)
-        # The module may have become ready in the meantime.
+        # Looking up the method may have made the module ready.
         if type(self) is WaitingProxy:
             switch.addMethod(name, waiting)
         return waiting
@@ -206,7 +206,7 @@ def _getReadyAttribute(proxy: _Proxy, name: str) -> Any:
         return getattr(switch.module, name)
     ready = switch.whileReady(name, method)
     if type(proxy) is not kind:
-        # The module has been lost in the meantime.
+        # The module has been lost since Python called this function.
         return getattr(proxy, name)
     switch.addMethod(name, ready)
     return ready
@@ -216,5 +216,5 @@ def _forwarded(name: str) -> property:
     return property(lambda proxy: getattr(proxy._switch.module, name))
 
 
-# Assigning to proxy.__class__ would meet the property above.
+# An assignment to proxy.__class__ would use the property above.
 _setClass: Final[Callable[[object, type], None]] = object.__dict__["__class__"].__set__

@@ -1,21 +1,21 @@
 """
-The queue: calls that wait for their module, started in order, ended once.
+The queue: it holds calls until their module is ready, starts them in order, and ends
+each of them once.
 
-The queue knows no states. The wrapper tells it what to do with calls: queue
-them, start them, pass them to the module, or refuse them. It keeps the promises
-about waiting:
+The queue does not know the states. The wrapper orders it to queue calls, start
+them, pass them to the module, or refuse them. The queue guarantees:
 
   - Order: calls start in the order in which they were made. A call that is made
     while the queue is drained goes to the end of the queue.
 
-  - Bounds: at most C{limit} calls wait, each of them for C{timeout} seconds.
+  - Bounds: at most C{limit} calls wait, each for at most C{timeout} seconds.
 
-  - Fairness: whatever is done to many commands is done in slices
-    (L{SlicedWork}), so that a long queue does not block the reactor.
+  - Fairness: work on many commands is done in slices (L{SlicedWork}), so that a
+    long queue does not block the reactor.
 
-Whatever ends a command may run anybody's code, and that code may call back into
-the queue. So no loop that ends commands keeps a position in a list: each step
-takes the command that is first by then.
+Ending a command may run foreign code, which may call back into the queue. So a loop
+that ends commands never keeps a position in a list: each step takes the command
+that is first by then.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["CommandQueue"]
 # Maximum number of commands that one timer call takes out of the queue.
 MAX_EXPIRED_AT_ONCE: Final = 5000
 
-# Two times this close are considered the same.
+# Two times that differ by less than this count as the same.
 TIME_RESOLUTION_SECONDS: Final = 1e-6
 
 
@@ -57,7 +57,7 @@ class CommandQueue:
     @ivar pending: The number of queued calls.
     @ivar passing: Whether calls are passed to the module directly.
     @ivar running: The commands that the module is working on.
-    @ivar home: Where calls may be made.
+    @ivar home: The thread or loop in which calls may be made.
     """
 
     def __init__(
@@ -112,22 +112,22 @@ class CommandQueue:
         self._makeQueueTimeout = makeQueueTimeout
         self._drained = drained
         self._stats = Stats()
-        # These were in progress at a loss, and start before all others.
+        # Commands that were in progress at a loss. They start before all others.
         self._again = CommandList()
         self._waiting = CommandList()
         self._lastPutBack: Command | None = None
         self._lostSince = 0.0
         self._draining = False
         self._refusal: Callable[[], Exception] | None = None
-        # As long as fewer than this many calls wait, one more is queued without
-        # looking at anything else.
+        # While fewer calls than this are queued, the next one is queued without
+        # further checks.
         self._room = 0
         self._deadline: IDelayedCall | None = None
         self._endings: deque[
             tuple[CommandList, Callable[[Command], None], Deferred[None]]
         ] = deque()
-        # Observed together at the end of a slice: that costs a third of
-        # observing them one by one.
+        # The histogram counts these together at the end of a slice, in a third of the
+        # time of counting them one by one.
         self._startedSince: list[Any] = []
         self._work = SlicedWork(reactor, self._step, self._sliceEnded)
 
@@ -160,15 +160,15 @@ class CommandQueue:
 
     def drain(self) -> None:
         """
-        Start the queued calls in order, and tell when none is left. Calls that are
-        made in the meantime are queued behind them.
+        Start the queued calls in order, and call C{drained} after the last one. Calls
+        that are made in the meantime are queued behind them.
         """
         self._draining = True
         self._work.now()
 
     def drainSoon(self) -> None:
         """
-        Go on draining in the next turn of the reactor.
+        Continue the drain in the next turn of the reactor.
         """
         if self._draining:
             self._work.soon()
@@ -203,8 +203,8 @@ class CommandQueue:
 
     def interrupt(self, reason: BaseException | None) -> None:
         """
-        The module is lost: queue calls again, those in progress that are safe to
-        run twice first.
+        The module is lost: queue calls again. Calls in progress that are safe to run
+        twice go to the front of the queue.
         """
         self.queueCalls()
         if not self.running.interrupting:
@@ -216,10 +216,10 @@ class CommandQueue:
 
     def makeEnqueue(self, method: Method) -> Callable[..., Any]:
         """
-        @return: A callable that does what is right for a call of the method at
-            that moment: queue it, pass it to the module, or refuse it.
+        @return: A callable that queues a call of the method, passes it to the module,
+            or refuses it, depending on the state.
         """
-        # This is what a queued call costs, so everything is written out.
+        # Every queued call runs this code, so everything is written out.
         root = self._waiting.root
         holder, here, check = self.home
 
@@ -249,11 +249,11 @@ class CommandQueue:
 
     def putBack(self, command: Command) -> None:
         """
-        Queue a command that was in progress at a loss: behind the others that
-        were, before all that came later.
+        Queue a command that was in progress at a loss: behind the other commands that
+        were in progress, before all that were queued.
         """
         if self.passing:
-            # The module has recovered while it was being called.
+            # The module was lost, and has recovered, during the call of its method.
             self.running.start(command)
             return
         if command.since != NOT_QUEUED:
@@ -274,10 +274,10 @@ class CommandQueue:
 
     def cancel(self, command: Command) -> None:
         """
-        The caller of a command that has not ended gives up.
+        The caller gives up a command that has not ended.
         """
         if command.stage == WAITING:
-            # The module may be a wrapper's proxy, where the call waits, too.
+            # If the module is a wrapper's proxy, its call is queued there, too.
             answer = command.answer if command.run else None
             self._stats.cancelled += 1
             self._endWaiting(command, Failure(CancelledError()))
@@ -291,7 +291,7 @@ class CommandQueue:
             return False
         self._watchDeadline()
         self._room = self._limit
-        # To look it up takes longer; a server replaces it when it starts.
+        # Looking it up takes longer. A server replaces this method when it starts.
         self._seconds = self._reactor.seconds
         return True
 
@@ -313,7 +313,7 @@ class CommandQueue:
         command.end(result)
 
     def _leaves(self, command: Command) -> None:
-        # Later ones are put back behind those that are still there.
+        # putBack() adds the next command behind one that is still in the list.
         if command is self._lastPutBack:
             before = command.previous
             self._lastPutBack = None if before is self._again.root else before
@@ -373,9 +373,9 @@ class CommandQueue:
         if not more and self._draining and not (self._again or self._waiting):
             self._drained()
 
-    # Deadlines. All calls may wait equally long, so one timer is enough: the first
-    # in the queue expires first. Commands that were put back began to wait at their
-    # loss, and those of a later loss are in front: the last of them expires first.
+    # Deadlines. All calls have the same timeout, so one timer is enough: the first in
+    # the queue expires first. Commands that were put back wait since their loss.
+    # Commands of a later loss are in front, so the last of the list expires first.
 
     def _longestWaiting(self) -> Command | None:
         again, waiting = self._again.root.previous, self._waiting.root.next

@@ -1,5 +1,5 @@
 """
-The errors of calls that are not handed to their module.
+The errors of calls that the module does not answer.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def initializationFailed(
     name: str, cause: BaseException | None
 ) -> InitializationFailed:
     """
-    @param cause: Why no further attempt is made.
+    @param cause: The reason why no further attempt is made.
     """
     error = InitializationFailed(f"{name} failed to initialize, for good")
     error.__cause__ = cause

@@ -21,8 +21,8 @@ def jitteredBackoff(
     Make a retry policy with exponential delays, of which a share is random.
 
     L{twisted.application.internet.backoffPolicy} adds at most one second, however
-    long the delay is; so all clients of a server that was down for a while come
-    back within the same second. Here the spread grows with the delay: this is
+    long the delay is. So all clients of a server that was down for a while reconnect
+    within the same second. Here the spread grows with the delay: this is
     "equal jitter" in Marc Brooker, I{Exponential Backoff And Jitter}.
 
     @param initialDelay: The delay after a loss, before any attempt has failed, in

@@ -1,23 +1,23 @@
 """
 The commands that the module is working on, and their fate when it is lost.
 
-While the module works there is not much to say: a command is L{started
-<RunningCommands.start>}, the module answers, the command ends. The rest of this
-module is about losses, of which two facts are unpleasant:
+Without a loss this is simple: a command is L{started <RunningCommands.start>}, the
+module answers, the command ends. The rest of this module is about losses, which have
+two difficulties:
 
   - Many clients fail their calls first, and report the loss of the connection
     afterwards. So the failure of a command that is safe to run twice is kept for
-    one turn of the reactor. If a loss is reported until then, the loss explains
-    the failure and the command is queued again; otherwise the failure stands. A
-    client that is pinged never reports a loss, so the failure is kept until a ping
-    that began afterwards has ended.
+    one turn of the reactor. If a loss is reported by then, it explains the failure
+    and the command is queued again; otherwise the command fails. A client that is
+    pinged never reports a loss, so the failure is kept until the end of a ping that
+    began after the failure.
 
-  - Others report the loss first, and answer their calls afterwards; or never. So
-    a command that must not run twice gets one turn of the reactor, too, for the
+  - Other clients report the loss first, and answer their calls afterwards, or never.
+    So a command that must not run twice gets one turn of the reactor, too, for the
     module's own answer. Then it ends with L{OutcomeUnknown}.
 
-A million commands may be in progress at a loss, so most of them are dealt with in
-slices. Until it is its turn, a command counts as in progress, and no other is started.
+A million commands may be in progress at a loss, so most of them are handled in slices.
+Until then a command counts as in progress, and no other one is started.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from .waiters import Waiters
 
 __all__ = ["RunningCommands"]
 
-# Maximum number of commands that are looked at in the moment of a loss.
+# Maximum number of commands that are handled at once at a loss.
 MAX_INTERRUPTED_AT_ONCE: Final = 2000
 
 # Maximum number of Deferreds that wait for the last command to end.
@@ -71,9 +71,9 @@ class RunningCommands:
     The commands in progress.
 
     @ivar count: The number of commands in progress.
-    @ivar interruptions: The number of losses, and one more if the module was
+    @ivar interruptions: The number of losses, plus one if the module was
         closed.
-    @ivar interrupting: The number of losses that are still being dealt with.
+    @ivar interrupting: The number of losses that are still being handled.
     @ivar unknown: The number of commands whose outcome is unknown.
     """
 
@@ -93,8 +93,8 @@ class RunningCommands:
         @param losable: Whether the module can report a loss.
         @param lossReason: Returns the reason of the last loss.
         @param suspect: Called when a call has failed, which may be due to a loss.
-            Returns whether it will call its argument, unless there is a loss.
-        @param endAll: Ends many commands, one after another, with a callable.
+            Returns whether it will call its argument, unless the module is lost.
+        @param endAll: Calls a callable, which ends one command, for many commands.
         @param ended: Called when a command in progress has ended; L{None} if nobody
             needs to know.
         """
@@ -108,7 +108,7 @@ class RunningCommands:
         self._queueAgain = queueAgain
         self._endAll = endAll
         self._ended = ended
-        # Whether anything depends on the number of commands in progress.
+        # Whether changes of the number of commands in progress are reported.
         self._observed = ended is not None
         self._idleWaiters = Waiters(MAX_IDLE_WAITERS, "for the calls in progress")
         self._running = CommandList()
@@ -147,7 +147,7 @@ class RunningCommands:
                     return
                 result = answer
         except BaseException:
-            # As a Deferred does with whatever its callbacks raise.
+            # A Deferred catches all errors of its callbacks, too.
             self._answered(Failure(), command, run)
             return
         if command.stage == ENDED:
@@ -166,12 +166,12 @@ class RunningCommands:
         interruptions: int,
     ) -> Command:
         """
-        Take charge of a call that was passed to the module directly.
+        Track a call that was passed to the module directly.
 
         @param answer: The module's answer.
         @param interruptions: L{interruptions} before the module was called.
         """
-        # This is what a tracked call costs, so everything is written out.
+        # Every tracked call runs this code, so everything is written out.
         command = Command()
         command.method = method
         if method.replay:
@@ -213,7 +213,7 @@ class RunningCommands:
 
     def interrupt(self, reason: BaseException | None) -> None:
         """
-        The module is lost. Queue the commands again that are safe to run twice, in
+        The module is lost. Commands that are safe to run twice are queued again, in
         order; the others wait for the module's answer until the next turn of the
         reactor.
 
@@ -231,7 +231,7 @@ class RunningCommands:
 
     def abandon(self) -> Deferred[None]:
         """
-        The module is closed: end what it has not answered.
+        The module is closed: end the commands that it has not answered.
 
         @return: A Deferred that fires when the last command has ended.
         """
@@ -279,7 +279,7 @@ class RunningCommands:
     def _answered(self, result: object, command: Command, run: int) -> None:
         stage = command.stage
         if run != command.run or not RUNNING <= stage <= LOST:
-            # The answer of an earlier run, or to nobody.
+            # The answer belongs to an earlier run, or the command has ended.
             return
         if stage == RUNNING and self._losable and isinstance(result, Failure):
             if run:
@@ -288,12 +288,12 @@ class RunningCommands:
                 if not self._suspect(partial(self._explain, command)):
                     self._explain(command)
                 return
-            # The next calls are not to fail for the same reason.
+            # A loss is noticed early, before more calls fail because of it.
             self._suspect(bool)
         self._end(command, result)
 
     def _explain(self, command: Command) -> None:
-        # Its failure stands if no loss is reported by the next turn.
+        # The command fails if no loss is reported by the next turn.
         self._failed.append(command)
         self._settling.soon()
 
@@ -349,8 +349,8 @@ class RunningCommands:
         self._settling.soon()
 
     def _settle(self) -> bool:
-        # No loss has explained the failures, and nothing has answered the commands
-        # in progress at a loss.
+        # No loss explains the failures, and the module has not answered the commands
+        # that were in progress at a loss.
         if self.interrupting:
             return False
         if self._failed:

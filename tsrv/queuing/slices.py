@@ -21,8 +21,8 @@ class SlicedWork:
     on in the next turn of the reactor, so that a million steps do not block
     everything else.
 
-    A step may ask for more work, or make it unnecessary; the slice in progress
-    goes on with whatever there is to do by then.
+    A step may create more work, or make some unnecessary; the slice in progress
+    goes on with the work that is left.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class SlicedWork:
         ended: Callable[[bool], object] = bool,
     ) -> None:
         """
-        @param step: Does one step; returns whether there was one to do.
-        @param ended: Called at the end of each slice, with whether the next turn
-            of the reactor goes on.
+        @param step: Does one step; returns C{False} if no step was left.
+        @param ended: Called at the end of each slice. Its argument tells whether
+            another slice follows in the next turn of the reactor.
         """
         self._reactor = reactor
         self._step = step
@@ -77,7 +77,7 @@ class SlicedWork:
 
     def stop(self) -> None:
         """
-        Cancel the slice that is due.
+        Cancel the scheduled slice.
         """
         call, self._call = self._call, None
         if call is not None and call.active():

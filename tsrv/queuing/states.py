@@ -2,33 +2,33 @@
 The states of a wrapper.
 
 A wrapper is always in exactly one L{State}, and only an L{Event} moves it to
-another one. L{TRANSITIONS} has a row for each state: the events that it knows, and
-the state that each of them leads to. Any other event is illegal:
-L{Lifecycle.on} raises L{IllegalTransition}, and the state stays what it was.
+another one. L{TRANSITIONS} has a row for each state: the legal events, each with
+the next state. Any other event is illegal: L{Lifecycle.on} raises
+L{IllegalTransition}, and the state does not change.
 
 The state decides what happens to a call::
 
                       call is     why
-    NEW               queued      nobody has asked for the module yet
+    NEW               queued      nobody has called initialize() yet
     INITIALIZING      queued      an attempt is in progress, or waits for its turn
     RETRYING          queued      an attempt failed, the next one is scheduled
     DRAINING          queued      the module is ready, but earlier calls wait
     READY             passed      the proxy's methods are the module's own
-    PAUSED            queued      the module is ready, but somebody holds its calls
-    LOST              queued      it was ready; it is being closed (reset()), or the
-                                  next attempt is scheduled
+    PAUSED            queued      the module is ready, but has a holder (pause())
+    LOST              queued      the module was ready; it is being closed (reset()),
+                                  or the next attempt is scheduled
     FAILED            refused     no retry will help (InitializationFailed)
     CLOSING, CLOSED   refused     nothing will ever run again (Closed)
 
-C{DRAINING} is a state of its own because of the mistake that queues in front of
-slow modules make most often: they call the module ready first and empty the queue
-afterwards, and a call made in the meantime overtakes all that waited.
+C{DRAINING} is a state of its own because many queues in front of slow modules have
+the same fault: they declare the module ready before they empty the queue, so that
+a new call overtakes all queued ones.
 
-C{RETRYING} and C{LOST} both wait for a timer. They differ in what they mean to an
-operator: the one has not been ready since it was asked, the other has just been.
+C{RETRYING} and C{LOST} both wait for a timer. They differ for an operator: a
+C{RETRYING} module has not been ready since C{initialize()}, a C{LOST} one has.
 
-C{PAUSED} is entered from a healthy module only. A module that is paused while it is
-not ready goes through its other states as always, and is paused when it would
+Only a healthy module becomes C{PAUSED}. A module that is paused while it is not
+ready goes through its other states as usual, and becomes C{PAUSED} when it would
 otherwise run the queued calls.
 """
 
@@ -69,7 +69,7 @@ class Event(Enum):
     RETRY = "the next attempt is due"
     DRAINED = "the last queued call has been started"
     PAUSE = "pause() is called, or was called before the module became ready"
-    RESUME = "the last one who paused the module resumes it"
+    RESUME = "the last holder resumes the module"
     LOSE = "the module stops working, or reset() is called"
     CLOSE = "close() is called"
     CLOSED = "the module is closed and every queued call has ended"
@@ -126,7 +126,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
 
 class IllegalTransition(RuntimeError):
     """
-    An event happened in a state that does not know it; nothing has changed.
+    An event happened in a state in which it is illegal; nothing has changed.
 
     @ivar state: The state.
     @ivar event: The event.
@@ -134,7 +134,7 @@ class IllegalTransition(RuntimeError):
 
     def __init__(self, state: State, event: Event, order: str | None = None) -> None:
         """
-        @param order: What was called, for the message.
+        @param order: The name of the called method, for the message.
         """
         message = f"not possible in state {state.name}"
         message = f"{order} is {message}" if order else f"{message}: {event.value}"
@@ -145,9 +145,9 @@ class IllegalTransition(RuntimeError):
 
 class Lifecycle:
     """
-    The state of one wrapper. Nothing else changes it.
+    The state of one wrapper. Only this object changes the state.
 
-    @ivar state: The L{State} now.
+    @ivar state: The current L{State}.
     @ivar since: The time at which it was entered, by the reactor.
     """
 
@@ -158,9 +158,9 @@ class Lifecycle:
 
     def on(self, event: Event) -> None:
         """
-        Follow the table.
+        Change the state as the table says.
 
-        @raise IllegalTransition: The present state does not know this event.
+        @raise IllegalTransition: The event is illegal in the current state.
         """
         try:
             self.state = TRANSITIONS[self.state][event]

@@ -17,7 +17,7 @@ class Stats:
     @ivar started: Commands that were handed to the module.
     @ivar rejected: Calls that failed at once: the queue was full, or the
         module had failed for good, or was closed.
-    @ivar expired: Commands that waited as long as C{timeout} allows.
+    @ivar expired: Commands that waited in the queue until their C{timeout}.
     @ivar cancelled: Commands whose caller gave up while they waited.
     @ivar failed: Commands that waited when the module failed for good or was
         closed.

@@ -1,15 +1,15 @@
 """
 Coroutines of modules, under Twisted and under asyncio.
 
-Without an asyncio loop, a coroutine runs as Twisted runs it. While a loop is running,
-that of Twisted's asyncio reactor or of L{tsrv.aio}, a coroutine runs in a task of this
-loop: it may await futures, and C{asyncio.timeout()}, C{TaskGroup} and their kin find
-the task that they are in. In both cases it may await Deferreds, and its first step is
-made at once, so that calls start in the order in which they were made.
+Without an asyncio loop, Twisted runs a coroutine. While a loop is running (of Twisted's
+asyncio reactor, or under L{tsrv.aio}), a coroutine runs in a task of this loop: it may
+await futures, and C{asyncio.timeout()}, C{TaskGroup} and similar functions find their
+task. In both cases the coroutine may await Deferreds, and makes its first step at
+once, so that calls start in the order in which they were made.
 
-A task can wait for futures alone, and makes its first step in a later turn. So a
-L{_Steps} object is between a task and its coroutine: it makes the first step, and gives
-the task a future in place of each Deferred.
+A task can wait only for futures, and makes its first step in a later turn. So a
+L{_Steps} object stands between a task and its coroutine: it makes the first step, and
+gives the task a future in place of each Deferred.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def runCoroutine(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
     """
     Run a coroutine.
 
-    @return: A Deferred that fires with its result, in a turn of the reactor of its own
-        unless the coroutine ends at once. Cancelling the Deferred cancels the task; the
-        Deferred then fires when the coroutine has ended.
+    @return: A Deferred that fires with the result of the coroutine: at once, or in a
+        later turn of the reactor. Cancelling it cancels the task; the Deferred then
+        fires when the coroutine has ended.
     """
     loop = runningLoop()
     if loop is None:
@@ -52,14 +52,14 @@ def runCoroutine(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
 
 def isOfCoroutine(deferred: object) -> bool:
     """
-    @return: Whether L{runCoroutine} made this, so that nobody else has it.
+    @return: Whether L{runCoroutine} made this Deferred, so that nobody else holds it.
     """
     return isinstance(deferred, TaskResult) or hasattr(deferred, _MARK)
 
 
 def fromFuture(future: Future[Any]) -> Deferred[Any]:
     """
-    @return: A Deferred that fires as the future does. Cancelling it cancels the future.
+    @return: A Deferred with the result of a future. Cancelling it cancels the future.
     """
 
     def done(future: Future[Any]) -> None:
@@ -83,7 +83,7 @@ def fromFuture(future: Future[Any]) -> Deferred[Any]:
 
 class _Steps(Coroutine[Any, Any, None]):
     """
-    The coroutine that a task runs in place of the module's. The task has no result.
+    A task runs this in place of the module's coroutine. The task has no result.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class _Steps(Coroutine[Any, Any, None]):
         @return: A Deferred that fires with the result.
         """
         loop, context = self._loop, copy_context()
-        # The factory of the loop may make tasks that begin at once.
+        # Not create_task(): the loop's task factory may make tasks that begin at once.
         task = Task(self, loop=loop, context=context)
         current = asyncio.current_task(loop)
         if current is not None:
@@ -141,7 +141,7 @@ class _Steps(Coroutine[Any, Any, None]):
             raise StopIteration
         first, self._first = self._first, None
         if first is not None and isCancelledWith(first, error[0]):
-            # As for a task that is cancelled in its first step.
+            # The task still waits for the awaitable of its first step.
             return first
         return self._stepInTask(self._coroutine.throw, *error)
 
@@ -158,7 +158,7 @@ class _Steps(Coroutine[Any, Any, None]):
         try:
             return self._step(step, *arguments)
         except StopIteration as end:
-            # The two refer to each other.
+            # The Deferred and the task refer to each other: break the cycle.
             self._deferred.task = None
             # Callbacks of the result do not belong to this task.
             self._loop.call_soon(self._fire, end.value)
@@ -191,8 +191,8 @@ class _Steps(Coroutine[Any, Any, None]):
 
 class TaskResult(Pending):
     """
-    Fires with the result of a coroutine, also if it is cancelled: a coroutine that is
-    cancelled may have something to await.
+    Fires with the result of a coroutine, also if it is cancelled: a cancelled
+    coroutine may still await something, for example in C{finally}.
 
     @ivar task: The task, until the coroutine has ended.
     """

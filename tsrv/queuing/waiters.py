@@ -1,5 +1,5 @@
 """
-Deferreds that fire together: everybody who waits for one event gets one.
+Deferreds that fire together. Each caller that waits for an event gets its own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Waiters:
     def __init__(self, limit: int, what: str) -> None:
         """
         @param limit: Maximum number of waiters.
-        @param what: The event, for the error of one waiter too many: C{"for the
-            database to close"}.
+        @param what: The event, for the error if there are too many waiters: C{"for
+            the database to close"}.
         """
         self._limit = limit
         self._what = what
@@ -75,11 +75,11 @@ class Waiters:
     def _fire(self, makeResult: Callable[[], Any]) -> None:
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting:
-            # The callback of one may have cancelled another.
+            # The callback of one waiter may have cancelled another one.
             if not waiter.called:
                 result = makeResult()
                 waiter.callback(result)
-                # Nobody has to handle a failure that is in the log already.
+                # The failure is in the log already: do not log it as unhandled.
                 if waiter.result is result:
                     readResult(waiter)
 

@@ -1,5 +1,5 @@
 """
-The module's own word for its loss: C{whenLost()}.
+The module's own report of its loss: C{whenLost()}.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["StaleWatch", "Watch"]
 
 class StaleWatch(TypeError):
     """
-    C{whenLost()} returned the Deferred of the last loss once more, so no attempt can
-    ever succeed.
+    C{whenLost()} returned the Deferred of the last loss again, so no attempt can
+    succeed.
     """
 
 
@@ -37,18 +37,18 @@ class Watch:
         """
         @param whenLost: Returns the Deferred; L{None} if the module cannot be lost.
         @param lost: Called at each loss, with its reason if there is one. It may be
-            called late, when the module is not ready any more.
+            called late, when the module is no longer ready.
         """
         self._whenLost = whenLost
         self._lost = lost
-        # What whenLost() returned last, and whether it has fired.
+        # The last result of whenLost(), and whether it has fired.
         self._current: object = self
         self._fired = False
         self._watching: Deferred[Any] | None = None
 
     def end(self) -> None:
         """
-        The module is closed: it does not notice a loss any more.
+        The module is closed: stop waiting for a loss.
         """
         abandonCoroutine(self._watching)
         self._watching = None
@@ -57,11 +57,11 @@ class Watch:
         """
         Call C{whenLost()}.
 
-        @return: A callable that begins to wait for its Deferred. It has to be called
-            even if the attempt is over: the module may return the Deferred again.
-        @raise TypeError: It returned something else.
-        @raise NeedsAsyncio: It needs asyncio.
-        @raise StaleWatch: It returned a Deferred that has reported a loss.
+        @return: A callable that begins to wait for its Deferred. Call it even if the
+            attempt is over: the module may return the same Deferred again.
+        @raise TypeError: C{whenLost()} returned something else.
+        @raise NeedsAsyncio: C{whenLost()} needs asyncio.
+        @raise StaleWatch: C{whenLost()} returned a Deferred that has reported a loss.
         """
         if self._whenLost is None:
             return _beginNothing
@@ -70,9 +70,9 @@ class Watch:
             if self._fired:
                 raise StaleWatch(
                     "whenLost() returned the Deferred of the last loss: "
-                    "it has to return a new one for each initialisation"
+                    "it must return a new one for each initialisation"
                 )
-            # The module was reset, and goes on with the same Deferred.
+            # The module was reset, and keeps its Deferred.
             return _beginNothing
         deferred = asDeferred(answer)
         if deferred is None:
