@@ -506,7 +506,7 @@ def test_asyncio_is_needed() -> None:
     """
     Without it, a call that has to wait raises an error.
     """
-    with pytest.raises(RuntimeError, match="needs an event loop of asyncio"):
+    with pytest.raises(RuntimeError, match="needs a running event loop"):
         _ = QueuingWrapper(AnyModule()).proxy.get()
 
 

@@ -26,7 +26,7 @@ _LEVELS = {
     LogLevel.critical: logging.CRITICAL,
 }
 
-# What logs the error of a Deferred that is thrown away with it.
+# The logger for the unhandled error of a Deferred that is garbage-collected.
 _UNHANDLED = "twisted.internet.defer"
 
 
@@ -45,13 +45,13 @@ def _pass(event: LogEvent) -> None:
     failure = event.get("log_failure")
     text = formatEvent(event)
     if logger.name == _UNHANDLED:
-        # Twisted has a line for this, and another one for the error.
+        # Twisted logs two events: an introduction, and the error.
         if failure is None:
             return
         text = "nobody has awaited an error"
     info = None
     if failure is not None:
         info = (failure.type, failure.value, failure.getTracebackObject())
-    # An argument is not formatted again, as the message would be.
+    # The text is an argument, since logging would format a message again.
     level = _LEVELS.get(event["log_level"], logging.INFO)
     logger.log(level, "%s", text, exc_info=info)

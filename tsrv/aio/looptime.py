@@ -1,5 +1,5 @@
 """
-The time of an asyncio loop, as tsrv takes it.
+The time of an asyncio loop, with the interface that tsrv needs.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _Timer:
 
     def active(self) -> bool:
         """
-        @return: Whether the call is still to be made.
+        @return: Whether the call is still scheduled.
         """
         return self._call is not None
 
@@ -105,11 +105,11 @@ class _Timer:
 @implementer(IReactorTime)
 class LoopTime:
     """
-    Schedules calls on a loop: the one that runs when this is made or used first.
+    Schedules calls on a loop: the loop that runs when this is made or first used.
 
-    @cvar isNative: Whether callers are tasks of asyncio.
-    @ivar ioThread: The thread of the loop, once there is one.
-    @ivar seconds: Returns the time in seconds, of a clock that is never set.
+    @cvar isNative: Whether callers are asyncio tasks.
+    @ivar ioThread: The thread of the loop; set once a loop is known.
+    @ivar seconds: Returns the time of a monotonic clock, in seconds.
     """
 
     isNative = True
@@ -118,14 +118,14 @@ class LoopTime:
 
     def __init__(self) -> None:
         self._context = copy_context()
-        # This is what most loops do, but faster.
+        # Most loops use this clock, too; calling it directly is faster.
         self.seconds: Callable[[], float] = monotonic
         self.checkLoop("LoopTime")
 
     def checkLoop(self, what: str) -> None:
         """
-        @param what: The name of what was called.
-        @raise RuntimeError: Another loop runs, or none any more.
+        @param what: The name of the called function.
+        @raise RuntimeError: Another loop is running, or the loop is no longer running.
         """
         running = runningLoop()
         if self._loop is None and running is not None:
@@ -155,14 +155,14 @@ class LoopTime:
         self.checkLoop("callLater")
         loop = self._loop
         if loop is None:
-            raise RuntimeError("tsrv.aio needs an event loop of asyncio that runs")
+            raise RuntimeError("tsrv.aio needs a running event loop of asyncio")
         call = partial(callable, *args, **kwargs)
-        # Whoever makes this one has nothing to do with what it will do.
+        # The call does not run in the context of the code that schedules it.
         context = self._context.copy()
         return _Timer(loop, context, loop.time() + delay, call)
 
     def getDelayedCalls(self) -> list[IDelayedCall]:
         """
-        @raise NotImplementedError: A loop does not say.
+        @raise NotImplementedError: An asyncio loop does not list its calls.
         """
         raise NotImplementedError

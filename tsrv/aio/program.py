@@ -23,10 +23,10 @@ __all__ = ["Startup"]
 
 class Startup(_Startup):
     """
-    L{tsrv.Startup} on the loop that is running. Its C{async with} initialises the
-    modules, which may be added inside of it until it awaits something; and closes them.
-    A required module that fails for good cancels what is in the C{async with}, which
-    then raises L{StartupFailed<tsrv.startup.StartupFailed>}.
+    L{tsrv.Startup} on the running loop. Its C{async with} initialises the modules, and
+    closes them at the end. Modules may be added inside of it, before its first
+    C{await}. When a required module fails for good, the C{async with} is cancelled, and
+    raises L{StartupFailed<tsrv.startup.StartupFailed>}.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Startup(_Startup):
         concurrency: int | None = None,
     ) -> None:
         """
-        @param replacements: As for L{tsrv.Startup}, like the others.
-        @param stopProgram: Called in place of cancelling what is in the C{async with}.
+        @param replacements: As for L{tsrv.Startup}, like the other options.
+        @param stopProgram: Called instead of cancelling the C{async with}.
         """
         logWithLogging()
         super().__init__(
@@ -69,7 +69,7 @@ class Startup(_Startup):
             await self.stopService()
             return
         if not isinstance(error, asyncio.CancelledError):
-            # It may be on its way.
+            # The cancellation may not have arrived yet.
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
         try:
@@ -77,7 +77,7 @@ class Startup(_Startup):
         finally:
             isCancelled = task.uncancel() > 0
         if isCancelled and error is None:
-            # Somebody else has cancelled the task, too.
+            # Other code has cancelled the task, too.
             raise asyncio.CancelledError
         if not isCancelled and (error is None or _isConsequence(error)):
             raise self._failure
@@ -101,6 +101,6 @@ class Startup(_Startup):
 
 
 def _isConsequence(error: BaseException) -> bool:
-    # It, or all that it groups, tells of a cancellation or an unavailable module.
+    # True for CancelledError and Unavailable, and for groups of only such errors.
     group = BaseExceptionGroup("", [error])
     return group.split((asyncio.CancelledError, Unavailable))[1] is None

@@ -42,7 +42,7 @@ class _Options(TypedDict, total=False):
 
 class QueuingWrapper(_QueuingWrapper[_Module]):
     """
-    L{tsrv.QueuingWrapper} on the loop that is running.
+    L{tsrv.QueuingWrapper} on the running loop.
     """
 
     def __init__(self, module: _Module, **options: Unpack[_Options]) -> None:

@@ -1,3 +1,3 @@
 """
-What L{tsrv.Startup} is made of: the graph, its members, their report and shutdown.
+The parts of L{tsrv.Startup}: the graph, its members, their report and shutdown.
 """

@@ -18,10 +18,10 @@ __all__ = ["stopWithStatus"]
 def stopWithStatus(reactor: Any, status: int) -> None:
     """
     Stop the reactor, and end the process with an exit status. This works under
-    any program that runs the reactor; C{twistd} offers no exit status itself.
+    any program that runs the reactor; C{twistd} itself has no such function.
 
-    @param reactor: The reactor. If it does not run yet, it is stopped as soon
-        as it does.
+    @param reactor: The reactor. If it is not running yet, it stops as soon as it
+        runs.
     @param status: The exit status.
     """
     atexit.register(_exitAtOnce, status)
@@ -29,14 +29,14 @@ def stopWithStatus(reactor: Any, status: int) -> None:
 
 
 def _stop(reactor: Any) -> None:
-    # It may be stopping already.
+    # The reactor may be stopping already.
     with suppress(ReactorNotRunning):
         reactor.stop()
 
 
 def _exitAtOnce(status: int) -> None:
-    # The interpreter is exiting with another status. Do what it would still do,
-    # then exit with ours.
+    # The interpreter is exiting with another status. Do its remaining work, then exit
+    # with our status.
     atexit.unregister(_exitAtOnce)
     atexit._run_exitfuncs()
     # A log may have replaced sys.stdout and sys.stderr.

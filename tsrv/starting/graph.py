@@ -18,9 +18,9 @@ _log = Logger("tsrv.startup")
 
 class GraphError(ValueError):
     """
-    The relations of the modules cannot be met.
+    The relations of the modules contradict each other, or name an unknown module.
 
-    @ivar path: Names that show the error; each module waits for the next.
+    @ivar path: Names that show the error; each module waits for the next one.
     """
 
     def __init__(self, message: str, path: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ def checkGraph(
     Check that every module can start.
 
     @param needs: The names that each module needs, by its name.
-    @param after: The names that each module starts after, if they exist.
+    @param after: The names that each module starts after, if they exist, by its name.
     @raise GraphError: A needed module does not exist, or modules wait for each
         other.
     """
@@ -82,8 +82,8 @@ def checkGraph(
 
 def logUnknownNames(after: Mapping[str, Sequence[str]]) -> None:
     """
-    Log the names that modules start after but that do not exist. A module may be
-    left out of a configuration on purpose.
+    Log the names in C{after} that do not exist. This is not an error, since a
+    configuration may leave out a module on purpose.
 
     @param after: The names that each module starts after, by its name.
     """

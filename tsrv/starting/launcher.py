@@ -1,5 +1,5 @@
 """
-The start of a program: every module is initialised when its turn comes.
+The start of a program: each module is initialised as soon as its needs are ready.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Launcher:
     Initialises modules in the order of their needs, and skips those whose needs
     have failed.
 
-    Members that may be due to start or to skip are put into a queue, which
-    is worked off in slices. So a chain of ten thousand modules that are ready
-    at once neither exhausts the stack nor blocks the reactor.
+    Members that may be due to start or to skip go into a queue, which is
+    processed in slices. So a chain of ten thousand modules that are ready at
+    once neither exhausts the stack nor blocks the reactor.
     """
 
     def __init__(
@@ -55,21 +55,21 @@ class Launcher:
 
     def stop(self) -> None:
         """
-        Start no more members.
+        Do not start further members.
         """
         self._stopped = True
 
     def work(self) -> None:
         """
-        Start or skip what is due.
+        Start or skip the members that are due.
         """
         if self._queue:
             self._work.now()
 
     def want(self, member: Member) -> None:
         """
-        Start a lazy member when its needs are ready. During the shutdown it is closed,
-        so that a dependent does not wait for it while it is being closed itself.
+        Start a lazy member when its needs are ready. During the shutdown the member is
+        closed instead: a dependent that is being closed must not wait for it.
         """
         member.isWanted = True
         if self._stopped:
@@ -80,7 +80,7 @@ class Launcher:
 
     def availableChanged(self, member: Member) -> None:
         """
-        Count a member for its dependents, which may have to be started.
+        Count a member for its dependents, and queue dependents that can start.
         """
         change = -1 if member.available else 1
         for dependent in member.dependents:
@@ -90,7 +90,7 @@ class Launcher:
 
     def settledChanged(self, member: Member) -> None:
         """
-        Count a member for those that start after it.
+        Count a member for its followers, and queue followers that can start.
         """
         change = -1 if member.settled else 1
         for follower in member.followers:
@@ -111,22 +111,22 @@ class Launcher:
 
     def skip(self, member: Member, failed: Member) -> None:
         """
-        Give a member up until the failed member that it needs is available.
+        Skip a member until the failed member that it needs is available.
         """
         member.started = False
-        # The first call of a lazy module is refused, and so initialises nothing.
+        # The first call of a skipped lazy module is refused, so it does not count.
         member.isWanted = True
         error = Skipped(member.name, failed.name)
         wrapper = member.wrapper
 
         def giveUp() -> None:
-            # An observer may have made the failed one ready, which starts this one.
+            # An observer may have made the failed module ready, which starts this one.
             if not member.started:
                 with suppress(IllegalTransition):
                     wrapper.fail(error)
 
         if wrapper.state in HEALTHY_STATES:
-            # It is closed, but does not begin another attempt afterwards.
+            # reset() closes the module; the observer prevents another attempt.
             wrapper.addObserver(giveUp)
             wrapper.reset(error)
             wrapper.removeObserver(giveUp)

@@ -22,15 +22,15 @@ class Member:
     """
     One module of a program.
 
-    @ivar needs: The names of the modules that it needs, with those that it
-        restarts with.
+    @ivar needs: The names of the modules that it needs, including
+        C{restartWith}.
     @ivar after: The names of the modules that it starts after, if they exist.
     @ivar restartWith: The names of the modules that it restarts with.
     @ivar required: Whether the program is not ready without the module.
     @ivar timeout: Seconds within which it must become ready.
     @ivar lazy: Whether its first call initialises it.
 
-    @ivar dependencies: The modules that it needs, once they are connected.
+    @ivar dependencies: The modules that it needs, set by L{connect}.
     @ivar dependents: The modules that need it, likewise.
     @ivar predecessors: The modules that it starts after but does not need.
     @ivar followers: The modules that start after it but do not need it.
@@ -40,18 +40,18 @@ class Member:
     @ivar unsettledPredecessors: Number of predecessors that are not settled.
     @ivar openDependents: Number of dependents and followers that are not closed,
         during the shutdown.
-    @ivar isWanted: Whether it is to be initialised when its turn comes: not
-        before the first call if it is lazy.
+    @ivar isWanted: Whether it is initialised as soon as its needs are ready: a
+        lazy module only after its first call.
     @ivar started: Whether the start-up has initialised it.
-    @ivar startsAnew: Whether it failed before the start-up began, and so is
-        initialised again when its turn comes.
+    @ivar startsAnew: Whether it failed before the start-up began, so that the
+        start-up initialises it again.
     @ivar waitedFor: The dependency or predecessor that it waited for last.
     @ivar isTimed: Whether C{timeout} limits it now.
     @ivar timer: The timer of C{timeout}, once an attempt has begun.
 
     @ivar ready: Whether its last known state was ready.
-    @ivar available: Whether the program and its dependents need not wait for it:
-        it is ready, or lazy and was never ready.
+    @ivar available: Whether the program and its dependents can go on without
+        waiting: it is ready, or lazy and was never ready.
     @ivar failed: Whether its last known state was failed or closed.
 
     @ivar lossCount: Number of its known losses, if others restart with it.
@@ -101,7 +101,7 @@ class Member:
         """
         checkSeconds("timeout", self.timeout)
         if self.timeout is not None:
-            # The reactor adds it to a float.
+            # The reactor adds the timeout to a float.
             self.timeout = float(self.timeout)
         self.isWanted = not self.lazy
         self.available = self.lazy
@@ -109,14 +109,14 @@ class Member:
     @property
     def settled(self) -> bool:
         """
-        Whether a module that starts after this one need not wait for it.
+        Whether the modules that start after this one can start.
         """
         return self.available or self.failed
 
     @property
     def skipped(self) -> Skipped | None:
         """
-        Why it was skipped, if it was.
+        The reason why it was skipped; L{None} if it was not.
         """
         if self.wrapper.state is not State.FAILED:
             return None
@@ -125,7 +125,7 @@ class Member:
 
     def stopTimer(self) -> None:
         """
-        End the limit of C{timeout}.
+        Stop the timer of C{timeout}.
         """
         self.isTimed = False
         if self.timer is not None:
@@ -135,7 +135,7 @@ class Member:
 
 def connect(members: Mapping[str, Member]) -> None:
     """
-    Connect all members with those that they need, start after or restart with.
+    Connect all members with the members that they need, start after or restart with.
 
     @param members: All members, by name.
     """
@@ -150,7 +150,7 @@ def connect(members: Mapping[str, Member]) -> None:
             named.restarters.append(member)
             named.lossCount = named.wrapper.history.losses.count
         for name in member.after:
-            # It may not exist.
+            # A module to start after may not exist.
             if name in members and name not in member.needs:
                 predecessor = members[name]
                 member.predecessors.append(predecessor)

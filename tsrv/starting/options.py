@@ -1,9 +1,9 @@
 """
 The options of a module of a program, and the wrapper that is made with them.
 
-A replacement for a module, in a test, gets the options that were meant for the
-module. So whatever it lacks is left out: a fake that has no C{initialize()}, or
-only makes one up as mocks do, is ready at once.
+A replacement for a module, in a test, gets the options of the original module.
+Options for methods that the replacement lacks are dropped: a fake without
+C{initialize()}, or a mock that makes one up, is ready at once.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def wrapModule(
     Make the wrapper of a module.
 
     @param module: The module, or its factory.
-    @param isReplacement: Whether the options are meant for another module.
+    @param isReplacement: Whether the module replaces the one with these options.
     @param isRestarted: Whether it restarts with another module, and so can be lost.
     @param moreOptions: Options that the program itself gives to the wrapper.
     @raise TypeError: The name or an option has the wrong type.
@@ -104,7 +104,7 @@ def wrapModule(
                 raise TypeError(f"{type(module).__name__} has no {method}()")
             wrapperOptions[option] = getattr(module, method)
     if isRestarted and not ISettlesCalls.providedBy(module):
-        # Its calls in progress at a restart have to be known.
+        # A restart ends the calls in progress, so they are tracked.
         wrapperOptions.setdefault("settles", False)
     return QueuingWrapper(module, reactor, name=name, **wrapperOptions, **moreOptions)
 
@@ -117,7 +117,7 @@ def _adaptToReplacement(module: object, options: dict[str, Any]) -> None:
         given = options.get(option)
         if given is None:
             continue
-        # A callable belongs to the replaced module.
+        # A callable, unlike a name, belongs to the replaced module.
         method = _findCallable(module, given) if isinstance(given, str) else None
         if method is None:
             del options[option]
@@ -144,8 +144,8 @@ def _findCallable(module: object, name: str) -> Callable[[], object] | None:
 
 def _findOwn(module: object, name: str) -> Callable[[], object] | None:
     """
-    Find a method that an object has, instead of making it up; except for a mock,
-    where a test may want to know whether it was called.
+    Find a method that an object really has. Methods that a mock makes up count, too:
+    a test may check whether they were called.
     """
     if _isMock(module) or getattr_static(module, name, None) is not None:
         return _findCallable(module, name)
@@ -159,7 +159,7 @@ def _isMock(value: object) -> bool:
 
 def _watchMock(whenLost: Callable[[], object]) -> Deferred[Any]:
     """
-    Let a mock whose result is not a Deferred never be lost.
+    Call C{whenLost()} of a mock. Unless it returns a Deferred, the mock is never lost.
     """
     result = whenLost()
     if type(result) is CoroutineType:

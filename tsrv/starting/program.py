@@ -16,17 +16,17 @@ class Status(Enum):
     The status of a program as a whole.
 
       - C{NEW}: The start-up has not begun.
-      - C{STARTING}: A required module has not been ready yet.
+      - C{STARTING}: Not all required modules have been ready yet.
       - C{READY}: All modules are ready.
       - C{DEGRADED}: All required modules are ready, but an optional one is not.
       - C{UNREADY}: The program was ready, but a required module was lost or is
         paused.
       - C{FAILED}: A required module has failed for good.
-      - C{STOPPING}: The program is going to stop, or closes its modules.
+      - C{STOPPING}: The program will stop, or is closing its modules.
       - C{STOPPED}: All modules are closed.
 
-    A lazy module counts as ready until it has been ready for the first time,
-    unless it fails for good.
+    Before it is ready for the first time, a lazy module counts as ready, unless it
+    fails for good.
     """
 
     NEW = "new"
@@ -43,7 +43,7 @@ class StartupFailed(Exception):
     """
     A required module has failed for good; its error is the C{__cause__}.
 
-    @ivar reason: Its error, in one line.
+    @ivar reason: The error of the module, in one line.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -54,10 +54,10 @@ class StartupFailed(Exception):
 
 class Skipped(Consequence, Exception):
     """
-    A module was not initialised, or was given up while it waited for a restart,
-    because a module that it needs has failed.
+    A module was not initialised or not restarted, because a module that it needs has
+    failed.
 
-    @ivar need: The name of the failed one.
+    @ivar need: The name of the failed module.
     """
 
     def __init__(self, name: str, need: str) -> None:
@@ -72,7 +72,7 @@ class Restarted(Consequence, Exception):
     A module is initialised again, because a module that it restarts with was
     lost and has recovered.
 
-    @ivar recovered: The name of the recovered one.
+    @ivar recovered: The name of the recovered module.
     """
 
     def __init__(self, name: str, recovered: str) -> None:

@@ -1,5 +1,5 @@
 """
-The progress of a program: its status, what waits for it, and how it became ready.
+The progress of a program: its status, its waiters, and the time it took to start.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Progress:
     """
     Derives the status of a program from the tally of its modules.
 
-    @ivar status: The L{Status} now.
+    @ivar status: The current L{Status}.
     @ivar began: The time at which the start-up began, by the reactor.
-    @ivar becameReady: The seconds after which the program was ready first.
+    @ivar becameReady: The seconds until the program was ready for the first time.
     @ivar criticalPath: The names of the modules that decided C{becameReady}.
     """
 
@@ -55,8 +55,8 @@ class Progress:
         """
         @param changed: Called after each change of the status.
         @param describe: Returns the table of the start-up for the log.
-        @param stopProgram: Stops the program with an exit status; L{None} if it
-            stays up when a required module has failed.
+        @param stopProgram: Stops the program with an exit status; L{None} if the
+            program keeps running when a required module has failed.
         """
         self.status = Status.NEW
         self.began: float | None = None
@@ -110,7 +110,7 @@ class Progress:
 
     def announceStop(self) -> None:
         """
-        The program is going to stop.
+        The program will stop soon.
         """
         if self.status not in _FINAL_STATUSES:
             waiters = self._waiters.takeAll()
@@ -134,8 +134,8 @@ class Progress:
             self._changed()
             waiters.succeed()
         elif status is Status.FAILED:
-            # Foreign code may initialise the failed module again. The waiters learn
-            # what was true when it failed.
+            # Foreign code may initialise the failed module again. The waiters get the
+            # error of this failure.
             waiters, makeError = self._waiters.takeAll(), self._tally.explainFailure()
             self._failed(makeError())
             self._changed()

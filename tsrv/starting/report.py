@@ -54,7 +54,7 @@ class LossReport(_ErrorReport):
 
 class PauseReport(TypedDict):
     """
-    One time in which the calls of a module were held.
+    One pause of a module.
 
     @ivar begun: The time of its begin.
     @ivar ended: The time of its end; L{None} while it lasts.
@@ -69,32 +69,32 @@ class ModuleReport(TypedDict):
     One module.
 
     @ivar required: Whether the program is not ready without it.
-    @ivar needs: The names of the modules that it needs, with those that it
-        restarts with.
+    @ivar needs: The names of the modules that it needs, including
+        C{restartWith}.
     @ivar after: The names of the modules that it starts after, if they exist.
     @ivar restartWith: The names of the modules that it restarts with.
     @ivar lazy: Whether its first call initialises it.
-    @ivar status: The value of its L{State<tsrv.State>}; or C{"waiting"} for other
-        modules, C{"skipped"} because a module that it needs has failed, or
+    @ivar status: The value of its L{State<tsrv.State>}; or C{"waiting"} if it waits
+        for other modules, C{"skipped"} if a module that it needs has failed, or
         C{"lazy"} before its first call.
     @ivar since: The time of its last change of status.
-    @ivar reason: Why it is not ready, without the message of any error.
-    @ivar note: A note of the module itself, see
+    @ivar reason: The reason why it is not ready, without any error message.
+    @ivar note: The module's own note, see
         L{IHasNote<tsrv.asyncmodule.IHasNote>}.
     @ivar begun: The time of its first attempt.
-    @ivar becameReady: The time at which it was ready first.
-    @ivar waitedFor: The module that it waited for last, and that so decided when
-        this module could start.
-    @ivar attempts: Its attempts, in order. Of many, some in the middle are left
-        out.
+    @ivar becameReady: The time at which it was ready for the first time.
+    @ivar waitedFor: The module that it waited for last. This module decided when
+        it could start.
+    @ivar attempts: Its attempts, in order. Of many, only the first and the last are
+        listed.
     @ivar attemptCount: Number of all its attempts since the program was started, with
-        the one in progress. This is the number of an attempt everywhere: here, in
-        the log, in metrics, for systemd and on the status page.
+        the one in progress. The report, the log, the metrics, systemd and the status
+        page all count attempts in this way.
     @ivar nextAttempt: The time of the next attempt, if one is scheduled.
-    @ivar losses: Its losses, in order. Of many, some in the middle are left out.
-    @ivar paused: Whether its calls are held, in whatever state it is.
-    @ivar pauses: The times in which they were held, likewise.
-    @ivar inProgress: Number of its calls in progress that tsrv knows of.
+    @ivar losses: Its losses, listed in the same way.
+    @ivar paused: Whether its calls are held. This does not depend on its state.
+    @ivar pauses: Its pauses, listed in the same way.
+    @ivar inProgress: Number of its calls in progress that tsrv tracks.
     @ivar closed: The time at which it was closed.
     @ivar closeError: The error of its close(), with its message.
     """
@@ -128,12 +128,12 @@ class ModuleReport(TypedDict):
 
 class Report(TypedDict):
     """
-    A program.
+    One program.
 
     @ivar status: The value of its L{Status<tsrv.startup.Status>}.
     @ivar began: The time at which the start-up began, in ISO 8601.
     @ivar now: The time of this report.
-    @ivar becameReady: The time at which every required module was ready first.
+    @ivar becameReady: The first time at which every required module was ready.
     @ivar criticalPath: The names of the modules that decided C{becameReady}:
         each of them had to wait for the one before it.
     @ivar modules: The modules, in the order in which they were added.
@@ -159,8 +159,8 @@ def describe(report: Report, maxModules: int | None = None) -> str:
 
     @param report: The report.
     @param maxModules: Maximum number of modules in the table; L{None} for all.
-        Modules of the critical path come first, then those that are not ready,
-        then the slowest.
+        Modules of the critical path come first, then modules that are not ready,
+        then the slowest ones.
     """
     modules, path, status = report["modules"], report["criticalPath"], report["status"]
     critical = set(path)

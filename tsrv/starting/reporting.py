@@ -122,7 +122,7 @@ def _statusOf(member: Member, hasBegun: bool) -> str:
 
 def _reasonOf(member: Member, status: str) -> str | None:
     """
-    Say why a module is not ready, without the message of any error.
+    Return why a module is not ready, without any error message.
     """
     if member.ready:
         return None
@@ -151,7 +151,7 @@ def _reasonOf(member: Member, status: str) -> str | None:
 
 
 def _isAttempting(member: Member) -> bool:
-    # The history has an attempt when it has its slot.
+    # The history records an attempt once the attempt has its slot.
     attempts = list(member.wrapper.history.attempts)
     return bool(attempts) and attempts[-1].ended is None
 

@@ -1,11 +1,11 @@
 """
-Restarts: a module whose state lives in the connection of another one is closed and
-initialised again when the other one was lost and has recovered.
+Restarts. The state of a module may live in the connection of another module. When the
+other module was lost and has recovered, the first one is closed and initialised again.
 
-At the loss, the calls of the module are held, and so are those of all modules that
-restart with it in turn. When the lost module is ready again, the held one is reset:
-it counts as lost, is closed, and is initialised. Then its hold is released. So none
-of the calls that were queued since the loss meets the old state.
+At the loss, tsrv holds the calls of the dependent module, and of all modules that
+restart with it in turn. As soon as the lost module is ready again, tsrv resets the
+dependent one: it counts as lost, is closed, and is initialised. Then its hold is
+released. So no call that was queued since the loss uses the old state.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Restarts"]
 # Holds the calls of modules that are going to be restarted.
 HOLDER: Final = Consequence()
 
-# What has no state yet, or has none any more, need not be restarted.
+# In any other state, a module holds no old state, and need not be restarted.
 _RESETTABLE_STATES: Final = (
     State.INITIALIZING,
     State.RETRYING,
@@ -45,27 +45,27 @@ class Restarts:
 
     def __init__(self, reactor: IReactorTime, launcher: Launcher) -> None:
         self._launcher = launcher
-        # Held modules, each with the one that has recovered or failed.
+        # Held modules, each with the module that has recovered or failed.
         self._queue: deque[tuple[Member, Member]] = deque()
         self._stopped = False
         self._work = SlicedWork(reactor, self._step)
 
     def stop(self) -> None:
         """
-        Hold and restart nothing any more.
+        Stop holding and restarting modules.
         """
         self._stopped = True
 
     def work(self) -> None:
         """
-        Restart what is due, in slices.
+        Restart the modules that are due, in slices.
         """
         if self._queue:
             self._work.now()
 
     def update(self, member: Member) -> None:
         """
-        A module has changed its state: hold or restart those that restart with it.
+        A module has changed its state: hold or restart its restarters.
         """
         if self._stopped or not member.restarters:
             return
@@ -93,7 +93,7 @@ class Restarts:
                         held.append(each)
                         reached.append(each)
         for each in held:
-            # An observer of one may have ended the hold of another.
+            # An observer of one module may have ended the hold of another one.
             if each.isHeld:
                 each.wrapper.pause(by=HOLDER).addErrback(lambda failure: None)
 
@@ -107,11 +107,11 @@ class Restarts:
                 member.heldFor.clear()
                 self._launcher.skip(member, failed)
             elif member.heldFor:
-                # Another one has not recovered, or this one was lost again.
+                # A module that this one waits for has not recovered, or was lost again.
                 return True
             elif member.wrapper.state in _RESETTABLE_STATES:
                 member.wrapper.reset(Restarted(member.name, cause.name))
-            # The module may have been lost again meanwhile.
+            # reset() may have caused another loss.
             if not member.heldFor:
                 member.isHeld = False
                 member.wrapper.resume(by=HOLDER)

@@ -1,5 +1,5 @@
 """
-The shutdown of a program: every module is closed when its dependents are.
+The shutdown of a program: each module is closed after its dependents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Shutdown"]
 class Shutdown:
     """
     Closes modules in reverse order of their start, in parallel where they are
-    independent. An error of one module keeps no other from being closed.
+    independent. An error of one module does not stop the shutdown of the others.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Shutdown:
         finished: Callable[[], None],
     ) -> None:
         """
-        @param finished: Called when all are closed.
+        @param finished: Called when all modules are closed.
         """
         self._members = members
         self._finished = finished
@@ -39,8 +39,8 @@ class Shutdown:
 
     def begin(self) -> None:
         """
-        Close the modules that no other one depends on, then those that they waited
-        for, and so on.
+        Close the modules without dependents, then the modules that they waited for,
+        and so on.
         """
         for member in self._members:
             member.openDependents = len(member.dependents) + len(member.followers)

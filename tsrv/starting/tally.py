@@ -1,5 +1,5 @@
 """
-The modules of a program, counted by what they mean to the program as a whole.
+The tally of a program: its modules, counted to derive the status of the program.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _FAILED_STATES: Final = (State.FAILED, State.CLOSING, State.CLOSED)
 
 class Tally:
     """
-    Counts what the status of the program depends on, and tells the launcher what
-    changes for other modules.
+    Counts the modules that decide the status of the program, and tells the launcher
+    about changes that affect other modules.
 
     @ivar failed: The required modules that have failed, in the order of their
         failures.
     @ivar lastReady: The required module that became ready last.
-    @ivar isTabled: Whether the log has the table of the start-up.
+    @ivar isTabled: Whether the table of the start-up was logged.
     """
 
     def __init__(self, launcher: Launcher) -> None:
@@ -37,7 +37,7 @@ class Tally:
         self.lastReady: Member | None = None
         self.isTabled = False
         self._launcher = launcher
-        # Numbers of modules that are not available: optional ones, required ones.
+        # Numbers of modules that are not available: optional, required.
         self._unavailable = [0, 0]
 
     def add(self, member: Member) -> None:
@@ -69,7 +69,7 @@ class Tally:
         if failed is not member.failed:
             member.failed = failed
             if not failed:
-                # It is initialised once more.
+                # The module is being initialised again.
                 self.failed.pop(member, None)
             elif member.required:
                 self.failed[member] = None
@@ -84,7 +84,7 @@ class Tally:
 
     def begin(self, members: Iterable[Member]) -> None:
         """
-        The start-up begins: modules that failed before have another chance.
+        The start-up begins: modules that have failed before are initialised again.
         """
         for member in members:
             if member.wrapper.state is State.FAILED:
@@ -106,7 +106,7 @@ class Tally:
 
     def explainFailure(self) -> Callable[[], StartupFailed]:
         """
-        Return what makes errors of the first required module that has failed.
+        Return a callable that makes the error of the first failed required module.
         """
         member = next(iter(self.failed))
         cause = member.wrapper.lastError
@@ -122,8 +122,8 @@ class Tally:
 
 def _logLate(member: Member) -> None:
     """
-    Log that a module is ready that was not in the table: its wrapper does not if the
-    first attempt succeeds.
+    Log that a module is ready that was not ready in the table. Its wrapper does not log
+    this if the first attempt succeeds.
     """
     wrapper, history = member.wrapper, member.wrapper.history
     if history.attempts.count == 1 and not history.pauses.count:
