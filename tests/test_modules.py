@@ -117,9 +117,19 @@ def test_pausing_waits_for_calls_in_progress(ready: Program) -> None:
     ready.clock.advance(299)
     ready.modules["database"].answers[-1].callback("done")
     assert [states(each) for each in again.answers] == [(200, "paused", True)]
-    for wrong in ("-1", "301", "nan", "long"):
-        (answer,) = begin(ready, f"database/pause?wait={wrong}").answers
-        assert answer.status == 400
+
+
+@pytest.mark.parametrize("wait", ["-1", "301", "nan", "long", "1&wait=2"])
+def test_an_invalid_time_pauses_nothing(wait: str, ready: Program) -> None:
+    """
+    A pause with an invalid time to wait is refused, and the log has no request for it.
+    """
+    with logged() as events:
+        for headers in (CURL, BROWSER):
+            (answer,) = begin(ready, f"database/pause?wait={wait}", headers).answers
+            assert answer.status == 400
+    assert textsOf(events) == []
+    assert not ready.startup.wrappers["database"].paused
 
 
 def test_a_client_that_leaves_does_not_end_the_pause(ready: Program) -> None:

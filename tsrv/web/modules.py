@@ -85,7 +85,7 @@ class Modules(AsyncResource):
         self._reactor = reactor
         self._proxies = Proxies() if proxies is None else proxies
         self._acted = acted
-        self._actions: dict[bytes, Callable[[str, Request], Awaitable[HTTPStatus]]]
+        self._actions: dict[bytes, Callable[[str, int], Awaitable[HTTPStatus]]]
         self._actions = {
             b"pause": self._pause,
             b"resume": self._resume,
@@ -105,15 +105,18 @@ class Modules(AsyncResource):
             raise HTTPError("Route not found", HTTPStatus.NOT_FOUND)
         name, action = (each.decode("utf-8", "replace") for each in path)
         try:
-            # The wrapper logs what comes of it.
             self._startup.reportModule(name)
+            wait = readQuery(request, _Query).wait if action == "pause" else 0
+            # The wrapper logs the outcome.
             _log.info(
                 "{module}: {action} requested by {peer}",
                 module=name,
                 action=action,
                 peer=self._peerOf(request),
             )
-            status = await self._actions[path[1]](name, request)
+            # Browsers do not wait: the page shows the calls in progress.
+            seconds = 0 if prefersHTML(request) else wait
+            status = await self._actions[path[1]](name, seconds)
         except UnknownModule as error:
             raise HTTPError(str(error), HTTPStatus.NOT_FOUND) from None
         except (Closed, IllegalTransition):
@@ -133,14 +136,10 @@ class Modules(AsyncResource):
         }
         return Response(json.dumps(members).encode(), b"application/json", status)
 
-    async def _pause(self, name: str, request: Request) -> HTTPStatus:
-        wait = readQuery(request, _Query).wait
+    async def _pause(self, name: str, seconds: int) -> HTTPStatus:
         idle = self._startup.pause(name, OPERATOR)
-        if prefersHTML(request):
-            # The page shows the calls in progress.
-            wait = 0
         try:
-            await idle.addTimeout(wait, self._reactor)
+            await idle.addTimeout(seconds, self._reactor)
         except TimedOut:
             return HTTPStatus.ACCEPTED
         except CancelledError:
@@ -157,14 +156,14 @@ class Modules(AsyncResource):
             return HTTPStatus.ACCEPTED
         return HTTPStatus.OK
 
-    async def _resume(self, name: str, request: Request) -> HTTPStatus:
+    async def _resume(self, name: str, seconds: int) -> HTTPStatus:
         self._startup.resume(name, OPERATOR)
         if self._startup.wrappers[name].paused:
             message = f"{name} is still paused: the program itself holds its calls"
             raise HTTPError(message, HTTPStatus.CONFLICT)
         return HTTPStatus.OK
 
-    async def _reset(self, name: str, request: Request) -> HTTPStatus:
+    async def _reset(self, name: str, seconds: int) -> HTTPStatus:
         self._startup.reset(name, OperatorReset("by operator"))
         return HTTPStatus.ACCEPTED
 
