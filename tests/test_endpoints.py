@@ -145,8 +145,8 @@ def test_tls_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"unix:{{files}}/{'x' * 200}", "AF_UNIX path too long"),
         (
             "unix:{files}/held",
-            "Cannot acquire lock (stop the server that listens there; if there is "
-            "none, remove *.lock)",
+            "Cannot acquire lock (stop the server that listens there; if no "
+            "server does, remove *.lock)",
         ),
     ],
 )

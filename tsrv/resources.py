@@ -1,7 +1,7 @@
 """
 The routes of the demo server.
 
-A resource calls a module, and does not know whether the module is wrapped.
+A resource calls a module in the same way whether the module is wrapped or not.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Responses to the errors of databases.
 
 class Clock(Protocol):
     """
-    What L{Say} needs: L{AsyncModule<tsrv.asyncmodule.AsyncModule>}, or a fake.
+    The interface of the clock: L{AsyncModule<tsrv.asyncmodule.AsyncModule>}, or a fake.
     """
 
     def tellMeSomething(self) -> Deferred[str]:
@@ -48,7 +48,7 @@ class Clock(Protocol):
 
 class Say(AsyncResource):
     """
-    C{/say}: what the clock says.
+    C{/say}: the text of the clock.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -60,9 +60,9 @@ class Say(AsyncResource):
 
     def render_GET(self, request: Request) -> Deferred[Response]:
         """
-        Respond with what the clock says.
+        Respond with the text of the clock.
         """
-        # A coroutine would double the cost of a queued request.
+        # With a coroutine, a queued request would cost twice as much.
         return self._clock.tellMeSomething().addCallbacks(_makeResponse, _makeError)
 
 
@@ -71,7 +71,7 @@ def _makeResponse(something: str) -> Response:
 
 
 def _makeError(failure: Failure) -> Response:
-    # Only a clock without a queue raises it.
+    # Only a clock without a queue raises this error.
     failure.trap(NotInitialized)
     return text(f"Error:{failure.value}", 500)
 

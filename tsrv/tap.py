@@ -1,7 +1,7 @@
 """
-The entry of C{twistd} and C{twist}: options to service.
+The entry point of C{twistd} and C{twist}: makes a service from options.
 
-Importing it needs no extra: the options report a package that is not installed.
+Importing this module needs no extra: the options report a missing package.
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ __all__ = ["assemble", "checkSettings"]
 
 MAX_RETRY_SECONDS: Final = 4.0
 """
-Longest delay between two attempts to connect, in seconds.
+Maximum delay between two attempts to connect, in seconds.
 """
 
 DRAIN_CONCURRENCY: Final = 1_000
 """
-Calls to a database in progress at the same time while its queue is drained.
+Maximum number of calls to a database in progress while its queue is drained.
 """
 
 
@@ -61,7 +61,7 @@ def _addModules(
         add,
         concurrency=DRAIN_CONCURRENCY,
         retryPolicy=jitteredBackoff(maxDelay=MAX_RETRY_SECONDS),
-        # A statement in progress may take its whole time, and some more to report it.
+        # A statement may use its whole timeout, and reporting the error takes longer.
         closeTimeout=options["statement-timeout"] + 5,
     )
     settings = Settings(
@@ -74,7 +74,7 @@ def _addModules(
     url: Any = options["database"]
     needs = []
     if options["config-url"] is not None:
-        # An HTTP client is imported only by servers that need one.
+        # Import an HTTP client only if the server needs one.
         from ..settings import RemoteSettings, SettingsRefused
 
         isRequired = url is None
@@ -105,7 +105,7 @@ def _addModules(
         replay=["read"],
     )
     if location is None:
-        # This store replays no calls: the database below it does.
+        # The store replays no calls, because its database does.
         users = _moduleOf(database, options)
         addDatabase(
             "sessions",

@@ -1,5 +1,5 @@
 """
-The modules that cannot become ready before a server stops.
+Closes the modules that cannot become ready before a server stops.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _log = Logger("tsrv.server")
 
 def closeLate(startup: Startup, seconds: float) -> None:
     """
-    Close the modules that say that they cannot become ready in time, and those that
-    wait for them. The calls that these modules have queued end at once.
+    Close the modules that report that they cannot become ready in time, and the modules
+    that wait for them. The queued calls of these modules fail at once.
 
     @param startup: The modules.
-    @param seconds: The time that is left.
+    @param seconds: Time until the server stops.
     """
     late: dict[str, None] = {}
     waiting = []

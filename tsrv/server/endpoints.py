@@ -1,8 +1,8 @@
 """
-What is wrong with an endpoint, in one line that says what to do.
+Explains the problem of an endpoint in one line, with its solution.
 
-Twisted parses an endpoint by calling a function with the parts of the text. Its errors
-are those of any wrong call, and name neither the file nor the cure.
+Twisted parses an endpoint by calling a function with the parts of the text. The errors
+of this call are general, and name neither the file nor the solution.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 
 __all__ = ["listenProblem", "parseEndpoint", "quote"]
 
-# Of a value that a message repeats, and of an error of Twisted.
+# Maximum lengths of a value in a message, and of an error of Twisted.
 MAX_QUOTED_CHARACTERS: Final = 50
 MAX_REASON_CHARACTERS: Final = 150
 
@@ -27,7 +27,7 @@ _EXAMPLE: Final = (
     r"a colon inside a value is \:"
 )
 
-# The only file that Twisted does not read before a client connects.
+# Twisted reads all other files before a client connects.
 _LATE_FILE: Final = re.compile(r":dhParameters=((?:[^:\\]|\\.)+)")
 
 _UNKNOWN_PART: Final = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -61,9 +61,9 @@ def quote(text: str) -> str:
 
 def parseEndpoint(text: str, reactor: Any = None) -> IStreamServerEndpoint:
     """
-    Parse a server endpoint of Twisted, and check that its files can be read.
+    Parse a server endpoint of Twisted, and check that its files are readable.
 
-    @param reactor: The reactor, to listen on the endpoint.
+    @param reactor: The reactor of the endpoint; not needed to check the text alone.
     @raise ValueError: The text is not an endpoint, or a file cannot be used.
     """
     try:
@@ -93,7 +93,7 @@ def listenProblem(endpoint: str, error: BaseException | None) -> str:
     elif isinstance(cause, PermissionError):
         cure = "its directory must be writable" if "unix:" in endpoint else _TOO_LOW
     elif cause == "Cannot acquire lock":
-        cure = "stop the server that listens there; if there is none, remove *.lock"
+        cure = "stop the server that listens there; if no server does, remove *.lock"
     line = " ".join(f"cannot listen on {endpoint}: {reason}".split())
     return f"{line} ({cure})" if cure else line
 

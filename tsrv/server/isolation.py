@@ -1,12 +1,12 @@
 """
-Keeps the context of a request out of what the reactor runs later.
+Keeps the context of a request out of later callbacks of the reactor.
 
-With C{--reactor=asyncio}, Twisted's timers and sockets are callbacks of asyncio, which
-run in a copy of the context in which they were scheduled; and all timers share one. So
-a request that starts a timer would lend its id to everybody's timers from then on, and
-a connection that it opens would keep it. Neither Twisted nor asyncio has a public way
-to prevent that, so this module replaces methods of the event loop. Coroutines and
-queued calls have contexts of their own, and keep the id.
+With C{--reactor=asyncio}, Twisted's timers and sockets are callbacks of asyncio. A
+callback runs in a copy of the context in which it was scheduled, and all timers share
+one callback. So if a request started a timer, all later timers would have the id of
+the request, and so would every connection that the request opened. Neither Twisted nor
+asyncio has a public way to prevent that, so this module replaces methods of the event
+loop. Coroutines and queued calls have their own contexts, and keep the id.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["isolateCallbacks"]
 
 def isolateCallbacks(reactor: Any) -> None:
     """
-    Run what the reactor schedules after its start in a context without request.
+    In a context without a request, run all callbacks that a running reactor schedules.
 
-    @param reactor: The reactor; other kinds than that of asyncio need nothing.
+    @param reactor: The reactor; only a reactor on asyncio changes.
     """
     if not isinstance(reactor, AsyncioSelectorReactor):
         return
     if runningLoop() is None:
-        # asyncio's loop runs only after the start.
+        # The loop of asyncio does not run before the reactor does.
         reactor.callWhenRunning(reactor.callLater, 0, _isolate, reactor)
     else:
         _isolate(reactor)

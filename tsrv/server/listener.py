@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from .endpoints import listenProblem, parseEndpoint
 
 if TYPE_CHECKING:
-    # It needs an extra, and options are parsed without.
+    # The import needs an extra, but parsing the options does not.
     from ..web.site import Site
 
 __all__ = ["Listener"]
@@ -60,7 +60,7 @@ class Listener:
 
     def listen(self) -> None:
         """
-        Open all ports, unless that was done before.
+        Open all ports. A second call has no effect.
 
         @raise ValueError: An endpoint cannot be used; the message says why.
         """
@@ -85,7 +85,7 @@ class Listener:
 
     async def close(self) -> None:
         """
-        Close all ports, also those that are not open yet.
+        Close all ports, and stop opening the remaining ones.
         """
         for each in self._opening:
             each.cancel()

@@ -2,9 +2,9 @@
 The log as JSON: one object for each event, on one line.
 
 A line has the time, level, namespace and text of its event, the id of the request and
-the name of the module if it has them, and the other fields of the event. It is valid
-JSON in ASCII, whatever is logged: an object that JSON cannot express becomes text, and
-one that cannot become text says so.
+the name of the module if the event has them, and the other fields of the event. Every
+line is valid JSON in ASCII: a value that JSON cannot express becomes text, and a value
+that cannot become text is replaced by C{<TYPE without text>}.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from twisted.python.logfile import LogFile
 
 __all__ = ["chooseFormat", "formatAsJSON", "jsonObserver", "makeTwistdObserver"]
 
-# Of one field; the text of the event and a traceback are never cut off.
+# Limits of one field; the text of the event and a traceback are never cut off.
 MAX_CHARACTERS: Final = 2_000
 MAX_DEPTH: Final = 5
 
-# Of all fields of an event, with what is in them.
+# Limit of all fields of an event, including nested values.
 MAX_VALUES: Final = 500
 
 MAX_INTEGER: Final = 2**63
 
-# The options of twistd that say where its log is.
+# The options of twistd for the location of its log.
 _twistd: dict[str, Any] = {}
 
 _RESERVED: Final = frozenset(["time", "level", "namespace", "message"])
@@ -84,12 +84,12 @@ def jsonObserver(file: IO[Any]) -> FileLogObserver:
 
 def chooseFormat(program: MutableMapping[str, Any], name: str) -> None:
     """
-    Choose the format in which C{twistd} or C{twist} writes its log: to the same file
-    as before, which C{twistd} rotates.
+    Choose the format of the log of C{twistd} or C{twist}. The log file stays the same;
+    C{twistd} rotates it.
 
     @param program: The options of the program; C{parent} of a plugin's options.
     @param name: C{text} or C{json}.
-    @raise ValueError: The program was told to write its log in another way.
+    @raise ValueError: The option C{--logger} or C{--syslog} conflicts with JSON.
     """
     if "fileLogObserverFactory" in program:
         isText = name == "text"
@@ -99,16 +99,16 @@ def chooseFormat(program: MutableMapping[str, Any], name: str) -> None:
     elif name == "json":
         if program.get("logger") or program.get("syslog"):
             raise ValueError("cannot be used with --logger or --syslog of twistd")
-        # twistd imports it by its name, and calls it without arguments.
+        # twistd imports the function by its name, and calls it without arguments.
         program["logger"] = f"{__name__}.makeTwistdObserver"
         _twistd.update({key: program.get(key) for key in ("logfile", "nodaemon")})
 
 
 def makeTwistdObserver() -> FileLogObserver:
     """
-    Open the log that C{twistd} was told to write.
+    Open the log that the options of C{twistd} name.
     """
-    # Twisted does the same, and has no public way to ask for it.
+    # Twisted does the same, but only in private code.
     path, isDaemon = _twistd.get("logfile"), not _twistd.get("nodaemon", True)
     if path == "-" and isDaemon:
         raise SystemExit("tsrv: a daemon cannot log to stdout (pass --logfile=FILE)")
@@ -143,7 +143,7 @@ def _headOf(event: LogEvent, text: str) -> dict[str, Any]:
 
 class _Fields:
     """
-    Makes what JSON can express of the fields of one event.
+    Converts the fields of one event to values that JSON can express.
     """
 
     def __init__(self) -> None:
@@ -184,5 +184,5 @@ def _textOf(value: object) -> str:
 
 
 def _clean(text: str) -> str:
-    # JSON has no half of a surrogate pair.
+    # JSON cannot express half of a surrogate pair.
     return str.encode(text, "utf-8", "backslashreplace").decode("utf-8")

@@ -1,7 +1,7 @@
 """
 The options of C{twistd tsrv}.
 
-The command line, the environment and C{--help} are all made from L{OPTIONS}.
+L{OPTIONS} defines the command line, the environment variables and C{--help}.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .optiontable import OPTIONS, Option, hasPassword
 
 __all__ = ["Options"]
 
-# What the server, and each kind of store, imports.
+# Imports of the server and of each kind of store.
 _PACKAGES: Final = {
     "server": ("httptools", "jinja2", "msgspec", "prometheus_client", "treq"),
     "sqlite": ("_sqlite3",),
@@ -52,8 +52,8 @@ class Options(UsageOptions):
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
         """
-        @param environment: Environment of the process. Variables that are read are
-            removed, so that no child process inherits a password.
+        @param environment: Environment of the process. The parser removes each variable
+            that it reads, so that no child process inherits a password.
         """
         super().__init__()
         self._environment = environment
@@ -74,7 +74,7 @@ class Options(UsageOptions):
         try:
             super().parseOptions(options)
         except UsageError as error:
-            # A message may repeat a value that has line breaks.
+            # The value in a message may have line breaks.
             line = " ".join(str(error).split())
             raise SystemExit(f"tsrv: {line} (see twistd tsrv --help)") from None
 
@@ -90,7 +90,7 @@ class Options(UsageOptions):
         Read the environment, set the defaults, and require the drivers of the stores.
         """
         for option in OPTIONS:
-            # A template may set a variable without having a value for it.
+            # A deployment template may set a variable to an empty value.
             text = self._environment.pop(option.variable, "")
             if text and self[option.name] is None:
                 self.setOption(option, text, option.variable)

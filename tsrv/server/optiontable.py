@@ -22,7 +22,7 @@ from .endpoints import parseEndpoint, quote
 
 __all__ = ["OPTIONS", "Option", "SessionLocation", "hasPassword", "markdownTable"]
 
-# A year, and a billion: a larger number is a mistake.
+# One year, and one billion: a larger number is a mistake.
 MAX_SECONDS: Final = 365 * 24 * 60 * 60
 MAX_COUNT: Final = 1_000_000_000
 
@@ -124,7 +124,7 @@ def _sessions(url: str) -> SessionLocation:
 
 
 def _settings(url: str) -> str:
-    # It needs the extra "server", which the options require before.
+    # The import needs the extra "server", which the options check before.
     from ..settings import Source
 
     Source(url)
@@ -134,7 +134,7 @@ def _settings(url: str) -> str:
 def hasPassword(url: str) -> bool:
     """
     @param url: A valid URL of a database, a session store or the settings.
-    @return: Whether it holds a password. The user of an HTTP URL may be a token.
+    @return: Whether the URL holds a password. The user of an HTTP URL may be a token.
     """
     split = urlsplit(url)
     if split.scheme in ("http", "https"):
@@ -154,8 +154,8 @@ class Option:
     @ivar parse: Parser of the value; L{None} for a flag.
     @ivar default: Default value, as an operator would type it.
     @ivar shownDefault: Description of the default, if there is no default value.
-    @ivar variable: Environment variable that is read if the option is not given.
-        The option's value may then hold a password.
+    @ivar variable: Environment variable that replaces a missing option. The value of
+        such an option may hold a password.
     @ivar repeatable: Whether the option may be given several times.
     @ivar key: Name of the option whose value this one sets, if not its own.
     """
@@ -335,7 +335,7 @@ OPTIONS: Final = (
         "log-format",
         "Format of the log: `text`, or `json` with one object on each line.",
         _logFormat,
-        shownDefault="text, or as twist was told",
+        shownDefault="text, or the format of twist",
     ),
     Option("development", "Show tracebacks to clients."),
 )

@@ -23,15 +23,15 @@ _log = Logger("tsrv.server")
 GARBAGE_THRESHOLD: Final = 50_000
 """
 Number of new objects after which the garbage collector runs. A request leaves no
-cycles behind; with Python's default, collecting takes a twentieth of its time.
+cycles behind; with Python's default, the collector takes 5 % of the time of a request.
 """
 
 
 def prepareProcess(reactor: Any) -> None:
     """
-    Allow as many connections as the system permits, collect garbage rarely, put the
-    ids of requests into the log and nowhere else, and count there what cannot be
-    accepted. Call it before the log begins.
+    Allow as many connections as the system permits, collect garbage rarely, add the
+    ids of requests to the log, keep them out of unrelated callbacks, and log the
+    number of refused connections. Call this before the log begins.
 
     @param reactor: The reactor.
     """
@@ -44,7 +44,7 @@ def prepareProcess(reactor: Any) -> None:
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     shortage = Shortage(reactor)
-    # They come before the observers that write the log.
+    # These observers come before the observers that write the log.
     for observer in (shortage, addRequestId):
         globalLogPublisher.addObserver(cast(ILogObserver, observer))
     reactor.addSystemEventTrigger("after", "shutdown", shortage.flush)
@@ -55,8 +55,8 @@ def handleSignals(
     reactor: Any, announceStop: Callable[[], None], stopNow: Callable[[], None]
 ) -> None:
     """
-    Make SIGTERM and SIGINT a regular shutdown with exit status 0; with the reactor's
-    own handlers, C{twistd} ends as if a signal had killed it.
+    Let SIGTERM and SIGINT start a graceful shutdown with exit status 0. With the
+    reactor's own handlers, C{twistd} exits as if a signal had killed it.
 
     @param reactor: The reactor; it is running.
     @param announceStop: Called at the first signal, before the reactor is stopped.
@@ -87,6 +87,6 @@ def handleSignals(
         # A shell lets its background programs ignore SIGINT.
         if callable(signal.getsignal(each)):
             signal.signal(each, handle)
-            # Python gives up its handlers before it ends, but leaves ignored signals
+            # Python removes its handlers before it exits, but keeps ignored signals
             # ignored.
             atexit.register(signal.signal, each, signal.SIG_IGN)

@@ -7,13 +7,13 @@ How it works
 The ports are open before the first module is initialised, so early requests wait in
 the queues of the modules. A stop takes these steps:
 
-  1. The server says that it stops: C{/readyz} is 503, and each response ends its
-     connection. For C{shutdownDelay} seconds it serves on, until load balancers send
-     their requests elsewhere.
-  2. The ports are closed. Requests in progress finish within C{drainTimeout} seconds.
-     What waits for a module that cannot become ready within that time is given up at
-     once.
-  3. The modules are closed, then the site for operators.
+  1. The server announces the stop: C{/readyz} returns 503, and each response closes
+     its connection. The server accepts requests for another C{shutdownDelay} seconds,
+     until load balancers send them elsewhere.
+  2. The server closes the ports. Requests in progress finish within C{drainTimeout}
+     seconds. Calls fail at once if they wait for a module that cannot become ready
+     within that time.
+  3. The server closes the modules, then the site for operators.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .systemd import VARIABLES, SystemdService
 if TYPE_CHECKING:
     from typing import Unpack
 
-    # It needs an extra, and options are parsed without.
+    # The import needs an extra, but parsing the options does not.
     from ..web.site import SiteOptions
 
 __all__ = ["Server"]
@@ -57,7 +57,7 @@ Time to send the last responses, in seconds.
 
 WATCH_SECONDS: Final = 1.0
 """
-Time between two looks at the modules that requests in progress wait for, in seconds.
+Time between two checks of the modules that requests in progress need, in seconds.
 """
 
 PROGRESS_SECONDS: Final = 5.0
@@ -68,7 +68,7 @@ Time between two lines in the log while requests in progress finish, in seconds.
 MAX_ACCEPT_TURNS: Final = 20
 """
 Maximum number of reactor turns in which a stopping server still accepts connections.
-Each turn accepts more than the one before, so that twenty make thousands.
+Each turn accepts more connections than the turn before; 20 turns accept thousands.
 """
 
 MAX_WAITERS: Final = 1_000
@@ -79,8 +79,8 @@ _HINT: Final = "press Ctrl-C again to stop now"
 class Server(Service):
     """
     A service that runs a site on top of modules: as the service of a plugin of
-    C{twistd} or C{twist}, as the child of the application in a C{.tac} file, or without
-    either of them, see L{run}.
+    C{twistd} or C{twist}, as the child of the application in a C{.tac} file, or in a
+    program that calls L{run}.
 
     @ivar startup: The modules.
     """
@@ -107,19 +107,19 @@ class Server(Service):
         @param root: The root of the site: any resource of twisted.web.
         @param endpoints: The endpoints to serve on, as
             L{serverFromString<twisted.internet.endpoints.serverFromString>} takes them.
-        @param operations: The endpoints of a separate site for operators. Without any,
+        @param operations: The endpoints of a separate site for operators. Without them,
             mount L{Operations<tsrv.web.operations.Operations>} yourself.
         @param program: The name of the program, for log, status page and metrics.
-        @param version: Its version, for status page and metrics.
+        @param version: The version of the program, for status page and metrics.
         @param drainTimeout: Time for requests in progress to finish during a graceful
             shutdown, in seconds.
         @param shutdownDelay: Time for which a stopping server still accepts
-            connections, in seconds. C{/readyz} is 503 meanwhile.
+            connections, in seconds. Meanwhile C{/readyz} returns 503.
         @param ownsProcess: Whether the server may set the signal handlers, the limit of
             open files, the garbage collection and the log of the process, and make the
             time of the reactor steady.
-        @param environment: The environment of the process. The variables of systemd
-            are removed: a child process must not speak in the name of this one.
+        @param environment: The environment of the process. The server removes the
+            variables of systemd: a child process must not notify in its place.
         @param options: The options of L{Site<tsrv.web.site.Site>}.
         @raise ValueError: A text is not an endpoint.
         """
@@ -186,7 +186,7 @@ class Server(Service):
         super().startService()
         if self._ownsProcess:
             self._time.startService()
-        # Before it runs, the reactor does not handle the signal that stops the server.
+        # Only a running reactor handles the signal that stops the server.
         self._reactor.callWhenRunning(self._initialize)
 
     def run(self) -> Deferred[None]:
@@ -214,8 +214,8 @@ class Server(Service):
 
     def stopNow(self) -> None:
         """
-        Wait no longer for load balancers and for requests in progress, or do not begin
-        to.
+        Stop without waiting for load balancers and for requests in progress. A wait
+        that has begun ends at once.
         """
         self._hurries = True
         self._waiting.cancel()
@@ -238,8 +238,8 @@ class Server(Service):
         """
         Wait for the end of the shutdown.
 
-        @return: A Deferred that fires when the server has stopped. Cancelling it only
-            ends the waiting.
+        @return: A Deferred that fires when the server has stopped. Cancelling it does
+            not affect the shutdown.
         """
         return succeed(None) if self._hasStopped else self._stopWaiters.wait()
 
@@ -249,7 +249,7 @@ class Server(Service):
         urls = ", ".join(url for each in self._listeners for url in each.urls)
         _log.info("{program}: listening on {urls}", program=self._program, urls=urls)
         _log.info("Started")
-        # A server that is asked to stop while requests wait still becomes initialised.
+        # The modules become initialised even if the server stops while requests wait.
         waiting = [each.whenInitialized() for each in self.startup.wrappers.values()]
         gatherResults(waiting, consumeErrors=True).addCallbacks(
             lambda _: _log.info("Async module initialized"), _ignoreResult
@@ -291,7 +291,7 @@ class Server(Service):
         _log.info("Stopped")
 
     async def _acceptPending(self) -> None:
-        # Closing the port would reset connections that only the kernel has accepted.
+        # Closing the port resets connections that only the kernel has accepted.
         for _ in range(MAX_ACCEPT_TURNS):
             before = self._site.connections.accepted
             await deferLater(self._reactor, 0)
@@ -362,5 +362,5 @@ class _CannotListen(SystemExit, Exception):
     report to the parent of a daemon.
     """
 
-    # The parent shows 100 characters of it, with this name.
+    # The parent shows the first 100 characters of the error, with this module name.
     __module__ = "builtins"

@@ -1,9 +1,9 @@
 """
 A short log when connections cannot be accepted.
 
-When file descriptors run out, Twisted logs three lines for each connection that it
+If no file descriptor is left, Twisted logs three lines for each connection that it
 refuses, or one line for each attempt to accept. A server under attack would fill its
-disk. L{Shortage} replaces these lines with at most one per second that has a count.
+disk. L{Shortage} replaces these lines with at most one line per second, with a count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = Logger("tsrv.server")
 
 SUMMARY_SECONDS: Final = 1.0
 """
-Time from the first refused connection to the line that counts it, in seconds.
+Time from the first refused connection to the log line with the count, in seconds.
 """
 
 _REFUSED: Final = "EMFILE recovery: Closed socket from {address}"
@@ -36,7 +36,7 @@ _DETAILS: Final = (
 
 class Shortage:
     """
-    A log observer that counts the connections that Twisted cannot accept. It comes
+    A log observer that counts the connections that Twisted cannot accept. Register it
     before the observers that write the log.
     """
 
@@ -51,8 +51,8 @@ class Shortage:
 
     def __call__(self, event: LogEvent) -> None:
         """
-        Count an event of a listening port, and keep it out of the log. Any other event
-        is left as it is.
+        Count an event of a listening port, and keep it out of the log. Other events do
+        not change.
         """
         if not str(event.get("log_namespace")).startswith("twisted.internet."):
             return
@@ -71,7 +71,7 @@ class Shortage:
 
     def flush(self) -> None:
         """
-        Log now what was counted since the last line, and stop the timer.
+        Log the count since the last line now, and stop the timer.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -82,7 +82,7 @@ class Shortage:
         refused, failed = self._refused, self._failed.total()
         names = [*self._failed]
         if refused and "EMFILE" not in names:
-            # Twisted refuses connections for this reason alone.
+            # Twisted refuses connections only for this reason.
             names.insert(0, "EMFILE")
         counts = []
         if refused:
@@ -103,7 +103,7 @@ class Shortage:
 def _describe(name: str) -> str:
     """
     @param name: The name of an error number.
-    @return: What it means.
+    @return: Its description.
     """
     if name == "EMFILE":
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

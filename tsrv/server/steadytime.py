@@ -1,12 +1,12 @@
 """
 Timers that do not depend on the system's clock.
 
-Twisted's reactors take the time from the system's clock: when that is set back by an
-hour, every timer waits for an hour longer, and when it is set forward, every time limit
-is over (U{https://github.com/twisted/twisted/issues/2424}). L{SteadyTime} replaces the
-reactor's C{seconds}, for which Twisted has no public way: from then on they count
-steadily from the time of day at that moment. Where the time of day itself matters,
-L{timeOfDay<tsrv.asyncmodule.timeOfDay>} still tells it.
+Twisted's reactors read the system's clock. If the clock is set back by an hour, every
+timer waits an hour longer; if it is set forward, every time limit expires
+(U{https://github.com/twisted/twisted/issues/2424}). L{SteadyTime} replaces the
+reactor's method C{seconds}, for which Twisted has no public way. The new method starts
+at the time of day and then counts steadily. L{timeOfDay<tsrv.asyncmodule.timeOfDay>}
+still returns the time of day.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ CHECK_SECONDS: Final = 1.0
 
 MIN_STEP_SECONDS: Final = 1.0
 """
-Smallest step of the system's clock that is logged; NTP corrects less without a step.
+Smallest logged step of the system's clock; NTP makes smaller corrections gradually.
 """
 
 SILENT_SECONDS: Final = 60.0
 """
-Time after a warning for which no other follows.
+Minimum time between two warnings.
 """
 
 
 class SteadyTime(Service):
     """
-    Makes the time of a reactor steady, for good, and logs each step of the system's
+    Makes the time of a reactor steady permanently, and logs each step of the system's
     clock while the service runs. A reactor in memory, as in tests, keeps its own time.
     """
 
@@ -50,7 +50,7 @@ class SteadyTime(Service):
     ) -> None:
         """
         @param reactor: The reactor.
-        @param monotonic: Returns seconds of a clock that is never set.
+        @param monotonic: Returns the seconds of a clock that nobody can set.
         """
         self._reactor = reactor
         self._monotonic = monotonic
@@ -71,7 +71,7 @@ class SteadyTime(Service):
 
     def stopService(self) -> None:
         """
-        Watch the clock no longer.
+        Stop watching the clock.
         """
         super().stopService()
         if self._timer is not None:
@@ -98,7 +98,7 @@ class SteadyTime(Service):
         delay = CHECK_SECONDS
         if abs(step) >= MIN_STEP_SECONDS:
             delay = SILENT_SECONDS
-            # A machine that was suspended has stopped the steady clock.
+            # The steady clock stops while the machine is suspended.
             how = "set back" if step < 0 else "set forward, or the machine slept,"
             _log.warn(
                 "The system clock was " + how + " by {seconds:.1f} s; timers go on",

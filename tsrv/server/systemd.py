@@ -1,10 +1,10 @@
 """
-Notifies systemd: the program is ready, what it waits for, that it is alive and needs
-more time to start, that it stops.
+Notifies systemd that the program is ready, is alive, needs more time to start, or
+stops, and for which modules it waits.
 
-systemd hands a service the name of a socket in its environment. Each message is one
-datagram of assignments, one on a line, see C{sd_notify(3)}. Nothing waits for a
-message: one that cannot be sent now is sent later, and no error reaches the program.
+systemd passes the name of a socket to a service, in the environment. Each message is
+one datagram of assignments, one per line, see C{sd_notify(3)}. The program never waits
+for a message: a failed message is sent again later, and no error reaches the program.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _log = Logger("tsrv.server")
 
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """
-Environment variables of systemd. They are meant for one process alone.
+Environment variables of systemd. They are for this process only, not for its children.
 """
 
 EXTENSION_SECONDS: Final = 30
 """
-Time that the server asks for while its modules start, in seconds. It asks three times
-in it; a reactor that hangs asks no more.
+Time that the server requests while its modules start, in seconds. The server sends
+three requests within this time; a server whose reactor hangs sends no request.
 """
 
 _EXTENSION: Final = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}"
 
-# Changes are collected for one message.
+# Changes within this time share one message.
 STATUS_DELAY_SECONDS: Final = 0.1
 RETRY_SECONDS: Final = 1.0
 
@@ -58,8 +58,8 @@ _PREFIXES: Final = {
 class SystemdService(Service):
     """
     Notifies systemd of the status of a start-up, if systemd has started the process.
-    Status texts name modules, but not their errors, since every user of the machine
-    can read them.
+    Status texts name modules, but not their errors, because every user of the machine
+    can read the texts.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SystemdService(Service):
         self._startup = startup
         self._reactor = reactor
         address = os.fsencode(environment.get("NOTIFY_SOCKET", ""))
-        # The first byte of an abstract name is 0.
+        # The name of an abstract socket begins with a zero byte.
         self._address = b"\0" + address[1:] if address[:1] == b"@" else address
         microseconds, pid = environment.get("WATCHDOG_USEC", ""), str(os.getpid())
         isWatched = (environment.get("WATCHDOG_PID") or pid) == pid
@@ -89,7 +89,7 @@ class SystemdService(Service):
         self._warned = False
         self._timer: IDelayedCall | None = None
         self._watchdog = LoopingCall(self._sendOrRetry, "WATCHDOG=1")
-        # The watchdog of systemd does not run before READY=1, its time limit does.
+        # Before READY=1, only the start timeout of systemd runs, not its watchdog.
         self._extending = LoopingCall(self._sendOrRetry, _EXTENSION)
         for each in self._watchdog, self._extending:
             each.clock = reactor
@@ -101,7 +101,7 @@ class SystemdService(Service):
         super().startService()
         if not self._address:
             return
-        # It stays open, in case the process runs out of files.
+        # The socket stays open, in case the process runs out of file descriptors.
         self._socket = socket(AF_UNIX, SOCK_DGRAM)
         self._socket.setblocking(False)
         self._startup.addObserver(self._observe)
@@ -126,7 +126,7 @@ class SystemdService(Service):
 
     def stopService(self) -> None:
         """
-        Notify that the program stops, if L{stopping} has not, and be silent.
+        Notify that the program stops, unless L{stopping} has, and send nothing more.
         """
         super().stopService()
         self.stopping()
@@ -160,7 +160,7 @@ class SystemdService(Service):
             timer.cancel()
 
     def _notify(self) -> None:
-        # All that systemd does not know yet is sent in one message.
+        # One message holds all changes since the last one.
         self._cancelTimer()
         if self._startup.ready and not self._isReady:
             self._isReady = True
@@ -197,7 +197,7 @@ class SystemdService(Service):
             for module in report["modules"]
             if not module["ready"]
             and module["required"] is (status != "degraded")
-            # The other modules are missing because of those that have failed.
+            # The other modules are not ready because of the failed ones.
             and (status != "failed" or module["status"] == "failed")
         ]
         if status not in _PREFIXES or not modules:
