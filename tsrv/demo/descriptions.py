@@ -1,5 +1,5 @@
 """
-What descriptions of routes in OpenAPI are made of.
+The building blocks of the description in OpenAPI.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ _PROBLEMS: Final = {
     404: "There is no such user or module.",
     409: "The address is in use, or the state of the module forbids the request.",
     412: "The resource does not have the expected entity tag.",
-    413: f"The body of a user is longer than {userroutes.MAX_BODY_BYTES:,} bytes, that "
-    f"of a visitor than {visitors.MAX_BODY_BYTES:,} bytes.",
+    413: f"The body is longer than {userroutes.MAX_BODY_BYTES:,} bytes (users) or "
+    f"{visitors.MAX_BODY_BYTES:,} bytes (visitors).",
     415: "The media type of the body is not supported.",
     429: "There are too many new sessions.",
     500: "Internal error; the log has the details.",
@@ -198,7 +198,7 @@ def describeOperation(
     Describe one method of a route.
 
     @param responses: The responses that only this operation has.
-    @param problems: The problems, beside those of the body, 500 and 503.
+    @param problems: The statuses of errors, except 500, 503 and errors of the body.
     @param parameters: Names of parameters.
     @param body: The struct of the body, and its media types.
     """
@@ -252,7 +252,7 @@ def _header(name: str, description: str) -> Object:
 
 def describeComponents(schemas: Object) -> Object:
     """
-    Return the parts that operations refer to.
+    Return the components that operations refer to.
     """
     return {
         "schemas": schemas,

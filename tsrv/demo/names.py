@@ -1,17 +1,17 @@
 """
-What people may call themselves: the names of users and visitors, and addresses.
+Validates the names of users and visitors, and e-mail addresses.
 
 The profile follows the FreeformClass of PRECIS (RFC 8264, section 4.3): letters,
 marks, digits, punctuation, symbols and spaces of all scripts. It differs in two
-ways: characters that Unicode has not assigned yet are accepted, because a phone may
-know more emoji than this server, and so are the invisible characters that ordinary
-names need, where they can have an effect. These are the joiners of Persian, Sinhala
-and emoji (UAX #31, section 2.3; UTS #51), and the variation selectors of Mongolian,
-Japanese names and emoji. All other invisible characters are refused, since they make
-names that look empty, or like another one.
+ways. It accepts characters that Unicode has not assigned yet, because a phone may
+know more emoji than this server. And it accepts the invisible characters that ordinary
+names need, where they can have an effect: the joiners of Persian, Sinhala and emoji
+(UAX #31, section 2.3; UTS #51), and the variation selectors of Mongolian, Japanese
+names and emoji. It refuses all other invisible characters, because names with them may
+look empty, or like another name.
 
-Texts that mean the same have one form, NFC (RFC 8265, section 3.3; RFC 6532, section
-3.1), so that no two users have the same address.
+Equivalent texts are converted to one form, NFC (RFC 8265, section 3.3; RFC 6532,
+section 3.1), so that no two users have the same address.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _REFUSED: Final = """
     1FFFE-1FFFF 2FFFE-2FFFF 3FFFE-E001F E0080-E00FF E01F0-10FFFF
 """
 """
-The characters that are refused everywhere: the categories Cc, Cf, Co, Zl and Zp,
-Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17.0) and
-Noncharacter_Code_Point, without the joiners; five blanks that have no such property:
+The characters that names and addresses must not have: the categories Cc, Cf, Co, Zl and
+Zp, Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17.0) and
+Noncharacter_Code_Point, except the joiners; five blanks without such a property:
 U+2800, U+13441, U+13442, U+16FE4 and U+1D159; and the planes 4 to 13, which are empty.
 """
 
 _JOINERS: Final = "180B-180F 200C-200D FE00-FE0F E0020-E007F E0100-E01EF"
 """
-Invisible characters that change the character before them. They never change one of
-ASCII, but for the digits, # and * of keycap emoji.
+Invisible characters that change the character before them. Among the characters of
+ASCII, they change only the digits, # and *, which are keycap emoji then.
 """
 
 _SPACES: Final = "20 A0 1680 2000-200A 202F 205F 3000"
@@ -70,10 +70,10 @@ _JOINER: Final = _members(_JOINERS)
 
 _NEVER: Final = _members(_REFUSED)
 
-# ASCII but for keycaps.
+# The characters of ASCII that are not in keycap emoji.
 _ALONE: Final = '!"$-)+-/:-~'
 
-# Lookaheads, because tools that generate texts list the members of all other sets.
+# Lookaheads, because tools that generate texts from patterns expand all other sets.
 _NAME: Final = (
     f"^(?!.*(?:[{_NEVER}]|[{_SPACE}{_ALONE}][{_JOINER}]))"
     f"[{_SPACE}]*[^{_SPACE}{_JOINER}]"
@@ -125,8 +125,8 @@ def normalize(fields: _Fields, title: str) -> _Fields:
     """
     Return texts in NFC.
 
-    @param title: The title of the error if one is then too long.
-    @raise Invalid: A text is too long.
+    @param title: The title of the error if a text is too long in NFC.
+    @raise Invalid: A text is too long in NFC.
     """
     given = {name: text for name, text in asdict(fields).items() if text is not UNSET}
     normal = {name: unicodedata.normalize("NFC", text) for name, text in given.items()}

@@ -2,8 +2,8 @@
 The description of the server in OpenAPI 3.1.
 
 The schemas are generated from the structs that validate requests and encode
-responses, so the description cannot differ from them. It has the routes of the site
-that it is served on; operator pages that are elsewhere have a server of their own.
+responses, so the description cannot differ from them. The description has the routes
+of its own site. If operator pages are on another endpoint, they name that server.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = ["Description", "describe"]
 
 _SESSION: Final[list[Object]] = [{"session": []}, {"localSession": []}, {}]
 """
-A cookie, or none: every visitor may have a session.
+Either cookie, or no cookie: every visitor may have a session.
 """
 
 _CONDITIONS: Final = ("If-Match", "If-None-Match")
@@ -85,7 +85,7 @@ def _visitorOperation(name: str, *described: Any, **more: Any) -> Object:
 
 def _page(name: str, summary: str, mediaType: str) -> Object:
     """
-    Describe a page that is sent only to clients that do not have it.
+    Describe a page that the server sends only to clients that do not have it.
     """
     schema = {"type": "object"} if mediaType == JSON else TEXT
     found = describeResponse(summary, "ETag", content=contentOf(schema, mediaType))
@@ -95,9 +95,9 @@ def _page(name: str, summary: str, mediaType: str) -> Object:
 
 def _clock() -> Object:
     said = describeResponse(
-        "What the clock says.", content=contentOf(TEXT, "text/plain")
+        "The text of the clock.", content=contentOf(TEXT, "text/plain")
     )
-    summary = "Ask the clock. It may have to start."
+    summary = "Ask the clock. The request waits until the clock is ready."
     return {
         "/say": {"get": describeOperation("say", summary, {200: said})},
         "/openapi.json": _page("describe", "This description.", JSON),
@@ -197,7 +197,7 @@ def _operators() -> Object:
             "parameters": [refer("parameters", "name")],
             "post": describeOperation(
                 f"{action}Module",
-                f"{summary} On a separate endpoint alone.",
+                f"{summary} Only on a separate endpoint.",
                 {
                     200: describeResponse("It is done.", content=changed),
                     202: describeResponse("It is in progress.", content=changed),
@@ -211,10 +211,10 @@ def _operators() -> Object:
     }
     return {
         "/": _page("showStatus", "The status page.", HTML),
-        "/status": _page("showFragment", "The part of it that changes.", HTML),
-        "/status.css": _page("showStyle", "Its style.", "text/css"),
-        "/status.js": _page("showScript", "Its script.", "text/javascript"),
-        "/status.svg": _page("showIcon", "Its icon.", "image/svg+xml"),
+        "/status": _page("showFragment", "The changing part of the page.", HTML),
+        "/status.css": _page("showStyle", "The style of the page.", "text/css"),
+        "/status.js": _page("showScript", "The script of the page.", "text/javascript"),
+        "/status.svg": _page("showIcon", "The icon of the page.", "image/svg+xml"),
         "/livez": {
             "get": describeOperation("live", "Whether the reactor runs.", {200: alive})
         },
@@ -303,7 +303,7 @@ class Description(AsyncResource):
 
     def __init__(self, root: Resource) -> None:
         """
-        @param root: The root of the site, which is described at the first request.
+        @param root: The root of the site. The first request makes the description.
         """
         super().__init__()
         self._root = root

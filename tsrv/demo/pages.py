@@ -61,8 +61,8 @@ class Pages:
 
     def __init__(self, root: Resource) -> None:
         """
-        @param root: The root of the site. Pages link only to what it has: the status
-            page may be on another endpoint.
+        @param root: The root of the site. Pages link only to its children, because the
+            status page may be on another endpoint.
         """
         self._root = root
 
@@ -73,7 +73,7 @@ class Pages:
         Return a page.
 
         @param path: The path of the page.
-        @param values: What the page shows.
+        @param values: The values of the template.
         """
         links = [
             (each, name)

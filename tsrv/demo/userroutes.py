@@ -1,10 +1,10 @@
 """
 C{/users} and C{/users/ID}.
 
-The entity tag of a user is the version that the database counts. A conditional
-change is a compare and swap: the condition is checked, then the user is changed
-only if it still has the version that was checked. If it has not, the condition
-is checked again.
+The entity tag of a user is its version, which the database counts. A conditional
+change is a compare and swap: the server checks the condition, then changes the user
+if it still has the checked version. If the version is another one, the server checks
+the condition again.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class UsersResource(_DescribedResource):
         List users, in the order of their identifiers.
         """
         query = readQuery(request, PageQuery)
-        # One more, to know whether there is another page.
+        # The query finds one more user if another page follows.
         users = self._users.page(query.after, query.limit + 1)
         return users.addCallback(_pageResponse, query.limit, request)
 
@@ -216,7 +216,7 @@ class UserResource(_DescribedResource):
     def _change(self, request: Request, patch: UserPatch) -> Deferred[Response]:
         def change(version: int | None) -> Deferred[VersionedUser | None]:
             if patch == UserPatch():
-                # An empty patch must not make a new version.
+                # An empty patch must not create a new version.
                 return self._users.get(self._number)
             return self._users.change(self._number, patch, version)
 
@@ -228,8 +228,8 @@ class UserResource(_DescribedResource):
     ) -> _T:
         """
         @param change: Changes the user if it has the given version, and returns
-            something true if it did.
-        @return: What C{change} returned.
+            a true value in this case.
+        @return: The result of C{change}.
         """
         while True:
             version = await self._versionToChange(request)
@@ -238,11 +238,11 @@ class UserResource(_DescribedResource):
                 return changed
             if version is None:
                 raise _userNotFound()
-            # Somebody else changed the user after the conditions were checked.
+            # Another client changed the user after the check of the conditions.
 
     async def _versionToChange(self, request: Request) -> int | None:
         """
-        @return: The version that meets the conditions; L{None} if any version does.
+        @return: The version that meets the conditions; L{None} for any version.
         """
         match = _conditions(request, b"If-Match")
         noneMatch = _conditions(request, b"If-None-Match")
@@ -255,7 +255,7 @@ class UserResource(_DescribedResource):
         if match:
             holds = matchesAny(match, tag, weakly=False)
         else:
-            # Nothing is changed under a condition that cannot be read.
+            # A malformed condition does not hold, so nothing changes.
             holds = not matchesAny(noneMatch, tag, weakly=True, unreadable=True)
         if not holds:
             raise PreconditionFailed

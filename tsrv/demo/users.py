@@ -1,9 +1,8 @@
 """
 The users: a table in a database.
 
-Each struct is the only definition of what it stands for: it validates what
-clients send, encodes what they receive, and describes both in
-C{/openapi.json}.
+Each struct is the only definition of its object. It validates the input of
+clients, encodes the responses, and describes both in C{/openapi.json}.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class User(Struct, frozen=True):
     """
     A user, as clients receive it.
 
-    @ivar id: The identifier, which is never used again.
+    @ivar id: The identifier, which no later user gets.
     @ivar name: The name. Older versions accepted more names than L{NewUser}.
     @ivar email: The address, which no other user has.
     """
@@ -68,7 +67,7 @@ class User(Struct, frozen=True):
 
 class VersionedUser(NamedTuple):
     """
-    A user, and the number of times that it was written.
+    A user, and its version: the number of times that it was written.
     """
 
     user: User
@@ -130,7 +129,7 @@ class Users:
 
     def get(self, number: int) -> Deferred[VersionedUser | None]:
         """
-        Return a Deferred of a user, or of L{None} if it does not exist.
+        Return a Deferred of a user, or of L{None} if the user does not exist.
         """
         return self._database.read(_GET, number).addCallback(_firstOf)
 
@@ -162,7 +161,7 @@ class Users:
 
         @param version: The version that the user must have; L{None} for any.
         @return: A Deferred of the changed user, or of L{None} if no user has
-            this identifier and version. It fails as that of L{create}.
+            this identifier and version. It fails like the Deferred of L{create}.
         """
         name = None if change.name is UNSET else change.name
         email = None if change.email is UNSET else change.email

@@ -1,6 +1,6 @@
 """
-The pages of visitors: C{/visits} counts, C{/login} and C{/logout} give and end a name,
-C{/me} shows it. Browsers get pages, programs get JSON.
+The pages of visitors: C{/visits} counts visits, C{/login} sets a name, C{/me} shows it,
+and C{/logout} ends the session. Browsers get pages, programs get JSON.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _INVALID: Final = "Invalid name"
 
 MAX_BODY_BYTES: Final = 4 * 1024
 """
-Maximum length of a body, in bytes. The longest name has 1,200 if every character is
-escaped.
+Maximum length of a body, in bytes. The longest name has 1,200 bytes if every character
+is escaped.
 """
 
 _VARY: Final = (b"Vary", b"Accept")
@@ -82,7 +82,7 @@ class Visitor(Struct):
 
 class Token(Struct):
     """
-    What a program sends as C{X-CSRF-Token}.
+    The token that a program sends as C{X-CSRF-Token}.
     """
 
     token: str
@@ -98,7 +98,7 @@ def _redirect(path: bytes) -> Response:
 
 
 def _tokenOf(session: Session) -> str | None:
-    # Reading the token of a new session would have it stored.
+    # Reading the token of a new session would store the session.
     return None if session.isNew else session.token
 
 
@@ -125,7 +125,7 @@ class _SessionResource(AsyncResource):
 
     async def _checkedSession(self, request: Request) -> Session:
         """
-        Return the session of a visitor who posts from the site itself.
+        Return the session of the visitor; refuse posts from other sites.
         """
         session = await self._sessions.get(request)
         isSecure = self._sessions.cookies.proxies.isSecure(request)
