@@ -1,3 +1,3 @@
 """
-What the resources of a site are made of.
+The building blocks of a site: connections, requests, resources and operator pages.
 """

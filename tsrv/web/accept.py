@@ -1,5 +1,5 @@
 """
-Which of several media types a client prefers: RFC 9110, 12.5.1.
+Finds the media type that a client prefers: RFC 9110, 12.5.1.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def preferredType(
     headers: Sequence[bytes] | None, offered: Sequence[str]
 ) -> str | None:
     """
-    Negotiate the type of a response: the most specific range that includes a type
-    decides its quality. Among types of the same quality the most specifically
-    named one wins, then the last one.
+    Negotiate the type of a response. The most specific range that includes a type
+    decides its quality. Among types of the same quality, the type with the most
+    specific range wins; among several such types, the last one.
 
     @param headers: The C{Accept} headers, if there are any.
     @param offered: The media types, in lower case. A parameter, as in
@@ -60,7 +60,7 @@ def prefersHTML(request: Request) -> bool:
 
 def _parse(text: str) -> _MediaRange:
     name, *parameters = text.split(";")
-    # Java's URLConnection sends a single star.
+    # URLConnection in Java sends a single star.
     mainType, subtype = ("*/*" if name.strip() == "*" else name).split("/")
     pairs = (each.partition("=") for each in parameters)
     values = {key.strip(): value.strip().strip('"') for key, _, value in pairs}

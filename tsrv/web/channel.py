@@ -1,22 +1,22 @@
 """
 One HTTP/1.1 connection.
 
-A channel reads requests, and gives them to a twisted.web site one after the other.
-L{tsrv.web.framing} decides what is well-formed; L{tsrv.web.writing} is what a request
-needs to respond.
+A channel reads requests, and passes them to a twisted.web site one after the other.
+L{tsrv.web.framing} decides whether a request is well-formed; L{tsrv.web.writing} has
+the methods that a request calls to respond.
 
-A connection is always in one L{Phase}. Each phase has a deadline, and defines what
-happens to received data:
+A connection is always in one L{Phase}. Each phase has a deadline, and defines how the
+channel treats received data:
 
-  - They are a request, or a part of one: IDLE, READING_HEAD, READING_BODY.
-  - They are kept, up to 64 KiB: ANSWERING; QUEUED, until it is the turn of the next
-    request; BLOCKED, until the client has read its responses. If more arrive, the
-    transport is paused, so that the client slows down. But only a transport that is
-    read tells that its client has left. So if a response takes longer than a second,
-    further data are discarded, and the connection ends with the response.
-  - They are discarded: CLOSING; LINGERING, in which a client that may still be sending
-    has time to read the response. If the connection was closed at once, the data on
-    their way would reset it, and the client might lose the response.
+  - Read a request: IDLE, READING_HEAD, READING_BODY.
+  - Keep the data, up to 64 KiB: ANSWERING; QUEUED, until the next request has its turn;
+    BLOCKED, until the client has read its responses. If more data arrive, the channel
+    pauses the transport, so that the client slows down. But a paused transport does
+    not notice that the client disconnects. So if a response takes longer than a second,
+    the channel discards further data, and closes the connection after the response.
+  - Discard the data: CLOSING; LINGERING, in which a client that may still be sending
+    has time to read the response. If the channel closed the connection at once, data
+    in transit would reset it, and the client might lose the response.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Time for a refused client to read the response before its connection is aborted.
 
 _MAX_AHEAD: Final = 64 * 1024
 """
-Bytes that a client may send ahead of the response that it waits for.
+Maximum number of bytes that a client may send before it gets its response.
 """
 
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
@@ -63,8 +63,8 @@ _ENDING: Final = (Phase.CLOSING, Phase.LINGERING)
 
 class Channel(Writer):
     """
-    One connection. L{Connections} makes it, a site sets its attributes, requests use
-    it.
+    One connection. L{Connections} makes the channel, a site sets its attributes, and
+    requests use it.
     """
 
     site: Any
@@ -75,10 +75,10 @@ class Channel(Writer):
     _head: Head | None = None
     _body: IncomingBody | None = None
     _wasUsed = False
-    # Received, and not handled yet; how much of it is counted.
+    # Received data that are not handled yet, and their counted length.
     _received = b""
     _keptBytes = 0
-    # Whether the client may be sending data that are discarded.
+    # Whether the client may still be sending data, which are discarded.
     _lingers = False
 
     # The transport's side.
@@ -101,7 +101,7 @@ class Channel(Writer):
         """
         if self.phase in _READING:
             if not self._wasUsed:
-                # A PROXY protocol endpoint knows the client only now.
+                # An endpoint for the PROXY protocol does not know the client earlier.
                 self.learnAddresses()
             self._received += data
             self._read()
@@ -137,13 +137,13 @@ class Channel(Writer):
     @property
     def isBusy(self) -> bool:
         """
-        Whether a request is in progress, or a response is not sent yet.
+        Whether a request is in progress, or a response is not completely sent.
         """
         return self.phase in _BUSY
 
     def startNext(self) -> None:
         """
-        Start the request that was sent ahead.
+        Start the next request, which the client has sent ahead.
         """
         if self.phase is Phase.QUEUED:
             self._becomeIdle()
@@ -154,7 +154,7 @@ class Channel(Writer):
 
     def deadlineReached(self) -> None:
         """
-        End what takes too long.
+        End the phase that takes too long.
         """
         phase, self.deadline = self.phase, NEVER
         if self._body is not None and not self._body.isLate:
@@ -175,17 +175,17 @@ class Channel(Writer):
 
     def announceStop(self) -> None:
         """
-        Make the response in progress the last one, if it can still say so.
+        Make the response in progress the last one, unless its head is already written.
         """
         if self._request is not None and not self._request.startedWriting:
             self._closeAfterResponse()
 
     def stop(self, announcedAt: int) -> None:
         """
-        Give the client a moment for what it is doing. The response in progress is the
-        last one already.
+        Give the client a short time to finish its current step. The response in
+        progress is already the last one.
 
-        @param announcedAt: The tick since which an idle client has had its moment.
+        @param announcedAt: The tick at which the short time of an idle client began.
         """
         phase, connections = self.phase, self.connections
         moment = connections.tick + GRACE_TICKS
@@ -205,7 +205,7 @@ class Channel(Writer):
 
     def abort(self) -> None:
         """
-        Close the connection without sending what is written.
+        Close the connection without sending the written data.
         """
         self.transport.abortConnection()
 
@@ -215,7 +215,7 @@ class Channel(Writer):
         """
         self._request = None
         if not self.isPersistent:
-            # A client that pipelines does not know yet that this is the last response.
+            # A client that pipelines cannot know yet that this is the last response.
             self._lingers = self._lingers or self.connections.announced
             self.loseConnection()
         elif self.phase is Phase.ANSWERING:
@@ -225,7 +225,7 @@ class Channel(Writer):
 
     def loseConnection(self) -> None:
         """
-        Close the connection when all is sent.
+        Close the connection when all written data are sent.
         """
         self.flush()
         if self.phase in _ENDING:
@@ -234,12 +234,12 @@ class Channel(Writer):
             self._linger()
             return
         self.phase, self.deadline = Phase.CLOSING, self.readingDeadline()
-        # A transport calls a paused producer before it closes.
+        # Before it closes, a transport would call a paused producer.
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # A request calls it if its form is malformed.
+        # A request calls this method if its form is malformed.
         self.refuse(HTTPStatus.BAD_REQUEST)
 
     # Reading.
@@ -331,7 +331,7 @@ class Channel(Writer):
         return request
 
     def _findDefaults(self, headers: Headers) -> None:
-        # Only sites of tsrv have them.
+        # Only sites of tsrv have default headers.
         find = getattr(self.site, "defaultHeaders", None)
         if find is not None:
             self.defaults = find(self._peer, headers, self.isSecure())
@@ -367,7 +367,7 @@ class Channel(Writer):
 
     def _countKept(self) -> None:
         """
-        Count received data that wait for a response to be written.
+        Count received data that wait for the end of a response.
         """
         kept = len(self._received) if self.phase in _KEEPING else 0
         if kept != self._keptBytes:
@@ -390,7 +390,7 @@ class Channel(Writer):
 
     def refuse(self, status: HTTPStatus) -> None:
         """
-        Respond to a request that will not be read to its end; close the connection.
+        Refuse a request before its end, and close the connection.
 
         @param status: The status of the response.
         """
@@ -420,7 +420,7 @@ class Channel(Writer):
         self.phase = Phase.LINGERING
         self.deadline = self.connections.patience(_LINGER_SECONDS)
         if self.isBlocked:
-            # No event tells when a long response is sent.
+            # No event reports that a long response is sent.
             self.phase, self.deadline = Phase.CLOSING, self.readingDeadline()
         self._received = b""
         self._countKept()
@@ -428,8 +428,8 @@ class Channel(Writer):
         self.transport.unregisterProducer()
         self.resumeReading()
         if self.isSecure():
-            # Closing one direction below TLS would cut off what is not encrypted yet;
-            # and TLS ends only after the client has confirmed it.
+            # Closing one direction below TLS would lose data that are not encrypted
+            # yet; and TLS closes only after the client has confirmed it.
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()

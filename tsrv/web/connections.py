@@ -1,5 +1,5 @@
 """
-The connections of one site, also of one that is not of tsrv::
+The connections of one site. Any site of Twisted can use them::
 
     site = twisted.web.server.Site(root)
     site.protocol = Connections(reactor)
@@ -15,7 +15,7 @@ __all__ = ["Connections"]
 
 class Connections(Supervisor):
     """
-    Makes and supervises the connections of a site. The site calls it for each new one.
+    Makes and supervises the connections of a site. Each call makes a connection.
     """
 
     def __call__(self) -> Channel:

@@ -1,9 +1,9 @@
 """
-What clients send: JSON bodies, forms, queries and conditions.
+Reads the input of clients: JSON bodies, forms, queries and conditions.
 
-A L{msgspec.Struct} says what a body or a query looks like. The same struct
-validates it here and describes it in an OpenAPI document. An error names the
-JSON pointer or the parameter and the reason; it never repeats what was sent.
+A L{msgspec.Struct} defines the fields of a body or a query. The same struct
+validates the input here and describes it in an OpenAPI document. An error names the
+JSON pointer or the parameter, and the reason; it never repeats the input.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class Invalid(HTTPError):
     """
     A part of the request has an invalid value.
 
-    @ivar reason: What is wrong with it.
+    @ivar reason: The reason, in a few words.
     """
 
     status = HTTPStatus.BAD_REQUEST
 
     def __init__(self, title: str, part: str, place: str, reason: str) -> None:
         """
-        @param title: What is invalid, in a few words: C{Invalid user}.
+        @param title: The title of the error, such as C{Invalid user}.
         @param part: C{"pointer"} or C{"parameter"}.
         @param place: The JSON pointer (RFC 6901), or the name of the parameter.
-        @param reason: What is wrong there.
+        @param reason: The reason, in a few words.
         """
         super().__init__(title)
         self.reason = reason
@@ -93,10 +93,10 @@ def readBody(
     @param request: The request.
     @param struct: The type of the body, a L{msgspec.Struct}.
     @param title: The title of the error if the body is invalid.
-    @param accepted: The accepted media types: L{FORM}, or types that are JSON.
-    @param header: The name of the header that lists them in a 415 response:
+    @param accepted: The accepted media types: L{FORM}, or types of JSON.
+    @param header: The name of the header that lists the types in a 415 response:
         C{Accept-Post}, C{Accept-Patch} or C{Accept}.
-    @return: The body. Other fields of a form are ignored.
+    @return: The body. Unknown fields of a form are ignored.
     @raise HTTPError: The body has another media type, is compressed, or is not
         JSON.
     @raise Invalid: The body does not match the struct.
@@ -139,7 +139,7 @@ def readQuery(request: Request, struct: type[_T]) -> _T:
     Read and validate the parameters in the query of a request.
 
     @param request: The request.
-    @param struct: The parameters, a L{msgspec.Struct}. Others are ignored.
+    @param struct: The parameters, a L{msgspec.Struct}. Unknown ones are ignored.
     @return: The parameters.
     @raise Invalid: A parameter is repeated or has an invalid value.
     """
@@ -174,10 +174,10 @@ def validate(
     Validate the values of fields.
 
     @param fields: The fields.
-    @param struct: Their types, a L{msgspec.Struct}.
-    @param title: The title of the error if one is invalid.
+    @param struct: The types of the fields, a L{msgspec.Struct}.
+    @param title: The title of the error if a field is invalid.
     @param part: C{"pointer"} or C{"parameter"}.
-    @param strict: Whether numbers cannot be texts.
+    @param strict: Whether to refuse texts such as C{"1"} for numbers.
     @raise Invalid: The fields do not match the struct.
     """
     try:
@@ -213,7 +213,7 @@ def _invalid(
 
 
 def _explain(struct: type[Any], message: str) -> tuple[str, str]:
-    # A pointer and a reason from a message of msgspec, without what was sent.
+    # Make a pointer and a reason from a message of msgspec, without the client's input.
     found = _PATH.search(message)
     pointer = "" if found is None else _pointerFrom(found[1])
     message = _PATH.sub("", message)
@@ -235,14 +235,14 @@ def _pointerFrom(path: str) -> str:
     pointer = ""
     for name, index in _STEP.findall(path):
         if not (name or index):
-            # A member of a mapping, whose name the client chose.
+            # The client chose the name of this member of a mapping.
             break
         pointer += f"/{name or index}"
     return pointer
 
 
 def _descriptionOf(struct: type[Any], pointer: str) -> str:
-    # The description of a field says in words what its pattern is.
+    # The description of a field explains its pattern in words.
     schema = msgspec.json.schema(struct)
     name = schema.get("$ref", "").rpartition("/")[2]
     properties = schema.get("$defs", {}).get(name, {}).get("properties", {})
@@ -262,8 +262,8 @@ def _jsonError(message: str) -> str:
 
 def mediaTypeOf(contentType: bytes, accepted: Sequence[str]) -> str | None:
     """
-    Return the media type of a C{Content-Type} header, in lower case; L{None} if it is
-    not accepted, or if the text is not in UTF-8.
+    Return the media type of a C{Content-Type} header, in lower case; L{None} if the
+    type is not accepted, or if the charset is not UTF-8.
     """
     text = contentType.decode("latin-1")
     if text in accepted:
@@ -279,7 +279,7 @@ def mediaTypeOf(contentType: bytes, accepted: Sequence[str]) -> str | None:
     return mediaType if mediaType in accepted else None
 
 
-# A list may have empty members, which mean nothing.
+# A list may have empty members, which are ignored.
 _TAGS: Final = re.compile(r'[ \t,]*(W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
 
 
@@ -287,12 +287,12 @@ def matchesAny(
     conditions: Sequence[bytes], tag: str, *, weakly: bool, unreadable: bool = False
 ) -> bool:
     """
-    Compare an entity tag with those of a condition (RFC 9110, 8.8.3.2).
+    Compare an entity tag with the tags in a condition (RFC 9110, 8.8.3.2).
 
     @param conditions: The values of C{If-Match} or C{If-None-Match}.
     @param tag: The strong entity tag of the resource, with its quotes.
     @param weakly: Whether a weak tag of the client matches too.
-    @param unreadable: What to return for conditions that are malformed or too long.
+    @param unreadable: The result for conditions that are malformed or too long.
     @return: Whether the tag is listed.
     """
     listed = b",".join(conditions).decode("latin-1").strip()
@@ -313,12 +313,12 @@ def matchesAny(
 
 def withETag(request: Request, tag: str, response: Response) -> Response:
     """
-    Return a response with an entity tag; without its body and with status 304 if
-    the client has the current representation already.
+    Return a response with an entity tag. If the client already has the current
+    representation, the response has status 304 and no body.
 
     @param request: A GET or HEAD request.
     @param tag: The strong entity tag of the resource, with its quotes.
-    @raise PreconditionFailed: The client wants another representation.
+    @raise PreconditionFailed: C{If-Match} names only other representations.
     """
     conditions = request.requestHeaders
     wanted = conditions.getRawHeaders(b"If-Match")

@@ -1,14 +1,14 @@
 """
 The framing of requests (RFC 9112): their heads, and the ends of their bodies.
 
-llhttp, the parser of Node.js, decides what is well-formed. A proxy in front of the
-server may read an ambiguous request differently, and take a part of it for another
-request. So this module refuses what is ambiguous, although some servers accept it:
-several lengths, transfer codings other than C{chunked}, folded lines, line ends other
-than CRLF, odd hosts.
+llhttp, the parser of Node.js, decides whether a request is well-formed. A proxy in
+front of the server may read an ambiguous request differently, and take a part of it
+for another request. So this module refuses ambiguous requests, although some servers
+accept them: several lengths, transfer codings other than C{chunked}, folded lines, line
+ends other than CRLF, odd hosts.
 
-The parser gets whole heads. After one without a body it expects the next one; after
-any other it is replaced. So one parser serves all connections.
+The parser gets whole heads. If a request has no body, the parser expects another head
+next; otherwise a new parser replaces it. So all connections share one parser.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Head:
     """
     The head of a request.
 
-    @ivar target: What is asked for: a path, or C{*}.
+    @ivar target: The target of the request: a path, or C{*}.
     @ivar version: C{HTTP/1.0} or C{HTTP/1.1}.
     @ivar length: Length of the body in bytes; L{None} if it is chunked.
     @ivar isPersistent: Whether the client may send another request.
@@ -108,7 +108,7 @@ class HeadParser:
         @param data: The head, up to and with the empty line.
         @raise Refusal: The head is malformed, ambiguous or too long.
         """
-        # The parser would skip a single CR or LF.
+        # The parser would skip a single CR or LF at the start.
         if len(data) > _SHORT_HEAD_BYTES or data[:1] in (b"\r", b"\n"):
             self.check(data)
         head = self._head = Head(data[: data.index(b"\r\n")])
@@ -120,7 +120,7 @@ class HeadParser:
             head.length = 0 if self._hasNoBody else _bodyLength(head)
             _checkTarget(head)
             if not (self._hasNoBody and head.isPersistent):
-                # This parser expects the body, or nothing more.
+                # This parser now expects the body, or no further request.
                 self._parser = HttpRequestParser(self)
         except (HttpParserError, Refusal) as error:
             self._parser = HttpRequestParser(self)
@@ -129,10 +129,10 @@ class HeadParser:
 
     def check(self, data: bytes) -> None:
         """
-        Check a part of a head.
+        Check the beginning of a head.
 
-        @param data: What was received of it.
-        @raise Refusal: Nothing that follows can make it a head.
+        @param data: The received part of the head.
+        @raise Refusal: The head is malformed or too long, whatever follows.
         """
         line, end, _ = data.partition(b"\r\n")
         if len(line) > MAX_HEAD_BYTES:
@@ -164,7 +164,7 @@ class HeadParser:
             # The parser would leave the body to another protocol.
             self._hasNoBody = False
         except HttpParserInvalidMethodError:
-            # It only knows the registered ones. A resource may have others.
+            # The parser knows only registered methods. A resource may have others.
             method = self._head.method
             if not _TOKEN.fullmatch(method):
                 raise
@@ -193,8 +193,8 @@ class HeadParser:
 
 class ChunkedBody:
     """
-    Decodes one body. The sizes, extensions and trailers of its chunks are checked;
-    extensions and trailers are discarded.
+    Decodes one chunked body. It checks the sizes, extensions and trailers of the
+    chunks, and discards the extensions and trailers.
     """
 
     __slots__ = ("_isComplete", "_length", "_overhead", "_parser", "_pieces")
@@ -209,8 +209,8 @@ class ChunkedBody:
     def decode(self, data: bytes) -> tuple[bytes, bytes | None]:
         """
         @param data: Received bytes.
-        @return: The next part of the body; and what follows the body, or L{None} if
-            more of it is to come.
+        @return: The next part of the body, and the data that follow the body: L{None}
+            if the body is not complete.
         @raise Refusal: The data are malformed, or mostly extensions and trailers.
         """
         pieces = self._pieces = []
@@ -218,7 +218,7 @@ class ChunkedBody:
         begin = 0
         with memoryview(data) as view:
             while begin < len(data) and rest is None:
-                # The parser does not tell where a body ends, but it ends with a line.
+                # The parser does not report the end of a body; it is the end of a line.
                 end = data.find(b"\n", begin) + 1 or len(data)
                 try:
                     self._parser.feed_data(view[begin:end])
@@ -230,7 +230,7 @@ class ChunkedBody:
         part = b"".join(pieces)
         self._length += len(part)
         self._overhead += begin - len(part)
-        # A chunk of one byte takes six.
+        # A chunk with one byte of the body takes six bytes.
         if self._overhead > MAX_HEAD_BYTES + 5 * self._length:
             raise Refusal(HTTPStatus.BAD_REQUEST)
         return part, rest
@@ -273,7 +273,7 @@ def _checkTarget(head: Head) -> None:
     target = head.target
     if target.startswith(b"/") or (target == b"*" and head.method == b"OPTIONS"):
         return
-    # The target is an URL, as for a proxy.
+    # The target is a URL, as in requests to a proxy.
     url = _URL.fullmatch(target)
     if url is None or not _HOST.fullmatch(url[1]):
         raise Refusal(HTTPStatus.BAD_REQUEST)

@@ -1,6 +1,6 @@
 """
-The health of a program, for operators and their tools: whether it is alive, whether
-it is ready, and the report of its start-up.
+The health of a program, for operators and their tools: whether the program is alive,
+whether it is ready, and the report of its start-up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NOT_CACHED: Final = [(b"Cache-Control", b"no-store")]
 
 MAX_LISTED_MODULES: Final = 100
 """
-Maximum number of missing modules that are listed.
+Maximum number of missing modules in the list of an error.
 """
 
 MAX_NAMED_MODULES: Final = 3
@@ -35,15 +35,15 @@ Maximum number of missing modules in the message of the error.
 
 class Live(AsyncResource):
     """
-    C{/livez}: whether the reactor runs. It asks no module, because restarting the
-    process does not cure a module that hangs.
+    C{/livez}: whether the reactor runs. The response does not depend on modules,
+    because restarting the process does not repair a module that hangs.
     """
 
     isLeaf = True
 
     def render_GET(self, request: Request) -> Response:
         """
-        Say that the process is alive.
+        Report that the process is alive.
         """
         return text("alive\n", headers=NOT_CACHED)
 
@@ -65,7 +65,7 @@ class Ready(AsyncResource):
 
     def render_GET(self, request: Request) -> Response:
         """
-        Say that the program is ready, or fail with what is missing.
+        Report that the program is ready, or fail with the missing modules.
         """
         startup, status = self._startup, self._startup.status.value
         if startup.ready:
@@ -107,7 +107,7 @@ def missingSince(module: ModuleReport) -> float:
         return 0.0
     episodes = [(each["lost"], each["recovered"]) for each in module["losses"]]
     episodes += [(each["begun"], each["ended"]) for each in module["pauses"]]
-    # A module may be paused while it is lost, and the other way round.
+    # Pauses and losses of a module may overlap.
     for begun, ended in sorted(episodes, key=itemgetter(0), reverse=True):
         if ended is None or ended >= since:
             since = min(since, begun)
@@ -127,7 +127,7 @@ class StartupPage(AsyncResource):
         """
         @param startup: The modules.
         @param showErrors: Whether to show the messages of errors, and not only
-            their types. Messages are not for the public.
+            their types. The public must not see messages.
         """
         super().__init__()
         self._startup = startup
@@ -147,9 +147,9 @@ class StartupPage(AsyncResource):
 
 def hideMessages(report: Report) -> None:
     """
-    Remove the messages of errors from a report, so that only their types remain.
+    Remove the messages of errors from a report in place, but keep the types of errors.
 
-    @param report: The report, which is changed.
+    @param report: The report.
     """
     for module in report["modules"]:
         module["closeError"] = None

@@ -17,13 +17,13 @@ __all__ = ["IncomingBody"]
 
 _SLOW_START_SECONDS: Final = 5.0
 """
-Age of a body from which on its rate is checked.
+Minimum age of a body whose rate is checked.
 """
 
 
 class IncomingBody:
     """
-    Takes a body out of the received data.
+    Separates one body from the received data, and checks its limits.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class IncomingBody:
         @param connections: The connections of the site.
         @param peer: The client.
         @param length: The length of the body; L{None} if it is chunked.
-        @param limit: The limit for its length.
+        @param limit: Maximum length of the body.
         @param end: The tick by which the body must have arrived.
         @raise Refusal: The body is too long, or does not fit into memory.
         """
@@ -55,8 +55,8 @@ class IncomingBody:
     def decode(self, data: bytes) -> tuple[bytes, bytes | None]:
         """
         @param data: The received data.
-        @return: The next part of the body, and what follows its end; L{None} before the
-            end.
+        @return: The next part of the body, and the data that follow the body: L{None}
+            if the body is not complete.
         @raise Refusal: The data are malformed, too long or do not fit into memory.
         """
         rest = None
@@ -74,7 +74,7 @@ class IncomingBody:
 
     def giveMoment(self) -> None:
         """
-        Let the time without progress begin now: the site is being stopped.
+        Restart the time without progress, because the site is stopping.
         """
         self._heardAt = self._connections.tick
 
@@ -82,7 +82,7 @@ class IncomingBody:
     def isLate(self) -> bool:
         """
         Whether the body takes too long, is too slow, or makes no progress while the
-        site is being stopped.
+        site is stopping.
         """
         tick = self._connections.tick
         age = (tick - self._begunAt) * TICK_SECONDS
@@ -94,7 +94,7 @@ class IncomingBody:
 
     def forget(self) -> None:
         """
-        Stop counting the body among those that have not arrived.
+        Remove the body from the count of unfinished bodies.
         """
         self._connections.count(self._peer, -self._bytes)
 

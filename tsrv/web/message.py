@@ -1,5 +1,5 @@
 """
-A response as a value.
+A response as a value: its body, headers and status.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 C{/metrics}: the metrics of a program, for Prometheus.
 
-They are collected for each scrape. The names follow C{promtool check metrics}.
+Each scrape collects the metrics. Their names follow C{promtool check metrics}.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ OFFERED_TYPES: Final = (
     "text/plain;version=0.0.4",
 )
 """
-The formats; text is the default because most clients can read it.
+The formats. Text is the default, because most clients can read it.
 """
 
 STATUSES: Final = (*(state.value for state in State), "waiting", "skipped", "lazy")
@@ -141,8 +141,8 @@ class Metrics(AsyncResource):
     ) -> None:
         """
         @param startup: The modules.
-        @param traffic: The counts of requests, if there are any: those of the
-            L{Site<tsrv.web.site.Site>}s that were given the same object.
+        @param traffic: The counts of requests, if there are any. Pass the same object
+            to each L{Site<tsrv.web.site.Site>}.
         @param name: The name of the program.
         @param version: The version of the program, if it has one.
         """
@@ -286,7 +286,7 @@ def _add(family: Any, labels: dict[str, str], value: Any) -> None:
     if not isinstance(value, Histogram):
         family.add_metric(tuple(labels.values()), value or 0.0)
         return
-    # The family's add_metric() takes several times as long for a histogram.
+    # For a histogram, the family's add_metric() takes several times as long.
     name, samples, count = family.name, family.samples, 0
     # Prometheus counts all values up to each bound.
     for bound, count in zip(BOUNDS, accumulate(value.counts), strict=True):

@@ -1,9 +1,9 @@
 """
-C{POST /modules/NAME/pause}, C{resume} and C{reset}: what operators do to modules.
+C{POST /modules/NAME/pause}, C{resume} and C{reset}: operators control modules.
 
-The operator is one holder of the calls of a module: pausing a module again changes
-nothing, and calls that the program itself holds are not resumed. These are not for the
-public: whoever can send requests here can stop the program's work.
+All operators together are one holder of a module's calls: a second pause has no effect,
+and resuming does not release calls that the program itself holds. Do not let the public
+reach these routes, because a client that uses them can stop the program's work.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _log = Logger("tsrv.web")
 
 OPERATOR: Final = "operator"
 """
-The holder of the calls that operators hold.
+The name by which operators hold the calls of a module.
 """
 
 WAIT_SECONDS: Final = 10
 """
-Time for which the response to C{pause} waits for calls in progress, in seconds.
+Default time that the response to C{pause} waits for calls in progress, in seconds.
 """
 
 
@@ -50,7 +50,7 @@ BACK: Final = [(b"Location", b"../../")]
 
 class OperatorReset(Exception):
     """
-    The reason of a reset that an operator asked for.
+    The reason of a reset by an operator.
     """
 
 
@@ -62,7 +62,7 @@ class Modules(AsyncResource):
     """
     C{/modules}: pauses, resumes and resets modules.
 
-    A browser is sent back to the page above. Other clients get JSON.
+    Browsers are redirected to the status page. Other clients get JSON.
     """
 
     isLeaf = True
@@ -94,7 +94,7 @@ class Modules(AsyncResource):
 
     async def render_POST(self, request: Request) -> Response:
         """
-        Do what the path says.
+        Run the action that the path names.
         """
         try:
             checkOrigin(request, self._proxies.isSecure(request))

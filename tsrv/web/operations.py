@@ -1,5 +1,5 @@
 """
-All pages for operators, and where they are.
+All pages for operators, with their paths.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Operations(Status):
     """
     The status page, and below it C{livez}, C{readyz}, C{startup} and C{metrics}.
 
-    It may be the root of a site, or be mounted anywhere, as C{/internal} for example;
+    Use it as the root of a site, or mount it at any path such as C{/internal}.
     L{putOn} adds its pages to the root of an application.
     """
 
@@ -47,8 +47,8 @@ class Operations(Status):
             links to.
         @param name: The name of the program.
         @param version: The version of the program, if it has one.
-        @param operatorsOnly: Whether the public cannot reach these pages: they then
-            show the messages of errors, and operators may pause, resume and reset
+        @param operatorsOnly: Whether only operators can reach these pages. The pages
+            then show the messages of errors, and can pause, resume and reset
             modules; see L{Modules<tsrv.web.modules.Modules>}.
         @param proxies: The trusted proxies.
         """
@@ -71,7 +71,7 @@ class Operations(Status):
 
     def putOn(self, root: Resource) -> None:
         """
-        Add these pages to the root of an application. The status page is its C{/}.
+        Add these pages to the root of an application, with the status page at C{/}.
         """
         for path, page in self.children.items():
             root.putChild(path, page)

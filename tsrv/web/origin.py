@@ -1,5 +1,5 @@
 """
-The origin of a request: its client, its transport, and the site that made it.
+The origin of a request: its client, its transport, and the site that sent it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FORWARDED: Final = (b"X-Forwarded-Proto", b"X-Forwarded-For", b"Forwarded")
 
 _PORTS: Final = {b"http": 80, b"https": 443}
 
-# An address as some proxies write it: in brackets, or with a port.
+# Some proxies write an address in brackets, or with a port.
 _HOP: Final = re.compile(r"\A\[(.*)\](?::[0-9]+)?\Z|\A([0-9.]+):[0-9]+\Z")
 
 
@@ -85,8 +85,8 @@ def peerOf(request: Request) -> str:
 def isLocal(request: Request) -> bool:
     """
     Return whether a browser on this machine made the request, without a proxy, to a
-    name that always means this machine. A name that another site made point here does
-    not count.
+    name that always means this machine. Other names do not count, because another site
+    may let its name point to this machine.
     """
     peer, headers = addressOf(peerOf(request)), request.requestHeaders
     if peer is None or not peer.is_loopback or any(map(headers.hasHeader, _FORWARDED)):
@@ -107,14 +107,14 @@ def _isLocalName(authority: bytes) -> bool:
 
 class Proxies:
     """
-    The proxies whose C{X-Forwarded-} headers are true.
+    The proxies whose C{X-Forwarded-} headers the server trusts.
     """
 
     def __init__(self, trusted: Sequence[str] = ()) -> None:
         """
-        @param trusted: Their addresses or networks, such as C{192.0.2.7} or
-            C{fd00::/8}; C{unix} for everything that comes over a UNIX socket.
-        @raise ValueError: One of them is something else.
+        @param trusted: Addresses or networks of the proxies, such as C{192.0.2.7} or
+            C{fd00::/8}; C{unix} for all clients of a UNIX socket.
+        @raise ValueError: An item is not an address, a network or C{unix}.
         """
         if isinstance(trusted, str):
             raise ValueError("trusted proxies are a sequence, not one text")
@@ -134,8 +134,8 @@ class Proxies:
 
     def usesTLS(self, peer: IAddress, headers: Headers, isTLS: bool) -> bool:
         """
-        Return whether a client used TLS: to a trusted proxy that says so, otherwise to
-        this server.
+        Return whether a client used TLS. A trusted proxy reports it in a header;
+        otherwise the connection to this server decides.
 
         @param peer: The address at the other end of the connection.
         @param headers: The headers of the request.
@@ -159,8 +159,8 @@ class Proxies:
 
     def clientOf(self, peer: IAddress, headers: Headers) -> str:
         """
-        Return the IP address of a client: the last one that a trusted proxy has
-        received and that is not itself a trusted proxy.
+        Return the IP address of a client: the last address in the headers of the
+        trusted proxies that does not belong to a trusted proxy.
 
         @param peer: The address at the other end of the connection.
         @param headers: The headers of the request.
@@ -169,11 +169,11 @@ class Proxies:
         forwarded = headers.getRawHeaders(b"X-Forwarded-For")
         if not forwarded or not self._isTrusted(peer):
             return client
-        # Each proxy appends an address to what it received, which may be invented.
+        # Each proxy appends an address to the received header, which may be forged.
         hops = b",".join(forwarded).decode("latin-1").rsplit(",", MAX_PROXIES)
         for hop in reversed(hops):
             address = addressOf(_HOP.sub(r"\1\2", hop.strip(" \t")))
-            # A zone may be any text, and means nothing on another machine.
+            # A zone may be any text, and only its own machine understands it.
             if address is None or "%" in hop:
                 break
             client = str(address)
@@ -195,13 +195,13 @@ def checkOrigin(request: Request, isSecure: bool, token: str | None = None) -> N
     """
     Refuse a request that another site may have made in a visitor's browser (CSRF).
 
-    Safe methods pass. For others C{Sec-Fetch-Site} and C{Origin}, as far as the browser
-    sends them, must both say that the request comes from this site or from its user. A
-    client that sends neither must send the token of its session as C{X-CSRF-Token}.
+    Requests with safe methods pass. In other requests, C{Sec-Fetch-Site} and C{Origin}
+    must name this site or its user, as far as the browser sends these headers. A client
+    that sends neither must send the token of its session as C{X-CSRF-Token}.
 
     @param request: The request.
-    @param isSecure: Whether its client used TLS, see L{Proxies.isSecure}.
-    @param token: The token of its session, if there is one.
+    @param isSecure: Whether the client used TLS, see L{Proxies.isSecure}.
+    @param token: The token of the client's session, if there is one.
     @raise CrossSite: Another site may have made the request.
     """
     if request.method in _SAFE:
@@ -220,7 +220,7 @@ def checkOrigin(request: Request, isSecure: bool, token: str | None = None) -> N
     if sites is not None:
         if sites not in ([b"same-origin"], [b"none"]):
             raise CrossSite(_FOREIGN)
-        # With the Referrer-Policy no-referrer a page hides its origin from its site.
+        # With the Referrer-Policy no-referrer, a page sends no origin to its own site.
         if origins in (None, [b"null"]):
             return
     scheme = b"https://" if isSecure else b"http://"

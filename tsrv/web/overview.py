@@ -1,5 +1,5 @@
 """
-What the status page says of a report, in words.
+Describes a report in words, for the status page.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEADLINES: Final = {
 
 TROUBLES: Final = ("failed", "lost", "retrying", "paused")
 """
-The statuses that need attention, the most urgent first.
+The statuses that need attention, in the order of their urgency.
 """
 
 
@@ -57,7 +57,7 @@ def rank(module: ModuleReport) -> int:
 
 
 def _isLost(module: ModuleReport) -> bool:
-    # The attempts after a loss have statuses of their own.
+    # During the attempts after a loss, the status of the module is not "lost".
     losses = module["losses"]
     isOpen = bool(losses) and losses[-1]["recovered"] is None
     return isOpen and module["status"] not in ("failed", "closing", "closed")
@@ -85,7 +85,7 @@ def _causesOf(report: Report) -> list[ModuleReport]:
         and module["status"] not in ("lazy", "waiting", "skipped")
     ]
     names = {module["name"] for module in causes}
-    # The module that it restarts with is the cause.
+    # If a module restarts with another module, the other one is the cause.
     causes = [each for each in causes if names.isdisjoint(each["restartWith"])]
     if report["status"] == "failed":
         causes = [module for module in causes if module["status"] == "failed"]
@@ -112,10 +112,10 @@ def situationOf(
     report: Report, waits: Sequence[tuple[float | None, bool]]
 ) -> str | None:
     """
-    Say for how long the program has not been ready, and for how long it will not be.
+    Describe how long the program has not been ready, and how long that will last.
 
-    @param waits: For each required module that is not ready, the seconds that it will
-        still take, if they are known; and whether it will then be ready.
+    @param waits: For each required module that is not ready: the remaining seconds, if
+        known, and whether the module will then be ready.
     """
     status, now = report["status"], report["now"]
     if status == "starting":
@@ -135,7 +135,7 @@ def situationOf(
 
 def factsOf(report: Report) -> Iterator[str]:
     """
-    @return: What else is known of the program.
+    @return: Further facts about the program.
     """
     modules, path = report["modules"], report["criticalPath"]
     ready = sum(module["ready"] for module in modules)
@@ -163,9 +163,9 @@ def factsOf(report: Report) -> Iterator[str]:
 
 def reasonOf(module: ModuleReport, state: str, lastError: str | None) -> str:
     """
-    Say why a module is not ready.
+    Describe why a module is not ready.
 
-    @param lastError: The last error, which the reason may name by its type.
+    @param lastError: The last error; the reason may name the type of the error.
     """
     reason = module["reason"] or module["note"] or ""
     if lastError is None:

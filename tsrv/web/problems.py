@@ -1,11 +1,11 @@
 """
-An exception becomes a response.
+Turns an exception into a response.
 
 Errors are problem details (RFC 9457) with the additional member C{error}, which
 clients of simpler servers read. Browsers get a page, and clients that prefer
-text get lines of text. Of an unexpected exception a client sees only the id of
-the request, which finds the exception in the log, unless the site is in
-development mode.
+text get lines of text. If an exception is unexpected, a client sees only the id of
+the request, which leads to the exception in the log. In development mode, the client
+also sees the traceback.
 """
 
 from __future__ import annotations
@@ -45,22 +45,21 @@ KnownErrors: TypeAlias = Mapping[type[BaseException], tuple[HTTPStatus, str]]
 """
 The response to an application's own errors: exception type to status and text.
 
-The entry of the most derived type applies. The text is all that clients see. The
-exception itself is logged as a warning, unless the status is 409: a conflict
-between two clients is normal, while the request's validation should have found
-any other error.
+The entry of the most derived type applies. Clients see only the text. The exception
+itself is logged as a warning, unless the status is 409: conflicts between clients are
+normal, while the validation of the request should have found any other error.
 """
 
 MAX_LOGGED_BYTES: Final = 1_000
 """
-Maximum length of what a client has sent, in the log.
+Maximum length of a value from a client in the log.
 """
 
 _HTML: Final = b"text/html; charset=utf-8"
 _TEXT: Final = b"text/plain; charset=utf-8"
 _JSON: Final = b"application/problem+json"
 
-# The last one is for clients that do not care.
+# Clients without a preference get the last type.
 _OFFERED: Final = [
     "text/html",
     "text/plain",
@@ -106,7 +105,7 @@ class HTTPError(Exception):
     @ivar status: The status of the response.
     @ivar text: Replaces the message for clients that prefer text.
     @ivar headers: Headers of the response.
-    @ivar members: Further members of the problem, as JSON can express them. Each
+    @ivar members: Further members of the problem: values that JSON can express. Each
         item of C{errors} has a C{detail}, and a C{pointer} or C{parameter}.
     """
 
@@ -123,10 +122,10 @@ class HTTPError(Exception):
         text: str | None = None,
     ) -> None:
         """
-        Override the class's values.
+        Override the values of the class.
 
-        @param detail: One sentence for people.
-        @raise ValueError: C{status} is no status of HTTP.
+        @param detail: One sentence for the people who use the client.
+        @raise ValueError: C{status} is not an HTTP status.
         """
         super().__init__(detail)
         self.status = self.status if status is None else HTTPStatus(status)
@@ -228,7 +227,7 @@ def responseTo(failure: Failure, request: IRequest) -> Response:
         headers = [(b"Retry-After", b"%d" % _retryAfterSeconds(error))]
         told = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE, headers)
     elif isinstance(error, OutcomeUnknown):
-        # No Retry-After: the work may have been done, and would be done twice.
+        # No Retry-After: a retry could do the work a second time.
         detail = "The request was interrupted: it may have been carried out, or not"
         told = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE)
     else:
@@ -257,15 +256,15 @@ def _tracebackOf(failure: Failure) -> str:
     assert error is not None
     text = "".join(format_exception(error))
     if error.__traceback__ is None and failure.frames:
-        # The failure was cleaned; only its own copy of the frames is left.
+        # The failure has been cleaned; only its own copy of the frames is left.
         text += f"\n{failure.getTraceback()}"
     return text
 
 
 def escaped(value: bytes) -> str:
     """
-    Return what a client has sent as a part of a log line that it cannot forge: without
-    control characters and quotation marks.
+    Return a value from a client as text for a log line, without control characters and
+    quotation marks. So a client cannot forge log lines.
     """
     plain = value[:MAX_LOGGED_BYTES].decode("latin-1").encode("unicode_escape")
     return plain.decode("ascii").replace('"', '\\"')

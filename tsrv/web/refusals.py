@@ -1,5 +1,5 @@
 """
-The responses to requests that are not read to their end.
+The responses to requests that the site refuses before their end.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def refusal(
 ) -> tuple[bytes, bytes]:
     """
     @param status: The status.
-    @param known: The headers of the request, as far as they were read.
+    @param known: The headers of the request, as far as they have arrived.
     @param requestId: The id of the request.
-    @param stopping: Whether the site is being stopped.
+    @param stopping: Whether the site is stopping.
     @param lines: The headers of every response.
     @return: The head and the body of the response.
     """

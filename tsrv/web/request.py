@@ -1,6 +1,6 @@
 """
-A request on a site of tsrv: it has an id, its body is kept in memory within the
-site's limits, and its errors are problem details.
+A request on a site of tsrv. It has an id; the site keeps its body in memory, within
+limits; and its errors are problem details.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _log = Logger("tsrv.web")
 
 class Body(BytesIO):
     """
-    The body of a request. Its length counts in C{bodyBytes} of the site's connections
-    until it is closed.
+    The body of a request. Until the body is closed, its length counts in C{bodyBytes}
+    of the site's connections.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -60,12 +60,12 @@ class SiteRequest(Request):
     """
     A request.
 
-    It is in progress from the call of its resource until the site logs its response,
-    or its connection is lost.
+    A request is in progress from the call of its resource until the site logs its
+    response or loses its connection.
 
     @ivar requestId: The id of the request.
     @ivar route: The route of its resource.
-    @ivar startTime: Start of its progress, in seconds; L{None} before.
+    @ivar startTime: Start of the time in progress, in seconds; L{None} before.
     """
 
     channel: Any
@@ -83,14 +83,14 @@ class SiteRequest(Request):
         try:
             super().requestReceived(command, path, version)
         except ValueError:
-            # Twisted cannot parse each Content-Type; then the body is not a form.
+            # Twisted could not parse the Content-Type, so the body is not a form.
             assert self.content is not None
             self.content.seek(0)
             self.process()
 
     def process(self) -> None:
         """
-        Find the resource, and let it answer.
+        Find the resource, and let it respond.
         """
         # A context manager would cost a tenth of the time of a small request.
         token = currentRequestId.set(requestIdOf(self))
@@ -104,8 +104,8 @@ class SiteRequest(Request):
 
     def _process(self, channel: Channel) -> None:
         """
-        Do what Twisted's C{process()} does, at half the cost: the date is that of the
-        tick, and resources of tsrv are not asked for an encoder.
+        Do the work of Twisted's C{process()} at half the cost: all requests of one tick
+        share a date, and only resources that are not of tsrv may have an encoder.
         """
         self.site = channel.site
         self.responseHeaders.setRawHeaders(b"Date", channel.connections.date())
@@ -123,7 +123,7 @@ class SiteRequest(Request):
 
     def render(self, resrc: object) -> None:
         """
-        Begin to count, and let the resource answer.
+        Count the request as in progress, and let the resource respond.
         """
         if isinstance(resrc, AsyncResource):
             self.route = resrc.route
@@ -132,7 +132,7 @@ class SiteRequest(Request):
             )
         traffic: Traffic = self.site.traffic
         # A resource may delegate to another one, so this may be the second call; and
-        # the client may have left while the resource was looked up.
+        # the client may have disconnected during the lookup of the resource.
         if self.startTime is None and self.channel is not None:
             traffic.inProgress += 1
             self.startTime = traffic.seconds()
@@ -140,11 +140,11 @@ class SiteRequest(Request):
 
     def send(self, response: Response) -> bool:
         """
-        Write a whole response in one go, and finish.
+        Write a whole response with one call, and finish.
 
-        @param response: The response; its status and headers are set already.
-        @return: Whether that was possible. It is not if the request's own C{write()}
-            has more to do than to write.
+        @param response: The response; its status and headers are already set.
+        @return: Whether this is possible. For some responses, with cookies for example,
+            the request's own C{write()} has more to do than to write.
         """
         if (
             not self._isSimple
@@ -175,7 +175,7 @@ class SiteRequest(Request):
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        Count a request that was not answered.
+        Count a request whose connection is lost before the end of the response.
         """
         if self.startTime is not None:
             status = "aborted" if reason.check(ConnectionAborted) else "gone"
@@ -184,12 +184,12 @@ class SiteRequest(Request):
 
     def processingFailed(self, reason: Failure) -> Failure:
         """
-        Answer with an error that no L{respond} has seen: the lookup of the resource
-        failed, or a resource of another kind.
+        Send the response to an error outside of L{respond}: the lookup of the resource
+        has failed, or a resource that is not an L{AsyncResource}.
         """
         if self.finished or self.channel is None:
             _log.failure("After the end of the response", failure=reason)
         else:
-            # maybeDeferred() makes a failed Deferred of a Failure.
+            # maybeDeferred() turns a Failure into a failed Deferred.
             respond(self, lambda _: reason)
         return reason

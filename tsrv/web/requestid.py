@@ -1,9 +1,9 @@
 """
-The id by which a request is found again: in its response and in the log.
+The id of a request, which its response and its log lines share.
 
-A client may choose the id of its request; otherwise the site does. While a
-request is handled its id is in the context. Twisted's coroutines and tsrv's
-queues keep the context, so later work for the request is logged with its id, too.
+A client may choose the id of its request; otherwise the site chooses one. The id is
+in the context while the site handles the request. Twisted's coroutines and tsrv's
+queues keep the context, so log lines of later work for the request have the id, too.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = [
 
 currentRequestId: Final[ContextVar[str | None]] = ContextVar("requestId", default=None)
 """
-The id of the request that is being handled.
+The id of the current request.
 """
 
 _HEADER: Final = b"X-Request-ID"
 
 _VALID: Final = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,128}")
 """
-Ids that clients may choose: one word on one line of a log.
+The ids that clients may choose: one word that fits on a log line.
 """
 
 _processId: Final = token_hex(8)
@@ -48,7 +48,7 @@ def requestIdFor(headers: Headers) -> str:
     Choose the id of a new request.
 
     @param headers: The headers of the request.
-    @return: The client's id if it has sent a valid one, otherwise a new one.
+    @return: The client's id if it is valid, otherwise a new id.
     """
     sent = headers.getRawHeaders(_HEADER)
     if sent is not None and len(sent) == 1 and _VALID.fullmatch(sent[0]):
@@ -59,8 +59,8 @@ def requestIdFor(headers: Headers) -> str:
 def requestIdOf(request: Any) -> str:
     """
     @param request: A request on any site.
-    @return: The id of the request. If it has none it gets one, which is sent with
-        its response.
+    @return: The id of the request. A request without an id gets one; its response
+        then has the id, too.
     """
     requestId: str | None = getattr(request, "requestId", None)
     if requestId is None:
@@ -73,7 +73,7 @@ def requestIdOf(request: Any) -> str:
 @contextmanager
 def withRequestId(requestId: str) -> Iterator[None]:
     """
-    Handle a request: inside this context what is logged has its id.
+    Make an id current: log events inside this context get it.
     """
     token = currentRequestId.set(requestId)
     try:
@@ -84,10 +84,10 @@ def withRequestId(requestId: str) -> Iterator[None]:
 
 def addRequestId(event: LogEvent) -> None:
     """
-    Add the current request's id to a log event: as the member C{requestId}, and
-    to the C{log_system} that log lines show. This observer comes before the writers.
+    Add the id of the current request to a log event: as the field C{requestId}, and to
+    C{log_system}, which log lines show. This observer comes before the writers.
 
-    @param event: The event; an id that it already has is kept.
+    @param event: The event, which keeps an id that it already has.
     """
     requestId = event.get("requestId") or currentRequestId.get()
     if requestId is None:

@@ -1,9 +1,9 @@
 """
-A coroutine, or a Deferred, becomes a response.
+Turns the result of a resource, a coroutine or a Deferred into a response.
 
-A resource returns a L{Response}, or raises. This module takes care of the
-exchange itself: a client that leaves cancels the work for it, no exception
-reaches a client as it is, and nothing is written twice or to nobody.
+A resource returns a L{Response}, or raises an exception. This module handles the
+exchange: it cancels the work if the client disconnects, hides exceptions from
+clients, writes each response once, and writes nothing to a closed connection.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _log = Logger("tsrv.web")
 
 NO_ROUTE: Final = "(other)"
 """
-The route of resources that have none.
+The route of resources without a route of their own.
 """
 
 _RESPONSE_HEADERS: Final = (
@@ -65,21 +65,21 @@ _RENDERERS: Final = {
     for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 }
 """
-Names of methods. Python finds an attribute faster by a string that exists already.
+Names of methods. Python finds an attribute faster by a string that already exists.
 """
 
 
 class IBegun(Interface):
     """
-    The component of a request whose response has begun, although no byte of it was
-    sent: an error aborts the connection.
+    Marks a request whose response has begun, although no byte has been sent: an error
+    then aborts the connection.
     """
 
 
 def respond(request: Request, render: Callable[[Request], Any]) -> int:
     """
-    Send the response to a request when it is available. If the client leaves first, the
-    work is cancelled.
+    Send the response to a request when the response is available. If the client
+    disconnects before, cancel the work.
 
     @param request: The request.
     @param render: Returns the L{Response}, or a coroutine or Deferred of one. An
@@ -88,8 +88,8 @@ def respond(request: Request, render: Callable[[Request], Any]) -> int:
     @return: L{NOT_DONE_YET}
     """
     exchange = _Exchange(request)
-    # This is what notifyFinish() does. Its Deferred would only call the exchange, and
-    # costs 600 bytes for each waiting request and 5 % of the time of a ready one.
+    # notifyFinish() does the same with a Deferred, which costs 600 bytes for each
+    # waiting request and 5 % of the time of a ready one.
     cast(list[Any], request.notifications).append(exchange)
     exchange.begin(maybeDeferred(render, request))
     return NOT_DONE_YET
@@ -97,7 +97,7 @@ def respond(request: Request, render: Callable[[Request], Any]) -> int:
 
 def writeProblem(request: Request, failure: Failure) -> None:
     """
-    Answer with an error in place of a response that was prepared, but not begun.
+    Send an error in place of a response that is prepared but has not begun.
 
     @param request: The request.
     @param failure: The error.
@@ -105,7 +105,7 @@ def writeProblem(request: Request, failure: Failure) -> None:
     headers = request.responseHeaders
     for name in _RESPONSE_HEADERS:
         headers.removeHeader(name)
-    # An error depends on Accept, and says so itself.
+    # The response to an error has its own Vary: Accept.
     varying = headers.getRawHeaders(b"Vary", [])
     headers.setRawHeaders(b"Vary", [each for each in varying if each != b"Accept"])
     request.cookies.clear()
@@ -125,8 +125,8 @@ def abort(request: Request, failure: Failure) -> None:
 
 class _Exchange:
     """
-    One request and the response to it. C{callback} and C{errback} are what the
-    request calls when it ends.
+    One request and its response. The request calls C{callback} or C{errback} when
+    it ends.
     """
 
     __slots__ = ("_clientLeft", "_request", "_result")
@@ -138,10 +138,10 @@ class _Exchange:
 
     def begin(self, result: Deferred[Response]) -> None:
         self._result = result
-        # One callback for everything: each costs memory while the request waits.
+        # One callback for all results, because each costs memory while requests wait.
         result.addBoth(self._finish)
         if self._clientLeft:
-            # The client left during the call of render().
+            # The client disconnected during the call of render().
             result.cancel()
 
     def callback(self, result: None) -> None:
@@ -163,7 +163,7 @@ class _Exchange:
         self.fail(result)
 
     def fail(self, failure: Failure) -> None:
-        # The context is that of the code that has fired the Deferred.
+        # The current context belongs to the code that fired the Deferred.
         with withRequestId(requestIdOf(self._request)):
             try:
                 self._writeProblem(failure)
@@ -180,7 +180,7 @@ class _Exchange:
             request.setResponseCode(status, _PHRASES.get(status))
         for name, value in response.headers:
             headers.addRawHeader(name, value)
-        # Requests of our own site write a whole response at half the cost.
+        # Requests on a site of tsrv write a whole response at half the cost.
         send = getattr(request, "send", None)
         if send is not None and send(response):
             return
@@ -193,7 +193,7 @@ class _Exchange:
     def _writeProblem(self, failure: Failure) -> None:
         request = self._request
         if self._clientLeft:
-            # CancelledError is what was asked for.
+            # The exchange itself has asked for CancelledError.
             if not failure.check(CancelledError):
                 _log.debug(
                     "After the client left: {error}", error=explain(failure.value)
@@ -211,13 +211,13 @@ class AsyncResource(Resource):
 
     @cvar route: The pattern of the paths of this resource, such as C{/users/{id}};
         never a path that a client has sent. C{putChild} sets the routes of children;
-        a resource that C{getChild} returns needs one of its own.
+        a resource that C{getChild} returns must define its own route.
     """
 
     route: str = NO_ROUTE
 
     def __init__(self) -> None:
-        # Twisted's has no types, which strict type checkers refuse in a subclass.
+        # Twisted's __init__ has no types, so strict type checkers refuse to call it.
         super().__init__()
 
     def render(self, request: Request) -> int:
@@ -241,8 +241,8 @@ class AsyncResource(Resource):
 
     def setRoute(self, route: str) -> None:
         """
-        Set the route of this resource and of its children, unless they have one. So a
-        resource that is put in several places has the route of the first.
+        Set the route of this resource and of its children, unless they have a route. So
+        a resource in several places has the route of the first place.
 
         @param route: The route.
         """
@@ -253,7 +253,7 @@ class AsyncResource(Resource):
 
     def getChild(self, path: bytes, request: Request) -> Resource:
         """
-        Find no child.
+        Return a resource that answers with 404.
         """
         return NotFoundResource()
 

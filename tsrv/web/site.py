@@ -1,5 +1,5 @@
 """
-A site with limits that can be stopped without breaking off responses.
+A site with limits and a graceful stop, which lets responses finish.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ENDED: Final = _REFUSED + " {length} bytes in {seconds:.3f} s"
 _DEFAULTS: Final = {
     b"Server": b"Server: " + version,
     b"X-Content-Type-Options": b"X-Content-Type-Options: nosniff",
-    # With no-referrer, browsers would not tell the Origin of a form either.
+    # With no-referrer, browsers send no usable Origin with a form either.
     b"Referrer-Policy": b"Referrer-Policy: same-origin",
 }
 
@@ -98,16 +98,16 @@ class Site(TwistedSite):
         @param resource: The root.
         @param reactor: Provides the time.
         @param accessLog: Whether to log every request.
-        @param keepAlive: Time after which an idle connection is closed, in seconds. It
-            must be longer than that of a load balancer in front, or the balancer sends
-            a request to a connection that is just being closed.
-        @param requestTimeout: See L{Connections}, as for the next two.
-        @param maxBodyBytes: Maximum length of a request's body.
+        @param keepAlive: Time after which an idle connection is closed, in seconds. Set
+            it longer than the idle time of a load balancer in front, which otherwise
+            sends requests to connections that the site is just closing.
+        @param requestTimeout: Time for a request to arrive; see L{Connections}.
+        @param maxBodyBytes: Maximum length of a body; see L{Connections}.
         @param maxTotalBodyBytes: Maximum length of all bodies and pipelined data.
         @param parsePOSTFormSubmission: Whether the fields of form posts become
             C{request.args}, as twisted.web does it.
         @param development: Whether clients see the tracebacks of errors.
-        @param proxies: The proxies that are trusted. They know the clients of their
+        @param proxies: The trusted proxies, whose headers name the clients of the
             requests.
         @param traffic: Counts the requests; several sites may share it.
         @param knownErrors: The responses to the application's own errors.
@@ -145,15 +145,15 @@ class Site(TwistedSite):
 
     def startFactory(self) -> None:
         """
-        Begin to listen. Twisted would start a timer for its log.
+        Begin to listen, without the timer that Twisted would start for its log.
         """
 
     def defaultHeaders(
         self, peer: IAddress, headers: Headers, isTLS: bool
     ) -> Mapping[bytes, bytes]:
         """
-        Return what every response has, among it what protects a browser: lines, by the
-        name of the header. A response that sets one itself keeps its own.
+        Return the header lines of every response by header name, among them lines that
+        protect browsers. If a response sets such a header itself, its value is kept.
 
         @param peer: The client, or its proxy.
         @param headers: The headers of the request.
@@ -174,7 +174,7 @@ class Site(TwistedSite):
 
     def requestEnded(self, request: SiteRequest, status: int | str) -> None:
         """
-        Count and log a request that was answered, or whose connection was lost.
+        Count and log a request with a finished response or a lost connection.
 
         @param status: See L{Traffic.requestEnded}.
         """
@@ -203,13 +203,13 @@ class Site(TwistedSite):
         head: Head | None,
     ) -> None:
         """
-        Count and log a request that was not read to its end.
+        Count and log a request that the site has refused before its end.
 
         @param peer: The client.
         @param status: The status of the response.
         @param requestId: The id of the request.
-        @param headers: The headers of the request, as far as they were read.
-        @param head: The head of the request, if it was read to its end.
+        @param headers: The headers of the request, as far as they have arrived.
+        @param head: The head of the request, if it is complete.
         """
         self.traffic.requestRefused(status)
         if self._accessLog:

@@ -4,14 +4,14 @@ The status page: the modules of a program, for people.
 How it works
 ============
 
-One template makes the page, which is complete without JavaScript. The part that
-changes, the I{fragment}, is also served on its own: the script of the page fetches
-it once a second and puts in what differs. A fragment that has not changed costs a
-response without a body (304).
+One template makes the page, which is complete without JavaScript. The changing part,
+the I{fragment}, has its own address: the script of the page fetches the fragment once a
+second and inserts the differences. If the fragment has not changed, the response has no
+body (304).
 
-The page is rendered when somebody asks for it, at most once a second, and less often
-if there are very many modules: everybody who asks meanwhile gets the same bytes.
-Nothing is done while nobody looks.
+A request renders the page, but at most once a second, and less often with very many
+modules: all requests in between get the same bytes. Without requests, the page costs
+nothing.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ __all__ = ["Status"]
 
 RENDERING_SECONDS: Final = 1.0
 """
-Shortest time for which one rendering serves everybody, in seconds.
+Minimum time for which all clients get the same rendering, in seconds.
 """
 
 RENDERING_SHARE: Final = 0.1
 """
-Largest share of its time that the reactor spends on rendering.
+Maximum share of the reactor's time for rendering.
 """
 
 MAX_MODULES: Final = 200
@@ -72,7 +72,7 @@ Maximum number of modules on the page: rendering more would block the reactor.
 
 CALM: Final = len(TROUBLES)
 """
-The lowest rank of a module that needs no attention.
+The first rank of modules that need no attention.
 """
 
 MAX_HISTORY_EVENTS: Final = 10
@@ -89,7 +89,7 @@ SECURITY_HEADERS: Final = (
         b"frame-ancestors 'none'",
     ),
     (b"X-Content-Type-Options", b"nosniff"),
-    # With no-referrer the forms of the page would not say where they come from.
+    # With no-referrer, the forms of the page would be sent without their origin.
     (b"Referrer-Policy", b"same-origin"),
 )
 
@@ -106,7 +106,7 @@ FILES: Final = {
     "status.svg": b"image/svg+xml",
 }
 """
-The files that the page uses, and their types.
+The files that the page uses, and their media types.
 """
 
 FRAGMENT_MARK: Final = "<!-- fragment -->"
@@ -117,7 +117,7 @@ The text before and after the fragment in the template.
 
 class Status(AsyncResource):
     """
-    The status page, wherever it is mounted, with its files below it.
+    The status page, with its files below it. It may be mounted at any path.
     """
 
     def __init__(
@@ -138,9 +138,9 @@ class Status(AsyncResource):
         @param links: The address and the name of each page that the page links to.
             Relative addresses start at the page.
         @param showErrors: Whether to show the messages of errors, and not only their
-            types. Messages are not for the public.
+            types. The public must not see messages.
         @param controls: Whether the page can pause, resume and reset modules, with
-            C{POST modules/NAME/pause} and so on. That is not for the public.
+            C{POST modules/NAME/pause} and so on. The public must not reach it then.
         @param proxies: The trusted proxies.
         @param name: The name of the program.
         @param version: The version of the program, if it has one.
@@ -185,7 +185,7 @@ class _Body:
 
 class _Served(AsyncResource):
     """
-    A resource whose body is sent only to clients that do not have it.
+    A resource that sends its body only to clients that do not have it.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class _Served(AsyncResource):
 
 class _Page:
     """
-    The page as everybody sees it, rendered at most once a second.
+    The page, the same for all clients, rendered at most once a second.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class _Page:
 
     def forget(self) -> None:
         """
-        Render the page anew for the next who asks.
+        Render the page again for the next request.
         """
         self._renderedAt = float("-inf")
 
@@ -262,7 +262,7 @@ class _Page:
         window = windowOf(report)
         modules = sorted(report["modules"], key=rank)[:MAX_MODULES]
         if len(modules) == len(report["modules"]):
-            # Those that need no attention stay where they are.
+            # Modules that need no attention keep their places.
             modules = sorted(report["modules"], key=lambda m: min(rank(m), CALM))
         missing = [wrappers[name] for name in self._startup.missing()]
         waits = [(w.retryAfter(), w.state is State.INITIALIZING) for w in missing]
@@ -289,11 +289,11 @@ class _Page:
         name, status = module["name"], module["status"]
         wrapper, critical = self._startup.wrappers[name], name in report["criticalPath"]
         now, due = report["now"], module["nextAttempt"]
-        # Before the start, times have no origin.
+        # Before the start, the times of events have no origin.
         hasBegun = report["began"] is not None
         history = historyOf(module) if hasBegun else []
         errors = [error for _, _, error in history if error]
-        # A paused module works.
+        # A paused module works, so its last error is not the reason.
         isWorking = module["ready"] or status == "paused"
         state = "not started" if status == "new" else status
         held = "calls held" if module["paused"] else ""

@@ -1,13 +1,13 @@
 """
-The connections of one site together: what they may take, and when they have to end.
+Limits the memory and the time of all connections of one site together.
 
-Fairness: a connection's first request starts when it arrives. Requests that were sent
-ahead of a response wait for their turn in one queue, and each turn of the reactor works
-on it for some milliseconds. So a client that sends thousands of requests ahead slows
-down itself.
+Fairness: the first request of a connection starts on arrival. Requests that a client
+sends ahead of a response wait for their turn in one queue for all connections, and each
+turn of the reactor works on the queue for some milliseconds. So a client that sends
+thousands of requests ahead slows down only itself.
 
-Time: one timer per site counts ticks, and ends what has reached its deadline. A
-connection needs no timer of its own, and a clock that is set back or forward changes no
+Time: one timer per site counts ticks, and handles the connections that have reached
+their deadlines. So connections need no timers, and setting the clock changes no
 deadline.
 """
 
@@ -36,20 +36,20 @@ TICK_SECONDS: Final = 0.5
 
 GRACE_TICKS: Final = 3
 """
-Time for a client to go on when the site is stopped: 1 to 1.5 s. A request that an idle
-client has just sent needs half a round trip to arrive (around the world, up to 0.3 s),
-and Linux sends a lost packet again after 0.2 s or more. HTTP/1.1 cannot ask an idle
-client to send no more. HAProxy waits likewise (C{idle-close-on-response}).
+Time for a client to make progress when the site stops: 1 to 1.5 s. A request that an
+idle client has just sent needs half a round trip to arrive (around the world, up to
+0.3 s), and Linux sends a lost packet again after 0.2 s or more. HTTP/1.1 cannot tell an
+idle client to stop sending. HAProxy waits likewise (C{idle-close-on-response}).
 """
 
 NEVER: Final = 2**62
 """
-The tick that never comes.
+The deadline of a phase without a time limit.
 """
 
 _PEER_SHARE: Final = 0.25
 """
-The part of all bodies that the unfinished bodies of one peer may take.
+Maximum share of C{maxTotalBodyBytes} for the unfinished bodies of one peer.
 """
 
 _WARNING_SECONDS: Final = 60.0
@@ -74,13 +74,13 @@ class _Connection(Protocol):
 
 class Supervisor:
     """
-    Counts the connections of a site, and holds them to their limits.
+    Counts the connections of a site, and enforces their limits.
 
-    @ivar bodyBytes: Current length of all bodies in memory, and of all data that were
-        sent ahead of a response.
+    @ivar bodyBytes: Current length of all bodies in memory, and of all data that
+        clients have sent ahead of a response.
     @ivar accepted: Number of connections since the start.
     @ivar announced: Whether the stop is announced: each response closes its connection.
-    @ivar stopping: Whether the site is being stopped.
+    @ivar stopping: Whether the site is stopping.
     @ivar tick: Number of the current tick.
     @ivar parser: Parses the heads of requests.
     """
@@ -96,14 +96,14 @@ class Supervisor:
         """
         @param reactor: Provides the time.
         @param requestTimeout: Time for a request to arrive, head and body, in seconds;
-            a slower one is answered with 408. A client that reads nothing of its
-            response has the same time.
-        @param maxBodyBytes: Maximum length of a body; a longer one is answered with
-            413. A resource with an attribute C{maxBodyBytes} sets another limit, for
-            itself and for its children.
-        @param maxTotalBodyBytes: Maximum of C{bodyBytes}; a request beyond it is
-            answered with 503, and so is one whose peer takes a quarter of it for
-            bodies that have not arrived yet.
+            a slower request gets 408. A client that reads nothing of its response is
+            disconnected after the same time.
+        @param maxBodyBytes: Maximum length of a body; a longer body gets 413. A
+            resource with an attribute C{maxBodyBytes} sets another limit, for itself
+            and for its children.
+        @param maxTotalBodyBytes: Maximum of C{bodyBytes}; a request beyond it gets 503.
+            So does a request whose peer already uses a quarter of it for unfinished
+            bodies.
         """
         self.requestTimeout = requestTimeout
         self.maxBodyBytes = maxBodyBytes
@@ -128,7 +128,7 @@ class Supervisor:
 
     def after(self, seconds: float | None) -> int:
         """
-        @return: A tick that begins when this time has passed; L{NEVER} for L{None}.
+        @return: A tick that begins after this time; L{NEVER} for L{None}.
         """
         if seconds is None:
             return NEVER
@@ -136,9 +136,9 @@ class Supervisor:
 
     def patience(self, seconds: float | None) -> int:
         """
-        @param seconds: Time that a client has.
-        @return: The tick at which it has passed; if the site is being stopped, the
-            client has a moment.
+        @param seconds: Time limit for a client.
+        @return: The tick at which the limit expires; while the site is stopping, at
+            most L{GRACE_TICKS} from now.
         """
         end = self.after(seconds)
         return min(end, self.tick + GRACE_TICKS) if self.stopping else end
@@ -159,7 +159,7 @@ class Supervisor:
         self.accepted += 1
         self._channels.add(channel)
         if self._timer is None:
-            # The date of the last tick is old.
+            # The date of the last tick is outdated.
             self.tick += 1
             self._timer = self._reactor.callLater(TICK_SECONDS, self._countTick)
 
@@ -178,15 +178,15 @@ class Supervisor:
 
     def startLater(self, channel: _Connection) -> None:
         """
-        Have a connection start its next request when it is its turn.
+        Queue a connection to start its next request.
         """
         self._waiting.append(channel)
         self._work.soon()
 
     def bodyLimit(self, site: Any, target: bytes) -> int:
         """
-        Find the limit for a body before its resource is looked up: the last
-        C{maxBodyBytes} among the resources on its path that were put there.
+        Find the limit for a body before the lookup of its resource: the last
+        C{maxBodyBytes} on the path, among the resources added with C{putChild}.
 
         @param site: The site.
         @param target: The path.
@@ -207,7 +207,7 @@ class Supervisor:
         """
         @param length: Number of further bytes of this peer.
         @param limit: The limit for one body.
-        @return: Whether they fit into memory.
+        @return: Whether the bytes fit into memory.
         """
         used = self._peerBytes.get(getattr(peer, "host", ""), 0)
         share = max(self.maxTotalBodyBytes * _PEER_SHARE, self.maxBodyBytes, limit)
@@ -217,10 +217,10 @@ class Supervisor:
 
     def count(self, peer: IAddress, length: int, inMemory: bool = False) -> None:
         """
-        Count bytes that a peer has sent for later.
+        Count bytes of a peer that wait.
 
-        @param length: Number of bytes; a negative number if they are handled.
-        @param inMemory: Whether they count in C{bodyBytes}.
+        @param length: Number of bytes; negative for bytes that no longer wait.
+        @param inMemory: Whether the bytes count in C{bodyBytes}.
         """
         if inMemory:
             self.bodyBytes += length
@@ -231,7 +231,7 @@ class Supervisor:
 
     def warn(self, peer: IAddress) -> None:
         """
-        Count a request that does not fit into memory, and log some of them.
+        Count a request that does not fit into memory; log at most once a minute.
         """
         self._refusals += 1
         if self.tick >= self._warnAt:
@@ -254,10 +254,10 @@ class Supervisor:
 
     def announceStop(self) -> None:
         """
-        Say C{Connection: close} in every response from now on, and close its connection
-        after it. All else continues: requests are answered on new connections, too, and
-        idle connections stay open. So clients and load balancers, which learn of the
-        stop elsewhere, lose no request.
+        Send C{Connection: close} in every response from now on, and close the
+        connection after the response. The site still accepts new connections and keeps
+        idle ones open. So clients and load balancers, which learn of the stop
+        elsewhere, lose no request.
         """
         if not self.announced:
             self.announced, self._announcedAt = True, self.tick
@@ -267,13 +267,13 @@ class Supervisor:
     def stop(self, timeout: float) -> Deferred[int]:
         """
         Finish the requests in progress, and close their connections. Other clients have
-        a moment (L{GRACE_TICKS}): an idle one for its next request, which is answered;
-        a slow one for the next part of a request, or to read more of a response. Close
-        the port before, or new connections keep arriving.
+        L{GRACE_TICKS}: an idle client for its next request, which gets a response; a
+        slow client for the next part of a request, or to read more of a response. Close
+        the port first, or new connections keep arriving.
 
         @param timeout: Time limit in seconds.
-        @return: A Deferred that fires with the number of requests in progress: when all
-            connections are closed, after the time limit, or when it is cancelled.
+        @return: A Deferred of the number of requests in progress. It fires after the
+            last connection closes, at the time limit, or on cancellation.
         """
         self.announceStop()
         if not self.stopping:

@@ -2,11 +2,11 @@
 The timeline of the status page: the period that it shows, and the bars of the
 modules.
 
-It shows the start-up until all modules have settled. After a later loss, pause or
-first call of a lazy module it shows that instead: days after the start, the start-up
-is no longer interesting.
-All times are seconds after the start-up began; all positions are percentages of
-the period.
+The timeline shows the start-up until all modules have settled. After a later loss,
+pause or first call of a lazy module, it shows that event instead, because the start-up
+does not matter days later.
+All times are seconds after the beginning of the start-up; all positions are percentages
+of the period.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Possible intervals between two ticks, in seconds.
 
 ENDED: Final = frozenset({"skipped", "failed", "closing", "closed"})
 """
-Statuses that a module does not leave for another attempt.
+Statuses after which a module makes no further attempt.
 """
 
 SETTLED: Final = ENDED | {"lazy"}
 """
-Statuses in which a module is not ready, and which may last for ever.
+Statuses in which a module may stay for ever without being ready.
 """
 
 
@@ -51,10 +51,10 @@ class Window:
     The period that the timeline shows.
 
     @ivar title: The name of the period.
-    @ivar origin: The time that is labelled 0.
-    @ivar begin: The begin of the period.
+    @ivar origin: The time with the label 0.
+    @ivar begin: The beginning of the period.
     @ivar end: The end of the period, which may be in the future.
-    @ivar until: The end of the bars of everything that has not ended.
+    @ivar until: The end of the bars that are still growing.
     @ivar tickSeconds: Seconds between two ticks of the axis.
     """
 
@@ -68,7 +68,7 @@ class Window:
     def percent(self, seconds: float) -> float:
         """
         @param seconds: A time.
-        @return: Its position.
+        @return: The position of the time.
         """
         return round(100 * (seconds - self.begin) / (self.end - self.begin), 3)
 
@@ -109,7 +109,7 @@ def windowOf(report: Report) -> Window:
     ends = [event[2] or 0.0 for event in events]
     settled = max([origin, *ends, *(module["since"] or 0.0 for module in modules)])
     last = report["now"] if growing else settled
-    # Once all has settled, a margin shows what came of it.
+    # When all modules have settled, a margin shows their final statuses.
     length = max(last - begin, 0.1) * (1 if growing else 1.08)
     step = next(each for each in TICK_SECONDS if length / each <= MAX_TICKS)
     end = origin + step * ceil((begin + length - origin) / step)
@@ -118,7 +118,7 @@ def windowOf(report: Report) -> Window:
 
 def _events(module: ModuleReport) -> Iterator[tuple[float, str, float | None]]:
     """
-    @return: The begin, the title and the end of what may happen long after the start.
+    @return: The beginning, title and end of events that may be long after the start.
     """
     for loss in module["losses"]:
         yield loss["lost"], f"Loss of {module['name']}", loss["recovered"]
@@ -135,8 +135,8 @@ def piecesOf(
     @param module: The report of a module.
     @param window: The period to show.
     @param critical: Whether the module is on the critical path.
-    @return: The parts of its bar, in the order in which they are drawn: the kind of
-        each, where it starts and ends, and its description.
+    @return: The parts of the module's bar, in drawing order: the kind, start, end and
+        description of each part.
     """
     stretches = list(_stretches(module))
     if critical and module["begun"] is not None:
@@ -157,8 +157,8 @@ def _stretches(
     module: ModuleReport,
 ) -> Iterator[tuple[str, float, float | None, str]]:
     """
-    @return: The kind, the begin, the end (L{None} if it has not ended) and a note
-        of each part of a module's history.
+    @return: The kind, the beginning, the end (L{None} for a part in progress) and a
+        note of each part of a module's history.
     """
     status, since = module["status"], module["since"]
     if since is None:
@@ -166,7 +166,7 @@ def _stretches(
     end = since if status in ENDED else None
     begun = module["begun"]
     if begun != 0:
-        # A module that was never begun has waited until it was skipped or closed.
+        # A module without attempts has waited until it was skipped or closed.
         waitedFor = f" for {module['waitedFor']}" if module["waitedFor"] else ""
         isLazy = module["lazy"] and status != "waiting"
         kind, note = ("lazy", "") if isLazy else ("waiting", waitedFor)
@@ -198,7 +198,7 @@ def _readyParts(
     module: ModuleReport, begin: float, end: float | None
 ) -> Iterator[tuple[str, float, float | None, str]]:
     """
-    @return: The parts between two times in which the module was not paused.
+    @return: The parts between two times during which the module was not paused.
     """
     for pause in module["pauses"]:
         begun, ended = pause["begun"], pause["ended"]
@@ -215,8 +215,8 @@ def _readyParts(
 
 def brief(seconds: float) -> str:
     """
-    @param seconds: A duration that is still going on.
-    @return: It in the units that fit, without digits that nobody can read in time.
+    @param seconds: A duration that is still growing.
+    @return: The duration in suitable units, without digits that change too quickly.
     """
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
@@ -226,7 +226,7 @@ def brief(seconds: float) -> str:
 def duration(seconds: float) -> str:
     """
     @param seconds: A duration.
-    @return: It in the units that fit.
+    @return: The duration in suitable units.
     """
     if seconds < 60:
         return f"{seconds:.2f} s"

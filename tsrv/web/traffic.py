@@ -2,7 +2,7 @@
 Counts requests, by route, method and outcome, with their durations.
 
 The counts are plain numbers in a bounded number of histograms, whatever clients
-send. Nothing is computed until somebody reads them.
+send. Reading the counts computes everything else.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _METHODS: Final = frozenset(
     b"CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE".split()
 )
 """
-Methods that are counted by name: RFC 9110, and PATCH.
+Methods with counts of their own: RFC 9110, and PATCH.
 """
 
 _MAX_HISTOGRAMS: Final = 2000
 """
-Maximum number of histograms; then new routes are counted as L{NO_ROUTE}.
+Maximum number of histograms; at this limit, new routes are counted as L{NO_ROUTE}.
 """
 
 
@@ -34,9 +34,9 @@ class Traffic:
     """
     Counts the requests to one or several sites.
 
-    @ivar inProgress: Number of requests that are not answered yet.
-    @ivar refusals: Numbers of requests that were not read to their end, by the
-        status of the response.
+    @ivar inProgress: Number of requests in progress.
+    @ivar refusals: Numbers of requests that the site has refused before their end, by
+        the status of the response.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -52,21 +52,21 @@ class Traffic:
         """
         Return the time in seconds.
         """
-        # The reactor's method may be replaced: do not keep it.
+        # The reactor's method may be replaced later, so look it up each time.
         return self._reactor.seconds()
 
     def requestEnded(
         self, route: str, method: bytes, status: int | str, startTime: float | None
     ) -> float:
         """
-        Count a request that was answered, or whose connection was lost.
+        Count a request with a finished response or a lost connection.
 
-        @param route: The route of its resource.
-        @param method: Its method, as the client sent it.
-        @param status: The status of the response; C{"gone"} if the client left
-            before the end, C{"aborted"} if the server broke it off.
-        @param startTime: Start of its progress, in seconds; L{None} if it was never in
-            progress.
+        @param route: The route of the resource.
+        @param method: The method of the request, as the client sent it.
+        @param status: The status of the response; C{"gone"} if the client disconnected
+            before the end, C{"aborted"} if the server did.
+        @param startTime: Time at which the request began to be in progress, in seconds;
+            L{None} if it never was.
         @return: The duration, in seconds.
         """
         taken = 0.0
@@ -82,7 +82,7 @@ class Traffic:
 
     def requestRefused(self, status: int) -> None:
         """
-        Count a request that was not read to its end, and never began.
+        Count a request that the site has refused before its end.
 
         @param status: The status of the response.
         """
@@ -100,6 +100,6 @@ class Traffic:
             method = b"OTHER"
         key = (route, method, status)
         if key not in self._histograms and len(self._histograms) >= _MAX_HISTOGRAMS:
-            # Some resource uses paths that clients send as its routes.
+            # Probably a resource uses paths from clients as routes.
             key = (NO_ROUTE, method, status)
         return self._histograms.setdefault(key, Histogram())

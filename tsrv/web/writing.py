@@ -2,9 +2,9 @@
 The writing half of a connection: a request calls it to respond, and the transport
 calls it when the send buffer is full or empty.
 
-A channel is to a L{Request<twisted.web.http.Request>} what Twisted's own channels are.
-Twisted makes the same calls for HTTP/2 (C{twisted.web._http2.H2Stream}), so every
-resource works with it.
+A channel has the methods of Twisted's own channels that a
+L{Request<twisted.web.http.Request>} calls. Twisted makes the same calls for HTTP/2
+(C{twisted.web._http2.H2Stream}), so every resource works with this channel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zope.interface import implementer
 from .supervisor import NEVER, Supervisor
 
 with suppress(ImportError):
-    # Windows has neither.
+    # Windows has neither of the two modules.
     from fcntl import ioctl
     from termios import TIOCOUTQ
 
@@ -34,7 +34,7 @@ __all__ = ["MIN_BYTES_PER_SECOND", "Phase", "Writer"]
 
 MIN_BYTES_PER_SECOND: Final = 1024
 """
-Rate at which clients have to send and to read.
+Minimum rate at which clients must send and read.
 """
 
 _SEND_BUFFER_BYTES: Final = 64 * 1024
@@ -44,7 +44,7 @@ Length of the send buffer of Twisted's transports.
 
 _PAUSE_SECONDS: Final = 1.0
 """
-Time for which a connection is not read if too much was sent ahead of its response.
+Maximum time for which a channel does not read a client that has sent too much ahead.
 """
 
 
@@ -65,8 +65,8 @@ class Phase(Enum):
 
 def _unreadBytes(transport: Any) -> int | None:
     """
-    @return: Number of bytes that the operating system has not delivered; L{None} if it
-        does not tell. A transport tells only when its own buffer is empty.
+    @return: Number of bytes that the operating system has not delivered; L{None} if the
+        number is unknown. A transport reports only when its own buffer is empty.
     """
     try:
         count = ioctl(transport.fileno(), TIOCOUTQ, bytes(4))
@@ -82,8 +82,8 @@ class Writer(Protocol):
 
     @ivar connections: The connections of the site.
     @ivar phase: The state of the connection.
-    @ivar deadline: The tick at which this phase has taken too long.
-    @ivar defaults: The headers of a response that has none of the same name.
+    @ivar deadline: The tick at which the time limit of the phase expires.
+    @ivar defaults: The headers that a response gets unless it sets them itself.
     @ivar isPersistent: Whether the connection stays open after the response.
     @ivar isPaused: Whether the transport is paused.
     @ivar isBlocked: Whether the send buffer is full.
@@ -98,10 +98,10 @@ class Writer(Protocol):
     isPaused = False
     isBlocked = False
 
-    # Written during a call of the request: it becomes one write.
+    # Data written during a call of the request; they become one write.
     _written: list[bytes] | None = None
     _unsentBytes = 0
-    # Of them the client's system has not read so many; only while the site stops.
+    # Number of them that the client's system has not read; only while the site stops.
     _unreadBytes: int | None = None
     _producer: Any = None
     _isPulled = False
@@ -179,7 +179,7 @@ class Writer(Protocol):
         """
         Write the head of a response.
 
-        @param rest: The last headers with the length of the body, and the body.
+        @param rest: The last headers, which give the length of the body, and the body.
         """
         if self.isPersistent:
             if version == b"HTTP/1.0":
@@ -220,7 +220,7 @@ class Writer(Protocol):
         """
         Let a producer write a response.
 
-        @raise RuntimeError: There is one already.
+        @raise RuntimeError: The response has a producer already.
         """
         if self._producer is not None:
             raise RuntimeError(f"cannot register {producer}: {self._producer} is")
@@ -259,7 +259,7 @@ class Writer(Protocol):
             self.write(b"".join(written))
 
     def _keepAlive(self, hasEnd: bool, headers: Headers) -> None:
-        # An old client finds the end of a body by its length, or when it is closed.
+        # An HTTP/1.0 client needs a length, or the body ends with the connection.
         self.isPersistent = (
             hasEnd or headers.hasHeader(b"Content-Length")
         ) and not headers.hasHeader(b"Connection")
@@ -286,7 +286,7 @@ class Writer(Protocol):
 
     def resumeReading(self) -> None:
         """
-        Read again what the client sends.
+        Read from the client again.
         """
         if self.isPaused:
             self.isPaused = False
@@ -294,7 +294,7 @@ class Writer(Protocol):
 
     def readingDeadline(self) -> int:
         """
-        @return: The tick by which the client must have read what is written.
+        @return: The tick by which the client must have read the written data.
         """
         connections = self.connections
         if connections.stopping:
