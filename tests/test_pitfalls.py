@@ -106,7 +106,7 @@ def test_no_queue_is_unbounded(clock: Clock) -> None:
     assert isinstance(calls[-1].error, QueueFull)
     waiters = [resultOf(wrapper.whenInitialized()) for _ in range(10_001)]
     assert isinstance(waiters[-1].error, QueueFull)
-    assert str(waiters[-1].error) == "10000 wait already for Module to become ready"
+    assert str(waiters[-1].error) == "10000 callers wait for Module to become ready"
     assert (wrapper.pending, wrapper.stats.rejected) == (10_000, 1)
     wrapper.close()
     clock.pump([0] * 1000)

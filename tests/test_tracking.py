@@ -110,8 +110,8 @@ def test_the_module_goes_away(
         assert isinstance(result.error, OutcomeUnknown)
         assert result.error.method == method
         assert str(result.error) == (
-            f"{method}() was in progress when Module went away: "
-            "it may have been carried out, or not"
+            f"{method}() was in progress when Module was lost or "
+            "closed: it may have been carried out, or not"
         )
         assert str(result.error.__cause__) == ("None" if end == "close" else "gone")
         module.answers[0].errback(Trouble("too late"))

@@ -1,6 +1,6 @@
 """
-The interfaces of an asynchronously initialised module, and the smallest such module: a
-clock that takes a while before it can tell the time.
+The interfaces of an asynchronously initialised module, and a minimal example: a clock
+that needs some time before it can tell the time.
 
 A module knows nothing of queues or wrappers. It has an C{initialize()} that
 returns a Deferred, and methods that fail until this Deferred has fired.
@@ -41,13 +41,12 @@ class IAsyncModule(Interface):
     """
     A module that cannot work before it is initialised.
 
-    Three more methods are optional. C{close()} releases what the module holds; it
-    may return a Deferred, and it does no harm after an initialisation that failed
-    or was cancelled. C{whenLost()} is called after each successful initialisation
-    and returns a new Deferred that fires, with or without an error, when the module
-    stops working. A module that notices the loss before its calls in progress fail
-    should fire it first. C{whenIdle()} returns a new Deferred that fires when all
-    calls that are in progress have ended.
+    Three more methods are optional. C{close()} releases the resources of the module;
+    it may return a Deferred, and must work after an initialisation that failed or was
+    cancelled. C{whenLost()} is called after each successful initialisation and returns
+    a new Deferred that fires, with or without an error, when the module stops working.
+    If possible, it should fire before the calls in progress fail. C{whenIdle()} returns
+    a new Deferred that fires when all calls that are in progress have ended.
     """
 
     initialized: bool = Attribute("Whether the module can work now.")
@@ -57,8 +56,8 @@ class IAsyncModule(Interface):
         Make the module ready to work.
 
         @return: A Deferred that fires when the module is ready, and fails with
-            the reason when it cannot become ready. Cancelling it gives the
-            attempt up.
+            the reason when it cannot become ready. Cancelling it cancels the
+            attempt.
         """
 
 
@@ -69,35 +68,35 @@ class IPredictable(Interface):
 
     def secondsUntilInitialized() -> float | None:
         """
-        @return: The seconds that the initialisation in progress will still take;
-            L{None} if it is not in progress, or nobody knows.
+        @return: The remaining seconds of the initialisation in progress; L{None} if
+            there is none, or its duration is unknown.
         """
 
 
 class ISettlesCalls(Interface):
     """
-    A module that promises to end each of its calls, if necessary with an error,
-    also when it is lost or closed in the meantime. To promise this is all that it
-    has to do. A wrapper then need not watch its calls, and while the module is
-    ready they cost what direct calls cost.
+    A module that promises to end each of its calls, if necessary with an error, even
+    if it is lost or closed during the call. The interface has no methods: declaring it
+    is enough. A wrapper then does not track the calls, and while the module is ready
+    they cost what direct calls cost.
     """
 
 
 class IHasNote(Interface):
     """
-    A module that may have something to tell an operator although it is ready.
+    A module that may have a note for the operator, even while it is ready.
     """
 
     def note() -> str | None:
         """
-        @return: A few words for the report of the start-up, which everybody may
-            see; or L{None}.
+        @return: A few words for the report of the start-up, or L{None}. The words
+            must contain no secrets.
         """
 
 
 class ICountsFailures(Interface):
     """
-    A module that counts calls that fail although it is ready, for the metrics.
+    A module that counts its failed calls while it is ready, for the metrics.
     """
 
     failures: Mapping[str, int] = Attribute(
@@ -137,7 +136,7 @@ def timeOfDay(clock: IReactorTime) -> float:
 @implementer(IAsyncModule, IPredictable)
 class AsyncModule:
     """
-    A clock that takes its time to start.
+    A clock that takes some time to start.
 
     @ivar initialized: Whether L{tellMeSomething} can tell the time.
     """
@@ -160,10 +159,9 @@ class AsyncModule:
         """
         Start the clock.
 
-        Several callers share one start: the second one joins the first, and after
-        the start nobody waits. Cancelling gives up one caller's waiting; the last
-        caller that gives up cancels the start, and the next call begins a new
-        one.
+        Callers share one start. After it, the Deferred fires at once. Cancelling the
+        Deferred ends the waiting of one caller; when the last caller cancels, the
+        start is cancelled, and the next call begins a new one.
 
         @return: A Deferred that fires with L{None} when the clock is ready.
         """
@@ -177,7 +175,7 @@ class AsyncModule:
 
     def secondsUntilInitialized(self) -> float | None:
         """
-        Return the rest of the delay; L{None} while the clock is not starting.
+        Return the remaining delay in seconds; L{None} while the clock is not starting.
         """
         if self._start is None:
             return None
@@ -204,7 +202,7 @@ class AsyncModule:
         self.initialized = True
         waiting, self._waiting = self._waiting, {}
         for each in waiting:
-            # The callback of one may have cancelled another.
+            # The callback of one caller may have cancelled another one.
             if not each.called:
                 each.callback(None)
 

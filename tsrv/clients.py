@@ -1,11 +1,11 @@
 """
-Modules out of clients that are made by a function.
+Modules for clients that are made by a function.
 
-C{asyncpg.create_pool()}, C{aio_pika.connect()} and their kin return a client that is
-connected, and cannot be connected again. There is no object that a queue could be in
-front of before the first client exists, or that stays when the next one is made. So
-L{madeBy} returns one: each of its initialisations makes a client, and it has the
-methods of the present client.
+C{asyncpg.create_pool()}, C{aio_pika.connect()} and similar functions return a connected
+client, which cannot connect again. A queue needs an object that exists before the first
+client, and that stays when a new client replaces the old one. L{madeBy} returns such an
+object: each of its initialisations makes a client, and it has the methods of the
+current client.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def madeBy(
     close: Callable[[_Client], object] | None = None,
 ) -> _Client:
     """
-    Make a module of a client that is made by a function.
+    Return a module for clients that are made by a function.
 
     The module has the public methods and attributes of the client. Before the first
     client exists, and between two of them, it has the methods of C{kind}, which raise
@@ -52,7 +52,7 @@ def _close(client: Any) -> object:
 
 class _Made:
     """
-    The module. C{__getattr__} finds what it has of its client.
+    The module. C{__getattr__} finds the attributes of the client.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class _Made:
             if hasattr(kind, name):
                 setattr(self, name, getattr(self, name))
 
-    # The proxy, and errors, ask for it.
+    # The proxy and error messages read this.
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return self._kind
@@ -110,7 +110,7 @@ class _Made:
         if isawaitable(client):
             client = await client
         if attempt is not self._attempt:
-            # This attempt was given up, but the function has not noticed.
+            # This attempt was cancelled, but the function has made a client anyway.
             await _end(self._closeClient(client))
             return
         self._client = client

@@ -1,8 +1,7 @@
 """
-The errors of calls that cannot reach their module.
+The errors of calls that tsrv ends in place of the module.
 
-Whatever the module itself raises passes through untouched; these errors are about
-the waiting that tsrv adds.
+tsrv passes the module's own errors on unchanged.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ __all__ = [
 
 class Unavailable(Exception):
     """
-    The module cannot take the call now. The call has not been run (or, if its
-    method is named in C{replay}, may be run again), so it is safe to make it
-    again later.
+    The module cannot take the call now. It is safe to make the call again later: it
+    was not run, or its method is safe to run twice (C{replay}).
 
-    @ivar retryAfter: The seconds after which it is worth trying again, or
-        L{None} if nobody knows.
+    @ivar retryAfter: The seconds after which the caller should try again; L{None} if
+        they are unknown.
     """
 
     def __init__(self, message: str, retryAfter: float | None = None) -> None:
@@ -36,14 +34,14 @@ class Unavailable(Exception):
 
 class QueueFull(Unavailable):
     """
-    As many calls are queued as the wrapper's C{limit} allows.
+    The queue is full: the wrapper's C{limit} is reached.
     """
 
 
 class QueueTimeout(Unavailable):
     """
-    A call was queued for as long as the wrapper's C{timeout} allows. Its
-    C{__cause__} is the last error of the initialisation, if there was one.
+    A call waited in the queue until the wrapper's C{timeout}. The C{__cause__} is the
+    last error of the initialisation, if there was one.
 
     @ivar waited: The time that the call waited, in seconds.
     @ivar state: The wrapper's L{State} when the call was given up.
@@ -80,11 +78,10 @@ class Closed(Unavailable):
 class OutcomeUnknown(Exception):
     """
     The module was lost or closed while working on the call, and never answered:
-    the call may have been carried out, or not. Its C{__cause__} is the reason of the
+    the call may have been carried out, or not. The C{__cause__} is the reason of the
     loss, if it is known.
 
-    This is not an L{Unavailable}, because making the call again might run it
-    twice.
+    This is not an L{Unavailable}, because a second call might do the work twice.
 
     @ivar method: The name of the method that was called.
     """
@@ -94,7 +91,7 @@ class OutcomeUnknown(Exception):
         @param module: The name of the module, for the message.
         """
         super().__init__(
-            f"{method}() was in progress when {module or 'its module'} went away: "
-            "it may have been carried out, or not"
+            f"{method}() was in progress when {module or 'its module'} was lost or "
+            "closed: it may have been carried out, or not"
         )
         self.method = method

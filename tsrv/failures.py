@@ -1,8 +1,8 @@
 """
-Calls of a ready module that failed: counted by code, and logged now and then.
+Failed calls of a ready module: counted by code, and logged at a limited rate.
 
-A table that is locked, or a disk that is full, fails every call for as long as it
-lasts. One line says why, and the numbers are in the metrics.
+While a table is locked, or a disk is full, every call fails. One log line says why, and
+the metrics have the numbers.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ class Failures:
     """
     The failures of one module.
 
-    @ivar counts: The number of failures by code. It only grows.
+    @ivar counts: The number of failures by code. The numbers only grow.
     """
 
     def __init__(self, reactor: IReactorTime, log: Logger, what: str) -> None:
         """
         @param reactor: Provides the time.
         @param log: The logger of the module.
-        @param what: What each line begins with, for example
+        @param what: The beginning of each log line, for example
             C{"database: a statement failed"}.
         """
         self.counts: dict[str, int] = {}
         self._reactor = reactor
         self._log = log
         self._what = what
-        # By code: when the last line was written, and the count at that time.
+        # By code: the time of the last line, and the count at that time.
         self._lines: dict[str, tuple[float, int]] = {}
 
     def add(self, code: str, reason: object) -> None:
         """
-        Count a failure, and log it unless its code was logged a moment ago. The line
-        has the id of the request in whose context this is called.
+        Count a failure, and log it unless its code was logged a moment ago. Call this
+        in the context of the request: the line has the id of the request.
 
-        @param code: What kind of failure it is: an SQLSTATE, for example.
-        @param reason: What happened, for the log. It must contain no secrets.
+        @param code: The kind of failure: an SQLSTATE, for example.
+        @param reason: The reason, for the log. It must contain no secrets.
         """
         if code not in self.counts and len(self.counts) >= MAX_CODES:
             code = OTHER
@@ -91,5 +91,5 @@ def failuresOf(module: object) -> Mapping[str, int]:
         found = islice(ICountsFailures(module).failures.items(), MAX_CODES + 1)
         return {str(code): int(count) for code, count in found}
     except BaseException:
-        # The other metrics must not get lost because of one module.
+        # An error of one module must not break the other metrics.
         return {}

@@ -7,21 +7,21 @@ How it works
 Each module has a wrapper, and L{Startup} observes all wrappers. Every change goes
 through these parts:
 
-  - L{Tally<tsrv.starting.tally.Tally>} counts the module for the program, whose
-    status is derived from the number of required and of optional modules that
-    are not ready, and for the modules that depend on it.
+  - L{Tally<tsrv.starting.tally.Tally>} counts the module for its dependents and for
+    the program: the status of the program follows from the numbers of required and
+    of optional modules that are not ready.
 
   - L{Restarts<tsrv.starting.restarts.Restarts>} holds the modules that restart
-    with a lost one, and restarts them when it has recovered.
+    with a lost module, and restarts them when the lost module has recovered.
 
-  - L{Launcher<tsrv.starting.launcher.Launcher>} initialises a module when no
-    module that it waits for is left, and skips it when one that it needs has
-    failed for good.
+  - L{Launcher<tsrv.starting.launcher.Launcher>} initialises a module when all
+    modules that it waits for are ready, and skips it when a module that it needs
+    has failed for good.
 
-So an event costs time in proportion to the modules that depend on it, and never a
-look at all others. A L{Shutdown<tsrv.starting.shutdown.Shutdown>} closes the
-modules in reverse order. L{Progress<tsrv.starting.progress.Progress>} keeps the
-status of the program.
+So an event takes time in proportion to the number of dependents, not to the number of
+all modules. A L{Shutdown<tsrv.starting.shutdown.Shutdown>} closes the modules in
+reverse order. L{Progress<tsrv.starting.progress.Progress>} keeps the status of the
+program.
 
 Observers, callbacks and the callable that stops the program may do anything while
 they are called. So each method here changes the counts first and calls foreign code
@@ -98,16 +98,16 @@ class Startup(Service):
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param replacements: Fakes that replace modules, by name, for tests. A
-            replaced module that is added by its factory is never made. A fake
-            without C{initialize()} is ready at once, and so is a mock.
+        @param replacements: Fakes that replace modules, by name, for tests. The
+            factory of a replaced module is never called. A fake without
+            C{initialize()} is ready at once, and so is a mock.
         @param stayUp: Whether the program keeps running, to report the failure
             of a required module, instead of stopping.
         @param stopProgram: Stops the program with an exit status; by default it
             stops the reactor.
         @param concurrency: Maximum number of modules that are initialised at the
-            same time; L{None} for any number. A module whose C{initialize()}
-            waits for another module keeps its place meanwhile.
+            same time; L{None} for no limit. A module also counts while its
+            C{initialize()} waits for another module.
         @raise TypeError: C{stopProgram} is not callable.
         @raise ValueError: C{concurrency} is not a positive integer.
         """
@@ -162,25 +162,25 @@ class Startup(Service):
         **options: Unpack[WrapperOptions],
     ) -> QueuingWrapper[Any]:
         """
-        Add a module. Its proxy can be used at once. Other modules that it names may
-        be added later.
+        Add a module. Its proxy can be used at once. The modules in C{needs}, C{after}
+        and C{restartWith} may be added later.
 
         @param name: The name of the module in C{needs}, errors and reports.
-        @param module: The module, or a class, function or C{partial} that makes
-            it. A factory is not called if the module is replaced.
+        @param module: The module, or its factory: a class, function or C{partial}
+            that makes it.
         @param needs: The names of the modules that must be ready before this one
             is initialised.
         @param after: The names of modules that this one starts after, if they
-            exist: when each of them is ready, has failed, was skipped or closed.
-        @param restartWith: The names of modules that it needs, and with which it is
-            restarted: after a loss of one of them its calls are held; when the lost
-            module is ready again, this one is closed and initialised again.
+            exist. It waits until each of them is ready, failed, skipped or closed.
+        @param restartWith: The names of modules that it needs, and with which it
+            restarts. Its calls are held after a loss of one of them. As soon as the
+            lost module is ready again, this one is closed and initialised again.
         @param required: Whether the program is not ready without the module.
         @param lazy: Whether its first call initialises it. Until it has been ready
             once, neither the program nor other modules wait for it.
-        @param timeout: Seconds from the beginning of its first attempt within which
-            the module must become ready, with all attempts; L{None} for no limit.
-            Afterwards the module has failed for good.
+        @param timeout: Seconds within which the module must become ready, counted
+            from the beginning of its first attempt; L{None} for no limit. After this
+            time the module fails for good.
         @param options: The options of L{QueuingWrapper}. Its C{timeout} is
             C{queueTimeout} here; C{initialize}, C{close}, C{whenLost}, C{whenIdle}
             and C{ping} may be names of methods of the module.
@@ -234,7 +234,7 @@ class Startup(Service):
         Check the relations of all modules.
 
         @raise GraphError: A needed module does not exist, modules wait for each
-            other, or a replacement is for no module.
+            other, or the module of a replacement does not exist.
         """
         self._checkGraph()
         for name in self._replacements:
@@ -280,9 +280,9 @@ class Startup(Service):
         """
         Wait until every required module is ready.
 
-        @return: A Deferred that fails with L{StartupFailed} when a required
-            module has failed for good, and with L{Closed} when the program
-            stops.
+        @return: A Deferred that fires when they are ready. It fails with
+            L{StartupFailed} when a required module has failed for good, and with
+            L{Closed} when the program stops.
         """
         return self._progress.whenReady()
 
@@ -313,9 +313,9 @@ class Startup(Service):
     def reset(self, name: str, reason: BaseException) -> None:
         """
         Close a module and initialise it again; see L{QueuingWrapper.reset}. The
-        modules that restart with it follow.
+        modules that restart with it are restarted afterwards.
 
-        @param reason: Why; it is reported as the reason of a loss.
+        @param reason: The reason; the report shows it as the reason of a loss.
         @raise IllegalTransition: The module is new, has failed, or is closed.
         @raise KeyError: No module has this name.
         """
@@ -344,8 +344,8 @@ class Startup(Service):
 
     def report(self) -> Report:
         """
-        Return the history and the state of all modules, as data that JSON can
-        express. L{describe} formats it as a table.
+        Return the history and the state of all modules, as data for JSON.
+        L{describe} formats it as a table.
         """
         return reportProgram(
             self._progress, list(map(self.reportModule, self._members))
@@ -364,7 +364,7 @@ class Startup(Service):
         """
         Check the relations of all modules, before anything starts.
 
-        @raise GraphError: As L{check} does.
+        @raise GraphError: As for L{check}.
         """
         self.check()
 
@@ -372,7 +372,7 @@ class Startup(Service):
         """
         Initialise all modules, each when the modules that it waits for are ready.
 
-        @raise GraphError: As L{check} does; nothing has been started.
+        @raise GraphError: As for L{check}; no module is started.
         @raise RuntimeError: The start-up has begun before.
         """
         homeOf(self._reactor).check("startService")
@@ -410,12 +410,12 @@ class Startup(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Close all modules, each when its dependents are closed. It may be called
-        at any time, and repeatedly.
+        Close all modules, each after its dependents. It may be called at any time,
+        and repeatedly.
 
-        @return: A Deferred that fires when all modules are closed. It fails with
-            an L{ExceptionGroup} of the errors of closing; an error keeps no
-            other module from being closed. Cancelling it only ends the waiting.
+        @return: A Deferred that fires when all modules are closed, even if some fail
+            to close. It then fails with an L{ExceptionGroup} of their errors.
+            Cancelling it only ends the waiting.
         """
         homeOf(self._reactor).check("stopService")
         if self.status is Status.STOPPED:
@@ -428,7 +428,7 @@ class Startup(Service):
             self._launcher.stop()
             self._restarts.stop()
             if not self._isConnected:
-                # Modules may have been initialised by hand.
+                # Foreign code may have initialised modules itself.
                 with suppress(GraphError):
                     self._checkGraph()
                     self._connect()

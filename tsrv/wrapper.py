@@ -5,17 +5,17 @@ A database client has to connect before it can answer its first query. Until the
 program can refuse the query, or write C{if db.connected} everywhere. L{QueuingWrapper}
 is another way: it queues the query, and runs it as soon as the client is ready.
 
-It connects four parts. They do not know each other, but the initialisation reports its
-events to the lifecycle:
+It connects four parts. They do not know each other, except that the initialisation
+reports its events to the lifecycle:
 
   - L{Lifecycle<tsrv.queuing.states.Lifecycle>}: the state, and which events are
-    legal in it. Its module explains what each state means for a call; read it first.
+    legal in it. Read its module first: it explains the effect of each state on calls.
 
   - L{Initialization<tsrv.queuing.initialization.Initialization>}: attempts until one
     succeeds, and again when the module is lost.
 
-  - L{CommandQueue<tsrv.queuing.queue.CommandQueue>}: the calls. They are queued,
-    started, passed to the module or refused, as the wrapper says.
+  - L{CommandQueue<tsrv.queuing.queue.CommandQueue>}: the calls. It queues them, starts
+    them, passes them to the module or refuses them, as the wrapper orders.
 
   - L{ProxySwitch<tsrv.queuing.proxy.ProxySwitch>}: the proxy that callers hold. While
     the module is ready its methods are the module's own bound methods. At other times
@@ -24,17 +24,17 @@ events to the lifecycle:
 Every call ends exactly once. A call that is never handed to the module ends with the
 reason: C{QueueFull}, C{QueueTimeout}, C{InitializationFailed}, C{Closed}, or
 C{CancelledError} if its caller gave up. A call that is handed to the module ends with
-the module's own result. If the module is lost or closed while working on it, the call
-is made again if it is safe to run twice (C{replay}); otherwise it ends with
+the module's own result. If the module is lost or closed during the call, the call is
+made again if it is safe to run twice (C{replay}); otherwise it ends with
 C{OutcomeUnknown}, unless the module still answers.
 
-For that, tsrv tracks the calls that are made while the module is ready. It does not if
-the module promises to end each of its calls itself, or cannot be lost: such a call is
-the module's own, and costs what a direct call costs.
+So tsrv tracks the calls that are made while the module is ready. Calls are not tracked
+if the module promises to end each of them itself, or cannot be lost: tsrv takes no part
+in such a call, which costs what a direct call costs.
 
 The module, its cancellers, the retry policy, observers and callbacks may do anything
-while they are called, even close the wrapper. So each method here changes the state
-and the queue first and calls foreign code last, or looks at the state again afterwards.
+while they are called, even close the wrapper. So each method here changes the state and
+the queue first and calls foreign code last, or checks the state again afterwards.
 
 The pattern (State, Command and Proxy together) comes from Mario Casciaro, I{Node.js
 Design Patterns}, "Asynchronously initialized modules".
@@ -82,13 +82,13 @@ MIN_WAITER_LIMIT: Final = 10_000  # Maximum number of waiters, if C{limit} is lo
 
 class QueuingWrapper(Inspection, Generic[_Module]):
     """
-    A queue in front of any object that needs initialising. It takes every call at
-    once, queues it until the module is ready, runs the queued calls in order, and
-    gets out of the way.
+    A queue in front of any object that needs initialising. Callers need not wait: the
+    wrapper queues their calls until the module is ready, runs them in order, and then
+    passes further calls to the module directly.
 
     @ivar module: The module.
-    @ivar proxy: The object that callers use in place of the module: it has the
-        module's public methods, and its type.
+    @ivar proxy: The object that callers use in place of the module. It has the
+        module's public methods and its type.
     """
 
     def __init__(
@@ -119,19 +119,19 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         """
         @param module: The module.
         @param reactor: Provides the time.
-        @param limit: Maximum number of queued calls; one more fails at once with
+        @param limit: Maximum number of queued calls; further calls fail at once with
             L{QueueFull}.
         @param timeout: The seconds after which a queued call fails with
             L{QueueTimeout}; L{None} for no limit.
         @param retryPolicy: Takes the number of attempts so far, and returns the
             seconds until the next; by default L{jitteredBackoff}. If it raises,
             there is no further attempt.
-        @param fatal: The types of errors of C{initialize()} that no retry will
-            help against.
+        @param fatal: The types of errors of C{initialize()} after which a retry is
+            useless.
         @param replay: The names of methods that are safe to run twice: a call of
             one of them that is in progress at a loss is made again.
         @param concurrency: Maximum number of calls in progress while the queue is
-            drained; L{None} for any number.
+            drained; L{None} for no limit.
         @param attemptTimeout: The seconds after which an attempt counts as failed;
             L{None} for no limit.
         @param closeTimeout: The seconds that closing the module may take; L{None}
@@ -146,14 +146,14 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             within C{pingInterval}, the module is lost.
         @param pingInterval: The seconds from the end of one ping to the next.
         @param settles: Whether the module promises to end each of its calls itself, so
-            that they need not be tracked; by default, whether it says so
-            (L{ISettlesCalls<tsrv.asyncmodule.ISettlesCalls>}) or cannot be lost.
+            that tsrv need not track them. By default, whether the module provides
+            L{ISettlesCalls<tsrv.asyncmodule.ISettlesCalls>} or cannot be lost.
         @param alwaysDeferred: Whether the proxy's methods return a Deferred in every
-            state, also where the module's own return a plain value.
-        @param lazy: Whether the first call initialises the module; or what is called
-            at the first call instead.
-        @param attemptSlots: Limits the number of attempts in progress, together with
-            those of other wrappers that have the same semaphore.
+            state, even if the module's own methods return a plain value.
+        @param lazy: Whether the first call initialises the module; or a callable for
+            the first call to run instead.
+        @param attemptSlots: Limits the number of attempts in progress of all wrappers
+            that share this semaphore.
         @param name: The name of the module in errors and in the log; by default
             the name of its type.
         @raise TypeError: The module is a class or has no C{initialize()} and none is
@@ -254,15 +254,15 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def initialize(self) -> Deferred[None]:
         """
-        Make the module ready; keep trying until it is.
+        Make the module ready, with as many attempts as necessary.
 
-        Several calls share one initialisation, and cancelling one of their
-        Deferreds does not affect the others: only L{close} and L{fail} give the
-        initialisation up. After it has failed for good it may be called again.
+        Several callers share one initialisation, and cancelling one of their
+        Deferreds does not affect the others: only L{close} and L{fail} stop the
+        initialisation. It may be called again after a failure for good.
 
         @return: A Deferred that fires when the module is ready. It fails with
             L{InitializationFailed} if no retry will help, with L{Closed} if the
-            wrapper is closed, and with L{QueueFull} if too many are waiting.
+            wrapper is closed, and with L{QueueFull} if too many callers wait.
         """
         self._queue.home.check("initialize")
         if self.state not in (State.NEW, State.FAILED):
@@ -274,9 +274,9 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def whenInitialized(self) -> Deferred[None]:
         """
-        Wait for the module, without starting anything.
+        Wait until the module is ready, without initialising it.
 
-        @return: A Deferred that fires as the one of L{initialize} does.
+        @return: A Deferred with the same result as L{initialize}.
         """
         if self.state in HEALTHY_STATES:
             return fired()
@@ -288,11 +288,11 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def fail(self, reason: BaseException) -> None:
         """
-        Give the initialisation up, as if an attempt had failed for good: queued
-        calls, waiters and later calls get L{InitializationFailed}. The wrapper may
-        be initialised again.
+        Stop the initialisation, as if an attempt had failed for good: queued calls,
+        waiters and later calls fail with L{InitializationFailed}. The wrapper may be
+        initialised again.
 
-        @param reason: Why; it becomes the C{__cause__}.
+        @param reason: The reason; it becomes the C{__cause__}.
         @raise IllegalTransition: The module is ready, or has failed already, or
             is closed; nothing has changed.
         """
@@ -302,10 +302,10 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     def reset(self, reason: BaseException) -> None:
         """
         Treat the module as lost, for example because it needs another password: close
-        it, and initialise it again at once. An attempt in progress is given up first;
-        one that is scheduled begins now.
+        it, and initialise it again at once. An attempt in progress is cancelled first;
+        a scheduled attempt begins now.
 
-        @param reason: Why; it becomes L{lastError}.
+        @param reason: The reason; it becomes L{lastError}.
         @raise IllegalTransition: Nobody has initialised the module, or it has failed
             for good, or it is closed; nothing has changed.
         """
@@ -314,17 +314,17 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def pause(self, by: object = None) -> Deferred[None]:
         """
-        Hold the calls of the module, while its server is restarted for example. Until
-        L{resume} they are queued. A module that is not ready goes on with its
-        attempts, and is paused when one succeeds.
+        Hold the calls of the module, for example while its server is restarted. They
+        are queued until L{resume}. If the module is not ready, its attempts continue,
+        and it is paused when one succeeds.
 
-        @param by: Who pauses the module. It is resumed when all who have paused it
-            have resumed it.
-        @return: A Deferred that fires when the calls in progress have ended: those
-            that tsrv tracks, and those that the module knows of (C{whenIdle}). It
-            fails with L{Closed} if the wrapper is closed, with C{CancelledError} if
-            the module is resumed first, and with the error of C{whenIdle}, after
-            which the module is still paused.
+        @param by: The holder. The module is resumed when all its holders have resumed
+            it.
+        @return: A Deferred that fires when all calls in progress have ended: the calls
+            that tsrv tracks, and the calls that only the module knows of (C{whenIdle}).
+            It fails with L{Closed} if the wrapper is closed, with C{CancelledError} if
+            the module is resumed first, and with the error of C{whenIdle}; the module
+            is still paused after this error.
         """
         self._queue.home.check("pause")
         if self.state in (State.CLOSING, State.CLOSED):
@@ -346,7 +346,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         """
         End a pause: run the queued calls. Without a pause this does nothing.
 
-        @param by: Who has paused the module.
+        @param by: The holder, as for L{pause}.
         """
         self._queue.home.check("resume")
         if not self._holds.remove(by):
@@ -362,8 +362,8 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     @asynccontextmanager
     async def pausing(self) -> AsyncIterator[None]:
         """
-        Pause the module for the time of an C{async with}, which begins when its calls
-        in progress have ended.
+        Pause the module for the time of an C{async with}. The block begins when the
+        calls in progress have ended.
         """
         by = object()
         try:
@@ -374,13 +374,13 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def close(self) -> Deferred[None]:
         """
-        End all queued calls with L{Closed}, close the module, and run nothing
-        afterwards. Calls in progress end as the module ends them, or else with
-        C{OutcomeUnknown}. A module that was never initialised is not closed. This is
-        legal in every state, and any number of times.
+        Fail all queued calls with L{Closed}, close the module, and start no further
+        calls. Calls in progress end with the module's own result, or with
+        C{OutcomeUnknown}. A module that was never initialised is not closed. This may
+        be called in every state, and repeatedly.
 
-        @return: A Deferred that fires when everything is closed; it fails with the
-            error of the module's own closing. Cancelling it only ends the waiting.
+        @return: A Deferred that fires when everything is closed. It fails with the
+            error of the module's C{close()}. Cancelling it only ends the waiting.
         """
         self._queue.home.check("close")
         if self.state is State.CLOSED:
@@ -424,7 +424,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             self._queue.drain()
 
     def _drained(self) -> None:
-        # To look up names runs foreign code.
+        # Looking up names runs foreign code.
         toReady = self._proxySwitch.prepare()
         if self.state is not State.DRAINING:
             return
@@ -442,7 +442,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         self._holds.moduleLost()
 
     def _failedForGood(self) -> None:
-        # A callback may initialise again: later waiters wait for that attempt.
+        # A callback may initialise the module again; later waiters wait for that.
         waiters = self._waiters.takeAll()
         makeError = partial(refusals.initializationFailed, self.name, self.lastError)
         self._queue.refuseCalls(makeError)

@@ -44,7 +44,7 @@ class Waiters:
             if too many are waiting already.
         """
         if len(self._waiting) >= self._limit:
-            return fired(QueueFull(f"{self._limit} wait already {self._what}"))
+            return fired(QueueFull(f"{self._limit} callers wait {self._what}"))
         waiter = Pending(self._remove)
         self._waiting[waiter] = None
         return waiter
