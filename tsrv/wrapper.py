@@ -306,8 +306,8 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         a scheduled attempt begins now.
 
         @param reason: The reason; it becomes L{lastError}.
-        @raise IllegalTransition: Nobody has initialised the module, or it has failed
-            for good, or it is closed; nothing has changed.
+        @raise IllegalTransition: The module was never initialised, has failed for good,
+            or is closed; nothing has changed.
         """
         self._queue.home.check("reset")
         self._initialization.reset(checkReason(reason))

@@ -5,9 +5,9 @@ Each attempt is an object of its own, and an answer counts only while its
 attempt is the current one. So a late answer of an abandoned attempt changes
 nothing. An attempt stays current while the module is ready.
 
-A module is lost when its C{whenLost()} says so, when a ping fails, or when somebody
-resets it. In the last two cases the module itself does not know that anything is
-wrong, so it is closed before it is initialised again.
+A module is lost when its C{whenLost()} fires, when a ping fails, or when it is reset.
+In the last two cases the module itself has not noticed a loss, so it is closed before
+it is initialised again.
 
 The module, its cancellers and the retry policy are foreign code: each of them may
 close the wrapper, give up the initialisation or begin another one while it is
@@ -127,7 +127,7 @@ class Initialization:
         self._attempt: OneAttempt | None = None
         self._retryCall: IDelayedCall | None = None
         # Attempts since the module was last ready for longer than the last delay:
-        # the delays go on growing if it is lost as soon as it is ready.
+        # if each loss follows at once, the delays continue to grow.
         self._policyAttempts = 0
         self._lastDelay = 0.0
         self._readySince = 0.0
@@ -165,8 +165,8 @@ class Initialization:
 
         @param isPing: Whether the reason is the error of a ping.
 
-        @raise IllegalTransition: Nobody has initialised the module, or it has failed
-            for good, or it is closed; nothing has changed.
+        @raise IllegalTransition: The module was never initialised, has failed for good,
+            or is closed; nothing has changed.
         """
         state = self._lifecycle.state
         if state in (State.RETRYING, State.LOST):
@@ -180,7 +180,7 @@ class Initialization:
             return
         if state not in (*HEALTHY_STATES, State.INITIALIZING):
             raise IllegalTransition(state, Event.LOSE, f"reset() of {self._name}")
-        # Foreign code may reset the module once more, or close it, from here on.
+        # From here on, foreign code may reset the module again, or close it.
         closing = None
         if self._closing is None:
             closing = Deferred[BaseException | None]()
@@ -255,8 +255,8 @@ class Initialization:
 
     def retryAfter(self) -> float | None:
         """
-        @return: The seconds until the next attempt begins, or the present one ends,
-            if they are known.
+        @return: The seconds until the next attempt begins, or the attempt in progress
+            ends, if they are known.
         """
         if self._lifecycle.state is State.INITIALIZING:
             return self._secondsLeft()

@@ -111,8 +111,8 @@ class Inspection:
 
     def retryAfter(self) -> float | None:
         """
-        @return: The seconds until the next attempt begins, or the present one ends,
-            if they are known.
+        @return: The seconds until the next attempt begins, or the attempt in progress
+            ends, if they are known.
         """
         return self._initialization.retryAfter()
 

@@ -8,11 +8,10 @@ C{__getattr__}, made for this module, and the module's own bound methods as
 attributes: Python finds them like any other attributes, so that a call costs what
 a direct call costs. After a loss the proxy is a L{WaitingProxy} again.
 
-A proxy without C{__getattr__} has only the names that tsrv gives to it. So tsrv
-gives it every name that the module, its class and its annotations have at that
-moment. A module may make up attributes, with a C{__getattr__} or
-C{__getattribute__} of its own: its proxy keeps a C{__getattr__} even while the
-module is ready.
+A proxy without C{__getattr__} has only the names that tsrv gives to it: all names
+that the module, its class and its annotations have when the module becomes ready.
+A module may make up attributes, with a C{__getattr__} or C{__getattribute__} of its
+own: its proxy keeps a C{__getattr__} even while the module is ready.
 """
 
 from __future__ import annotations

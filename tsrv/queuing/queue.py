@@ -313,7 +313,7 @@ class CommandQueue:
         command.end(result)
 
     def _leaves(self, command: Command) -> None:
-        # putBack() adds the next command behind one that is still in the list.
+        # putBack() adds behind this command, which must be in the list.
         if command is self._lastPutBack:
             before = command.previous
             self._lastPutBack = None if before is self._again.root else before
@@ -349,7 +349,7 @@ class CommandQueue:
         if not self._draining or command is root:
             return False
         if command.called:
-            # Its caller has fired it.
+            # The caller has fired the command itself.
             self._stats.cancelled += 1
             self._endWaiting(command, None)
             return True

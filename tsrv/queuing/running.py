@@ -288,7 +288,7 @@ class RunningCommands:
                 if not self._suspect(partial(self._explain, command)):
                     self._explain(command)
                 return
-            # A loss is noticed early, before more calls fail because of it.
+            # Ping now, to notice a loss before more calls fail because of it.
             self._suspect(bool)
         self._end(command, result)
 
