@@ -185,7 +185,7 @@ class History:
 
     def paused(self) -> None:
         """
-        Record that somebody paused the module.
+        Record that the module was paused.
         """
         self._pause = Pause(self._reactor.seconds())
         self.pauses.add(self._pause)

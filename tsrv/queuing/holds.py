@@ -34,7 +34,7 @@ class Holds:
         whenIdle: Callable[[], object] | None,
     ) -> None:
         """
-        @param running: The calls in progress that tsrv knows of.
+        @param running: The calls in progress that tsrv tracks.
         @param whenIdle: Returns a Deferred that fires when the calls that only the
             module knows of have ended.
         """

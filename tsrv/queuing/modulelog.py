@@ -182,7 +182,7 @@ class ModuleLog:
 
     def reset(self, reason: BaseException) -> None:
         """
-        Somebody has reset the module.
+        The module was reset.
         """
         if isinstance(reason, Consequence):
             if self._isDue("reset", reason.summary):

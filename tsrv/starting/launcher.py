@@ -114,7 +114,7 @@ class Launcher:
         Skip a member until the failed member that it needs is available.
         """
         member.started = False
-        # The first call of a skipped lazy module is refused, so it does not count.
+        # A lazy module refuses its first call now, so that call cannot initialise it.
         member.isWanted = True
         error = Skipped(member.name, failed.name)
         wrapper = member.wrapper
@@ -154,7 +154,7 @@ class Launcher:
         elif member.isWanted and _canStart(member):
             self._start(member)
         elif member.startsAnew or member.wrapper.state is State.NEW:
-            # A module that was initialised by hand is left alone.
+            # Other code may have initialised the module: do not touch it then.
             failed = next((each for each in member.dependencies if each.failed), None)
             if failed is not None and member.startsAnew:
                 member.startsAnew = False
@@ -167,7 +167,7 @@ class Launcher:
         member.started = member.isTimed = True
         # The wrapper logs the failure.
         member.wrapper.initialize().addErrback(lambda failure: None)
-        # The module may have been initialised by hand before.
+        # Other code may have initialised the module before.
         self.checkTime(member)
 
     def _timedOut(self, member: Member) -> None:

@@ -25,7 +25,7 @@ class Status(Enum):
       - C{STOPPING}: The program will stop, or is closing its modules.
       - C{STOPPED}: All modules are closed.
 
-    Before it is ready for the first time, a lazy module counts as ready, unless it
+    A lazy module counts as ready before it is ready for the first time, unless it
     fails for good.
     """
 
