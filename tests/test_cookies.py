@@ -275,7 +275,7 @@ def test_a_response_that_is_sent_gets_no_cookie(asked: Any, how: str) -> None:
         ({"name": "__Host-session"}, "must not begin with __"),
         ({"name": "__secure-session"}, "must not begin with __"),
         ({"sameSite": "lax"}, "sameSite must be Strict, Lax or None, not 'lax'"),
-        ({"trustedProxies": ["proxy"]}, "no trusted proxy"),
+        ({"trustedProxies": ["proxy"]}, "invalid trusted proxy"),
     ],
 )
 def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -391,8 +391,8 @@ def test_the_client_is_the_last_hop_that_is_no_proxy(
 @pytest.mark.parametrize(
     ("trusted", "message"),
     [
-        (["proxy.example"], "no trusted proxy: 'proxy.example' does not appear to be"),
-        (["10.0.0.1/8"], "no trusted proxy: 10.0.0.1/8 has host bits set"),
+        (["proxy.example"], "invalid trusted proxy: 'proxy.example' does not appear"),
+        (["10.0.0.1/8"], "invalid trusted proxy: 10.0.0.1/8 has host bits set"),
         (PROXY, "trusted proxies are a sequence, not one text"),
     ],
 )

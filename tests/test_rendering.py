@@ -151,7 +151,7 @@ def test_a_resource_may_have_other_methods_than_get() -> None:
         (lambda answer: answer.callback(text("late")), []),
         (
             lambda answer: answer.errback(Trouble("cut off")),
-            ["After the client left: Trouble: cut off"],
+            ["After the client disconnected: Trouble: cut off"],
         ),
     ],
     ids=["cancelled", "answers", "fails"],

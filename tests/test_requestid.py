@@ -254,7 +254,7 @@ def test_cancelled_work_is_logged_with_the_id_of_its_request(clock: Clock) -> No
     with logged() as events:
         peer.leave()
     assert lines.lines == ["[speaker#info,mine] cancelled"]
-    assert "After the client left: Trouble: halfway" in textsOf(events)
+    assert "After the client disconnected: Trouble: halfway" in textsOf(events)
     assert currentRequestId.get() is None
 
 

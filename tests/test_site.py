@@ -365,7 +365,8 @@ def test_all_bodies_together_have_a_bound(served: Echoing) -> None:
     (answer,) = refused.answers
     assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert answer.headers["retry-after"] == "1"
-    assert json.loads(answer.body)["error"] == "Too much is waiting already"
+    message = "Too many request bodies are waiting already"
+    assert json.loads(answer.body)["error"] == message
     asking = served.connect(post(41, b"Expect: 100-continue"))
     assert (statuses(asking), site.connections.bodyBytes) == ([503], 60)
     leaving = served.connect(chunked + chunk(b"x" * 40) + chunk())

@@ -187,8 +187,8 @@ class Login(_SessionResource):
         """
         if not self._sessions.cookies.canWrite(request):
             raise HTTPError(
-                "A login needs HTTPS: over plain HTTP there is a cookie on localhost "
-                "alone",
+                "A login needs HTTPS: over plain HTTP, the cookie works only on "
+                "localhost",
                 HTTPStatus.FORBIDDEN,
             )
         session = await self._checkedSession(request)

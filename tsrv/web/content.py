@@ -77,7 +77,7 @@ class PreconditionFailed(HTTPError):
     status = HTTPStatus.PRECONDITION_FAILED
 
     def __init__(self) -> None:
-        super().__init__("It has been changed since")
+        super().__init__("The resource has been changed in the meantime")
 
 
 def readBody(

@@ -72,7 +72,7 @@ METRICS_OF_WRAPPERS: Final[Sequence[tuple[Any, str, str, str]]] = (
     (
         GaugeMetricFamily,
         "tsrv_module_calls_in_progress",
-        "Calls in progress that tsrv tracks, or has queued before.",
+        "Calls in progress that tsrv tracks, or that were queued before.",
         "inProgress",
     ),
     (
@@ -85,13 +85,13 @@ METRICS_OF_WRAPPERS: Final[Sequence[tuple[Any, str, str, str]]] = (
     (
         GaugeMetricFamily,
         "tsrv_module_paused",
-        "Whether somebody holds the calls, in whatever state the module is.",
+        "Whether the calls of the module are held, in any state of the module.",
         "paused",
     ),
     (
         CounterMetricFamily,
         "tsrv_module_pauses",
-        "Times for which somebody held the calls, including the present one.",
+        "Pauses of the module, including the current one.",
         "history.pauses.count",
     ),
     (
@@ -207,7 +207,7 @@ class _Modules:
         )
         ready = GaugeMetricFamily(
             "tsrv_module_ready",
-            "Whether the module is ready. A lazy one is not before its first call.",
+            "Whether the module is ready. A lazy module starts with its first call.",
             labels=("module",),
         )
         for module in report["modules"]:

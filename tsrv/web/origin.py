@@ -123,7 +123,7 @@ class Proxies:
         try:
             self._networks = [ip_network(each) for each in trusted if each != "unix"]
         except ValueError as error:
-            raise ValueError(f"no trusted proxy: {error}") from None
+            raise ValueError(f"invalid trusted proxy: {error}") from None
 
     def isSecure(self, request: Request) -> bool:
         """

@@ -20,7 +20,7 @@ _REFUSALS: Final = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too long",
     HTTPStatus.REQUEST_URI_TOO_LONG: "The request line is too long",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The headers are too long",
-    HTTPStatus.SERVICE_UNAVAILABLE: "Too much is waiting already",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Too many request bodies are waiting already",
 }
 
 

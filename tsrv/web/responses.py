@@ -196,7 +196,8 @@ class _Exchange:
             # The exchange itself has asked for CancelledError.
             if not failure.check(CancelledError):
                 _log.debug(
-                    "After the client left: {error}", error=explain(failure.value)
+                    "After the client disconnected: {error}",
+                    error=explain(failure.value),
                 )
         elif request.startedWriting or request.getComponent(IBegun):
             abort(request, failure)

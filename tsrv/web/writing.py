@@ -223,7 +223,7 @@ class Writer(Protocol):
         @raise RuntimeError: The response has a producer already.
         """
         if self._producer is not None:
-            raise RuntimeError(f"cannot register {producer}: {self._producer} is")
+            raise RuntimeError(f"cannot register {producer} besides {self._producer}")
         self.flush()
         self._producer, self._isPulled = producer, not streaming
         if not streaming:

@@ -1,4 +1,4 @@
-// Fetches the fragment of the page every second and puts in what has changed.
+// Fetches the fragment of the page every second and updates the changed parts.
 "use strict";
 
 (() => {
@@ -13,7 +13,7 @@
   let tag = "";
   let timer = 0;
 
-  // Changes only what differs: focus, selection, scrolling and open details stay.
+  // Changes only the differences: focus, selection, scrolling and open details stay.
   function update(element, fresh) {
     for (const { name, value } of fresh.attributes ?? []) {
       element.setAttribute(name, value);
@@ -38,7 +38,7 @@
     });
   }
 
-  // Rows change their order, but stay the rows of their modules.
+  // Rows may change places, but each row stays with its module.
   function updateRows(body, fresh) {
     const known = new Map([...body.rows].map((row) => [row.dataset.key, row]));
     let next = body.rows[0] ?? null;
@@ -76,7 +76,7 @@
   }
 
   function showLive(response) {
-    // The time is the server's.
+    // Shows the time of the server, not of the browser.
     const now = new Date(response.headers.get("Date") ?? Date.now());
     lastSeen.textContent = `${now.toISOString().slice(0, 19).replace("T", " ")} UTC`;
     const { began } = headline().dataset;
@@ -124,7 +124,7 @@
     }
   }
 
-  // The page stays where it is, unless there is an error to show.
+  // The browser stays on the page, unless the response is an error.
   status.addEventListener("submit", async (event) => {
     event.preventDefault();
     const { submitter, target } = event;
