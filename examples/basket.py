@@ -22,7 +22,7 @@ from tsrv.sessions import (
 
 class Basket(Resource):
     """
-    A page that knows who looks at it.
+    A page that shows the basket of its visitor.
     """
 
     isLeaf = True

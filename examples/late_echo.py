@@ -1,9 +1,9 @@
 """
 A client for a server that comes up late, goes away, and comes back.
 
-C{EchoClient} is an ordinary Twisted client. It knows nothing of tsrv: the
-wrapper is told which of its methods connects, which one closes, and which one
-tells that the connection is lost. Run it with C{python examples/late_echo.py}.
+C{EchoClient} is an ordinary Twisted client. It knows nothing of tsrv: options of the
+wrapper name its methods that connect, close, and report a lost connection. Run it
+with C{python examples/late_echo.py}.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class EchoProtocol(LineReceiver):
 
     def lineReceived(self, line: bytes) -> None:
         """
-        A line has come back.
+        Pass the line to the first call that waits.
         """
         self._waiting.pop(0).callback(line.decode())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        No more lines will come.
+        Fail the calls that wait.
         """
         for each in self._waiting:
             each.errback(reason)
@@ -60,7 +60,7 @@ class EchoProtocol(LineReceiver):
 
 class EchoClient:
     """
-    A client as any package may have it.
+    An ordinary client, as any package may provide it.
     """
 
     def __init__(self, endpoint: TCP4ClientEndpoint) -> None:
@@ -76,13 +76,13 @@ class EchoClient:
 
     def disconnected(self) -> Deferred[None]:
         """
-        Fires when the connection is lost.
+        Return a Deferred that fires when the connection is lost.
         """
         return self._protocol.lost
 
     def disconnect(self) -> None:
         """
-        Leave the server.
+        Disconnect from the server.
         """
         if self._protocol.transport is not None:
             self._protocol.transport.loseConnection()
@@ -96,7 +96,7 @@ class EchoClient:
 
 async def main(reactor: Any) -> None:
     """
-    Ask at once, and let the server take its time.
+    Call at once, and start the server later.
     """
     serverEndpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
     # Find a free port, and leave it again.

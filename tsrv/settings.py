@@ -260,7 +260,7 @@ class RemoteSettings:
         Return a Deferred of a copy of one setting.
 
         @param path: The names of nested members, outermost first.
-        @return: The Deferred; it fails with L{SettingsRefused} if there is none.
+        @return: The Deferred; it fails with L{SettingsRefused} if it is missing.
         """
         if not self.initialized:
             return fail(NotInitialized("The settings have not been fetched"))

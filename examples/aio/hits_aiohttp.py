@@ -1,5 +1,5 @@
 """
-An aiohttp application that counts in Redis, and takes requests while Redis is away. The
+An aiohttp application that counts in Redis, and takes requests while Redis is lost. The
 module is the client itself. Run C{python hits_aiohttp.py 8000 redis://127.0.0.1:6379}.
 """
 
@@ -26,7 +26,7 @@ async def modules(app: web.Application) -> AsyncIterator[None]:
     program = Startup()
     wrapper = program.add(
         "redis",
-        # One connection keeps the order. Retrying is left to tsrv.
+        # One connection keeps the order. tsrv retries, the client does not.
         Redis.from_url(sys.argv[2], single_connection_client=True, retry=None),
         initialize="ping",
         ping="ping",
@@ -57,7 +57,7 @@ async def unavailable(
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
 ) -> web.StreamResponse:
     """
-    Answer 503 when nobody knows when Redis comes back.
+    Respond with 503 if a call fails because Redis is unavailable.
     """
     try:
         return await handler(request)

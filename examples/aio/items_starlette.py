@@ -1,7 +1,7 @@
 """
-A Starlette application that takes requests while its database is away. C{/livez}
-answers at once; C{/items} is held until PostgreSQL is ready. A FastAPI application
-takes the same lifespan. Run C{python items_starlette.py 8000 postgresql://...}.
+A Starlette application that takes requests while its database is lost. C{/livez}
+answers at once; C{/items} waits until PostgreSQL is ready. A FastAPI application uses
+the same lifespan. Run C{python items_starlette.py 8000 postgresql://...}.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """
     Let the modules live as long as the application.
     """
-    # The framework's task is not ours to cancel: /readyz reports a failure.
+    # Do not cancel the framework's task: /readyz reports a failure.
     app.state.program = program = Startup(stayUp=True)
     app.state.items = program.add("items", Items(sys.argv[2]), replay=["names"]).proxy
     async with program:
@@ -69,6 +69,6 @@ app = Starlette(
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    # uvicorn raises the signal again when all is closed.
+    # uvicorn raises the signal again when everything is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     uvicorn.run(app, port=int(sys.argv[1]))

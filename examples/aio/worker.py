@@ -1,6 +1,6 @@
 """
 A worker without a web framework: it stores the lines of its standard input in Redis, in
-order, also while Redis is away. Run C{python worker.py redis://127.0.0.1:6379}.
+order, also while Redis is lost. Run C{python worker.py redis://127.0.0.1:6379}.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ async def main() -> None:
     program = Startup()
     redis = program.add(
         "redis",
-        # One connection keeps the order. Retrying is left to tsrv.
+        # One connection keeps the order. tsrv retries, the client does not.
         Redis.from_url(sys.argv[1], single_connection_client=True, retry=None),
         initialize="ping",
         ping="ping",
         pingInterval=0.2,
         close="aclose",
-        # The time that lines may take to be stored after SIGTERM.
+        # Maximum time to store the remaining lines after SIGTERM.
         queueTimeout=10.0,
     ).proxy
 

@@ -1,9 +1,9 @@
 """
-C{twisted.enterprise.adbapi} and SQLite, whose file is on a volume that is mounted late,
-and sometimes is gone.
+C{twisted.enterprise.adbapi} and SQLite. The file is on a volume that is mounted late,
+and sometimes disappears.
 
-SQLite goes on reading a file that was moved away, so the ping writes. A pool that was
-closed cannot be opened again: C{madeBy} makes another one.
+SQLite goes on reading a file that was moved away, so the ping writes. A closed pool
+cannot be opened again: C{madeBy} makes another pool.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """
 RabbitMQ with aio-pika: publish with confirms, and consume.
 
-C{connect_robust()} connects again by itself, and holds calls without a limit. So this
-is C{connect()}, and connecting again is left to tsrv. aio-pika fails calls some time
-before C{closed()} returns; C{ping=} asks at once.
+C{connect_robust()} would reconnect by itself, and hold calls without a limit. This
+module uses C{connect()} instead: tsrv reconnects. At a loss, aio-pika fails calls some
+time before C{closed()} returns; C{ping=} finds the loss at once.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def wrap(reactor: Any, url: str) -> QueuingWrapper[Queue]:
         name="rabbitmq",
         ping=queue.ping,
         replay={"browse"},
-        # aio-pika passes confirms on in another order than that of the queue.
+        # aio-pika may pass on confirms in another order than the queue has.
         concurrency=1,
         retryPolicy=jitteredBackoff(maxDelay=2.0),
     )

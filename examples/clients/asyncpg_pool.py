@@ -1,9 +1,9 @@
 """
-asyncpg, whose pool exists only when it has connected: C{madeBy} makes one at each
+asyncpg. Its pool exists only when it has connected: C{madeBy} makes a pool at each
 attempt.
 
-While queued calls are carried out, one follows the other, so that their order is that
-of the calls; afterwards the pool's connections work at the same time.
+The drain runs one queued call after the other, so they keep their order; afterwards
+the pool's connections work at the same time.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 Moving from C{ClientService}: the same endpoint and the same protocol, with a queue.
 
 C{readFrom} waits for a connection of C{ClientService}, and fails at a loss. C{read} is
-a call of a module, which C{madeBy} makes of the protocol: it is queued, and repeated.
+a call of a module that C{madeBy} makes of the protocol: tsrv queues and repeats it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """
 NATS with nats-py: publish, request and subscribe.
 
-NATS stores nothing: what is published while a subscriber is away is gone. So a write is
-a request, which ends when a subscriber has answered. The client's own reconnecting is
-switched off, and each attempt subscribes again.
+NATS stores nothing: a message without a subscriber is lost. So a write is a request,
+which ends when a subscriber has answered. The client does not reconnect by itself:
+each attempt subscribes again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Items:
         await client.connect(
             self._url,
             allow_reconnect=False,
-            # With other numbers the first connection is tried for minutes.
+            # With other numbers the client retries the first connection for minutes.
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
             closed_cb=tell,

@@ -1,8 +1,8 @@
 """
 RabbitMQ with pika's adapter for Twisted: publish with confirms, and consume.
 
-A channel is lost alone or with its connection; C{on_closed} tells of both. pika ends
-what waits for the channel with its own error.
+A channel is lost alone or with its connection; C{on_closed} reports both. pika ends
+the calls that wait for the channel with its own error.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """
-psycopg on Twisted: C{async with} a transaction through the proxy, also one that begins
-before there is a connection.
+psycopg on Twisted: C{async with} a transaction through the proxy, even before the
+first connection is open.
 
-One connection has one transaction at a time. A lock, which serves its callers in order,
-makes the others wait.
+A connection has one transaction at a time. A lock makes other transactions wait, and
+serves them in order.
 """
 
 from __future__ import annotations

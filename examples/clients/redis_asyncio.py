@@ -1,9 +1,9 @@
 """
-redis-py's asyncio client, which never tells that its server is gone: C{ping=} asks.
+redis-py's asyncio client. It does not report that its server is lost: C{ping=} asks.
 
-One connection is enough, since commands are short. Those who wait for it have no order,
-so queued calls are made one after another. The client's own retrying is switched off:
-it does not know what is safe to run twice.
+One connection is enough, since commands are short. Callers that wait for it have no
+order, so the drain runs one call after the other. The client does not retry by itself:
+it does not know which calls may safely run twice.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-An HTTP API as a module: to log in is to initialise, and a token that is refused is a
+An HTTP API as a module: the login is the initialisation, and a refused token is a
 loss.
 """
 
@@ -62,7 +62,7 @@ class Api:
 
 def wrap(reactor: Any, url: str) -> QueuingWrapper[Api]:
     api = Api(reactor, url)
-    # Each request may have a connection of its own. One after another keeps the order.
+    # Requests may use several connections: one after the other, they keep the order.
     return QueuingWrapper(api, reactor, ping=api.ping, replay={"items"}, concurrency=1)
 
 

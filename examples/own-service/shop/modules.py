@@ -1,4 +1,4 @@
-"""The modules: they know nothing of queues, and nothing of the web."""
+"""The modules. They know nothing of queues and the web."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tsrv import Startup
 
 
 class Rates:
-    """Rates of exchange. A real service fetches them, which takes a moment."""
+    """Exchange rates. A real service fetches them, which takes a moment."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -24,13 +24,13 @@ class Rates:
 
 
 class Prices:
-    """Prices of goods. They are bought in dollars, so they need the rates."""
+    """Prices of goods. The shop buys in dollars, so the prices need the rates."""
 
     def __init__(self, rates: Rates) -> None:
         self._rates = rates
 
     async def initialize(self) -> None:
-        """Convert them once."""
+        """Convert all prices once."""
         self._prices = {"tea": 5.0 / await self._rates.rate("USD")}
 
     async def price(self, item: str) -> float:
@@ -39,6 +39,6 @@ class Prices:
 
 
 def addModules(startup: Startup, reactor: Any) -> Prices:
-    """Add both, and return the prices, behind their queue."""
+    """Add both modules, and return the proxy of the prices."""
     rates = startup.add("rates", Rates(reactor)).proxy
     return startup.add("prices", Prices(rates), needs=["rates"]).proxy

@@ -1,4 +1,4 @@
-"""The entry of the plugin: from options to a service."""
+"""The entry point of the plugin: makes a service from options."""
 
 from twisted.python import usage
 
