@@ -122,6 +122,7 @@ class Driver:
         self.example = example
         self.url = url
         self.hasPairs = hasattr(example, "writeAll")
+        self.isBroker = "pika" in example.__name__
         self.wrapper: QueuingWrapper[Any] = example.wrap(reactor, url)
         self.numbers = count()
         # The items of all calls, and what became of them.
@@ -179,11 +180,14 @@ class Driver:
 
     async def read(self) -> None:
         """
-        Read, which never fails; all that was acknowledged before is there.
+        Read, which never fails; all that was acknowledged before is there. While a
+        message broker comes back, a browsed queue does not tell: browsing takes the
+        messages out. It does at the end.
         """
         before = set(self.acknowledged)
         items = await self.example.read(self.wrapper.proxy)
-        assert before <= set(items), sorted(before - set(items))
+        isKnown = not self.isBroker or not self.wrapper.history.losses.count
+        assert not isKnown or before <= set(items), sorted(before - set(items))
         self.succeeded += 1
 
     async def call(self, caller: int) -> None:
