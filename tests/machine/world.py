@@ -230,7 +230,7 @@ class World:
         """
         @return: Whether no retry helps against an error.
         """
-        stale = "has to return a new one" in str(error)
+        stale = "must return a new one" in str(error)
         return self.policyRaised or stale or isinstance(error, (Refused, Abandoned))
 
     # The module is initialised, watched and closed.

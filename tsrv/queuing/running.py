@@ -60,7 +60,7 @@ from .waiters import Waiters
 __all__ = ["RunningCommands"]
 
 # Maximum number of commands that are handled at once at a loss.
-MAX_INTERRUPTED_AT_ONCE: Final = 2000
+MAX_INTERRUPTED_AT_ONCE: Final = 1500
 
 # Maximum number of Deferreds that wait for the last command to end.
 MAX_IDLE_WAITERS: Final = 10_000
