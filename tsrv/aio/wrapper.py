@@ -4,11 +4,12 @@ A queue in front of a module, in a program that runs on asyncio.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypedDict, TypeVar, Unpack
+from collections.abc import Callable
+from typing import TypeVar, Unpack
 
 from twisted.internet.defer import DeferredSemaphore
 
+from ..starting.options import CommonOptions
 from ..wrapper import QueuingWrapper as _QueuingWrapper
 from .log import logWithLogging
 from .looptime import LoopTime
@@ -18,23 +19,13 @@ __all__ = ["QueuingWrapper"]
 _Module = TypeVar("_Module", covariant=True)
 
 
-class _Options(TypedDict, total=False):
-    limit: int
+class _Options(CommonOptions, total=False):
     timeout: float | None
-    retryPolicy: Callable[[int], float] | None
-    fatal: type[BaseException] | Iterable[type[BaseException]]
-    replay: Iterable[str]
-    concurrency: int | None
-    attemptTimeout: float | None
-    closeTimeout: float | None
     initialize: Callable[[], object] | None
     close: Callable[[], object] | None
     whenLost: Callable[[], object] | None
     whenIdle: Callable[[], object] | None
     ping: Callable[[], object] | None
-    pingInterval: float
-    settles: bool | None
-    alwaysDeferred: bool
     lazy: bool | Callable[[], object]
     attemptSlots: DeferredSemaphore | None
     name: str | None

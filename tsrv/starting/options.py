@@ -22,7 +22,7 @@ from ..asyncmodule import ISettlesCalls
 from ..queuing.options import checkNames
 from ..wrapper import QueuingWrapper
 
-__all__ = ["ModuleOptions", "WrapperOptions", "wrapModule"]
+__all__ = ["CommonOptions", "ModuleOptions", "WrapperOptions", "wrapModule"]
 
 _FACTORY_TYPES: Final = (type, FunctionType, MethodType, partial)
 
@@ -30,27 +30,34 @@ _FACTORY_TYPES: Final = (type, FunctionType, MethodType, partial)
 _METHOD_OPTIONS: Final = ("initialize", "close", "whenLost", "whenIdle", "ping")
 
 
-class WrapperOptions(TypedDict, total=False):
+class CommonOptions(TypedDict, total=False):
     """
-    The options of L{QueuingWrapper} for a module of a program.
+    The options that are the same for a module of a program and for a wrapper alone.
     """
 
     limit: int
-    queueTimeout: float | None
     retryPolicy: Callable[[int], float] | None
     fatal: type[BaseException] | Iterable[type[BaseException]]
     replay: Iterable[str]
     concurrency: int | None
     attemptTimeout: float | None
     closeTimeout: float | None
+    pingInterval: float
+    settles: bool | None
+    alwaysDeferred: bool
+
+
+class WrapperOptions(CommonOptions, total=False):
+    """
+    The options of L{QueuingWrapper} for a module of a program.
+    """
+
+    queueTimeout: float | None
     initialize: Callable[[], object] | str | None
     close: Callable[[], object] | str | None
     whenLost: Callable[[], object] | str | None
     whenIdle: Callable[[], object] | str | None
     ping: Callable[[], object] | str | None
-    pingInterval: float
-    settles: bool | None
-    alwaysDeferred: bool
 
 
 class ModuleOptions(WrapperOptions, total=False):
