@@ -103,7 +103,7 @@ makeStartup({initialize}).setServiceParent(application)
     [
         ("twistd", "fail", "LookupError: no way"),
         ("react", "failLater", "LookupError: no way"),
-        ("run", "Deferred", "TimeoutError: not ready within 0.5 seconds"),
+        ("run", "Deferred", "TimeoutError: not ready within 0.5 s"),
     ],
 )
 @asynchronous

@@ -134,7 +134,7 @@ def test_limit(clock: Clock) -> None:
     resultOf(calls[0])
     full = resultOf(proxy.write(2))
     assert isinstance(full.error, QueueFull)
-    assert str(full.error) == "2 calls are waiting for Module already"
+    assert str(full.error) == "the queue of Module is full (limit 2)"
     assert wrapper.stats.rejected == 1
     calls[0].cancel()
     proxy.write(3)

@@ -134,7 +134,10 @@ def test_an_attempt_that_is_given_up_counts(clock: Clock, how: str) -> None:
     errors = {
         "close": ("CancelledError", "CancelledError: given up"),
         "fail": ("Trouble", "Trouble"),
-        "overdue": ("TimeoutError", "TimeoutError: no answer within 4 seconds"),
+        "overdue": (
+            "TimeoutError",
+            "TimeoutError: initialize() did not end within 4 s",
+        ),
     }
     assert (attempt.kind, attempt.error) == errors[how]
     shut(wrapper)

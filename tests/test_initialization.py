@@ -133,7 +133,7 @@ def test_fatal_failure(clock: Clock) -> None:
     for result in (call, asked, waiting, *late):
         assert isinstance(result.error, InitializationFailed)
         assert result.error.__cause__ is cause
-        assert str(result.error) == "the users failed to initialize, for good"
+        assert str(result.error) == "the users failed for good"
     stats = wrapper.stats
     assert (stats.failed, stats.rejected, module.calls) == (1, 1, [])
 
@@ -166,7 +166,7 @@ def test_attempt_that_hangs(clock: Clock) -> None:
     resultOf(wrapper.initialize())
     clock.advance(5)
     assert (module.attempts[0].called, wrapper.state) == (True, State.RETRYING)
-    assert str(wrapper.lastError) == "no answer within 5 seconds"
+    assert str(wrapper.lastError) == "initialize() did not end within 5 s"
     clock.advance(1)
     module.attempts[1].callback(None)
     assert (wrapper.state, clock.getDelayedCalls()) == (State.READY, [])

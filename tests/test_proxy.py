@@ -274,7 +274,7 @@ def test_setting_and_deleting(clock: Clock) -> None:
     """
     module, wrapper, proxy = wrap(clock)
     for _ in range(2):
-        with pytest.raises(AttributeError, match="'version' cannot be set here"):
+        with pytest.raises(AttributeError, match="'version' cannot be set on a proxy"):
             proxy.version = 2
         with pytest.raises(AttributeError, match="'version' cannot be deleted here"):
             del proxy.version
@@ -303,8 +303,8 @@ def test_repr(clock: Clock) -> None:
     assert repr(proxy) == "<proxy of Module: new>"
     proxy.write(1)
     wrapper.initialize()
-    assert repr(proxy) == "<proxy of Module: initializing, 1 waiting>"
-    assert repr(wrapper) == "<QueuingWrapper of the users: initializing, 1 waiting>"
+    assert repr(proxy) == "<proxy of Module: initializing, 1 queued>"
+    assert repr(wrapper) == "<QueuingWrapper of the users: initializing, 1 queued>"
     module.attempts[-1].callback(None)
     assert repr(proxy) == "<proxy of Module: ready>"
     assert wrapper.module is module

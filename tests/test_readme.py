@@ -83,7 +83,7 @@ def test_the_example_of_a_client() -> None:
     """
     assert run(str(ROOT / "examples" / "late_echo.py")).splitlines() == [
         "asked, and nobody listens: "
-        "<QueuingWrapper of EchoClient: initializing, 3 waiting>",
+        "<QueuingWrapper of EchoClient: initializing, 3 queued>",
         "answered: ['line 0', 'line 1', 'line 2']",
         "the connection is lost: <QueuingWrapper of EchoClient: lost>",
         "answered: line 3",

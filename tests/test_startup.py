@@ -305,7 +305,7 @@ def test_a_factory_may_interfere(
     ("name", "options", "error", "about"),
     [
         *(
-            (name, {}, ValueError, "is not a name for a module")
+            (name, {}, ValueError, "must be printable, without spaces around it")
             for name in ("", " ", " a", "a\n", "a\0b", "\x1b[31mred")
         ),
         *(
@@ -323,7 +323,7 @@ def test_a_factory_may_interfere(
             )
         ),
         ("a", {"needs": None}, TypeError, "terable"),
-        (1, {}, TypeError, "1 is not a name for a module"),
+        (1, {}, TypeError, "the name of a module must be a string, not 1"),
         ("a", {"timeout": "5"}, TypeError, "timeout must be seconds"),
         ("a", {"timeout": Decimal(5)}, TypeError, "timeout must be seconds"),
         ("a", {"timeout": -1}, ValueError, "timeout must be seconds >= 0"),
@@ -367,10 +367,10 @@ def test_the_timeout_begins_when_the_needs_are_ready(
     program.clock.advance(60)
     program.succeed("configuration")
     program.clock.advance(10)
-    message = "not ready within 20 seconds"
+    message = "not ready within 20 s"
     if fails:
         program.fail("database", Trouble, "starting up")
-        message += ", because of Trouble: starting up"
+        message += "; last error: Trouble: starting up"
     program.clock.advance(9.9)
     assert program.startup.status is Status.STARTING
     program.clock.advance(0.1)
@@ -1438,7 +1438,7 @@ def test_errors_name_the_module(program: Program) -> None:
     program.add("secondary")
     program.start()
     assert str(resultOf(primary.proxy.read(1)).error) == (
-        "0 calls are waiting for primary already"
+        "the queue of primary is full (limit 0)"
     )
     with logged() as events:
         program.fail("secondary", Trouble, "no")

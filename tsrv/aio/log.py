@@ -48,7 +48,7 @@ def _pass(event: LogEvent) -> None:
         # Twisted logs two events: an introduction, and the error.
         if failure is None:
             return
-        text = "nobody has awaited an error"
+        text = "an error was never awaited"
     info = None
     if failure is not None:
         info = (failure.type, failure.value, failure.getTracebackObject())

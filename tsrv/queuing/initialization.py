@@ -358,7 +358,7 @@ class Initialization:
 
     def _timedOut(self, attempt: OneAttempt) -> None:
         attempt.timer = None
-        error = TimeoutError(f"no answer within {self._timeout:g} seconds")
+        error = TimeoutError(f"initialize() did not end within {self._timeout:g} s")
         self._failedOnce(Failure(error), attempt)
 
     def _failedOnce(self, failure: Failure, attempt: OneAttempt) -> None:

@@ -130,5 +130,5 @@ class Inspection:
         self._observers.remove(observer)
 
     def _describe(self) -> str:
-        waiting = f", {self.pending} waiting" if self.pending else ""
-        return f"{self.state.value}{waiting}"
+        queued = f", {self.pending} queued" if self.pending else ""
+        return f"{self.state.value}{queued}"

@@ -140,10 +140,10 @@ class _Proxy:
         return self._switch.module.__class__
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{name!r} cannot be set here, but on the module itself")
+        raise AttributeError(f"{name!r} cannot be set on a proxy: set it on the module")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{name!r} cannot be deleted here, but on the module")
+        raise AttributeError(f"{name!r} cannot be deleted from a proxy")
 
     def __dir__(self) -> Iterable[str]:
         return self._switch.names()

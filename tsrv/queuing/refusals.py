@@ -1,5 +1,5 @@
 """
-The errors of calls that the module does not answer.
+The errors of calls that tsrv ends in place of the module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def queueFull(wrapper: Inspection) -> QueueFull:
     @param wrapper: The wrapper of the module.
     """
     return QueueFull(
-        f"{wrapper.limit} calls are waiting for {wrapper.name} already",
+        f"the queue of {wrapper.name} is full (limit {wrapper.limit:,})",
         wrapper.retryAfter(),
     )
 
@@ -71,7 +71,7 @@ def initializationFailed(
     """
     @param cause: The reason why no further attempt is made.
     """
-    error = InitializationFailed(f"{name} failed to initialize, for good")
+    error = InitializationFailed(f"{name} failed for good")
     error.__cause__ = cause
     return error
 

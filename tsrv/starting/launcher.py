@@ -173,9 +173,9 @@ class Launcher:
     def _timedOut(self, member: Member) -> None:
         member.timer = None
         last = member.wrapper.lastError
-        message = f"not ready within {member.timeout:g} seconds"
+        message = f"not ready within {member.timeout:g} s"
         if last is not None:
-            message += f", because of {explain(last)}"
+            message += f"; last error: {explain(last)}"
         error = TimeoutError(message)
         error.__cause__ = last
         member.wrapper.fail(error)

@@ -94,9 +94,12 @@ def wrapModule(
     @raise ValueError: The name or an option has an invalid value.
     """
     if not isinstance(name, str):
-        raise TypeError(f"{name!r} is not a name for a module")
+        raise TypeError(f"the name of a module must be a string, not {name!r}")
     if not (name and name == name.strip() and name.isprintable()):
-        raise ValueError(f"{name!r} is not a name for a module")
+        raise ValueError(
+            "the name of a module must be printable, without spaces around it, "
+            f"not {name!r}"
+        )
     if isinstance(module, _FACTORY_TYPES):
         module = cast(Callable[[], object], module)()
     wrapperOptions: dict[str, Any] = {**options}
