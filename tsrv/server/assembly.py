@@ -1,5 +1,5 @@
 """
-The modules and sites of the server that the options describe.
+Makes the demo server that the options describe: its modules, sites and sessions.
 """
 
 from __future__ import annotations
@@ -142,13 +142,13 @@ def assemble(
     **process: Any,
 ) -> Server:
     """
-    Make a server.
+    Make the demo server.
 
     @param options: The options.
     @param reactor: The reactor.
     @param replacements: Fakes that replace modules, by name, in tests.
-    @param process: The options of L{Server} about its process.
-    @return: The server, as a service that has not been started.
+    @param process: The parameters C{ownsProcess} and C{environment} of L{Server}.
+    @return: The server; it has not been started.
     """
     startup = Startup(reactor, replacements=replacements, stayUp=options["stay-up"])
     limits = Limits(options["session-idle"], options["session-lifetime"])

@@ -1,5 +1,5 @@
 """
-Closes the modules that cannot become ready before a server stops.
+Closes modules that cannot become ready before the server stops.
 """
 
 from __future__ import annotations

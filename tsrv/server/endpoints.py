@@ -2,7 +2,7 @@
 Explains the problem of an endpoint in one line, with its solution.
 
 Twisted parses an endpoint by calling a function with the parts of the text. The errors
-of this call are general, and name neither the file nor the solution.
+of this call are general: they name neither the file nor the solution.
 """
 
 from __future__ import annotations

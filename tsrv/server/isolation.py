@@ -3,9 +3,9 @@ Keeps the context of a request out of later callbacks of the reactor.
 
 With C{--reactor=asyncio}, Twisted's timers and sockets are callbacks of asyncio. A
 callback runs in a copy of the context in which it was scheduled, and all timers share
-one callback. So if a request started a timer, all later timers would have the id of
-the request, and so would every connection that the request opened. Neither Twisted nor
-asyncio has a public way to prevent that, so this module replaces methods of the event
+one callback. So if a request started a timer, all later timers would log the id of that
+request, and so would every connection that the request opened. Neither Twisted nor
+asyncio has a public way to prevent this, so the module replaces methods of the event
 loop. Coroutines and queued calls have their own contexts, and keep the id.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["isolateCallbacks"]
 
 def isolateCallbacks(reactor: Any) -> None:
     """
-    In a context without a request, run all callbacks that a running reactor schedules.
+    Run all callbacks that a running reactor schedules in a context without a request.
 
     @param reactor: The reactor; only a reactor on asyncio changes.
     """

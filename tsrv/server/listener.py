@@ -1,5 +1,5 @@
 """
-A site and the ports on which it listens.
+Opens and closes the ports of a site.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Listener:
         @param endpoints: The endpoints, as
             L{serverFromString<twisted.internet.endpoints.serverFromString>} takes them.
         @param reactor: The reactor.
-        @raise ValueError: A text is not an endpoint.
+        @raise ValueError: An endpoint is invalid; the message says why.
         """
         self.site = site
         self._endpoints = [(text, parseEndpoint(text, reactor)) for text in endpoints]

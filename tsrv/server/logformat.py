@@ -1,10 +1,11 @@
 """
 The log as JSON: one object for each event, on one line.
 
-A line has the time, level, namespace and text of its event, the id of the request and
-the name of the module if the event has them, and the other fields of the event. Every
-line is valid JSON in ASCII: a value that JSON cannot express becomes text, and a value
-that cannot become text is replaced by C{<TYPE without text>}.
+A line has the time, level, namespace and text (C{message}) of its event; C{requestId}
+and C{module}, if the event has them; C{error} and C{traceback} of a failure; and the
+other fields of the event. Every line is valid JSON in ASCII: a value that JSON cannot
+express becomes text, and a value that cannot become text is replaced by C{<TYPE without
+text>}.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ _LEGACY: Final = frozenset(
 
 def formatAsJSON(event: LogEvent) -> str | None:
     """
-    Format an event as a line of JSON; return L{None} if it has no text.
+    Format an event of L{twisted.logger} as a line of JSON.
+
+    @param event: The event.
+    @return: The line, with its line break; L{None} if the event has no text.
     """
     line: dict[str, Any] = {}
     try:
@@ -68,28 +72,36 @@ def formatAsJSON(event: LogEvent) -> str | None:
                 name = f"{key}_" if key in _RESERVED else key
                 line[_clean(name)] = fields.plain(value)
     except BaseException as error:
-        # An observer that fails would be logged in turn.
+        # Twisted would log the failure of an observer, again to this observer.
         line["formatError"] = type(error).__name__
     return dumps(line) + "\n"
 
 
 def jsonObserver(file: IO[Any]) -> FileLogObserver:
     """
-    Make an observer that writes events as lines of JSON.
+    Make an observer that writes events as lines of JSON, for any program::
+
+        globalLogBeginner.beginLoggingTo([jsonObserver(sys.stdout)])
 
     @param file: The file, for text or bytes.
+    @return: The observer.
     """
     return FileLogObserver(file, formatAsJSON)
 
 
 def chooseFormat(program: MutableMapping[str, Any], name: str) -> None:
     """
-    Choose the format of the log of C{twistd} or C{twist}. The log file stays the same;
-    C{twistd} rotates it.
+    Choose the format of the log of C{twistd} or C{twist}, in the options of a plugin::
 
-    @param program: The options of the program; C{parent} of a plugin's options.
-    @param name: C{text} or C{json}.
-    @raise ValueError: The option C{--logger} or C{--syslog} conflicts with JSON.
+        def postOptions(self):
+            chooseFormat(self.parent, "json")
+
+    The log file stays the same; C{twistd} rotates it.
+
+    @param program: The options of the program.
+    @param name: C{"text"} or C{"json"}.
+    @raise ValueError: The option C{--logger} or C{--syslog} of C{twistd} conflicts
+        with JSON.
     """
     if "fileLogObserverFactory" in program:
         isText = name == "text"
@@ -106,7 +118,11 @@ def chooseFormat(program: MutableMapping[str, Any], name: str) -> None:
 
 def makeTwistdObserver() -> FileLogObserver:
     """
-    Open the log that the options of C{twistd} name.
+    Open the log that the options of C{twistd} name. C{twistd} calls this function,
+    after L{chooseFormat}.
+
+    @return: An observer that writes JSON to the log.
+    @raise SystemExit: A daemon cannot log to stdout.
     """
     # Twisted does the same, but only in private code.
     path, isDaemon = _twistd.get("logfile"), not _twistd.get("nodaemon", True)
@@ -137,7 +153,7 @@ def _headOf(event: LogEvent, text: str) -> dict[str, Any]:
         "namespace": _clean(str(event.get("log_namespace", "-"))),
         "message": _clean(text),
     }
-    # They are the first of the fields.
+    # These two come before the other fields.
     return head | {name: None for name in ("requestId", "module") if name in event}
 
 

@@ -25,7 +25,7 @@ from .optiontable import OPTIONS, Option, hasPassword
 
 __all__ = ["Options"]
 
-# Imports of the server and of each kind of store.
+# Packages that the server and each kind of store import.
 _PACKAGES: Final = {
     "server": ("httptools", "jinja2", "msgspec", "prometheus_client", "treq"),
     "sqlite": ("_sqlite3",),

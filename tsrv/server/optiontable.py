@@ -195,7 +195,9 @@ OPTIONS: Final = (
     ),
     Option("delay", "Seconds that the clock takes to start.", _seconds, "10"),
     Option("direct", "Call the modules without queues, to see the difference."),
-    Option("queue-limit", "Queued calls per module.", _count, "10000"),
+    Option(
+        "queue-limit", "Maximum number of queued calls per module.", _count, "10000"
+    ),
     Option("queue-timeout", "Seconds that a call may wait in a queue.", _seconds, "30"),
     Option(
         "database",
@@ -275,13 +277,13 @@ OPTIONS: Final = (
     Option(
         "trusted-proxy",
         "Address or network of a proxy whose `X-Forwarded-Proto` and `X-Forwarded-For` "
-        "are trusted, or `unix`. Repeatable.",
+        "are trusted; `unix` for UNIX sockets. Repeatable.",
         _network,
         repeatable=True,
     ),
     Option(
         "hsts",
-        "Seconds for which browsers use TLS alone for this host, after a response over "
+        "Seconds for which browsers use only TLS for this host, after a response over "
         "TLS (`Strict-Transport-Security`). 0: not sent.",
         _seconds,
         "31536000",
@@ -301,8 +303,8 @@ OPTIONS: Final = (
     Option("stay-up", "Keep running when a required module has failed for good."),
     Option(
         "keep-alive",
-        "Seconds after which an idle connection is closed; more than the idle time of "
-        "a load balancer in front. AWS has 60.",
+        "Seconds after which an idle connection is closed. Must be more than the idle "
+        "time of a load balancer in front; AWS has 60.",
         _positiveSeconds,
         "75",
     ),
@@ -340,13 +342,13 @@ OPTIONS: Final = (
     Option("development", "Show tracebacks to clients."),
 )
 """
-All options, in the order of the README.
+All options, in the order of the documentation.
 """
 
 
 def markdownTable() -> str:
     """
-    @return: The table of all options, for the README.
+    @return: The table of all options, in Markdown.
     """
     lines = ["| option | default | meaning |", "|---|---|---|"]
     for each in OPTIONS:

@@ -29,11 +29,12 @@ cycles behind; with Python's default, the collector takes 5 % of the time of a r
 
 def prepareProcess(reactor: Any) -> None:
     """
-    Allow as many connections as the system permits, collect garbage rarely, add the
-    ids of requests to the log, keep them out of unrelated callbacks, and log the
-    number of refused connections. Call this before the log begins.
+    Prepare the process for many connections: raise the soft limit of open files to the
+    hard limit, collect garbage rarely, add the ids of requests to the log lines of
+    these requests alone, and log refused connections in one line per second. L{Server}
+    calls this function if it owns the process. Call it before the log begins.
 
-    @param reactor: The reactor.
+    @param reactor: The reactor of the process.
     """
     from ..web.requestid import addRequestId
     from .shortage import Shortage
@@ -55,15 +56,16 @@ def handleSignals(
     reactor: Any, announceStop: Callable[[], None], stopNow: Callable[[], None]
 ) -> None:
     """
-    Let SIGTERM and SIGINT start a graceful shutdown with exit status 0. With the
-    reactor's own handlers, C{twistd} exits as if a signal had killed it.
+    Let SIGTERM and SIGINT stop the reactor, with exit status 0. With the reactor's own
+    handlers, C{twistd} exits as if a signal had killed it. The function has no effect
+    if the reactor was started without signal handlers. L{Server} calls it if it owns
+    the process.
 
     @param reactor: The reactor; it is running.
     @param announceStop: Called at the first signal, before the reactor is stopped.
     @param stopNow: Called at each further signal.
     """
     if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
-        # The reactor was started without signal handlers.
         return
     stopping = False
 
@@ -84,7 +86,7 @@ def handleSignals(
         reactor.callFromThread(stop, number)
 
     for each in (signal.SIGTERM, signal.SIGINT):
-        # A shell lets its background programs ignore SIGINT.
+        # A program that a shell runs in the background ignores SIGINT: leave it so.
         if callable(signal.getsignal(each)):
             signal.signal(each, handle)
             # Python removes its handlers before it exits, but keeps ignored signals

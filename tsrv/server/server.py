@@ -7,9 +7,9 @@ How it works
 The ports are open before the first module is initialised, so early requests wait in
 the queues of the modules. A stop takes these steps:
 
-  1. The server announces the stop: C{/readyz} returns 503, and each response closes
-     its connection. The server accepts requests for another C{shutdownDelay} seconds,
-     until load balancers send them elsewhere.
+  1. The server announces the stop: C{/readyz} answers 503, and each response closes
+     its connection. The server accepts connections for another C{shutdownDelay}
+     seconds, so that load balancers notice and send requests elsewhere.
   2. The server closes the ports. Requests in progress finish within C{drainTimeout}
      seconds. Calls fail at once if they wait for a module that cannot become ready
      within that time.
@@ -72,15 +72,27 @@ Each turn accepts more connections than the turn before; 20 turns accept thousan
 """
 
 MAX_WAITERS: Final = 1_000
+"""
+Maximum number of callers that wait for the server to stop.
+"""
 
 _HINT: Final = "press Ctrl-C again to stop now"
 
 
 class Server(Service):
     """
-    A service that runs a site on top of modules: as the service of a plugin of
-    C{twistd} or C{twist}, as the child of the application in a C{.tac} file, or in a
-    program that calls L{run}.
+    A service that listens, starts the modules of a site, and shuts both down
+    gracefully::
+
+        def makeServer(reactor):
+            startup = Startup(reactor)
+            prices = startup.add("prices", Prices(reactor)).proxy
+            return Server(reactor, startup, PricesPage(prices), ["tcp:8000"])
+
+    It is the service that a plugin of C{twistd} or C{twist} returns, or a child of the
+    application in a C{.tac} file. A program of its own calls C{react(lambda reactor:
+    makeServer(reactor).run())}. The exit status is 0 after a graceful shutdown, and 1
+    if a required module has failed for good.
 
     @ivar startup: The modules.
     """
@@ -102,8 +114,8 @@ class Server(Service):
         **options: Unpack[SiteOptions],
     ) -> None:
         """
-        @param reactor: The reactor.
-        @param startup: The modules.
+        @param reactor: Provides time, signals, threads and sockets.
+        @param startup: The modules. The server starts and stops them.
         @param root: The root of the site: any resource of twisted.web.
         @param endpoints: The endpoints to serve on, as
             L{serverFromString<twisted.internet.endpoints.serverFromString>} takes them.
@@ -114,14 +126,14 @@ class Server(Service):
         @param drainTimeout: Time for requests in progress to finish during a graceful
             shutdown, in seconds.
         @param shutdownDelay: Time for which a stopping server still accepts
-            connections, in seconds. Meanwhile C{/readyz} returns 503.
-        @param ownsProcess: Whether the server may set the signal handlers, the limit of
-            open files, the garbage collection and the log of the process, and make the
-            time of the reactor steady.
+            connections, in seconds. Meanwhile C{/readyz} answers 503.
+        @param ownsProcess: Whether the server may prepare the process (see
+            L{prepareProcess} and L{handleSignals}), and make the time of the reactor
+            steady (see L{SteadyTime}).
         @param environment: The environment of the process. The server removes the
-            variables of systemd: a child process must not notify in its place.
-        @param options: The options of L{Site<tsrv.web.site.Site>}.
-        @raise ValueError: A text is not an endpoint.
+            variables of systemd, so that no child process notifies in its place.
+        @param options: Options of L{Site<tsrv.web.site.Site>}.
+        @raise ValueError: An endpoint is invalid; the message says why.
         """
         from ..web.operations import Operations
         from ..web.site import Site
@@ -162,9 +174,9 @@ class Server(Service):
 
     def privilegedStartService(self) -> None:
         """
-        Check the modules, and listen.
+        Check the relations of the modules, and listen.
 
-        @raise GraphError: The relations of the modules are wrong.
+        @raise GraphError: A relation is wrong, such as a cycle.
         @raise SystemExit: An endpoint cannot be used; the message says which and why.
         """
         self.startup.check()
@@ -176,11 +188,11 @@ class Server(Service):
 
     def startService(self) -> None:
         """
-        Listen, unless L{privilegedStartService} has (C{twist} does not call it), and
-        initialise the modules when the reactor runs.
+        Listen, unless L{privilegedStartService} has (C{twist} does not call it).
+        Initialise the modules when the reactor runs.
 
-        @raise GraphError: The relations of the modules are wrong.
-        @raise SystemExit: An endpoint cannot be used.
+        @raise GraphError: As L{privilegedStartService}.
+        @raise SystemExit: As L{privilegedStartService}.
         """
         self.privilegedStartService()
         super().startService()
@@ -195,8 +207,8 @@ class Server(Service):
         for programs that run the reactor themselves.
 
         @return: As L{whenStopped}.
-        @raise GraphError: The relations of the modules are wrong.
-        @raise SystemExit: An endpoint cannot be used.
+        @raise GraphError: As L{privilegedStartService}.
+        @raise SystemExit: As L{privilegedStartService}.
         """
         self.startService()
         stop = self.stopService
@@ -205,7 +217,7 @@ class Server(Service):
 
     def announceStop(self) -> None:
         """
-        Tell clients and systemd that the server is about to stop.
+        Tell clients, load balancers and systemd that the server is about to stop.
         """
         self.startup.announceStop()
         for listener in self._listeners:
@@ -214,8 +226,8 @@ class Server(Service):
 
     def stopNow(self) -> None:
         """
-        Stop without waiting for load balancers and for requests in progress. A wait
-        that has begun ends at once.
+        End the waiting of a graceful shutdown at once, now and later: for load
+        balancers and for requests in progress. This method does not start the shutdown.
         """
         self._hurries = True
         self._waiting.cancel()
@@ -249,7 +261,8 @@ class Server(Service):
         urls = ", ".join(url for each in self._listeners for url in each.urls)
         _log.info("{program}: listening on {urls}", program=self._program, urls=urls)
         _log.info("Started")
-        # The modules become initialised even if the server stops while requests wait.
+        # Not startup.whenReady(): it fails when the server stops, but modules may still
+        # become ready for the requests that wait.
         waiting = [each.whenInitialized() for each in self.startup.wrappers.values()]
         gatherResults(waiting, consumeErrors=True).addCallbacks(
             lambda _: _log.info("Async module initialized"), _ignoreResult
@@ -358,9 +371,10 @@ def _ignoreResult(result: object) -> None: ...
 
 class _CannotListen(SystemExit, Exception):
     """
-    Ends the process. Only after an L{Exception} does C{twistd} remove its pid file and
-    report to the parent of a daemon.
+    Ends the process with a message. It is an L{Exception}, too: otherwise C{twistd}
+    would neither remove its pid file nor report to the parent of a daemon.
     """
 
-    # The parent shows the first 100 characters of the error, with this module name.
+    # The parent shows 100 characters of the error. Python adds the name of the module
+    # to the text, unless it is this one.
     __module__ = "builtins"

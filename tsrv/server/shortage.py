@@ -1,9 +1,9 @@
 """
 A short log when connections cannot be accepted.
 
-If no file descriptor is left, Twisted logs three lines for each connection that it
-refuses, or one line for each attempt to accept. A server under attack would fill its
-disk. L{Shortage} replaces these lines with at most one line per second, with a count.
+If a process runs out of file descriptors, Twisted logs three lines for each connection
+that it refuses, or one line for each attempt to accept. Under attack, these lines would
+fill the disk. L{Shortage} replaces them with at most one line per second, with a count.
 """
 
 from __future__ import annotations
@@ -102,8 +102,7 @@ class Shortage:
 
 def _describe(name: str) -> str:
     """
-    @param name: The name of an error number.
-    @return: Its description.
+    Return the meaning of an error number, such as C{EMFILE}.
     """
     if name == "EMFILE":
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

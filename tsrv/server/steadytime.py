@@ -42,14 +42,19 @@ Minimum time between two warnings.
 class SteadyTime(Service):
     """
     Makes the time of a reactor steady permanently, and logs each step of the system's
-    clock while the service runs. A reactor in memory, as in tests, keeps its own time.
+    clock while the service runs. L{Server} has this service if it owns the process. In
+    other programs, add it to the application::
+
+        SteadyTime(reactor).setServiceParent(application)
+
+    A reactor in memory, such as C{Clock}, keeps its own time.
     """
 
     def __init__(
         self, reactor: Any, monotonic: Callable[[], float] = systemMonotonic
     ) -> None:
         """
-        @param reactor: The reactor.
+        @param reactor: The reactor. The service replaces its method C{seconds}.
         @param monotonic: Returns the seconds of a clock that nobody can set.
         """
         self._reactor = reactor

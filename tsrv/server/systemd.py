@@ -2,9 +2,9 @@
 Notifies systemd that the program is ready, is alive, needs more time to start, or
 stops, and for which modules it waits.
 
-systemd passes the name of a socket to a service, in the environment. Each message is
-one datagram of assignments, one per line, see C{sd_notify(3)}. The program never waits
-for a message: a failed message is sent again later, and no error reaches the program.
+systemd passes the address of a socket in the environment. Each message is one datagram
+of assignments, one per line, see C{sd_notify(3)}. The program never waits for systemd:
+a failed message is sent again later, and no error reaches the program.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ _log = Logger("tsrv.server")
 
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """
-Environment variables of systemd. They are for this process only, not for its children.
+Environment variables of systemd. They are for this process only: remove them, so that
+no child process inherits them.
 """
 
 EXTENSION_SECONDS: Final = 30
 """
-Time that the server requests while its modules start, in seconds. The server sends
-three requests within this time; a server whose reactor hangs sends no request.
+Time that each request for more time asks for while modules start, in seconds. The
+program sends three requests within this time; if its reactor hangs, it sends none.
 """
 
 _EXTENSION: Final = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1_000_000}"
@@ -58,6 +59,12 @@ _PREFIXES: Final = {
 class SystemdService(Service):
     """
     Notifies systemd of the status of a start-up, if systemd has started the process.
+    L{Server} has this service. In other programs, add it to the application::
+
+        variables = {name: os.environ.pop(name, "") for name in VARIABLES}
+        service = SystemdService(startup, reactor, variables)
+        service.setServiceParent(application)
+
     Status texts name modules, but not their errors, because every user of the machine
     can read the texts.
     """
@@ -66,9 +73,9 @@ class SystemdService(Service):
         self, startup: Startup, reactor: IReactorTime, environment: Mapping[str, str]
     ) -> None:
         """
-        @param startup: The start-up.
+        @param startup: The modules, and their status.
         @param reactor: Provides the time.
-        @param environment: The L{VARIABLES} of the process.
+        @param environment: The L{VARIABLES} of the process, without the missing ones.
         """
         self._startup = startup
         self._reactor = reactor
@@ -96,7 +103,7 @@ class SystemdService(Service):
 
     def startService(self) -> None:
         """
-        Begin to notify, before or after the start-up begins.
+        Begin to notify. The modules may have started already.
         """
         super().startService()
         if not self._address:
