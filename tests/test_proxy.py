@@ -276,7 +276,9 @@ def test_setting_and_deleting(clock: Clock) -> None:
     for _ in range(2):
         with pytest.raises(AttributeError, match="'version' cannot be set on a proxy"):
             proxy.version = 2
-        with pytest.raises(AttributeError, match="'version' cannot be deleted from a proxy"):
+        with pytest.raises(
+            AttributeError, match="'version' cannot be deleted from a proxy"
+        ):
             del proxy.version
         ready(module, wrapper)
     assert module.version == 1

@@ -1,0 +1,3 @@
+"""
+Extensions of Sphinx for this site.
+"""

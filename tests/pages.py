@@ -1,0 +1,270 @@
+"""
+Executes the blocks of code in pages of the documentation.
+
+The blocks of one page run from top to bottom in an empty folder, in which C{.venv} is
+the environment of the tests:
+
+  - C{python} is a program. The C{text} block that follows is its output.
+
+  - A block with a C{:caption:} is a file of this name.
+
+  - C{console} has commands after C{$}, and their output. Below the comment
+    C{background} it has one command, which keeps running once it has written the
+    output shown.
+
+  - A C{text} block below C{log NAME} shows lines that the command in the background
+    with this name writes next; below C{stop NAME}, what it writes until Ctrl-C has
+    ended it.
+
+A comment is C{% TEXT} or C{<!-- TEXT -->}, directly above its block. Below C{not
+executed: REASON} a block is only shown.
+
+In an output, C{...} stands for anything. Dates, times and seconds differ from run to
+run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGINT
+from threading import Timer
+from typing import Any, Final
+
+from sybil import Document, Example, Region, Sybil
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+
+from .processes import ROOT
+
+__all__ = ["blocks", "pages"]
+
+LONGEST_SECONDS: Final = 60
+"""
+Time limit of a program, and of the wait for a line of output.
+"""
+
+_INFO: Final = re.compile(
+    r"(?:\{code-block\} *)?(?P<language>\w+) *\n(?P<options>(?::[\w-]+:.*\n)*)\n?"
+)
+_COMMENT: Final = re.compile(r"^(?:% (.*)|<!-- (.*) -->)\n+\Z", re.M)
+_VARIABLE: Final = (
+    (r"\d{4}-\d\d-\d\d", r"\d{4}-\d\d-\d\d"),
+    (r"\d\d:\d\d:\d\d", r"\d\d:\d\d:\d\d"),
+    (r"[+-]\d\d:?\d\d\b", r"[+-]\d\d:?\d\d"),
+    (r"\d+\.\d+ s", r"\d+\.\d+ s"),
+    (r"\.\.\.", r".*"),
+)
+
+
+class Page:
+    """
+    The folder, the last output and the background processes of one page.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.printed: str | None = None
+        self._background: list[tuple[str, subprocess.Popen[str]]] = []
+        (self.folder / ".venv").symlink_to(sys.prefix)
+        self._environment = os.environ | {
+            "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def run(self, *command: str) -> str:
+        """
+        @return: What a program has written.
+        """
+        ended = subprocess.run(  # noqa: S603
+            command,
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LONGEST_SECONDS,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stdout
+        return ended.stdout
+
+    def start(self, command: str, expected: str) -> None:
+        """
+        Start a program, and wait until it has written the expected lines.
+        """
+        process = subprocess.Popen(  # noqa: S603
+            ["bash", "-c", f"exec {command}"],  # noqa: S607
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._background.append((command, process))
+        _follow(process, expected)
+
+    def follow(self, name: str, expected: str) -> None:
+        """
+        Wait until a program in the background has written the expected lines.
+        """
+        _follow(self._find(name), expected)
+
+    def stop(self, name: str, expected: str) -> None:
+        """
+        Stop a program in the background as Ctrl-C does, and compare what it writes.
+        """
+        process = self._find(name)
+        process.send_signal(SIGINT)
+        output, _ = process.communicate(timeout=LONGEST_SECONDS)
+        self._background = [one for one in self._background if one[1] is not process]
+        _compare(output, expected)
+
+    def close(self) -> None:
+        """
+        End what still runs, and remove the folder.
+        """
+        for _, process in self._background:
+            process.kill()
+            process.communicate()
+        shutil.rmtree(self.folder)
+
+    def _find(self, name: str) -> subprocess.Popen[str]:
+        found = [process for command, process in self._background if name in command]
+        assert found, f"no command in the background has {name!r}"
+        return found[-1]
+
+
+def _pattern(expected: str) -> str:
+    """
+    @return: A regular expression for all outputs that count as the expected one.
+    """
+    words = "|".join(f"({shown})" for shown, _ in _VARIABLE)
+    parts: list[str] = []
+    at = 0
+    for found in re.finditer(words, expected):
+        parts.append(re.escape(expected[at : found.start()]))
+        assert found.lastindex is not None
+        parts.append(_VARIABLE[found.lastindex - 1][1])
+        at = found.end()
+    return "".join([*parts, re.escape(expected[at:])])
+
+
+def _compare(output: str, expected: str) -> None:
+    """
+    Fail unless an output is the expected one.
+    """
+    if re.fullmatch(_pattern(expected.strip("\n")), output.strip("\n"), re.S) is None:
+        assert output.strip("\n") == expected.strip("\n")
+
+
+def _follow(process: subprocess.Popen[str], expected: str) -> None:
+    """
+    Read the output of a process until each expected line has appeared, in this order.
+    """
+    assert process.stdout is not None
+    late = Timer(LONGEST_SECONDS, process.kill)
+    late.start()
+    written: list[str] = []
+    try:
+        for line in expected.strip("\n").splitlines():
+            pattern = re.compile(_pattern(line))
+            for output in process.stdout:
+                written.append(output)
+                if pattern.fullmatch(output.rstrip("\n")):
+                    break
+            else:
+                raise AssertionError(f"{line!r} did not appear in:\n{''.join(written)}")
+    finally:
+        late.cancel()
+
+
+def _commands(source: str) -> Iterator[tuple[str, str]]:
+    """
+    @return: The commands of a console, and the output of each.
+    """
+    for part in re.split(r"^\$ ", source, flags=re.M)[1:]:
+        found = re.match(r"(?:[^\n]*\\\n)*[^\n]*\n?", part)
+        assert found is not None
+        yield found[0].strip(), part[found.end() :]
+
+
+def _evaluate(example: Example) -> None:
+    language, caption, comment, source = example.parsed
+    page: Page = example.namespace["page"]
+    order, _, name = comment.partition(" ")
+    if caption:
+        path = page.folder / caption
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        if language == "python":
+            compile(source, caption, "exec")
+    elif language == "python":
+        page.printed = page.run(sys.executable, "-c", source)
+    elif language == "text" and order == "log":
+        page.follow(name, source)
+    elif language == "text" and order == "stop":
+        page.stop(name, source)
+    elif language == "text":
+        assert page.printed is not None, "no program precedes this output"
+        _compare(page.printed, source)
+        page.printed = None
+    elif language == "console" and order == "background":
+        ((command, expected),) = _commands(source)
+        page.start(command, expected)
+    elif language == "console":
+        for command, expected in _commands(source):
+            _compare(page.run("bash", "-c", command), expected)
+    else:
+        raise AssertionError(f"a block of {language} needs a caption or a reason")
+
+
+def blocks(document: Document) -> Iterator[tuple[Region, str]]:
+    """
+    @return: The blocks of code of a page, and the comment above each.
+    """
+    for region in RawFencedCodeBlockLexer(_INFO)(document):
+        comment = _COMMENT.search(document.text[: region.start])
+        yield region, (comment[1] or comment[2]) if comment else ""
+
+
+def _parse(document: Document) -> Iterator[Region]:
+    for region, comment in blocks(document):
+        found = re.search(r"^:caption: *(.*)$", region.lexemes["options"], re.M)
+        if comment.startswith("not executed: "):
+            continue
+        yield Region(
+            region.start,
+            region.end,
+            parsed=(
+                region.lexemes["language"],
+                found[1] if found else "",
+                comment,
+                region.lexemes["source"],
+            ),
+            evaluator=_evaluate,
+        )
+
+
+def _open(namespace: dict[str, Any]) -> None:
+    namespace["page"] = Page()
+
+
+def _close(namespace: dict[str, Any]) -> None:
+    namespace["page"].close()
+
+
+pages = Sybil(
+    parsers=[_parse],
+    path=str(ROOT),
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
+    setup=_open,
+    teardown=_close,
+)
