@@ -159,7 +159,7 @@ def test_a_module_that_cannot_tell_whether_it_is_idle(program: Program) -> None:
     program.succeed("database")
     with logged() as events:
         assert states(post(program, "database/pause")) == (202, "paused", True)
-    text = "database: cannot tell whether it is idle (Refused: no idea)"
+    text = "database: cannot determine whether calls are in progress (Refused: no idea)"
     assert text in textsOf(events)
 
 

@@ -393,7 +393,7 @@ def test_the_client_is_the_last_hop_that_is_no_proxy(
     [
         (["proxy.example"], "invalid trusted proxy: 'proxy.example' does not appear"),
         (["10.0.0.1/8"], "invalid trusted proxy: 10.0.0.1/8 has host bits set"),
-        (PROXY, "trusted proxies are a sequence, not one text"),
+        (PROXY, "trusted proxies must be a list of texts, not one text"),
     ],
 )
 def test_an_invalid_proxy_is_refused(trusted: list[str] | str, message: str) -> None:

@@ -1,3 +1,6 @@
 """
-The building blocks of a site: connections, requests, resources and operator pages.
+Parts for a twisted.web server, each usable alone: operator pages, a site with limits,
+resources with asynchronous results, error responses, and the validation of input.
+
+The package has no names of its own: import them from its modules.
 """

@@ -31,10 +31,10 @@ def preferredType(
     decides its quality. Among types of the same quality, the type with the most
     specific range wins; among several such types, the last one.
 
-    @param headers: The C{Accept} headers, if there are any.
+    @param headers: The values of C{Accept}; L{None} if the request has no such header.
     @param offered: The media types, in lower case. A parameter, as in
         C{text/plain;version=1}, excludes ranges that ask for another value.
-    @return: The preferred type; L{None} if the headers accept none of them, are
+    @return: The preferred type; L{None} if the headers accept none of the types, are
         missing or malformed, or have more than 1024 bytes.
     """
     accept = b",".join(headers or ())
@@ -52,7 +52,9 @@ def preferredType(
 
 def prefersHTML(request: Request) -> bool:
     """
-    @return: Whether the client prefers a page to JSON, as browsers do.
+    Return whether a client prefers a page to JSON, as browsers do.
+
+    @param request: The request of the client.
     """
     accept = request.requestHeaders.getRawHeaders(b"Accept")
     return preferredType(accept, ["text/html", "application/json"]) == "text/html"

@@ -182,22 +182,22 @@ class Channel(Writer):
 
     def stop(self, announcedAt: int) -> None:
         """
-        Give the client a short time to finish its current step. The response in
+        Give the client L{GRACE_TICKS} to finish its current step. The response in
         progress is already the last one.
 
-        @param announcedAt: The tick at which the short time of an idle client began.
+        @param announcedAt: The tick at which the grace of an idle client began.
         """
         phase, connections = self.phase, self.connections
-        moment = connections.tick + GRACE_TICKS
+        graceEnd = connections.tick + GRACE_TICKS
         if phase is Phase.IDLE:
             idleTicks = connections.after(self.timeOut) - self.deadline
-            moment -= min(idleTicks, connections.tick - announcedAt)
+            graceEnd -= min(idleTicks, connections.tick - announcedAt)
         if phase in (Phase.IDLE, Phase.READING_HEAD, Phase.LINGERING):
-            self.deadline = min(self.deadline, moment)
+            self.deadline = min(self.deadline, graceEnd)
             if self.deadline <= connections.tick:
                 self.deadlineReached()
         elif self._body is not None:
-            self._body.giveMoment()
+            self._body.startGrace()
         elif phase is Phase.ANSWERING:
             self.setAnsweringDeadline()
         elif phase in (Phase.BLOCKED, Phase.CLOSING):
@@ -239,7 +239,7 @@ class Channel(Writer):
         self.transport.loseConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # A request calls this method if its form is malformed.
+        # X
         self.refuse(HTTPStatus.BAD_REQUEST)
 
     # Reading.
@@ -390,7 +390,7 @@ class Channel(Writer):
 
     def refuse(self, status: HTTPStatus) -> None:
         """
-        Refuse a request before its end, and close the connection.
+        Refuse a request that has not reached a resource, and close the connection.
 
         @param status: The status of the response.
         """

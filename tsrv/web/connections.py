@@ -1,8 +1,5 @@
 """
-The connections of one site. Any site of Twisted can use them::
-
-    site = twisted.web.server.Site(root)
-    site.protocol = Connections(reactor)
+The connections of one site.
 """
 
 from __future__ import annotations
@@ -15,11 +12,17 @@ __all__ = ["Connections"]
 
 class Connections(Supervisor):
     """
-    Makes and supervises the connections of a site. Each call makes a connection.
+    The connections of a site, with limits. A L{Site<tsrv.web.site.Site>} has them; any
+    other site of Twisted can use them::
+
+        site = twisted.web.server.Site(root)
+        site.protocol = Connections(reactor)
     """
 
     def __call__(self) -> Channel:
         """
         Make a connection.
+
+        @return: The protocol of the connection.
         """
         return Channel(self)

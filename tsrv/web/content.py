@@ -90,13 +90,21 @@ def readBody(
     """
     Read and validate the body of a request, and release its memory.
 
+    An example::
+
+        class NewUser(msgspec.Struct, forbid_unknown_fields=True):
+            name: str
+
+        types = ["application/json"]
+        user = readBody(request, NewUser, "Invalid user", types, b"Accept-Post")
+
     @param request: The request.
     @param struct: The type of the body, a L{msgspec.Struct}.
     @param title: The title of the error if the body is invalid.
     @param accepted: The accepted media types: L{FORM}, or types of JSON.
     @param header: The name of the header that lists the types in a 415 response:
         C{Accept-Post}, C{Accept-Patch} or C{Accept}.
-    @return: The body. Unknown fields of a form are ignored.
+    @return: The body as an instance of the struct, without unknown fields of a form.
     @raise HTTPError: The body has another media type, is compressed, or is not
         JSON.
     @raise Invalid: The body does not match the struct.
@@ -139,8 +147,9 @@ def readQuery(request: Request, struct: type[_T]) -> _T:
     Read and validate the parameters in the query of a request.
 
     @param request: The request.
-    @param struct: The parameters, a L{msgspec.Struct}. Unknown ones are ignored.
-    @return: The parameters.
+    @param struct: The type of the parameters, a L{msgspec.Struct}. Unknown parameters
+        are ignored.
+    @return: The parameters as an instance of the struct.
     @raise Invalid: A parameter is repeated or has an invalid value.
     """
     return _readArguments(request.args or {}, struct, "Invalid query", "parameter")
@@ -173,11 +182,12 @@ def validate(
     """
     Validate the values of fields.
 
-    @param fields: The fields.
+    @param fields: Names and values of the fields.
     @param struct: The types of the fields, a L{msgspec.Struct}.
     @param title: The title of the error if a field is invalid.
     @param part: C{"pointer"} or C{"parameter"}.
     @param strict: Whether to refuse texts such as C{"1"} for numbers.
+    @return: The fields as an instance of the struct.
     @raise Invalid: The fields do not match the struct.
     """
     try:
@@ -262,8 +272,12 @@ def _jsonError(message: str) -> str:
 
 def mediaTypeOf(contentType: bytes, accepted: Sequence[str]) -> str | None:
     """
-    Return the media type of a C{Content-Type} header, in lower case; L{None} if the
-    type is not accepted, or if the charset is not UTF-8.
+    Find the media type of a body.
+
+    @param contentType: The value of C{Content-Type}.
+    @param accepted: The accepted media types, in lower case.
+    @return: The media type, in lower case; L{None} if it is not accepted, or if the
+        charset is not UTF-8.
     """
     text = contentType.decode("latin-1")
     if text in accepted:
@@ -313,11 +327,13 @@ def matchesAny(
 
 def withETag(request: Request, tag: str, response: Response) -> Response:
     """
-    Return a response with an entity tag. If the client already has the current
-    representation, the response has status 304 and no body.
+    Add an entity tag to a response. If the client already has the current
+    representation, the response becomes one with status 304 and without a body.
 
     @param request: A GET or HEAD request.
     @param tag: The strong entity tag of the resource, with its quotes.
+    @param response: The response with the current representation.
+    @return: The response to send.
     @raise PreconditionFailed: C{If-Match} names only other representations.
     """
     conditions = request.requestHeaders

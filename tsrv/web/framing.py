@@ -105,7 +105,8 @@ class HeadParser:
         """
         Parse a head.
 
-        @param data: The head, up to and with the empty line.
+        @param data: The head, with the empty line at its end.
+        @return: The parsed head.
         @raise Refusal: The head is malformed, ambiguous or too long.
         """
         # The parser would skip a single CR or LF at the start.
@@ -173,20 +174,20 @@ class HeadParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """
-        Take a field.
+        Add a header to the head.
         """
         self._head.headers.addRawHeader(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """
-        Take the end of the head.
+        Note the end of the head.
         """
         self._isRead = True
         self._head.isPersistent = self._parser.should_keep_alive()
 
     def on_message_complete(self) -> None:
         """
-        Take the end of a request without a body.
+        Note the end of a request without a body.
         """
         self._hasNoBody = True
 
@@ -237,13 +238,13 @@ class ChunkedBody:
 
     def on_body(self, data: bytes) -> None:
         """
-        Take a part of a chunk.
+        Add a part of a chunk.
         """
         self._pieces.append(data)
 
     def on_message_complete(self) -> None:
         """
-        Take the end.
+        Note the end of the body.
         """
         self._isComplete = True
 

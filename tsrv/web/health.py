@@ -35,8 +35,8 @@ Maximum number of missing modules in the message of the error.
 
 class Live(AsyncResource):
     """
-    C{/livez}: whether the reactor runs. The response does not depend on modules,
-    because restarting the process does not repair a module that hangs.
+    C{/livez}: responds with 200 while the reactor runs. The response does not depend
+    on modules, because restarting the process does not repair a module that hangs.
     """
 
     isLeaf = True
@@ -50,8 +50,9 @@ class Live(AsyncResource):
 
 class Ready(AsyncResource):
     """
-    C{/readyz}: whether every required module is ready; if not, which modules are
-    missing, why, and for how long.
+    C{/readyz}: responds with 200 while every required module is ready and the program
+    is not stopping; otherwise with 503, C{Retry-After}, and the missing modules: their
+    names, the reasons, and for how many seconds they have been missing.
     """
 
     isLeaf = True
@@ -65,7 +66,9 @@ class Ready(AsyncResource):
 
     def render_GET(self, request: Request) -> Response:
         """
-        Report that the program is ready, or fail with the missing modules.
+        Report that the program is ready.
+
+        @raise HTTPError: Modules are missing, or the program is stopping.
         """
         startup, status = self._startup, self._startup.status.value
         if startup.ready:
@@ -100,7 +103,10 @@ def _missing(module: ModuleReport, now: float) -> dict[str, object]:
 
 def missingSince(module: ModuleReport) -> float:
     """
-    @return: The time since which a module has not been ready.
+    Find the beginning of the time in which a module is not ready.
+
+    @param module: The report of a module that is not ready.
+    @return: Seconds after the beginning of the start-up.
     """
     became, since = module["becameReady"], module["since"]
     if since is None:
@@ -126,8 +132,8 @@ class StartupPage(AsyncResource):
     def __init__(self, startup: Startup, showErrors: bool = False) -> None:
         """
         @param startup: The modules.
-        @param showErrors: Whether to show the messages of errors, and not only
-            their types. The public must not see messages.
+        @param showErrors: Whether to show the messages of errors, and not only their
+            types. The public must not see messages, which may contain secrets.
         """
         super().__init__()
         self._startup = startup
@@ -135,7 +141,7 @@ class StartupPage(AsyncResource):
 
     def render_GET(self, request: Request) -> Response:
         """
-        Return the report.
+        Send the report.
         """
         report = self._startup.report()
         if not self._showErrors:
@@ -147,9 +153,9 @@ class StartupPage(AsyncResource):
 
 def hideMessages(report: Report) -> None:
     """
-    Remove the messages of errors from a report in place, but keep the types of errors.
+    Remove the messages of errors from a report, but keep the types of errors.
 
-    @param report: The report.
+    @param report: The report, which is changed in place.
     """
     for module in report["modules"]:
         module["closeError"] = None

@@ -72,9 +72,9 @@ class IncomingBody:
         self._connections.count(self._peer, len(data))
         return data, rest
 
-    def giveMoment(self) -> None:
+    def startGrace(self) -> None:
         """
-        Restart the time without progress, because the site is stopping.
+        Let L{GRACE_TICKS} without progress begin now, because the site is stopping.
         """
         self._heardAt = self._connections.tick
 

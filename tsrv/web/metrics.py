@@ -1,7 +1,7 @@
 """
 C{/metrics}: the metrics of a program, for Prometheus.
 
-Each scrape collects the metrics. Their names follow C{promtool check metrics}.
+Each scrape collects the metrics. C{promtool check metrics} accepts their names.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ METRICS_OF_WRAPPERS: Final[Sequence[tuple[Any, str, str, str]]] = (
     (
         GaugeMetricFamily,
         "tsrv_module_calls_in_progress",
-        "Calls in progress that tsrv tracks, or that were queued before.",
+        "Calls in progress that were queued, or that tsrv tracks.",
         "inProgress",
     ),
     (
@@ -85,7 +85,7 @@ METRICS_OF_WRAPPERS: Final[Sequence[tuple[Any, str, str, str]]] = (
     (
         GaugeMetricFamily,
         "tsrv_module_paused",
-        "Whether the calls of the module are held, in any state of the module.",
+        "Whether the calls of the module are held, whatever its state.",
         "paused",
     ),
     (
@@ -126,7 +126,8 @@ The type, name, help text and attribute of each metric of a wrapper.
 
 class Metrics(AsyncResource):
     """
-    C{/metrics}, as text or as OpenMetrics.
+    C{/metrics}: the metrics of modules, requests and the process, as text or as
+    OpenMetrics.
     """
 
     isLeaf = True
@@ -141,7 +142,7 @@ class Metrics(AsyncResource):
     ) -> None:
         """
         @param startup: The modules.
-        @param traffic: The counts of requests, if there are any. Pass the same object
+        @param traffic: The counts of requests, if there are any; pass the same object
             to each L{Site<tsrv.web.site.Site>}.
         @param name: The name of the program.
         @param version: The version of the program, if it has one.
@@ -178,8 +179,10 @@ class _Modules:
             "twisted": twistedVersion,
             "python": python_version(),
         }
-        yield InfoMetricFamily("tsrv_build", "Versions of the libraries.", versions)
-        yield InfoMetricFamily("tsrv_program", "Name and version.", self._program)
+        build = "Versions of tsrv, Twisted and Python."
+        yield InfoMetricFamily("tsrv_build", build, versions)
+        program = "Name and version of the program."
+        yield InfoMetricFamily("tsrv_program", program, self._program)
         yield GaugeMetricFamily(
             "tsrv_ready",
             "Whether every required module is ready and the program is not stopping.",
@@ -202,7 +205,7 @@ class _Modules:
         )
         required = GaugeMetricFamily(
             "tsrv_module_required",
-            "Whether the program needs the module to be ready.",
+            "Whether the program is ready only while the module is ready.",
             labels=("module",),
         )
         ready = GaugeMetricFamily(
@@ -238,8 +241,8 @@ class _Modules:
         yield calls
         failures = CounterMetricFamily(
             "tsrv_module_failures",
-            "Calls that failed although the module was ready, by the code of the "
-            "reason: SQLSTATE, or the name of the error in SQLite or Redis.",
+            "Calls that failed although the module was ready, by error code: "
+            "SQLSTATE, or the name of the error in SQLite or Redis.",
             labels=("module", "code"),
         )
         for name, wrapper in wrappers.items():
@@ -268,7 +271,7 @@ class _Requests:
         durations = HistogramMetricFamily(
             "tsrv_http_request_duration_seconds",
             "Time from the end of a request to the end of its response. Requests "
-            "that were refused before they were read are not included.",
+            "that never reached a resource are not included.",
             labels=labels,
             unit="seconds",
         )

@@ -2,8 +2,7 @@
 C{POST /modules/NAME/pause}, C{resume} and C{reset}: operators control modules.
 
 All operators together are one holder of a module's calls: a second pause has no effect,
-and resuming does not release calls that the program itself holds. Do not let the public
-reach these routes, because a client that uses them can stop the program's work.
+and resuming does not release calls that the program itself holds.
 """
 
 from __future__ import annotations
@@ -44,13 +43,12 @@ WAIT_SECONDS: Final = 10
 Default time that the response to C{pause} waits for calls in progress, in seconds.
 """
 
-
 BACK: Final = [(b"Location", b"../../")]
 
 
 class OperatorReset(Exception):
     """
-    The reason of a reset by an operator.
+    The reason for a reset by an operator.
     """
 
 
@@ -60,9 +58,14 @@ class _Query(msgspec.Struct):
 
 class Modules(AsyncResource):
     """
-    C{/modules}: pauses, resumes and resets modules.
+    C{/modules}: pauses, resumes and resets modules. Do not let the public reach these
+    routes, because their clients can stop the program's work.
 
-    Browsers are redirected to the status page. Other clients get JSON.
+    C{POST /modules/NAME/pause} responds with 200 when no call is in progress, or with
+    202 after C{?wait=} seconds (10 by default, at most 300). C{resume} responds with
+    200; C{reset} with 202, at once. Unknown modules get 404. The status is 409 if the
+    state of the module does not allow the action, or if the program itself holds the
+    calls. Browsers are redirected to the status page; other clients get JSON.
     """
 
     isLeaf = True
@@ -78,7 +81,7 @@ class Modules(AsyncResource):
         @param startup: The modules.
         @param reactor: Provides the time.
         @param proxies: The trusted proxies, by default none.
-        @param acted: Called after each action.
+        @param acted: Called after each action, without arguments.
         """
         super().__init__()
         self._startup = startup
@@ -95,6 +98,9 @@ class Modules(AsyncResource):
     async def render_POST(self, request: Request) -> Response:
         """
         Run the action that the path names.
+
+        @raise CrossSite: Another site may have made the request.
+        @raise HTTPError: The module is unknown, or its state does not allow the action.
         """
         try:
             checkOrigin(request, self._proxies.isSecure(request))
@@ -149,7 +155,7 @@ class Modules(AsyncResource):
             raise
         except Exception as error:
             _log.warn(
-                "{module}: cannot tell whether it is idle ({error})",
+                "{module}: cannot determine whether calls are in progress ({error})",
                 module=name,
                 error=explain(error),
             )

@@ -1,5 +1,5 @@
 """
-All pages for operators, with their paths.
+All pages for operators, as one resource.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ __all__ = ["Operations"]
 
 class Operations(Status):
     """
-    The status page, and below it C{livez}, C{readyz}, C{startup} and C{metrics}.
+    The pages for operators as one resource: the status page, and below it C{livez},
+    C{readyz}, C{startup} and C{metrics}.
 
-    Use it as the root of a site, or mount it at any path such as C{/internal}.
-    L{putOn} adds its pages to the root of an application.
+    Use it as the root of a site, or mount it at any path::
+
+        root.putChild(b"internal", Operations(startup, reactor))
+
+    L{putOn} adds the pages to the root of an application instead.
     """
 
     def __init__(
@@ -42,15 +46,16 @@ class Operations(Status):
         """
         @param startup: The modules.
         @param reactor: Provides the time.
-        @param traffic: The counts of requests, if there are any.
-        @param links: The address and the name of each other page that the status page
-            links to.
+        @param traffic: The counts of requests, if there are any; pass the same object
+            to each L{Site<tsrv.web.site.Site>}.
+        @param links: The address and the name of each further page that the status
+            page links to. Relative addresses start at the status page.
         @param name: The name of the program.
         @param version: The version of the program, if it has one.
         @param operatorsOnly: Whether only operators can reach these pages. The pages
             then show the messages of errors, and can pause, resume and reset
             modules; see L{Modules<tsrv.web.modules.Modules>}.
-        @param proxies: The trusted proxies.
+        @param proxies: The trusted proxies, by default none.
         """
         paths = ["livez", "readyz", "startup", "metrics"]
         super().__init__(
@@ -72,6 +77,8 @@ class Operations(Status):
     def putOn(self, root: Resource) -> None:
         """
         Add these pages to the root of an application, with the status page at C{/}.
+
+        @param root: The root.
         """
         for path, page in self.children.items():
             root.putChild(path, page)

@@ -55,7 +55,7 @@ _FOREIGN: Final = "The request was made by another site"
 
 class CrossSite(HTTPError):
     """
-    Another site may have made this request, with the cookies of its visitor.
+    Another site may have made this request, with the cookies of a visitor (403).
     """
 
     status = HTTPStatus.FORBIDDEN
@@ -64,8 +64,10 @@ class CrossSite(HTTPError):
 @lru_cache(1024)
 def addressOf(text: str) -> IPv4Address | IPv6Address | None:
     """
-    Parse an IP address; return L{None} for any other text. An IPv4-mapped IPv6 address
-    becomes an IPv4 address.
+    Parse an IP address. An IPv4-mapped IPv6 address becomes an IPv4 address.
+
+    @param text: The address.
+    @return: The address; L{None} if the text is something else.
     """
     try:
         address = ip_address(text)
@@ -107,7 +109,7 @@ def _isLocalName(authority: bytes) -> bool:
 
 class Proxies:
     """
-    The proxies whose C{X-Forwarded-} headers the server trusts.
+    The proxies whose C{X-Forwarded-Proto} and C{X-Forwarded-For} the server trusts.
     """
 
     def __init__(self, trusted: Sequence[str] = ()) -> None:
@@ -117,7 +119,7 @@ class Proxies:
         @raise ValueError: An item is not an address, a network or C{unix}.
         """
         if isinstance(trusted, str):
-            raise ValueError("trusted proxies are a sequence, not one text")
+            raise ValueError("trusted proxies must be a list of texts, not one text")
         self._trustsNobody = not trusted
         self._trustsUNIX = "unix" in trusted
         try:
@@ -127,7 +129,7 @@ class Proxies:
 
     def isSecure(self, request: Request) -> bool:
         """
-        Return whether the client of a request used TLS. See L{usesTLS}.
+        Return whether the client of a request used TLS; see L{usesTLS}.
         """
         peer, headers = request.getClientAddress(), request.requestHeaders
         return self.usesTLS(peer, headers, bool(request.isSecure()))
@@ -152,7 +154,7 @@ class Proxies:
 
     def peerOf(self, request: Request) -> str:
         """
-        Return the IP address of the client of a request; empty for a UNIX socket. See
+        Return the IP address of the client of a request; empty for a UNIX socket; see
         L{clientOf}.
         """
         return self.clientOf(request.getClientAddress(), request.requestHeaders)
@@ -201,7 +203,8 @@ def checkOrigin(request: Request, isSecure: bool, token: str | None = None) -> N
 
     @param request: The request.
     @param isSecure: Whether the client used TLS, see L{Proxies.isSecure}.
-    @param token: The token of the client's session, if there is one.
+    @param token: The token of the client's session, if it has one; see
+        C{tsrv.sessions.Session.token}.
     @raise CrossSite: Another site may have made the request.
     """
     if request.method in _SAFE:

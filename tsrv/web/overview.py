@@ -116,6 +116,7 @@ def situationOf(
 
     @param waits: For each required module that is not ready: the remaining seconds, if
         known, and whether the module will then be ready.
+    @return: The description; L{None} unless the program is starting or unready.
     """
     status, now = report["status"], report["now"]
     if status == "starting":

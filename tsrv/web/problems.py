@@ -43,7 +43,10 @@ _log = Logger("tsrv.web")
 
 KnownErrors: TypeAlias = Mapping[type[BaseException], tuple[HTTPStatus, str]]
 """
-The response to an application's own errors: exception type to status and text.
+The responses to an application's own errors: for each type of exception, the status and
+the text::
+
+    {NameTaken: (HTTPStatus.CONFLICT, "Resource already exists")}
 
 The entry of the most derived type applies. Clients see only the text. The exception
 itself is logged as a warning, unless the status is 409: conflicts between clients are
@@ -100,12 +103,16 @@ _UNAVAILABLE: Final[Mapping[type[Unavailable], str]] = {
 
 class HTTPError(Exception):
     """
-    An error whose message is meant for clients.
+    An error whose message is meant for clients::
+
+        raise HTTPError("User not found", HTTPStatus.NOT_FOUND)
+
+    Subclasses may set the status and the other attributes for all their errors.
 
     @ivar status: The status of the response.
     @ivar text: Replaces the message for clients that prefer text.
-    @ivar headers: Headers of the response.
-    @ivar members: Further members of the problem: values that JSON can express. Each
+    @ivar headers: Names and values of further headers of the response.
+    @ivar members: Further members of the problem, whose values JSON can express. Each
         item of C{errors} has a C{detail}, and a C{pointer} or C{parameter}.
     """
 
@@ -122,9 +129,12 @@ class HTTPError(Exception):
         text: str | None = None,
     ) -> None:
         """
-        Override the values of the class.
-
-        @param detail: One sentence for the people who use the client.
+        @param detail: The message: one sentence for the people who use the client.
+        @param status: The status of the response; L{None}: the status of the class.
+        @param headers: Names and values of further headers; L{None}: the headers of the
+            class.
+        @param text: Replaces the message for clients that prefer text; L{None}: the
+            text of the class.
         @raise ValueError: C{status} is not an HTTP status.
         """
         super().__init__(detail)
@@ -136,10 +146,13 @@ class HTTPError(Exception):
         self, accept: Sequence[bytes] | None, requestId: str, traceback: str = ""
     ) -> Response:
         """
-        @param accept: The C{Accept} headers of the request.
+        Make the response in the form that the client prefers.
+
+        @param accept: The values of C{Accept}; L{None} if the request has no such
+            header.
         @param requestId: The id of the request.
-        @param traceback: The traceback, in development mode.
-        @return: The response, in the form that the client prefers.
+        @param traceback: The traceback; empty except in development mode.
+        @return: The response.
         """
         headers = [(b"Vary", b"Accept")]
         preferred = preferredType(accept, _OFFERED)
@@ -200,7 +213,8 @@ class HTTPError(Exception):
 
 def responseTo(failure: Failure, request: IRequest) -> Response:
     """
-    Make the response to an error; log the error if it is unexpected.
+    Make the response to an error, and log the error if it is unexpected. An error of
+    tsrv such as C{QueueTimeout} becomes 503; an unknown error becomes 500.
 
     @param failure: The error.
     @param request: The request that has failed.
@@ -263,8 +277,10 @@ def _tracebackOf(failure: Failure) -> str:
 
 def escaped(value: bytes) -> str:
     """
-    Return a value from a client as text for a log line, without control characters and
-    quotation marks. So a client cannot forge log lines.
+    Return a value from a client as text for a log line. Control characters and
+    quotation marks are escaped, so a client cannot forge log lines.
+
+    @param value: The value, of which the first 1,000 bytes are used.
     """
     plain = value[:MAX_LOGGED_BYTES].decode("latin-1").encode("unicode_escape")
     return plain.decode("ascii").replace('"', '\\"')

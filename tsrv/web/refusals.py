@@ -1,5 +1,5 @@
 """
-The responses to requests that the site refuses before their end.
+The responses to requests that the site refuses, so they reach no resource.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def refusal(
     lines: Iterable[bytes],
 ) -> tuple[bytes, bytes]:
     """
-    @param status: The status.
+    @param status: The status of the response.
     @param known: The headers of the request, as far as they have arrived.
     @param requestId: The id of the request.
     @param stopping: Whether the site is stopping.
-    @param lines: The headers of every response.
+    @param lines: The headers of every response, as lines.
     @return: The head and the body of the response.
     """
     reason = _REFUSALS[status]

@@ -1,6 +1,6 @@
 """
-A request on a site of tsrv. It has an id; the site keeps its body in memory, within
-limits; and its errors are problem details.
+A request on a site of tsrv. It has an id, its body is in memory, and its errors are
+problem details.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _log = Logger("tsrv.web")
 
 class Body(BytesIO):
     """
-    The body of a request. Until the body is closed, its length counts in C{bodyBytes}
-    of the site's connections.
+    The body of a request, a file in memory. Until the body is closed, its length counts
+    in C{bodyBytes} of the site's connections.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -58,14 +58,15 @@ class Body(BytesIO):
 
 class SiteRequest(Request):
     """
-    A request.
+    A request on a L{Site<tsrv.web.site.Site>}.
 
-    A request is in progress from the call of its resource until the site logs its
-    response or loses its connection.
+    A request is in progress from the call of its resource until its response is
+    complete or its connection is lost.
 
-    @ivar requestId: The id of the request.
-    @ivar route: The route of its resource.
-    @ivar startTime: Start of the time in progress, in seconds; L{None} before.
+    @ivar requestId: The id of the request; L{None} until C{process} is called.
+    @ivar route: The route of its resource, see L{AsyncResource}.
+    @ivar startTime: Time at which the request began to be in progress, in seconds of
+        the reactor; L{None} before.
     """
 
     channel: Any
@@ -175,7 +176,7 @@ class SiteRequest(Request):
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        Count a request whose connection is lost before the end of the response.
+        Count a request whose connection is lost before its response is complete.
         """
         if self.startTime is not None:
             status = "aborted" if reason.check(ConnectionAborted) else "gone"
@@ -184,11 +185,11 @@ class SiteRequest(Request):
 
     def processingFailed(self, reason: Failure) -> Failure:
         """
-        Send the response to an error outside of L{respond}: the lookup of the resource
-        has failed, or a resource that is not an L{AsyncResource}.
+        Send the response to an error outside of L{respond}: in the lookup of the
+        resource, or in a resource that is not an L{AsyncResource}.
         """
         if self.finished or self.channel is None:
-            _log.failure("After the end of the response", failure=reason)
+            _log.failure("A request failed after its response", failure=reason)
         else:
             # maybeDeferred() turns a Failure into a failed Deferred.
             respond(self, lambda _: reason)

@@ -29,7 +29,7 @@ __all__ = [
 
 currentRequestId: Final[ContextVar[str | None]] = ContextVar("requestId", default=None)
 """
-The id of the current request.
+The id of the request that the current code works for; L{None} if it works for none.
 """
 
 _HEADER: Final = b"X-Request-ID"
@@ -58,9 +58,11 @@ def requestIdFor(headers: Headers) -> str:
 
 def requestIdOf(request: Any) -> str:
     """
+    Return the id of a request. A request without an id gets one, and so does its
+    response.
+
     @param request: A request on any site.
-    @return: The id of the request. A request without an id gets one; its response
-        then has the id, too.
+    @return: The id.
     """
     requestId: str | None = getattr(request, "requestId", None)
     if requestId is None:
@@ -73,7 +75,10 @@ def requestIdOf(request: Any) -> str:
 @contextmanager
 def withRequestId(requestId: str) -> Iterator[None]:
     """
-    Make an id current: log events inside this context get it.
+    Make an id current: log events inside this context get the id.
+
+    @param requestId: The id.
+    @return: The context manager.
     """
     token = currentRequestId.set(requestId)
     try:
@@ -85,7 +90,11 @@ def withRequestId(requestId: str) -> Iterator[None]:
 def addRequestId(event: LogEvent) -> None:
     """
     Add the id of the current request to a log event: as the field C{requestId}, and to
-    C{log_system}, which log lines show. This observer comes before the writers.
+    C{log_system}, which log lines show. This is an observer; register it before the
+    observers that write the log::
+
+        globalLogPublisher.addObserver(addRequestId)
+        globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)])
 
     @param event: The event, which keeps an id that it already has.
     """

@@ -71,21 +71,25 @@ Names of methods. Python finds an attribute faster by a string that already exis
 
 class IBegun(Interface):
     """
-    Marks a request whose response has begun, although no byte has been sent: an error
-    then aborts the connection.
+    Marks a request whose response has begun, although no byte is sent yet: an error
+    then aborts the connection. Set it with C{request.setComponent(IBegun, True)}.
     """
 
 
 def respond(request: Request, render: Callable[[Request], Any]) -> int:
     """
     Send the response to a request when the response is available. If the client
-    disconnects before, cancel the work.
+    disconnects before, cancel the work. Any resource of twisted.web can use this
+    function::
+
+        def render_GET(self, request):
+            return respond(request, self._show)
 
     @param request: The request.
-    @param render: Returns the L{Response}, or a coroutine or Deferred of one. An
-        exception becomes a response too; if C{render} has begun to write one
-        itself, the connection is aborted.
-    @return: L{NOT_DONE_YET}
+    @param render: Called with the request; returns the L{Response}, or a coroutine or
+        Deferred of one. An exception becomes a response too; if C{render} has begun
+        to write one itself, the connection is aborted.
+    @return: C{NOT_DONE_YET}, for the caller to return.
     """
     exchange = _Exchange(request)
     # notifyFinish() does the same with a Deferred, which costs 600 bytes for each
@@ -114,12 +118,12 @@ def writeProblem(request: Request, failure: Failure) -> None:
 
 def abort(request: Request, failure: Failure) -> None:
     """
-    Abort the connection of a request whose response has begun, and log why.
+    Abort the connection of a request whose response has begun, and log the error.
 
     @param request: The request.
     @param failure: The error.
     """
-    _log.failure("A response broke off", failure=failure)
+    _log.failure("A response was aborted", failure=failure)
     cast(ITCPTransport, request.transport).abortConnection()
 
 
@@ -207,12 +211,18 @@ class _Exchange:
 
 class AsyncResource(Resource):
     """
-    A resource whose C{render_METHOD} methods return a L{Response}, or are
-    C{async def}, or return a Deferred.
+    A resource whose methods return a L{Response}, a Deferred or a coroutine of one, or
+    raise an exception such as L{HTTPError}::
 
-    @cvar route: The pattern of the paths of this resource, such as C{/users/{id}};
-        never a path that a client has sent. C{putChild} sets the routes of children;
-        a resource that C{getChild} returns must define its own route.
+        class Say(AsyncResource):
+            isLeaf = True
+
+            async def render_GET(self, request):
+                return text(await clock.tellMeSomething())
+
+    @cvar route: The pattern of the paths of this resource for metrics, such as
+        C{/users/{id}}; never a path that a client has sent. C{putChild} sets the routes
+        of children; a resource that C{getChild} returns must define its own route.
     """
 
     route: str = NO_ROUTE
@@ -223,7 +233,7 @@ class AsyncResource(Resource):
 
     def render(self, request: Request) -> int:
         """
-        Call the method for the request's method.
+        Call the C{render_METHOD} for the method of the request.
         """
         method = request.method
         name = _RENDERERS.get(method) or f"render_{method.decode('latin-1')}"
@@ -242,10 +252,10 @@ class AsyncResource(Resource):
 
     def setRoute(self, route: str) -> None:
         """
-        Set the route of this resource and of its children, unless they have a route. So
-        a resource in several places has the route of the first place.
+        Set the route of this resource and of its children, unless they have one. So a
+        resource in several places has the route of the first place.
 
-        @param route: The route.
+        @param route: The route, such as C{/users}.
         """
         if self.route == NO_ROUTE:
             self.route = route
@@ -265,7 +275,7 @@ class AsyncResource(Resource):
 
     def supportedMethods(self) -> list[str]:
         """
-        @return: The methods that this resource supports.
+        Return the names of the methods that this resource supports, such as C{GET}.
         """
         prefix = "render_"
         names = [name for name in dir(self) if name.startswith(prefix)]

@@ -1,5 +1,5 @@
 """
-A site with limits and a graceful stop, which lets responses finish.
+A site with limits on its clients, which finishes requests in progress when it stops.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _MISSING: Final = (b"-",)
 
 class SiteOptions(TypedDict, total=False):
     """
-    The options of L{Site}.
+    The keyword arguments of L{Site}, for functions that pass them on.
     """
 
     accessLog: bool
@@ -68,10 +68,19 @@ class SiteOptions(TypedDict, total=False):
 
 class Site(TwistedSite):
     """
-    A L{twisted.web.server.Site} with limits and a graceful stop. Bodies are kept in
-    memory, never on disk.
+    A L{twisted.web.server.Site} with limits on the time and the memory of clients. It
+    finishes requests in progress when it stops. Bodies of requests stay in memory. Use
+    it like Twisted's site, and stop it after its port::
+
+        site = Site(root, reactor)
+        port = reactor.listenTCP(8000, site)
+        ...
+        await port.stopListening()
+        await site.stop(25.0)
+        site.abort()
 
     @ivar connections: The connections.
+    @ivar traffic: Counts the requests.
     """
 
     noisy = False
@@ -95,24 +104,28 @@ class Site(TwistedSite):
         hstsSeconds: float = 0,
     ) -> None:
         """
-        @param resource: The root.
+        @param resource: The root of the site.
         @param reactor: Provides the time.
         @param accessLog: Whether to log every request.
-        @param keepAlive: Time after which an idle connection is closed, in seconds. Set
-            it longer than the idle time of a load balancer in front, which otherwise
-            sends requests to connections that the site is just closing.
-        @param requestTimeout: Time for a request to arrive; see L{Connections}.
+        @param keepAlive: Time after which an idle connection is closed, in seconds.
+            Make it longer than the idle time of a load balancer in front, which would
+            otherwise send requests to connections that the site is just closing.
+        @param requestTimeout: Time for a request to arrive, in seconds; see
+            L{Connections}.
         @param maxBodyBytes: Maximum length of a body; see L{Connections}.
-        @param maxTotalBodyBytes: Maximum length of all bodies and pipelined data.
+        @param maxTotalBodyBytes: Maximum length of all bodies in memory together; see
+            L{Connections}.
         @param parsePOSTFormSubmission: Whether the fields of form posts become
             C{request.args}, as twisted.web does it.
         @param development: Whether clients see the tracebacks of errors.
-        @param proxies: The trusted proxies, whose headers name the clients of the
-            requests.
-        @param traffic: Counts the requests; several sites may share it.
+        @param proxies: The trusted proxies, whose headers name the clients of requests;
+            by default none.
+        @param traffic: Counts the requests; several sites may share it. By default,
+            the site makes its own.
         @param knownErrors: The responses to the application's own errors.
-        @param hstsSeconds: Time for which browsers use nothing but TLS, on all ports of
-            this host, after a response over TLS (C{Strict-Transport-Security}).
+        @param hstsSeconds: Time in seconds for which browsers use TLS alone, on all
+            ports of this host, after a response over TLS
+            (C{Strict-Transport-Security}). 0: the header is not sent.
         """
         super().__init__(
             resource,
@@ -138,8 +151,10 @@ class Site(TwistedSite):
 
     def getContentFile(self, length: int | None) -> BytesIO:
         """
-        @param length: The length of a body; L{None} if it is unknown.
-        @return: A file in memory for the body.
+        Make a file in memory for the body of a request.
+
+        @param length: The length of the body; L{None} if it is unknown.
+        @return: The file.
         """
         return BytesIO() if length == 0 else Body(self.connections)
 
@@ -152,12 +167,13 @@ class Site(TwistedSite):
         self, peer: IAddress, headers: Headers, isTLS: bool
     ) -> Mapping[bytes, bytes]:
         """
-        Return the header lines of every response by header name, among them lines that
-        protect browsers. If a response sets such a header itself, its value is kept.
+        Return the headers of every response, some of which protect browsers. A response
+        may set such a header to another value.
 
         @param peer: The client, or its proxy.
         @param headers: The headers of the request.
         @param isTLS: Whether the connection uses TLS.
+        @return: Each header as a line, by its name.
         """
         seconds = self._hstsSeconds
         if not seconds or not self.proxies.usesTLS(peer, headers, isTLS):
@@ -167,15 +183,18 @@ class Site(TwistedSite):
 
     def log(self, request: Request) -> None:
         """
-        Count a response that has been written, and log it.
+        Count a request whose response is complete, and log it.
+
+        @param request: The request.
         """
         assert isinstance(request, SiteRequest)
         self.requestEnded(request, request.code)
 
     def requestEnded(self, request: SiteRequest, status: int | str) -> None:
         """
-        Count and log a request with a finished response or a lost connection.
+        Count and log a request whose response is complete or whose connection is lost.
 
+        @param request: The request.
         @param status: See L{Traffic.requestEnded}.
         """
         seconds = self.traffic.requestEnded(
@@ -203,9 +222,9 @@ class Site(TwistedSite):
         head: Head | None,
     ) -> None:
         """
-        Count and log a request that the site has refused before its end.
+        Count and log a request that the site has refused, so it reached no resource.
 
-        @param peer: The client.
+        @param peer: The client, or its proxy.
         @param status: The status of the response.
         @param requestId: The id of the request.
         @param headers: The headers of the request, as far as they have arrived.
@@ -218,7 +237,7 @@ class Site(TwistedSite):
 
     def acceptableProtocols(self) -> list[bytes]:
         """
-        Offer HTTP/1.1 under TLS. Twisted would offer HTTP/2 if C{h2} is installed.
+        Offer only HTTP/1.1 under TLS. Twisted would offer HTTP/2 if C{h2} is installed.
         """
         return [b"http/1.1"]
 
@@ -231,6 +250,9 @@ class Site(TwistedSite):
     def stop(self, timeout: float) -> Deferred[int]:
         """
         Finish the requests in progress; see L{Connections.stop}.
+
+        @param timeout: Time limit in seconds.
+        @return: A Deferred of the number of requests that are still in progress.
         """
         return self.connections.stop(timeout)
 

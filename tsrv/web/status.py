@@ -117,7 +117,8 @@ The text before and after the fragment in the template.
 
 class Status(AsyncResource):
     """
-    The status page, with its files below it. It may be mounted at any path.
+    The status page: the modules of a program, for people. Mount it at any path; its
+    files are below it.
     """
 
     def __init__(
@@ -135,13 +136,13 @@ class Status(AsyncResource):
         """
         @param startup: The modules.
         @param reactor: Provides the time.
-        @param links: The address and the name of each page that the page links to.
-            Relative addresses start at the page.
+        @param links: The address and the name of each page that this page links to.
+            Relative addresses start at this page.
         @param showErrors: Whether to show the messages of errors, and not only their
-            types. The public must not see messages.
-        @param controls: Whether the page can pause, resume and reset modules, with
-            C{POST modules/NAME/pause} and so on. The public must not reach it then.
-        @param proxies: The trusted proxies.
+            types. The public must not see messages, which may contain secrets.
+        @param controls: Whether the page has buttons that pause, resume and reset
+            modules, see L{Modules}. If so, only operators may reach the page.
+        @param proxies: The trusted proxies, by default none.
         @param name: The name of the program.
         @param version: The version of the program, if it has one.
         """
@@ -166,7 +167,8 @@ class Status(AsyncResource):
 
     def render_GET(self, request: Request) -> Response:
         """
-        Redirect to the page: its links are relative to an address with a slash.
+        Redirect to the same address with a slash, to which the page's links are
+        relative.
         """
         location = (b"Location", b"./%s/" % request.path.rpartition(b"/")[2])
         return text("", HTTPStatus.TEMPORARY_REDIRECT, [location])

@@ -36,10 +36,11 @@ TICK_SECONDS: Final = 0.5
 
 GRACE_TICKS: Final = 3
 """
-Time for a client to make progress when the site stops: 1 to 1.5 s. A request that an
-idle client has just sent needs half a round trip to arrive (around the world, up to
-0.3 s), and Linux sends a lost packet again after 0.2 s or more. HTTP/1.1 cannot tell an
-idle client to stop sending. HAProxy waits likewise (C{idle-close-on-response}).
+Time for a client to make progress when the site stops, in ticks: 1 to 1.5 s. A request
+that an idle client has just sent needs half a round trip to arrive (around the world,
+up to 0.3 s), and Linux sends a lost packet again after 0.2 s or more. HTTP/1.1 has no
+way to ask an idle client to stop sending. HAProxy waits likewise
+(C{idle-close-on-response}).
 """
 
 NEVER: Final = 2**62
@@ -128,7 +129,9 @@ class Supervisor:
 
     def after(self, seconds: float | None) -> int:
         """
-        @return: A tick that begins after this time; L{NEVER} for L{None}.
+        @param seconds: A time from now; L{None} for no limit.
+        @return: The first tick that certainly begins after this time; L{NEVER} for no
+            limit.
         """
         if seconds is None:
             return NEVER
@@ -145,7 +148,7 @@ class Supervisor:
 
     def date(self) -> list[bytes]:
         """
-        @return: The C{Date} of a response.
+        @return: The value of C{Date} in a response.
         """
         if self._dateTick != self.tick:
             self._dateTick = self.tick
@@ -190,6 +193,7 @@ class Supervisor:
 
         @param site: The site.
         @param target: The path.
+        @return: The maximum length of the body.
         """
         limit = self.maxBodyBytes
         resource = getattr(site, "resource", None)
@@ -232,12 +236,14 @@ class Supervisor:
     def warn(self, peer: IAddress) -> None:
         """
         Count a request that does not fit into memory; log at most once a minute.
+
+        @param peer: The client.
         """
         self._refusals += 1
         if self.tick >= self._warnAt:
             _log.warn(
-                "No room for bodies: {count} requests refused, the last one of {peer};"
-                " {bytes} of {limit} bytes used",
+                "No room for bodies: {count} requests refused, the last one from "
+                "{peer}; {bytes} of {limit} bytes used",
                 count=self._refusals,
                 peer=getattr(peer, "host", "-"),
                 bytes=self.bodyBytes,
@@ -272,8 +278,9 @@ class Supervisor:
         the port first, or new connections keep arriving.
 
         @param timeout: Time limit in seconds.
-        @return: A Deferred of the number of requests in progress. It fires after the
-            last connection closes, at the time limit, or on cancellation.
+        @return: A Deferred of the number of requests that are still in progress. It
+            fires after the last connection closes, at the time limit, or on
+            cancellation.
         """
         self.announceStop()
         if not self.stopping:

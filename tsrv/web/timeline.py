@@ -4,9 +4,8 @@ modules.
 
 The timeline shows the start-up until all modules have settled. After a later loss,
 pause or first call of a lazy module, it shows that event instead, because the start-up
-does not matter days later.
-All times are seconds after the beginning of the start-up; all positions are percentages
-of the period.
+does not matter days later. All times are seconds after the beginning of the start-up;
+all positions are percentages of the period.
 """
 
 from __future__ import annotations

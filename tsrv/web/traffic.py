@@ -35,8 +35,8 @@ class Traffic:
     Counts the requests to one or several sites.
 
     @ivar inProgress: Number of requests in progress.
-    @ivar refusals: Numbers of requests that the site has refused before their end, by
-        the status of the response.
+    @ivar refusals: Numbers of requests that the sites have refused, so they reached no
+        resource, by the status of the response.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -50,7 +50,7 @@ class Traffic:
 
     def seconds(self) -> float:
         """
-        Return the time in seconds.
+        Return the time of the reactor, in seconds.
         """
         # The reactor's method may be replaced later, so look it up each time.
         return self._reactor.seconds()
@@ -59,12 +59,12 @@ class Traffic:
         self, route: str, method: bytes, status: int | str, startTime: float | None
     ) -> float:
         """
-        Count a request with a finished response or a lost connection.
+        Count a request whose response is complete or whose connection is lost.
 
         @param route: The route of the resource.
         @param method: The method of the request, as the client sent it.
         @param status: The status of the response; C{"gone"} if the client disconnected
-            before the end, C{"aborted"} if the server did.
+            before its end, C{"aborted"} if the server did.
         @param startTime: Time at which the request began to be in progress, in seconds;
             L{None} if it never was.
         @return: The duration, in seconds.
@@ -82,7 +82,7 @@ class Traffic:
 
     def requestRefused(self, status: int) -> None:
         """
-        Count a request that the site has refused before its end.
+        Count a request that a site has refused, so it reached no resource.
 
         @param status: The status of the response.
         """
@@ -90,6 +90,8 @@ class Traffic:
 
     def durations(self) -> Iterator[tuple[str, str, str, Histogram]]:
         """
+        Return the counts and durations of requests that reached a resource.
+
         @return: Route, method, status, and a histogram of durations in seconds.
         """
         for (route, method, status), histogram in self._histograms.items():

@@ -179,7 +179,8 @@ class Writer(Protocol):
         """
         Write the head of a response.
 
-        @param rest: The last headers, which give the length of the body, and the body.
+        @param rest: The last headers, which give the length of the body, and the body;
+            L{None} if the body follows in calls of L{write}.
         """
         if self.isPersistent:
             if version == b"HTTP/1.0":
@@ -220,6 +221,8 @@ class Writer(Protocol):
         """
         Let a producer write a response.
 
+        @param producer: The producer.
+        @param streaming: Whether it is a push producer.
         @raise RuntimeError: The response has a producer already.
         """
         if self._producer is not None:

@@ -91,7 +91,7 @@
     if (gone.hidden) {
       gone.querySelector(".headline").lastChild.textContent = title;
       gone.querySelector(".situation").textContent =
-        `What you see is how it was at ${lastSeen.textContent}. Trying again.`;
+        `This page shows the state at ${lastSeen.textContent}. Retrying.`;
     }
     show("lost", title);
   }
