@@ -1,0 +1,118 @@
+"""
+The API reference has every public name, and every name in it has a docstring.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+from zope.interface.interface import InterfaceClass
+
+from .processes import ROOT
+
+PUBLIC_MODULES = [
+    "tsrv",
+    "tsrv.aio",
+    "tsrv.asyncmodule",
+    "tsrv.clients",
+    "tsrv.databases",
+    "tsrv.errors",
+    "tsrv.failures",
+    "tsrv.server",
+    "tsrv.sessions",
+    "tsrv.sessions.klein",
+    "tsrv.sessions.redis",
+    "tsrv.settings",
+    "tsrv.startup",
+    "tsrv.testing",
+    "tsrv.wrapper",
+]
+
+DIRECTIVE = re.compile(
+    r"^\.\. (auto\w+|currentmodule):: ([\w.]+)\n((?:   :[\w-]+:.*\n)*)", re.M
+)
+
+
+def named(options: str, option: str) -> list[str]:
+    """
+    @return: The names that an option of a directive lists.
+    """
+    found = re.search(rf":{option}: *(.*)", options)
+    return [name.strip() for name in found[1].split(",")] if found and found[1] else []
+
+
+def documented() -> Iterator[tuple[str, Any]]:
+    """
+    @return: The path and the object of each entry of the API reference.
+    """
+    for page in sorted((ROOT / "docs" / "reference" / "api").glob("*.md")):
+        current = "tsrv"
+        for kind, path, options in DIRECTIVE.findall(page.read_text()):
+            if kind == "currentmodule":
+                current = path
+            elif kind == "automodule":
+                module = import_module(path)
+                names = named(options, "members") or module.__all__
+                for name in sorted(set(names) - set(named(options, "exclude-members"))):
+                    if not isinstance(getattr(module, name), InterfaceClass):
+                        yield f"{path}.{name}", getattr(module, name)
+            else:
+                full = path if "." in path else f"{current}.{path}"
+                module, _, name = full.rpartition(".")
+                yield full, getattr(import_module(module), name)
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_every_public_name_has_an_entry(module: str) -> None:
+    """
+    A name that a public module exports has an entry, under this or another public path.
+    """
+    entries = [found for _, found in documented()]
+    exported = import_module(module)
+    missing = [
+        name
+        for name in exported.__all__
+        if not any(found is getattr(exported, name) for found in entries)
+    ]
+    assert missing == []
+
+
+def test_an_entry_stands_once() -> None:
+    """
+    No name has two entries.
+    """
+    paths = [path for path, _ in documented()]
+    assert len(paths) == len(set(paths)) > 100
+
+
+def test_every_entry_has_a_docstring() -> None:
+    """
+    Classes, their public methods, functions and interfaces have docstrings.
+    """
+    bare = []
+    for path, found in documented():
+        if inspect.isclass(found) or isinstance(found, InterfaceClass):
+            own = (
+                found.__dict__
+                if inspect.isclass(found)
+                else dict(found.namesAndDescriptions())
+            )
+            members = {
+                f"{path}.{name}": member
+                for name, member in own.items()
+                if not name.startswith("_")
+                and (callable(member) or isinstance(member, property))
+            }
+        elif inspect.isroutine(found):
+            members = {}
+        else:
+            continue
+        for name, member in {path: found, **members}.items():
+            if not inspect.getdoc(member):
+                bare.append(name)
+    assert bare == []
