@@ -1,9 +1,9 @@
 """
 The interfaces of an asynchronously initialised module, and a minimal example: a clock
-that needs some time before it can tell the time.
+that takes some time to start.
 
-A module knows nothing of queues or wrappers. It has an C{initialize()} that
-returns a Deferred, and methods that fail until this Deferred has fired.
+A module knows nothing of queues or wrappers. Its C{initialize()} returns a Deferred,
+and its other methods fail until this Deferred has fired.
 """
 
 from __future__ import annotations
@@ -39,14 +39,23 @@ class NotInitialized(Exception):
 
 class IAsyncModule(Interface):
     """
-    A module that cannot work before it is initialised.
+    A module that cannot work before it is initialised. tsrv accepts any object with
+    these methods, whether it declares the interface or not.
 
-    Three more methods are optional. C{close()} releases the resources of the module;
-    it may return a Deferred, and must work after an initialisation that failed or was
-    cancelled. C{whenLost()} is called after each successful initialisation and returns
-    a new Deferred that fires, with or without an error, when the module stops working.
-    If possible, it should fire before the calls in progress fail. C{whenIdle()} returns
-    a new Deferred that fires when all calls that are in progress have ended.
+    A method may return a Deferred, a coroutine, an asyncio future or any other
+    awaitable. During its initialisation a module must not call its own proxy: the call
+    would wait for the initialisation.
+
+    Three more methods are optional:
+
+      - C{close()} releases the resources of the module. It must work after an
+        initialisation that failed or was cancelled, too.
+      - C{whenLost()} is called after each successful initialisation, and returns a new
+        Deferred that fires, with or without an error, when the module stops working.
+        It should fire before the calls in progress fail. The reverse order works, too,
+        within one turn of the reactor.
+      - C{whenIdle()} returns a new Deferred that fires when all calls in progress have
+        ended.
     """
 
     initialized: bool = Attribute("Whether the module can work now.")
@@ -55,21 +64,21 @@ class IAsyncModule(Interface):
         """
         Make the module ready to work.
 
-        @return: A Deferred that fires when the module is ready, and fails with
-            the reason when it cannot become ready. Cancelling it cancels the
-            attempt.
+        @return: A Deferred that fires when the module is ready, or fails with the
+            reason why it is not. Cancelling it cancels the attempt.
         """
 
 
 class IPredictable(Interface):
     """
-    A module that knows how long its initialisation takes.
+    A module that knows how long its initialisation takes. Then C{retryAfter} of a
+    wrapper and its errors says so.
     """
 
     def secondsUntilInitialized() -> float | None:
         """
-        @return: The remaining seconds of the initialisation in progress; L{None} if
-            there is none, or its duration is unknown.
+        Return the remaining seconds of the initialisation in progress; L{None} while
+        the module is not being initialised, or if the duration is unknown.
         """
 
 
@@ -77,37 +86,50 @@ class ISettlesCalls(Interface):
     """
     A module that promises to end each of its calls, if necessary with an error, even
     if it is lost or closed during the call. The interface has no methods: declaring it
-    is enough. A wrapper then does not track the calls, and while the module is ready
-    they cost what direct calls cost.
+    is enough. A wrapper then does not track calls that are made while the module is
+    ready, and they cost what direct calls cost.
     """
 
 
 class IHasNote(Interface):
     """
-    A module that may have a note for the operator, even while it is ready.
+    A module that may have a note for the operator while it is ready.
     """
 
     def note() -> str | None:
         """
-        @return: A few words for the report of the start-up, or L{None}. The words
-            must contain no secrets.
+        Return a few words for the status page and the report of the start-up, or
+        L{None}. They must contain no secrets.
         """
 
 
 class ICountsFailures(Interface):
     """
-    A module that counts its failed calls while it is ready, for the metrics.
+    A module that counts failed calls while it is ready, for the metrics.
     """
 
     failures: Mapping[str, int] = Attribute(
-        "The number of failures by code, which only grows. The number of codes is "
-        "bounded: see L{tsrv.failures.Failures}."
+        "The number of failures by code, such as an SQLSTATE. The numbers only grow, "
+        "and the number of codes must be bounded: L{tsrv.failures.Failures} does both."
     )
 
 
 class State(Enum):
     """
-    The states of a wrapper, which L{tsrv.queuing.states} explains.
+    The states of a wrapper, and what happens to a call in each of them:
+
+      - C{NEW}: C{initialize()} was not called yet. Calls are queued.
+      - C{INITIALIZING}: An attempt is in progress, or waits for its turn. Calls are
+        queued.
+      - C{RETRYING}: An attempt failed, and the next one is scheduled. Calls are queued.
+      - C{DRAINING}: The module is ready, and the queued calls are being started. Calls
+        are queued behind them.
+      - C{READY}: The queue is empty. Calls go straight to the module.
+      - C{PAUSED}: The module is ready, but C{pause()} was called. Calls are queued.
+      - C{LOST}: The module was ready and stopped working, or was reset. Calls are
+        queued.
+      - C{FAILED}: No retry will help. Calls fail at once with C{InitializationFailed}.
+      - C{CLOSING}, C{CLOSED}: C{close()} was called. Calls fail at once with C{Closed}.
     """
 
     NEW = "new"
@@ -138,7 +160,7 @@ class AsyncModule:
     """
     A clock that takes some time to start.
 
-    @ivar initialized: Whether L{tellMeSomething} can tell the time.
+    @ivar initialized: Whether the clock is ready.
     """
 
     def __init__(self, reactor: IReactorTime, delay: float = 10.0) -> None:
@@ -157,11 +179,9 @@ class AsyncModule:
 
     def initialize(self) -> Deferred[None]:
         """
-        Start the clock.
-
-        Callers share one start. After it, the Deferred fires at once. Cancelling the
-        Deferred ends the waiting of one caller; when the last caller cancels, the
-        start is cancelled, and the next call begins a new one.
+        Start the clock. Several callers share one start; cancelling one of their
+        Deferreds does not affect the others. When all are cancelled, so is the start,
+        and the next call begins a new one.
 
         @return: A Deferred that fires with L{None} when the clock is ready.
         """
@@ -175,7 +195,8 @@ class AsyncModule:
 
     def secondsUntilInitialized(self) -> float | None:
         """
-        Return the remaining delay in seconds; L{None} while the clock is not starting.
+        Return the remaining seconds of the start; L{None} while the clock is not
+        starting.
         """
         if self._start is None:
             return None
@@ -183,11 +204,11 @@ class AsyncModule:
 
     def tellMeSomething(self) -> Deferred[str]:
         """
-        Tell the time; never before the next turn of the reactor.
+        Tell the time, in the next turn of the reactor.
 
-        @return: A Deferred that fires with C{Current time is: } and the local
-            time with its offset from UTC. It fails with L{NotInitialized} if
-            the clock is not ready in the next turn.
+        @return: A Deferred that fires with C{"Current time is: "} and the local time
+            with its offset from UTC. It fails with L{NotInitialized} if the clock is
+            not ready in the next turn.
         """
         return deferLater(self._reactor, 0, self._tell)
 
@@ -202,7 +223,7 @@ class AsyncModule:
         self.initialized = True
         waiting, self._waiting = self._waiting, {}
         for each in waiting:
-            # The callback of one caller may have cancelled another one.
+            # The callback of one caller may have cancelled another caller's Deferred.
             if not each.called:
                 each.callback(None)
 

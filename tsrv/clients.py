@@ -3,9 +3,8 @@ Modules for clients that are made by a function.
 
 C{asyncpg.create_pool()}, C{aio_pika.connect()} and similar functions return a connected
 client, which cannot connect again. A queue needs an object that exists before the first
-client, and that stays when a new client replaces the old one. L{madeBy} returns such an
-object: each of its initialisations makes a client, and it has the methods of the
-current client.
+client, and remains when a new client replaces it. L{madeBy} returns such an object:
+each initialisation makes a client, and the object has the methods of the present one.
 """
 
 from __future__ import annotations
@@ -29,17 +28,20 @@ def madeBy(
     close: Callable[[_Client], object] | None = None,
 ) -> _Client:
     """
-    Return a module for clients that are made by a function.
+    Return a module for clients that are made by a function::
 
-    The module has the public methods and attributes of the client. Before the first
-    client exists, and between two of them, it has the methods of C{kind}, which raise
-    L{NotInitialized} unless a wrapper queues their calls.
+        connect = partial(asyncpg.create_pool, url)
+        pool = madeBy(connect, asyncpg.Pool, close=asyncpg.Pool.terminate)
+        wrapper = QueuingWrapper(pool, reactor, ping=partial(pool.fetchval, "SELECT 1"))
 
-    @param make: Makes a client; called by each initialisation. It may return an
-        awaitable.
+    The module has the public methods and attributes of the present client. While there
+    is no client, it has the methods of C{kind}, which raise L{NotInitialized} unless a
+    wrapper queues their calls. So the module's methods can be options of its wrapper.
+
+    @param make: Makes a client, at each attempt. It may return an awaitable.
     @param kind: The type of the clients.
-    @param close: Closes a client; by default its C{close()}, if it has one. A client is
-        closed before the next one is made.
+    @param close: Takes a client and closes it; by default the client's C{close()}, if
+        it has one. A client is closed before the next one is made.
     @return: The module, with the type of its clients. It has C{initialize()} and
         C{close()}, and C{whenLost()} and C{whenIdle()} if C{kind} has them.
     """
@@ -52,7 +54,7 @@ def _close(client: Any) -> object:
 
 class _Made:
     """
-    The module. C{__getattr__} finds the attributes of the client.
+    A module that makes its clients. C{__getattr__} finds the attributes of the client.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class _Made:
 
     async def initialize(self) -> None:
         """
-        Make a client.
+        Close the present client, and make a new one.
         """
         await self.close()
         attempt = self._attempt = object()

@@ -1,7 +1,9 @@
 """
 The errors of calls that tsrv ends in place of the module.
 
-tsrv passes the module's own errors on unchanged.
+tsrv passes the module's own errors on unchanged. A call that its caller cancels ends
+with Twisted's C{CancelledError}: if it is queued, it is never started; if it is in
+progress, the module's own Deferred is cancelled.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ __all__ = [
 
 class Unavailable(Exception):
     """
-    The module cannot take the call now. It is safe to make the call again later: it
-    was not run, or its method is safe to run twice (C{replay}).
+    The module cannot take the call now. It is safe to repeat the call later: it was not
+    started, or its method is safe to run twice (C{replay}).
 
-    @ivar retryAfter: The seconds after which the caller should try again; L{None} if
+    @ivar retryAfter: The seconds after which repeating the call makes sense; L{None} if
         they are unknown.
     """
 
@@ -34,18 +36,18 @@ class Unavailable(Exception):
 
 class QueueFull(Unavailable):
     """
-    The queue is full: the wrapper's C{limit} is reached.
+    The queue has as many calls as the wrapper's C{limit} allows.
     """
 
 
 class QueueTimeout(Unavailable):
     """
-    A call waited in the queue until the wrapper's C{timeout}. The C{__cause__} is the
-    last error of the initialisation, if there was one.
+    The call was queued for as long as the wrapper's C{timeout} allows. The C{__cause__}
+    is the reason why the module was not ready, if it is known.
 
-    @ivar waited: The time that the call waited, in seconds.
-    @ivar state: The wrapper's L{State} when the call was given up.
-    @ivar attempts: The number of attempts to initialise the module so far.
+    @ivar waited: The seconds for which the call was queued.
+    @ivar state: The L{State} of the wrapper at the end of this time.
+    @ivar attempts: The number of attempts since the module was last ready.
     """
 
     def __init__(
@@ -64,22 +66,22 @@ class QueueTimeout(Unavailable):
 
 class InitializationFailed(Unavailable):
     """
-    The module failed to initialise, and no retry will help. The module's own
-    error is the C{__cause__}.
+    The initialisation failed, and no retry will help. The C{__cause__} is the error of
+    the last attempt, or the reason that C{fail()} was given.
     """
 
 
 class Closed(Unavailable):
     """
-    The wrapper has been closed.
+    The wrapper is closed.
     """
 
 
 class OutcomeUnknown(Exception):
     """
-    The module was lost or closed while working on the call, and never answered:
-    the call may have been carried out, or not. The C{__cause__} is the reason of the
-    loss, if it is known.
+    The call was in progress when the module was lost or closed, and the module did not
+    return its result: the call may have been carried out, or not. The C{__cause__} is
+    the reason of the loss, if it is known.
 
     This is not an L{Unavailable}, because a second call might do the work twice.
 
@@ -88,6 +90,7 @@ class OutcomeUnknown(Exception):
 
     def __init__(self, method: str, module: str | None = None) -> None:
         """
+        @param method: The name of the method that was called.
         @param module: The name of the module, for the message.
         """
         super().__init__(

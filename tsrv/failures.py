@@ -1,8 +1,9 @@
 """
 Failed calls of a ready module: counted by code, and logged at a limited rate.
 
-While a table is locked, or a disk is full, every call fails. One log line says why, and
-the metrics have the numbers.
+While a table is locked or a disk is full, every call fails. Then one log line in ten
+seconds says why, and the metrics have the numbers. A module that implements
+L{ICountsFailures} has a L{Failures} object, and C{failures} is its C{counts}.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ __all__ = ["MAX_CODES", "OTHER", "Failures", "failuresOf"]
 
 MAX_CODES: Final = 32
 """
-Maximum number of codes that are counted; further ones count as L{OTHER}.
+Maximum number of codes; failures with further codes count as L{OTHER}.
 """
 
 OTHER: Final = "other"
+"""
+The code of failures after the first L{MAX_CODES} codes.
+"""
 
 REPEAT_SECONDS: Final = 10.0
 """
@@ -34,7 +38,7 @@ Minimum time between two lines about one code, in seconds.
 
 class Failures:
     """
-    The failures of one module.
+    Counts and logs the failures of one module.
 
     @ivar counts: The number of failures by code. The numbers only grow.
     """
@@ -55,8 +59,8 @@ class Failures:
 
     def add(self, code: str, reason: object) -> None:
         """
-        Count a failure, and log it unless its code was logged a moment ago. Call this
-        in the context of the request: the line has the id of the request.
+        Count a failure. Log it, unless its code was logged within the last ten seconds.
+        Call this in the context of the request: the line has the id of the request.
 
         @param code: The kind of failure: an SQLSTATE, for example.
         @param reason: The reason, for the log. It must contain no secrets.
@@ -83,7 +87,10 @@ class Failures:
 
 def failuresOf(module: object) -> Mapping[str, int]:
     """
-    @return: The failures that a module has counted, by code.
+    Return the number of failures of a module by code, with at most one code more than
+    L{MAX_CODES}. The result is empty if the module does not count failures.
+
+    @param module: Any module.
     """
     if not ICountsFailures.providedBy(module):
         return {}

@@ -31,18 +31,18 @@ KNOWN_ERRORS: Final[KnownErrors] = {
     ConstraintViolated: (HTTPStatus.BAD_REQUEST, "Database constraint violation"),
 }
 """
-Responses to the errors of databases.
+The status and the message of the response to each error of a database.
 """
 
 
 class Clock(Protocol):
     """
-    The interface of the clock: L{AsyncModule<tsrv.asyncmodule.AsyncModule>}, or a fake.
+    The interface of a clock, such as L{AsyncModule<tsrv.asyncmodule.AsyncModule>}.
     """
 
     def tellMeSomething(self) -> Deferred[str]:
         """
-        Tell the time.
+        Return a Deferred of a text with the time.
         """
 
 
@@ -80,11 +80,13 @@ def makeRoot(
     clock: Clock, users: Users | None = None, sessions: Sessions | None = None
 ) -> AsyncResource:
     """
-    Make the root of the site.
+    Make the root resource of the site.
 
     @param clock: The clock, wrapped or not.
-    @param users: The users, if there are any.
-    @param sessions: The sessions of visitors, if there are any.
+    @param users: The users; L{None} for a site without C{/users}.
+    @param sessions: The sessions of visitors; L{None} for a site without C{/visits},
+        C{/me}, C{/login} and C{/logout}.
+    @return: The resource.
     """
     root = AsyncResource()
     root.putChild(b"say", Say(clock))

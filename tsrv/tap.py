@@ -1,7 +1,7 @@
 """
-The entry point of C{twistd} and C{twist}: makes a service from options.
+The entry point of C{twistd} and C{twist}: makes the demo server from its options.
 
-Importing this module needs no extra: the options report a missing package.
+Importing this module needs no extra. The options report a missing package.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _log = Logger("tsrv.server")
 
 def makeService(options: Options) -> Server:
     """
-    Make the server of this process.
+    Make the demo server, on the installed reactor.
 
-    @param options: The options.
-    @return: The server, as a service that has not been started.
+    @param options: The parsed options of the command line.
+    @return: The server: a service that has not been started.
     """
     from twisted.internet import reactor as theReactor
 

@@ -1,36 +1,18 @@
 """
-A queue in front of a module that takes its time to become ready.
+A queue in front of a module that takes time to become ready.
 
-A database client has to connect before it can answer its first query. Until then a
-program can refuse the query, or write C{if db.connected} everywhere. L{QueuingWrapper}
-is another way: it queues the query, and runs it as soon as the client is ready.
+L{QueuingWrapper} connects four parts. They do not know each other, except that the
+initialisation reports its events to the lifecycle:
 
-It connects four parts. They do not know each other, except that the initialisation
-reports its events to the lifecycle:
-
-  - L{Lifecycle<tsrv.queuing.states.Lifecycle>}: the state, and which events are
-    legal in it. Read its module first: it explains the effect of each state on calls.
-
+  - L{Lifecycle<tsrv.queuing.states.Lifecycle>}: the state, and which events are legal
+    in it. Read its module first.
   - L{Initialization<tsrv.queuing.initialization.Initialization>}: attempts until one
     succeeds, and again when the module is lost.
-
   - L{CommandQueue<tsrv.queuing.queue.CommandQueue>}: the calls. It queues them, starts
     them, passes them to the module or refuses them, as the wrapper orders.
-
   - L{ProxySwitch<tsrv.queuing.proxy.ProxySwitch>}: the proxy that callers hold. While
-    the module is ready its methods are the module's own bound methods. At other times
+    the module is ready, its methods are the module's own bound methods. At other times
     they are callables that queue (L{Methods<tsrv.queuing.methods.Methods>}).
-
-Every call ends exactly once. A call that is never handed to the module ends with the
-reason: C{QueueFull}, C{QueueTimeout}, C{InitializationFailed}, C{Closed}, or
-C{CancelledError} if its caller gave up. A call that is handed to the module ends with
-the module's own result. If the module is lost or closed during the call, the call is
-made again if it is safe to run twice (C{replay}); otherwise it ends with
-C{OutcomeUnknown}, unless the module still answers.
-
-So tsrv tracks the calls that are made while the module is ready. Calls are not tracked
-if the module promises to end each of them itself, or cannot be lost: tsrv takes no part
-in such a call, which costs what a direct call costs.
 
 The module, its cancellers, the retry policy, observers and callbacks may do anything
 while they are called, even close the wrapper. So each method here changes the state and
@@ -82,13 +64,33 @@ MIN_WAITER_LIMIT: Final = 10_000  # Maximum number of waiters, if C{limit} is lo
 
 class QueuingWrapper(Inspection, Generic[_Module]):
     """
-    A queue in front of any object that needs initialising. Callers need not wait: the
-    wrapper queues their calls until the module is ready, runs them in order, and then
-    passes further calls to the module directly.
+    A queue in front of any object that needs initialising. It queues calls until the
+    module is ready, starts them in order, and then passes calls straight to the module.
+
+    Every call ends exactly once. A call that is never started ends with the reason:
+    L{QueueFull}, L{QueueTimeout}, L{InitializationFailed}, L{Closed}, or
+    C{CancelledError} if its caller cancelled it. A call that is started ends with the
+    module's own result. If the module is lost or closed first, the call is made again
+    if its method is safe to run twice (C{replay}), and otherwise ends with
+    L{OutcomeUnknown}, unless the module still returns a result.
+
+    So tsrv tracks all calls of a module that can be lost: one with C{whenLost} or
+    C{ping}. It does not track the calls of other modules while they are ready, nor of a
+    module that ends its calls itself (C{settles}): these calls cost what direct calls
+    cost. On Twisted's asyncio reactor all calls are tracked.
+
+    A method of the proxy returns a Deferred, but in C{READY} it returns what the
+    module's method returns, unless it is C{async def}. C{async with} and C{async for}
+    accept a call in every state. Special methods such as C{__len__} are not proxied.
+    Look up a method for each call: one that was looked up in C{READY} may bypass the
+    queue later. Use wrapper and proxy in the thread of the reactor.
 
     @ivar module: The module.
     @ivar proxy: The object that callers use in place of the module. It has the
         module's public methods and its type.
+    @ivar name: The name of the module in errors and in the log.
+    @ivar limit: Maximum number of queued calls.
+    @ivar history: Its attempts, losses and pauses, and histograms of durations.
     """
 
     def __init__(
@@ -117,49 +119,48 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         name: str | None = None,
     ) -> None:
         """
-        @param module: The module.
+        @param module: Any object. The wrapper does not change it.
         @param reactor: Provides the time.
-        @param limit: Maximum number of queued calls; further calls fail at once with
-            L{QueueFull}.
-        @param timeout: The seconds after which a queued call fails with
-            L{QueueTimeout}; L{None} for no limit.
-        @param retryPolicy: Takes the number of attempts so far, and returns the
-            seconds until the next; by default L{jitteredBackoff}. If it raises,
-            there is no further attempt.
-        @param fatal: The types of errors of C{initialize()} after which a retry is
-            useless.
-        @param replay: The names of methods that are safe to run twice: a call of
-            one of them that is in progress at a loss is made again.
-        @param concurrency: Maximum number of calls in progress while the queue is
-            drained; L{None} for no limit.
-        @param attemptTimeout: The seconds after which an attempt counts as failed;
+        @param limit: Maximum number of queued calls; a further call fails at once with
+            L{QueueFull}. Calls that are made again after a loss may exceed it.
+        @param timeout: Seconds after which a queued call fails with L{QueueTimeout};
             L{None} for no limit.
-        @param closeTimeout: The seconds that closing the module may take; L{None}
-            for no limit.
+        @param retryPolicy: Takes the number of attempts so far, and returns the seconds
+            until the next; by default L{jitteredBackoff()<jitteredBackoff>}. If it
+            raises, there is no further attempt.
+        @param fatal: Types of errors of C{initialize()} that no retry cures: queued
+            calls fail at once with L{InitializationFailed}.
+        @param replay: Names of methods that are safe to run twice: their calls in
+            progress at a loss are made again. These calls are always tracked.
+        @param concurrency: Maximum number of calls in progress while the queue is
+            drained; L{None} for no limit. With 1, a method that calls its own proxy
+            during the drain waits for itself.
+        @param attemptTimeout: Seconds after which an attempt is cancelled, and counts
+            as failed; L{None} for no limit.
+        @param closeTimeout: Seconds that C{close} may take; L{None} for no limit.
         @param initialize: Initialises the module; by default its C{initialize()}.
         @param close: Closes the module; by default its C{close()}, if it has one.
-        @param whenLost: Returns a Deferred that fires when the module stops
-            working; by default its C{whenLost()}, if it has one.
-        @param whenIdle: Returns a Deferred that fires when the module works on no
-            call; by default its C{whenIdle()}, if it has one.
-        @param ping: Called while the module is ready. If it fails, or does not end
-            within C{pingInterval}, the module is lost.
-        @param pingInterval: The seconds from the end of one ping to the next.
-        @param settles: Whether the module promises to end each of its calls itself, so
-            that tsrv need not track them. By default, whether the module provides
-            L{ISettlesCalls<tsrv.asyncmodule.ISettlesCalls>} or cannot be lost.
-        @param alwaysDeferred: Whether the proxy's methods return a Deferred in every
-            state, even if the module's own methods return a plain value.
-        @param lazy: Whether the first call initialises the module; or a callable for
-            the first call to run instead.
-        @param attemptSlots: Limits the number of attempts in progress of all wrappers
-            that share this semaphore.
-        @param name: The name of the module in errors and in the log; by default
-            the name of its type.
-        @raise TypeError: The module is a class or has no C{initialize()} and none is
-            given, or an option has the wrong type.
-        @raise ValueError: A number is out of range, or C{replay} names something
-            that is not a method of the module.
+        @param whenLost: Returns a Deferred that fires when the module stops working; by
+            default its C{whenLost()}, if it has one.
+        @param whenIdle: Returns a Deferred that fires when no call is in progress; by
+            default its C{whenIdle()}, if it has one.
+        @param ping: Called while the module is ready, and at once after a failed call.
+            If it fails or takes longer than C{pingInterval}, the module is closed and
+            initialised again. For a module that does not report its loss.
+        @param pingInterval: Seconds from the end of one ping to the next.
+        @param settles: Whether the module ends each of its calls itself, even if it is
+            lost; by default, whether it implements
+            L{ISettlesCalls<tsrv.asyncmodule.ISettlesCalls>}.
+        @param alwaysDeferred: Whether methods return a Deferred in every state.
+        @param lazy: Whether the first call initialises the module; or a callable that
+            the first call runs instead.
+        @param attemptSlots: Limits the attempts in progress of all wrappers that share
+            this semaphore.
+        @param name: Its name in errors and in the log; by default the name of its type.
+        @raise TypeError: The module is a class, or has no C{initialize()} and none is
+            given; or an option has the wrong type.
+        @raise ValueError: A number is out of range, or C{replay} has a name that is not
+            a method of the module.
         """
         self.name = module.__class__.__name__ if name is None else name
         if isinstance(module, type):
@@ -254,15 +255,14 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def initialize(self) -> Deferred[None]:
         """
-        Make the module ready, with as many attempts as necessary.
-
-        Several callers share one initialisation, and cancelling one of their
-        Deferreds does not affect the others: only L{close} and L{fail} stop the
-        initialisation. It may be called again after a failure for good.
+        Make the module ready, with as many attempts as necessary. Several callers share
+        one initialisation, which only L{close} and L{fail} stop. After a failure for
+        good, a further call starts anew.
 
         @return: A Deferred that fires when the module is ready. It fails with
-            L{InitializationFailed} if no retry will help, with L{Closed} if the
-            wrapper is closed, and with L{QueueFull} if too many callers wait.
+            L{InitializationFailed} if no retry will help, with L{Closed} if the wrapper
+            is closed, and with L{QueueFull} if too many callers wait. Cancelling it
+            only ends the wait.
         """
         self._queue.home.check("initialize")
         if self.state not in (State.NEW, State.FAILED):
@@ -274,7 +274,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def whenInitialized(self) -> Deferred[None]:
         """
-        Wait until the module is ready, without initialising it.
+        Wait until the module is ready. This does not initialise it.
 
         @return: A Deferred with the same result as L{initialize}.
         """
@@ -289,12 +289,12 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     def fail(self, reason: BaseException) -> None:
         """
         Stop the initialisation, as if an attempt had failed for good: queued calls,
-        waiters and later calls fail with L{InitializationFailed}. The wrapper may be
-        initialised again.
+        later calls and the Deferreds of L{initialize} fail with
+        L{InitializationFailed}. The module may be initialised again.
 
-        @param reason: The reason; it becomes the C{__cause__}.
-        @raise IllegalTransition: The module is ready, or has failed already, or
-            is closed; nothing has changed.
+        @param reason: The reason; it becomes the C{__cause__} of these errors.
+        @raise IllegalTransition: The module is ready, has failed already, or is closed;
+            nothing has changed.
         """
         self._queue.home.check("fail")
         self._initialization.fail(checkReason(reason))
@@ -302,8 +302,8 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     def reset(self, reason: BaseException) -> None:
         """
         Treat the module as lost, for example because it needs another password: close
-        it, and initialise it again at once. An attempt in progress is cancelled first;
-        a scheduled attempt begins now.
+        it, and initialise it again at once. Meanwhile its calls are queued. An attempt
+        in progress is cancelled first; a scheduled attempt begins now.
 
         @param reason: The reason; it becomes L{lastError}.
         @raise IllegalTransition: The module was never initialised, has failed for good,
@@ -314,17 +314,16 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def pause(self, by: object = None) -> Deferred[None]:
         """
-        Hold the calls of the module, for example while its server is restarted. They
-        are queued until L{resume}. If the module is not ready, its attempts continue,
-        and it is paused when one succeeds.
+        Queue the calls of the module until L{resume}, for example while its server is
+        restarted. If the module is not ready, its attempts continue, and it is paused
+        when one succeeds. Queued calls still fail after C{timeout}.
 
-        @param by: The holder. The module is resumed when all its holders have resumed
-            it.
-        @return: A Deferred that fires when all calls in progress have ended: the calls
-            that tsrv tracks, and the calls that only the module knows of (C{whenIdle}).
-            It fails with L{Closed} if the wrapper is closed, with C{CancelledError} if
-            the module is resumed first, and with the error of C{whenIdle}; the module
-            is still paused after this error.
+        @param by: The holder: any hashable object. The module is resumed when all its
+            holders have resumed it. The log names a holder that is a string.
+        @return: A Deferred that fires when no call is in progress: it waits for the
+            calls that tsrv tracks, and for C{whenIdle}. It fails with L{Closed} if the
+            wrapper is closed, with C{CancelledError} if the module is resumed first,
+            and with the error of C{whenIdle}; then the module is still paused.
         """
         self._queue.home.check("pause")
         if self.state in (State.CLOSING, State.CLOSED):
@@ -344,9 +343,10 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def resume(self, by: object = None) -> None:
         """
-        End a pause: run the queued calls. Without a pause this does nothing.
+        End the pause of one holder. After the last one, the queued calls run.
 
-        @param by: The holder, as for L{pause}.
+        @param by: The holder, as for L{pause}. One that has not paused the module is
+            ignored.
         """
         self._queue.home.check("resume")
         if not self._holds.remove(by):
@@ -362,8 +362,8 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     @asynccontextmanager
     async def pausing(self) -> AsyncIterator[None]:
         """
-        Pause the module for the time of an C{async with}. The block begins when the
-        calls in progress have ended.
+        Pause the module during an C{async with}. The block begins when the calls in
+        progress have ended.
         """
         by = object()
         try:
@@ -374,13 +374,13 @@ class QueuingWrapper(Inspection, Generic[_Module]):
 
     def close(self) -> Deferred[None]:
         """
-        Fail all queued calls with L{Closed}, close the module, and start no further
-        calls. Calls in progress end with the module's own result, or with
-        C{OutcomeUnknown}. A module that was never initialised is not closed. This may
-        be called in every state, and repeatedly.
+        Close the module. Queued calls and later calls fail with L{Closed}; tracked
+        calls in progress end with the module's own result, or with L{OutcomeUnknown}.
+        The C{close()} of a module that was never initialised is not called. This may be
+        called in every state, and repeatedly.
 
         @return: A Deferred that fires when everything is closed. It fails with the
-            error of the module's C{close()}. Cancelling it only ends the waiting.
+            error of the module's C{close()}. Cancelling it only ends the wait.
         """
         self._queue.home.check("close")
         if self.state is State.CLOSED:
@@ -442,7 +442,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         self._holds.moduleLost()
 
     def _failedForGood(self) -> None:
-        # A callback may initialise the module again; later waiters wait for that.
+        # A callback may initialise the module again; later waiters wait for this.
         waiters = self._waiters.takeAll()
         makeError = partial(refusals.initializationFailed, self.name, self.lastError)
         self._queue.refuseCalls(makeError)

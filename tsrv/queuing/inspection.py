@@ -20,11 +20,6 @@ __all__ = ["Inspection"]
 class Inspection:
     """
     The read-only part of L{QueuingWrapper<tsrv.QueuingWrapper>}.
-
-    @ivar name: The name of the module in errors and in the log.
-    @ivar limit: Maximum number of queued calls.
-    @ivar history: The attempts, losses and pauses so far, and how long the attempts
-        took and the calls waited.
     """
 
     limit: int
@@ -49,7 +44,7 @@ class Inspection:
     @property
     def since(self) -> float:
         """
-        The time at which the current state was entered, by the reactor, in seconds.
+        The time of the last change of L{state}, by the reactor, in seconds.
         """
         return self._lifecycle.since
 
@@ -70,27 +65,30 @@ class Inspection:
     @property
     def inProgress(self) -> int:
         """
-        The number of calls in progress that tsrv tracks, or has queued before.
+        The number of calls in progress that tsrv tracks, or that were queued before.
         """
         return self._queue.running.count
 
     @property
     def paused(self) -> bool:
         """
-        Whether the module has a holder. This does not depend on its state.
+        Whether the module has a holder, see L{pause<tsrv.QueuingWrapper.pause>}. This
+        does not depend on its state.
         """
         return bool(self._holds)
 
     def isPausedBy(self, holder: object) -> bool:
         """
-        @return: Whether this holder has paused the module.
+        Return whether this holder has paused the module.
+
+        @param holder: The holder, as for L{pause<tsrv.QueuingWrapper.pause>}.
         """
         return holder in self._holds
 
     @property
     def stats(self) -> Stats:
         """
-        Counters of the calls that went through the queue.
+        Counters of calls: a copy, which does not change.
         """
         return self._queue.stats
 
@@ -104,28 +102,32 @@ class Inspection:
     @property
     def lastError(self) -> BaseException | None:
         """
-        The reason why the module is not ready: the error of the last attempt, or
-        of the loss.
+        The reason why the module is not ready: the error of the last attempt, or of
+        the loss; L{None} if the module is ready, or has given no reason.
         """
         return self._initialization.lastError
 
     def retryAfter(self) -> float | None:
         """
-        @return: The seconds until the next attempt begins, or the attempt in progress
-            ends, if they are known.
+        Return the seconds after which a caller's retry makes sense: until the next
+        attempt begins, or the attempt in progress ends; L{None} if they are unknown.
         """
         return self._initialization.retryAfter()
 
     def addObserver(self, observer: Callable[[], object]) -> None:
         """
-        Register an observer, which is called without arguments after each change of
-        L{state}. It may call any method of the wrapper.
+        Register an observer. Registering it twice has no effect.
+
+        @param observer: Called without arguments after each change of L{state}. It may
+            call any method of the wrapper. Its errors are logged.
         """
         self._observers.add(observer)
 
     def removeObserver(self, observer: Callable[[], object]) -> None:
         """
         Unregister an observer. An unknown one is ignored.
+
+        @param observer: The observer.
         """
         self._observers.remove(observer)
 

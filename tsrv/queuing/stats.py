@@ -1,5 +1,5 @@
 """
-The counters of a queue.
+The counters of calls.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ __all__ = ["Stats"]
 @dataclass
 class Stats:
     """
-    Counters of the calls that went through the queue.
+    Counters of the calls of one module. Except for C{unknown}, they count only calls
+    that were queued or refused. A call that is made again after a loss is queued again.
 
-    @ivar started: Commands that were handed to the module.
-    @ivar rejected: Calls that failed at once: the queue was full, or the
-        module had failed for good, or was closed.
-    @ivar expired: Commands that waited in the queue until their C{timeout}.
-    @ivar cancelled: Commands whose caller gave up while they waited.
-    @ivar failed: Commands that waited when the module failed for good or was
-        closed.
-    @ivar pending: Commands that wait now.
-    @ivar unknown: Calls that ended with
-        L{OutcomeUnknown<tsrv.OutcomeUnknown>}, whether they were queued or not.
+    @ivar started: Queued calls that were started.
+    @ivar rejected: Calls that failed at once: the queue was full, or the module had
+        failed for good, or was closed.
+    @ivar expired: Queued calls that failed with L{QueueTimeout<tsrv.QueueTimeout>}.
+    @ivar cancelled: Queued calls that were cancelled.
+    @ivar failed: Calls that were queued when the module failed for good or was closed.
+    @ivar pending: Calls that are queued now.
+    @ivar unknown: Calls that ended with L{OutcomeUnknown<tsrv.OutcomeUnknown>}.
     """
 
     started: int = 0
@@ -37,7 +36,7 @@ class Stats:
     @property
     def submitted(self) -> int:
         """
-        Calls made while the module was not ready.
+        The number of calls that were made while the module was not ready.
         """
         notStarted = self.rejected + self.expired + self.cancelled + self.failed
         return self.started + notStarted + self.pending
