@@ -20,7 +20,6 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from tsrv import AsyncModule, QueuingWrapper, Startup
-from tsrv.queuing.states import TRANSITIONS, State
 from tsrv.starting.options import WrapperOptions
 
 from .processes import ROOT
@@ -147,18 +146,6 @@ def test_the_lines_for_other_sites() -> None:
     peer.leave()
     clock.advance(0)
     assert clock.getDelayedCalls() == []
-
-
-def test_the_diagram_shows_all_transitions() -> None:
-    """
-    The diagram and the table of transitions are the same.
-    """
-    (diagram,) = blocks("mermaid")
-    drawn = re.findall(r"^    (\w+) --> (\w+):", diagram, re.M)
-    assert len(drawn) == len(set(drawn))
-    assert {(State[a], State[b]) for a, b in drawn} == {
-        (state, to) for state in State for to in TRANSITIONS[state].values()
-    }
 
 
 @pytest.mark.parametrize(
