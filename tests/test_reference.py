@@ -63,8 +63,8 @@ def documented() -> Iterator[tuple[str, Any]]:
                         yield f"{path}.{name}", getattr(module, name)
             else:
                 full = path if "." in path else f"{current}.{path}"
-                module, _, name = full.rpartition(".")
-                yield full, getattr(import_module(module), name)
+                home, _, name = full.rpartition(".")
+                yield full, getattr(import_module(home), name)
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)
