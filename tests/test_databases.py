@@ -462,5 +462,5 @@ def test_every_kind_has_as_many_versions_of_a_schema() -> None:
     """
     A version means the same for each kind.
     """
-    with pytest.raises(ValueError, match="things: every kind needs as many"):
+    with pytest.raises(ValueError, match="things: every kind of database must have"):
         Schema("things", {"sqlite": [[MAKE]], "postgresql": []})

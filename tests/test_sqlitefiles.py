@@ -175,8 +175,8 @@ def test_a_file_that_was_replaced_is_refused(
     assert isinstance(error, DatabaseRefused)
     replaced = Path(f"{lab.path}.replaced")
     assert str(error) == (
-        f"{lab.path} was replaced while it was in use; what was written last to the "
-        f"old file is in {replaced}-wal: restart the server to use the new file"
+        f"{lab.path} was replaced while it was in use; the last changes of the old "
+        f"file are in {replaced}-wal: restart the server to use the new file"
     )
     assert lab.names() == ["old"]
     old.rename(replaced)
@@ -197,7 +197,7 @@ def test_a_file_that_was_replaced_before_the_end_is_left_as_it_is(
     with logged() as events:
         lab.end(database)
     (text,) = textsOf(errorsIn(events))
-    assert text.startswith(f"{lab.path} was replaced while it was in use; what was ")
+    assert text.startswith(f"{lab.path} was replaced while it was in use; the last ")
     assert lab.names() == ["old"]
     assert Path(f"{lab.path}.replaced-wal").exists()
 

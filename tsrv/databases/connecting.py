@@ -1,10 +1,10 @@
 """
 Opens a connection to PostgreSQL on the reactor.
 
-psycopg's own loop shows the connection only once it is open. This module has a loop
-of its own, to make libpq report the SQLSTATE of a refused connection: the SQLSTATE
-says whether a retry may help. The reactor's threads resolve names before that,
-because libpq would block the reactor.
+libpq reports the SQLSTATE of a refused connection only if its messages are verbose, and
+the SQLSTATE says whether a retry may help. psycopg's own loop has no way to set that
+before the connection is open, so this module has a loop of its own. The reactor's
+threads resolve host names first, because libpq would block the reactor.
 """
 
 from __future__ import annotations
@@ -45,16 +45,15 @@ async def connect(
     **parameters: Any,
 ) -> Connection[TupleRow]:
     """
-    Connect to PostgreSQL.
+    Connect to PostgreSQL. The connection is a psycopg connection, which waits on any
+    Twisted reactor, without threads::
 
-    Each host, and each address of its name, is tried in turn. The connection begins
-    like any psycopg connection: autocommit is off::
-
-        connection = await connect(reactor, "postgresql://localhost/app")
-        async with connection.transaction():
+        async with await connect(reactor, "postgresql://localhost/app") as connection:
             cursor = await connection.execute("SELECT name FROM people")
             names = await cursor.fetchall()
-        await connection.close()
+
+    Each host, and each address of its name, is tried in turn. As with any psycopg
+    connection, autocommit is off.
 
     @param reactor: Provides time and threads, and watches the socket.
     @param conninfo: The URL, or the connection string of libpq.
@@ -74,7 +73,7 @@ async def connect(
     except TimedOut:
         raise errors.ConnectionTimeout("the host name is not resolved") from None
     for number, attempt in enumerate(attempts):
-        # If an address does not answer, there is time left for the others.
+        # If an address does not answer, the others still get their share of the time.
         share = max(until - reactor.seconds(), 0.0) / (len(attempts) - number)
         opening = Deferred.fromCoroutine(drive(reactor, _connect(attempt)))
         try:
@@ -86,7 +85,7 @@ async def connect(
             failures.append(psycopg.OperationalError(str(error.strerror)))
         except psycopg.Error as error:
             failures.append(error)
-    # The refusal of a server says more than the silence of another one.
+    # The refusal of one server says more than the silence of another.
     raise next((each for each in failures if each.sqlstate), failures[-1])
 
 

@@ -1,5 +1,5 @@
 """
-The database at a URL.
+The module for the database at a URL: SQLite or PostgreSQL.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _EXTRA: Final = (
 @implementer(IDatabase, ICountsFailures, ISettlesCalls)
 class Database:
     """
-    The database at a URL. Each initialisation makes a new engine, and may find a new
-    URL.
+    The module for the database at a URL. Each initialisation opens new connections,
+    and may find another URL.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Database:
     ) -> None:
         """
         @param reactor: Provides time and threads, and watches sockets.
-        @param url: The URL, see L{Location.parse}; or a function that returns it, or
-            a Deferred of it, and is called for each initialisation.
+        @param url: The URL, see L{Location.parse}; or a function that is called for
+            each initialisation, and returns the URL or a Deferred of it.
         @param schemas: The tables to create or upgrade.
-        @param settings: How the database is used.
+        @param settings: The limits of the database.
         @param name: The name of the database in the log.
         @raise ValueError: The URL is invalid.
         """
@@ -89,17 +89,17 @@ class Database:
     def failures(self) -> Mapping[str, int]:
         """
         The number of statements that failed although the database was ready, by code.
-        A violated constraint is not such a failure.
+        Violated constraints do not count.
         """
         return self._failures.counts
 
     def initialize(self) -> Deferred[None]:
         """
-        Connect, and bring the schema up to date.
+        Connect, and bring the tables up to date.
 
-        @return: A Deferred that fires when that is done. It fails with
-            L{DatabaseRefused} if no retry will help, and with
-            L{DatabaseUnavailable} if one may, or if it is initialising already.
+        @return: A Deferred that fires when the database can be used. It fails with
+            L{DatabaseRefused} if no retry will help, and with L{DatabaseUnavailable}
+            if a retry may help, or another initialisation is in progress.
         """
         if self._engine is not None:
             return succeed(None)
@@ -164,6 +164,10 @@ class Database:
     def read(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
         Carry out a statement that changes nothing.
+
+        @param statement: The statement. It may be carried out again after a loss.
+        @param parameters: One value for each question mark.
+        @return: As L{IDatabase.read}.
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
@@ -172,6 +176,10 @@ class Database:
     def write(self, statement: Statement, *parameters: object) -> Deferred[list[Row]]:
         """
         Carry out a statement that changes something, as a transaction.
+
+        @param statement: The statement; with C{RETURNING} it has rows.
+        @param parameters: One value for each question mark.
+        @return: As L{IDatabase.write}.
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
@@ -179,8 +187,10 @@ class Database:
 
     def whenLost(self) -> Deferred[None]:
         """
-        Return a Deferred that fires when the database is closed, and fails with the
-        reason when it is lost.
+        Wait for the loss or the closing of the database.
+
+        @return: As L{IDatabase.whenLost}. The Deferred fires at once if the database is
+            not connected.
         """
         if self._engine is None:
             return succeed(None)
@@ -188,8 +198,10 @@ class Database:
 
     def whenIdle(self) -> Deferred[None]:
         """
-        Return a Deferred that fires when no call is in progress. After a loss, calls
-        of the lost engine may still finish in their time.
+        Wait for the end of all calls in progress.
+
+        @return: As L{IDatabase.whenIdle}. After a loss, calls on connections that still
+            work may finish within their time limits.
         """
         return Deferred.fromCoroutine(self._waitUntilIdle())
 
@@ -199,7 +211,9 @@ class Database:
 
     def close(self) -> Deferred[None]:
         """
-        Close all connections, and give up an initialisation in progress.
+        Close all connections, and cancel an initialisation in progress.
+
+        @return: As L{IDatabase.close}.
         """
         if self._opening is not None:
             self._opening.cancel()

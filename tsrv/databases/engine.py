@@ -29,9 +29,8 @@ __all__ = ["Call", "Engine", "Queue"]
 
 MAX_WAITERS: Final = 10_000
 """
-Maximum number of callers that wait for the database to be lost or closed.
+Maximum number of callers that wait for the database to be lost, idle or closed.
 """
-
 
 _SETTLED: Final[Deferred[list[Row]]] = succeed([])
 
@@ -98,7 +97,7 @@ class Call:
         """
         Fire the answer with the outcome, unless the caller has given up.
         """
-        # This breaks the cycle through the canceller: less garbage to collect.
+        # This breaks the cycle through the canceller, to spare the garbage collector.
         answer, self.answer = self.answer, _SETTLED
         if isinstance(self.outcome, Exception):
             # A failure counts even if the caller has given up.
@@ -130,7 +129,7 @@ class Engine(ABC):
     @ivar refusal: Why the engine accepts no calls; empty while it accepts them.
     @ivar isOver: Whether the database was lost or closed.
     @ivar queues: The calls that wait to be started.
-    @ivar predecessor: The previous engine, if it was lost.
+    @ivar predecessor: The previous engine, if the database was lost.
     """
 
     log = Logger("tsrv.databases")
@@ -151,7 +150,7 @@ class Engine(ABC):
     @abstractmethod
     async def connect(self) -> None:
         """
-        Connect, and bring the schema up to date.
+        Connect, and bring the tables up to date.
         """
 
     @abstractmethod
@@ -180,7 +179,7 @@ class Engine(ABC):
 
     async def open(self) -> None:
         """
-        Connect, and bring the schema up to date.
+        Connect, and accept calls from then on.
 
         @raise DatabaseRefused: No retry will help.
         @raise DatabaseUnavailable: A retry may help.
@@ -199,7 +198,8 @@ class Engine(ABC):
         self, statement: Statement, parameters: Sequence[object], isWrite: bool
     ) -> Deferred[list[Row]]:
         """
-        Carry out a statement.
+        Carry out a statement, or fail at once if the engine accepts no calls or too
+        many calls wait.
         """
         call = Call(statement, parameters, isWrite, self.noteFailure)
         answer = call.answer
@@ -255,7 +255,7 @@ class Engine(ABC):
 
     def lose(self, reason: str) -> None:
         """
-        End the engine: only new connections can help.
+        End the engine, because only new connections can help.
         """
         if not self.isOver:
             self._lossReason = reason or "the database was lost"

@@ -15,7 +15,7 @@ __all__ = ["Location"]
 @dataclass(frozen=True)
 class Location:
     """
-    The location of a database. Its C{str} and C{repr} do not show a password.
+    The location of a database. Its C{str} and C{repr} show no password.
 
     @ivar kind: The kind of the database.
     @ivar target: The path of SQLite's file, or the URL for PostgreSQL, which may
@@ -28,10 +28,12 @@ class Location:
     @classmethod
     def parse(cls, url: str) -> Location:
         """
-        @param url: C{sqlite:PATH}, or C{postgresql://USER:PASSWORD@HOST/NAME} as
-            libpq understands it.
+        Parse the URL of a database.
+
+        @param url: C{sqlite:PATH}, or a URL that libpq understands, such as
+            C{postgresql://USER:PASSWORD@HOST:PORT/NAME}.
         @return: The location.
-        @raise ValueError: The URL is neither. The message does not repeat it.
+        @raise ValueError: The URL is invalid. The message does not repeat it.
         """
         scheme, _, rest = url.strip().partition(":")
         if scheme == "sqlite" and rest.removeprefix("//"):
@@ -40,8 +42,8 @@ class Location:
                 return cls("sqlite", path)
         elif scheme in ("postgresql", "postgres") and rest.startswith("//"):
             user, _, _ = rest[2:].rpartition("@")
-            # libpq and urllib disagree about the end of such a password; errors would
-            # show the rest of it.
+            # libpq and urllib disagree about the end of such a password, so error
+            # messages would show the rest of it.
             if "#" in rest or set(user) & set("/?@[]"):
                 raise ValueError(
                     "special characters in the URL of a database must be written "
@@ -61,7 +63,7 @@ class Location:
     @property
     def hasPassword(self) -> bool:
         """
-        Whether the URL is a secret.
+        Whether the URL contains a password.
         """
         if self.kind == "sqlite":
             return False

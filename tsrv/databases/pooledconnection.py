@@ -2,10 +2,10 @@
 Statements on one connection of the pool.
 
 L{PooledConnection} does the work of a psycopg cursor, with two differences. It knows
-whether a statement may have reached the server when the connection breaks. And it
-leaves nothing behind on the server when a pooler such as PgBouncer lends one connection
-to several clients: each statement sets the time limit of its own transaction, and no
-statement is prepared.
+whether a statement may have reached the server when the connection breaks. Behind a
+pooler such as PgBouncer, which lends one server connection to several clients, it
+leaves nothing behind on the server: each statement sets the time limit of its own
+transaction, and no statement is prepared.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["PooledConnection"]
 
 MAX_PREPARED_STATEMENTS: Final = 100
 """
-Maximum number of statements prepared on one connection; others are sent in full.
+Maximum number of statements prepared on one connection; further ones are sent in full.
 """
 
 MAX_PARAMETERS: Final = 65_535
 """
-Maximum number of parameters that the protocol can count.
+Maximum number of parameters in the protocol of PostgreSQL.
 """
 
 _NOT_PREPARED: Final = (b"0A000", b"26000", b"42P05")
@@ -58,8 +58,8 @@ class PooledConnection:
     A connection that carries out one call at a time.
 
     @ivar call: The call in progress.
-    @ivar deadline: Time at which the call in progress has taken too long, in seconds.
-    @ivar lastAnswer: Time of the server's last answer, in seconds.
+    @ivar deadline: The time at which the call in progress expires.
+    @ivar lastAnswer: The time of the server's last answer.
     """
 
     def __init__(self, connection: Connection[Any], limit: str | None = None) -> None:
@@ -82,7 +82,7 @@ class PooledConnection:
 
     async def carryOut(self, call: Call) -> list[Row] | Exception:
         """
-        Carry out a call. Afterwards the connection is closed, or free.
+        Carry out a call. Afterwards the connection is free again, or closed.
 
         @return: The rows, or the error for the caller.
         """
@@ -96,7 +96,7 @@ class PooledConnection:
             if connection.closed:
                 return _interrupted(call, f"the connection was lost: {error}")
             if call.isSent and call.isWrite:
-                # psycopg cannot convert a column of an answer.
+                # psycopg cannot convert a column of the answer.
                 return OutcomeUnknown("write")
             # psycopg cannot convert a parameter; its message may repeat it.
             code = getattr(error, "sqlstate", None) or "22000"

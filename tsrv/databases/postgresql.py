@@ -2,15 +2,16 @@
 PostgreSQL, over a few connections that the reactor watches.
 
 L{connect} is for programs that want psycopg itself: it returns a psycopg connection
-that waits on the reactor. L{PostgreSQL} is the database behind
-L{IDatabase<tsrv.databases.IDatabase>}: a small pool of such connections.
+that waits on the reactor. L{PostgreSQL} is the engine behind
+L{Database<tsrv.databases.Database>}: a small pool of such connections.
 
 If the server closes one of several connections, for example because it was idle for
 too long, the pool forgets this connection. A call that was about to use it, and a read
-in progress, run on another one. When the last connection is lost, or the server does
-not answer in time or accepts no writes, the database is lost: queued and further calls
-fail, and calls in progress on other connections may finish within their time limits.
-L{Database<tsrv.databases.Database>} then opens a new pool.
+in progress, run on another one. The database is lost when the last connection is lost,
+the server does not answer in time, or it accepts no writes. Queued and further calls
+then fail, and calls in progress on other connections may finish within their time
+limits. L{Database<tsrv.databases.Database>} opens a new pool at its next
+initialisation.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ __all__ = ["Connection", "PostgreSQL", "connect"]
 
 GRACE_SECONDS: Final = 1.0
 """
-Seconds that the client waits for the end of a statement after the server's limit.
+Time that the client waits for the end of a statement after the server's limit, in
+seconds.
 """
 
 MAX_TIMEOUT_MILLISECONDS: Final = 2**31 - 1
@@ -74,7 +76,7 @@ _SESSION: Final = Statement(
 """
 Set the time limits, if the session belongs to this client alone. A pooler lends a
 session to other applications, which would get the limits, too. Behind a pooler, the
-client knows another process identifier than the server.
+process identifier that the client knows differs from the one of the session.
 """
 
 _CHECK: Final = Statement("SELECT 1")
@@ -109,7 +111,7 @@ class PostgreSQL(Engine):
 
     async def connect(self) -> None:
         """
-        Open the first connection, and bring the schema up to date.
+        Open the first connection, and bring the tables up to date.
         """
         self._adopt(await self._connect(self._updateSchema))
         self._watch()
@@ -286,7 +288,7 @@ class PostgreSQL(Engine):
 
     def _openAdditional(self) -> None:
         """
-        Open one more connection, if that may help.
+        Open one more connection for the queued calls, within the limit.
         """
         opening = len(self._additional)
         if (
@@ -306,8 +308,7 @@ class PostgreSQL(Engine):
 
     def _noAdditional(self, failure: Failure) -> None:
         if not self.isOver:
-            # The open connections are enough for a while. If they fail too, their own
-            # checks notice it.
+            # The open connections must do for a while. Checks notice if they fail, too.
             timeout = self.settings.connectTimeout
             self._noAdditionalUntil = self.reactor.seconds() + timeout
             self.log.warn(
@@ -341,14 +342,14 @@ class PostgreSQL(Engine):
 
     def isClosed(self) -> bool:
         """
-        Return whether no connection is open, and no call in progress.
+        Return whether no connection is open, and no call is in progress.
         """
         return not self._connections and not self._serving
 
     def isIdle(self) -> bool:
         """
-        Return whether all connections are idle. A call in the queue waits for one
-        that is not.
+        Return whether no connection is in use. A queued call waits for a connection
+        in use, so then the queue is empty, too.
         """
         return not self._serving
 
@@ -365,7 +366,7 @@ class PostgreSQL(Engine):
 
     def _watch(self) -> None:
         """
-        Enforce the time limits, and check that an idle server still answers.
+        Enforce the time limits, and check that the server still answers.
         """
         self._timer = None
         now: float = self.reactor.seconds()

@@ -1,9 +1,8 @@
 """
-Creates and upgrades tables: in numbered steps, each of which runs once.
+Creates and upgrades tables, version by version. Each version runs once.
 
-A database remembers the version of each part of the program. Missing steps run in
-one transaction, under a lock: other processes that start at the same time wait for
-it.
+A database remembers the version of each part of the program. Missing versions run in
+one transaction, under a lock: other processes that start at the same time wait.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Yields statements with their parameters, and receives the rows of each statement
 
 POSTGRESQL_LOCK: Final = 0x74737276
 """
-The number of the advisory lock that processes hold while they update the schema.
+The number of the advisory lock that a process holds while it upgrades the tables.
 """
 
 _EXISTS: Final = {

@@ -1,5 +1,5 @@
 """
-SQLite behind the interface of an engine.
+The engine for SQLite.
 
 B{Threads.} SQLite blocks, so the reactor's thread never touches the file. One
 thread writes, and C{Settings.connections} threads read, each with its own
@@ -7,24 +7,24 @@ connection. A second reader gets work only after the first was busy for 20 ms:
 handing many statements to one thread is faster than waking several threads.
 
 B{Batches.} A thread and the reactor slow each other down, because only one of them
-can run Python code. So calls are gathered while each turn of the reactor brings more
-calls, for 10 ms at most, and go to the thread as one L{Batch}. The thread wakes the
-reactor once for each batch. The reactor then settles a few calls in each turn, so that
-the clients that waited for one transaction do not block it all at once.
+can run Python code. So the reactor gathers calls while each of its turns brings more
+calls, for 10 ms at most, and hands them to the thread as one L{Batch}. The thread wakes
+the reactor once for each batch. The reactor then settles a few calls in each turn, so
+that the clients that waited for one transaction do not block it all at once.
 
 B{The end of a statement.} A statement ends with its result or error, with the end of
 its transaction (see L{sqlitethread<tsrv.databases.sqlitethread>}), or at a time limit:
 
-  - After 20 ms the calls of the batch that have not begun return to the queue.
-    Another reader can take them. The time limit is for the running statement.
+  - After 20 ms the calls of the batch that have not begun return to the queue, where
+    another reader can take them. The time limit is then for the running statement.
   - After C{Settings.statementTimeout} SQLite is interrupted, and the transaction
     is not committed.
   - If the thread does not return within a further C{Settings.connectTimeout}, the
-    disk is stalled. The thread is given up, and the database is lost; a write that
-    has begun has an unknown outcome. A daemon thread does not keep the process.
+    disk is stalled. The engine gives up the thread, and the database is lost; a write
+    that has begun has an unknown outcome. The thread does not keep the process alive.
 
-While the database is idle, a reader checks every other second that the file is still
-in its place.
+While the database is idle, a reader checks every two seconds that the file is still in
+its place.
 
 A cancelled call that has not begun never begins. If only a new connection can help,
 for example because the file was moved, the database is lost: C{whenLost()} fires
@@ -73,8 +73,8 @@ _STALLED: Final = "the disk does not answer"
 
 class _ConnectionThread:
     """
-    A thread with a connection, as the reactor sees it. It does one thing at a time,
-    within a time limit.
+    A thread with a connection, as the reactor sees it. The thread carries out one task
+    at a time, within a time limit.
     """
 
     def __init__(self, role: _Role) -> None:
@@ -180,7 +180,7 @@ class _ConnectionThread:
         self._lookAfter(min(_SLOW_AFTER_SECONDS, limit))
 
     def _lookAfter(self, seconds: float) -> None:
-        # A sum of delays does not jump when the system's clock is set.
+        # A sum of delays does not change when the system's clock is set.
         self._elapsed += seconds
         self._timer = self._reactor.callLater(seconds, self._look)
 
@@ -207,7 +207,7 @@ class _ConnectionThread:
 
 class _Role:
     """
-    Writing, or reading: the calls that wait, in order, and the threads for them.
+    The writer or the readers: the queued calls, and the threads for them.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class _Role:
             if thread.isIdle:
                 idle = thread
             elif not thread.isSlow:
-                # That thread is soon idle.
+                # This thread will soon be idle.
                 return
         if not self.queue:
             # All queued calls were cancelled.
@@ -386,7 +386,7 @@ class SQLite(Engine):
 
     async def connect(self) -> None:
         """
-        Open the file, and bring its schema up to date.
+        Open the file, and bring the tables up to date.
         """
         if (stuck := _stuckThreads[self.path]) >= MAX_STUCK_THREADS:
             raise DatabaseUnavailable(f"{stuck} threads wait for a stalled disk")
@@ -414,7 +414,7 @@ class SQLite(Engine):
 
     def stop(self) -> None:
         """
-        Settle the finished calls, and let the threads end.
+        Settle the finished calls, and end the threads.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -429,13 +429,13 @@ class SQLite(Engine):
 
     def isIdle(self) -> bool:
         """
-        Return whether no call waits, and no thread works on one.
+        Return whether no call is queued or in progress.
         """
         return self._writes.isIdle and self._reads.isIdle
 
     def forget(self, thread: _ConnectionThread) -> None:
         """
-        Take note that a thread has ended or was given up.
+        Forget a thread that has ended or was given up.
         """
         for role in (self._writes, self._reads):
             if thread in role.threads:

@@ -1,12 +1,13 @@
 """
 The file of SQLite: opens the file, and checks that it is still in its place.
 
-SQLite writes to a write-ahead log beside the file first. The log belongs to this file
-alone. If another file took its place, SQLite would apply the log to it, and produce a
-mixture of both. So if the file in use was moved, the database waits for it. If the file
-was replaced, the database refuses the new file, and moves the log out of its way.
+SQLite first writes changes to a write-ahead log beside the file. The log belongs to
+this file alone. If another file took its place, SQLite would apply the log to that
+file, and mix the two databases. So if the file in use was moved, the database waits for
+it. If the file was replaced, the database refuses the new one, and moves the log out of
+its way.
 
-Errors of SQLite have the name of their extended result code, which begins with the
+Errors of SQLite are named after their extended result codes. Each name begins with the
 name of the primary code.
 """
 
@@ -43,7 +44,7 @@ TEMPORARY: Final = re.compile(
     "E(AGAIN|DQUOT|IO|MFILE|NFILE|NOMEM|NOSPC|STALE|TIMEDOUT)$"
 )
 """
-Errors that neither the statement nor the path causes.
+Errors whose cause is neither the statement nor the path.
 """
 
 _ADVICE: Final = {
@@ -152,8 +153,8 @@ class Connection:
         """
         opened, self.sqlite = self.sqlite, None
         if opened is not None:
-            # The last connection to close removes the log. If two connections closed
-            # at the same time, both might keep it.
+            # The last connection to close removes the log. Two connections that close
+            # at the same time might both leave it.
             with self._closing:
                 opened.close()
 
@@ -178,7 +179,7 @@ class File:
         # The identities of the file at each of its paths; of the log and its index.
         self._identities: dict[str, tuple[int, int]] = {}
         self._helpers: dict[str, tuple[int, int]] = {}
-        # Texts: the file was deleted, truncated or replaced; it was replaced.
+        # Errors: the file was deleted, truncated or replaced; the file was replaced.
         self._end = self._replaced = ""
         self._lock = Lock()
         self._users = 0
@@ -186,13 +187,15 @@ class File:
 
     def expect(self, known: File) -> None:
         """
-        Accept only this file, which was lost, when the path is opened.
+        Open only the given file, which this process has used before, not another one.
         """
         if known._given == self._given:
             self._known = known
 
     def check(self) -> None:
         """
+        Check that the file is still in its place.
+
         @raise FileMoved: The file, or its write-ahead log with the last changes, was
             moved, replaced, deleted or truncated.
         """
@@ -226,10 +229,10 @@ class File:
 
     def setAside(self) -> str:
         """
-        Move the write-ahead log away if its file was deleted, truncated or replaced;
-        keep the log if the file was only moved.
+        Move the write-ahead log away if its file was deleted, truncated or replaced.
+        If the file was only moved, the log stays.
 
-        @return: The error, if another file has taken the place; otherwise C{""}.
+        @return: The error if the file was replaced, otherwise C{""}.
         """
         with self._lock:
             try:
@@ -251,7 +254,7 @@ class File:
                 suffix = path.removeprefix(self._path)
                 os.rename(path, name + suffix)
                 if suffix == _LOG:
-                    log = f"; what was written last to the old file is in {name}{_LOG}"
+                    log = f"; the last changes of the old file are in {name}{_LOG}"
         self._end = str(error)
         if error.isReplaced:
             self._replaced = self._end + log
@@ -282,8 +285,8 @@ class File:
 
     def openWriter(self, connection: Connection) -> None:
         """
-        Open the file for writing, and bring its schema up to date. A new file is
-        readable by its owner only.
+        Open the file for writing, and bring the tables up to date. Only the owner of a
+        new file can read it.
         """
         self._create()
         self._upgrade(self._open(connection))
@@ -349,8 +352,8 @@ class File:
     def _createAnew(self, path: str) -> None:
         if os.path.exists(path + _LOG) and not os.path.exists(path):
             raise DatabaseRefused(
-                f"{self._given} is missing, but not its write-ahead log with what was "
-                f"written last: put the file back, or move {path}{_LOG} away"
+                f"{self._given} is missing, but its write-ahead log with the last "
+                f"changes exists: put the file back, or move {path}{_LOG} away"
             )
         # Do not open an existing file: closing it would release the locks that other
         # connections of this process hold.
@@ -382,8 +385,8 @@ class File:
         mode = self._useLog(opened, connection.interrupted)
         if mode != "wal":
             raise DatabaseRefused(
-                f"{self._given}: journal mode is {mode}, because SQLite cannot use a "
-                "write-ahead log there: move the file to a local disk"
+                f"{self._given}: SQLite cannot use a write-ahead log there (journal "
+                f"mode {mode}): move the file to a local disk"
             )
         execute("PRAGMA synchronous = FULL")
         execute(f"PRAGMA journal_size_limit = {_MAX_IDLE_LOG_BYTES}")
@@ -402,7 +405,7 @@ class File:
                     raise
 
     def _upgrade(self, opened: sqlite3.Connection) -> None:
-        # Closing the connection rolls back what an error leaves behind.
+        # After an error, closing the connection rolls the transaction back.
         steps = upgrade(self._schemas, "sqlite")
         rows: list[Row] | None = None
         with suppress(StopIteration):

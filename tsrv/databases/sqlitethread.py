@@ -43,7 +43,7 @@ _NEEDS_NEW_CONNECTION: Final = re.compile(
 _NOT_COMMITTED: Final = re.compile("SQLITE_(BUSY|CONSTRAINT|FULL|INTERRUPT)")
 """
 Errors of COMMIT after which the transaction is undone. After any other error, its last
-page may be on the disk, and the transaction may count as committed after a crash.
+page may be on the disk, so the transaction may count as committed after a crash.
 """
 
 _CONSTRAINT: Final = re.compile("SQLITE_CONSTRAINT")
@@ -52,7 +52,7 @@ _UNIQUE: Final = re.compile("SQLITE_CONSTRAINT_(PRIMARYKEY|ROWID|UNIQUE)")
 
 class _RolledBack(Exception):
     """
-    The transaction ended: SQLite rolled it back, or its time was up.
+    The transaction ended: SQLite rolled it back, or its time limit expired.
     """
 
     sqlite_errorname = "SQLITE_ABORT_ROLLBACK"
@@ -80,7 +80,7 @@ def _errorOf(error: BaseException, statement: Statement) -> Exception:
         return kind(f"a constraint does not hold ({name})", name)
     if TEMPORARY.match(name) or _NEEDS_NEW_CONNECTION.match(name):
         return refusedError(name)
-    # But show a missing table or column: its name comes from the statement.
+    # But show the name of a missing table or column: it comes from the statement.
     detail = f": {error}" if str(error).startswith("no such ") else ""
     return DatabaseError(f"cannot carry out ({name}{detail}): {statement.sql}", name)
 
@@ -91,7 +91,7 @@ class Batch:
 
     @ivar behind: The calls that were queued when the thread got the batch.
     @ivar begun: Whether the thread has begun with the first call.
-    @ivar stopped: Set by the reactor when the time is up.
+    @ivar stopped: Set by the reactor when the time limit has expired.
     @ivar refused: The error that prevented the start of the batch, or C{""}.
     @ivar lost: The error that made the connection useless, or C{""}.
     """
@@ -105,12 +105,12 @@ class Batch:
         self.behind = behind
         self._todo = deque(calls)
         self._finished: deque[Call] = deque()
-        # Only the reactor's thread uses this.
+        # Only the reactor's thread uses this dictionary.
         self._unfinished = dict.fromkeys(self._todo)
 
     def takeBack(self) -> list[Call]:
         """
-        Return the calls that have not begun, in order. The thread never begins them.
+        Return the calls that have not begun, in order. The thread will not begin them.
         """
         taken: list[Call] = []
         try:
@@ -132,8 +132,8 @@ class Batch:
 
     def giveUp(self, reason: str) -> list[Call]:
         """
-        Return all calls, because the thread does not return. Writes that have begun
-        have an unknown outcome.
+        Return all calls, because the thread is blocked. The outcome of writes that have
+        begun is unknown.
         """
         self.lost = reason
         calls = self.takeFinished()
@@ -187,7 +187,7 @@ class Reads(Batch):
                 call.outcome = _errorOf(error, call.statement)
                 self._noteLoss(error)
                 if DAMAGED.match(nameOf(error)):
-                    # The file may be intact again, but SQLite's cache is not: drop it.
+                    # The file may be intact again, but not SQLite's cache: drop it.
                     connection.execute("PRAGMA shrink_memory")
             self._finished.append(call)
             if connection.in_transaction:
@@ -199,8 +199,8 @@ class Reads(Batch):
 
 class Writes(Batch):
     """
-    Statements that change something: one transaction for all, or if that is not
-    possible one for each.
+    Statements that change something: one transaction for all of them, or if that is
+    not possible, a transaction for each.
     """
 
     def carryOut(self, connection: sqlite3.Connection, file: File) -> None:
@@ -217,10 +217,10 @@ class Writes(Batch):
         self, connection: sqlite3.Connection, file: File, count: int | None
     ) -> bool:
         """
-        Carry out C{count} calls, or all.
+        Carry out C{count} calls, or all, in one transaction.
 
-        @return: Whether the calls have finished. If not, carry out each of them again,
-            alone.
+        @return: Whether the calls have finished. Otherwise, carry out each of them
+            again, alone.
         """
         calls: list[Call] = []
         begun = committing = False

@@ -1,6 +1,7 @@
 """
-The meanings of PostgreSQL's errors: whether a retry of a statement or connection may
-succeed. See U{https://www.postgresql.org/docs/current/errcodes-appendix.html}.
+The meanings of PostgreSQL's errors: whether another attempt at a statement or
+connection may succeed. See
+U{https://www.postgresql.org/docs/current/errcodes-appendix.html}.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["IDLE_LIMIT", "READ_ONLY", "UNKNOWN_OUTCOME", "errorOf", "refusalOf"]
 
 READ_ONLY: Final = "25006"
 """
-The SQLSTATE of a server that accepts no writes; after a failover, another one does.
+The SQLSTATE of a server that accepts no writes. After a failover, another server does.
 """
 
 IDLE_LIMIT: Final = "57P05"
@@ -66,14 +67,13 @@ def _isTransient(code: str) -> bool:
     return code.startswith(_TRANSIENT) and code not in _NOT_TRANSIENT
 
 
-# A missing right. The user had it when the tables were made: it may come back.
+# A missing right. The user had it when the tables were created, and may get it back.
 _RIGHTS: Final = "42501"
 
 
 def errorOf(result: pq.abc.PGresult) -> DatabaseError | DatabaseUnavailable:
     """
-    @param result: The error of a statement that was not carried out.
-    @return: The error for its caller.
+    Return the error for the caller of a statement that was not carried out.
     """
     code, message, constraint = (
         (result.error_field(field) or b"").decode("utf-8", "replace")[:500]
@@ -102,8 +102,9 @@ def errorOf(result: pq.abc.PGresult) -> DatabaseError | DatabaseUnavailable:
 
 def refusalOf(error: psycopg.Error) -> DatabaseRefused | DatabaseUnavailable:
     """
+    Return the error for the caller that opens the database.
+
     @param error: The reason why a connection could not be opened.
-    @return: The error for the caller that opens the database.
     """
     code = error.sqlstate or ""
     text = str(error)

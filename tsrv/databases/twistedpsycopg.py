@@ -1,13 +1,13 @@
 """
 psycopg 3 on any Twisted reactor, without threads.
 
-psycopg writes each operation as a generator that yields when libpq would block,
-and drives it in the public method C{AsyncConnection.wait}. L{Connection} overrides
-that method to wait for the reactor instead of an asyncio event loop, so everything
-that psycopg documents works: cursors, transactions, pipelines, COPY, notifications.
+In psycopg, each operation is a generator that yields when libpq would block. The
+public method C{AsyncConnection.wait} drives it. L{Connection} overrides this method to
+wait for the reactor instead of an asyncio event loop, so everything that psycopg
+documents works: cursors, transactions, pipelines, COPY, notifications.
 
-The reactor watches the socket all the time: a lost connection is noticed while
-nobody uses it, and a query costs no change to the set of watched sockets.
+The reactor watches the socket all the time. So it notices a lost connection that nobody
+uses, and a query does not change the set of watched sockets.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ T = TypeVar("T")
 READ: Final = 1
 WRITE: Final = 2
 """
-A generator of psycopg yields one of these, or their sum for either, to wait until the
-socket is readable or writable. The generator receives the ones that are true.
+A generator of psycopg yields one of these numbers, or their sum for either, to wait
+until the socket is readable or writable. It receives the numbers that apply.
 """
 
 MAX_IDLE_NOTIFICATIONS: Final = 10_000
 """
-Maximum number of notifications that are read while the program waits for none. More
-stay in the socket.
+Maximum number of notifications that are read while no operation is in progress. Further
+ones stay in the socket.
 """
 
 MAX_WAITERS: Final = 1_000
@@ -161,10 +161,11 @@ class _Lock(DeferredLock):
 
 class Connection(AsyncConnection[Row]):
     """
-    A psycopg connection for a Twisted program.
+    A psycopg connection on a Twisted reactor; see psycopg's documentation of
+    C{AsyncConnection}. L{connect<tsrv.databases.postgresql.connect>} opens it.
 
     Cancelling a Deferred or coroutine that waits for a query cancels the query on
-    the server too; then the connection can be used again, or is closed.
+    the server, too. Afterwards the connection is free again, or closed.
 
     Twisted does not close an asynchronous generator that the program leaves early,
     by C{break} or an exception. C{stream()} of a cursor would then block the
@@ -203,10 +204,12 @@ class Connection(AsyncConnection[Row]):
 
     def whenLost(self) -> Deferred[None]:
         """
-        @return: A Deferred that fires when the connection is closed or lost,
-            before the operation in progress fails.
-            While C{notifies()} or C{stream()} is suspended, it fires only when the
-            program continues or leaves that generator.
+        Wait for the loss or the closing of the connection.
+
+        @return: A Deferred that fires when the connection is closed or lost, before
+            the operation in progress fails. While the program has C{notifies()} or
+            C{stream()} suspended, the Deferred fires only when the program continues
+            or leaves this generator.
         """
         lost = self._losses.wait()
         if self.closed:
@@ -217,7 +220,8 @@ class Connection(AsyncConnection[Row]):
         """
         Close the connection at once.
 
-        @param reason: Why, for the error of the operation in progress.
+        @param reason: The text of the error with which the operation in progress
+            fails.
         """
         self.pgconn.finish()
         self.lossReason = self.lossReason or reason.partition("\n")[0]
@@ -243,6 +247,7 @@ class Connection(AsyncConnection[Row]):
         @param interval: Ignored; the reactor needs no polling.
         @param timeout: Maximum time, in seconds.
         @return: The return value of the generator.
+        @raise psycopg.Error: The operation failed, or the time limit expired.
         """
         self._idleNotifications = 0
         try:
@@ -263,8 +268,8 @@ class Connection(AsyncConnection[Row]):
             while True:
                 waiting = self._socket.wait(wanted)
                 if timeout is not None:
-                    # At least a millisecond: 0 means to look at the socket once,
-                    # and the reactor looks at the clock first.
+                    # 0 means to look at the socket once. The reactor looks at its
+                    # clock before its sockets, so wait at least a millisecond.
                     left = max(until - self._reactor.seconds(), 0.001)
                     waiting.addTimeout(left, self._reactor)
                 try:
@@ -308,6 +313,7 @@ class Connection(AsyncConnection[Row]):
         Ask the server to cancel the query in progress.
 
         @param timeout: Maximum time, in seconds.
+        @raise psycopg.errors.CancellationTimeout: The time limit expired.
         """
         if self.closed:
             return
