@@ -206,10 +206,10 @@ def test_a_cookie_that_a_browser_would_drop_is_logged() -> None:
     first, second, third = textsOf(errorsIn(events))
     assert first == third
     assert first == (
-        "No session cookie was sent to 192.0.2.1: browsers would drop it, since this "
-        "is not TLS. Listen with TLS; or, if this is behind a proxy that does, let it "
-        "set X-Forwarded-Proto, and name its address among the trusted proxies. Plain "
-        "HTTP is only for development, on localhost."
+        "No session cookie was sent to 192.0.2.1: browsers drop it without TLS. "
+        "Listen with TLS; behind a proxy that terminates TLS, let the proxy set "
+        "X-Forwarded-Proto, and name its address among the trusted proxies. Plain "
+        "HTTP works on localhost alone, for development."
     )
     assert "to a UNIX socket:" in second
 

@@ -124,7 +124,7 @@ async def test_lost_rights_are_told_and_come_back(ownRedis: Redis) -> None:
                 with pytest.raises(SessionsUnavailable, match="too few permissions"):
                     await admin()
         (line,) = lines
-        assert ",r0] sessions: a command failed: Redis cannot do this: " in line
+        assert ",r0] sessions: a command failed: Redis refused a command: " in line
         assert line.endswith("(NOPERM)")
         assert store.failures == {"NOPERM": 11}
         assert store.initialized

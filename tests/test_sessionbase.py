@@ -621,7 +621,7 @@ def test_damage_is_logged_without_the_identifier(
         assert current(store, database, one) is None
     key = keyOf(one)
     assert key is not None
-    assert textsOf(events) == [f"Removed a damaged session: {key.hex()[:12]}"]
+    assert textsOf(events) == [f"Removing a damaged session: {key.hex()[:12]}"]
     database.answerAll()
     assert not database.connection.execute("SELECT * FROM sessions").fetchall()
 

@@ -918,7 +918,7 @@ async def test_a_damaged_hash_is_absent_and_removed(
             with logged() as events:
                 assert not await ask()
             (text,) = textsOf(events)
-            assert text == f"Removed a damaged session: {nameOf(ONE)[13:25]}"
+            assert text == f"Removing a damaged session: {nameOf(ONE)[13:25]}"
             # The removal was sent before this.
             await store.get(makeIdentifier())
             assert not redis.ask("EXISTS", nameOf(ONE))

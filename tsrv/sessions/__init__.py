@@ -1,15 +1,22 @@
 """
-Web sessions for any site of twisted.web, kept in a database.
+Web sessions for any site of twisted.web, kept in a database::
+
+    wrapper = QueuingWrapper(SQLiteSessionStore(reactor, "sessions.db"), reactor)
+    wrapper.initialize()
+    sessions = Sessions(reactor, wrapper.proxy, Cookies(reactor))
+
+    class Visits(AsyncResource):
+        async def render_GET(self, request):
+            session = await sessions.get(request)
+            return text(f"{await session.add('visits')} visits")
 
 L{Sessions} finds the session of a request: a dictionary that is saved before the
 last byte of the response is sent. L{Cookies} carry the identifiers of sessions,
 L{Quota} limits how many new sessions clients may create, and an L{ISessionStore}
-keeps what is in them.
+keeps the sessions. A store can be used without the rest.
 
-A store can be used without the rest: create it, initialise it, ask it, close it.
-
-Two modules need further packages and are imported by themselves: sessions in Redis
-are in C{tsrv.sessions.redis}, sessions for Klein in C{tsrv.sessions.klein}.
+Two modules need further packages, so this package does not import them:
+C{tsrv.sessions.redis} has sessions in Redis, C{tsrv.sessions.klein} sessions for Klein.
 """
 
 from .cookies import Cookies

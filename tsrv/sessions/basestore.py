@@ -1,6 +1,6 @@
 """
-The common part of all stores: everything a session means. A kind of store only adds
-how it reads and writes one row.
+The common part of all stores: everything but the storage. A kind of store only adds how
+it reads and writes rows.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _log = Logger("tsrv.sessions")
 
 MAX_RENEWED: Final = 10_000
 """
-Maximum number of renewed identifiers that a process remembers in
-L{Limits.renewed} seconds. It does not remember further ones.
+Maximum number of renewed identifiers that a process remembers in L{Limits.renewed}
+seconds. It does not remember further ones.
 """
 
 MAX_WATCHERS: Final = 10_000
@@ -67,8 +67,8 @@ class BaseStore(ABC):
     """
     A store without its storage: subclasses read and write the rows.
 
-    @ivar initialized: Whether it can be used now.
-    @ivar limits: Lifetimes and maximum size of its sessions.
+    @ivar initialized: Whether the store can be used now.
+    @ivar limits: Lifetimes and maximum size of sessions.
     @cvar expiresByItself: Whether the database removes expired sessions, so that
         the store need not remove them.
     """
@@ -183,7 +183,7 @@ class BaseStore(ABC):
     ) -> Deferred[_T]:
         if self.initialized:
             return self._counted(operation(*arguments))
-        return fail(NotInitialized("The store of sessions is not initialised"))
+        return fail(NotInitialized("The session store is not initialised"))
 
     def _onKey(
         self,
@@ -237,7 +237,7 @@ class BaseStore(ABC):
                 decode(text), float(created), float(expires), int(version)
             )
         except (TypeError, ValueError):
-            _log.warn("Removed a damaged session: {key}", key=key.hex()[:12])
+            _log.warn("Removing a damaged session: {key}", key=key.hex()[:12])
             deleting = ensureDeferred(self._delete(key, version))
             deleting.addErrback(self._notDeleted)
             return None
@@ -300,7 +300,7 @@ class BaseStore(ABC):
                 return None
             data = changes.applyTo(known.data)
             row, session = self._begun(data, known.version + 1)
-            # Nobody asks for this while the old identifier is still valid.
+            # No request needs this entry while the old identifier is still valid.
             if attempt == 0:
                 await self._remember(key)
             if await self._replace(key, known.version, newKey, row):
@@ -391,5 +391,5 @@ class BaseStore(ABC):
 def _validKeyOf(identifier: str) -> bytes:
     key = keyOf(identifier)
     if key is None:
-        raise SessionError("this is not an identifier of a session")
+        raise SessionError("the identifier is not valid: see makeIdentifier()")
     return key

@@ -4,7 +4,8 @@ The cookie that carries the identifier of a session.
 Over TLS its name begins with C{__Host-}: a browser accepts such a cookie only from the
 host itself, over TLS, and for all of its paths. So neither a sister site nor an
 attacker on the network can set another one. Over plain HTTP, browsers silently drop
-such a cookie. There the cookie has a plain name, on localhost only, for development.
+such a cookie. There the cookie has a plain name, and only localhost gets it, for
+development.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ class Cookies:
         trustedProxies: Sequence[str] = (),
     ) -> None:
         """
+        @param clock: Provides the time.
         @param name: The name of the cookie, without a prefix.
-        @param sameSite: Which requests from other sites carry it: C{Strict} for none,
-            C{Lax} for links, C{None} for all.
+        @param sameSite: The requests from other sites that carry the cookie: C{Strict}
+            for none, C{Lax} for links, C{None} for all.
         @param trustedProxies: See L{Proxies<tsrv.web.origin.Proxies>}.
         @raise ValueError: An option is invalid.
         """
@@ -88,8 +90,11 @@ class Cookies:
 
     def read(self, request: Request) -> str | None:
         """
-        Return the identifier that the browser has sent; L{None} without a cookie that
-        this class could have written, or if the client has disconnected.
+        Read the identifier that the browser has sent.
+
+        @param request: The request.
+        @return: The identifier; L{None} without a cookie that this class could have
+            written, or if the client has disconnected.
         """
         name = self._nameFor(request)
         headers = request.requestHeaders.getRawHeaders(b"Cookie")
@@ -105,8 +110,11 @@ class Cookies:
 
     def canWrite(self, request: Request) -> bool:
         """
-        Return whether the browser would receive and keep a cookie in the response.
-        If the browser would drop the cookie, log that, at most once a minute.
+        Find out whether the browser would receive a cookie in the response and keep
+        it. If the browser would drop the cookie, log that, at most once a minute.
+
+        @param request: The request.
+        @return: Whether the browser would receive and keep the cookie.
         """
         isOpen = not (request.startedWriting or _isOver(request))
         if isOpen and self._nameFor(request) is None:
@@ -118,9 +126,10 @@ class Cookies:
         """
         Set the cookie. It replaces a session cookie that is already in the response.
 
-        @param identifier: Letters and digits, C{-} and C{_}.
+        @param request: The request.
+        @param identifier: 1 to 128 letters, digits, C{-} and C{_}.
         @return: Whether the cookie is in the response.
-        @raise ValueError: The identifier has other characters.
+        @raise ValueError: The identifier is something else.
         """
         if _IDENTIFIER.fullmatch(identifier) is None:
             raise ValueError("an identifier has 1 to 128 letters, digits, - and _")
@@ -128,7 +137,10 @@ class Cookies:
 
     def expire(self, request: Request) -> bool:
         """
-        Let the browser remove the cookie; return whether the response can say so.
+        Remove the cookie from the browser.
+
+        @param request: The request.
+        @return: Whether the removal is in the response.
         """
         return self._set(request, b"", _EXPIRED)
 
@@ -157,10 +169,10 @@ class Cookies:
             return
         self._complainedAt = now
         _log.error(
-            "No session cookie was sent to {peer}: browsers would drop it, since this "
-            "is not TLS. Listen with TLS; or, if this is behind a proxy that does, let "
-            "it set X-Forwarded-Proto, and name its address among the trusted proxies. "
-            "Plain HTTP is only for development, on localhost.",
+            "No session cookie was sent to {peer}: browsers drop it without TLS. "
+            "Listen with TLS; behind a proxy that terminates TLS, let the proxy set "
+            "X-Forwarded-Proto, and name its address among the trusted proxies. Plain "
+            "HTTP works on localhost alone, for development.",
             peer=peerOf(request) or "a UNIX socket",
         )
 

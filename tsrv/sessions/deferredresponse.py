@@ -1,12 +1,12 @@
 """
 A response that is deferred until the session is saved.
 
-The bytes that a resource writes must not reach the client before the session is
-saved. Resources write with C{request.write()} and C{request.finish()}. A site could
-give its requests another class, but sessions have to work on any site and for any
-resource, and Twisted has no public hook between a resource and its request. So this
-module, and no other, replaces these two methods of a request that has a session. It
-restores them when the response ends.
+The bytes that a resource writes must not reach the client before the session is saved.
+Resources write with C{request.write()} and C{request.finish()}. A site could give its
+requests another class, but sessions must work on any site and for any resource, and
+Twisted has no public hook between a resource and its request. So this module, and no
+other, replaces these two methods of a request that has a session. It restores them when
+the response ends.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class DeferredResponse:
     ) -> None:
         """
         @param request: The request. Its response has not begun.
-        @param save: Called before each write; returns L{None} if all is saved.
+        @param save: Called before each write; saves the session, or returns L{None} if
+            it is already saved.
         @param addHeaders: Called before the headers are sent.
         @param ended: Called when the response is sent, or the client disconnects.
         """
@@ -67,8 +68,8 @@ class DeferredResponse:
 
     def callback(self, result: object) -> None:
         """
-        End. If the client has disconnected, a save in progress goes on, but no
-        further save begins.
+        Take the end of the request. If the client has disconnected, a save in progress
+        goes on, but no further save begins.
         """
         self._close()
         self._ended()
@@ -84,7 +85,7 @@ class DeferredResponse:
 
     def _deferWrite(self, data: bytes) -> None:
         if not isinstance(data, bytes):
-            raise TypeError("a response is written as bytes")
+            raise TypeError("a response must be bytes")
         if self._isClosed:
             return
         self._pieces.append(data)

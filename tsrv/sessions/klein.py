@@ -1,8 +1,8 @@
 """
-Klein's sessions, in a store that outlives the process.
+Klein's sessions, in a store that outlives the process: C{pip install 'tsrv[klein]'}.
 
-Klein's own C{SessionProcurer} asks a L{KleinSessionStore} for sessions, which keeps
-them in any L{ISessionStore<tsrv.sessions.ISessionStore>}, wrapped or not::
+Klein's own C{SessionProcurer} uses a L{KleinSessionStore}, which keeps its sessions in
+any L{ISessionStore<tsrv.sessions.ISessionStore>}, wrapped or not::
 
     wrapper = QueuingWrapper(SQLiteSessionStore(reactor, "sessions.db"), reactor)
     sessions = KleinSessionStore(wrapper.proxy, {IUser: userOf})
@@ -11,7 +11,7 @@ them in any L{ISessionStore<tsrv.sessions.ISessionStore>}, wrapped or not::
 Klein distinguishes sessions by how they were created: over HTTPS or not, for a cookie
 or for a header. The first letter of an identifier says how. The store keeps a session
 under the hash of the whole identifier, so an identifier with a changed letter finds no
-session. The letter also shows, without asking the store, which identifiers must not
+session. The letter also shows, without a call of the store, which identifiers must not
 arrive over plain HTTP.
 
 Importing this module imports Klein, which installs the reactor.
@@ -86,15 +86,18 @@ def _existing(stored: StoredSession | None) -> StoredSession:
 @dataclass(eq=False, repr=False)
 class KleinSession:
     """
-    A session of a request.
+    The session of a request, as returned by Klein's C{SessionProcurer}::
 
-    Each method asks the store, and so sees what other requests have changed. Its
+        session = await procurer.procureSession(request)
+        stored = await session.change(Changes(added={"visits": 1}))
+
+    Each method calls the store, and so sees the changes of other requests. Its
     Deferred fails with C{klein.interfaces.NoSuchSession} if the session has ended, and
     with L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable.
 
-    @ivar identifier: The text that the visitor sends.
-    @ivar isConfidential: Whether it is sent over HTTPS only.
-    @ivar authenticatedBy: Whether it is sent in a cookie or in a header.
+    @ivar identifier: The identifier that the client sends.
+    @ivar isConfidential: Whether the identifier is sent over HTTPS only.
+    @ivar authenticatedBy: Whether the identifier is sent in a cookie or in a header.
     """
 
     identifier: str
@@ -107,8 +110,11 @@ class KleinSession:
         self, interfaces: Iterable[type[Interface]]
     ) -> Deferred[dict[type[Interface], Any]]:
         """
-        Ask the authorizers. The result lacks the interfaces that they refuse; it is
-        empty if the session has ended.
+        Call the authorizers.
+
+        @param interfaces: The requested interfaces.
+        @return: A Deferred of the object for each interface, without the interfaces
+            that the authorizers refuse; empty if the session has ended.
         """
         return Deferred.fromCoroutine(self._authorize(interfaces))
 
@@ -128,7 +134,9 @@ class KleinSession:
 
     def data(self) -> Deferred[dict[str, Any]]:
         """
-        @return: A Deferred of a copy of the data. Use L{change} to change the session.
+        Read the content of the session. Use L{change} to change it.
+
+        @return: A Deferred of a copy of the content.
         """
         found = self._store.get(_keyOf(self.identifier)).addCallback(_existing)
         return found.addCallback(lambda stored: stored.data)
@@ -137,8 +145,9 @@ class KleinSession:
         """
         Change the session, and keep the changes of other requests.
 
+        @param changes: The changes.
         @return: A Deferred of the session after the change. It fails with
-            L{SessionError<tsrv.sessions.SessionError>} if the data would be too
+            L{SessionError<tsrv.sessions.SessionError>} if the content would be too
             large, or cannot be JSON.
         """
         return self._store.set(_keyOf(self.identifier), changes).addCallback(_existing)
@@ -162,22 +171,24 @@ class KleinSession:
 
     def destroy(self) -> Deferred[bool]:
         """
-        End the session. The Deferred fires with whether it existed.
+        End the session.
+
+        @return: A Deferred of whether the session existed.
         """
         return self._store.destroy(_keyOf(self.identifier))
 
 
 Authorizer = Callable[[KleinSession], Any]
 """
-Takes a session, and returns the object that its visitor may use, or L{None}, or a
-Deferred or coroutine of either.
+A function that takes a session, and returns the object that its visitor may use, or
+L{None}; or a Deferred or coroutine of either.
 """
 
 
 @implementer(IKleinSessionStore)
 class KleinSessionStore:
     """
-    The sessions for Klein's C{SessionProcurer}. Its Deferreds fail with
+    The store for Klein's C{SessionProcurer}. Its Deferreds fail with
     L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable.
     """
 
@@ -189,9 +200,9 @@ class KleinSessionStore:
     ) -> None:
         """
         @param store: The store, or its proxy. Its owner initialises and closes it.
-        @param authorizers: For each interface, the function that says who may use it.
-        @param admit: Called before a session is created: Klein creates one for each
-            visitor without a session. If C{admit} raises, no session is created.
+        @param authorizers: For each interface, the function that returns its object.
+        @param admit: Called before a session is created, because Klein creates one for
+            each visitor without a session. If C{admit} raises, no session is created.
         """
         self._store = store
         self._admit = admit or (lambda: None)
@@ -205,6 +216,10 @@ class KleinSessionStore:
     ) -> Deferred[KleinSession]:
         """
         Create an empty session, if it is admitted.
+
+        @param isConfidential: Whether the request has arrived over HTTPS.
+        @param authenticatedBy: Whether a cookie or a header will carry the identifier.
+        @return: A Deferred of the session. It fails with the error of C{admit}.
         """
         identifier = _LETTERS[isConfidential, authenticatedBy] + makeIdentifier()
         session = self._session(identifier, isConfidential, authenticatedBy)
@@ -217,6 +232,12 @@ class KleinSessionStore:
     ) -> Deferred[KleinSession]:
         """
         Find a session that was created for this mechanism, and extend its life.
+
+        @param identifier: The identifier that the client has sent.
+        @param isConfidential: Whether the request has arrived over HTTPS.
+        @param authenticatedBy: Whether a cookie or a header carries the identifier.
+        @return: A Deferred of the session. It fails with
+            C{klein.interfaces.NoSuchSession} if the session does not exist.
         """
         session = self._session(identifier, isConfidential, authenticatedBy)
         return Deferred.fromCoroutine(self._load(session))
@@ -242,7 +263,10 @@ class KleinSessionStore:
     def sentInsecurely(self, identifiers: Sequence[str | bytes]) -> None:
         """
         Destroy sessions whose identifiers must be sent over HTTPS only. If that
-        fails, the session is refused, and each attempt to load it tries again.
+        fails, the session is refused, and each attempt to load it is another attempt
+        to destroy it.
+
+        @param identifiers: The identifiers that have arrived over plain HTTP.
         """
         texts = (
             each if isinstance(each, str) else each.decode("latin-1")

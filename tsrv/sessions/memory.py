@@ -21,11 +21,11 @@ __all__ = ["MemorySessionStore"]
 @implementer(ISessionStore, ISettlesCalls)
 class MemorySessionStore(BaseStore):
     """
-    A store whose calls finish at once. It keeps its sessions as long as it exists,
-    also while it is closed.
+    A store in memory, for tests. Its calls finish at once. It keeps its sessions as
+    long as it exists, also while it is closed.
 
     @ivar rows: For each key the JSON, the times of creation and expiry, and the
-        version. Tests may read them, and damage them.
+        version. Tests may read the rows, and damage them.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class MemorySessionStore(BaseStore):
         """
         @param reactor: Provides the time.
         @param limits: Lifetimes and maximum size of sessions.
-        @param limit: Maximum number of sessions, including expired ones that were
-            not removed yet; creating one more fails with L{SessionsUnavailable}.
+        @param limit: Maximum number of sessions, including expired ones that are not
+            removed yet. Creating one more fails with L{SessionsUnavailable}.
         """
         super().__init__(reactor, limits)
         self._limit = limit
@@ -47,7 +47,9 @@ class MemorySessionStore(BaseStore):
 
     def initialize(self) -> Deferred[None]:
         """
-        Be ready at once.
+        Begin; this never fails.
+
+        @return: A Deferred that has fired.
         """
         if not self.initialized:
             self._begin()
@@ -56,6 +58,8 @@ class MemorySessionStore(BaseStore):
     def close(self) -> Deferred[None]:
         """
         Stop; the sessions stay.
+
+        @return: A Deferred that has fired.
         """
         self._end()
         return succeed(None)

@@ -1,10 +1,10 @@
 """
-Merging the changes that several requests make to one session.
+Merges the changes that several requests make to one session.
 
 A process writes the changes of one session one after the other. While one change is
 written, further ones wait, and are then written together. Between processes the
 version of the row decides: an update names the version that was read. If another
-process was faster, the changes are applied again to the latest version.
+process was faster, the changes are applied again, to the latest version.
 """
 
 from __future__ import annotations
@@ -236,4 +236,4 @@ def contended() -> SessionsUnavailable:
     """
     @return: The error if other processes change the session all the time.
     """
-    return SessionsUnavailable("too many processes change this session at a time")
+    return SessionsUnavailable("too many processes change this session at once")

@@ -27,19 +27,23 @@ Maximum number of clients in a window. Beyond it, the window forgets the first o
 
 class TooMany(HTTPError):
     """
-    There are too many new sessions.
+    A client, or all clients together, have created too many sessions (429).
     """
 
     status = HTTPStatus.TOO_MANY_REQUESTS
 
     def __init__(self, seconds: float) -> None:
+        """
+        @param seconds: Seconds after which the client may try again.
+        """
         super().__init__("Too many requests, try again later")
         self.headers = [(b"Retry-After", b"%d" % max(1, ceil(seconds)))]
 
 
 class Quota:
     """
-    Counts new sessions in windows of a fixed length.
+    Limits the number of new sessions, for each client and in total, in windows of a
+    fixed length.
     """
 
     def __init__(
@@ -51,10 +55,13 @@ class Quota:
         peerOf: Callable[[Request], str] = peerOf,
     ) -> None:
         """
-        @param perPeer: Maximum number in a window for one client.
+        @param clock: Provides the time.
+        @param perPeer: Maximum number of new sessions in a window for one client. An
+            IPv6 network of 64 bits is one client.
         @param total: Maximum number in a window for all clients together.
-        @param seconds: The length of a window.
-        @param peerOf: Returns the IP address of the client of a request.
+        @param seconds: The length of a window, in seconds.
+        @param peerOf: Returns the IP address of the client of a request, such as
+            L{Proxies.peerOf<tsrv.web.origin.Proxies.peerOf>} behind a proxy.
         """
         self._clock, self._seconds, self._peerOf = clock, seconds, peerOf
         self._perPeer, self._total = perPeer, total
@@ -63,10 +70,12 @@ class Quota:
 
     def count(self, request: Request) -> Callable[[], None]:
         """
-        Count a new session, or raise L{TooMany}. An IPv6 network of 64 bits is one
-        client.
+        Count a new session.
 
-        @return: A function that takes the count back if the session was not stored.
+        @param request: The request that creates the session.
+        @return: A function that takes the count back; call it if the session was not
+            stored.
+        @raise TooMany: The limit is reached, and the session is not counted.
         """
         now = self._clock.seconds()
         # A clock may be set back.

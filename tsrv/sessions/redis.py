@@ -1,5 +1,5 @@
 """
-Sessions in Redis.
+Sessions in Redis: C{pip install 'tsrv[redis]'}.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ return count
 @implementer(ISessionStore, ICountsFailures, ISettlesCalls)
 class RedisSessionStore(BaseStore):
     """
-    A store in Redis 5 or newer, not a cluster. Redis removes expired sessions.
+    A store in Redis 5 or newer, neither a cluster nor a Sentinel. Redis removes expired
+    sessions::
+
+        store = RedisSessionStore(reactor, "redis://localhost")
 
     Sessions survive a crash of Redis with C{appendonly yes}, and full memory with
     C{maxmemory-policy noeviction}, which is the default.
@@ -136,12 +139,14 @@ class RedisSessionStore(BaseStore):
         connectTimeout: float = 5.0,
     ) -> None:
         """
-        @param reactor: Provides time, and connections.
-        @param url: The URL of Redis, see L{Location.parse}.
+        @param reactor: Provides the time, and connections.
+        @param url: C{redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER]}, the same with
+            C{rediss:} for TLS, or C{unix://[USER:PASSWORD@]/PATH[?db=NUMBER]}. The
+            user may be empty.
         @param prefix: The beginning of all keys.
         @param limits: Lifetimes and maximum size of sessions.
         @param connectTimeout: Maximum number of seconds to connect and log in.
-        @raise ValueError: This is not such a URL.
+        @raise ValueError: The URL is invalid.
         """
         super().__init__(reactor, limits)
         self._location = Location.parse(url)
@@ -161,7 +166,7 @@ class RedisSessionStore(BaseStore):
     @property
     def failures(self) -> Mapping[str, int]:
         """
-        The number of commands that failed although the store was ready, by the codes
+        Numbers of commands that failed although the store was ready, by the error code
         of Redis.
         """
         return self._failures.counts
@@ -235,7 +240,10 @@ class RedisSessionStore(BaseStore):
 
     def close(self) -> Deferred[None]:
         """
-        Disconnect when Redis has answered all commands, or their time is up.
+        Disconnect when Redis has answered all commands, or has not answered for 5
+        seconds.
+
+        @return: A Deferred that fires when the connection is closed.
         """
         if self._opening is not None:
             self._opening.cancel()

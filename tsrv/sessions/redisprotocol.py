@@ -69,7 +69,7 @@ Seconds after which an idle connection is checked.
 
 class SessionsRefused(SessionError):
     """
-    Redis cannot be used, and a retry would fail too: the password is wrong, for
+    Redis cannot be used, and a retry would fail too, because the password is wrong, for
     example. The message says what to do.
     """
 
@@ -148,8 +148,8 @@ def _codeOf(text: str) -> str:
 
 
 def _errorOf(code: str) -> _Error:
-    kind, meaning = _ERRORS.get(code, (SessionError, "it refuses a command"))
-    error = kind(f"Redis cannot do this: {meaning} ({code})")
+    kind, meaning = _ERRORS.get(code, (SessionError, "unexpected error"))
+    error = kind(f"Redis refused a command: {meaning} ({code})")
     error.code = code
     return error
 
@@ -179,7 +179,7 @@ class Connection(Protocol):
         onRefused: Callable[[_Error], _Error],
     ) -> None:
         """
-        @param reactor: Provides time, and connections.
+        @param reactor: Provides the time, and connections.
         @param onLost: Called with the reason when the connection becomes unusable,
             before its commands fail.
         @param onRefused: Called with an error of Redis, in the context in which the
@@ -324,7 +324,7 @@ class Connection(Protocol):
 
     def _settle(self, answer: Any) -> None:
         if not self._unanswered:
-            self.abort("it sends what nobody has asked for")
+            self.abort("it sent an answer without a command")
             return
         self._silentSeconds = 0
         waiting, _, size, context = self._unanswered.popleft()
@@ -344,7 +344,7 @@ class Connection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        Let the commands that wait fail.
+        Fail the commands that wait.
         """
         self.abort(_meaningOf(reason.value))
         self.connected = 0
@@ -352,8 +352,8 @@ class Connection(Protocol):
 
     def finish(self) -> None:
         """
-        Close the connection when Redis has answered all commands, or their time is
-        up.
+        Close the connection when Redis has answered all commands, or has not answered
+        for L{ANSWER_TIMEOUT_SECONDS}.
         """
         self._finishing = True
         if not self._unanswered:
@@ -363,7 +363,7 @@ class Connection(Protocol):
         """
         Close the connection at once.
 
-        @param reason: Why, for errors and the log.
+        @param reason: The reason, for errors and the log.
         """
         if not self._usable:
             return

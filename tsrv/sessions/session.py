@@ -11,7 +11,7 @@ out, and saves nothing: a client that sends the request again does not count twi
 The compromises: comparing encodes each member as JSON, unless the request only calls
 C{add}. A session can be created or renewed only before the first byte of the response,
 while a cookie can be sent. The changes of a request whose session is destroyed
-meanwhile are dropped; its cookie is left alone, since the browser may have a newer one.
+meanwhile are dropped; its cookie stays, because the browser may have a newer one.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def _tokenOf(identifier: str) -> str:
 
 class Session(MutableMapping[str, Any]):
     """
-    The session of a request: a dictionary whose values can be expressed as JSON.
-    Lists and dictionaries in it may be changed in place.
+    The session of a request, as returned by L{get<tsrv.sessions.Sessions.get>}: a
+    dictionary whose values JSON can express. Lists and dictionaries in it may be
+    changed in place.
 
     Requests that change one session at the same time keep the changes of each other,
     see L{Changes<tsrv.sessions.Changes>}. Use L{add} to count.
@@ -124,18 +125,19 @@ class Session(MutableMapping[str, Any]):
     @property
     def isNew(self) -> bool:
         """
-        Whether the store does not have this session (yet).
+        Whether the store does not have this session, or not yet.
         """
         return self._identifier is None
 
     def add(self, name: str, number: int | float = 1) -> Deferred[int | float]:
         """
-        Add to a counter, and save that at once, with all earlier changes.
+        Add to a counter, and save the session at once.
 
-        @param name: The name of the counter. Any other value counts as 0.
+        @param name: The name of the counter. A missing member, or one that is not a
+            number, counts as 0.
         @param number: The number to add.
-        @return: A Deferred of the new value, which no other request gets. It fails
-            with the errors of L{save}.
+        @return: A Deferred of the new value; requests that count at the same time get
+            different values. It fails with the errors of L{save}.
         """
         isUnchanged = self._data is None and not self._renews
         if self._identifier is None or not isUnchanged or self._lock.locked:
@@ -158,7 +160,7 @@ class Session(MutableMapping[str, Any]):
 
     def regenerate(self) -> None:
         """
-        Give the session another identifier when it is saved. The old one stops
+        Give the session another identifier when it is saved. The old identifier stops
         working. Do so whenever a user logs in or gets more rights: an attacker who
         made the browser use a known session then cannot use the logged-in one.
 
@@ -181,9 +183,10 @@ class Session(MutableMapping[str, Any]):
     @property
     def token(self) -> str:
         """
-        The value of C{X-CSRF-Token} by which a program shows that it could read a page
-        of this session. It changes with the identifier. A session whose token was read
-        is stored, even if it is empty.
+        The value of C{X-CSRF-Token} by which a client proves that it can read pages of
+        this session, see L{checkOrigin<tsrv.web.origin.checkOrigin>}. The token changes
+        with the identifier. A session whose token was read is stored, even if it is
+        empty.
         """
         if self._identifier is not None and not self._renews:
             return _tokenOf(self._identifier)
@@ -192,14 +195,16 @@ class Session(MutableMapping[str, Any]):
 
     def save(self) -> Deferred[None]:
         """
-        Save all changes now. They are saved before the response is sent anyway.
+        Save all changes now. Without this call, they are saved before the response is
+        sent.
 
-        @return: A Deferred. It fails with L{Unavailable<tsrv.errors.Unavailable>} if
-            the store is unavailable, with L{SessionError<tsrv.sessions.SessionError>}
-            if the data cannot be JSON, is too large, or needs a cookie after the
-            response has begun, and with L{TooMany<tsrv.sessions.TooMany>} if there
-            are too many new sessions. Changes that failed are tried again by the
-            next save.
+        @return: A Deferred that fires when all changes are saved. It fails with
+            L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable, with
+            L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} if the store was lost
+            meanwhile, with L{SessionError<tsrv.sessions.SessionError>} if the data
+            cannot be JSON, is too large, or needs a cookie after the response has
+            begun, and with L{TooMany<tsrv.sessions.TooMany>} if there are too many new
+            sessions. The next save retries changes that failed.
         """
         return self._lock.run(lambda: Deferred.fromCoroutine(self._save()))
 
@@ -347,7 +352,7 @@ class Session(MutableMapping[str, Any]):
         if self._cannotBeCreated:
             return False
         if self._request.startedWriting:
-            raise SessionError("the response has begun: no cookie can be sent any more")
+            raise SessionError("no cookie can be sent: the response has begun")
         self._cannotBeCreated = not self._shared.cookies.canWrite(self._request)
         return not self._cannotBeCreated
 
@@ -371,7 +376,7 @@ class Session(MutableMapping[str, Any]):
             exists = await self._shared.store.touch(identifier)
         except (Unavailable, OutcomeUnknown) as error:
             # The response does not depend on the expiry.
-            _log.debug("A use was not counted: {error}", error=explain(error))
+            _log.debug("Cannot extend a session: {error}", error=explain(error))
         else:
             if not exists:
                 self._forget()

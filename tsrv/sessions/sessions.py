@@ -59,10 +59,10 @@ class _Lookup:
 
 class Sessions:
     """
-    The sessions of a site.
+    The sessions of a site: finds the session of each request.
 
     @ivar store: The store.
-    @ivar cookies: Read and write the identifiers of browsers.
+    @ivar cookies: Reads and writes the session cookie.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class Sessions:
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param store: The store, possibly behind a wrapper.
+        @param store: The store, or its proxy.
+        @param cookies: Reads and writes the session cookie.
         @param limits: The limits of the store, if it has no attribute C{limits}.
         @param quota: The limit on new sessions; L{None} for no limit.
         """
@@ -89,7 +90,7 @@ class Sessions:
         """
         Return the session of a request; repeated calls return the same object.
 
-        @param request: The request. Its response has not begun.
+        @param request: The request, whose response must not have begun.
         @return: A Deferred of the session. It fails with
             L{Unavailable<tsrv.errors.Unavailable>} if the store is unavailable.
         """

@@ -37,8 +37,10 @@ TABLE: Final = "sessions"
 
 def schemaOf(table: str = TABLE) -> Schema:
     """
+    Describe the table of a L{SQLSessionStore}.
+
     @param table: The name of the table.
-    @return: The schema of the table, for the schemas of a database.
+    @return: The schema of the table, to be passed to the database.
     @raise ValueError: The name of the table is invalid.
     """
     checkTable(table)
@@ -62,7 +64,10 @@ def schemaOf(table: str = TABLE) -> Schema:
 @implementer(ISessionStore, ICountsFailures, ISettlesCalls)
 class SQLSessionStore(BaseStore):
     """
-    A store in a database that was made with L{schemaOf} among its schemas.
+    A store in a table of a database that the program uses for other tables, too::
+
+        database = Database(reactor, url, [schemaOf(), *otherSchemas])
+        store = SQLSessionStore(reactor, database, owned=False)
     """
 
     def __init__(
@@ -79,8 +84,8 @@ class SQLSessionStore(BaseStore):
         @param database: The database.
         @param table: The name of the table.
         @param limits: Lifetimes and maximum size of sessions.
-        @param owned: Whether the store initialises and closes the database.
-            Otherwise the database must be initialised first.
+        @param owned: Whether the store initialises and closes the database. Otherwise
+            the database must be initialised before the store.
         @raise ValueError: The name of the table is invalid.
         """
         super().__init__(reactor, limits)
@@ -91,13 +96,16 @@ class SQLSessionStore(BaseStore):
     @property
     def failures(self) -> Mapping[str, int]:
         """
-        The failures of the database, if it belongs to the store.
+        Numbers of statements that have failed, by code, if the store owns the database.
         """
         return failuresOf(self._database) if self._owned else {}
 
     def initialize(self) -> Deferred[None]:
         """
-        Initialise the database, if it belongs to the store.
+        Initialise the database, if the store owns it.
+
+        @return: A Deferred that fires when the store can be used. It fails with the
+            errors of the database.
         """
         if self.initialized:
             return succeed(None)
@@ -119,7 +127,9 @@ class SQLSessionStore(BaseStore):
 
     def close(self) -> Deferred[None]:
         """
-        Close the database, if it belongs to the store.
+        Close the database, if the store owns it.
+
+        @return: A Deferred that fires when the store is closed.
         """
         self._end()
         return self._database.close() if self._owned else succeed(None)
@@ -196,7 +206,9 @@ class SQLiteSessionStore(SQLSessionStore):
         """
         @param reactor: Provides the time, and threads.
         @param db: The path of the file, which is created if it does not exist.
-        @param settings: How the database is used.
+        @param table: The name of the table, which is created if it does not exist.
+        @param limits: Lifetimes and maximum size of sessions.
+        @param settings: Time limits and the number of connections.
         @raise ValueError: The path or the name of the table is invalid.
         """
         url = f"sqlite:{db}"
@@ -220,8 +232,10 @@ class PostgreSQLSessionStore(SQLSessionStore):
     ) -> None:
         """
         @param reactor: Provides the time, and watches sockets.
-        @param url: Its URL: C{postgresql://USER:PASSWORD@HOST:PORT/NAME}.
-        @param settings: How the database is used.
+        @param url: The URL: C{postgresql://USER:PASSWORD@HOST:PORT/NAME}.
+        @param table: The name of the table, which is created if it does not exist.
+        @param limits: Lifetimes and maximum size of sessions.
+        @param settings: Time limits and the number of connections.
         @raise ValueError: The URL or the name of the table is invalid.
         """
         if Location.parse(url).kind != "postgresql":

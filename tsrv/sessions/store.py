@@ -5,10 +5,10 @@ A session is a JSON object behind an identifier that only its visitor knows. A
 store keeps the session under the SHA-256 of its identifier, so nobody can log in with
 a copy of the database.
 
-A request hands the store its L{Changes}, not a whole new session. Two requests
-that run at the same time therefore do not undo each other's work. L{ISessionStore
-.create<ISessionStore>} inserts a session once; every later change is an update,
-and an update does nothing if the session was destroyed in the meantime.
+A request hands the store its L{Changes}, not a whole new session, so two requests that
+run at the same time keep each other's changes. L{ISessionStore.create} inserts a
+session once; every later change is an update, and an update does nothing if the session
+was destroyed in the meantime.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ class SessionError(Exception):
 
 class SessionTooLarge(SessionError):
     """
-    A session is larger than L{Limits.size}.
+    A session cannot be stored, because its JSON is longer than L{Limits.size}.
     """
 
 
 class SessionsUnavailable(Unavailable):
     """
-    The store cannot be used now. Nothing was changed.
+    The store cannot be used now, and nothing was changed. A retry may succeed.
 
     @ivar code: The code of the database's error, if it has one.
     """
@@ -93,17 +93,19 @@ class SessionsUnavailable(Unavailable):
 
 def makeIdentifier() -> str:
     """
-    @return: A new identifier: 256 random bits in 43 characters that are valid in
-        a cookie.
+    Make a new identifier of a session.
+
+    @return: 256 random bits in 43 characters that are valid in a cookie.
     """
     return token_urlsafe(32)
 
 
 def keyOf(identifier: str) -> bytes | None:
     """
-    @param identifier: A text that a client has sent.
-    @return: The key of its session, 32 bytes; L{None} if no session can have this
-        identifier.
+    Compute the key under which a store keeps a session.
+
+    @param identifier: The identifier that a client has sent; it may be any text.
+    @return: The key, 32 bytes; L{None} if no session can have this identifier.
     """
     if _IDENTIFIER.fullmatch(identifier) is None:
         return None
@@ -112,9 +114,11 @@ def keyOf(identifier: str) -> bytes | None:
 
 def checkTable(name: str) -> str:
     """
-    @param name: The name of a table.
-    @return: The name.
-    @raise ValueError: It is not a plain identifier.
+    Check the name of a table.
+
+    @param name: The name.
+    @return: The same name.
+    @raise ValueError: The name is not a plain identifier.
     """
     if _TABLE.fullmatch(name) is None or name.lower().startswith(_RESERVED_PREFIXES):
         raise ValueError(
@@ -130,8 +134,8 @@ class Limits:
     Lifetimes and maximum size of sessions. With neither an idle nor an
     absolute limit, a session lives for a day.
 
-    @ivar idle: Seconds after its last use at which a session expires, or L{None}.
-    @ivar absolute: Seconds after its creation at which it expires, or L{None}.
+    @ivar idle: Seconds after which an unused session expires; L{None} for no limit.
+    @ivar absolute: Seconds after which every session expires; L{None} for no limit.
     @ivar size: Maximum size of a session's JSON, in bytes.
     @ivar renewed: Seconds for which a store remembers that an identifier was renewed.
     """
@@ -143,7 +147,9 @@ class Limits:
 
     def expiry(self, created: float, now: float) -> float:
         """
-        @param created: Time of its creation, in seconds since the epoch.
+        Compute when a session expires. All times are in seconds since the epoch.
+
+        @param created: Time of its creation.
         @param now: Time of its last use.
         @return: Time at which it expires unless it is used again.
         """
@@ -156,8 +162,13 @@ class Limits:
 
     def isWorthAWrite(self, created: float, expires: float, now: float) -> bool:
         """
-        @return: Whether a use now moves the expiry by at least a twentieth of the
-            idle limit. Smaller moves are not written.
+        Return whether a use of a session is worth a write: whether it moves the expiry
+        by at least a twentieth of the idle limit. All times are in seconds since the
+        epoch.
+
+        @param created: Time of its creation.
+        @param expires: Time at which it expires without this use.
+        @param now: Time of this use.
         """
         if self.idle is None:
             return False
@@ -171,10 +182,11 @@ class StoredSession:
 
     @ivar data: Its content, a copy that belongs to the caller.
     @ivar created: Time of its creation, in seconds since the epoch.
-    @ivar expires: Time at which it expires unless it is used again.
-    @ivar version: Number of its changes.
-    @ivar counted: The counters that this change added to, right after it; later
-        changes may already be in C{data}.
+    @ivar expires: Time at which it expires unless it is used again, in seconds since
+        the epoch.
+    @ivar version: A number that grows with each change.
+    @ivar counted: The values of the counters that a change has added to, right after
+        this change; C{data} may have later changes, too.
     """
 
     data: dict[str, Any] = field(repr=False)
@@ -189,7 +201,9 @@ class Changes:
     """
     The changes that a request makes to a session. If two requests assign the same
     member, the later one wins; changes of different members are all kept; additions
-    are summed.
+    are summed::
+
+        await store.set(identifier, Changes({"name": "Ada"}, added={"visits": 1}))
 
     @ivar assigned: Members and their new values.
     @ivar removed: Names of members to remove.
@@ -206,8 +220,10 @@ class Changes:
 
     def applyTo(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """
-        @param data: The content of a session.
-        @return: The content after these changes.
+        Apply the changes to a copy of a session's content.
+
+        @param data: The content.
+        @return: The content after the changes.
         @raise SessionError: A number becomes too large.
         """
         changed = {
@@ -233,16 +249,16 @@ A key and the session under it.
 
 class ISessionStore(IAsyncModule):
     """
-    A store of sessions. It keeps each session under L{keyOf} its identifier. An
-    identifier that is unknown, malformed, or whose session has expired means "no
-    session"; only L{create} creates one.
+    A store of sessions, an asynchronously initialised module. It keeps each session
+    under L{keyOf} its identifier. An identifier that is unknown, malformed, or whose
+    session has expired means "no session"; only L{create} creates one.
 
     Every Deferred can be cancelled; an operation that has not started then never
     starts. A Deferred fails with L{Unavailable<tsrv.errors.Unavailable>} if the
-    store cannot be used now and nothing was changed, with L{OutcomeUnknown
-    <tsrv.errors.OutcomeUnknown>} if the store was lost during a change, and with
-    L{NotInitialized<tsrv.asyncmodule.NotInitialized>} before C{initialize()} and
-    after L{close}.
+    store cannot be used now and nothing was changed, with
+    L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} if the store was lost during a change,
+    and with L{NotInitialized<tsrv.asyncmodule.NotInitialized>} before C{initialize()}
+    and after L{close}.
 
     One more method is optional. C{whenIdle()} returns a Deferred that fires when no
     call is in progress: at once, or when all calls have ended, also by a loss or
@@ -253,6 +269,9 @@ class ISessionStore(IAsyncModule):
         """
         Find a session. A damaged session is logged and removed, and counts as
         absent.
+
+        @param identifier: The identifier that a client has sent; it may be any text.
+        @return: A Deferred of the session; of L{None} if it does not exist.
         """
 
     def set(
@@ -261,18 +280,21 @@ class ISessionStore(IAsyncModule):
         """
         Change a session, and count this as a use of it.
 
+        @param identifier: The identifier.
+        @param changes: The changes.
         @param known: The session as it was found. If it still has this version, it
             is not read again.
-        @return: A Deferred of the session after the change, or of L{None} if there
-            is no such session; it is never created again. It fails with
-            L{SessionError} if the session would be too large or is not JSON.
+        @return: A Deferred of the session after the change; of L{None} if it does not
+            exist, and it is not created again. The Deferred fails with L{SessionError}
+            if the session would be too large or cannot be JSON.
         """
 
     def create(identifier: str, data: Mapping[str, Any]) -> Deferred[StoredSession]:
         """
         Create a session.
 
-        @param identifier: A new one, see L{makeIdentifier}.
+        @param identifier: A new identifier, see L{makeIdentifier}.
+        @param data: The content of the session, which JSON can express.
         @return: A Deferred of the session. It fails with L{SessionError} if the
             identifier is in use, or for the reasons of L{set}.
         """
@@ -284,15 +306,19 @@ class ISessionStore(IAsyncModule):
         Change a session and its identifier in one step. Its lifetime starts anew.
 
         @param identifier: The present identifier, which becomes invalid.
-        @param replacement: A new one, see L{makeIdentifier}.
+        @param replacement: A new identifier, see L{makeIdentifier}.
+        @param changes: Changes to make at the same time.
         @return: As for L{set}.
         """
 
     def wasRenewed(identifier: str) -> Deferred[bool]:
         """
-        @return: A Deferred of whether this identifier was renewed, by any process,
-            in the last minute (L{Limits.renewed}). A browser may have sent a request
-            with it before the new cookie arrived.
+        Find out whether an identifier was renewed recently, by any process: a browser
+        may have sent a request with the old identifier before the new cookie arrived.
+
+        @param identifier: The old identifier.
+        @return: A Deferred of whether it was renewed in the last L{Limits.renewed}
+            seconds.
         """
 
     def touch(identifier: str) -> Deferred[bool]:
@@ -300,19 +326,26 @@ class ISessionStore(IAsyncModule):
         Count a use of a session: its idle time starts anew. Uses that follow each
         other closely are written once.
 
-        @return: A Deferred of whether there is such a session.
+        @param identifier: The identifier.
+        @return: A Deferred of whether the session exists.
         """
 
     def destroy(identifier: str) -> Deferred[bool]:
         """
         Remove a session.
 
-        @return: A Deferred of whether there was one.
+        @param identifier: The identifier.
+        @return: A Deferred of whether the session existed.
         """
 
     def all(after: bytes = b"", limit: int = 1000) -> Deferred[Sequence[Entry]]:
         """
-        List sessions in the order of their keys, in parts.
+        List sessions in the order of their keys, in parts::
+
+            part = await store.all()
+            while part:
+                ...
+                part = await store.all(after=part[-1][0])
 
         @param after: The key after which the part begins.
         @param limit: Maximum number of sessions in the part.
@@ -322,24 +355,28 @@ class ISessionStore(IAsyncModule):
     def length() -> Deferred[int]:
         """
         Count the sessions.
+
+        @return: A Deferred of their number.
         """
 
     def clear() -> Deferred[int]:
         """
         Remove all sessions.
 
-        @return: A Deferred of how many there were.
+        @return: A Deferred of the number of removed sessions.
         """
 
     def cleanup() -> Deferred[int]:
         """
         Remove expired sessions. A store also removes them by itself.
 
-        @return: A Deferred of how many were removed.
+        @return: A Deferred of the number of removed sessions.
         """
 
     def whenLost() -> Deferred[None]:
         """
+        Watch the store for a loss.
+
         @return: A Deferred that fires when the store, once ready, is lost or closed.
             It fires before any call fails for that reason. After a loss it may fail
             with the reason.
@@ -347,7 +384,10 @@ class ISessionStore(IAsyncModule):
 
     def close() -> Deferred[None]:
         """
-        Release everything. Can be called repeatedly, and at any time.
+        Release all connections and timers. The method may be called repeatedly, and at
+        any time.
+
+        @return: A Deferred that fires when the store is closed.
         """
 
 
@@ -359,8 +399,8 @@ _ENCODER: Final = json.JSONEncoder(
 def encode(data: Mapping[str, Any], limits: Limits) -> bytes:
     """
     @return: The content of a session as JSON in UTF-8.
-    @raise SessionTooLarge: It is too large.
-    @raise SessionError: It is not JSON, or nested too deeply.
+    @raise SessionTooLarge: The JSON is too long.
+    @raise SessionError: The content cannot be JSON, or is nested too deeply.
     """
     try:
         text = _ENCODER.encode(dict(data))
@@ -393,7 +433,7 @@ def decode(text: object) -> dict[str, Any]:
     """
     @param text: The content of a session as a store keeps it.
     @return: The content.
-    @raise ValueError: It is damaged.
+    @raise ValueError: The text is damaged.
     """
     if isinstance(text, bytes):
         text = text.decode()

@@ -58,8 +58,8 @@ class Sweeper:
         """
         @param reactor: Provides the time.
         @param removeExpired: Called with a time and a maximum number; removes rows
-            that expire by this time; returns how many of them were sessions, and
-            whether there may be more.
+            that expire by this time; returns the number of sessions among them, and
+            whether there may be more rows.
         @param sweeps: Whether to remove expired sessions at intervals.
         """
         self._reactor = reactor
@@ -71,7 +71,7 @@ class Sweeper:
 
     def start(self) -> None:
         """
-        Be ready to remove sessions, and sweep from now on.
+        Allow L{removeAll}, and sweep at intervals from now on.
         """
         self._running = True
         if self._sweeps:
@@ -97,6 +97,7 @@ class Sweeper:
 
         @param time: Sessions that expire by this time are removed.
         @return: The number of removed sessions.
+        @raise SessionsUnavailable: The store was closed meanwhile.
         """
         total = 0
         while self._running:

@@ -91,12 +91,8 @@ async def isUnknown(
 
 class BaseTests:
     """
-    The hooks that the author of a store implements.
-
-    @cvar tick: The unit of time of the tests, in seconds. Sessions live for 10 to 30
-        ticks, and all tests together wait for about 100.
-    @cvar expiresByItself: Whether the database removes expired sessions, so that
-        C{cleanup()} finds none.
+    The methods that the author of a store implements, and the fixtures of the tests;
+    see L{tsrv.testing.SessionStoreTests}.
     """
 
     tick: ClassVar[float] = 10.0
@@ -123,19 +119,26 @@ class BaseTests:
         stores that it has initialised.
 
         @param limits: Lifetimes and maximum size of its sessions.
-        @param clock: Tells the time.
+        @param clock: Provides the time.
+        @return: The store.
         """
         raise NotImplementedError
 
     async def damage(self, store: ISessionStore, identifier: str) -> None:
         """
-        Change the stored data of a session so that they cannot be read.
+        Change the stored data of a session so that the store cannot read them.
+
+        @param store: The store.
+        @param identifier: The identifier of the session.
         """
         raise NotImplementedError
 
     async def letPass(self, clock: Clock, seconds: float) -> None:
         """
         Let time pass.
+
+        @param clock: Provides the time.
+        @param seconds: The time that passes.
         """
         clock.advance(seconds)
 

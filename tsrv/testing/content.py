@@ -143,7 +143,7 @@ class ContentTests(BaseTests):
 
     async def test_a_change_keeps_what_it_does_not_name(self) -> None:
         """
-        A change assigns, removes or adds to members; the others stay.
+        A change assigns members, removes them, or adds to them; the others stay.
         """
         async with self.using() as (store, _):
             identifier = await create(store, a=1, b=2, n=5, text="text", yes=True)
@@ -248,8 +248,8 @@ class ContentTests(BaseTests):
 
     async def test_a_session_is_renewed_once(self) -> None:
         """
-        Of simultaneous renewals, one succeeds. It contains all changes whose
-        Deferreds have fired.
+        Of simultaneous renewals, one succeeds. Its session has all changes whose
+        Deferreds fired with a session.
         """
         async with self.using() as (store, _):
             old = await create(store, n=0)

@@ -65,7 +65,7 @@ class LifetimeTests(BaseTests):
 
     async def test_it_works_between_initialize_and_close(self) -> None:
         """
-        Before and after, every call fails. Both methods can be called repeatedly.
+        At other times, every call fails. Both methods can be called repeatedly.
         """
         store = await self.makeStore(Limits(), Clock())
         verifyObject(ISessionStore, store)
@@ -83,7 +83,7 @@ class LifetimeTests(BaseTests):
             await store.close()
         assert ready == [False, True] * 2
 
-    async def test_a_close_is_told(self) -> None:
+    async def test_a_close_is_reported(self) -> None:
         """
         C{whenLost()} fires when the store is closed, unless the caller has cancelled
         it. Calls in progress finish.
@@ -102,7 +102,7 @@ class LifetimeTests(BaseTests):
                     outcome, NotInitialized | Unavailable | OutcomeUnknown
                 ), repr(outcome)
 
-    async def test_a_store_may_say_when_it_is_idle(self) -> None:
+    async def test_a_store_may_report_that_it_is_idle(self) -> None:
         """
         C{whenIdle()} fires at once if no call is in progress, otherwise when all
         calls have ended, also by a close. Each caller can cancel.
@@ -142,8 +142,8 @@ class LifetimeTests(BaseTests):
 
     async def test_a_renewed_identifier_is_remembered_for_a_while(self) -> None:
         """
-        The store remembers it also after further renewals and after the session was
-        destroyed. It gives no access, and is not listed as a session.
+        The store remembers it also after further renewals, and after the session was
+        destroyed. The identifier gives no access, and is not listed as a session.
         """
         async with self.using() as (store, letPass):
             first, other = await create(store, a=1), await create(store)
@@ -180,8 +180,8 @@ class LifetimeTests(BaseTests):
 
     async def test_a_session_expires(self) -> None:
         """
-        It expires after the idle limit. C{touch()} and C{set()} start that time anew,
-        C{get()} does not. It always expires after the absolute limit.
+        C{touch()} and C{set()} start the idle time anew, C{get()} does not. A session
+        always expires after the absolute limit.
         """
         async with self.using() as (store, letPass):
             unused, touched, changed = [await create(store) for _ in range(3)]

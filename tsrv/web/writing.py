@@ -204,7 +204,7 @@ class Writer(Protocol):
         Write a part of a response.
         """
         if isinstance(data, str):  # type: ignore[unreachable]
-            raise TypeError("a response is written in bytes")
+            raise TypeError("a response must be bytes")
         if self._written is not None:
             self._written.append(data)
         else:
