@@ -1,9 +1,10 @@
 """
-The building blocks of the description in OpenAPI.
+The parts of the description in OpenAPI. Docstrings of structs appear in it.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -28,19 +29,23 @@ __all__ = [
     "describeOperation",
     "describeProblem",
     "describeResponse",
+    "describeSchemas",
     "refer",
     "schemaOf",
 ]
 
 Object: TypeAlias = dict[str, Any]
 """
-An object of JSON.
+A JSON object.
 """
+
+_MEMBER: Final = re.compile(r" @ivar (\w+): ")
+_MARKUP: Final = re.compile(r"\b[CL]\{([^}<]*)[^}]*\}")
 
 
 class InvalidPart(Struct):
     """
-    One error of a request: a JSON pointer or a parameter, and a reason.
+    One error of a request: the reason, and the JSON pointer or the parameter.
     """
 
     detail: str
@@ -75,7 +80,7 @@ class MissingModule(Struct):
 
 class NotReady(Problem, kw_only=True):
     """
-    The modules that the program waits for.
+    Problem details of a program that is not ready, with the modules that are missing.
     """
 
     state: str
@@ -84,7 +89,7 @@ class NotReady(Problem, kw_only=True):
 
 class Module(Struct):
     """
-    A module, after an operator has changed it.
+    A module after the action of an operator.
     """
 
     module: str
@@ -97,25 +102,25 @@ class Module(Struct):
 _HEADERS: Final = {
     "X-Request-ID": "The identifier of the request in the log.",
     "ETag": "The version of the resource.",
-    "Link": "The next page.",
+    "Link": "The next page of users.",
     "Location": "The path of the new user, or of the next page.",
-    "Retry-After": "Seconds after which to retry.",
+    "Retry-After": "Number of seconds after which to retry.",
     "Set-Cookie": "The session, if it is new or has ended.",
 }
 
 _PROBLEMS: Final = {
     400: "The request is invalid.",
-    403: "Another site may have made the request, or a login is not over HTTPS.",
-    404: "There is no such user or module.",
-    409: "The address is in use, or the state of the module forbids the request.",
+    403: "The request may come from another site, or a login does not use HTTPS.",
+    404: "The user or the module does not exist.",
+    409: "The address is in use, or the state of the module forbids the action.",
     412: "The resource does not have the expected entity tag.",
     413: f"The body is longer than {userroutes.MAX_BODY_BYTES:,} bytes (users) or "
     f"{visitors.MAX_BODY_BYTES:,} bytes (visitors).",
     415: "The media type of the body is not supported.",
     429: "There are too many new sessions.",
-    500: "Internal error; the log has the details.",
-    503: "The service is not available. With Retry-After the request was not carried "
-    "out; without it, the request may have been carried out.",
+    500: "Internal error. The log has the details.",
+    503: "The server cannot carry out the request now. With Retry-After, it has not "
+    "carried out the request; without, it may have.",
 }
 
 JSON: Final = "application/json"
@@ -128,7 +133,7 @@ _SECURITY: Final = {
     name: {"type": "apiKey", "in": "cookie", "name": cookie, "description": text}
     for name, cookie, text in (
         ("session", "__Host-session", "The session of a visitor, over TLS."),
-        ("localSession", "session", "The same on localhost, without TLS."),
+        ("localSession", "session", "The session on localhost, without TLS."),
     )
 }
 
@@ -147,9 +152,23 @@ def schemaOf(struct: type[Any]) -> Object:
     return refer("schemas", struct.__name__)
 
 
+def describeSchemas(schemas: Object) -> Object:
+    """
+    Turn the docstrings of structs into plain descriptions of schemas and properties.
+
+    @param schemas: The schemas of msgspec, by name.
+    """
+    for schema in schemas.values():
+        text = " ".join(schema["description"].replace("L{None}", "null").split())
+        schema["description"], *members = _MEMBER.split(_MARKUP.sub(r"\1", text))
+        for name, meaning in zip(members[::2], members[1::2], strict=True):
+            schema["properties"][name]["description"] = meaning
+    return schemas
+
+
 def contentOf(schema: Object, *mediaTypes: str) -> Object:
     """
-    Return a body of one of several media types.
+    Describe a body of one of several media types.
     """
     return {each: {"schema": schema} for each in mediaTypes}
 
@@ -158,7 +177,9 @@ def describeResponse(
     description: str, *headers: str, content: Object | None = None
 ) -> Object:
     """
-    Describe a response with some headers.
+    Describe a response.
+
+    @param headers: Names of headers, besides C{X-Request-ID}.
     """
     sent = {name: refer("headers", name) for name in ("X-Request-ID", *headers)}
     response: Object = {"description": description, "headers": sent}
@@ -182,7 +203,7 @@ def describeProblem(
 NOT_MODIFIED: Final = describeResponse("The client has this version already.", "ETag")
 
 SEE_OTHER: Final = describeResponse(
-    "Browsers go to another page.", "Location", "Set-Cookie"
+    "Redirects a browser to another page.", "Location", "Set-Cookie"
 )
 
 
@@ -227,15 +248,15 @@ def _parameters() -> Object:
         "name": {"in": "path", "required": True, "schema": TEXT},
         "wait": {
             "in": "query",
-            "description": "Seconds to wait for calls in progress.",
+            "description": "Maximum number of seconds to wait for calls in progress.",
             "schema": {"type": "integer", "minimum": 0, "maximum": 300},
         },
     }
     for name, schema, text in (
         ("If-Match", tags, "The resource must have one of these entity tags."),
         ("If-None-Match", tags, "The resource must have none of these entity tags."),
-        ("Origin", TEXT, "The site itself. Browsers send it."),
-        ("X-CSRF-Token", TEXT, "The token of the session, without Origin."),
+        ("Origin", TEXT, "The origin of this site. Browsers send it."),
+        ("X-CSRF-Token", TEXT, "The token of the session, instead of Origin."),
     ):
         described[name] = {"in": "header", "description": text, "schema": schema}
     for name, schema in query.items():

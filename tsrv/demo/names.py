@@ -37,7 +37,7 @@ _REFUSED: Final = """
 """
 The characters that names and addresses must not have: the categories Cc, Cf, Co, Zl and
 Zp, Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17.0) and
-Noncharacter_Code_Point, except the joiners; five blanks without such a property:
+Noncharacter_Code_Point, except the joiners; five blanks without these properties:
 U+2800, U+13441, U+13442, U+16FE4 and U+1D159; and the planes 4 to 13, which are empty.
 """
 
@@ -123,9 +123,9 @@ Email = Annotated[
 
 def normalize(fields: _Fields, title: str) -> _Fields:
     """
-    Return texts in NFC.
+    Convert all texts to NFC.
 
-    @param title: The title of the error if a text is too long in NFC.
+    @param title: The title of the error.
     @raise Invalid: A text is too long in NFC.
     """
     given = {name: text for name, text in asdict(fields).items() if text is not UNSET}

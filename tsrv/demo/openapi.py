@@ -2,8 +2,8 @@
 The description of the server in OpenAPI 3.1.
 
 The schemas are generated from the structs that validate requests and encode
-responses, so the description cannot differ from them. The description has the routes
-of its own site. If operator pages are on another endpoint, they name that server.
+responses, so the two cannot differ. The description has the routes of its own site, and
+those for operators. If these are on another endpoint, they name its address.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from .descriptions import (
     describeOperation,
     describeProblem,
     describeResponse,
+    describeSchemas,
     refer,
     schemaOf,
 )
@@ -95,9 +96,9 @@ def _page(name: str, summary: str, mediaType: str) -> Object:
 
 def _clock() -> Object:
     said = describeResponse(
-        "The text of the clock.", content=contentOf(TEXT, "text/plain")
+        "The current time, as text.", content=contentOf(TEXT, "text/plain")
     )
-    summary = "Ask the clock. The request waits until the clock is ready."
+    summary = "Get the time. The request waits until the clock is ready."
     return {
         "/say": {"get": describeOperation("say", summary, {200: said})},
         "/openapi.json": _page("describe", "This description.", JSON),
@@ -137,14 +138,14 @@ def _users() -> Object:
             "get": ofUser("getUser", "Show a user.", shown, (404, 412)),
             "put": ofUser(
                 "replaceUser",
-                "Replace all fields.",
+                "Replace all fields of a user.",
                 changed,
                 (404, 409, 412),
                 body=(NewUser, JSON),
             ),
             "patch": ofUser(
                 "changeUser",
-                "Replace some fields (RFC 7396).",
+                "Replace some fields of a user (RFC 7396).",
                 changed,
                 (404, 409, 412),
                 body=(UserPatch, MERGE_PATCH, JSON),
@@ -155,10 +156,10 @@ def _users() -> Object:
 
 
 def _visitors() -> Object:
-    count = _visitorResponse("The visits.", VisitCount, HTML)
+    count = _visitorResponse("The number of visits.", VisitCount, HTML)
     me = _visitorResponse("The visitor.", Visitor, HTML)
-    form = _visitorResponse("A form, or the token for posts.", Token, HTML)
-    name = _visitorResponse("The name.", LoggedIn)
+    form = _visitorResponse("The form for browsers, or a token.", Token, HTML)
+    name = _visitorResponse("The name; null after the logout.", LoggedIn)
     operation = _visitorOperation
     return {
         "/visits": {"get": operation("visit", "Count a visit.", {200: count})},
@@ -166,10 +167,10 @@ def _visitors() -> Object:
             "get": operation("showMe", "Show the visitor.", {200: me, 303: SEE_OTHER})
         },
         "/login": {
-            "get": operation("showLogin", "Prepare a login.", {200: form}),
+            "get": operation("showLogin", "Get the login form.", {200: form}),
             "post": operation(
                 "logIn",
-                "Log in with a name. There is no password.",
+                "Log in with a name, without a password.",
                 {200: name, 303: SEE_OTHER},
                 body=(LoginBody, JSON, FORM),
             ),
@@ -185,7 +186,9 @@ def _operators() -> Object:
     alive = describeResponse("The process is alive.", content=plain("text/plain"))
     ready = describeResponse("The program is ready.", content=plain("text/plain"))
     formats = plain("text/plain", "application/openmetrics-text")
-    report = describeResponse("The report.", content=contentOf(schemaOf(Report), JSON))
+    report = describeResponse(
+        "The report of the start-up.", content=contentOf(schemaOf(Report), JSON)
+    )
     changed = contentOf(schemaOf(Module), JSON)
     actions = {
         "pause": "Hold the calls of a module.",
@@ -197,10 +200,10 @@ def _operators() -> Object:
             "parameters": [refer("parameters", "name")],
             "post": describeOperation(
                 f"{action}Module",
-                f"{summary} Only on a separate endpoint.",
+                f"{summary} Only with --operations-listen.",
                 {
-                    200: describeResponse("It is done.", content=changed),
-                    202: describeResponse("It is in progress.", content=changed),
+                    200: describeResponse("The action is complete.", content=changed),
+                    202: describeResponse("The action continues.", content=changed),
                     303: SEE_OTHER,
                 },
                 (*([400] if action == "pause" else []), 403, 404, 409),
@@ -211,32 +214,34 @@ def _operators() -> Object:
     }
     return {
         "/": _page("showStatus", "The status page.", HTML),
-        "/status": _page("showFragment", "The changing part of the page.", HTML),
+        "/status": _page("showFragment", "The part of the page that changes.", HTML),
         "/status.css": _page("showStyle", "The style of the page.", "text/css"),
         "/status.js": _page("showScript", "The script of the page.", "text/javascript"),
         "/status.svg": _page("showIcon", "The icon of the page.", "image/svg+xml"),
         "/livez": {
-            "get": describeOperation("live", "Whether the reactor runs.", {200: alive})
+            "get": describeOperation(
+                "live", "Check that the reactor runs.", {200: alive}
+            )
         },
         "/readyz": {
             "get": describeOperation(
                 "ready",
-                "Whether every required module is ready.",
+                "Check that every required module is ready.",
                 {
                     200: ready,
-                    503: describeProblem("Modules are missing.", 503, NotReady),
+                    503: describeProblem("The program is not ready.", 503, NotReady),
                 },
             )
         },
         "/startup": {
             "get": describeOperation(
-                "report", "The report of the start-up.", {200: report}
+                "report", "Get the report of the start-up.", {200: report}
             )
         },
         "/metrics": {
             "get": describeOperation(
                 "measure",
-                "Metrics for Prometheus.",
+                "Get the metrics for Prometheus.",
                 {200: describeResponse("The metrics.", content=formats)},
             )
         },
@@ -270,7 +275,7 @@ def _pathsOf(root: Resource) -> Object:
 
 def describe(root: Resource) -> Object:
     """
-    Return the description.
+    Describe the server.
 
     @param root: The root of the site.
     """
@@ -286,24 +291,24 @@ def describe(root: Resource) -> Object:
         "info": {
             "title": "tsrv",
             "version": __version__,
-            "description": "A server that holds early requests until it is ready. "
-            "Every request may also be refused as malformed, slow or too long: with "
-            "400, 408, 413, 414, 431 or 503, as problem details.",
+            "description": "A server that holds early requests until its modules are "
+            "ready. It refuses malformed, slow and too long requests with 400, 408, "
+            "413, 414, 431 or 503, and problem details.",
         },
         "tags": [{"name": each} for each in _TAGS],
         "paths": _pathsOf(root),
-        "components": describeComponents(schemas),
+        "components": describeComponents(describeSchemas(schemas)),
     }
 
 
 class Description(AsyncResource):
     """
-    C{/openapi.json}.
+    C{/openapi.json}. The first request makes the description.
     """
 
     def __init__(self, root: Resource) -> None:
         """
-        @param root: The root of the site. The first request makes the description.
+        @param root: The root of the site.
         """
         super().__init__()
         self._root = root

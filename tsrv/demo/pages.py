@@ -73,7 +73,7 @@ class Pages:
         Return a page.
 
         @param path: The path of the page.
-        @param values: The values of the template.
+        @param values: The values for the template.
         """
         links = [
             (each, name)

@@ -40,7 +40,7 @@ Maximum number of users in one response.
 
 MAX_BODY_BYTES: Final = 16 * 1024
 """
-Maximum length of the JSON of a user, in bytes. The longest user has 5 KiB if every
+Maximum length of the JSON of a user, in bytes. The longest user takes 5 KiB if every
 character is escaped.
 """
 
@@ -199,7 +199,7 @@ class UserResource(_DescribedResource):
 
     def render_PATCH(self, request: Request) -> Deferred[Response]:
         """
-        Replace some fields of the user (RFC 7396).
+        Replace some fields of the user, as RFC 7396 describes.
         """
         accepted = [MERGE_PATCH, _JSON]
         patch = _readUser(request, UserPatch, accepted, b"Accept-Patch")

@@ -44,7 +44,7 @@ class NewUser(Struct, frozen=True, forbid_unknown_fields=True):
 
 class UserPatch(Struct, frozen=True, forbid_unknown_fields=True):
     """
-    The fields of a user that a client changes.
+    The fields of a user that a client wants to change.
     """
 
     name: Name | UnsetType = UNSET
@@ -67,7 +67,7 @@ class User(Struct, frozen=True):
 
 class VersionedUser(NamedTuple):
     """
-    A user, and its version: the number of times that it was written.
+    A user, and the number of times that it was written.
     """
 
     user: User
@@ -121,7 +121,7 @@ _DELETE: Final = Statement(
 
 class Users:
     """
-    The users in a database. Errors of the database pass through.
+    The users in a database. Errors of the database reach the caller.
     """
 
     def __init__(self, database: IDatabase) -> None:

@@ -1,6 +1,6 @@
 """
-The pages of visitors: C{/visits} counts visits, C{/login} sets a name, C{/me} shows it,
-and C{/logout} ends the session. Browsers get pages, programs get JSON.
+The routes of visitors: C{/visits} counts visits, C{/login} sets a name, C{/me} shows
+the name, and C{/logout} ends the session. Browsers get pages, programs get JSON.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _INVALID: Final = "Invalid name"
 
 MAX_BODY_BYTES: Final = 4 * 1024
 """
-Maximum length of a body, in bytes. The longest name has 1,200 bytes if every character
-is escaped.
+Maximum length of a body, in bytes. The longest name takes 1,200 bytes if every
+character is escaped.
 """
 
 _VARY: Final = (b"Vary", b"Accept")
@@ -72,7 +72,7 @@ class VisitCount(Struct):
 
 class Visitor(Struct):
     """
-    A visitor. Sessions that are not stored have no token.
+    A visitor. The token is null if no session is stored.
     """
 
     name: str | None
@@ -156,7 +156,7 @@ class Me(_SessionResource):
 
     async def render_GET(self, request: Request) -> Response:
         """
-        Show the name and the visits; programs also get the token for their posts.
+        Show the name and the visits. Programs also get the token for their posts.
         """
         session = await self._sessions.get(request)
         name, visits = session.get("name"), session.get("visits", 0)
@@ -174,7 +174,7 @@ class Login(_SessionResource):
 
     async def render_GET(self, request: Request) -> Response:
         """
-        Show a form; programs get the token for their posts.
+        Show the form. Programs get the token for their posts.
         """
         if prefersHTML(request):
             return self._form()
@@ -183,7 +183,7 @@ class Login(_SessionResource):
 
     async def render_POST(self, request: Request) -> Response:
         """
-        Log in. The session gets another identifier.
+        Log in. The session gets a new identifier.
         """
         if not self._sessions.cookies.canWrite(request):
             raise HTTPError(
