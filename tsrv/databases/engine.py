@@ -181,7 +181,7 @@ class Engine(ABC):
         """
         Connect, and accept calls from then on.
 
-        @raise DatabaseRefused: No retry will help.
+        @raise tsrv.databases.DatabaseRefused: No retry will help.
         @raise DatabaseUnavailable: A retry may help.
         """
         try:

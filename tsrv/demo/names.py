@@ -126,7 +126,7 @@ def normalize(fields: _Fields, title: str) -> _Fields:
     Convert all texts to NFC.
 
     @param title: The title of the error.
-    @raise Invalid: A text is too long in NFC.
+    @raise tsrv.web.content.Invalid: A text is too long in NFC.
     """
     given = {name: text for name, text in asdict(fields).items() if text is not UNSET}
     normal = {name: unicodedata.normalize("NFC", text) for name, text in given.items()}

@@ -31,8 +31,9 @@ def prepareProcess(reactor: Any) -> None:
     """
     Prepare the process for many connections: raise the soft limit of open files to the
     hard limit, collect garbage rarely, add the ids of requests to the log lines of
-    these requests alone, and log refused connections in one line per second. L{Server}
-    calls this function if it owns the process. Call it before the log begins.
+    these requests alone, and log refused connections in one line per second.
+    L{Server<tsrv.server.Server>} calls this function if it owns the process. Call it
+    before the log begins.
 
     @param reactor: The reactor of the process.
     """
@@ -58,8 +59,8 @@ def handleSignals(
     """
     Let SIGTERM and SIGINT stop the reactor, with exit status 0. With the reactor's own
     handlers, C{twistd} exits as if a signal had killed it. The function has no effect
-    if the reactor was started without signal handlers. L{Server} calls it if it owns
-    the process.
+    if the reactor was started without signal handlers.
+    L{Server<tsrv.server.Server>} calls it if it owns the process.
 
     @param reactor: The reactor; it is running.
     @param announceStop: Called at the first signal, before the reactor is stopped.

@@ -176,7 +176,7 @@ class Server(Service):
         """
         Check the relations of the modules, and listen.
 
-        @raise GraphError: A relation is wrong, such as a cycle.
+        @raise tsrv.startup.GraphError: A relation is wrong, such as a cycle.
         @raise SystemExit: An endpoint cannot be used; the message says which and why.
         """
         self.startup.check()
@@ -191,7 +191,7 @@ class Server(Service):
         Listen, unless L{privilegedStartService} has (C{twist} does not call it).
         Initialise the modules when the reactor runs.
 
-        @raise GraphError: As L{privilegedStartService}.
+        @raise tsrv.startup.GraphError: As L{privilegedStartService}.
         @raise SystemExit: As L{privilegedStartService}.
         """
         self.privilegedStartService()
@@ -207,7 +207,7 @@ class Server(Service):
         for programs that run the reactor themselves.
 
         @return: As L{whenStopped}.
-        @raise GraphError: As L{privilegedStartService}.
+        @raise tsrv.startup.GraphError: As L{privilegedStartService}.
         @raise SystemExit: As L{privilegedStartService}.
         """
         self.startService()

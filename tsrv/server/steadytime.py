@@ -42,8 +42,8 @@ Minimum time between two warnings.
 class SteadyTime(Service):
     """
     Makes the time of a reactor steady permanently, and logs each step of the system's
-    clock while the service runs. L{Server} has this service if it owns the process. In
-    other programs, add it to the application::
+    clock while the service runs. L{Server<tsrv.server.Server>} has this service if it
+    owns the process. In other programs, add it to the application::
 
         SteadyTime(reactor).setServiceParent(application)
 
