@@ -1,31 +1,24 @@
 """
 Start-up, watch and shutdown of many modules that need each other.
 
-How it works
-============
-
-Each module has a wrapper, and L{Startup} observes all wrappers. Every change goes
-through these parts:
+Each module has a wrapper, and L{Startup} observes all wrappers. Every change of a
+module goes through these parts:
 
   - L{Tally<tsrv.starting.tally.Tally>} counts the module for its dependents and for
-    the program: the status of the program follows from the numbers of required and
-    of optional modules that are not ready.
+    the program: the status of the program follows from the numbers of required and of
+    optional modules that are not ready.
+  - L{Restarts<tsrv.starting.restarts.Restarts>} pauses the modules that restart with a
+    lost module, and restarts them when the lost module has recovered.
+  - L{Launcher<tsrv.starting.launcher.Launcher>} initialises a module when all modules
+    that it waits for are ready, and skips it when a module that it needs has failed for
+    good.
 
-  - L{Restarts<tsrv.starting.restarts.Restarts>} holds the modules that restart
-    with a lost module, and restarts them when the lost module has recovered.
+So a change takes time in proportion to the number of dependents, not of all modules.
+L{Progress<tsrv.starting.progress.Progress>} keeps the status of the program.
+L{Shutdown<tsrv.starting.shutdown.Shutdown>} closes the modules in reverse order.
 
-  - L{Launcher<tsrv.starting.launcher.Launcher>} initialises a module when all
-    modules that it waits for are ready, and skips it when a module that it needs
-    has failed for good.
-
-So an event takes time in proportion to the number of dependents, not to the number of
-all modules. A L{Shutdown<tsrv.starting.shutdown.Shutdown>} closes the modules in
-reverse order. L{Progress<tsrv.starting.progress.Progress>} keeps the status of the
-program.
-
-Observers, callbacks and the callable that stops the program may do anything while
-they are called. So each method here changes the counts first and calls foreign code
-last.
+Observers, callbacks and the callable that stops the program may do anything while they
+are called. So each method here changes the counts first and calls foreign code last.
 """
 
 from __future__ import annotations
@@ -46,9 +39,9 @@ from .queuing.observers import Observers
 from .queuing.options import checkArguments, checkCount, checkNames
 from .queuing.waiters import Waiters
 from .starting.exit import stopWithStatus
-from .starting.graph import GraphError, UnknownModule, checkGraph, logUnknownNames
+from .starting.graph import GraphError, UnknownModule, logUnknownNames
 from .starting.launcher import Launcher
-from .starting.member import Member, connect
+from .starting.member import Member, checkMembers, connect
 from .starting.options import ModuleOptions, WrapperOptions, wrapModule
 from .starting.program import Restarted, Skipped, StartupFailed, Status
 from .starting.progress import MAX_WAITERS, Progress
@@ -72,19 +65,24 @@ __all__ = [
 
 _Module = TypeVar("_Module")
 
-MAX_LOGGED_MODULES: Final = 50
-"""
-Maximum number of modules in the table in the log.
-"""
+MAX_LOGGED_MODULES: Final = 50  # Maximum number of modules in the table in the log.
 
 
 class Startup(Service):
     """
-    All modules of a program: starts them in the order of their needs, watches
-    them, reports on them, and closes them in reverse order.
+    A service that has all modules of a program. It starts them in the order of their
+    needs, watches them, reports on them, and closes them in reverse order::
 
-    @ivar wrappers: The wrappers by the names of their modules, in the order in
-        which they were added.
+        startup = Startup(reactor)
+        database = startup.add("database", Database(reactor))
+        startup.add("prices", Prices(database.proxy), needs=["database"])
+        startup.setServiceParent(application)
+
+    When a required module fails for good, the program stops with exit status 1. Modules
+    that need a failed one are skipped: calls to them fail at once.
+
+    @ivar wrappers: The wrappers by the names of their modules, in the order in which
+        the modules were added.
     """
 
     def __init__(
@@ -98,16 +96,16 @@ class Startup(Service):
     ) -> None:
         """
         @param reactor: Provides the time.
-        @param replacements: Fakes that replace modules, by name, for tests. The
-            factory of a replaced module is never called. A fake without
-            C{initialize()} is ready at once, and so is a mock.
-        @param stayUp: Whether the program keeps running, to report the failure
-            of a required module, instead of stopping.
-        @param stopProgram: Stops the program with an exit status; by default it
-            stops the reactor.
-        @param concurrency: Maximum number of modules that are initialised at the
-            same time; L{None} for no limit. A module also counts while its
-            C{initialize()} waits for another module.
+        @param replacements: Fakes that replace modules in tests, by name. The factory
+            of a replaced module is never called. A fake without C{initialize()} is
+            ready at once, and so is a mock.
+        @param stayUp: Whether the program keeps running when a required module has
+            failed for good, to report the failure.
+        @param stopProgram: Takes an exit status, and stops the program with it; by
+            default it stops the reactor.
+        @param concurrency: Maximum number of modules that are initialised at the same
+            time, also after losses; L{None} for no limit. A module counts while its
+            C{initialize()} waits for another module: name that one in C{needs}.
         @raise TypeError: C{stopProgram} is not callable.
         @raise ValueError: C{concurrency} is not a positive integer.
         """
@@ -168,22 +166,21 @@ class Startup(Service):
         @param name: The name of the module in C{needs}, errors and reports.
         @param module: The module, or its factory: a class, function or C{partial}
             that makes it.
-        @param needs: The names of the modules that must be ready before this one
-            is initialised.
-        @param after: The names of modules that this one starts after, if they
-            exist. It waits until each of them is ready, failed, skipped or closed.
-        @param restartWith: The names of modules that it needs, and with which it
-            restarts. Its calls are held after a loss of one of them. As soon as the
-            lost module is ready again, this one is closed and initialised again.
+        @param needs: Names of the modules that must be ready before this one is
+            initialised. It is closed before them.
+        @param after: Names of modules that this one starts after, if they exist: when
+            each of them is ready, failed, skipped or closed. It is closed before them.
+        @param restartWith: Names of modules that it needs, and whose loss restarts it:
+            it is paused until the lost module is ready again and this one was closed
+            and initialised again. The same goes for modules that restart with it.
         @param required: Whether the program is not ready without the module.
         @param lazy: Whether its first call initialises it. Until it has been ready
             once, neither the program nor other modules wait for it.
-        @param timeout: Seconds within which the module must become ready, counted
-            from the beginning of its first attempt; L{None} for no limit. After this
-            time the module fails for good.
-        @param options: The options of L{QueuingWrapper}. Its C{timeout} is
-            C{queueTimeout} here; C{initialize}, C{close}, C{whenLost}, C{whenIdle}
-            and C{ping} may be names of methods of the module.
+        @param timeout: Seconds from the beginning of its first attempt within which the
+            module must become ready; L{None} for no limit. Then it fails for good.
+        @param options: The options of L{QueuingWrapper}, without C{name} and
+            C{attemptSlots}. Its C{timeout} is C{queueTimeout} here; C{initialize},
+            C{close}, C{whenLost}, C{whenIdle} and C{ping} may be names of methods.
         @return: The wrapper.
         @raise GraphError: The name is in use.
         @raise RuntimeError: The start-up has begun.
@@ -233,20 +230,13 @@ class Startup(Service):
         """
         Check the relations of all modules.
 
-        @raise GraphError: A needed module does not exist, modules wait for each
-            other, or the module of a replacement does not exist.
+        @raise GraphError: A needed module does not exist, modules wait for each other,
+            or a replacement has the name of no module.
         """
-        self._checkGraph()
+        checkMembers(self._members)
         for name in self._replacements:
             if name not in self._members:
                 raise GraphError(f"{name!r} is replaced, but was never added", [name])
-
-    def _checkGraph(self) -> None:
-        members = self._members.items()
-        checkGraph(
-            {name: each.needs for name, each in members},
-            {name: each.after for name, each in members if each.after},
-        )
 
     @property
     def status(self) -> Status:
@@ -288,36 +278,47 @@ class Startup(Service):
 
     def pause(self, name: str, by: object = None) -> Deferred[None]:
         """
-        Hold the calls of a module until L{resume}; see L{QueuingWrapper.pause}.
+        Pause a module until L{resume}, as L{QueuingWrapper.pause} does.
 
-        @raise KeyError: No module has this name.
+        @param name: The name of the module.
+        @param by: The holder.
+        @return: A Deferred that fires when no call of the module is in progress.
+        @raise UnknownModule: No module has this name.
         """
         return self._find(name).wrapper.pause(by)
 
     def resume(self, name: str, by: object = None) -> None:
         """
-        Release a hold; see L{QueuingWrapper.resume}.
+        End the pause of one holder, as L{QueuingWrapper.resume} does.
 
-        @raise KeyError: No module has this name.
+        @param name: The name of the module.
+        @param by: The holder.
+        @raise UnknownModule: No module has this name.
         """
         self._find(name).wrapper.resume(by)
 
     def pausing(self, name: str) -> AbstractAsyncContextManager[None]:
         """
-        Pause a module for the time of an C{async with}.
+        Pause a module during an C{async with}. A planned restart that fails no call::
 
-        @raise KeyError: No module has this name.
+            async with startup.pausing("database"):  # when no call is in progress
+                await restartDatabase()
+                startup.reset("database", Exception("planned restart"))
+
+        @param name: The name of the module.
+        @raise UnknownModule: No module has this name.
         """
         return self._find(name).wrapper.pausing()
 
     def reset(self, name: str, reason: BaseException) -> None:
         """
-        Close a module and initialise it again; see L{QueuingWrapper.reset}. The
+        Close a module and initialise it again, as L{QueuingWrapper.reset} does. The
         modules that restart with it are restarted afterwards.
 
+        @param name: The name of the module.
         @param reason: The reason; the report shows it as the reason of a loss.
         @raise IllegalTransition: The module is new, has failed, or is closed.
-        @raise KeyError: No module has this name.
+        @raise UnknownModule: No module has this name.
         """
         self._find(name).wrapper.reset(reason)
 
@@ -331,40 +332,40 @@ class Startup(Service):
         """
         Register an observer.
 
-        @param observer: Called with the name of a module after each change of
-            its status, and with C{""} after each change of L{status}.
+        @param observer: Called with the name of a module after each change of its
+            status, and with the empty string after each change of L{status}.
         """
         self._observers.add(observer)
 
     def removeObserver(self, observer: Callable[[str], object]) -> None:
         """
-        Unregister an observer.
+        Unregister an observer. An unknown one is ignored.
+
+        @param observer: The observer.
         """
         self._observers.remove(observer)
 
     def report(self) -> Report:
         """
-        Return the history and the state of all modules, as data for JSON.
+        Return the states and the history of all modules, as data for JSON.
         L{describe} formats it as a table.
         """
-        return reportProgram(
-            self._progress, list(map(self.reportModule, self._members))
-        )
+        modules = [self.reportModule(name) for name in self._members]
+        return reportProgram(self._progress, modules)
 
     def reportModule(self, name: str) -> ModuleReport:
         """
         Return the entry of one module in L{report}.
 
-        @raise KeyError: No module has this name.
+        @param name: The name of the module.
+        @raise UnknownModule: No module has this name.
         """
         now = self._reactor.seconds()
         return reportMember(self._find(name), self._progress.began, now)
 
     def privilegedStartService(self) -> None:
         """
-        Check the relations of all modules, before anything starts.
-
-        @raise GraphError: As for L{check}.
+        Call L{check}, before any service starts.
         """
         self.check()
 
@@ -403,19 +404,19 @@ class Startup(Service):
 
     def announceStop(self) -> None:
         """
-        Report the program as stopping. Its modules keep working until
-        L{stopService}, so that calls in progress can finish.
+        Set L{status} to C{STOPPING}. The modules keep working until L{stopService}, so
+        that calls in progress can finish.
         """
         self._progress.announceStop()
 
     def stopService(self) -> Deferred[None]:
         """
-        Close all modules, each after its dependents. It may be called at any time,
+        Close all modules, each after its dependents. This may be called at any time,
         and repeatedly.
 
-        @return: A Deferred that fires when all modules are closed, even if some fail
-            to close. It then fails with an L{ExceptionGroup} of their errors.
-            Cancelling it only ends the waiting.
+        @return: A Deferred that fires when all modules are closed. If some failed to
+            close, it fails with an L{ExceptionGroup} of their errors. Cancelling it
+            only ends the wait.
         """
         homeOf(self._reactor).check("stopService")
         if self.status is Status.STOPPED:
@@ -430,7 +431,7 @@ class Startup(Service):
             if not self._isConnected:
                 # Foreign code may have initialised modules itself.
                 with suppress(GraphError):
-                    self._checkGraph()
+                    checkMembers(self._members)
                     self._connect()
             for member in self._members.values():
                 member.stopTimer()

@@ -1,9 +1,11 @@
 """
 tsrv for programs that run on asyncio, without a reactor.
 
-The two classes work as in L{tsrv}, with the time of the running loop. Tasks can await
-their results; a call through a proxy is awaited like a call of the module. The log goes
-to L{logging}.
+The two classes have the options, states and errors of L{tsrv}. The running loop
+provides the time. Await their results, and calls through a proxy, in a task: within
+C{asyncio.timeout()}, for example. A call is never started if its task is cancelled
+while the call is queued. The log goes to L{logging}, to the loggers C{tsrv.wrapper} and
+C{tsrv.startup}.
 """
 
 from .program import Startup

@@ -23,10 +23,17 @@ __all__ = ["Startup"]
 
 class Startup(_Startup):
     """
-    L{tsrv.Startup} on the running loop. Its C{async with} initialises the modules, and
-    closes them at the end. Modules may be added inside of it, before its first
-    C{await}. When a required module fails for good, the C{async with} is cancelled, and
-    raises L{StartupFailed<tsrv.startup.StartupFailed>}.
+    L{tsrv.Startup} on the running loop::
+
+        program = Startup()
+        greeter = program.add("greeter", Greeter()).proxy
+        async with program:  # initialises the modules, and closes them at the end
+            print(await greeter.greet("Ada"))  # queued until the greeter is ready
+
+    Modules may also be added in the body of C{async with}, before its first C{await}.
+    When a required module fails for good, the body is cancelled, and C{async with}
+    raises L{StartupFailed<tsrv.StartupFailed>}. In the lifespan of an ASGI application,
+    the task belongs to the framework: pass C{stayUp=True}, and report L{missing}.
     """
 
     def __init__(
@@ -38,8 +45,13 @@ class Startup(_Startup):
         concurrency: int | None = None,
     ) -> None:
         """
-        @param replacements: As for L{tsrv.Startup}, like the other options.
-        @param stopProgram: Called instead of cancelling the C{async with}.
+        @param replacements: Fakes that replace modules in tests, by name.
+        @param stayUp: Whether the program keeps running when a required module has
+            failed for good.
+        @param stopProgram: Takes an exit status; called in place of cancelling the body
+            of C{async with}.
+        @param concurrency: Maximum number of modules that are initialised at the same
+            time; L{None} for no limit.
         """
         logWithLogging()
         super().__init__(

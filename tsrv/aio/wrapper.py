@@ -33,7 +33,15 @@ class _Options(CommonOptions, total=False):
 
 class QueuingWrapper(_QueuingWrapper[_Module]):
     """
-    L{tsrv.QueuingWrapper} on the running loop.
+    L{tsrv.QueuingWrapper} on the running loop::
+
+        database = QueuingWrapper(Database(), lazy=True).proxy
+        rows = await database.fetch("SELECT 1")  # queued until the database is ready
+
+    In C{READY} a method of the proxy is the module's own, unless its calls are tracked:
+    then a coroutine starts when it is awaited. A queued call starts in its turn, even
+    if nobody awaits it. A module whose methods return Deferreds needs
+    C{alwaysDeferred=True}. A wrapper belongs to the loop in which it was used first.
     """
 
     def __init__(self, module: _Module, **options: Unpack[_Options]) -> None:

@@ -19,11 +19,11 @@ SECONDS: Final = (
 
 class Histogram:
     """
-    Counts values by size. Each bound is the largest value of its class.
+    Counts values in buckets.
 
-    @ivar bounds: The bounds, in ascending order.
-    @ivar counts: The number of values in each class; the last class is for all
-        values above the last bound.
+    @ivar bounds: The largest value of each bucket but the last, in ascending order.
+    @ivar counts: The number of values in each bucket. The last bucket is for values
+        above the last bound.
     @ivar total: The sum of all values.
     """
 

@@ -1,6 +1,6 @@
 """
-The history of a module: its attempts, losses and pauses, and their durations. The
-history is bounded, however long a program runs.
+The history of a module: its attempts, losses and pauses, and their durations. It stays
+small, however long a program runs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ __all__ = [
     "oneLine",
 ]
 
-# Numbers of kept episodes: the first ones, which show how it all began, and the last
-# ones.
+# Numbers of kept episodes: the first ones show how the trouble began.
 FIRST_EPISODES: Final = 5
 LAST_EPISODES: Final = 20
 
@@ -39,8 +38,8 @@ class Attempt:
     """
     One attempt to initialise a module.
 
-    @ivar begun: Its beginning, by the reactor's time.
-    @ivar ended: Its end; L{None} while it is in progress.
+    @ivar begun: The time of its beginning, by the reactor, in seconds.
+    @ivar ended: The time of its end; L{None} while it is in progress.
     @ivar kind: The type of its error, if it failed.
     @ivar error: Its error, in one line.
     """
@@ -56,7 +55,7 @@ class Loss:
     """
     One loss of a module.
 
-    @ivar lost: The time of the loss, by the reactor.
+    @ivar lost: The time of the loss, by the reactor, in seconds.
     @ivar recovered: The time when the module was ready again; L{None} until then.
     @ivar kind: The type of the error that was the reason, if there was one.
     @ivar error: The error, in one line.
@@ -71,10 +70,10 @@ class Loss:
 @dataclass(slots=True)
 class Pause:
     """
-    One pause of a module: its calls were held on purpose.
+    One pause of a module: until its last holder has resumed it.
 
-    @ivar begun: Its beginning, by the reactor's time.
-    @ivar ended: Its end; L{None} while the module is paused.
+    @ivar begun: The time of its beginning, by the reactor, in seconds.
+    @ivar ended: The time of its end; L{None} while the module is paused.
     """
 
     begun: float
@@ -86,9 +85,9 @@ _Episode = TypeVar("_Episode")
 
 class Episodes(Generic[_Episode]):
     """
-    Attempts, losses or pauses in order: the first few and the last few.
+    Attempts, losses or pauses, to iterate in order: the first 5 and the last 20.
 
-    @ivar count: Number of all episodes, including those that are not kept.
+    @ivar count: Number of all episodes, kept or not.
     """
 
     def __init__(self) -> None:
@@ -115,16 +114,16 @@ class History:
     """
     The history of one module.
 
-    Errors are kept as text: an error object would keep its frames alive, with all
-    their local variables.
+    Errors are kept as text: an error object would keep its frames alive, with all their
+    local variables.
 
-    @ivar attempts: The attempts to initialise it.
-    @ivar losses: Its losses.
-    @ivar pauses: Its pauses.
-    @ivar becameReady: The time when it was ready for the first time, by the
-        reactor; L{None} until then.
-    @ivar attemptSeconds: The durations of all attempts, in seconds.
-    @ivar queueSeconds: The time that calls waited in the queue, in seconds,
+    @ivar attempts: L{Episodes} of L{Attempt}.
+    @ivar losses: L{Episodes} of L{Loss}.
+    @ivar pauses: L{Episodes} of L{Pause}.
+    @ivar becameReady: The time when the module was ready for the first time, by the
+        reactor, in seconds; L{None} until then.
+    @ivar attemptSeconds: L{Histogram} of the durations of attempts, in seconds.
+    @ivar queueSeconds: L{Histogram} of the time of calls in the queue, in seconds,
         whether they were started or not.
     """
 
@@ -201,9 +200,9 @@ class History:
 
 def explain(error: BaseException | None) -> str:
     """
-    @return: An error in one line of bounded length, even if printing the error raises.
-        For tsrv's own errors, this is the message. For others, it is the type, with the
-        message if there is one.
+    @return: An error in one line of bounded length: the message of tsrv's own errors,
+        and the type and the message of others. It never fails, even if C{str(error)}
+        does.
     """
     if error is None:
         return "no reason given"
@@ -220,8 +219,8 @@ def explain(error: BaseException | None) -> str:
 
 def oneLine(text: str) -> str:
     """
-    @return: A foreign text in one line of bounded length. Control characters, and
-        characters that cannot be encoded, are escaped.
+    @return: A text in one line of bounded length. Control characters and characters
+        that cannot be encoded are escaped.
     """
     text = " ".join(text.split())
     if len(text) > MAX_ERROR_LENGTH:

@@ -18,12 +18,14 @@ def jitteredBackoff(
     random: Callable[[], float] = _random,
 ) -> Callable[[int], float]:
     """
-    Make a retry policy with exponential delays, of which a share is random.
+    Make a retry policy with exponential delays, of which a share is random. By default
+    the delay is 0.25 s after a loss, doubled by each failure, at most 30 s, and then
+    reduced by up to half at random.
 
-    L{twisted.application.internet.backoffPolicy} adds at most one second, however
-    long the delay is. So all clients of a server that was down for a while reconnect
-    within the same second. Here the spread grows with the delay: this is
-    "equal jitter" in Marc Brooker, I{Exponential Backoff And Jitter}.
+    L{twisted.application.internet.backoffPolicy} adds at most one second, however long
+    the delay is. So all clients of a server that was down for a while reconnect within
+    the same second. Here the spread grows with the delay: this is "equal jitter" in
+    Marc Brooker, I{Exponential Backoff And Jitter}.
 
     @param initialDelay: The delay after a loss, before any attempt has failed, in
         seconds.

@@ -1,35 +1,22 @@
 """
 The states of a wrapper.
 
-A wrapper is always in exactly one L{State}, and only an L{Event} moves it to
-another one. L{TRANSITIONS} has a row for each state: the legal events, each with
-the next state. Any other event is illegal: L{Lifecycle.on} raises
-L{IllegalTransition}, and the state does not change.
+A wrapper is always in exactly one L{State}, which decides what happens to a call. Only
+an L{Event} moves it to another state. L{TRANSITIONS} has a row for each state: the
+legal events, each with the next state. Any other event is illegal: L{Lifecycle.on}
+raises L{IllegalTransition}, and the state does not change.
 
-The state decides what happens to a call::
+C{DRAINING} is a state of its own because many queues in front of slow modules have the
+same fault: they declare the module ready before they empty the queue, so that a new
+call overtakes all queued ones.
 
-                      call is     why
-    NEW               queued      nobody has called initialize() yet
-    INITIALIZING      queued      an attempt is in progress, or waits for its turn
-    RETRYING          queued      an attempt failed, the next one is scheduled
-    DRAINING          queued      the module is ready, but earlier calls wait
-    READY             passed      the proxy's methods are the module's own
-    PAUSED            queued      the module is ready, but has a holder (pause())
-    LOST              queued      the module was ready; it is being closed (reset()),
-                                  or the next attempt is scheduled
-    FAILED            refused     no retry will help (InitializationFailed)
-    CLOSING, CLOSED   refused     nothing will ever run again (Closed)
+In C{RETRYING} and in C{LOST} the next attempt is scheduled, or begins when a reset has
+closed the module. They differ for an operator: a C{LOST} module was ready until now; in
+C{RETRYING} an attempt has failed, after C{initialize()} or after a loss.
 
-C{DRAINING} is a state of its own because many queues in front of slow modules have
-the same fault: they declare the module ready before they empty the queue, so that
-a new call overtakes all queued ones.
-
-C{RETRYING} and C{LOST} both wait for a timer. They differ for an operator: a
-C{RETRYING} module has not been ready since C{initialize()}, a C{LOST} one has.
-
-Only a healthy module becomes C{PAUSED}. A module that is paused while it is not
-ready goes through its other states as usual, and becomes C{PAUSED} when it would
-otherwise run the queued calls.
+Only a healthy module becomes C{PAUSED}. A module that is paused while it is not ready
+goes through its other states as usual, and becomes C{PAUSED} when it would otherwise
+run the queued calls.
 """
 
 from __future__ import annotations
@@ -126,14 +113,16 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
 
 class IllegalTransition(RuntimeError):
     """
-    An event happened in a state in which it is illegal; nothing has changed.
+    The called method is not possible in the state of the module; nothing has changed.
 
-    @ivar state: The state.
-    @ivar event: The event.
+    @ivar state: The L{State} of the module.
+    @ivar event: The event that the call would have caused; its C{value} describes it.
     """
 
     def __init__(self, state: State, event: Event, order: str | None = None) -> None:
         """
+        @param state: The state of the module.
+        @param event: The event that the call would have caused.
         @param order: The name of the called method, for the message.
         """
         message = f"not possible in state {state.name}"
@@ -148,7 +137,7 @@ class Lifecycle:
     The state of one wrapper. Only this object changes the state.
 
     @ivar state: The current L{State}.
-    @ivar since: The time at which it was entered, by the reactor.
+    @ivar since: The time of its last change, by the reactor.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:

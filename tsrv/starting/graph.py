@@ -18,9 +18,10 @@ _log = Logger("tsrv.startup")
 
 class GraphError(ValueError):
     """
-    The relations of the modules contradict each other, or name an unknown module.
+    Modules need each other (C{database → configuration → database}), a needed module
+    does not exist, or two modules have one name.
 
-    @ivar path: Names that show the error; each module waits for the next one.
+    @ivar path: The names that show the error; each module waits for the next one.
     """
 
     def __init__(self, message: str, path: Sequence[str]) -> None:
@@ -30,7 +31,7 @@ class GraphError(ValueError):
 
 class UnknownModule(KeyError):
     """
-    No module has this name.
+    No module has this name. The message suggests a similar one.
     """
 
     def __init__(self, name: str, names: Iterable[str]) -> None:

@@ -22,12 +22,12 @@ __all__ = ["Launcher"]
 
 class Launcher:
     """
-    Initialises modules in the order of their needs, and skips those whose needs
-    have failed.
+    Initialises modules in the order of their needs, and skips those whose needs have
+    failed.
 
-    Members that may be due to start or to skip go into a queue, which is
-    processed in slices. So a chain of ten thousand modules that are ready at
-    once neither exhausts the stack nor blocks the reactor.
+    Members that may be due to start or to skip go into a queue, and the work is done in
+    slices. So a chain of ten thousand modules that are ready at once neither exhausts
+    the stack nor blocks the reactor.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Launcher:
 
     def begin(self, members: Iterable[Member]) -> None:
         """
-        Start the members without needs.
+        Start the members that wait for no other member.
 
         @param members: All members, connected.
         """

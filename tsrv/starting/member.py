@@ -12,9 +12,10 @@ from twisted.internet.interfaces import IDelayedCall
 
 from ..queuing.options import checkSeconds
 from ..wrapper import QueuingWrapper, State
+from .graph import checkGraph
 from .program import Skipped
 
-__all__ = ["Member", "connect"]
+__all__ = ["Member", "checkMembers", "connect"]
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -22,8 +23,7 @@ class Member:
     """
     One module of a program.
 
-    @ivar needs: The names of the modules that it needs, including
-        C{restartWith}.
+    @ivar needs: The names of the modules that it needs, with C{restartWith}.
     @ivar after: The names of the modules that it starts after, if they exist.
     @ivar restartWith: The names of the modules that it restarts with.
     @ivar required: Whether the program is not ready without the module.
@@ -45,7 +45,7 @@ class Member:
     @ivar started: Whether the start-up has initialised it.
     @ivar startsAnew: Whether it failed before the start-up began, so that the
         start-up initialises it again.
-    @ivar waitedFor: The dependency or predecessor that it waited for last.
+    @ivar waitedFor: The last dependency or predecessor for which it waited.
     @ivar isTimed: Whether C{timeout} limits it now.
     @ivar timer: The timer of C{timeout}, once an attempt has begun.
 
@@ -55,7 +55,7 @@ class Member:
     @ivar failed: Whether its last known state was failed or closed.
 
     @ivar lossCount: Number of its known losses, if others restart with it.
-    @ivar isHeld: Whether its calls are held until it has been restarted.
+    @ivar isHeld: Whether it is paused until it has been restarted.
     @ivar heldFor: The modules that it waits for before it is restarted.
     """
 
@@ -131,6 +131,16 @@ class Member:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+def checkMembers(members: Mapping[str, Member]) -> None:
+    """
+    Check that every module can start, as L{checkGraph} does.
+    """
+    checkGraph(
+        {name: each.needs for name, each in members.items()},
+        {name: each.after for name, each in members.items() if each.after},
+    )
 
 
 def connect(members: Mapping[str, Member]) -> None:

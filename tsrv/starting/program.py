@@ -22,11 +22,10 @@ class Status(Enum):
       - C{UNREADY}: The program was ready, but a required module was lost or is
         paused.
       - C{FAILED}: A required module has failed for good.
-      - C{STOPPING}: The program will stop, or is closing its modules.
+      - C{STOPPING}: The program is about to close its modules, or is closing them.
       - C{STOPPED}: All modules are closed.
 
-    A lazy module counts as ready before it is ready for the first time, unless it
-    fails for good.
+    A lazy module that was never ready counts as ready, unless it fails for good.
     """
 
     NEW = "new"
@@ -43,6 +42,7 @@ class StartupFailed(Exception):
     """
     A required module has failed for good; its error is the C{__cause__}.
 
+    @ivar name: The name of the module.
     @ivar reason: The error of the module, in one line.
     """
 
@@ -54,9 +54,10 @@ class StartupFailed(Exception):
 
 class Skipped(Consequence, Exception):
     """
-    A module was not initialised or not restarted, because a module that it needs has
-    failed.
+    The module was not initialised or not restarted, because a module that it needs has
+    failed. It is the C{__cause__} of the errors of its calls.
 
+    @ivar name: The name of the module.
     @ivar need: The name of the failed module.
     """
 
@@ -69,9 +70,10 @@ class Skipped(Consequence, Exception):
 
 class Restarted(Consequence, Exception):
     """
-    A module is initialised again, because a module that it restarts with was
-    lost and has recovered.
+    The module was reset, because a module that it restarts with was lost and has
+    recovered. The report shows it as the reason of a loss.
 
+    @ivar name: The name of the module.
     @ivar recovered: The name of the recovered module.
     """
 

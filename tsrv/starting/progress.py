@@ -39,7 +39,8 @@ class Progress:
 
     @ivar status: The current L{Status}.
     @ivar began: The time at which the start-up began, by the reactor.
-    @ivar becameReady: The seconds until the program was ready for the first time.
+    @ivar becameReady: The seconds from the beginning until the program was ready for
+        the first time.
     @ivar criticalPath: The names of the modules that decided C{becameReady}.
     """
 

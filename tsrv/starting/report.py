@@ -1,7 +1,5 @@
 """
 The report of a program: data, and a table for people.
-
-All times are in seconds since the start-up began.
 """
 
 from __future__ import annotations
@@ -28,10 +26,10 @@ class AttemptReport(_ErrorReport):
     """
     One attempt to initialise a module.
 
-    @ivar begun: The time of its begin.
+    @ivar begun: The time of its beginning.
     @ivar ended: The time of its end; L{None} while it is in progress.
     @ivar kind: The type of its error; L{None} without an error.
-    @ivar error: The error, with its message.
+    @ivar error: The error, with its message, in one line.
     """
 
     begun: float
@@ -44,8 +42,8 @@ class LossReport(_ErrorReport):
 
     @ivar lost: The time of the loss.
     @ivar recovered: The time at which the module was ready again, if it was.
-    @ivar kind: The type of the error of the loss, if it had one.
-    @ivar error: The error, with its message.
+    @ivar kind: The type of the error that was the reason, if there was one.
+    @ivar error: The error, with its message, in one line.
     """
 
     lost: float
@@ -56,7 +54,7 @@ class PauseReport(TypedDict):
     """
     One pause of a module.
 
-    @ivar begun: The time of its begin.
+    @ivar begun: The time of its beginning.
     @ivar ended: The time of its end; L{None} while it lasts.
     """
 
@@ -66,37 +64,38 @@ class PauseReport(TypedDict):
 
 class ModuleReport(TypedDict):
     """
-    One module.
+    One module of a program.
 
+    @ivar name: Its name.
     @ivar required: Whether the program is not ready without it.
-    @ivar needs: The names of the modules that it needs, including
-        C{restartWith}.
+    @ivar needs: The names of the modules that it needs, with C{restartWith}.
     @ivar after: The names of the modules that it starts after, if they exist.
     @ivar restartWith: The names of the modules that it restarts with.
     @ivar lazy: Whether its first call initialises it.
     @ivar status: The value of its L{State<tsrv.State>}; or C{"waiting"} if it waits
         for other modules, C{"skipped"} if a module that it needs has failed, or
         C{"lazy"} before its first call.
+    @ivar ready: Whether it gets calls: its state is C{READY} or C{DRAINING}.
     @ivar since: The time of its last change of status.
     @ivar reason: The reason why it is not ready, without any error message.
     @ivar note: The module's own note, see
         L{IHasNote<tsrv.asyncmodule.IHasNote>}.
     @ivar begun: The time of its first attempt.
     @ivar becameReady: The time at which it was ready for the first time.
-    @ivar waitedFor: The module that it waited for last. This module decided when
-        it could start.
-    @ivar attempts: Its attempts, in order. Of many, only the first and the last are
-        listed.
-    @ivar attemptCount: Number of all its attempts since the program was started, with
-        the one in progress. The report, the log, the metrics, systemd and the status
-        page all count attempts in this way.
+    @ivar waitedFor: The last module for which it waited, and which decided when it
+        could start.
+    @ivar attempts: Its attempts, in order: the first 5 and the last 20.
+    @ivar attemptCount: The number of all its attempts, with the one in progress. The
+        log, the metrics, systemd and the status page count attempts in the same way.
     @ivar nextAttempt: The time of the next attempt, if one is scheduled.
-    @ivar losses: Its losses, listed in the same way.
-    @ivar paused: Whether its calls are held. This does not depend on its state.
-    @ivar pauses: Its pauses, listed in the same way.
-    @ivar inProgress: Number of its calls in progress that tsrv tracks.
+    @ivar losses: Its losses: the first 5 and the last 20.
+    @ivar lossCount: The number of all its losses.
+    @ivar paused: Whether it has a holder. This does not depend on its state.
+    @ivar pauses: Its pauses: the first 5 and the last 20.
+    @ivar pauseCount: The number of all its pauses.
+    @ivar inProgress: The number of its calls in progress that tsrv tracks.
     @ivar closed: The time at which it was closed.
-    @ivar closeError: The error of its close(), with its message.
+    @ivar closeError: The error of its close(), with its message, in one line.
     """
 
     name: str
@@ -128,14 +127,14 @@ class ModuleReport(TypedDict):
 
 class Report(TypedDict):
     """
-    One program.
+    One program. All times are in seconds since the start-up began, except C{began}.
 
     @ivar status: The value of its L{Status<tsrv.startup.Status>}.
-    @ivar began: The time at which the start-up began, in ISO 8601.
+    @ivar began: The date and time at which the start-up began, in ISO 8601.
     @ivar now: The time of this report.
     @ivar becameReady: The first time at which every required module was ready.
-    @ivar criticalPath: The names of the modules that decided C{becameReady}:
-        each of them had to wait for the one before it.
+    @ivar criticalPath: The names of the modules that decided C{becameReady}: each of
+        them had to wait for the one before it.
     @ivar modules: The modules, in the order in which they were added.
     """
 
@@ -155,12 +154,14 @@ Maximum number of modules of a critical path that the table names.
 
 def describe(report: Report, maxModules: int | None = None) -> str:
     """
-    Format a report as a table. Optional modules have their status in brackets.
+    Format a report as a table for people. Optional modules have their status in
+    brackets, and modules of the critical path have an asterisk.
 
     @param report: The report.
-    @param maxModules: Maximum number of modules in the table; L{None} for all.
-        Modules of the critical path come first, then modules that are not ready,
-        then the slowest ones.
+    @param maxModules: Maximum number of modules in the table; L{None} for all. Modules
+        of the critical path have priority, then modules that are not ready, then the
+        slowest ones.
+    @return: The table, in several lines.
     """
     modules, path, status = report["modules"], report["criticalPath"], report["status"]
     critical = set(path)

@@ -1,11 +1,11 @@
 """
-Restarts. The state of a module may live in the connection of another module. When the
-other module was lost and has recovered, the first one is closed and initialised again.
+Restarts. The state of a module may live in the connection of another module. After a
+loss of this connection, the module must be closed and initialised again.
 
-At the loss, tsrv holds the calls of the dependent module, and of all modules that
-restart with it in turn. As soon as the lost module is ready again, tsrv resets the
-dependent one: it counts as lost, is closed, and is initialised. Then its hold is
-released. So no call that was queued since the loss uses the old state.
+At the loss, tsrv pauses the dependent module, and all modules that restart with it in
+turn. As soon as the lost module is ready again, tsrv resets the dependent one: it
+counts as lost, is closed, and is initialised. Then it is resumed. So no call that was
+queued since the loss uses the old state.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .program import Restarted
 
 __all__ = ["Restarts"]
 
-# Holds the calls of modules that are going to be restarted.
+# Pauses modules until they are restarted.
 HOLDER: Final = Consequence()
 
-# In any other state, a module holds no old state, and need not be restarted.
+# A module in any other state has no old state, and need not be restarted.
 _RESETTABLE_STATES: Final = (
     State.INITIALIZING,
     State.RETRYING,
@@ -40,19 +40,19 @@ _RESETTABLE_STATES: Final = (
 
 class Restarts:
     """
-    Holds and restarts modules after the loss of a module that they restart with.
+    Pauses and restarts modules after the loss of a module that they restart with.
     """
 
     def __init__(self, reactor: IReactorTime, launcher: Launcher) -> None:
         self._launcher = launcher
-        # Held modules, each with the module that has recovered or failed.
+        # Paused modules, each with the module that has recovered or failed.
         self._queue: deque[tuple[Member, Member]] = deque()
         self._stopped = False
         self._work = SlicedWork(reactor, self._step)
 
     def stop(self) -> None:
         """
-        Stop holding and restarting modules.
+        Pause and restart no further modules.
         """
         self._stopped = True
 
@@ -65,7 +65,7 @@ class Restarts:
 
     def update(self, member: Member) -> None:
         """
-        A module has changed its state: hold or restart its restarters.
+        A module has changed its state: pause or restart its restarters.
         """
         if self._stopped or not member.restarters:
             return

@@ -23,8 +23,8 @@ _FAILED_STATES: Final = (State.FAILED, State.CLOSING, State.CLOSED)
 
 class Tally:
     """
-    Counts the modules that decide the status of the program, and tells the launcher
-    about changes that affect other modules.
+    Counts the modules that decide the status of the program, and reports changes that
+    affect other modules to the launcher.
 
     @ivar failed: The required modules that have failed, in the order of their
         failures.
