@@ -59,7 +59,8 @@ _PREFIXES: Final = {
 class SystemdService(Service):
     """
     Notifies systemd of the status of a start-up, if systemd has started the process.
-    L{Server<tsrv.server.Server>} has this service. In other programs, add it to the application::
+    L{Server<tsrv.server.Server>} has this service. In other programs, add it to the
+    application::
 
         variables = {name: os.environ.pop(name, "") for name in VARIABLES}
         service = SystemdService(startup, reactor, variables)
