@@ -35,6 +35,7 @@ myst_heading_anchors = 3
 
 autodoc_class_signature = "mixed"
 autoclass_content = "both"
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

@@ -17,6 +17,12 @@ class Connections(Supervisor):
 
         site = twisted.web.server.Site(root)
         site.protocol = Connections(reactor)
+
+    @ivar accepted: Number of connections since the start.
+    @ivar bodyBytes: Current length of all bodies in memory, and of all data that
+        clients have sent ahead of a response.
+    @ivar announced: Whether the stop is announced: each response closes its connection.
+    @ivar stopping: Whether the site is stopping.
     """
 
     def __call__(self) -> Channel:

@@ -77,11 +77,6 @@ class Supervisor:
     """
     Counts the connections of a site, and enforces their limits.
 
-    @ivar bodyBytes: Current length of all bodies in memory, and of all data that
-        clients have sent ahead of a response.
-    @ivar accepted: Number of connections since the start.
-    @ivar announced: Whether the stop is announced: each response closes its connection.
-    @ivar stopping: Whether the site is stopping.
     @ivar tick: Number of the current tick.
     @ivar parser: Parses the heads of requests.
     """
@@ -273,9 +268,9 @@ class Supervisor:
     def stop(self, timeout: float) -> Deferred[int]:
         """
         Finish the requests in progress, and close their connections. Other clients have
-        L{GRACE_TICKS}: an idle client for its next request, which gets a response; a
-        slow client for the next part of a request, or to read more of a response. Close
-        the port first, or new connections keep arriving.
+        1 to 1.5 s (L{GRACE_TICKS}): an idle client for its next request, which gets a
+        response; a slow client for the next part of a request, or to read more of a
+        response. Close the port first, or new connections keep arriving.
 
         @param timeout: Time limit in seconds.
         @return: A Deferred of the number of requests that are still in progress. It
