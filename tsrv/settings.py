@@ -1,11 +1,11 @@
 """
 Settings that are fetched over the network before the modules that need them start.
 
-L{RemoteSettings} is an asynchronously initialised module: it fetches a JSON
-object over HTTP, and fetches it again at an interval. It keeps the last good
-copy in a file. While the source is unavailable, it uses the copy, and the settings
-are I{stale}: the log and the status page say so until the source recovers. Errors
-name the source and the reason, and never repeat the content.
+L{RemoteSettings} is an asynchronously initialised module: it fetches a JSON object over
+HTTP, and can fetch it again at an interval. It can keep the last good copy in a file.
+While the source is unavailable, it uses the copy, and the settings are I{stale}: the
+log and the status page say so until the source recovers. Errors name the source and the
+reason, and never repeat the content.
 """
 
 from __future__ import annotations
@@ -46,10 +46,7 @@ __all__ = ["RemoteSettings", "SettingsRefused", "SettingsUnavailable", "Source"]
 
 _log = Logger("tsrv.settings")
 
-MAX_SETTINGS_BYTES: Final = 1024 * 1024
-"""
-Maximum size of the settings.
-"""
+MAX_SETTINGS_BYTES: Final = 1024 * 1024  # Maximum size of the settings.
 
 
 class SettingsUnavailable(Unavailable):
@@ -66,16 +63,16 @@ class SettingsRefused(Exception):
 
 class Source:
     """
-    The URL of settings. Its string shows no secret.
+    The URL of settings. C{str()} of it shows neither credentials nor the query.
 
     @ivar url: The URL without credentials.
-    @ivar credentials: User and password for Basic authorization; L{None} without.
+    @ivar credentials: User and password for Basic authentication, if there are any.
     """
 
     def __init__(self, url: str) -> None:
         """
         @param url: A URL, with C{USER:PASSWORD@} or without.
-        @raise ValueError: The URL is not an HTTP URL. The message does not repeat it.
+        @raise ValueError: It is not an HTTP URL. The message does not repeat it.
         """
         try:
             split = urlsplit(url)
@@ -162,7 +159,7 @@ class _AbortingAgent:
     def request(
         self, method: bytes, uri: bytes, headers: Any = None, bodyProducer: Any = None
     ) -> Deferred[Any]:
-        # A few compressed bytes may become more than the memory can hold.
+        # A small compressed body may expand to more than the memory can hold.
         headers.setRawHeaders(b"Accept-Encoding", [b"identity"])
         fetch: Deferred[Any] = self._agent.request(method, uri, headers, bodyProducer)
         return fetch.addCallback(self._preventDecoding)
@@ -182,9 +179,9 @@ class RemoteSettings:
     The settings at a URL.
 
     @ivar initialized: Whether settings are available.
-    @ivar settings: The settings, read-only.
+    @ivar settings: The settings; do not change them.
     @ivar stale: Whether the source is unavailable, and the settings may be old.
-    @ivar fetched: The time of the last successful fetch, in seconds of the epoch.
+    @ivar fetched: The time when the settings were fetched, in seconds since 1970.
     """
 
     def __init__(
@@ -200,14 +197,14 @@ class RemoteSettings:
     ) -> None:
         """
         @param reactor: Provides time, connections and threads.
-        @param url: The URL. Credentials in it are sent as Basic authorization.
+        @param url: The URL. Credentials in it are used for Basic authentication.
         @param timeout: Time limit of a fetch, in seconds.
-        @param refresh: Seconds between two fetches; L{None} fetches once.
-        @param copy: The path of the file for the last good copy.
-        @param check: Returns the error in settings, without repeating them, or
-            L{None}. Settings that it rejects never replace others.
+        @param refresh: Seconds between two fetches; L{None} to fetch once.
+        @param copy: The path of the file for the last good copy; L{None} for no copy.
+        @param check: Takes settings, and returns why they cannot be used, without
+            repeating them; or L{None}. Such settings never replace others.
         @param client: An HTTP client with the interface of treq.
-        @raise ValueError: The URL is invalid.
+        @raise ValueError: The URL is not an HTTP URL.
         """
         self._source = Source(url)
         self._reactor = reactor
@@ -235,7 +232,7 @@ class RemoteSettings:
         Fetch the settings, or use the copy.
 
         @return: A Deferred that fires when settings are available. It fails with
-            L{SettingsUnavailable}, or L{SettingsRefused} if no retry will help.
+            L{SettingsUnavailable}, or with L{SettingsRefused} if no retry will help.
         """
         if self.initialized:
             return succeed(None)
@@ -257,10 +254,11 @@ class RemoteSettings:
 
     def value(self, *path: str) -> Deferred[Any]:
         """
-        Return a Deferred of a copy of one setting.
+        Return a copy of one setting.
 
         @param path: The names of nested members, outermost first.
-        @return: The Deferred; it fails with L{SettingsRefused} if it is missing.
+        @return: A Deferred of the copy. It fails with L{NotInitialized}, or with
+            L{SettingsRefused} if the setting is missing.
         """
         if not self.initialized:
             return fail(NotInitialized("The settings have not been fetched"))
@@ -274,7 +272,7 @@ class RemoteSettings:
 
     def note(self) -> str | None:
         """
-        Return a warning while the settings are stale.
+        Return a warning while the settings are stale, otherwise L{None}.
         """
         if not self.stale:
             return None

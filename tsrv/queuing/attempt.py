@@ -15,7 +15,7 @@ from .foreign import cancelForeign
 
 __all__ = ["PROGRAMMING_ERRORS", "OneAttempt"]
 
-# Errors that show a mistake in a program rather than trouble outside of it.
+# Errors that show a mistake in the program, rather than trouble outside of it.
 PROGRAMMING_ERRORS: Final = (
     AssertionError,
     AttributeError,
@@ -45,7 +45,7 @@ class OneAttempt:
 
     def end(self) -> None:
         """
-        Give the attempt up, or clean up after it.
+        Cancel the attempt, or clean up after it.
         """
         turn, self.turn = self.turn, None
         release, self.release = self.release, None

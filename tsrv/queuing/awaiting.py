@@ -89,7 +89,7 @@ class Pending(Deferred[Any]):
         run = self._findRun()
         if run is not None:
             return self._step(run, run.steps.throw, *error)
-        # The task is cancelled before its first step. Make it, to give up the call.
+        # The task is cancelled before its first step. This step cancels the call.
         with suppress(BaseException):
             first = self.send(None)
             if isCancelledWith(first, error[0]):
@@ -178,7 +178,7 @@ class _CallFuture(Future[Any]):
 
     def cancel(self, msg: Any = None) -> bool:
         """
-        Give up the call.
+        Cancel the call.
         """
         deferred = self._deferred
         if not super().cancel(msg):

@@ -2,27 +2,26 @@
 A command: one call, from the queue to its result.
 
 A L{Command} I{is} the Deferred that its caller holds, and also a link of its
-L{CommandList}. So a queued call costs one object, and any command can be
-removed from its list in constant time.
+L{CommandList}. So a queued call costs one object, and any command can be removed from
+its list in constant time.
 
 A command is always in one of these stages::
 
     WAITING     in the queue
-    RUNNING     handed to the module, which has not answered yet
-    CANCELLING  likewise, but the caller gave up: the module's own Deferred has
-                been cancelled
-    LOST        the module was lost while working on it, and may still answer
-                until the next turn of the reactor
-    FAILED      the module failed it, and it is safe to run twice: if a loss is
-                reported by the next turn, the command is queued again
+    RUNNING     in progress: handed to the module, which has not answered yet
+    CANCELLING  in progress, but the caller has cancelled it, and so tsrv has cancelled
+                the module's own Deferred
+    LOST        the module was lost, but may still answer until the next turn of the
+                reactor
+    FAILED      the module failed it, and it is safe to run twice: if a loss is reported
+                by the next turn, the command is queued again
     ENDED       fired
 
-A command that is safe to run twice goes back from RUNNING or FAILED to WAITING
-when the module is lost, unless its caller gave up; every other command goes on
-to LOST. Each stage leads to ENDED.
+When the module is lost, a command that is safe to run twice goes back from RUNNING or
+FAILED to WAITING, and every other command goes on to LOST. Each stage leads to ENDED.
 
-A caller that fires the Deferred gives up the call, too: the call is not started,
-and the module's answer is dropped.
+A caller that fires the Deferred itself cancels the call, too: the call is not started,
+or the module's answer is dropped.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Method:
 
     @ivar name: The name of the method.
     @ivar replay: Whether a call in progress at a loss is made again.
-    @ivar cancel: Gives up one of its commands.
+    @ivar cancel: Cancels one of its commands.
     @ivar target: The module's own method.
     @ivar enqueue: Queues, passes or refuses a call, depending on the state.
     @ivar direct: Makes a call while the module is ready.
@@ -84,11 +83,11 @@ class Command(Answer):
     """
     One call, and its caller's Deferred.
 
-    @ivar since: The time at which the call began to wait, by the reactor;
-        C{NOT_QUEUED} if it was handed to the module at once.
-    @ivar run: Number of times the command was handed to the module, if its method
-        is safe to run twice.
-    @ivar answer: The module's Deferred while it works on the call; or the failure
+    @ivar since: The time at which the call was queued, by the reactor; C{NOT_QUEUED} if
+        it was handed to the module at once.
+    @ivar run: Number of times the command was handed to the module, if its method is
+        safe to run twice.
+    @ivar answer: The module's Deferred while the call is in progress; or the failure
         with which the command ends if the module does not answer.
     @ivar lossReason: The reason of the loss, if it is known.
     """
@@ -120,8 +119,8 @@ class Command(Answer):
 
     def cancel(self) -> None:
         """
-        Give up the call. A queued call is never started; if the module is working
-        on it, the module's own Deferred is cancelled.
+        Cancel the call. A queued call is never started; for a call in progress, the
+        module's own Deferred is cancelled.
         """
         if self.called:
             super().cancel()
@@ -131,8 +130,8 @@ class Command(Answer):
 
     def end(self, result: object) -> None:
         """
-        Fire, and drop all references: a caller that keeps the Deferred must not
-        keep the module, the arguments or other commands alive.
+        Fire, and drop all references: a caller that keeps the Deferred must not keep
+        the module, the arguments or other commands alive.
         """
         self.stage = ENDED
         method = self.method

@@ -1,17 +1,17 @@
 """
 Making one module ready, and keeping it ready: attempts, retries and losses.
 
-Each attempt is an object of its own, and an answer counts only while its
-attempt is the current one. So a late answer of an abandoned attempt changes
-nothing. An attempt stays current while the module is ready.
+Each attempt is an object of its own, and its answer counts only while it is the current
+attempt. So a late answer of a cancelled attempt changes nothing. An attempt stays
+current while the module is ready.
 
 A module is lost when its C{whenLost()} fires, when a ping fails, or when it is reset.
 In the last two cases the module itself has not noticed a loss, so it is closed before
 it is initialised again.
 
-The module, its cancellers and the retry policy are foreign code: each of them may
-close the wrapper, give up the initialisation or begin another one while it is
-called. So the code here checks after each such call whether it is still current.
+The module, its cancellers and the retry policy are foreign code: each of them may close
+the wrapper, or end the initialisation and begin another one, while it is called. So the
+code here checks after each such call whether its attempt is still the current one.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ __all__ = ["Initialization"]
 
 class Initialization:
     """
-    Makes attempts until one succeeds, and begins again when the module is lost.
-    Reports every event to the L{Lifecycle}.
+    Makes attempts until one succeeds, and begins again when the module is lost. Reports
+    every event to the L{Lifecycle}.
 
     @ivar attempts: The number of attempts since the module was last ready.
     @ivar lastError: The reason why the module is not ready: the error of the last
@@ -147,7 +147,7 @@ class Initialization:
 
     def stop(self, reason: BaseException | None = None) -> None:
         """
-        Cancel the attempt, the retry and the ping in progress, without a report.
+        Cancel the attempt, the retry and the ping, without reporting an event.
         """
         attempt, self._attempt = self._attempt, None
         if self._retryCall is not None:
@@ -164,7 +164,6 @@ class Initialization:
         Close the module, and initialise it again without a delay.
 
         @param isPing: Whether the reason is the error of a ping.
-
         @raise IllegalTransition: The module was never initialised, has failed for good,
             or is closed; nothing has changed.
         """
@@ -236,7 +235,7 @@ class Initialization:
 
     def fail(self, reason: BaseException) -> None:
         """
-        Give up: there will be no further attempt.
+        End the attempts: there will be no further one.
 
         @raise IllegalTransition: The module is ready, or has failed already, or
             is closed.
@@ -311,7 +310,7 @@ class Initialization:
             )
         answer = callForeign(self._initialize)
         if self._attempt is not attempt:
-            # The attempt was given up while the module was being called.
+            # The attempt was cancelled while the module was being called.
             abandon(answer)
             return
         attempt.answer = answer
@@ -407,7 +406,7 @@ class Initialization:
         self._changed()
 
     def _isOvertaken(self, state: State, closing: object = None) -> bool:
-        # Foreign code has closed the wrapper, given up or begun again.
+        # Foreign code has closed the wrapper, ended the attempts or begun again.
         begun = (self._attempt, self._retryCall, self._closing) != (None, None, closing)
         return begun or self._lifecycle.state is not state
 

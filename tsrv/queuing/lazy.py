@@ -23,12 +23,12 @@ _log = Logger("tsrv.wrapper")
 
 class FirstCall:
     """
-    Initialises a module at its first call, unless that has been done before.
+    Initialises a module at its first call, unless the module was initialised before.
     """
 
     def __init__(self, wrapper: Inspection, action: Callable[[], object]) -> None:
         """
-        @param action: Initialises the module, or has it initialised.
+        @param action: Initialises the module, now or later.
         """
         checkArguments("lazy", action, 0)
         self._wrapper = wrapper

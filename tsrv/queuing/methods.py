@@ -6,12 +6,11 @@ or refuses a call, depending on the state. C{direct} is for the time when the mo
 ready. In the simplest case it is the module's own bound method, so that a call does
 not pass through any code of tsrv. Otherwise it makes one of these:
 
-  - A tracked call ends even if the module is lost. If the module has not answered
-    when its method returns, the call becomes a L{Command}, which is in progress
-    until the module answers, or is lost or closed. tsrv tracks the calls of a module
-    that can be lost, unless the module promises to end them itself. It always
-    tracks calls of methods that are safe to run twice (C{replay}).
-
+  - A tracked call ends even if the module is lost. If the module has not answered when
+    its method returns, the call becomes a L{Command}, which is in progress until the
+    module answers, or is lost or closed. tsrv tracks the calls of a module that can be
+    lost, unless the module promises to end them itself. It always tracks calls of
+    methods that are safe to run twice (C{replay}).
   - A converted call returns a Deferred where the module does not: always
     (C{alwaysDeferred}), or if the method is C{async def}.
 """
@@ -56,8 +55,7 @@ class Methods:
         @param alwaysDeferred: Whether every call returns a Deferred.
         @param lifecycle: Callables by name; they replace the methods that
             initialise and close the module.
-        @param queued: Called after each call that was queued or refused; L{None} if
-            nobody needs to know.
+        @param queued: Called after each call that was queued or refused.
         @param native: Whether callers are asyncio tasks, which can await any result
             of the module.
         """

@@ -1,11 +1,13 @@
 """
 The log of one module: one line for each event, with the numbers that operators need.
+The numbers are fields of the log event, too.
 
 A module that is down for hours, or is lost again and again, must not fill the log. So
-a known reason gets another line only when the trouble has lasted twice as long as at
-the last line, or for another hour; that line also counts the events without a line. The
-first three losses and failed attempts always get one, except attempts that fail for the
-reason of the loss. The trouble is over when the module has been ready for a minute.
+a known reason gets further lines at growing intervals: when the trouble has lasted
+twice as long as at the last line, or for another hour. Such a line also counts the
+events without a line. The first three losses and failed attempts always get a line,
+except attempts that fail for the reason of the loss. The trouble is over when the
+module has been ready for a minute.
 """
 
 from __future__ import annotations
@@ -24,24 +26,18 @@ __all__ = ["Consequence", "ModuleLog", "logReady"]
 
 _log = Logger("tsrv.wrapper")
 
+# The shortest and the longest interval between two lines about a known reason.
 MIN_SILENCE_SECONDS: Final = 5.0
-
 MAX_SILENCE_SECONDS: Final = 3600.0
 
+# Seconds after which the trouble of a ready module is over.
 CALM_SECONDS: Final = 60.0
-"""
-Seconds after which the trouble of a ready module is over.
-"""
 
+# Number of losses, and of failed attempts, that always get a line.
 FIRST_TIMES: Final = 3
-"""
-Number of losses, and of failed attempts, that always get a line.
-"""
 
+# Maximum number of new reasons that get a line at once during one trouble.
 MAX_REASONS: Final = 10
-"""
-Maximum number of new reasons that get a line at once during one trouble.
-"""
 
 
 class Consequence:

@@ -35,7 +35,7 @@ class ProxySwitch:
     @ivar describe: Describes the state of the module in a few words.
     @ivar whileWaiting: Makes the proxy's callable for a method while the module is
         not ready.
-    @ivar whileReady: Likewise, while the module is ready.
+    @ivar whileReady: Makes the callable while the module is ready.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class ProxySwitch:
         @param hidden: Public names that the proxy does not have.
         @param whileWaiting: Takes the name of a public method and the module's own
             method; returns the proxy's callable while the module is not ready.
-        @param whileReady: Likewise, while the module is ready.
+        @param whileReady: Takes the same; returns the callable while the module is
+            ready.
         """
         self.proxy = WaitingProxy(self)
         self.module = module

@@ -1,21 +1,19 @@
 """
-The queue: it holds calls until their module is ready, starts them in order, and ends
+The queue: it keeps calls until their module is ready, starts them in order, and ends
 each of them once.
 
-The queue does not know the states. The wrapper orders it to queue calls, start
-them, pass them to the module, or refuse them. The queue guarantees:
+The queue does not know the states. The wrapper orders it to queue calls, start them,
+pass them to the module, or refuse them. The queue guarantees:
 
-  - Order: calls start in the order in which they were made. A call that is made
-    while the queue is drained goes to the end of the queue.
-
-  - Bounds: at most C{limit} calls wait, each for at most C{timeout} seconds.
-
-  - Fairness: work on many commands is done in slices (L{SlicedWork}), so that a
-    long queue does not block the reactor.
+  - Order: calls start in the order in which they were made. A call that is made while
+    the queue is drained goes to the end of the queue.
+  - Bounds: at most C{limit} calls are queued, each for at most C{timeout} seconds.
+  - Fairness: work on many commands is done in slices (L{SlicedWork}), so that a long
+    queue does not block the reactor.
 
 Ending a command may run foreign code, which may call back into the queue. So a loop
-that ends commands never keeps a position in a list: each step takes the command
-that is first by then.
+that ends commands never keeps a position in a list: each step takes the command that is
+first at that moment.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ class CommandQueue:
 
     @ivar pending: The number of queued calls.
     @ivar passing: Whether calls are passed to the module directly.
-    @ivar running: The commands that the module is working on.
+    @ivar running: The commands in progress.
     @ivar home: The thread or loop in which calls may be made.
     """
 
@@ -81,9 +79,8 @@ class CommandQueue:
 
         @param losable: Whether the module can report a loss.
         @param lossReason: Returns the reason of the last loss.
-        @param waited: Records how long each command waited, in seconds.
-        @param makeQueueTimeout: Makes the error of a call that waited for so many
-            seconds.
+        @param waited: Records the time of each command in the queue, in seconds.
+        @param makeQueueTimeout: Takes the time in the queue, in seconds.
         @param makeOutcomeUnknown: Takes the method's name and the reason of the loss.
         @param drained: Called when L{drain} has started the last command.
         """
@@ -141,8 +138,7 @@ class CommandQueue:
     @property
     def oldest(self) -> float | None:
         """
-        The age of the oldest queued call, in seconds; L{None} if no call waits to
-        be started.
+        The age of the oldest queued call, in seconds; L{None} if no call is queued.
         """
         command = self._longestWaiting()
         if command is None:
@@ -274,7 +270,7 @@ class CommandQueue:
 
     def cancel(self, command: Command) -> None:
         """
-        The caller gives up a command that has not ended.
+        The caller cancels a command that has not ended.
         """
         if command.stage == WAITING:
             # If the module is a wrapper's proxy, its call is queued there, too.

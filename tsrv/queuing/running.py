@@ -1,9 +1,8 @@
 """
-The commands that the module is working on, and their fate when it is lost.
+The commands in progress, and their end when the module is lost.
 
 Without a loss this is simple: a command is L{started <RunningCommands.start>}, the
-module answers, the command ends. The rest of this module is about losses, which have
-two difficulties:
+module answers, the command ends. Losses have two difficulties:
 
   - Many clients fail their calls first, and report the loss of the connection
     afterwards. So the failure of a command that is safe to run twice is kept for
@@ -11,7 +10,6 @@ two difficulties:
     and the command is queued again; otherwise the command fails. A client that is
     pinged never reports a loss, so the failure is kept until the end of a ping that
     began after the failure.
-
   - Other clients report the loss first, and answer their calls afterwards, or never.
     So a command that must not run twice gets one turn of the reactor, too, for the
     module's own answer. Then it ends with L{OutcomeUnknown}.
@@ -71,8 +69,7 @@ class RunningCommands:
     The commands in progress.
 
     @ivar count: The number of commands in progress.
-    @ivar interruptions: The number of losses, plus one if the module was
-        closed.
+    @ivar interruptions: The number of losses, plus one if the module was closed.
     @ivar interrupting: The number of losses that are still being handled.
     @ivar unknown: The number of commands whose outcome is unknown.
     """
@@ -95,8 +92,7 @@ class RunningCommands:
         @param suspect: Called when a call has failed, which may be due to a loss.
             Returns whether it will call its argument, unless the module is lost.
         @param endAll: Calls a callable, which ends one command, for many commands.
-        @param ended: Called when a command in progress has ended; L{None} if nobody
-            needs to know.
+        @param ended: Called when a command in progress has ended.
         """
         self.count = 0
         self.interruptions = 0
@@ -151,7 +147,7 @@ class RunningCommands:
             self._answered(Failure(), command, run)
             return
         if command.stage == ENDED:
-            # The caller gave up while the module was being called.
+            # The caller cancelled the call while the module was being called.
             abandon(result)
             return
         command.answer = result
@@ -201,7 +197,7 @@ class RunningCommands:
 
     def cancel(self, command: Command) -> None:
         """
-        Give up a command in progress: cancel the module's own Deferred.
+        Cancel a command in progress: cancel the module's own Deferred.
         """
         answer = command.answer
         if isinstance(answer, Deferred):
