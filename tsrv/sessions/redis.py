@@ -143,7 +143,7 @@ class RedisSessionStore(BaseStore):
         @param url: C{redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER]}, the same with
             C{rediss:} for TLS, or C{unix://[USER:PASSWORD@]/PATH[?db=NUMBER]}. The
             user may be empty.
-        @param prefix: The beginning of all keys.
+        @param prefix: The beginning of all keys, by default C{tsrv:session:}.
         @param limits: Lifetimes and maximum size of sessions.
         @param connectTimeout: Maximum number of seconds to connect and log in.
         @raise ValueError: The URL is invalid.

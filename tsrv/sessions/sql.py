@@ -39,7 +39,7 @@ def schemaOf(table: str = TABLE) -> Schema:
     """
     Describe the table of a L{SQLSessionStore}.
 
-    @param table: The name of the table.
+    @param table: The name of the table, by default C{sessions}.
     @return: The schema of the table, to be passed to the database.
     @raise ValueError: The name of the table is invalid.
     """
@@ -82,7 +82,7 @@ class SQLSessionStore(BaseStore):
         """
         @param reactor: Provides the time.
         @param database: The database.
-        @param table: The name of the table.
+        @param table: The name of the table, by default C{sessions}.
         @param limits: Lifetimes and maximum size of sessions.
         @param owned: Whether the store initialises and closes the database. Otherwise
             the database must be initialised before the store.
@@ -206,7 +206,8 @@ class SQLiteSessionStore(SQLSessionStore):
         """
         @param reactor: Provides the time, and threads.
         @param db: The path of the file, which is created if it does not exist.
-        @param table: The name of the table, which is created if it does not exist.
+        @param table: The name of the table, by default C{sessions}; it is created if it
+            does not exist.
         @param limits: Lifetimes and maximum size of sessions.
         @param settings: Time limits and the number of connections.
         @raise ValueError: The path or the name of the table is invalid.
@@ -233,7 +234,8 @@ class PostgreSQLSessionStore(SQLSessionStore):
         """
         @param reactor: Provides the time, and watches sockets.
         @param url: The URL: C{postgresql://USER:PASSWORD@HOST:PORT/NAME}.
-        @param table: The name of the table, which is created if it does not exist.
+        @param table: The name of the table, by default C{sessions}; it is created if it
+            does not exist.
         @param limits: Lifetimes and maximum size of sessions.
         @param settings: Time limits and the number of connections.
         @raise ValueError: The URL or the name of the table is invalid.

@@ -78,7 +78,10 @@ def addressOf(text: str) -> IPv4Address | IPv6Address | None:
 
 def peerOf(request: Request) -> str:
     """
-    Return the IP address at the other end of the connection; empty for a UNIX socket.
+    Find the IP address at the other end of the connection, which may be a proxy.
+
+    @param request: A request on this connection.
+    @return: The address; empty for a UNIX socket.
     """
     host: str = getattr(request.getClientAddress(), "host", "")
     return host
@@ -86,9 +89,12 @@ def peerOf(request: Request) -> str:
 
 def isLocal(request: Request) -> bool:
     """
-    Return whether a browser on this machine made the request, without a proxy, to a
+    Find out whether a browser on this machine made a request, without a proxy, to a
     name that always means this machine. Other names do not count, because another site
     may let its name point to this machine.
+
+    @param request: The request.
+    @return: Whether the request is local.
     """
     peer, headers = addressOf(peerOf(request)), request.requestHeaders
     if peer is None or not peer.is_loopback or any(map(headers.hasHeader, _FORWARDED)):
@@ -129,19 +135,23 @@ class Proxies:
 
     def isSecure(self, request: Request) -> bool:
         """
-        Return whether the client of a request used TLS; see L{usesTLS}.
+        Find out whether the client of a request used TLS; see L{usesTLS}.
+
+        @param request: The request.
+        @return: Whether the client used TLS.
         """
         peer, headers = request.getClientAddress(), request.requestHeaders
         return self.usesTLS(peer, headers, bool(request.isSecure()))
 
     def usesTLS(self, peer: IAddress, headers: Headers, isTLS: bool) -> bool:
         """
-        Return whether a client used TLS. A trusted proxy reports it in a header;
+        Find out whether a client used TLS. A trusted proxy reports it in a header;
         otherwise the connection to this server decides.
 
         @param peer: The address at the other end of the connection.
         @param headers: The headers of the request.
         @param isTLS: Whether the connection uses TLS.
+        @return: Whether the client used TLS.
         """
         if self._trustsNobody:
             return isTLS
@@ -154,18 +164,21 @@ class Proxies:
 
     def peerOf(self, request: Request) -> str:
         """
-        Return the IP address of the client of a request; empty for a UNIX socket; see
-        L{clientOf}.
+        Find the IP address of the client of a request; see L{clientOf}.
+
+        @param request: The request.
+        @return: The address; empty for a UNIX socket.
         """
         return self.clientOf(request.getClientAddress(), request.requestHeaders)
 
     def clientOf(self, peer: IAddress, headers: Headers) -> str:
         """
-        Return the IP address of a client: the last address in the headers of the
-        trusted proxies that does not belong to a trusted proxy.
+        Find the IP address of a client: the last address in the headers of the trusted
+        proxies that does not belong to a trusted proxy.
 
         @param peer: The address at the other end of the connection.
         @param headers: The headers of the request.
+        @return: The address; empty for a UNIX socket.
         """
         client: str = getattr(peer, "host", "")
         forwarded = headers.getRawHeaders(b"X-Forwarded-For")

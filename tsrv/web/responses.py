@@ -245,6 +245,9 @@ class AsyncResource(Resource):
     def putChild(self, path: bytes, child: IResource) -> None:
         """
         Add a child, and set its route.
+
+        @param path: The part of the path that leads to the child.
+        @param child: The child.
         """
         super().putChild(path, child)
         if self.route != NO_ROUTE:
@@ -264,7 +267,11 @@ class AsyncResource(Resource):
 
     def getChild(self, path: bytes, request: Request) -> Resource:
         """
-        Return a resource that answers with 404.
+        Return a L{NotFoundResource}. Override this method for children with variable
+        paths.
+
+        @param path: The part of the path that leads to the child.
+        @param request: The request.
         """
         return NotFoundResource()
 
@@ -276,6 +283,7 @@ class AsyncResource(Resource):
     def supportedMethods(self) -> list[str]:
         """
         Return the names of the methods that this resource supports, such as C{GET}.
+        The response to any other method is 405.
         """
         prefix = "render_"
         names = [name for name in dir(self) if name.startswith(prefix)]

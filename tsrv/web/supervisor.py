@@ -92,8 +92,8 @@ class Supervisor:
         """
         @param reactor: Provides the time.
         @param requestTimeout: Time for a request to arrive, head and body, in seconds;
-            a slower request gets 408. A client that reads nothing of its response is
-            disconnected after the same time.
+            a slower request gets 408. A client that does not read its response is
+            disconnected after the same time and a second for each KiB.
         @param maxBodyBytes: Maximum length of a body; a longer body gets 413. A
             resource with an attribute C{maxBodyBytes} sets another limit, for itself
             and for its children.
@@ -240,7 +240,7 @@ class Supervisor:
                 "No room for bodies: {count} requests refused, the last one from "
                 "{peer}; {bytes} of {limit} bytes used",
                 count=self._refusals,
-                peer=getattr(peer, "host", "-"),
+                peer=getattr(peer, "host", "a UNIX socket"),
                 bytes=self.bodyBytes,
                 limit=self.maxTotalBodyBytes,
             )
