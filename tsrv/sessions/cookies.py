@@ -102,7 +102,7 @@ class Cookies:
             return None
         # HTTP/2 may send each cookie in a header of its own.
         values = self._patterns[name].findall(b";".join(headers))
-        # With two cookies of this name, somebody else has set one of them.
+        # If there are two cookies of this name, another site has set one of them.
         if len(values) != 1:
             return None
         value: str = values[0].decode("latin-1")

@@ -9,10 +9,10 @@ any L{ISessionStore<tsrv.sessions.ISessionStore>}, wrapped or not::
     procurer = SessionProcurer(sessions)
 
 Klein distinguishes sessions by how they were created: over HTTPS or not, for a cookie
-or for a header. The first letter of an identifier says how. The store keeps a session
-under the hash of the whole identifier, so an identifier with a changed letter finds no
-session. The letter also shows, without a call of the store, which identifiers must not
-arrive over plain HTTP.
+or for a header. The first letter of an identifier tells them apart. The store keeps a
+session under the hash of the whole identifier, so an identifier with a changed letter
+finds no session. The letter also shows, without a call of the store, which identifiers
+must not arrive over plain HTTP.
 
 Importing this module imports Klein, which installs the reactor.
 """

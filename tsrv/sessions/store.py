@@ -303,7 +303,7 @@ class ISessionStore(IAsyncModule):
         identifier: str, replacement: str, changes: Changes
     ) -> Deferred[StoredSession | None]:
         """
-        Change a session and its identifier in one step. Its lifetime starts anew.
+        Change a session and its identifier in one step, and restart its lifetime.
 
         @param identifier: The present identifier, which becomes invalid.
         @param replacement: A new identifier, see L{makeIdentifier}.
@@ -323,8 +323,8 @@ class ISessionStore(IAsyncModule):
 
     def touch(identifier: str) -> Deferred[bool]:
         """
-        Count a use of a session: its idle time starts anew. Uses that follow each
-        other closely are written once.
+        Count a use of a session: its idle time restarts. Uses that follow each other
+        closely are written once.
 
         @param identifier: The identifier.
         @return: A Deferred of whether the session exists.

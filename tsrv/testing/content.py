@@ -229,8 +229,8 @@ class ContentTests(BaseTests):
 
     async def test_a_renewed_session_has_only_its_new_identifier(self) -> None:
         """
-        C{renew()} changes the session, replaces its identifier, and starts its
-        lifetime anew.
+        C{renew()} changes the session, replaces its identifier, and restarts its
+        lifetime.
         """
         async with self.using() as (store, letPass):
             old, new = await create(store, a=1, b=1, n=1), makeIdentifier()

@@ -180,7 +180,7 @@ class LifetimeTests(BaseTests):
 
     async def test_a_session_expires(self) -> None:
         """
-        C{touch()} and C{set()} start the idle time anew, C{get()} does not. A session
+        C{touch()} and C{set()} restart the idle time, C{get()} does not. A session
         always expires after the absolute limit.
         """
         async with self.using() as (store, letPass):

@@ -239,14 +239,14 @@ def responseTo(failure: Failure, request: IRequest) -> Response:
     if isinstance(error, Unavailable):
         detail = _UNAVAILABLE.get(type(error), "The service is not available")
         headers = [(b"Retry-After", b"%d" % _retryAfterSeconds(error))]
-        told = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE, headers)
+        public = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE, headers)
     elif isinstance(error, OutcomeUnknown):
         # No Retry-After: a retry could do the work a second time.
         detail = "The request was interrupted: it may have been carried out, or not"
-        told = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE)
+        public = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE)
     else:
         detail = "Internal server error"
-        told = HTTPError(detail, text=f"{detail} (request {requestId})")
+        public = HTTPError(detail, text=f"{detail} (request {requestId})")
         _log.failure(
             "Request {requestId} failed: {method} {uri}",
             failure=failure,
@@ -255,7 +255,7 @@ def responseTo(failure: Failure, request: IRequest) -> Response:
             uri=escaped(request.uri),
         )
     traceback = _tracebackOf(failure) if getattr(site, "development", False) else ""
-    return told.toResponse(accept, requestId, traceback)
+    return public.toResponse(accept, requestId, traceback)
 
 
 def _retryAfterSeconds(error: Unavailable) -> int:

@@ -197,7 +197,7 @@ class _Exchange:
     def _writeProblem(self, failure: Failure) -> None:
         request = self._request
         if self._clientLeft:
-            # The exchange itself has asked for CancelledError.
+            # CancelledError is the result of errback().
             if not failure.check(CancelledError):
                 _log.debug(
                     "After the client disconnected: {error}",
