@@ -30,10 +30,7 @@ OTHER: Final = "other"
 The code of failures after the first L{MAX_CODES} codes.
 """
 
-REPEAT_SECONDS: Final = 10.0
-"""
-Minimum time between two lines about one code, in seconds.
-"""
+REPEAT_SECONDS: Final = 10.0  # Minimum time between two lines about one code.
 
 
 class Failures:

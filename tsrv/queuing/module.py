@@ -116,9 +116,8 @@ def isAsync(method: ModuleMethod) -> bool:
 
 def copySignature(function: _Callable, method: ModuleMethod) -> _Callable:
     """
-    Give a function the name, the documentation and the signature of a method.
-    Unlike L{functools.update_wrapper} it copies nothing else and keeps nothing
-    alive.
+    Give a function the name, the documentation and the signature of a method. Unlike
+    L{functools.update_wrapper} it copies nothing else and keeps nothing alive.
 
     @return: C{function}
     """

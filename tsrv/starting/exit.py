@@ -20,8 +20,7 @@ def stopWithStatus(reactor: Any, status: int) -> None:
     Stop the reactor, and end the process with an exit status. This works under
     any program that runs the reactor; C{twistd} itself has no such function.
 
-    @param reactor: The reactor. If it is not running yet, it stops as soon as it
-        runs.
+    @param reactor: The reactor. If it is not running yet, it stops as soon as it runs.
     @param status: The exit status.
     """
     atexit.register(_exitAtOnce, status)

@@ -18,8 +18,8 @@ _log = Logger("tsrv.startup")
 
 class GraphError(ValueError):
     """
-    Modules need each other (C{database → configuration → database}), a needed module
-    does not exist, or two modules have one name.
+    Modules wait for each other (C{database → configuration → database}), two modules
+    have one name, or a needed or replaced module does not exist.
 
     @ivar path: The names that show the error; each module waits for the next one.
     """
@@ -53,8 +53,7 @@ def checkGraph(
 
     @param needs: The names that each module needs, by its name.
     @param after: The names that each module starts after, if they exist, by its name.
-    @raise GraphError: A needed module does not exist, or modules wait for each
-        other.
+    @raise GraphError: A needed module does not exist, or modules wait for each other.
     """
     for name, needed in needs.items():
         for need in needed:

@@ -19,8 +19,7 @@ class Status(Enum):
       - C{STARTING}: Not all required modules have been ready yet.
       - C{READY}: All modules are ready.
       - C{DEGRADED}: All required modules are ready, but an optional one is not.
-      - C{UNREADY}: The program was ready, but a required module was lost or is
-        paused.
+      - C{UNREADY}: The program was ready, but a required module was lost or is paused.
       - C{FAILED}: A required module has failed for good.
       - C{STOPPING}: The program is about to close its modules, or is closing them.
       - C{STOPPED}: All modules are closed.
@@ -55,7 +54,7 @@ class StartupFailed(Exception):
 class Skipped(Consequence, Exception):
     """
     The module was not initialised or not restarted, because a module that it needs has
-    failed. It is the C{__cause__} of the errors of its calls.
+    failed. This error is the C{__cause__} of the errors of its calls.
 
     @ivar name: The name of the module.
     @ivar need: The name of the failed module.

@@ -23,10 +23,8 @@ __all__ = ["Progress"]
 
 _log = Logger("tsrv.startup")
 
+# Maximum number of Deferreds that wait for the program to become ready, or to stop.
 MAX_WAITERS: Final = 10_000
-"""
-Maximum number of Deferreds that wait for the program to become ready, or to stop.
-"""
 
 _FINAL_STATUSES: Final = (Status.STOPPING, Status.STOPPED)
 

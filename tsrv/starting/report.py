@@ -78,8 +78,7 @@ class ModuleReport(TypedDict):
     @ivar ready: Whether it gets calls: its state is C{READY} or C{DRAINING}.
     @ivar since: The time of its last change of status.
     @ivar reason: The reason why it is not ready, without any error message.
-    @ivar note: The module's own note, see
-        L{IHasNote<tsrv.asyncmodule.IHasNote>}.
+    @ivar note: The module's own note, see L{IHasNote<tsrv.asyncmodule.IHasNote>}.
     @ivar begun: The time of its first attempt.
     @ivar becameReady: The time at which it was ready for the first time.
     @ivar waitedFor: The last module for which it waited, and which decided when it
@@ -146,10 +145,7 @@ class Report(TypedDict):
     modules: list[ModuleReport]
 
 
-MAX_PATH_MODULES: Final = 20
-"""
-Maximum number of modules of a critical path that the table names.
-"""
+MAX_PATH_MODULES: Final = 20  # Maximum length of a critical path in the table.
 
 
 def describe(report: Report, maxModules: int | None = None) -> str:

@@ -17,10 +17,7 @@ from .report import ModuleReport, Report
 
 __all__ = ["reportMember", "reportProgram"]
 
-MAX_NAMED_MODULES: Final = 3
-"""
-Maximum number of other modules that a reason names.
-"""
+MAX_NAMED_MODULES: Final = 3  # Maximum number of other modules that a reason names.
 
 
 def reportProgram(progress: Progress, modules: Sequence[ModuleReport]) -> Report:

@@ -26,8 +26,7 @@ class Tally:
     Counts the modules that decide the status of the program, and reports changes that
     affect other modules to the launcher.
 
-    @ivar failed: The required modules that have failed, in the order of their
-        failures.
+    @ivar failed: The required modules that have failed, in the order of their failures.
     @ivar lastReady: The required module that became ready last.
     @ivar isTabled: Whether the table of the start-up was logged.
     """
