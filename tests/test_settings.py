@@ -197,7 +197,7 @@ def test_an_invalid_url_is_refused(url: str) -> None:
     """
     The error does not repeat the URL, which may contain a password.
     """
-    with pytest.raises(ValueError, match="it must be http://HOST") as caught:
+    with pytest.raises(ValueError, match="must be http://HOST") as caught:
         RemoteSettings(FakeReactor(), url)
     assert "secret" not in str(caught.value)
 

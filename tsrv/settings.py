@@ -82,7 +82,9 @@ class Source:
             hasHost = False
         isHTTP = hasHost and split.scheme in ("http", "https")
         if not isHTTP or re.search(r"[\x00-\x20\x7f]", url):
-            raise ValueError("it must be http://HOST:PORT/PATH or https://…")
+            raise ValueError(
+                "the URL of settings must be http://HOST:PORT/PATH or https://…"
+            )
         userinfo, at, host = split.netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
         resource = (split.scheme, host, split.path or "/")

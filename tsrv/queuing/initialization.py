@@ -383,7 +383,9 @@ class Initialization:
         try:
             given = self._retryPolicy(self._policyAttempts)
             if not (isfinite(given) and given >= 0):
-                raise ValueError(f"not a number of seconds: {given!r}")
+                raise ValueError(
+                    f"the retry policy returned {given!r}, not seconds >= 0"
+                )
             # The delay may be a Decimal, for example.
             delay = float(given)
         except BaseException as policyError:

@@ -95,7 +95,7 @@ class Methods:
         Look up the module's own methods again: its initialisation may have
         replaced them.
         """
-        # This runs foreign code, which may be the first to use other methods.
+        # Reading an attribute runs foreign code, which may add other methods.
         for method in list(self._methods.values()):
             try:
                 own = getattr(self._module, method.name)

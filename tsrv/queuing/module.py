@@ -186,6 +186,6 @@ def lifecycleMethod(
         checkArguments(f"{module.__class__.__name__}.{name}", own, 0)
         return own, frozenset({name})
     if name.startswith("when"):
-        # Nothing but a method should have this name.
+        # whenLost and whenIdle are names for methods alone.
         raise TypeError(f"{module.__class__.__name__}.{name} is not a method")
     return None, frozenset()

@@ -100,9 +100,6 @@ class Member:
         @raise ValueError: C{timeout} is negative.
         """
         checkSeconds("timeout", self.timeout)
-        if self.timeout is not None:
-            # The reactor adds the timeout to a float.
-            self.timeout = float(self.timeout)
         self.isWanted = not self.lazy
         self.available = self.lazy
 
@@ -160,7 +157,7 @@ def connect(members: Mapping[str, Member]) -> None:
             named.restarters.append(member)
             named.lossCount = named.wrapper.history.losses.count
         for name in member.after:
-            # A module to start after may not exist.
+            # A module in C{after} need not exist.
             if name in members and name not in member.needs:
                 predecessor = members[name]
                 member.predecessors.append(predecessor)
