@@ -219,7 +219,8 @@ class SQLiteSessionStore(SQLSessionStore):
 
 class PostgreSQLSessionStore(SQLSessionStore):
     """
-    A store in a PostgreSQL database, which several servers can share.
+    A store in a PostgreSQL database, which several servers can share: C{pip install
+    'tsrv[postgresql]'}.
     """
 
     def __init__(

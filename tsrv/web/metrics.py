@@ -126,8 +126,7 @@ The type, name, help text and attribute of each metric of a wrapper.
 
 class Metrics(AsyncResource):
     """
-    C{/metrics}: the metrics of modules, requests and the process, as text or as
-    OpenMetrics.
+    The metrics of modules, requests and the process, as text or as OpenMetrics.
     """
 
     isLeaf = True

@@ -21,10 +21,8 @@ __all__ = ["Operations"]
 
 class Operations(Status):
     """
-    The pages for operators as one resource: the status page, and below it C{livez},
-    C{readyz}, C{startup} and C{metrics}.
-
-    Use it as the root of a site, or mount it at any path::
+    The status page, and below it C{livez}, C{readyz}, C{startup} and C{metrics}. Use
+    this resource as the root of a site, or mount it at any path::
 
         root.putChild(b"internal", Operations(startup, reactor))
 

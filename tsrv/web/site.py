@@ -1,5 +1,5 @@
 """
-A site with limits on its clients, which finishes requests in progress when it stops.
+Twisted's site with limits, a log, counts of requests, and a stop without lost requests.
 """
 
 from __future__ import annotations

@@ -117,8 +117,7 @@ The text before and after the fragment in the template.
 
 class Status(AsyncResource):
     """
-    The status page: the modules of a program, for people. Mount it at any path; its
-    files are below it.
+    A resource with the page, and its files below it. Mount it at any path.
     """
 
     def __init__(
