@@ -43,8 +43,10 @@ class IAsyncModule(Interface):
     these methods, whether it declares the interface or not.
 
     A method may return a Deferred, a coroutine, an asyncio future or any other
-    awaitable. During its initialisation a module must not call its own proxy: the call
-    would wait for the initialisation.
+    awaitable: tsrv waits for it. It does not wait for an awaitable that is also a
+    context manager: the caller gets this object. A method may return one Deferred
+    several times, since the Deferred keeps its result. During its initialisation a
+    module must not call its own proxy: the call would wait for the initialisation.
 
     Three more methods are optional:
 

@@ -124,7 +124,8 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @param limit: Maximum number of queued calls; a further call fails at once with
             L{QueueFull}. Calls that are made again after a loss may exceed it.
         @param timeout: Seconds after which a queued call fails with L{QueueTimeout};
-            L{None} for no limit.
+            L{None} for no limit. C{proxy.method().addTimeout(2, reactor)} gives one
+            call a deadline: a call that is still queued then is never started.
         @param retryPolicy: Takes the number of attempts so far, and returns the seconds
             until the next; by default L{jitteredBackoff()<jitteredBackoff>}. If it
             raises, there is no further attempt.
@@ -146,7 +147,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             default its C{whenIdle()}, if it has one.
         @param ping: Called while the module is ready, and at once after a failed call.
             If it fails or takes longer than C{pingInterval}, the module is closed and
-            initialised again. For a module that does not report its loss.
+            initialised again. For modules that do not report their losses.
         @param pingInterval: Seconds from the end of one ping to the next.
         @param settles: Whether the module ends each of its calls itself, even if it is
             lost; by default, whether it implements
@@ -154,8 +155,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @param alwaysDeferred: Whether methods return a Deferred in every state.
         @param lazy: Whether the first call initialises the module; or a callable that
             the first call runs instead.
-        @param attemptSlots: Limits the attempts in progress of all wrappers that share
-            this semaphore.
+        @param attemptSlots: Limits the attempts in progress of wrappers that share it.
         @param name: Its name in errors and in the log; by default the name of its type.
         @raise TypeError: The module is a class, or has no C{initialize()} and none is
             given; or an option has the wrong type.
