@@ -216,7 +216,7 @@ def test_a_module_that_restarts_with_a_lost_one_is_missing(program: Program) -> 
     program.succeed("database", "cache")
     program.lose("database")
     program.clock.advance(1)
-    held = "cache paused for 1.0 s: held until database is ready again"
+    held = "cache paused for 1.0 s: restarts when database is ready again"
     assert missing(program)[2] == held
 
 

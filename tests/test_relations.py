@@ -251,7 +251,7 @@ def test_a_module_restarts_with_another(program: Program, isReset: bool) -> None
     call = resultOf(listener.proxy.read(1))
     entry = program.startup.reportModule("listener")
     assert (entry["status"], entry["paused"]) == ("paused", True)
-    assert entry["reason"] == "held until database is ready again"
+    assert entry["reason"] == "restarts when database is ready again"
     assert program.startup.missing() == ["database", "listener"]
     if isReset:
         program.close("database")
@@ -339,7 +339,7 @@ def test_restarts_are_transitive(program: Program) -> None:
     program.lose("a")
     for name in "bcd":
         assert program.status(name) == "paused"
-    assert program.reason("d") == "held until c, b are ready again"
+    assert program.reason("d") == "restarts when c, b are ready again"
     assert program.status("other") == "ready"
     program.clock.advance(1)
     program.succeed("a")
@@ -447,7 +447,7 @@ def test_several_named_modules_are_lost_at_once(program: Program) -> None:
     program.lose("b")
     program.clock.advance(1)
     program.succeed("a")
-    assert program.reason("c") == "held until b is ready again"
+    assert program.reason("c") == "restarts when b is ready again"
     assert program.closings("c") == 0
     program.succeed("b")
     restart(program, "c")

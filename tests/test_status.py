@@ -815,7 +815,7 @@ def test_relations_of_modules_are_shown(show: Any) -> None:
     text = shown.text()
     assert f"Not ready: {EVIL} is lost not ready for 1.0 s" in text
     assert "1 of 3 modules ready" in text
-    assert f"paused held until {EVIL} is ready again calls held for 1.0 s" in text
+    assert f"paused restarts when {EVIL} is ready again calls held for 1.0 s" in text
     assert "<script>alert" not in shown.html()
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 __all__ = ["SECONDS", "Histogram"]
 
-# Bounds for durations between a moment and minutes, in seconds.
+# Bounds for durations from a millisecond to five minutes, in seconds.
 SECONDS: Final = (
     *(0.001, 0.005, 0.025, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),

@@ -154,7 +154,7 @@ class Initialization:
             self._retryCall.cancel()
             self._retryCall = None
         if attempt is not None:
-            self._history.attemptEnded(reason or CancelledError("given up"))
+            self._history.attemptEnded(reason or CancelledError())
             attempt.end()
         if self._ping is not None:
             self._ping.stop()

@@ -42,11 +42,11 @@ MAX_REASONS: Final = 10
 
 class Consequence:
     """
-    The effect on a module of an event of another module, which has its own log line.
-    The log shows it as information, not as trouble. It may be the reason of a reset or
-    of a failure; a pause by a consequence is not logged at all.
+    The reason of a reset, a failure or a pause that follows from an event of another
+    module. This event has its own log line, so the reset or the failure is logged as
+    information, and the pause is not logged.
 
-    @ivar summary: The effect in a few words, for the log line.
+    @ivar summary: What happens to the module, in a few words, for the log line.
     """
 
     summary = ""

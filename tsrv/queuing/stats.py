@@ -36,7 +36,7 @@ class Stats:
     @property
     def submitted(self) -> int:
         """
-        The number of calls that were made while the module was not ready.
+        The number of calls that were queued or refused.
         """
         notStarted = self.rejected + self.expired + self.cancelled + self.failed
         return self.started + notStarted + self.pending

@@ -158,7 +158,7 @@ def _pausedBy(member: Member) -> str:
         return "paused"
     names = [each.name for each in member.heldFor]
     verb = "is" if len(names) == 1 else "are"
-    return f"held until {_named(names)} {verb} ready again" if names else "restarts"
+    return f"restarts when {_named(names)} {verb} ready again" if names else "restarts"
 
 
 def _waitingFor(member: Member) -> str:
