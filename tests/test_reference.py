@@ -56,6 +56,8 @@ def documented() -> Iterator[tuple[str, Any]]:
             if kind == "currentmodule":
                 current = path
             elif kind == "automodule":
+                if ":members:" not in options:
+                    continue
                 module = import_module(path)
                 names = named(options, "members") or module.__all__
                 for name in sorted(set(names) - set(named(options, "exclude-members"))):
@@ -116,3 +118,38 @@ def test_every_entry_has_a_docstring() -> None:
             if not inspect.getdoc(member):
                 bare.append(name)
     assert bare == []
+
+
+def functions(path: str, found: Any) -> Iterator[tuple[str, Any, str]]:
+    """
+    @return: The path, the function and the docstrings of an entry and of those of its
+        methods that no other library describes.
+    """
+    if inspect.isfunction(found):
+        yield path, found, inspect.getdoc(found) or ""
+    elif inspect.isclass(found) and not issubclass(found, BaseException):
+        for name, member in found.__dict__.items():
+            known = [base for base in found.__mro__[1:] if name in base.__dict__]
+            if not inspect.isfunction(member):
+                continue
+            if name == "__init__":
+                docstrings = f"{inspect.getdoc(found)}\n{inspect.getdoc(member)}"
+                yield f"{path}.{name}", member, docstrings
+            elif not name.startswith(("_", "render")) and not known:
+                yield f"{path}.{name}", member, inspect.getdoc(member) or ""
+
+
+def test_every_parameter_is_described() -> None:
+    """
+    The docstrings of functions, methods and classes describe each parameter.
+    """
+    missing = [
+        f"{name}({parameter})"
+        for path, entry in documented()
+        if not path.startswith("tsrv.queuing.")
+        for name, function, docstring in functions(path, entry)
+        for parameter in inspect.signature(function).parameters
+        if parameter != "self" and not parameter.startswith("_")
+        if not re.search(rf"@(param|ivar) {parameter}:", docstring)
+    ]
+    assert missing == []

@@ -78,6 +78,14 @@ class Session(MutableMapping[str, Any]):
         identifier: str | None = None,
         known: StoredSession | None = None,
     ) -> None:
+        """
+        L{Sessions<tsrv.sessions.Sessions>} makes sessions; a program asks it for them.
+
+        @param shared: What all sessions of a site share.
+        @param request: The request.
+        @param identifier: The identifier that the browser has sent.
+        @param known: The session that the store has under this identifier.
+        """
         self._shared = shared
         self._request = request
         self._sent = identifier
