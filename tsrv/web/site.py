@@ -1,5 +1,5 @@
 """
-Twisted's site with limits, a log, counts of requests, and a stop without lost requests.
+Twisted's site with limits, a log, counts of requests, and a graceful stop.
 """
 
 from __future__ import annotations
