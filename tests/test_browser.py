@@ -187,7 +187,7 @@ def test_a_stop_is_told_from_a_loss(serve: Any, browse: Any) -> None:
         server.end()
         waitFor(page, LOST)
         assert page.title().startswith("The server has stopped ")
-        assert "how it was at 20" in page.get_by_role("alert").inner_text()
+        assert "shows the state at 20" in page.get_by_role("alert").inner_text()
 
     browse(visit)
 
