@@ -23,6 +23,7 @@ extensions = [
     "extensions.epytext",
     "extensions.interfaces",
     "extensions.repository",
+    "extensions.tables",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx_copybutton",

@@ -13,9 +13,7 @@ import pytest
 import tsrv
 import twisted
 from tsrv.server.options import Options
-from tsrv.server.optiontable import OPTIONS, SessionLocation, markdownTable
-
-from .processes import ROOT
+from tsrv.server.optiontable import OPTIONS, SessionLocation
 
 DEFAULTS = {
     "listen": ["tcp:8000:interface=127.0.0.1:backlog=1024"],
@@ -341,13 +339,6 @@ def test_a_missing_extra_is_reported(
 
 
 # The description.
-
-
-def test_the_table_in_the_readme_is_generated() -> None:
-    """
-    README shows the table that the options themselves render.
-    """
-    assert f"\n\n{markdownTable()}\n\n" in (ROOT / "README.md").read_text()
 
 
 def test_help_describes_every_option(capsys: pytest.CaptureFixture[str]) -> None:

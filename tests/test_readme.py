@@ -10,9 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 from twisted.internet.task import Clock
@@ -87,35 +85,6 @@ def test_the_example_of_a_client() -> None:
         "the connection is lost: <QueuingWrapper of EchoClient: lost>",
         "answered: line 3",
     ]
-
-
-def test_the_example_of_sessions(tmp_path: Path) -> None:
-    """
-    The README shows lines of an example that counts visits.
-    """
-    source = (ROOT / "examples" / "basket.py").read_text()
-    shown = README.split("examples/basket.py) is", 1)[1].split("\n- ", 1)[0]
-    lines = [line.strip() for line in shown.splitlines() if line.startswith("    ")]
-    assert len(lines) > 6
-    assert [line for line in lines if line not in source] == []
-    changed = tmp_path / "basket.py"
-    changed.write_text(source.replace("listenTCP(8001", "listenTCP(0"))
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, str(changed)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        browser = build_opener(HTTPCookieProcessor())
-        for count in (1, 2, 3):
-            answer = browser.open(url, timeout=30).read().decode()
-            assert answer == f"{count} visits, {['tea'] * count}\n"
-    finally:
-        process.kill()
-        process.communicate(timeout=30)
 
 
 class Page(Resource):

@@ -20,7 +20,7 @@ from ..sessions.redislocation import Location as RedisLocation
 from ..sessions.store import checkTable
 from .endpoints import parseEndpoint, quote
 
-__all__ = ["OPTIONS", "Option", "SessionLocation", "hasPassword", "markdownTable"]
+__all__ = ["OPTIONS", "Option", "SessionLocation", "hasPassword"]
 
 # One year, and one billion: a larger number is a mistake.
 MAX_SECONDS: Final = 365 * 24 * 60 * 60
@@ -342,17 +342,5 @@ OPTIONS: Final = (
     Option("development", "Show tracebacks to clients."),
 )
 """
-All options, in the order of the documentation.
+All options, in the order of C{--help}.
 """
-
-
-def markdownTable() -> str:
-    """
-    @return: The table of all options, in Markdown.
-    """
-    lines = ["| option | default | meaning |", "|---|---|---|"]
-    for each in OPTIONS:
-        name = f"`--{each.name}`" if each.parse is None else f"`--{each.name}=`"
-        default = f"`{each.default}`" if each.default else each.shownDefault
-        lines.append(f"| {name} | {default} | {each.meaning} |")
-    return "\n".join(lines)
