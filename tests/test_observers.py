@@ -200,5 +200,6 @@ def test_an_observer_that_raises(
     assert (waiting.value, call.value, wrapper.state) == (None, 1, State.READY)
     assert seen == [State.INITIALIZING, State.DRAINING, State.READY]
     assert [event["observer"] for event in loggedFailures] == [broken] * 3
+    assert all(event["log_namespace"] == "tsrv.wrapper" for event in loggedFailures)
     assert all(event["log_failure"].check(error) for event in loggedFailures)
     loggedFailures.clear()

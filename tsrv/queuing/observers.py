@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 __all__ = ["Observers"]
 
-_log = Logger("tsrv.observers")
+_log = Logger("tsrv.wrapper")
 
 _News = ParamSpec("_News")
 
