@@ -166,8 +166,8 @@ def test_unknown_names_are_logged_once(clock: Clock) -> None:
         program.startup.privilegedStartService()
         program.start()
     assert textsOf(events) == [
-        "Modules to start after do not exist: users → databse (did you mean "
-        "'database'?); users → tracing; visitors → tracing"
+        "Unknown names in after=: users → databse (did you mean 'database'?); "
+        "users → tracing; visitors → tracing"
     ]
     program.stop()
 

@@ -96,7 +96,7 @@ def logUnknownNames(after: Mapping[str, Sequence[str]]) -> None:
                 unknown.append(f"{name} → {each}{hint}")
     if unknown:
         _log.info(
-            "Modules to start after do not exist: {unknown}",
+            "Unknown names in after=: {unknown}",
             unknown="; ".join(unknown),
         )
 
