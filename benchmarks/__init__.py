@@ -1,3 +1,3 @@
 """
-Measurements of tsrv, each beside something that it is compared with.
+Measurements of tsrv, each beside a comparison in the same run.
 """

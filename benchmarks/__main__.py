@@ -1,6 +1,6 @@
 """
-All benchmarks, or some of them, in one table. Each script runs in a process of
-its own, and gets all other options.
+Run all benchmarks, or some of them, and print their figures in one table. Each script
+runs in a process of its own, and gets all further options.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ def _figures(script: str, options: list[str]) -> list[Figure]:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="only show that it works")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="use tiny sizes, to see that the scripts work",
+    )
     parser.add_argument(
         "scripts",
         nargs="*",

@@ -1,13 +1,13 @@
 """
-What calls cost in a program on asyncio, through tsrv.aio.
+The cost of calls in a program on asyncio, through C{tsrv.aio}.
 
-A ready call is compared with the direct call. Queuing a call, and queuing, draining and
-awaiting many, is compared with the same in a program on Twisted, each with a module
-whose methods are C{async def}. The garbage collector is off in both.
+A ready call is compared with the direct call. Queuing a call, and draining and awaiting
+many calls, are compared with the same in a program on Twisted. The methods of both
+modules are C{async def}. The garbage collector is off.
 
-The memory of a queued call is compared with that in a program on Twisted, with Mongoose
-and with ioredis (quoted; measured with Node 20). C{tracemalloc} counts the bytes. A
-call that is awaited is counted together with its task.
+The memory of a queued call is compared with the same in a program on Twisted, and with
+Mongoose and ioredis (quoted; measured with Node 20). C{tracemalloc} counts the bytes.
+An awaited call counts together with its task.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ async def _await(calls: list[Any]) -> None:
 
 async def _queueOnLoop(number: int) -> tuple[float, float]:
     """
-    Return the seconds of one call: to queue it, and from then on until its result.
+    Return the seconds to queue one call, and then to drain and await it.
     """
     wrapper = QueuingWrapper(_Module(), limit=number + 1)
     queuing, calls = _queueOften(wrapper.proxy, number)
@@ -128,7 +128,7 @@ async def _ready(number: int, rounds: int) -> list[float]:
 
 def _bytesOf(queueOne: Callable[[], Any], number: int) -> float:
     """
-    Return the bytes of what one call keeps.
+    Return the bytes that one queued call keeps.
     """
     first = queueOne()
     gc.collect()
@@ -137,7 +137,7 @@ def _bytesOf(queueOne: Callable[[], Any], number: int) -> float:
     gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     for call in [first, *kept]:
-        # Nobody waits for it.
+        # Nobody waits for the call.
         call.addErrback(lambda _: None)
         call.cancel()
     return (after - before) / number
@@ -217,6 +217,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     bytes_ = "bytes"
     against = "the same on Twisted"
     atMost = Target(1.5)
+    queued = "memory of a queued call, on asyncio"
+    withTask = "memory of a queued call and its task, on asyncio"
     return [
         Figure(
             "ready call of an `async def` method, on asyncio",
@@ -235,7 +237,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             atMost,
         ),
         Figure(
-            "draining and awaiting it",
+            "draining and awaiting one call, on asyncio",
             against,
             onLoop[1],
             onTwisted[1],
@@ -243,24 +245,24 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             atMost,
         ),
         Figure(
-            "memory of a queued call, on asyncio",
+            queued,
             against,
             command,
             twistedCommand,
             bytes_,
             atMost,
         ),
-        Figure("the same", "Mongoose (quoted)", command, _MONGOOSE, bytes_, Target(1)),
-        Figure("the same", "ioredis (quoted)", command, _IOREDIS, bytes_, Target(1)),
+        Figure(queued, "Mongoose (quoted)", command, _MONGOOSE, bytes_, Target(1)),
+        Figure(queued, "ioredis (quoted)", command, _IOREDIS, bytes_, Target(1)),
         Figure(
-            "the same, with a task that awaits it",
-            "with a coroutine on Twisted",
+            withTask,
+            "a call and its coroutine on Twisted",
             awaited,
             twistedAwaited,
             bytes_,
             atMost,
         ),
-        Figure("the same", "a task that awaits a future", awaited, future, bytes_),
+        Figure(withTask, "a task that awaits a future", awaited, future, bytes_),
     ]
 
 

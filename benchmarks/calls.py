@@ -2,15 +2,15 @@
 The cost of a call when the module is ready.
 
 The proxy's methods are then the module's own bound methods, so a call through the
-proxy should cost what a direct call costs. One method is that of the server's
-clock; the other returns at once, so that the call itself is all of the cost. An
-object with the bound method as an attribute is compared too: without changing the
-module there is no cheaper way to stand in front of it.
+proxy should cost what a direct call costs. The script compares the two for the method
+of the demo server's clock, and for a method that returns at once, so that the call
+itself is the whole cost. It also measures an object that has the bound method as an
+attribute: without a change of the module, no proxy can be cheaper.
 
-Calls of a module that can be lost are tracked, so that each of them ends. The cost of
-tracking is measured for a call whose Deferred has fired already, and for a call and
-its answer, if the Deferred fires later. A module that promises to end its calls itself
-has nothing to pay.
+Calls to a module that can be lost are tracked, so that each of them ends. The script
+measures the cost of tracking for a call whose Deferred has fired already, and for a
+call and its answer, if the Deferred fires later. If a module promises to end its calls
+itself, tracking costs nothing.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             Target(1.15),
         ),
         Figure(
-            "likewise, of a module that settles its calls",
+            "ready call of `succeed(x)`, module with `settles`",
             "direct call",
             settledEcho,
             directEcho,
@@ -166,7 +166,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             _TRACKED,
         ),
         Figure(
-            "(an object's attribute bound to it)",
+            "(the bound method as an attribute of an object)",
             "direct call",
             plainEcho,
             directEcho,

@@ -1,23 +1,22 @@
 """
-What a few clients can do to a server, and what many idle ones cost it.
+The harm that a few clients can do to a server, and the cost of many idle clients.
 
 Some clients send 64 KiB of pipelined requests for C{/metrics}, read the responses,
-and begin again. Meanwhile another client requests C{/livez}, and the latency of the
-responses is measured. A response that is missing in the end counts with the time that
-the client has waited for it.
+and begin again. Meanwhile another client measures the latency of C{/livez}. A response
+that is missing at the end counts with the time that the client has waited for it.
 
 Other clients send 64 KiB of pipelined requests for C{/users}, a page of a thousand
-users, and read nothing. The most memory that the server needs for each of them is
-measured.
+users, and read nothing. The script measures the peak memory of the server for each of
+these clients.
 
-Thousands of clients connect and do nothing. Then each sends one request. The memory
-of one connection is measured before and after that.
+Thousands of clients connect and do nothing. Then each sends one request. The script
+measures the memory of one connection, before and after this request.
 
-All is compared with the same resources on a plain L{twisted.web.server.Site} without
-an access log. That server is killed before it has answered all the requests, so its
-latency and its memory would become worse.
+The comparison is a plain L{twisted.web.server.Site} with the same resources, without an
+access log. The script kills that server before it has answered all requests; later its
+latency and its memory would be worse.
 
-Each server is a new process each time, and so is the load.
+Each measurement has a new process for each server, and for the load.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def _serving(kind: str, users: int) -> Iterator[tuple[Child, int, Child]]:
     ):
         port = server.request("create", users)["port"]
         yield server, port, load
-        # A server that is flooded may not notice that it should exit.
+        # A flooded server may not notice that it should exit.
         server.kill()
 
 
@@ -130,8 +129,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     idle = max(1, raiseFileLimit(sizes["idle"]))
     if idle < sizes["idle"]:
         print(
-            f"Only {idle:,} of {sizes['idle']:,} connections: limit of open files "
-            "reached",
+            f"Only {idle:,} of {sizes['idle']:,} connections: the limit of open files "
+            "is too low",
             file=sys.stderr,
         )
     figures = []
@@ -140,17 +139,19 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         what: str, sides: Sequence[float], unit: str, bound: float | None
     ) -> None:
         target = None if bound is None else Target(bound, unit)
-        against = "a plain `Site`, without its log"
+        against = "a plain `Site`, without an access log"
         ours, theirs = sides
         figures.append(Figure(what, against, ours, theirs, unit, target))
 
     times = [_latencies(kind, sizes) for kind in _KINDS]
+    flood = f"`/livez` while {sizes['floods']} clients flood"
     for what, share, bound in (
-        (f"`/livez` while {sizes['floods']} clients flood: longest", 1.0, 100),
-        ("the same: 99th percentile", 0.99, 100),
-        ("the same: median", 0.5, None),
+        ("longest", 1.0, 100),
+        ("99th percentile", 0.99, 100),
+        ("median", 0.5, None),
     ):
-        compare(what, [percentile(each, share) for each in times], "ms", bound)
+        latencies = [percentile(each, share) for each in times]
+        compare(f"{flood}: {what}", latencies, "ms", bound)
 
     silent = [_memoryOfSilent(kind, sizes) / 1e3 for kind in _KINDS]
     what = f"{sizes['silent']} clients that read nothing: memory of one"
@@ -159,7 +160,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     memory = [_memoryOfIdle(kind, idle) for kind in _KINDS]
     for what, place in (
         (f"{idle:,} idle connections: memory of one", 0),
-        ("the same, after one request on each", 1),
+        (f"{idle:,} idle connections after a request: memory of one", 1),
     ):
         compare(what, [each[place] for each in memory], "bytes", 2_500)
     return figures

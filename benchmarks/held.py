@@ -1,12 +1,12 @@
 """
 The cost of holding requests until the clock is ready.
 
-Ten thousand requests, each on a connection of its own, are sent to a server that is
-not ready. The memory of one request is measured, and the time to respond to all once
-the server is ready. Both are compared with a bare resource that keeps a Deferred for
+The load sends ten thousand requests, each on a connection of its own, to a server that
+is not ready. The script measures the memory of one request, and the time to answer all
+once the server is ready. The comparison is a bare resource that keeps a Deferred for
 each request in a list, and fires them all when the clock is ready.
 
-Each server is a new process in each round, and so is the load.
+Each round has a new process for each server, and for the load.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.support.measure import Figure, Size, Target, run
 from benchmarks.support.processes import MAX_PROCESS_SECONDS, Child, raiseFileLimit
 
 _SIZES = {
-    "requests": Size(10_000, 20, "requests that are held"),
+    "requests": Size(10_000, 20, "held requests"),
     "rounds": Size(5, 1, "rounds"),
 }
 
@@ -34,8 +34,8 @@ class _Side:
     One kind of server.
 
     @ivar memory: The memory of one request, in bytes, for each round.
-    @ivar times: The time to respond to all, in milliseconds.
-    @ivar costs: The processor time of the server for that, in milliseconds.
+    @ivar times: The time to answer all requests, in milliseconds.
+    @ivar costs: The processor time of the server to answer them, in milliseconds.
     """
 
     def __init__(self, name: str) -> None:
@@ -99,7 +99,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     requests = max(2, raiseFileLimit(wanted))
     if requests < wanted:
         print(
-            f"Only {requests:,} of {wanted:,} requests: limit of open files reached",
+            f"Only {requests:,} of {wanted:,} requests: the limit of open files is too "
+            "low",
             file=sys.stderr,
         )
     tsrv, bare = sides = [_Side("tsrv"), _Side("quiet")]
@@ -128,12 +129,12 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             Target(0.8),
         ),
         figure(
-            f"{requests:,} held requests: answering all",
+            f"{requests:,} held requests: time to answer all",
             "ms",
             "times",
             Target(0.7),
         ),
-        figure("(processor time for that)", "ms", "costs", None),
+        figure("(processor time to answer all)", "ms", "costs", None),
     ]
 
 

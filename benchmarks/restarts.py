@@ -2,13 +2,13 @@
 Failed requests during restarts.
 
 A server is restarted five times under a steady load from another process: it gets
-SIGTERM, and after its exit the next one starts and needs a while until it is ready.
-Another process holds the listening socket, as systemd does. It is compared with the
-same server opening its port itself. The failed requests are counted, and the longest
-wait is measured.
+SIGTERM, and after its exit the next server starts, and needs some time to become ready.
+Another process holds the listening socket, as systemd does. The comparison is the same
+server, which opens its own port. The script counts failed requests, and measures the
+longest wait.
 
-The load sends its requests on schedule, each on a new connection; and then again on 60
-connections that are kept open, through a network with a delay, so that requests are on
+The load sends its requests on schedule, each on a new connection. Then it sends them
+on 60 keep-alive connections, through a network with a delay, so that requests are on
 their way when the server stops. No request is repeated.
 """
 
@@ -29,11 +29,15 @@ from benchmarks.support.processes import Child
 
 _SIZES = {
     "restarts": Size(5, 1, "restarts"),
-    "rate": Size(250, 250, "requests that are begun in a second"),
-    "requests": Size(250, 20, "requests between two restarts, beside those that wait"),
-    "clients": Size(60, 10, "connections that are kept open"),
-    "latency": Size(4, 4, "milliseconds that the network takes in each direction"),
-    "delay": Size(500, 100, "milliseconds that the server takes until it is ready"),
+    "rate": Size(250, 250, "requests that the load begins per second"),
+    "requests": Size(
+        250, 20, "requests between two restarts, without the waiting ones"
+    ),
+    "clients": Size(60, 10, "keep-alive connections"),
+    "latency": Size(4, 4, "delay of the network in each direction, in milliseconds"),
+    "delay": Size(
+        500, 100, "time that the server takes to become ready, in milliseconds"
+    ),
 }
 
 _BACKLOG = 4096
@@ -90,9 +94,9 @@ class _Server:
 
     def start(self) -> None:
         """
-        Start it, and wait until it is ready.
+        Start the server, and wait until it is ready.
 
-        @raise RuntimeError: It ended.
+        @raise RuntimeError: The server has exited.
         """
         self._process = subprocess.Popen(  # noqa: S603
             self._command,
@@ -107,14 +111,14 @@ class _Server:
 
     def stop(self) -> None:
         """
-        Send it SIGTERM, and wait until it has ended.
+        Send SIGTERM to the server, and wait for its exit.
 
-        @raise RuntimeError: It did not end well.
+        @raise RuntimeError: The exit status is not 0.
         """
         self._process.terminate()
         self._process.communicate()
         if self._process.returncode != 0:
-            raise RuntimeError(f"the server ended with {self._process.returncode}")
+            raise RuntimeError(f"the server exited with {self._process.returncode}")
 
 
 def _restart(sizes: Mapping[str, int], held: bool, isKept: bool) -> dict[str, Any]:
@@ -122,7 +126,7 @@ def _restart(sizes: Mapping[str, int], held: bool, isKept: bool) -> dict[str, An
     Measure one side.
 
     @param held: Whether another process holds the listening socket.
-    @param isKept: Whether the connections are kept open, and the network has a delay.
+    @param isKept: Whether connections are kept alive, and the network has a delay.
     @return: The report of the load.
     """
     with ExitStack() as stack:
@@ -168,12 +172,13 @@ def _figures(sizes: Mapping[str, int], isKept: bool) -> list[Figure]:
     theirs = _restart(sizes, held=False, isKept=isKept)
     for error, count in ours["errors"].items():
         print(f"{count} x {error}", file=sys.stderr)
-    against = "the same server, which opens its port itself"
+    against = "a server that opens its own port"
     requests = ours["answered"] + ours["failed"]
     clients = f", keep-alive, {sizes['latency']} ms away" if isKept else ""
+    restarts = f"{sizes['restarts']} restarts{clients}"
     return [
         Figure(
-            f"{sizes['restarts']} restarts{clients}: failed requests of {requests:,}",
+            f"{restarts}: failed requests of {requests:,}",
             against,
             ours["failed"],
             theirs["failed"],
@@ -183,7 +188,7 @@ def _figures(sizes: Mapping[str, int], isKept: bool) -> list[Figure]:
             [ours["failed"] / max(theirs["failed"], 1)],
         ),
         Figure(
-            "the same: requests in a second",
+            f"{restarts}: requests per second",
             against,
             ours["rate"],
             theirs["rate"],
@@ -191,7 +196,7 @@ def _figures(sizes: Mapping[str, int], isKept: bool) -> list[Figure]:
             Target(200, "1/s", atLeast=True),
         ),
         Figure(
-            "the same: longest time that one waited",
+            f"{restarts}: longest wait",
             against,
             ours["longest"],
             theirs["longest"],

@@ -1,20 +1,20 @@
 """
-Requests for C{/visits}: each looks up the session of a visitor, counts a visit in it,
-and gets its response when that is stored.
+The rate of requests for C{/visits}: each finds the session of a visitor, counts a visit
+in it, and gets its response when the session is stored.
 
-The rate is compared with that of Express with express-session and better-sqlite3
+The rate is compared with Express, express-session and better-sqlite3
 (C{benchmarks/peers/}), and with tsrv without wrappers. Each visitor has a connection
 and a session, and checks the number of visits in each response.
 
 Each server is a process of its own, and so is the load. The servers take turns; the
 median of the ratios of consecutive rounds counts.
 
-Both sides use a write-ahead log in SQLite. tsrv has the disk confirm each transaction
-(synchronous=FULL); better-sqlite3 leaves that to the system (NORMAL), so that its
-acknowledged writes survive the process, but not the machine. In the end the servers
-are killed, and every acknowledged write must be there.
+Both sides use a write-ahead log in SQLite. tsrv waits until the disk confirms each
+transaction (C{synchronous=FULL}). better-sqlite3 does not (C{NORMAL}): its acknowledged
+writes survive a crash of the process, but not of the machine. At the end the script
+kills the servers, and checks that no acknowledged write is missing.
 
-Express must be installed: (cd benchmarks/peers/express-session && npm install)
+The comparison needs C{(cd benchmarks/peers/express-session && npm install)}.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _OURS: Final = "tsrv"
 
 _AGAINST: Final = {
     "express": ("Express 5, express-session, better-sqlite3", 1.0),
-    "direct": ("the bare modules", 0.97),
+    "direct": ("tsrv without wrappers", 0.97),
 }
 """
 The other sides, and the target of the ratio.
@@ -73,8 +73,8 @@ class _Rates:
     """
     One kind of server.
 
-    @ivar rates: The requests in a second of each round.
-    @ivar costs: The server's processor time for each, in microseconds.
+    @ivar rates: The requests per second in each round.
+    @ivar costs: The server's processor time for a request, in microseconds.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class _Rates:
         self, load: Child, server: _Server, connections: int, requests: int
     ) -> None:
         """
-        One round.
+        Measure one round.
         """
         before = server.cpu
         answer = load.request("visit", server.port, connections, requests)
@@ -128,7 +128,10 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     if "express" in names and not hasExpress(_EXPRESS):
         names.remove("express")
         if sizes["requests"] == _SIZES["requests"].full:
-            print(f"Without Express: (cd {_EXPRESS} && npm install)", file=sys.stderr)
+            print(
+                f"No comparison with Express: (cd {_EXPRESS} && npm install)",
+                file=sys.stderr,
+            )
     connections = sizes["connections"]
     requests = max(sizes["requests"], connections)
     rates = {name: _Rates() for name in names}
@@ -150,7 +153,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
                 [a / b for a, b in zip(ours.rates, theirs.rates, strict=True)],
             ),
             Figure(
-                "(processor time for one)",
+                "(processor time of one request)",
                 against,
                 median(ours.costs) or 1.0,
                 median(theirs.costs) or 1.0,

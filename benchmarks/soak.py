@@ -1,10 +1,11 @@
 """
-What a server holds after a long time: memory, files, threads and objects.
+The resources of a server after a long time: memory, files, threads and objects.
 
-Clients request every page of the demo server; many leave in the head of a request, in
-its body, before the response, or while they read it. Modules are paused, reset and
-lost meanwhile. After each round all clients leave, and what the process holds is
-counted. The median of the last third of the rounds is compared with that of the first.
+Clients request every page of the demo server. Many disconnect in the head of a request,
+in its body, before the response, or while they read it. Meanwhile modules are paused,
+reset and lost. After each round all clients disconnect, and the script counts the
+resources of the process. It compares the medians of the last and the first third of
+the rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _SIZES = {
 
 def _soak(sizes: Mapping[str, int]) -> tuple[Counter[str], list[dict[str, Any]]]:
     """
-    Return what the clients did, and what the server held after each round.
+    Return the counted behaviours of clients, and the resources after each round.
     """
     seconds = max(1, sizes["seconds"] // sizes["rounds"])
     kinds = Counter[str]()
@@ -58,7 +59,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
     kinds, samples = _soak(sizes)
     left = sum(count for kind, count in kinds.items() if kind.startswith("left "))
-    load = f"{kinds.total():,} exchanges, of which clients left {left:,}"
+    load = f"{kinds.total():,} exchanges, {left:,} with an early disconnect"
     third = max(1, len(samples) // 3)
     figures = []
     for name, unit, divisor, bound in (
@@ -73,8 +74,9 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             for part in (samples[-third:], samples[:third])
         )
         target = Target(bound, unit, isDifference=True)
-        what = f"{load}: {name}" if name == "memory" else f"the same: {name}"
-        figures.append(Figure(what, "in the first third", last, first, unit, target))
+        figures.append(
+            Figure(f"{load}: {name}", "the first third", last, first, unit, target)
+        )
     return figures
 
 

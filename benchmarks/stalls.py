@@ -1,18 +1,18 @@
 """
 The longest time for which a very long queue blocks the reactor.
 
-A call that is always scheduled for the next turn of the reactor (C{callLater(0)})
-measures the longest time between two turns, while a million queued calls are drained,
-fail because the module failed for good or was closed, or expire. Each call has a
-callback. It is compared with a loop that fires a million Deferreds at once, as most
-such queues do. So is the end of a million calls in progress whose module is lost.
+A function that runs in every turn of the reactor (C{callLater(0)}) measures the longest
+time between two turns. Meanwhile a million queued calls are drained, fail because the
+module failed for good or was closed, or expire; or a million calls in progress end
+because the module is lost. Each call has a callback. The comparison is a loop that
+fires a million Deferreds at once, as most such queues do.
 
 The processor time of the reactor's thread counts, so other processes do not disturb
 the measurement.
 
 The garbage collector is on, as in a program. If it was active, a second line has its
-longest pause. With a million live commands a full collection takes long, whatever
-triggers it; C{gc.freeze()} exempts queued commands.
+longest pause. With a million live calls, a full collection takes long, whatever
+triggers it. C{gc.freeze()} exempts the queued calls.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from twisted.python.failure import Failure
 from benchmarks.support.measure import Figure, Module, Size, Target, run
 from tsrv import AsyncModule, OutcomeUnknown, QueuingWrapper, State, Unavailable
 
-_SIZES = {"commands": Size(1_000_000, 100, "commands")}
+_SIZES = {"commands": Size(1_000_000, 100, "calls")}
 
 _TARGET = Target(20, "ms")
 
@@ -61,7 +61,7 @@ class _Ticker:
         """
         Stop measuring.
         """
-        # The turn in which the last command ended counts too.
+        # The turn in which the last call ended counts, too.
         self._call.cancel()
         self._tick()
         self._call.cancel()
@@ -161,7 +161,7 @@ class _Broken(Module):
 
 class _Silent(Module):
     """
-    A module that answers nothing and can be lost.
+    A module that answers no call and can be lost.
     """
 
     def __init__(self) -> None:
@@ -209,7 +209,7 @@ async def _measure(
         return await _watched(reactor, number, wrapper.proxy.ping, wrapper.close)
 
     async def expired() -> tuple[float, float]:
-        # All are overdue when the reactor gets its first turn.
+        # All calls are overdue in the first turn of the reactor.
         wrapper = wrap(Module(), timeout=0)
         return await _watched(reactor, number, wrapper.proxy.ping, lambda: None)
 
@@ -243,7 +243,7 @@ async def _measure(
     for what, measure, theirs in (
         ("drained, answered at once", drained, answered),
         ("drained, answered by the clock", partial(drainedLater, False), answered),
-        ("likewise, after `gc.freeze()`", partial(drainedLater, True), answered),
+        ("drained after `gc.freeze()`", partial(drainedLater, True), answered),
         ("failed by a fatal error", failed, refused),
         ("failed by `close()`", closed, refused),
         ("expired", expired, refused),
@@ -252,8 +252,8 @@ async def _measure(
         longest, collecting = await measure()
         report(
             Figure(
-                f"{number:,} {what}: longest stall",
-                "all in one go",
+                f"{number:,} calls {what}: longest stall",
+                "a loop over all calls",
                 longest,
                 theirs,
                 "ms",
@@ -264,7 +264,7 @@ async def _measure(
             report(
                 Figure(
                     "(of which garbage collector)",
-                    "all in one go",
+                    "a loop over all calls",
                     collecting,
                     theirs,
                     "ms",

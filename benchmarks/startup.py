@@ -1,13 +1,13 @@
 """
-The cost of a start-up beside its modules: adding, starting and closing them.
+The cost of a start-up, without the work of its modules: adding, starting and closing.
 
 The modules are ready at once, have up to three random needs, and are added in random
-order. The cost of all is divided by the number of modules and needs; if the quotient
-does not grow with the number of modules, the cost is linear. It is compared with
-initialising and closing the same wrappers in a loop, in a suitable order.
+order. The total cost is divided by the number of modules and needs; if the quotient
+does not grow with the number of modules, the cost is linear. The comparison is a loop
+that initialises and closes the same wrappers, in a suitable order.
 
-The processor time of the best of several rounds counts, without the garbage collector,
-whose cost depends on the rest of the program.
+The processor time of the best round counts. The garbage collector is off, because its
+cost depends on the rest of the program.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tsrv import (
 
 _SIZES = {
     "few": Size(100, 5, "modules of a small program"),
-    "some": Size(1_000, 10, "modules of a large one"),
-    "many": Size(10_000, 20, "modules of a huge one"),
-    "rounds": Size(5, 1, "rounds for each"),
+    "some": Size(1_000, 10, "modules of a large program"),
+    "many": Size(10_000, 20, "modules of a huge program"),
+    "rounds": Size(5, 1, "rounds for each program"),
 }
 
 _NEEDS = 3
@@ -123,8 +123,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         else:
             figures.append(
                 Figure(
-                    "(the same)",
-                    f"each of {sizes['few']:,} modules",
+                    what,
+                    f"start-up of {sizes['few']:,} modules",
                     ours,
                     least,
                     "µs",

@@ -2,8 +2,8 @@
 The cost of many browsers that show the status page.
 
 Five hundred pages request the fragment once a second, while modules change ten times a
-second. The share of a core that the server needs is compared with that of a plain
-twisted.web resource that returns as many fixed bytes.
+second. The script measures the share of a core that the server needs. The comparison is
+a plain twisted.web resource that returns as many fixed bytes.
 
 Each server is a process of its own.
 """
@@ -32,10 +32,10 @@ from tsrv.web.site import Site
 from tsrv.web.status import Status
 
 _SIZES = {
-    "pages": Size(500, 5, "pages that ask once a second"),
+    "pages": Size(500, 5, "pages that are refreshed once a second"),
     "modules": Size(10, 2, "modules"),
     "rate": Size(10, 10, "changes of a module per second"),
-    "seconds": Size(10, 1, "seconds for which the pages ask"),
+    "seconds": Size(10, 1, "seconds of load"),
 }
 
 _SERVE = "--serve"
@@ -58,8 +58,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     _, theirs = _measureServer(sizes, length)
     return [
         Figure(
-            f"{sizes['pages']:,} status pages, {sizes['rate']:,} changes a second: "
-            "of one core",
+            f"{sizes['pages']:,} status pages, {sizes['rate']:,} changes per second: "
+            "share of a core",
             "a fixed body",
             ours,
             theirs,

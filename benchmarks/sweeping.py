@@ -1,13 +1,13 @@
 """
 The cost of many sessions in SQLite, and of removing expired ones.
 
-A table of a million sessions, half of them expired, is compared with one of ten
-thousand and one of a hundred thousand: the size of a session on the disk, and the
+Tables of a hundred thousand and of a million sessions, half of them expired, are
+compared with a table of ten thousand: the size of a session on the disk, and the
 memory of the server after some sessions were visited.
 
-Then the expired sessions are removed, while one connection sends requests for
-C{/say} at random times. The 99th percentile is compared with that without the
-removal. Server and prober are processes of their own.
+Then the server removes the expired sessions, while one connection sends requests for
+C{/say} at random times. The 99th percentile of the latency is compared with the one
+without the removal. Server and prober are processes of their own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SERVER: Final = "benchmarks.support.sessionserver"
 
 _STEPS: Final = (100, 10, 1)
 """
-Divisors of the number of sessions: at first, later, and in the end.
+Divisors of the number of sessions: at first, later, and at the end.
 """
 
 _DATA: Final = (
@@ -52,7 +52,7 @@ _INSERT: Final = (
 
 def _rows(first: int, following: int) -> Iterator[tuple[object, ...]]:
     """
-    Return rows of sessions. Those with even numbers have expired.
+    Return rows of sessions. The sessions with even numbers have expired.
     """
     random = Random(first)  # noqa: S311
     now = time()
@@ -69,7 +69,7 @@ def _fill(path: Path, first: int, following: int) -> int:
     @return: The size of the file, in bytes.
     """
     with closing(sqlite3.connect(path)) as database:
-        # Durability is not needed, and all changes fit into memory.
+        # This needs no durability, and all changes fit into memory.
         database.execute("PRAGMA synchronous = OFF")
         database.execute(f"PRAGMA cache_size = -{400 * 1024}")
         with database:
@@ -172,7 +172,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         ("memory of a process with {:,} sessions", "kB", [m / 1e3 for m in memories]),
     ):
         for count, value in zip(counts[1:], values[1:], strict=True):
-            against = f"with {counts[0]:,}"
+            against = f"a table of {counts[0]:,}"
             figures.append(
                 Figure(what.format(count), against, value, values[0], unit, Target(1.2))
             )
@@ -190,7 +190,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         )
     figures.append(
         Figure(
-            f"(memory after that, which took {report['seconds']:.3g} s)",
+            f"(memory after the removal, which took {report['seconds']:.3g} s)",
             "before",
             report["memory"] / 1e3,
             idle["memory"] / 1e3,

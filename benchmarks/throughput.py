@@ -1,18 +1,17 @@
 """
-Requests for C{/say} when the clock is ready.
+The rate of requests for C{/say} when the clock is ready.
 
-The rate is compared with that of a bare twisted.web resource that asks the same clock
-and sends the same response from a callback: once on a plain
-L{twisted.web.server.Site}, which formats a line of its access log for each request,
-and once on a site without that log, like that of tsrv. It is also compared with aiohttp
-on asyncio's own loop: the handler awaits the time, which is told in the next turn of
-the loop too, and there is no access log either.
+It is compared with a bare twisted.web resource, which calls the same clock, and sends
+the same response from a callback: on a plain L{twisted.web.server.Site}, which formats
+a line of its access log for each request, and on a site without an access log, as in
+tsrv. It is also compared with aiohttp on asyncio's own loop, without an access log; its
+handler awaits the time for one turn of the loop, too.
 
 Each server is a process of its own, and so is the load. The servers take turns; the
 median of the ratios of consecutive rounds counts. The processor time of one request
 says the same with less noise.
 
-aiohttp must be installed: pip install aiohttp
+The comparison with aiohttp needs C{pip install aiohttp}.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class _Side:
 
     def ask(self, load: Child, server: Child, connections: int, requests: int) -> None:
         """
-        One round.
+        Measure one round.
         """
         before = server.request("report")
         seconds = load.request("say", before["port"], connections, requests)["seconds"]
@@ -73,7 +72,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     if find_spec(_AIOHTTP):
         names.append(_AIOHTTP)
     elif sizes["requests"] == _SIZES["requests"].full:
-        print("Without aiohttp: pip install aiohttp", file=sys.stderr)
+        print("No comparison with aiohttp: pip install aiohttp", file=sys.stderr)
     connections, requests = sizes["connections"], sizes["requests"]
     sides = {name: _Side() for name in names}
     for _ in range(sizes["servers"]):
@@ -92,7 +91,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     figures = []
     for name, against, bound in (
         ("bare", "bare resource on a plain `Site`", 0.95),
-        ("quiet", "the same, without its log", 1.3),
+        ("quiet", "bare resource, without an access log", 1.3),
         (_AIOHTTP, "aiohttp", 0.7),
     ):
         if name not in sides:
@@ -109,7 +108,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
                 [a / b for a, b in zip(tsrv.rates, other.rates, strict=True)],
             ),
             Figure(
-                "(processor time for one)",
+                "(processor time of one request)",
                 against,
                 median(tsrv.costs),
                 median(other.costs),

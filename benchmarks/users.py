@@ -1,18 +1,18 @@
 """
-Requests for C{/users}.
+The rate of requests for C{/users}.
 
-The rate is compared with that of Express with better-sqlite3 (C{benchmarks/peers/}),
-on the same table, and with tsrv without a wrapper in front of the database.
+It is compared with Express and better-sqlite3 (C{benchmarks/peers/}) on the same table,
+and with tsrv without a wrapper in front of the database.
 
 Each server is a process of its own, and so is the load. The servers take turns; the
 median of the ratios of consecutive rounds counts.
 
-Both sides use a write-ahead log in SQLite. tsrv has the disk confirm each transaction
-(synchronous=FULL); better-sqlite3 leaves that to the system (NORMAL), so that its
-acknowledged writes survive the process, but not the machine. In the end the servers
-are killed, and every acknowledged write must be there.
+Both sides use a write-ahead log in SQLite. tsrv waits until the disk confirms each
+transaction (C{synchronous=FULL}). better-sqlite3 does not (C{NORMAL}): its acknowledged
+writes survive a crash of the process, but not of the machine. At the end the script
+kills the servers, and checks that no acknowledged write is missing.
 
-Express must be installed: (cd benchmarks/peers/express && npm install)
+The comparison with Express needs C{(cd benchmarks/peers/express && npm install)}.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class _Side:
     """
     One kind of server.
 
-    @ivar rates: For each kind of request, the requests in a second of each round.
-    @ivar costs: The server's processor time for each, in microseconds.
+    @ivar rates: For each kind of request, the requests per second in each round.
+    @ivar costs: The server's processor time for a request, in microseconds.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class _Side:
         self, kind: str, load: Child, server: Server, connections: int, requests: int
     ) -> None:
         """
-        One round.
+        Measure one round.
         """
         before = server.cpu
         answer = load.request(kind, server.port, connections, requests)
@@ -69,7 +69,10 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     if hasExpress():
         names.append("express")
     elif sizes["requests"] == _SIZES["requests"].full:
-        print(f"Without Express: (cd {EXPRESS} && npm install)", file=sys.stderr)
+        print(
+            f"No comparison with Express: (cd {EXPRESS} && npm install)",
+            file=sys.stderr,
+        )
     connections, requests = sizes["connections"], sizes["requests"]
     sides = {name: _Side() for name in names}
     for _ in range(sizes["servers"]):
@@ -96,7 +99,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
     figures = []
     for name, against, kinds, bound in (
         ("express", "Express 5, better-sqlite3", ("get", "post"), 1.0),
-        ("direct", "the bare module", ("get", "post"), 0.97),
+        ("direct", "tsrv without wrappers", ("get", "post"), 0.97),
     ):
         for kind in kinds if name in sides else ():
             what = "`GET /users/3`" if kind == "get" else "`POST /users`"
@@ -119,7 +122,7 @@ def _compare(
             [a / b for a, b in zip(*rates, strict=True)],
         ),
         Figure(
-            "(processor time for one)",
+            "(processor time of one request)",
             against,
             median(ours.costs[kind]) or 1.0,
             median(theirs.costs[kind]) or 1.0,

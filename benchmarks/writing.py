@@ -1,10 +1,10 @@
 """
-The latency of C{/say} while users are written.
+The latency of C{/say} while other clients create users.
 
 One connection sends requests for C{/say} at random times: alone, while 64 other
-connections write users as fast as they can, and while they request C{/say} instead. The
-99th percentiles are compared. Server, writers and prober are processes of their own,
-which may be more than the machine has processors.
+connections create users as fast as they can, and while they request C{/say} instead.
+The 99th percentiles are compared. Server, writers and prober are processes of their
+own; the machine may have fewer processors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SIZES = {
     "requests": Size(600, 20, "requests to /say in one round"),
     "rate": Size(200, 200, "requests per second"),
     "connections": Size(64, 4, "busy connections"),
-    "writes": Size(25_000, 20, "writes on them in one round; thrice as many reads"),
+    "writes": Size(25_000, 20, "writes in one round; three times as many reads"),
     "rounds": Size(5, 1, "rounds"),
 }
 
@@ -55,12 +55,13 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         server.kill()
         server.check()
     figures = []
-    others = (("say", "while they ask for `/say`", 1.0), ("", "alone", 2.0))
+    writing = f"`/say` while {sizes['connections']} connections create users"
+    others = (("say", "while they request `/say`", 1.0), ("", "alone", 2.0))
     for other, against, bound in others:
         for share, name in ((0.99, "99th percentile"), (0.5, "median")):
             figures.append(
                 Figure(
-                    f"`/say` while {sizes['connections']} are writing users: {name}",
+                    f"{writing}: {name}",
                     against,
                     percentile(seconds["post"], share),
                     percentile(seconds[other], share),

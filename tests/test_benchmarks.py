@@ -71,6 +71,6 @@ def test_several_scripts_make_one_table() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| figure ") == 1
     assert "ready call of `tellMeSomething`" in done.stdout
-    assert "memory of a queued command" in done.stdout
+    assert "memory of a queued call" in done.stdout
     listed = run("benchmarks", "--help").stdout
     assert [name for name in SCRIPTS if name not in listed] == []

@@ -1,3 +1,3 @@
 """
-Parts of the benchmarks: figures and tables, processes, servers and load.
+Parts of the benchmarks: figures, tables, processes, servers and loads.
 """

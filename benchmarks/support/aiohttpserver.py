@@ -1,6 +1,6 @@
 """
-A server with C{/say} on aiohttp, without an access log: the least that it needs for
-the response of L{benchmarks.support.sayserver}.
+A server with C{/say} on aiohttp, without an access log: the least code for the response
+of L{benchmarks.support.sayserver}.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from benchmarks.support.processes import MAX_PROCESS_SECONDS
 
 __all__: list[str] = []
 
-# aiohttp need not be installed where the types are checked.
+# Type checkers do not need aiohttp.
 _web: Final[Any] = import_module("aiohttp.web")
 
 
 async def _tellMeSomething() -> str:
     """
-    Tell the time in the next turn of the loop, as
+    Return the time in the next turn of the loop, as
     L{AsyncModule<tsrv.asyncmodule.AsyncModule>} does.
     """
     await asyncio.sleep(0)

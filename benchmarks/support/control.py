@@ -1,5 +1,5 @@
 """
-How a measured server is controlled: by lines on its standard input.
+Controls a measured server, by lines on its standard input.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def obey(reactor: Any, report: Callable[[], dict[str, Any]], command: Command) -
     Carry out the commands on the standard input, until it is closed.
 
     @param reactor: The reactor.
-    @param report: Returns what is sent after each command.
+    @param report: Returns the report that is sent after each command.
     @param command: Carries out a command, given its name and its arguments.
     """
     StandardIO(_Control(reactor, command, report))
@@ -85,7 +85,7 @@ def serve(
 
     @param reactor: The reactor.
     @param site: The site.
-    @param report: Returns what is sent after each command, beside the port.
+    @param report: Returns the report that is sent after each command, with the port.
     @param command: Carries out a command, given its name and its arguments.
     """
     port = reactor.listenTCP(0, site, backlog=1024, interface="127.0.0.1")

@@ -1,9 +1,9 @@
 """
-A network with a delay: a TCP proxy that hands everything on some milliseconds later.
+A network with a delay: a TCP proxy that forwards all data some milliseconds later.
 
     python -m benchmarks.support.delayingproxy --port=8000 --milliseconds=4
 
-Each command on the standard input is answered with the port of the proxy.
+The answer to each command on the standard input is the port of the proxy.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Network(Factory):
 
     def later(self, act: Callable[[], object]) -> None:
         """
-        Call a function after the delay. One timer for all is cheaper, so that a flood
+        Call a function after the delay. All functions share one timer, so that a flood
         takes little longer.
         """
         self._underWay.append((self._reactor.seconds() + self._delay, act))
@@ -73,7 +73,7 @@ class _End(Protocol):
 
     def __init__(self, network: _Network) -> None:
         self._network = network
-        # Written before the connection is made.
+        # Data that was written before the connection was made.
         self._early: list[bytes] = []
 
     def connectionMade(self) -> None:

@@ -1,6 +1,6 @@
 """
-The pages of the demo that a client can make expensive, C{/metrics} and C{/users}, and
-C{/livez}: on a site of tsrv, or on a plain one without its access log.
+The expensive pages of the demo server, C{/metrics} and C{/users}, and C{/livez}: on a
+site of tsrv, or on a plain site without an access log.
 
 Usage: floodedserver tsrv|plain URL
 """
@@ -41,7 +41,7 @@ def _main(kind: str, url: str) -> None:
 
     def carryOut(command: str, arguments: list[str]) -> Deferred[Any]:
         """
-        C{create NUMBER} of users.
+        C{create NUMBER}: create this number of users.
         """
         created = [
             users.create(NewUser(f"User {number}", f"{number}@example.org"))

@@ -1,5 +1,5 @@
 """
-Clients that cost a server more than they should, and one that suffers from them.
+Clients that cost a server more than they should, and a client that suffers from them.
 
 The process reads commands from its standard input, as L{benchmarks.support.load} does.
 """
@@ -19,7 +19,7 @@ __all__: list[str] = []
 
 _PIPELINED_BYTES: Final = 64 * 1024
 
-# What the system keeps for a client that reads nothing is soon full.
+# The buffer of a client that reads nothing is soon full.
 _SMALL_BUFFER_BYTES: Final = 4096
 
 _LIVEZ: Final = Get(b"/livez", b"alive")
@@ -188,8 +188,8 @@ class _FloodLoad:
 
     def open(self, port: int, connections: int) -> dict[str, Any]:
         """
-        Open further connections, and wait until the server has accepted them. It does
-        so in their order.
+        Open further connections, and wait until the server has accepted them. It
+        accepts connections in their order.
         """
         self._opened += [connect(port) for _ in range(connections)]
         with connect(port) as last:

@@ -1,16 +1,17 @@
 """
-Ambiguous and unusual requests, sent to tsrv, to bare twisted.web and to Node's HTTP
-server: a table of those that they read differently.
+Send ambiguous and unusual requests to tsrv, to bare twisted.web and to Node's HTTP
+server, and print a table of the requests that they read differently.
 
-Run it in the repository, with Node on the path (without it the others are compared)::
+Run it in the repository, with Node on the path; without Node, the other two are
+compared::
 
     python -m benchmarks.support.framings
 
-The framings and what is expected of them are in C{tests/framings.py}. Each is sent on
-a connection of its own, as a whole, with a marker request behind it. A cell says what a
-server made of it: the requests that reached the application, and then C{marker} if the
-marker did, the status of a refusal, C{closed}, or C{waits} if nothing more came. What
-differs from the expected outcome has an asterisk.
+The framings and their expected outcomes are in C{tests/framings.py}. Each framing is
+sent as a whole on a connection of its own, followed by a marker request. A cell shows
+the outcome: the requests that reached the application, and then C{marker} if the marker
+reached it, the status of a refusal, C{closed}, or C{waits} if nothing more came. An
+asterisk marks an outcome that is not the expected one.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from twisted.web.server import Site as TwistedSite
-
-from benchmarks.support.control import serve
+from benchmarks.support.control import QuietSite, serve
 from benchmarks.support.processes import MAX_PROCESS_SECONDS, Child
 from tests.framings import FRAMINGS, MARKER, Framing
 from tests.recorder import Recorder
@@ -37,12 +36,12 @@ __all__: list[str] = []
 
 _SILENCE_SECONDS: Final = 1.0
 """
-A server that has sent nothing for so long waits for more.
+Time without data after which a server counts as waiting, in seconds.
 """
 
 _MAX_SECONDS: Final = 120
 """
-Time for all framings at one server.
+Time limit for all framings at one server, in seconds.
 """
 
 _MAX_CONNECTIONS: Final = 20
@@ -75,7 +74,7 @@ setTimeout(() => process.exit(), %d);
 @dataclass(frozen=True)
 class _Outcome:
     """
-    What a server made of a framing.
+    The outcome of a framing at one server.
 
     @ivar seen: The requests that reached the application, without the marker.
     @ivar end: C{marker}, C{closed}, C{waits}, or the status of the refusal.
@@ -87,7 +86,7 @@ class _Outcome:
     @property
     def meaning(self) -> tuple[tuple[str, ...], str]:
         """
-        What counts in a comparison: whether a server that stops says why does not.
+        The part of the outcome that is compared. A server that stops need not say why.
         """
         return self.seen, self.end if self.end in ("marker", "waits") else "stops"
 
@@ -230,7 +229,7 @@ def _compare(showAll: bool) -> None:
         if program is not None:
             ports["Node"] = stack.enter_context(_node(program))
         else:
-            print("There is no `node` on the path: Node is left out.\n")
+            print("Cannot find `node` on the path: no comparison with Node.\n")
         for kind, port in ports.items():
             outcomes[kind] = asyncio.run(_sendAll(port))
     rows = [["framing", "expected", *outcomes]]
@@ -255,16 +254,6 @@ def _serve(kind: str) -> None:
     Serve in a process of its own, until the standard input is closed.
     """
     from twisted.internet import reactor as theReactor
-
-    class QuietSite(TwistedSite):
-        """
-        A plain site without an access log.
-        """
-
-        def log(self, request: object) -> None:
-            """
-            Write nothing.
-            """
 
     reactor: Any = theReactor
     site = Site(Recorder(), reactor) if kind == "tsrv" else QuietSite(Recorder())

@@ -1,9 +1,9 @@
 """
 The load: many connections to a server, in a process of its own.
 
-Blocking sockets, read one after the other while all others have a request in
-progress, cost the machine least. The process reads commands from its standard
-input, and writes a line of JSON for each. It exits when its standard input is
+The sockets block, and the process reads them one after the other while all others have
+a request in progress: this costs the machine least. The process reads commands from its
+standard input, and writes a line of JSON for each. It exits when its standard input is
 closed, or when its time limit is reached.
 """
 
@@ -31,8 +31,7 @@ def connect(port: int, bufferBytes: int = 0) -> socket.socket:
     """
     Connect to a server.
 
-    @param bufferBytes: How many bytes the system keeps until they are read; 0 for its
-        own choice.
+    @param bufferBytes: Size of the system's receive buffer; 0 for its own choice.
     """
     connection = socket.socket()
     if bufferBytes:
@@ -75,7 +74,7 @@ class _Client(Protocol):
         """
         Receive one response.
 
-        @raise ValueError: It is not the expected one.
+        @raise ValueError: The response is not the expected one.
         """
 
 
@@ -131,7 +130,7 @@ class _NewUser:
 
 class _Visitor:
     """
-    A visitor with a session, who counts the visits too.
+    A visitor with a session. The visitor counts the visits, too.
 
     @ivar visits: Number of visits with a response.
     """
@@ -166,7 +165,7 @@ class _Visitor:
 
 def _run(clients: list[_Client], port: int, requests: int) -> float:
     """
-    Keep one connection for each client busy, and return the seconds it took.
+    Keep one connection for each client busy, and return the total seconds.
     """
     pairs = [(client, connect(port)) for client in clients]
     begun = monotonic()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from timeit import Timer
@@ -31,7 +32,7 @@ class Target:
     The target of a figure.
 
     @ivar bound: The maximum or the minimum.
-    @ivar unit: The unit of C{bound}: C{x} for the ratio, otherwise that of the
+    @ivar unit: The unit of C{bound}: C{x} for the ratio, otherwise the unit of the
         figure.
     @ivar atLeast: Whether C{bound} is a minimum.
     @ivar isDifference: Whether C{bound} is about the difference of the two sides.
@@ -58,8 +59,8 @@ class Figure:
     @ivar theirs: The figure of the other side.
     @ivar unit: The unit of both.
     @ivar target: The target, if the figure has one.
-    @ivar pairs: The ratios of pairs of rounds, where they say more than the
-        ratio of the two figures.
+    @ivar pairs: The ratios of pairs of rounds, if their median says more than the ratio
+        of the two figures.
     """
 
     what: str
@@ -132,7 +133,7 @@ class Size(NamedTuple):
     A size of a measurement.
 
     @ivar full: The default number.
-    @ivar tiny: The number of a run that only shows that the script works.
+    @ivar tiny: The number for C{--tiny}, which only shows that the script works.
     @ivar meaning: The meaning of the number, for the help.
     """
 
@@ -161,9 +162,11 @@ def run(
     @param measure: Measures, given the chosen sizes.
     """
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=re.sub(r"\b[CL]\{(.*?)\}", r"\1", doc or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--tiny", action="store_true", help="only show that it works")
+    tiny = "use tiny sizes, to see that the script works"
+    parser.add_argument("--tiny", action="store_true", help=tiny)
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     for name, size in sizes.items():
         text = f"{size.meaning} [default: {size.full:,}]"

@@ -1,5 +1,5 @@
 """
-Child processes that carry out commands, one line each.
+Child processes that carry out commands. Each command is one line.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _PAGE_BYTES: Final = 4096
 
 class Child:
     """
-    One process, as a context manager that ends it.
+    A process, as a context manager that ends it.
     """
 
     def __init__(self, module: str, *words: str) -> None:
         """
-        @param module: The module that is its program.
-        @param words: Its command line.
+        @param module: The Python module to run.
+        @param words: The arguments of its command line.
         """
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", module, *words],
@@ -65,7 +65,7 @@ class Child:
     @property
     def residentBytes(self) -> int:
         """
-        The memory that the process occupies. It need not respond.
+        The memory that the process occupies, even if it does not respond.
         """
         return residentBytes(self._process.pid)
 
@@ -123,9 +123,9 @@ def raiseFileLimit(wanted: int) -> int:
 
 def residentBytes(process: int | str = "self") -> int:
     """
-    Return the memory that a process occupies; 0 where the system does not tell.
+    Return the memory that a process occupies; 0 if the system does not report it.
 
-    @param process: Its number; this process by default.
+    @param process: The number of the process; this process by default.
     """
     try:
         pages = Path(f"/proc/{process}/statm").read_text().split()[1]

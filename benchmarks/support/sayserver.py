@@ -1,6 +1,6 @@
 """
-A server with C{/say}: the one of tsrv, with or without metrics, or the least that
-twisted.web needs for the same response.
+A server with C{/say}: of tsrv, with or without metrics, or with the least code for the
+same response on twisted.web.
 
 Usage: sayserver tsrv|counted|bare|quiet
 """
@@ -30,8 +30,8 @@ __all__: list[str] = []
 
 class _BareResource(Resource):
     """
-    Responds with what the clock says. Until the clock is ready, the requests
-    wait in a list.
+    Responds with the text of the clock. Until the clock is ready, requests wait in a
+    list.
     """
 
     def __init__(self, clock: AsyncModule) -> None:

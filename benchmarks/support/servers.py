@@ -1,5 +1,5 @@
 """
-Servers with a database of their own: tsrv, and Express.
+Servers with their own databases: tsrv and Express.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def hasExpress(peer: Path = EXPRESS) -> bool:
     """
     Return whether a server with Express is installed.
 
-    @param peer: Its folder.
+    @param peer: The folder of the server.
     """
     return bool(shutil.which("node")) and (peer / "node_modules").is_dir()
 

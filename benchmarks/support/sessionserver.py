@@ -29,7 +29,7 @@ Number of visitors that visit at the same time.
 
 def identifierOf(number: int) -> str:
     """
-    Return the identifier of a session; a predictable one.
+    Return the identifier of a session, which is predictable.
     """
     return f"{number:043d}"
 
@@ -50,8 +50,8 @@ class _Commands:
 
     def __call__(self, command: str, arguments: list[str]) -> Deferred[Any] | None:
         """
-        C{wait} until the store is ready; C{visit NUMBER...} counts a visit of
-        these sessions; C{clean} begins to remove expired sessions; C{report}.
+        C{wait}: wait until the store is ready; C{visit NUMBER...}: count a visit in
+        these sessions; C{clean}: begin to remove expired sessions; C{report}: report.
         """
         if command == "wait":
             return self._ready
@@ -69,7 +69,7 @@ class _Commands:
 
     def report(self) -> dict[str, Any]:
         """
-        Return what the server reports after each command.
+        Return the report that follows each command.
         """
         return {
             "memory": residentBytes(),

@@ -1,8 +1,8 @@
 """
-Clients that behave well, and clients that leave early.
+Clients that behave well, and clients that disconnect early.
 
-The command C{run SECONDS CLIENTS} is answered when all clients have ended, with the
-number of times each behaviour was seen.
+The answer to the command C{run PORT SECONDS CLIENTS} comes when all clients have ended:
+the number of times that each behaviour was seen.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class _Client:
         status, body = await self._answer()
         if status != 201:
             return f"{status // 100}xx"
-        # The table does not grow.
+        # Delete the user, so that the table does not grow.
         await self._send(self._request(f"DELETE /users/{json.loads(body)['id']}"))
         await self._answer()
         return "a user was created and deleted"

@@ -1,8 +1,8 @@
 """
 The demo server, with modules that are lost and recover all the time.
 
-The command C{rest} ends the losses, waits until all is ready, and is answered with what
-the process then holds; C{work} begins the losses again.
+The command C{rest} ends the losses, waits until all modules are ready, and reports the
+resources of the process. The command C{work} begins the losses again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DISTURBANCE_SECONDS: Final = 0.5
 
 _PAUSE_SECONDS: Final = 0.2
 
-# Connections that clients have closed are noticed, and what was held is answered.
+# Time to notice that clients have disconnected, and to answer held requests.
 _REST_SECONDS: Final = 0.5
 
 _MAX_LIFE_SECONDS: Final = 3600

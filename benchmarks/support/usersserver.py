@@ -1,5 +1,5 @@
 """
-The users and visitors of the demo over one database, with a way to pause it.
+The users and visitors of the demo server on one database, which can be paused.
 
 Usage: usersserver URL
 """
@@ -50,7 +50,8 @@ def _main(url: str) -> None:
 
     def carryOut(command: str, arguments: list[str]) -> Deferred[Any] | None:
         """
-        C{wait} until everything is ready; C{pause} or C{resume} the database.
+        C{wait}: wait until all modules are ready; C{pause} or C{resume}: pause or
+        resume the database.
         """
         if command == "wait":
             return startup.whenReady()

@@ -1,6 +1,6 @@
-// A count of visits, as one writes it with Express and express-session, with its
-// sessions in SQLite: every statement is prepared, and SQLite writes ahead (then
-// better-sqlite3 has it synchronize as NORMAL).
+// A count of visits in the usual way with Express and express-session, with sessions in
+// SQLite: every statement is prepared, and SQLite has a write-ahead log (for which
+// better-sqlite3 sets synchronous=NORMAL).
 //
 //     node server.js FILE PORT
 'use strict';

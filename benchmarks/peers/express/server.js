@@ -1,6 +1,6 @@
-// The users, as one writes them with Express and better-sqlite3: every statement is
-// prepared, and SQLite writes ahead (then better-sqlite3 has it synchronize as
-// NORMAL).
+// The users in the usual way with Express and better-sqlite3: every statement is
+// prepared, and SQLite has a write-ahead log (for which better-sqlite3 sets
+// synchronous=NORMAL).
 //
 //     node server.js FILE PORT
 'use strict';
