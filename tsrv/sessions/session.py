@@ -79,12 +79,10 @@ class Session(MutableMapping[str, Any]):
         known: StoredSession | None = None,
     ) -> None:
         """
-        L{Sessions<tsrv.sessions.Sessions>} makes sessions; a program asks it for them.
-
-        @param shared: What all sessions of a site share.
+        @param shared: The parts of the site that all its sessions use.
         @param request: The request.
-        @param identifier: The identifier that the browser has sent.
-        @param known: The session that the store has under this identifier.
+        @param identifier: The identifier that the browser has sent, if any.
+        @param known: The session that the store has under this identifier, if any.
         """
         self._shared = shared
         self._request = request
@@ -133,7 +131,7 @@ class Session(MutableMapping[str, Any]):
     @property
     def isNew(self) -> bool:
         """
-        Whether the store does not have this session, or not yet.
+        Whether the session is not in the store, or not yet.
         """
         return self._identifier is None
 
