@@ -76,9 +76,13 @@ class TableDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """
-        Parse the table. It scrolls on a narrow screen.
+        Parse the table.
         """
-        return list(self.parse_text_to_nodes(self.write()))
+        made = list(self.parse_text_to_nodes(self.write()))
+        for node in made:
+            for each in node.findall(nodes.table):
+                each["classes"].append("from-code")
+        return made
 
 
 class OptionsDirective(TableDirective):
@@ -232,4 +236,5 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """
     for name, directive in DIRECTIVES.items():
         app.add_directive(name, directive)
+    app.add_css_file("tables.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
