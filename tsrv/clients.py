@@ -118,9 +118,6 @@ class _Made:
         self._client = client
 
     async def close(self) -> None:
-        """
-        Close the client, if there is one.
-        """
         self._attempt = None
         client, self._client = self._client, None
         if client is not None:

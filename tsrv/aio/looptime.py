@@ -24,7 +24,7 @@ __all__ = ["LoopTime"]
 @implementer(IDelayedCall)
 class _Timer:
     """
-    A call in the future.
+    A call in the future. The interface explains the methods.
     """
 
     def __init__(
@@ -58,47 +58,25 @@ class _Timer:
             raise AlreadyCalled
 
     def getTime(self) -> float:
-        """
-        @return: The time of the call.
-        """
         return self._time
 
     def cancel(self) -> None:
-        """
-        Do not make the call.
-
-        @raise AlreadyCalled: It was made.
-        @raise AlreadyCancelled: It was cancelled.
-        """
         self._check()
         self._cancelled = True
         self._call = None
         self._handle.cancel()
 
     def delay(self, secondsLater: float) -> None:
-        """
-        Make the call later.
-
-        @param secondsLater: The further delay in seconds.
-        """
         self._check()
         self._handle.cancel()
         self._schedule(self._time + secondsLater)
 
     def reset(self, secondsFromNow: float) -> None:
-        """
-        Make the call at another time.
-
-        @param secondsFromNow: The delay in seconds.
-        """
         self._check()
         self._handle.cancel()
         self._schedule(self._loop.time() + secondsFromNow)
 
     def active(self) -> bool:
-        """
-        @return: Whether the call is still scheduled.
-        """
         return self._call is not None
 
 

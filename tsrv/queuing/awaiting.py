@@ -177,9 +177,6 @@ class _CallFuture(Future[Any]):
         deferred.addCallbacks(self._succeed, self._fail)
 
     def cancel(self, msg: Any = None) -> bool:
-        """
-        Cancel the call.
-        """
         deferred = self._deferred
         if not super().cancel(msg):
             return False

@@ -125,18 +125,12 @@ class _Steps(Coroutine[Any, Any, None]):
         return self._deferred
 
     def send(self, value: None) -> Any:
-        """
-        Make a step.
-        """
         if self._hasEnded:
             raise StopIteration
         first, self._first = self._first, None
         return self._stepInTask(self._coroutine.send, value) if first is None else first
 
     def throw(self, *error: Any) -> Any:
-        """
-        Raise an error in the coroutine, and make a step.
-        """
         if self._hasEnded:
             raise StopIteration
         first, self._first = self._first, None
@@ -146,9 +140,6 @@ class _Steps(Coroutine[Any, Any, None]):
         return self._stepInTask(self._coroutine.throw, *error)
 
     def close(self) -> None:
-        """
-        Close the coroutine.
-        """
         self._coroutine.close()
 
     def __await__(self) -> Any:

@@ -95,10 +95,7 @@ def logUnknownNames(after: Mapping[str, Sequence[str]]) -> None:
                 hint = "" if similar is None else f" (did you mean {similar!r}?)"
                 unknown.append(f"{name} → {each}{hint}")
     if unknown:
-        _log.info(
-            "Unknown names in after=: {unknown}",
-            unknown="; ".join(unknown),
-        )
+        _log.info("Unknown names in after=: {unknown}", unknown="; ".join(unknown))
 
 
 def _similarName(name: str, names: Iterable[str]) -> str | None:
