@@ -51,11 +51,11 @@ class EchoProtocol(LineReceiver):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        Fail the calls that wait.
+        Report the loss first, and then fail the calls that wait.
         """
+        self.lost.errback(reason)
         for each in self._waiting:
             each.errback(reason)
-        self.lost.errback(reason)
 
 
 class EchoClient:
@@ -99,7 +99,7 @@ async def main(reactor: Any) -> None:
     Call at once, and start the server later.
     """
     serverEndpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
-    # Find a free port, and leave it again.
+    # Find a free port, and release it.
     port: Any = await serverEndpoint.listen(Factory.forProtocol(Echo))
     number = port.getHost().port
     await port.stopListening()

@@ -42,6 +42,11 @@ class Database:
         assert self._connection is not None
         return self._connection.whenLost()
 
+    async def whenIdle(self) -> None:
+        # Transactions that wait for the lock end first.
+        async with self._lock:
+            pass
+
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close()
