@@ -1,5 +1,5 @@
 """
-The pictures and tables of the theory of operation agree with the code.
+The pictures and tables of the documentation agree with the code.
 """
 
 from __future__ import annotations
@@ -62,3 +62,12 @@ def test_the_table_says_what_happens_to_calls() -> None:
     expected["READY"] = "passed on"
     expected |= dict.fromkeys(("FAILED", "CLOSING", "CLOSED"), "refused")
     assert table == expected
+
+
+def test_the_tests_that_a_page_lists_exist() -> None:
+    """
+    Every test that the page for readers of the Node.js pattern lists exists.
+    """
+    listed = re.findall(r"^\| `(test_\w+)` \|", (DOCS / "nodejs.md").read_text(), re.M)
+    source = (ROOT / "tests" / "test_pitfalls.py").read_text()
+    assert sorted(listed) == sorted(re.findall(r"^def (test_\w+)", source, re.M))
