@@ -1,7 +1,7 @@
 """
-A basket that each visitor fills, on a plain site of twisted.web.
+A basket for each visitor, on a plain site of twisted.web.
 
-Run it, and look at http://localhost:8001/ again and again.
+Run C{python basket.py}, open http://localhost:8001/, and reload the page.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Basket(Resource):
 
     def render_GET(self, request: Request) -> int:
         """
-        Respond when the session is loaded.
+        Respond when the store has loaded the session.
         """
         ensureDeferred(self.show(request)).addErrback(request.processingFailed)
         return NOT_DONE_YET
 
     async def show(self, request: Request) -> None:
         """
-        Put something into the basket.
+        Put tea into the basket, and show the basket.
         """
         session = await self.sessions.get(request)
         session.setdefault("items", []).append("tea")

@@ -1,6 +1,7 @@
 """
-An aiohttp application that counts in Redis, and takes requests while Redis is lost. The
-module is the client itself. Run C{python hits_aiohttp.py 8000 redis://127.0.0.1:6379}.
+An aiohttp application that counts in Redis, and accepts requests while Redis is lost.
+The module is the client itself. Run C{python hits_aiohttp.py 8000
+redis://127.0.0.1:6379}.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ REDIS: web.AppKey[Any] = web.AppKey("redis")
 
 async def modules(app: web.Application) -> AsyncIterator[None]:
     """
-    Let the modules live as long as the application.
+    Start the modules with the application, and close them with it.
     """
     program = Startup()
     wrapper = program.add(
         "redis",
-        # One connection keeps the order. tsrv retries, the client does not.
+        # One connection keeps calls in order. tsrv retries, so the client does not.
         Redis.from_url(sys.argv[2], single_connection_client=True, retry=None),
         initialize="ping",
         ping="ping",

@@ -1,5 +1,5 @@
 """
-A table in PostgreSQL, with a pool of asyncpg. It knows nothing of tsrv.
+A table in PostgreSQL, with a pool of asyncpg. This module does not know tsrv.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-A Starlette application that takes requests while its database is lost. C{/livez}
+A Starlette application that accepts requests while its database is lost. C{/livez}
 answers at once; C{/items} waits until PostgreSQL is ready. A FastAPI application uses
 the same lifespan. Run C{python items_starlette.py 8000 postgresql://...}.
 """
@@ -26,9 +26,9 @@ from tsrv.aio import Startup
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """
-    Let the modules live as long as the application.
+    Start the modules with the application, and close them with it.
     """
-    # Do not cancel the framework's task: /readyz reports a failure.
+    # A failure must not cancel the task of the framework; /readyz reports it.
     app.state.program = program = Startup(stayUp=True)
     app.state.items = program.add("items", Items(sys.argv[2]), replay=["names"]).proxy
     async with program:
@@ -69,6 +69,6 @@ app = Starlette(
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    # uvicorn raises the signal again when everything is closed.
+    # uvicorn raises the signal again after the shutdown: exit with status 0.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     uvicorn.run(app, port=int(sys.argv[1]))

@@ -1,6 +1,7 @@
 """
-A worker without a web framework: it stores the lines of its standard input in Redis, in
-order, also while Redis is lost. Run C{python worker.py redis://127.0.0.1:6379}.
+A worker without a web framework. It stores the lines of its standard input in Redis, in
+order, and accepts lines while Redis is lost. Run C{python worker.py
+redis://127.0.0.1:6379}.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ async def main() -> None:
     program = Startup()
     redis = program.add(
         "redis",
-        # One connection keeps the order. tsrv retries, the client does not.
+        # One connection keeps calls in order. tsrv retries, so the client does not.
         Redis.from_url(sys.argv[1], single_connection_client=True, retry=None),
         initialize="ping",
         ping="ping",

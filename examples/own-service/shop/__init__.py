@@ -1,1 +1,1 @@
-"""A shop."""
+"""A shop whose prices need exchange rates."""

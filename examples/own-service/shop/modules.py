@@ -1,4 +1,4 @@
-"""The modules. They know nothing of queues and the web."""
+"""The modules. They do not know that calls are queued, and nothing of the web."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ class Rates:
         self._reactor = reactor
 
     async def initialize(self) -> None:
-        """Fetch them."""
+        """Fetch the rates."""
         await deferLater(self._reactor, 2.0)
         self._rates = {"EUR": 1.0, "USD": 1.25}
 
     async def rate(self, currency: str) -> float:
-        """Return the price of a euro."""
+        """Return the price of a euro in a currency."""
         return self._rates[currency]
 
 

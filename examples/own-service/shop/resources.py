@@ -1,4 +1,4 @@
-"""The pages."""
+"""The pages of the shop."""
 
 from http import HTTPStatus
 
@@ -11,7 +11,7 @@ from .modules import Prices
 
 
 class Price(AsyncResource):
-    """C{/price?item=tea}."""
+    """C{/price?item=tea}: the price of an item."""
 
     def __init__(self, prices: Prices) -> None:
         super().__init__()

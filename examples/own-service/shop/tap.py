@@ -20,7 +20,7 @@ class Options(usage.Options):
 
 
 def makeService(options: Options) -> Server:
-    """Make the service. The reactor exists only now."""
+    """Make the service. Import the reactor only here: C{twistd} has chosen it now."""
     from twisted.internet import reactor
 
     startup = Startup(reactor)

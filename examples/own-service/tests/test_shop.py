@@ -1,4 +1,4 @@
-"""A test needs no server, and no time passes in it."""
+"""The tests need no server and no real time."""
 
 from shop.modules import addModules
 from twisted.internet.defer import ensureDeferred
@@ -12,7 +12,7 @@ class ModulesTests(SynchronousTestCase):
     """The modules, behind their queues."""
 
     def test_aPriceWaitsForTheRates(self) -> None:
-        """A call that is made too early waits."""
+        """A call before the start waits until both modules are ready."""
         clock = Clock()
         startup = Startup(clock)
         price = ensureDeferred(addModules(startup, clock).price("tea"))
