@@ -27,6 +27,7 @@ from tsrv import (
     Unavailable,
 )
 from tsrv.demo.openapi import describe
+from tsrv.resources import makeRoot
 from tsrv.server import Server
 from tsrv.server.optiontable import OPTIONS
 from tsrv.sessions import Limits
@@ -36,9 +37,8 @@ from tsrv.web.site import Site
 from tsrv.web.traffic import Traffic
 
 from .processes import ROOT
-from .test_openapi import rootInMemory
 from .test_reference import documented
-from .websupport import ask
+from .websupport import Teller, ask
 
 ERRORS: list[tuple[str, Exception]] = [
     ("QueueFull", QueueFull("")),
@@ -106,7 +106,7 @@ def test_every_route_is_in_a_table() -> None:
     Each group of routes of the description in OpenAPI has a table on the page.
     """
     text = page("reference/routes.md")
-    description = describe(rootInMemory())
+    description = describe(makeRoot(Teller()))
     assert sorted(arguments(text, "routes")) == sorted(
         tag["name"] for tag in description["tags"]
     )
