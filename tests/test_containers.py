@@ -248,10 +248,11 @@ def test_the_time_to_stop_suffices() -> None:
 
 def test_docker_gets_the_time_to_stop() -> None:
     """
-    The command of the page beside the container file gives the server as much time.
+    The commands for Docker give the server as much time.
     """
-    page = (ROOT / "examples" / "container" / "README.md").read_text()
-    (seconds,) = re.findall(r"--stop-timeout (\d+)", page)
+    pages = "docs/howto/kubernetes.md", "examples/container/README.md"
+    text = "".join((ROOT / page).read_text() for page in pages)
+    (seconds,) = set(re.findall(r"--stop-timeout (\d+)", text))
     options = optionsOf([*command(IMAGE["ENTRYPOINT"])[1:], *command(IMAGE["CMD"])])
     needed = options["shutdown-delay"] + options["drain-timeout"] + CLOSING_SECONDS
     assert needed <= int(seconds)

@@ -261,11 +261,14 @@ def test_prometheus_accepts_the_metrics(scrape: str) -> None:
     assert promtool("check", "metrics", given=scrape) == ""
 
 
-def test_the_readme_names_all_files() -> None:
+def test_the_documentation_names_all_files_and_alerts() -> None:
     """
-    The page beside the examples says what each file is for.
+    The how-to says what each file is for, and what to do about each alert.
     """
-    named = set(re.findall(r"^\| `(.*?)`", (EXAMPLES / "README.md").read_text(), re.M))
+    page = (ROOT / "docs" / "howto" / "observability.md").read_text()
+    named = set(re.findall(r"^\| {repo}`examples/observability/(.*?)`", page, re.M))
     assert named == {
         path.name for path in Path(EXAMPLES).iterdir() if path.suffix != ".md"
     }
+    alerts = re.findall(r"^\| `(Tsrv\w+)`", page, re.M)
+    assert alerts == [rule["alert"] for rule in RULES]

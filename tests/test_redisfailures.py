@@ -22,6 +22,7 @@ from tsrv.web.requestid import withRequestId
 from .databases import errorOf
 from .networks import relaying
 from .postgresql_server import inThread
+from .processes import ROOT
 from .redis_server import Redis, Timed, storeAt, using
 from .redis_server import ownRedis as ownRedis
 from .redis_server import redis as redis
@@ -34,8 +35,18 @@ ADD = Changes(added={"n": 1})
 
 RIGHTS = ["+@read", "+@write", "+@scripting", "+@connection", "~tsrv:session:*"]
 """
-The rights that the README asks for.
+The rights that the documentation asks for.
 """
+
+
+def test_the_documentation_names_the_rights() -> None:
+    """
+    The how-to about sessions asks for the rights that these tests give.
+    """
+    page = (ROOT / "docs" / "howto" / "sessions.md").read_text()
+    *rights, keys = RIGHTS
+    assert f"`{' '.join(rights)}`" in page
+    assert f"`{keys}`" in page
 
 
 def addUser(server: Redis, *rights: str) -> str:
