@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,7 @@ from tsrv.web.site import Site
 
 from .databases import PostgreSQL
 from .databases import ownPostgresql as ownPostgresql
+from .processes import ROOT
 from .redis_server import ownRedis as ownRedis
 from .services import Service, pause
 from .userload import FIRST, Load
@@ -155,6 +157,47 @@ async def test_a_store_is_paused_for_a_planned_restart(
     await gatherResults(working)
     for each in identifiers:
         assert (await wrapper.proxy.get(each)).data == {"n": counted[each]}
+    await wrapper.close()
+
+
+@asynchronous
+async def test_a_pause_waits_for_an_open_transaction(
+    ownPostgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The example of transactions is idle when its last transaction has ended, also one
+    that waits for the connection. A later transaction waits until the module is
+    resumed.
+    """
+    from twisted.internet import reactor
+
+    monkeypatch.syspath_prepend(ROOT / "examples" / "clients")
+    example = import_module("psycopg_transactions")
+    await ownPostgresql.start()
+    wrapper: QueuingWrapper[Any] = example.wrap(reactor, ownPostgresql.url)
+    await wrapper.initialize()
+    # A call that is made during the drain would be queued by the pause.
+    while wrapper.state is not State.READY:
+        await pause(0.001)
+    ends: list[Deferred[None]] = [Deferred(), Deferred()]
+
+    async def work(end: Deferred[None], item: str) -> None:
+        async with wrapper.proxy.transaction() as connection:
+            await end
+            await connection.execute(example.INSERT, [item])
+
+    working = [Deferred.fromCoroutine(work(end, str(end))) for end in ends]
+    paused = wrapper.pause()
+    late = Deferred.fromCoroutine(example.write(wrapper.proxy, "late"))
+    for end, done in zip(ends, working, strict=True):
+        assert not paused.called
+        end.callback(None)
+        await done
+    await paused
+    assert len(await ownPostgresql.ask("SELECT item FROM items")) == 2
+    wrapper.resume()
+    await late
+    assert (await example.read(wrapper.proxy))[-1] == "late"
     await wrapper.close()
 
 
