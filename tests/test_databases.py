@@ -227,7 +227,7 @@ async def test_only_missing_steps_are_made(url: str) -> None:
         async with opened(url, [newer]) as database:
             colours = await database.read(Statement("SELECT colour FROM things"))
             assert colours == [(None,)]
-    with pytest.raises(DatabaseRefused, match="version 2, made by a newer tsrv"):
+    with pytest.raises(DatabaseRefused, match="version 2, made by a newer program"):
         async with opened(url, [SCHEMA]):
             pass
 

@@ -136,9 +136,9 @@ def test_eachStepIsLogged(machine: Machine) -> None:
         machine.wait(1)
         machine.wait(60)
     assert textsOf(events) == [
-        "The system clock was set back by 3600.0 s; timers go on",
+        "The system clock was set back by 3600.0 s; timers keep their delays",
         "The system clock was set forward, or the machine slept, by 90.0 s; "
-        "timers go on",
+        "timers keep their delays",
     ]
     assert [each["seconds"] for each in errorsIn(events)] == [HOUR, 90]
 
@@ -153,8 +153,8 @@ def test_stepsAreLoggedOnceAMinute(machine: Machine) -> None:
             machine.wall -= 5
             machine.wait(1)
     assert textsOf(events) == [
-        "The system clock was set back by 5.0 s; timers go on",
-        "The system clock was set back by 300.0 s; timers go on",
+        "The system clock was set back by 5.0 s; timers keep their delays",
+        "The system clock was set back by 300.0 s; timers keep their delays",
     ]
 
 

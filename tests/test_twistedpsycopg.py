@@ -720,7 +720,7 @@ async def test_resolving_a_name_has_a_time_limit() -> None:
         def getThreadPool(self) -> NoThreads:
             return NoThreads()
 
-    with pytest.raises(errors.ConnectionTimeout, match="name is not resolved"):
+    with pytest.raises(errors.ConnectionTimeout, match="name was not resolved in time"):
         await connect(Reactor(), "postgresql://u@db.invalid/n", timeout=0.01)
 
 

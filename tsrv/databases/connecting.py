@@ -71,7 +71,9 @@ async def connect(
     try:
         attempts = await _resolve(reactor, found).addTimeout(timeout, reactor)
     except TimedOut:
-        raise errors.ConnectionTimeout("the host name is not resolved") from None
+        raise errors.ConnectionTimeout(
+            "the host name was not resolved in time"
+        ) from None
     for number, attempt in enumerate(attempts):
         # If an address does not answer, the others still get their share of the time.
         share = max(until - reactor.seconds(), 0.0) / (len(attempts) - number)
@@ -95,8 +97,8 @@ def _parse(conninfo: str, parameters: dict[str, Any]) -> ConnDict:
     except (psycopg.Error, UnicodeError):
         # The message of libpq repeats invalid parts, which may be secret.
         raise psycopg.ProgrammingError(
-            "the URL of the database is not understood: check its options, and that "
-            "special characters are written as %XX"
+            "the URL of the database is invalid: check its options, and that special "
+            "characters are written as %XX"
         ) from None
     if found.get("service") and not found.get("host"):
         raise psycopg.ProgrammingError("the URL of the database must name the host")

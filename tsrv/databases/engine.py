@@ -95,12 +95,12 @@ class Call:
 
     def settle(self) -> None:
         """
-        Fire the answer with the outcome, unless the caller has given up.
+        Fire the answer with the outcome, unless the caller has cancelled the call.
         """
         # This breaks the cycle through the canceller, to spare the garbage collector.
         answer, self.answer = self.answer, _SETTLED
         if isinstance(self.outcome, Exception):
-            # A failure counts even if the caller has given up.
+            # A failure counts even if the caller has cancelled the call.
             if answer is not _SETTLED:
                 self._context.run(self._failed, self.outcome)
             if not answer.called:
@@ -187,7 +187,7 @@ class Engine(ABC):
         try:
             await self.connect()
         except CancelledError:
-            self.end("the opening was cancelled")
+            self.end("the initialisation was cancelled")
             raise
         except Exception:
             await self.close()

@@ -98,7 +98,7 @@ class PooledConnection:
             if call.isSent and call.isWrite:
                 # psycopg cannot convert a column of the answer.
                 return OutcomeUnknown("write")
-            # psycopg cannot convert a parameter; its message may repeat it.
+            # psycopg cannot convert a parameter; its message may repeat the parameter.
             code = getattr(error, "sqlstate", None) or "22000"
             reason = type(error).__name__
             text = f"cannot carry out: {call.statement.sql}: {reason}"
@@ -132,7 +132,7 @@ class PooledConnection:
                 return results
             self._prepared.add(name)
         if call.answer.called:
-            # The caller gave up.
+            # The caller has cancelled the call.
             return []
         call.isSent = True
         if self._limit is not None:
@@ -187,8 +187,8 @@ class PooledConnection:
                     isUnknown = isUnknown or isPooler or result is not results[0]
                 return _interrupted(call, str(error)) if isUnknown else error
         if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
-            # COPY, or a transaction that was left open: the server rolls it back.
-            connection.abort(f"not a statement of its own: {call.statement.sql}")
+            # The server rolls it back.
+            connection.abort(f"COPY or an open transaction: {call.statement.sql}")
             return DatabaseError(connection.lossReason, "0A000")
         return rows
 

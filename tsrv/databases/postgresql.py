@@ -193,7 +193,7 @@ class PostgreSQL(Engine):
                 raise
             reason = f"the tables cannot be brought up to date: {error}"
             if error.code in ("42501", "3F000"):
-                reason += ": let the user make tables: GRANT CREATE ON SCHEMA"
+                reason += ": let the user create tables: GRANT CREATE ON SCHEMA"
             raise DatabaseRefused(reason, error.code) from None
 
     # Calls.
@@ -321,7 +321,7 @@ class PostgreSQL(Engine):
 
     def _connectionLost(self, pooled: PooledConnection) -> None:
         if pooled not in self._connections:
-            # The pool closed it.
+            # The pool itself has closed the connection.
             return
         self._connections.discard(pooled)
         if pooled in self._idle:

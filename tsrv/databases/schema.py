@@ -74,7 +74,7 @@ def _missing(schemas: Sequence[Schema], kind: Kind, rows: Iterable[Row]) -> Step
         if version > len(known):
             raise DatabaseRefused(
                 f"the tables of {schema.part!r} have version {version}, made by a "
-                f"newer tsrv; this one knows {len(known)}: upgrade tsrv"
+                f"newer program: upgrade this one, which knows version {len(known)}"
             )
         for statements in known[version:]:
             for sql in statements:

@@ -309,7 +309,7 @@ class _Role:
             stalled = isinstance(error, DatabaseUnavailable)
             calls = batch.giveUp(_STALLED if stalled else type(error).__name__)
         if batch.refused:
-            # The calls behind the batch have waited as long for the lock.
+            # The calls behind the batch have waited for the lock just as long.
             behind = [call for call in batch.behind if call in self.queue]
             for call in (*batch.takeBack(), *behind):
                 self.queue.pop(call, None)

@@ -56,7 +56,7 @@ _ADVICE: Final = {
     "ENOTDIR": "{directory} is not a directory: give another path",
     "EROFS": "give a path on a file system that is not read-only",
     "SQLITE_CORRUPT": "the file is damaged: restore it from a backup",
-    "SQLITE_ERROR": "the tables belong to another program",
+    "SQLITE_ERROR": "the tables belong to another program: give another path",
     "SQLITE_FULL": "make room on the disk",
     "SQLITE_NOTADB": "the file is not a database: give another path",
 }
@@ -143,7 +143,7 @@ class Connection:
         """
         self.interrupted.set()
         if (opened := self.sqlite) is not None:
-            # Its thread may be closing it.
+            # The thread of the connection may be closing it.
             with suppress(sqlite3.ProgrammingError):
                 opened.interrupt()
 
@@ -346,7 +346,7 @@ class File:
                 "write it: change its mode or its owner, or give another path"
             )
         if hasattr(os, "O_PATH"):
-            # No other file gets the same number. Closing O_PATH releases no lock.
+            # Now no other file can get this identity. Closing O_PATH releases no lock.
             self._pin = os.open(path, os.O_PATH)
 
     def _createAnew(self, path: str) -> None:

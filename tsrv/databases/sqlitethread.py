@@ -77,7 +77,7 @@ def _errorOf(error: BaseException, statement: Statement) -> Exception:
     name = nameOf(error)
     if _CONSTRAINT.match(name):
         kind = UniqueViolated if _UNIQUE.match(name) else ConstraintViolated
-        return kind(f"a constraint does not hold ({name})", name)
+        return kind(f"the values violate a constraint ({name})", name)
     if TEMPORARY.match(name) or _NEEDS_NEW_CONNECTION.match(name):
         return refusedError(name)
     # But show the name of a missing table or column: it comes from the statement.
@@ -257,7 +257,7 @@ class Writes(Batch):
     def _execute(self, connection: sqlite3.Connection, call: Call) -> None:
         execute, changes = connection.execute, connection.total_changes
         try:
-            # Keep no cursor in a variable: SQLite counts changes when it is freed.
+            # Keep no cursor in a variable: SQLite counts changes when Python frees it.
             call.outcome = execute(call.statement.sql, call.parameters).fetchall()
         except Exception as error:
             call.outcome = _errorOf(error, call.statement)

@@ -72,7 +72,7 @@ def _network(text: str) -> str:
     try:
         text == "unix" or ip_network(text)
     except ValueError:
-        raise ValueError(f"{quote(text)} is neither address nor network") from None
+        raise ValueError(f"{quote(text)} is neither an address nor a network") from None
     return text
 
 
@@ -119,7 +119,7 @@ def _sessions(url: str) -> SessionLocation:
     except ValueError as error:
         raise ValueError(f"{error}; the URL of Redis is redis://HOST:PORT/DB") from None
     if kind == "sqlite" and parameters:
-        raise ValueError("sqlite:PATH takes no parameter but ?table=NAME")
+        raise ValueError("sqlite:PATH has no parameter except ?table=NAME")
     return SessionLocation(kind, rest, table)
 
 

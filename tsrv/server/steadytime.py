@@ -106,7 +106,9 @@ class SteadyTime(Service):
             # The steady clock stops while the machine is suspended.
             how = "set back" if step < 0 else "set forward, or the machine slept,"
             _log.warn(
-                "The system clock was " + how + " by {seconds:.1f} s; timers go on",
+                "The system clock was "
+                + how
+                + " by {seconds:.1f} s; timers keep their delays",
                 seconds=abs(step),
             )
         self._timer = self._reactor.callLater(delay, self._check)
