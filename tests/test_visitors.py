@@ -144,7 +144,7 @@ def test_pages_link_to_each_other(place: Place) -> None:
                 set() if isSeparate else {"/"}
             )
             assert f'<a href="{path}" aria-current="page">' in page.body.decode()
-            assert ("no password" in page.body.decode()) == (path == "/login")
+            assert ("without passwords" in page.body.decode()) == (path == "/login")
 
 
 def test_visits_are_a_page_for_browsers(place: Place) -> None:
