@@ -4,10 +4,7 @@ Klein's own C{SessionProcurer} keeps its sessions in a store of tsrv.
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any, cast
 
 import pytest
@@ -539,14 +536,3 @@ def test_authorizers_return_in_any_way(clock: Clock) -> None:
     site.store.errors["get"] = UNAVAILABLE
     assert resultOf(session.authorize([IVisitor, IUser])).error is UNAVAILABLE
     site.memory.close()
-
-
-def test_a_missing_klein_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    The error says how to install Klein.
-    """
-    monkeypatch.setitem(sys.modules, "klein", None)
-    monkeypatch.setitem(sys.modules, "klein.interfaces", None)
-    monkeypatch.delitem(sys.modules, "tsrv.sessions.klein")
-    with pytest.raises(ImportError, match=re.escape("pip install 'tsrv[klein]'")):
-        import_module("tsrv.sessions.klein")

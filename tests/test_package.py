@@ -28,7 +28,7 @@ LAYERS = [
     ("failures",),
     ("queuing",),
     ("errors",),
-    ("asyncmodule",),
+    ("asyncmodule", "extras"),
 ]
 """
 Each layer may import from itself and from those below.

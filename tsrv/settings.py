@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, NoReturn
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
@@ -39,8 +38,12 @@ from zope.interface import implementer
 
 from .asyncmodule import IAsyncModule, IHasNote, NotInitialized, timeOfDay
 from .errors import Unavailable
+from .extras import needs
 from .queuing.history import oneLine
 from .queuing.retry import jitteredBackoff
+
+with needs("server"):
+    from treq.client import HTTPClient
 
 __all__ = ["RemoteSettings", "SettingsRefused", "SettingsUnavailable", "Source"]
 
@@ -82,9 +85,8 @@ class Source:
             hasHost = False
         isHTTP = hasHost and split.scheme in ("http", "https")
         if not isHTTP or re.search(r"[\x00-\x20\x7f]", url):
-            raise ValueError(
-                "the URL of settings must be http://HOST:PORT/PATH or https://…"
-            )
+            wanted = "http://HOST:PORT/PATH or https://…"
+            raise ValueError(f"the URL of settings must be {wanted}")
         userinfo, at, host = split.netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
         resource = (split.scheme, host, split.path or "/")
@@ -97,9 +99,7 @@ class Source:
 
 
 class _UnusableResponse(Exception):
-    """
-    The reason why a response cannot be used, as the end of a sentence.
-    """
+    """The reason why a response cannot be used, as the end of a sentence."""
 
 
 class _Body(Protocol):
@@ -111,8 +111,8 @@ class _Body(Protocol):
         self._data += data
         if len(self._data) > MAX_SETTINGS_BYTES and not self.finished.called:
             self._disconnect()
-            message = f"sent more than {MAX_SETTINGS_BYTES} bytes"
-            self.finished.errback(_UnusableResponse(message))
+            reason = _UnusableResponse(f"sent more than {MAX_SETTINGS_BYTES} bytes")
+            self.finished.errback(reason)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         # PotentialDataLoss: the body ends where the connection ends.

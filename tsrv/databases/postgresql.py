@@ -21,13 +21,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-import psycopg
-from psycopg import AsyncRawCursor
-from psycopg.rows import TupleRow
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
+
+from ..extras import needs
+
+with needs("postgresql"):
+    import psycopg
+    from psycopg import AsyncRawCursor
+    from psycopg.rows import TupleRow
 
 from ..failures import Failures
 from .connecting import connect

@@ -32,17 +32,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
+from ..extras import needs
 from ..queuing.history import explain
 from .store import Changes, ISessionStore, StoredSession, makeIdentifier
 
-try:
+with needs("klein"):
     from klein.interfaces import ISession, NoSuchSession, SessionMechanism
     from klein.interfaces import ISessionStore as IKleinSessionStore
-except ImportError as error:
-    raise ImportError(
-        "Klein's sessions need a package that is not installed: "
-        "pip install 'tsrv[klein]'"
-    ) from error
 
 __all__ = ["Authorizer", "KleinSession", "KleinSessionStore"]
 

@@ -18,7 +18,6 @@ from contextvars import Context, copy_context
 from os import strerror
 from typing import Any, Final, TypeAlias, cast
 
-from hiredis import ProtocolError, Reader, ReplyError, pack_command
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import (
     ConnectError,
@@ -33,9 +32,13 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from ..errors import OutcomeUnknown
+from ..extras import needs
 from ..queuing.waiters import Waiters
 from .redislocation import Location
 from .store import SessionError, SessionsUnavailable
+
+with needs("redis"):
+    from hiredis import ProtocolError, Reader, ReplyError, pack_command
 
 __all__ = [
     "Connection",

@@ -14,12 +14,15 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, cast
 
-import msgspec
 from twisted.web.http import parse_qs
 from twisted.web.server import Request
 
+from ..extras import needs
 from .message import Response
 from .problems import HTTPError
+
+with needs("server"):
+    import msgspec
 
 __all__ = [
     "FORM",

@@ -18,13 +18,17 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 
-from httptools import (
-    HttpParserError,
-    HttpParserInvalidMethodError,
-    HttpParserUpgrade,
-    HttpRequestParser,
-)
 from twisted.web.http_headers import Headers
+
+from ..extras import needs
+
+with needs("server"):
+    from httptools import (
+        HttpParserError,
+        HttpParserInvalidMethodError,
+        HttpParserUpgrade,
+        HttpRequestParser,
+    )
 
 __all__ = ["MAX_HEAD_BYTES", "ChunkedBody", "Head", "HeadParser", "Refusal"]
 

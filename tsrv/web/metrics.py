@@ -12,31 +12,12 @@ from operator import attrgetter
 from platform import python_version
 from typing import Any, Final
 
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    Metric,
-    PlatformCollector,
-    ProcessCollector,
-)
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.exposition import generate_latest as textOf
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-)
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.openmetrics.exposition import (
-    generate_latest as openMetricsOf,
-)
-from prometheus_client.samples import Sample
 from twisted.web.server import Request
 
 from twisted import __version__ as twistedVersion
 
 from .. import __version__
+from ..extras import needs
 from ..failures import failuresOf
 from ..queuing.histogram import SECONDS, Histogram
 from ..startup import Startup
@@ -44,6 +25,28 @@ from ..wrapper import State
 from .accept import preferredType
 from .responses import AsyncResource, Response
 from .traffic import Traffic
+
+with needs("server"):
+    from prometheus_client import (
+        CollectorRegistry,
+        GCCollector,
+        Metric,
+        PlatformCollector,
+        ProcessCollector,
+    )
+    from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+    from prometheus_client.exposition import generate_latest as textOf
+    from prometheus_client.metrics_core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        InfoMetricFamily,
+    )
+    from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
+    from prometheus_client.openmetrics.exposition import (
+        generate_latest as openMetricsOf,
+    )
+    from prometheus_client.samples import Sample
 
 __all__ = ["Metrics"]
 

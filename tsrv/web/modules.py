@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Annotated, Final
 
-import msgspec
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
@@ -20,6 +19,7 @@ from twisted.logger import Logger
 from twisted.web.server import Request
 
 from ..errors import Closed, QueueFull
+from ..extras import needs
 from ..queuing.history import explain
 from ..startup import Startup, UnknownModule
 from ..wrapper import IllegalTransition
@@ -28,6 +28,9 @@ from .content import readQuery
 from .origin import CrossSite, Proxies, checkOrigin
 from .problems import HTTPError
 from .responses import AsyncResource, Response
+
+with needs("server"):
+    import msgspec
 
 __all__ = ["OPERATOR", "Modules", "OperatorReset"]
 

@@ -26,7 +26,6 @@ from time import thread_time
 from typing import Any, Final
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
@@ -34,6 +33,7 @@ from twisted import __version__ as twistedVersion
 
 from .. import __version__
 from ..asyncmodule import timeOfDay
+from ..extras import needs
 from ..queuing.states import HEALTHY_STATES, State
 from ..starting.report import ModuleReport, Report
 from ..startup import Startup
@@ -52,6 +52,9 @@ from .overview import (
 )
 from .responses import AsyncResource, Response, text
 from .timeline import Window, brief, duration, piecesOf, windowOf
+
+with needs("server"):
+    from jinja2 import Environment, StrictUndefined
 
 __all__ = ["Status"]
 
