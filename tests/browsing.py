@@ -110,8 +110,8 @@ class Server:
     """
     A server on the loopback interface.
 
-    @ivar port: Its port.
-    @ivar url: The address of its root.
+    @ivar port: The port of the server.
+    @ivar url: The URL of its root.
     """
 
     def __init__(
@@ -123,8 +123,8 @@ class Server:
         scheme: str = "http",
     ) -> None:
         """
-        @param words: The program, and its command line.
-        @param sign: The text that it writes when it listens.
+        @param words: The program and its command line.
+        @param sign: The text that the program writes when it listens.
         """
         self.port = port
         self.url = f"{scheme}://127.0.0.1:{port}/"
@@ -143,7 +143,7 @@ class Server:
 
     def tell(self, *lines: str) -> None:
         """
-        Send it commands, one in a line.
+        Send commands to the server, one in a line.
         """
         assert self._process.stdin is not None
         for line in lines:
@@ -151,14 +151,11 @@ class Server:
 
     def end(self) -> None:
         """
-        Close its input, and wait until it exits.
+        Close the server's input, and wait until the server exits.
         """
         self._process.communicate(timeout=30)
 
     def kill(self) -> None:
-        """
-        Kill it.
-        """
         self._process.kill()
         self._process.communicate()
 
@@ -167,7 +164,7 @@ class Visit:
     """
     The windows of a browser in one test.
 
-    @ivar complaints: The lines of its console, and the texts of its dialogs.
+    @ivar complaints: The lines of the console, and the texts of the dialogs.
     """
 
     def __init__(self, browser: Browser) -> None:
@@ -181,7 +178,7 @@ class Visit:
         Open a page in a new window, which shares no cookies with others.
 
         @param size: The width and height of the window, in pixels.
-        @param script: A script that runs before those of the page.
+        @param script: A script that runs before the scripts of the page.
         @param options: Further options of the window.
         """
         context = self._browser.new_context(viewport=size, **options)
@@ -195,14 +192,11 @@ class Visit:
         return page
 
     def end(self) -> None:
-        """
-        Close all windows.
-        """
         for context in self._browser.contexts:
             context.close()
 
     def _hear(self, message: ConsoleMessage) -> None:
-        # For JSON, browsers look for an icon.
+        # Browsers request an icon even for a page of JSON.
         if not message.location["url"].endswith("/favicon.ico"):
             self.complaints.append(message.text)
 
@@ -210,7 +204,8 @@ class Visit:
 @pytest.fixture(scope="session")
 def browse() -> Iterator[Callable[[Callable[[Visit], None]], None]]:
     """
-    Run a function with a browser, in a thread: the browser has its own event loop.
+    Run a function with a browser, in a thread, because the browser has its own event
+    loop.
     """
     if MISSING:
         reason = f"no page is opened: {', '.join(MISSING)}"
@@ -221,13 +216,13 @@ def browse() -> Iterator[Callable[[Callable[[Visit], None]], None]]:
     def launch() -> tuple[Playwright, Browser]:
         from playwright.sync_api import sync_playwright
 
-        # Coverage does not know the greenlets of this thread.
+        # coverage cannot trace the greenlets of this thread.
         sys.settrace(None)
         playwright = sync_playwright().start()
         return playwright, playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=list(OPTIONS),
-            # Keep pages for the Back button, as people's browsers do.
+            # Keep pages for the Back button, as real browsers do.
             ignore_default_args=["--disable-back-forward-cache"],
         )
 
@@ -248,7 +243,8 @@ def browse() -> Iterator[Callable[[Callable[[Visit], None]], None]]:
 
 def waitFor(page: Page, condition: str, arg: object = None) -> None:
     """
-    Wait until a condition holds. The policy of the page forbids playwright's own way.
+    Wait until a condition holds. The policy of the page forbids playwright's own way to
+    wait.
     """
     page.evaluate(WAIT.replace("CONDITION", condition), arg)
 

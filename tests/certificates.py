@@ -20,7 +20,7 @@ __all__ = ["certified"]
 
 def certified(host: str = "localhost") -> bytes:
     """
-    @return: A key, and a certificate of a host that it has signed itself, as PEM.
+    @return: A key, and a self-signed certificate of a host, as PEM.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])

@@ -1,5 +1,5 @@
 """
-A site in memory whose connections are tested, and what its clients send.
+A site in memory for the tests of connections, and the requests of its clients.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ def secondsUntil(
 
 class Server:
     """
-    A plain site in memory. It answers C{/held...} when the test says so, C{/act...}
-    as the test says, and other paths at once.
+    A plain site in memory. The test answers C{/held...}; L{act} answers C{/act...}; the
+    site answers other paths at once.
 
     @ivar requests: All requests.
-    @ivar ended: What C{notifyFinish} of each has given: L{None}, or an error.
+    @ivar ended: The results of C{notifyFinish} for each request: L{None}, or an error.
     @ivar act: Answers C{/act...}.
     """
 
@@ -151,7 +151,7 @@ class Server:
 
     def answer(self, number: int, body: bytes = b"held") -> None:
         """
-        Answer a request that is held.
+        Respond to a held request.
         """
         self.requests[number].setHeader("Content-Length", str(len(body)))
         self.requests[number].write(body)
@@ -159,8 +159,8 @@ class Server:
 
     def endOf(self, number: int) -> type | None:
         """
-        @return: The type of the error with which a request ended; L{None} if it has
-            been answered.
+        @return: The type of the error with which a request ended; L{None} if the
+            request was answered.
         """
         (end,) = self.ended[number]
         return end.type if isinstance(end, Failure) else None
@@ -179,9 +179,9 @@ class Server:
 
 class Echoing:
     """
-    A site of ours in memory, that echoes.
+    A site of tsrv in memory whose resource echoes requests.
 
-    @ivar echo: Its root.
+    @ivar echo: The root resource.
     """
 
     def __init__(self, clock: Clock, **options: Any) -> None:
@@ -200,7 +200,7 @@ class Echoing:
 
     def release(self) -> None:
         """
-        Let the oldest held request finish.
+        Respond to the oldest held request.
         """
         self.clock.advance(0)
         self.echo.held.pop(0).callback(None)
@@ -208,7 +208,7 @@ class Echoing:
 
     def leave(self) -> None:
         """
-        Let all clients leave.
+        Disconnect all clients.
         """
         for peer in self.peers:
             peer.leave()
@@ -218,7 +218,7 @@ class Echoing:
 @pytest.fixture
 def served(clock: Clock) -> Iterator[Echoing]:
     """
-    A site that has nothing left when its clients have left.
+    A site that has released everything when its clients have disconnected.
     """
     served = Echoing(clock)
     yield served
@@ -229,7 +229,7 @@ def served(clock: Clock) -> Iterator[Echoing]:
 @pytest.fixture
 def server(clock: Clock) -> Iterator[Server]:
     """
-    A server on which nothing is left when all clients have left.
+    A server that has released everything when all clients have disconnected.
     """
     server = Server(clock)
     yield server

@@ -1,11 +1,12 @@
 """
-Runs one client of C{examples/clients} against a server that comes, goes and comes back.
+Runs one client of C{examples/clients} against a server that starts late, is killed, and
+starts again.
 
 Run C{python clientdriver.py NAME URL}, with C{--asyncio} for the asyncio reactor, and
 with C{--idle} for a client that cannot be closed cleanly in the middle of a call. It
 writes what happens in lines: C{made} when it has made its first calls, C{busy} when
 calls are in progress all the time, and each state of the wrapper. The test that reads
-them starts and kills the server. The last line is C{end} when all was well.
+them starts and kills the server. After a run without an error the last line is C{end}.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 EARLY_CALLS = 30
 """
-Number of calls that are made before there is a server.
+Number of calls before the first start of the server.
 """
 
 CALLERS = 8
@@ -80,7 +81,7 @@ def say(text: str) -> None:
 
 def spawn(coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
     """
-    Run a coroutine beside this one.
+    Run a coroutine concurrently with the current one.
     """
     if IS_ASYNCIO:
         return asyncio.ensure_future(coroutine)
@@ -89,25 +90,25 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
 
 def turn() -> Awaitable[None]:
     """
-    @return: What is over in the next turn of the reactor.
+    @return: A Deferred that fires in the next turn of the reactor.
     """
     return asyncio.sleep(0) if IS_ASYNCIO else deferLater(reactor, 0)
 
 
 def leftovers() -> set[str]:
     """
-    @return: What a client may leave behind: sockets and files, threads, tasks, delayed
-        calls.
+    @return: Everything that a client may forget to release: sockets and files, threads,
+        tasks, delayed calls.
     """
     found = {f"delayed call: {each}" for each in reactor.getDelayedCalls()}
-    # The reactor keeps its own, which have resolved names.
+    # The reactor keeps its own threads, which have resolved names.
     threads = {*threading.enumerate()} - {*reactor.getThreadPool().threads}
     found |= {f"thread: {each.name}" for each in threads}
     if IS_ASYNCIO:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         found |= {f"task: {each}" for each in tasks}
     for name in os.listdir("/proc/self/fd"):
-        # The directory itself was open, too.
+        # Listing the directory opened the directory itself, too.
         with suppress(FileNotFoundError):
             found.add(f"descriptor {name}: {os.readlink(f'/proc/self/fd/{name}')}")
     return found
@@ -115,7 +116,7 @@ def leftovers() -> set[str]:
 
 class Driver:
     """
-    The calls of one client, and what became of them.
+    The calls of one client, and their outcomes.
     """
 
     def __init__(self, example: Any, url: str) -> None:
@@ -125,7 +126,7 @@ class Driver:
         self.isBroker = "pika" in example.__name__
         self.wrapper: QueuingWrapper[Any] = example.wrap(reactor, url)
         self.numbers = count()
-        # The items of all calls, and what became of them.
+        # The items of all calls, by outcome.
         self.made: list[str] = []
         self.acknowledged: list[str] = []
         self.refused: list[str] = []
@@ -154,7 +155,7 @@ class Driver:
 
     async def writeAll(self, caller: object) -> None:
         """
-        Write two items: both, or none.
+        Write two items: both or neither.
         """
         items = [f"{caller}:{next(self.numbers)}" for _ in range(2)]
         self.pairs.append({*items})
@@ -162,7 +163,7 @@ class Driver:
 
     async def end(self, call: Coroutine[Any, Any, None], *items: str) -> None:
         """
-        Note how a call ends that writes.
+        Record the outcome of a write.
         """
         self.made.extend(items)
         try:
@@ -172,7 +173,7 @@ class Driver:
             await turn()
         except self.example.UNCERTAIN as error:
             self.uncertain[type(error).__name__] += len(items)
-            # A turn, for those that report the loss.
+            # Wait one turn for clients that report the loss.
             await turn()
         else:
             self.acknowledged.extend(items)
@@ -180,9 +181,10 @@ class Driver:
 
     async def read(self) -> None:
         """
-        Read, which never fails; all that was acknowledged before is there. While a
-        message broker comes back, a browsed queue does not tell: browsing takes the
-        messages out. It does at the end.
+        Read. A read never fails, and contains every item that was acknowledged before.
+
+        An exception is a message broker that is recovering: browsing takes the messages
+        out of the queue, so an item may be missing until the end.
         """
         before = set(self.acknowledged)
         items = await self.example.read(self.wrapper.proxy)
@@ -248,8 +250,8 @@ class Driver:
 
     async def lastCall(self, number: int) -> None:
         """
-        Read or write, with any result: clients have errors of all kinds when they are
-        closed in the middle of a call.
+        Read or write, and accept any result: clients raise all kinds of errors when
+        they are closed during a call.
         """
         example, proxy = self.example, self.wrapper.proxy
         with suppress(Exception):
@@ -262,8 +264,8 @@ class Driver:
 
     def check(self, items: list[str]) -> None:
         """
-        Every item that was acknowledged is there, none that was refused, none twice,
-        and those of one caller are in order.
+        Check that every acknowledged item exists, that no refused item exists, that no
+        item exists twice, and that the items of one caller are in order.
         """
         assert len(set(items)) == len(items)
         assert set(self.acknowledged) <= set(items) <= set(self.made)
@@ -278,7 +280,7 @@ class Driver:
 
 async def main(name: str, url: str) -> None:
     """
-    Run the calls, close the client, and look for what it has left behind.
+    Run the calls, close the client, and look for resources that it has not released.
     """
     before = leftovers()
     driver = Driver(import_module(name), url)
@@ -289,7 +291,8 @@ async def main(name: str, url: str) -> None:
     await driver.close()
     assert (wrapper.pending, wrapper.inProgress) == (0, 0)
     del driver, wrapper, ready
-    # An error refers to the frames that it has passed, and they to what they used.
+    # An error refers to the frames that it passed through, and the frames to their
+    # variables.
     gc.collect()
     for _ in range(MAX_TURNS):
         if not (left := leftovers() - before):
@@ -302,7 +305,7 @@ async def main(name: str, url: str) -> None:
 
 async def mainAndStop() -> None:
     """
-    Stop the reactor afterwards.
+    Run L{main}, then stop the reactor.
     """
     try:
         await main(sys.argv[1], sys.argv[2])
@@ -312,12 +315,12 @@ async def mainAndStop() -> None:
 
 
 if __name__ == "__main__":
-    # twisted.web tells of each connection.
+    # twisted.web logs each connection.
     level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
     level.setLogLevelForNamespace("tsrv", LogLevel.info)
     observer = FilteringLogObserver(textFileLogObserver(sys.stdout), [level])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-    # Clients log a loss with its traceback; asyncio logs what was left behind.
+    # Clients log a loss with its traceback; asyncio logs abandoned tasks and errors.
     logging.getLogger().addHandler(logging.NullHandler())
     logging.getLogger("asyncio").addHandler(logging.StreamHandler())
     sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "clients"))

@@ -1,9 +1,9 @@
 """
-Servers for the clients of C{examples/clients} that have none of their own.
+Servers for those clients of C{examples/clients} that bring no server.
 
-Run C{python clientservers.py lines PORT FILE} or C{http PORT FILE}. What was
-acknowledged is in the file. The server writes C{listening}, and ends when its standard
-input is closed.
+Run C{python clientservers.py lines PORT FILE} or C{http PORT FILE}. The file contains
+everything that was acknowledged. The server writes C{listening}, and exits when its
+standard input is closed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Items:
         self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR)
 
     def add(self, item: str) -> None:
-        # Without a buffer: what a killed process has written is there.
+        # The file is unbuffered: everything that a killed process has written is in the
+        # file.
         os.write(self._file, f"{item}\n".encode())
 
     def all(self) -> list[str]:
@@ -60,7 +61,7 @@ class LineServer(LineReceiver):
 
 class Api(Resource):
     """
-    Answers those who have logged in since the start.
+    An HTTP API that answers only clients that have logged in since its start.
     """
 
     isLeaf = True

@@ -1,6 +1,6 @@
 """
-Checks that each test leaves nothing behind: no error, no failure in the log, no delayed
-call.
+Checks that each test leaves nothing behind: no unhandled error, no logged failure, no
+delayed call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .channels import server as server
 from .support import Failures
 from .websupport import leaveAll
 
-# No test asserts a time.
+# No test asserts a time, so hypothesis must not either.
 settings.register_profile("tsrv", deadline=None)
 settings.load_profile("tsrv")
 
@@ -36,9 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 def pytest_collection_finish() -> None:
     """
-    Let collections of garbage skip everything that exists by now.
+    Exclude everything that exists by now from garbage collections.
     """
-    # Until logging has begun, events are kept, with everything that they refer to.
+    # Until logging has begun, Twisted keeps events, and everything that they refer to.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
     gc.collect()
     gc.freeze()
@@ -47,7 +47,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def clock() -> Iterator[Clock]:
     """
-    A clock on which no call may be left when the test ends.
+    A clock on which no call may be pending when the test ends.
     """
     clock = Clock()
     yield clock
@@ -58,8 +58,8 @@ def clock() -> Iterator[Clock]:
 @pytest.fixture
 def loggedFailures() -> list[LogEvent]:
     """
-    The failures that were logged. A test takes out those that it expects; any
-    other makes it fail.
+    The logged failures. A test removes the failures that it expects; any other failure
+    makes the test fail.
     """
     return []
 
@@ -67,8 +67,8 @@ def loggedFailures() -> list[LogEvent]:
 @pytest.fixture(autouse=True)
 def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
     """
-    Fail a test for an error that nobody handled, for a failure that was logged, and
-    for a delayed call on the real reactor.
+    Fail a test for an unhandled error, for a logged failure, and for a delayed call on
+    the real reactor.
     """
 
     observe = Failures(loggedFailures)
@@ -77,9 +77,9 @@ def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
     before = set(reactor.getDelayedCalls()) if reactor is not None else set()
     try:
         yield
-        # A Deferred reports an error that nobody handled when it is collected. What
-        # a test leaves is young; collecting everything would take several times as
-        # long.
+        # A Deferred reports an unhandled error when it is collected. Objects that a
+        # test leaves behind are young; collecting everything would take several times
+        # as long.
         gc.collect(1)
     finally:
         globalLogPublisher.removeObserver(observe)
@@ -91,7 +91,8 @@ def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def nothingLeftBehindByAnyTest() -> Iterator[None]:
     """
-    Fail the last test of a file for an error that outlived the collections above.
+    Fail the last test of a file for an unhandled error that the collections above did
+    not find.
     """
     yield
     observe = Failures()

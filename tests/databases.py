@@ -48,7 +48,7 @@ The name of the database that tests use in turn.
 
 async def errorOf(deferred: Deferred[Any]) -> BaseException:
     """
-    @return: What a Deferred fails with.
+    @return: The error with which a Deferred fails.
     """
     ((success, result),) = await DeferredList([deferred], consumeErrors=True)
     assert not success, result
@@ -72,7 +72,7 @@ async def opened(
     url: str, schemas: Sequence[Schema] = (), **settings: Any
 ) -> AsyncIterator[databases.Database]:
     """
-    A database that is initialised, and leaves nothing behind when it is closed.
+    An initialised database that has released everything when it is closed.
     """
     from twisted.internet import reactor
 
@@ -96,9 +96,6 @@ class Database:
 
     @property
     def url(self) -> str:
-        """
-        The URL of the administrator.
-        """
         return self.server.urlFor(database=self.name)
 
     def ask(self, sql: str, *parameters: object) -> Deferred[list[tuple[Any, ...]]]:
@@ -119,7 +116,7 @@ class Database:
         """
         Have the server end connections to this database.
 
-        @param where: Which of them, as SQL on C{pg_stat_activity}.
+        @param where: A condition on C{pg_stat_activity}, as SQL.
         """
         return self.server.ask(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {where} "  # noqa: S608
@@ -148,7 +145,7 @@ def _shared(installation: Installation) -> PostgreSQL:
 @cache
 def _prepared(config: pytest.Config) -> Installation:
     """
-    @return: The installation, which is removed when the tests have ended.
+    @return: The installation, which is removed after the tests.
     """
     installation = _installation()
     if isinstance(installation, Missing):
@@ -174,7 +171,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
     """
     server = _shared(_prepared(request.config))
     yield Database(server, NAME)
-    # Making a new database would take longer. Each connection is waited for.
+    # Creating a new database would take longer. Wait for the end of each connection.
     server.askNow(
         "select pg_terminate_backend(pid, 30000) from pg_stat_activity "
         "where datname = %s",
@@ -208,7 +205,8 @@ def pooler(database: Database, tmp_path: Path) -> Iterator[str]:
             "unix_socket_dir =\nauth_type = any\npool_mode = transaction\n"
             "default_pool_size = 1\n"
         )
-        # It refuses to run as root, and reads its file before it changes the user.
+        # PgBouncer refuses to run as root, and reads its file before it changes the
+        # user.
         user = ["-u", "nobody"] if os.geteuid() == 0 else []
         with (tmp_path / "pgbouncer.log").open("w") as log:
             command = [program, *user, str(configuration)]
@@ -225,7 +223,7 @@ def pooler(database: Database, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def ownPostgresql(request: pytest.FixtureRequest) -> Iterator[PostgreSQL]:
     """
-    A server for one test, which does not run yet.
+    A stopped server for one test.
     """
     installation = _prepared(request.config)
     with reservedPort() as port:

@@ -57,7 +57,7 @@ def setCookies(request: Request) -> Sequence[bytes]:
     """
     Send a response.
 
-    @return: The cookies in it.
+    @return: The cookies in the response.
     """
     request.setHeader(b"Content-Length", b"0")
     request.write(b"")

@@ -1,9 +1,9 @@
 """
-Requests whose framing is ambiguous, invalid or unusual, and what a server has to make
-of them (RFC 9110 and RFC 9112).
+Requests whose framing is ambiguous, invalid or unusual, and the correct behaviour of a
+server (RFC 9110 and RFC 9112).
 
-Two servers on the way of a request that read its framing differently take a body for a
-request, or a request for a body. So a server refuses what can be read in two ways. Each
+Two servers in a chain that read the framing of a request differently take a body for a
+request, or a request for a body. So a server refuses every ambiguous request. Each
 framing is followed by a marker, a plain request: after a refusal it never reaches a
 resource, and after an accepted request it is the next one.
 """
@@ -27,9 +27,9 @@ The request behind each framing.
 @dataclass(frozen=True)
 class Framing:
     """
-    What a client sends, and what has to become of it.
+    The data that a client sends, and the correct behaviour of the server.
 
-    @ivar data: What the client sends before the marker.
+    @ivar data: The data before the marker.
     @ivar seen: The requests that reach a resource.
     @ivar refusal: The possible statuses of the refusal; empty if the marker is
         answered, or if the connection closes after the last response.
@@ -82,7 +82,7 @@ def _chunked(body: bytes) -> bytes:
 
 def _chunks(data: bytes) -> bytes:
     """
-    @return: The data in one chunk, and the last chunk.
+    @return: The data in one chunk, followed by the last chunk.
     """
     return b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
 
@@ -121,8 +121,7 @@ _CHUNKS = _chunks(b"x")
 # The values of a list share lines. One on each would make the file twice as long.
 # fmt: off
 
-# Length and chunks at once. What the one reading takes for a body is a request for the
-# other one.
+# Length and chunks at once. A body in one reading is a request in the other.
 
 _LENGTH = b"Content-Length: %d"
 
@@ -262,7 +261,7 @@ _refused(
     ),
 )
 
-# Numbers that are 1 if only 64 or 32 bits of them are kept.
+# Numbers that are 1 if truncated to 64 or 32 bits.
 _refused(
     "length that wraps",
     _each(
@@ -818,7 +817,7 @@ _accepted(
     },
 )
 
-# The last request of a connection: what follows it is discarded.
+# The last request of a connection: everything behind it is discarded.
 
 for _name, _data in {
     "close": _get(b"Connection: close"),

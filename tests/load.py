@@ -3,13 +3,14 @@ A steady load on one server, as a process of its own.
 
     python -m tests.load --port=8000 --rate=250
 
-Requests for C{/say} start at a fixed rate, whether the last one was answered or not;
-every second one is sent in two pieces. Each has a new connection, or with
+Requests for C{/say} start at a fixed rate, whether the previous one was answered or
+not; every second one is sent in two pieces. Each has a new connection, or with
 C{--kept=60} one of 60 that are kept open and used in turn. No request is repeated.
 
 Each line on the standard input is a command, and is answered with a line of JSON.
 C{begun 50} is answered when 50 more requests have begun, C{answered 50} when 50 more
-have been answered, and C{stop} when all requests have ended; no more begin then.
+have been answered, and C{stop} starts no further request, and is answered when all
+requests have ended.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Load:
 
     async def stop(self) -> None:
         """
-        Begin no more requests, and wait for all.
+        Start no further request, and wait for all requests in progress.
         """
         self._starting.cancel()
         await asyncio.gather(*self._requests)
@@ -99,7 +100,7 @@ class Load:
 
     def begin(self, request: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """
-        Begin a request, and count it and what becomes of it.
+        Start a request; count it, and its outcome.
         """
         self._counts["begun"] += 1
         task = asyncio.ensure_future(self._count(request))

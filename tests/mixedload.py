@@ -5,7 +5,7 @@ Clients that read users, create users and count their visits.
 
 Each client sends one request after the other: every second one over one connection
 until the server closes it, the others each over a new connection. L{tests.load}
-explains the commands on the standard input. The report also says how many users were
+describes the commands on the standard input. The report also says how many users were
 created.
 """
 
@@ -31,7 +31,7 @@ _LENGTH: Final = re.compile(r"\r\ncontent-length: (\d+)", re.IGNORECASE)
 
 class _Client:
     """
-    One client, who is a visitor with a session too.
+    An HTTP client with a session.
 
     @ivar created: The number of users that the server has acknowledged.
     """
@@ -43,7 +43,7 @@ class _Client:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._connection = ("close", "keep-alive")[number % 2]
         self._cookie = ""
-        # The number of visits, unless it is in doubt.
+        # The number of visits; None while it is in doubt.
         self._visits: int | None = 0
 
     async def read(self) -> None:
@@ -86,7 +86,7 @@ class _Client:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = _LENGTH.search(head)
         answer = (await reader.readexactly(int(length[1]) if length else 0)).decode()
-        # After an error the connection is in an unknown state, and not used again.
+        # After an error the connection is in an unknown state, so it is not used again.
         if _CLOSE in head.lower():
             writer.close()
         else:
@@ -116,7 +116,7 @@ class _MixedLoad(Load):
     async def _run(self, client: _Client) -> None:
         while True:
             for request in (client.read, client.create, client.visit):
-                # Requests that have begun are not cancelled.
+                # Requests in progress are not cancelled.
                 await asyncio.shield(self.begin(request()))
 
     def report(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Nats(ServerProcess):
 @pytest.fixture
 def ownNats() -> Iterator[Nats]:
     """
-    A server for one test, which does not run yet.
+    A stopped server for one test.
     """
     with reservedPort() as port:
         server = Nats(port)

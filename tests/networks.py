@@ -1,6 +1,6 @@
 """
-Networks that fall silent, break or refuse when a test says so, and servers that
-never answer.
+Networks that fall silent, break or refuse connections when a test says so, and servers
+that never answer.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _End(Protocol):
 
     def pair(self, other: _End) -> None:
         """
-        Forward to the other end.
+        Forward data to the other end.
         """
         self._other = other
         if other.isOpen:
@@ -84,7 +84,7 @@ class _End(Protocol):
 
     def update(self) -> None:
         """
-        Do what the state of the network allows.
+        Apply the state of the network.
         """
         if self._relay.silent or self._other is None:
             self._read(False)
@@ -98,7 +98,7 @@ class _End(Protocol):
 
     def forward(self) -> None:
         """
-        Send what was received to the other end, if that is open.
+        Send received data to the other end, if that is open.
         """
         if self._received and self._other is not None and self._other.isOpen:
             received, self._received = self._received, []
@@ -123,8 +123,8 @@ class Relay:
     """
     A network between clients and a server on the loopback interface.
 
-    While it is silent nothing passes in either direction, not even the end of a
-    connection. New connections are accepted, but do not reach the server. The system
+    While the network is silent nothing passes in either direction, not even the end of
+    a connection. New connections are accepted, but do not reach the server. The system
     acknowledges what it receives, so TCP's keep-alive does not notice.
 
     @ivar target: The port of the server.
@@ -152,7 +152,7 @@ class Relay:
 
     def whenAccepted(self, count: int) -> Deferred[None]:
         """
-        @return: A Deferred that fires when so many connections have been accepted.
+        @return: A Deferred that fires when this many connections have been accepted.
         """
         deferred: Deferred[None] = Deferred()
         self._waiting.append((count, deferred))
@@ -180,7 +180,7 @@ class Relay:
 
     async def refuse(self) -> None:
         """
-        Refuse new connections; those that are open stay open.
+        Refuse new connections; open connections stay open.
         """
         if self._listening is not None:
             listening, self._listening = self._listening, None
@@ -195,7 +195,7 @@ class Relay:
 
     def resume(self) -> None:
         """
-        Let everything pass, also what was sent in the meantime.
+        Let everything pass, including the data that were sent in the meantime.
         """
         self.silent = False
         self._update()
@@ -216,7 +216,7 @@ class Relay:
 
     def opened(self, end: _End) -> None:
         """
-        Take care of a new connection.
+        Register a new connection.
         """
         self._ends.add(end)
         if not end.isClient:
@@ -276,7 +276,7 @@ async def relaying(target: int) -> AsyncIterator[Relay]:
         finally:
             await relay.refuse()
             await relay.cut()
-            # Let the other ends notice.
+            # Give the other ends time to notice.
             await deferLater(cast(Any, reactor), 0, lambda: None)
 
 
@@ -293,8 +293,8 @@ async def blackHole() -> AsyncIterator[Relay]:
 @contextmanager
 def unanswered() -> Iterator[int]:
     """
-    @return: A port to which a connection is neither made nor refused, as if packets
-        were dropped: its queue is full.
+    @return: A port on which a connection is neither made nor refused, as if packets
+        were dropped, because its queue is full.
     """
     with ExitStack() as stack:
         listening = stack.enter_context(socket())

@@ -1,5 +1,5 @@
 """
-A program whose modules do what the test says, for the tests of what operators see.
+A program whose modules the test controls, for the tests of the operator pages.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Program:
     A program that stays up.
 
     @ivar modules: Its modules by name.
-    @ivar statuses: The exit statuses with which the program was to end.
+    @ivar statuses: The exit statuses with which the program was asked to stop.
     """
 
     def __init__(self, clock: Any, stayUp: bool = True) -> None:
@@ -89,7 +89,7 @@ class Program:
 
     def stop(self) -> None:
         """
-        Stop the program; its modules close at once.
+        Stop the program. Its modules close at once.
         """
         stopped = resultOf(self.startup.stopService())
         while stopped.pending:
@@ -102,7 +102,7 @@ class Program:
 
 def countFailures(program: Program, name: str, failures: Any) -> None:
     """
-    Let a module say that calls have failed.
+    Let a module report failed calls.
     """
     module: Any = program.modules[name]
     module.failures = failures
@@ -112,7 +112,7 @@ def countFailures(program: Program, name: str, failures: Any) -> None:
 @pytest.fixture
 def program(clock: Clock) -> Iterator[Program]:
     """
-    A program, which is stopped at the end.
+    A program that is stopped after the test.
     """
     program = Program(clock)
     yield program

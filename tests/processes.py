@@ -29,7 +29,7 @@ The checkout.
 
 def run(*command: str | Path, status: int = 0, **environment: str) -> str:
     """
-    Run a program outside of the checkout, without a Python path but the given one.
+    Run a program outside of the checkout, with no Python path but the given one.
 
     @return: Its output, and its errors.
     """
@@ -51,7 +51,7 @@ class Process(ProcessProtocol):
     A process and its output.
 
     @ivar ended: Fires with the exit status (negative for a signal) when the process and
-        all that it has left behind have ended.
+        all its descendants have ended.
     @ivar exited: Fires when the process itself has ended.
     @ivar status: The exit status, once C{ended} has fired.
     """
@@ -74,7 +74,7 @@ class Process(ProcessProtocol):
     def whenWritten(self, text: str) -> Deferred[None]:
         """
         @return: A Deferred that fires when the process has written a text, and fails if
-            the process ends before.
+            the process ends first.
         """
         deferred: Deferred[None] = Deferred()
         self._waiting.append((text, deferred))
@@ -121,23 +121,24 @@ async def spawned(
     python: str | Path = sys.executable,
 ) -> AsyncIterator[Process]:
     """
-    Run Python in a directory, and kill it at the end if it still runs.
+    Run Python in a directory, and kill it after the test if it still runs.
 
-    @param listening: A listening socket to pass on, in the way of systemd.
+    @param listening: A listening socket to pass on, as systemd does.
     @param python: Python of this environment or of another one.
     """
     from twisted.internet import reactor as theReactor
 
     reactor: Any = theReactor
     process = Process()
-    # A daemon closes the first three; it has ended when the last one is closed.
+    # A daemon closes the first three descriptors; it has exited when the last one is
+    # closed.
     files: dict[int, str | int] = {0: "w", 1: "r", 2: "r", 3: "r"}
     environment = dict(os.environ)
     command = [os.fspath(python), *words]
     if listening is not None:
         files[3] = listening.fileno()
         environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}
-        # Only the process itself knows its number.
+        # Only the process itself knows its process ID.
         command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *command]
         environment["LISTEN_PID"] = ""
     transport = reactor.spawnProcess(

@@ -1,8 +1,8 @@
 """
-A RabbitMQ for tests, which they can start and kill.
+A RabbitMQ server for tests, which they can start and kill.
 
 Import the fixture by name, C{from .rabbitmq_server import ownRabbit as ownRabbit}. A
-start takes seconds, so a test starts the server as seldom as it can.
+start takes seconds, so a test should start the server as seldom as possible.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Rabbit", "ownRabbit"]
 
 _SCRIPTS = "/usr/lib/rabbitmq/bin"
 """
-Debian's own scripts in C{/usr/sbin} work for the users root and rabbitmq alone.
+Debian's own scripts in C{/usr/sbin} work only for the users root and rabbitmq.
 """
 
 
@@ -61,7 +61,7 @@ class Rabbit(ServerProcess):
             HOME=directory,
             ERL_EPMD_ADDRESS="127.0.0.1",
             ERL_EPMD_PORT=self._epmdPort,
-            # The script becomes the server, in place of waiting for it.
+            # The script is replaced by the server, and does not wait for it.
             RABBITMQ_ALLOW_INPUT="true",
             RABBITMQ_CONFIG_FILE=str(configuration),
             RABBITMQ_CONF_ENV_FILE="/dev/null",
@@ -85,7 +85,7 @@ class Rabbit(ServerProcess):
 @pytest.fixture
 def ownRabbit() -> Iterator[Rabbit]:
     """
-    A server for one test, which does not run yet.
+    A stopped server for one test.
     """
     with reservedPort() as port, reservedPort() as epmd, reservedPort() as peer:
         server = Rabbit(port, epmd, peer)

@@ -1,5 +1,5 @@
 """
-A resource that says what it saw, and how to read its responses.
+A resource that records requests, and the parser of its responses.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Method, target and body of a request, as a resource saw them.
 
 class Recorder(Resource):
     """
-    Answers any request, at any path, with what it saw, as JSON: in the header
-    C{X-Seen}, which responses to HEAD have too, and in the body.
+    Answers any request, at any path, with its record of that request, as JSON: in the
+    body, and in the header C{X-Seen}, which responses to HEAD have too.
 
-    @ivar seen: What it saw, in order.
+    @ivar seen: The records, in order.
     @ivar headers: The headers of each request, in the order of their arrival.
     @ivar held: The requests under C{/held}; fire them in order to answer.
     """
@@ -41,7 +41,7 @@ class Recorder(Resource):
 
     def render(self, request: Request) -> int:
         """
-        Answer a request.
+        Record and answer a request.
         """
         assert request.content is not None
         method, uri = request.method.decode("ascii"), request.uri.decode("latin-1")
@@ -69,7 +69,7 @@ class Recorder(Resource):
 
 def seenBy(answer: Answer) -> Seen:
     """
-    @return: What the L{Recorder} saw before it answered.
+    @return: The record in a response of the L{Recorder}.
     """
     if answer.body:
         assert answer.body == answer.headers["x-seen"].encode()
@@ -79,10 +79,10 @@ def seenBy(answer: Answer) -> Seen:
 
 def answersByMethod(data: bytes, methods: Iterable[str]) -> list[Answer]:
     """
-    @param data: What a server has sent.
+    @param data: The data that a server has sent.
     @param methods: The methods of the requests: a response to HEAD has no body.
     @return: The responses, interim ones among them.
-    @raise ValueError: A response has not been sent to its end.
+    @raise ValueError: A response is incomplete.
     """
     remaining = iter(methods)
     answers: list[Answer] = []

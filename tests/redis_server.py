@@ -28,7 +28,7 @@ __all__ = ["Redis", "Timed", "ownRedis", "redis", "storeAt", "using"]
 SETTINGS = {
     "bind": "127.0.0.1",
     "save": "",
-    # What was acknowledged survives a kill.
+    # Everything that was acknowledged survives a kill.
     "appendonly": "yes",
     "appendfsync": "always",
     "databases": "4",
@@ -53,29 +53,29 @@ class Redis(ServerProcess):
 
     def start(self, **settings: str) -> None:
         """
-        Start the server, and wait until it answers.
+        Start the server, and wait until it responds.
 
         @param settings: Further settings, with C{_} instead of C{-}.
         """
         lines = [f"port {self.port}"]
         for name, value in {**SETTINGS, **settings}.items():
             lines.append(f'{name.replace("_", "-")} "{value}"')
-        # On the command line everybody could read a password.
+        # On the command line every user could read a password.
         self.run([self.program, "-"], stdin="\n".join(lines).encode())
 
     def answers(self) -> bool:
         try:
             self.ask("PING")
         except ReplyError as error:
-            # It needs a password first, or still reads its data.
+            # The server requires a password, or is still loading its data.
             return not str(error).startswith("LOADING")
         return True
 
     def ask(self, *words: str | bytes, password: str | None = None) -> Any:
         """
-        Send a command over a connection of its own, and wait for the answer.
+        Send a command over a new connection, and wait for the reply.
 
-        @raise ReplyError: The answer is an error.
+        @raise ReplyError: The reply is an error.
         """
         commands = [words] if password is None else [("AUTH", password), words]
         reader = Reader(notEnoughData=self)
@@ -105,8 +105,8 @@ def _shared(config: pytest.Config) -> Redis:
 @pytest.fixture
 def redis(request: pytest.FixtureRequest) -> Redis:
     """
-    The server that the tests share, without data. It also listens on C{socket} in
-    its directory. Do not stop it.
+    The server that the tests share, without data. It also listens on C{socket} in its
+    directory. Do not stop it.
     """
     server = _shared(request.config)
     server.ask("FLUSHALL")
@@ -117,7 +117,7 @@ def redis(request: pytest.FixtureRequest) -> Redis:
 @pytest.fixture
 def ownRedis() -> Iterator[Redis]:
     """
-    A server for one test, which does not run yet.
+    A stopped server for one test.
     """
     with reservedPort() as port:
         server = Redis(port)
@@ -127,7 +127,7 @@ def ownRedis() -> Iterator[Redis]:
 
 class Timed:
     """
-    The real reactor, except for time and timers, which the test decides.
+    The real reactor, except that the test controls time and timers.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -1,5 +1,5 @@
 """
-A count of the resources of a process, and a file system that is soon full.
+The resource usage of a process, and a file system that is soon full.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def smallDisk(tmp_path: Path) -> Iterator[SmallDisk]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting a file system is not permitted")
     yield SmallDisk(directory)
-    # Files that are still open do not keep it mounted.
+    # A file that is still open must not keep the file system mounted.
     subprocess.run([*prefix, "umount", "--lazy", directory], check=True)  # noqa: S603
 
 
@@ -82,7 +82,7 @@ class ResourceUsage:
     def grownFrom(self, earlier: ResourceUsage, memory: int) -> dict[str, int]:
         """
         @param memory: Bytes of memory that do not count as growth.
-        @return: How much each resource has grown, for those that have.
+        @return: The growth of each resource that has grown.
         """
         before = asdict(earlier)
         before["memory"] += memory

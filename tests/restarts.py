@@ -1,5 +1,5 @@
 """
-Servers on a socket that the test holds, and the load on them.
+Servers on a listening socket that the test holds, and the load on them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["Load", "Starter"]
 
 class Starter:
     """
-    Starts servers on one socket, which it holds as systemd does. Each has a directory
-    of its own.
+    Starts servers on one socket, which the test holds as systemd does. Each has a
+    directory of its own.
 
     @ivar socket: The listening socket.
     @ivar started: Number of servers.
@@ -53,7 +53,7 @@ class Starter:
 
 class Load:
     """
-    The process that makes requests, which takes commands.
+    The process that sends requests, controlled by commands.
     """
 
     def __init__(self, process: Process) -> None:
@@ -62,7 +62,7 @@ class Load:
 
     async def tell(self, *words: object) -> dict[str, Any]:
         """
-        Give it a command, and wait for its report.
+        Send a command, and wait for the report.
         """
         self._commands += 1
         self._process.write(" ".join(map(str, words)) + "\n")

@@ -21,23 +21,23 @@ __all__ = ["ServerProcess", "required"]
 
 MAX_SECONDS = 60.0
 """
-Maximum duration of one step of a server, in seconds.
+Maximum time for one step of a server, in seconds.
 """
 
 _WATCHER = 'cat > /dev/null; directory="$1"; shift; kill -9 "$@"; rm -rf "$directory"'
 """
-Kills a server and removes its files when the process of the tests has ended, which
-closes the pipe to this script.
+Kills a server and removes its files when the process of the tests ends, which closes
+the pipe to this script.
 """
 
 
 def required(name: str, program: str, directory: str = "") -> str:
     """
-    Find a program. Without it the test is skipped, unless C{TSRV_DATABASES} is
-    C{required}.
+    Find a program. If it is not installed, skip the test, or fail if C{TSRV_DATABASES}
+    is C{required}.
 
-    @param name: The name of the server.
-    @param directory: Where to look first.
+    @param name: The name of the program.
+    @param directory: The directory to search first.
     """
     path = os.pathsep.join([directory, os.environ.get("PATH", ""), "/usr/sbin"])
     found = which(program, path=path)
@@ -69,23 +69,23 @@ class ServerProcess(ABC):
     @abstractmethod
     def start(self) -> None:
         """
-        Start the server, and wait until it answers.
+        Start the server, and wait until it responds.
         """
 
     @abstractmethod
     def answers(self) -> bool:
         """
-        @return: Whether the server answers.
-        @raise OSError: It does not.
+        @return: Whether the server responds.
+        @raise OSError: The server does not respond.
         """
 
     def run(
         self, *commands: Sequence[str], stdin: bytes = b"", **environment: str
     ) -> None:
         """
-        Run processes, and wait until the server answers.
+        Run processes, and wait until the server responds.
 
-        @param stdin: The input of each of them.
+        @param stdin: The input of each process.
         """
         assert not self._processes, "it runs already"
         for command in commands:
@@ -97,7 +97,7 @@ class ServerProcess(ABC):
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    # An interrupt from the terminal is for the tests alone.
+                    # Ctrl-C in the terminal must reach the tests alone.
                     start_new_session=True,
                 )
             self._processes.append(process)
@@ -128,7 +128,7 @@ class ServerProcess(ABC):
 
     def kill(self) -> None:
         """
-        Kill the server, if it runs, and wait until it is gone.
+        Kill the server, if it runs, and wait for its end.
         """
         if self._watcher is None:
             return
@@ -142,13 +142,13 @@ class ServerProcess(ABC):
 
     def pause(self) -> None:
         """
-        Stop the process: the system still accepts connections, nobody answers.
+        Suspend the process: the system still accepts connections, nobody answers.
         """
         self._processes[-1].send_signal(SIGSTOP)
 
     def resume(self) -> None:
         """
-        Let the process go on.
+        Resume the process.
         """
         self._processes[-1].send_signal(SIGCONT)
 

@@ -37,7 +37,7 @@ _COOKIE = re.compile("session=([^;]*);")
 
 def pause(seconds: float) -> Deferred[None]:
     """
-    Wait before something is looked at again.
+    Wait before the next poll.
     """
     from twisted.internet import reactor
 
@@ -148,7 +148,7 @@ async def serving(
     """
     Run a server.
 
-    @param url: The URL of its database.
+    @param url: The URL of the server's database.
     """
     from twisted.internet import reactor
 

@@ -1,5 +1,5 @@
 """
-A laboratory for SQLite: a disk that fails on command, beside real files and threads.
+A laboratory for SQLite: real files and threads, and a disk that fails on command.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ GET = Statement("SELECT name FROM things WHERE id = ?")
 
 LONG = 30.0
 """
-No thread takes so long, in seconds.
+Maximum time for one step of a thread, in seconds.
 """
 
 WATCHED = 0.11
 """
-A thread that has something to do is looked at in less than so many seconds.
+Maximum interval of the timer that watches a working thread, in seconds.
 """
 
 Hook = Callable[[], object]
@@ -106,10 +106,10 @@ class Gate:
 
 class Disk:
     """
-    SQLite, except for what the test makes of some statements.
+    SQLite, with control over some statements.
 
-    @ivar hooks: Functions to call, in the thread, before statements that begin with
-        a text. A cursor that the function returns replaces the result.
+    @ivar hooks: Functions that are called, in the thread, before statements that begin
+        with a text. If a function returns a cursor, that cursor replaces the result.
     @ivar made: The connections.
     @ivar onConnect: Called before a connection is made.
     @ivar onClose: Called before a connection is closed.
@@ -132,9 +132,9 @@ class Disk:
 
 class Connection:
     """
-    A connection that does what the disk says.
+    A connection that obeys the disk.
 
-    @ivar closed: Whether it was closed.
+    @ivar closed: Whether the connection was closed.
     @ivar interrupts: The number of interrupts.
     """
 
@@ -167,7 +167,7 @@ class Connection:
 
 class Lab(Disk, Clock):
     """
-    A disk, and a clock that the test advances beside real threads.
+    A disk, real threads, and a clock that the test advances.
 
     @ivar path: The path of the file.
     """
@@ -185,7 +185,7 @@ class Lab(Disk, Clock):
         function(*arguments)
 
     def work(self, *until: Result) -> None:
-        # Without results: until no thread has anything to do.
+        # Without results: until all threads are idle.
         while not until or any(each.pending for each in until):
             near = min(
                 (call.getTime() - self.rightNow for call in self.calls), default=9
@@ -243,7 +243,7 @@ class Lab(Disk, Clock):
 
 def trouble(code: str) -> Hook:
     """
-    @return: A hook that fails as SQLite, or the system, does.
+    @return: A hook that fails as SQLite or the system does.
     """
 
     def hook() -> None:
@@ -266,7 +266,7 @@ def make(reactor: Any, path: Path, **settings: Any) -> Database:
 
 def namesIn(path: Path) -> list[str]:
     """
-    @return: The names that another process finds in the file.
+    @return: The names that another process finds in the database.
     """
     with closing(connect(path)) as connection:
         return [name for (name,) in connection.execute(ALL.sql).fetchall()]
@@ -274,7 +274,7 @@ def namesIn(path: Path) -> list[str]:
 
 def files() -> list[str]:
     """
-    @return: The databases that this process has open.
+    @return: The database files that this process has open.
     """
     links = [f"/proc/self/fd/{entry}" for entry in os.listdir("/proc/self/fd")]
     targets = [os.readlink(link) for link in links if os.path.lexists(link)]

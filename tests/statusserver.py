@@ -1,7 +1,7 @@
 """
-A server with a status page, whose modules do what lines on its standard input say:
-C{start} or C{announceStop}; or C{succeed}, C{fail}, C{lose}, C{pause}, C{resume} or
-C{call}, and the name of a module. It ends when its standard input does.
+A server with a status page, controlled by commands on its standard input, one in a
+line: C{start} or C{announceStop}; or C{succeed}, C{fail}, C{lose}, C{pause}, C{resume}
+or C{call}, and the name of a module. The server exits at the end of its standard input.
 """
 
 from __future__ import annotations

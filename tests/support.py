@@ -1,5 +1,5 @@
 """
-A module that does what the test says, and what tests need around it.
+A module that the test controls, and helpers for it.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ class Module:
     A module whose every step the test decides.
 
     @ivar attempts: The Deferreds of C{initialize()}, in order.
-    @ivar watches: Those of C{whenLost()}.
-    @ivar closings: Those of C{close()}.
+    @ivar watches: The Deferreds of C{whenLost()}.
+    @ivar closings: The Deferreds of C{close()}.
     @ivar calls: The name and the argument of each call, in order.
-    @ivar answers: The Deferreds of those calls that are answered later.
+    @ivar answers: The Deferreds of the calls that end later.
     """
 
     version = 1
@@ -119,13 +119,13 @@ class Module:
 
     def write(self, what: object) -> Deferred[Any]:
         """
-        Do something later that must not be done twice.
+        A method with a later result that must not run twice.
         """
         return self._later("write", what)
 
     def read(self, what: object) -> Deferred[Any]:
         """
-        Do something later that may be done twice.
+        A method with a later result that may run twice.
         """
         return self._later("read", what)
 
@@ -134,14 +134,14 @@ class Module:
 
     def count(self, what: object) -> object:
         """
-        Do something at once, without a Deferred.
+        A method that returns a plain value.
         """
         self.calls.append(("count", what))
         return what
 
     def fail(self, what: object) -> object:
         """
-        Fail at once, without a Deferred.
+        A method that raises.
         """
         self.calls.append(("fail", what))
         raise Trouble(what)
@@ -182,7 +182,7 @@ class Result:
 
 def resultOf(deferred: Any) -> Result:
     """
-    Watch a Deferred.
+    @return: The result of a Deferred, as far as it is known.
     """
     assert isinstance(deferred, Deferred)
     return Result(deferred)
@@ -190,7 +190,7 @@ def resultOf(deferred: Any) -> Result:
 
 def messageOf(event: LogEvent) -> str:
     """
-    @return: The line that an event makes in the log.
+    @return: The log line of an event.
     """
     text: str = event["log_format"].format(**event)
     return text
@@ -208,7 +208,7 @@ def wrap(clock: Clock, **options: Any) -> tuple[Module, QueuingWrapper[Module], 
 
 def ready(module: Module, wrapper: QueuingWrapper[Module]) -> None:
     """
-    Make a module ready, unless it is.
+    Make a module ready, unless it is ready already.
     """
     if wrapper.state is not State.READY:
         wrapper.initialize()
@@ -217,14 +217,14 @@ def ready(module: Module, wrapper: QueuingWrapper[Module]) -> None:
 
 def lose(module: Module, error: Exception | None = None) -> None:
     """
-    Let a module that is ready report its loss.
+    Let a ready module report its loss.
     """
     module.watches[-1].callback(None if error is None else Failure(error))
 
 
 def recover(clock: Clock, module: Module) -> None:
     """
-    Let the attempt after the loss succeed, one second later.
+    Let the attempt after a loss succeed, one second later.
     """
     clock.advance(1)
     module.attempts[-1].callback(None)

@@ -1,4 +1,4 @@
 """
-A model of everything around a wrapper: its callers and its module, which misbehave as
-far as anybody's code may. L{tests.test_machine} makes random steps in it.
+A model of everything around a wrapper: its callers and its module, which misbehave in
+every way that foreign code may. L{tests.test_machine} makes random steps in it.
 """

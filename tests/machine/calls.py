@@ -1,5 +1,5 @@
 """
-What the machine notes about each call, and what foreign code is made of.
+The record of each call, and the parts of foreign code.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ REFUSING: Final = (State.FAILED, State.CLOSING, State.CLOSED)
 CAN_FAIL: Final = (State.NEW, State.INITIALIZING, State.RETRYING, State.LOST)
 NOT_READY: Final = (*CAN_FAIL, State.FAILED)
 
-# Maximum time of one turn of the reactor, in seconds: for drained calls, of which each
-# takes 2 ms, and for anything.
+# Maximum time of one turn of the reactor, in seconds: for drained calls, each of which
+# takes 2 ms, and for anything else.
 MAX_WORK_SECONDS: Final = 0.006
 MAX_TURN_SECONDS: Final = 0.02
 
@@ -52,19 +52,19 @@ AWAITED: Final = ("compute", "plain", "eventual")
 
 class Abandoned(Exception):
     """
-    The reason of fail() and reset().
+    The reason that fail() and reset() are given.
     """
 
 
 class Hostile(BaseException):
     """
-    An error that no C{except Exception} catches, as C{asyncio.CancelledError}.
+    An error that C{except Exception} does not catch, like C{asyncio.CancelledError}.
     """
 
 
 class Eventual:
     """
-    An object that can be awaited, and is neither a Deferred nor a coroutine.
+    An awaitable that is neither a Deferred nor a coroutine.
     """
 
     def __init__(self, deferred: Deferred[Any]) -> None:
@@ -76,7 +76,7 @@ class Eventual:
 
 async def waitFor(awaitable: Awaitable[Any]) -> Any:
     """
-    @return: The result of something that can be awaited.
+    @return: The result of an awaitable.
     """
     return await awaitable
 
@@ -86,8 +86,8 @@ class Turns(Clock):
     A clock that measures each turn of the reactor.
 
     @ivar tick: The time that looking at the clock takes, in seconds.
-    @ivar plans: The number of plans that were carried out in this turn: each may do
-        as much as a turn may.
+    @ivar plans: The number of plans that were carried out in this turn: each may take
+        as long as a turn.
     @ivar allowed: The time that this turn may take in addition.
     @ivar tooLong: Called when a turn takes too long.
     """
@@ -102,7 +102,7 @@ class Turns(Clock):
 
     def seconds(self) -> float:
         """
-        Look at the clock, which may take time.
+        Read the clock, which may take time.
         """
         self.rightNow += self.tick
         self._used += self.tick
@@ -115,9 +115,6 @@ class Turns(Clock):
         *args: object,
         **kw: object,
     ) -> IDelayedCall:
-        """
-        Schedule a call, which begins a turn.
-        """
         return super().callLater(delay, self._call, callable, args, kw)
 
     def begin(self) -> None:
@@ -131,7 +128,7 @@ class Turns(Clock):
 
     def work(self, seconds: float) -> None:
         """
-        Keep the reactor for a while, with a drained call.
+        Block the reactor for a while, as a drained call does.
         """
         if self._worked >= MAX_WORK_SECONDS * (1 + self.plans):
             self.tooLong("one slice of the drain goes on and on")
@@ -141,13 +138,13 @@ class Turns(Clock):
     @property
     def isIdle(self) -> bool:
         """
-        Whether nothing is to be done without a delay.
+        Whether no delayed call is due.
         """
         return all(call.getTime() > self.rightNow for call in self.calls)
 
     def endTurn(self) -> None:
         """
-        Check how long the turn was.
+        Check the duration of the turn.
         """
         if self._used > MAX_TURN_SECONDS * (1 + self.plans) + self.allowed:
             self.tooLong("one turn of the reactor goes on and on")
@@ -160,19 +157,19 @@ class Turns(Clock):
 @dataclass(eq=False)
 class Call:
     """
-    One call, and all that was seen of it.
+    The record of one call.
 
     @ivar queued: Whether it went through the queue.
     @ivar tracked: Whether the wrapper promises that it ends.
-    @ivar since: The time at which it began to wait.
+    @ivar since: The time at which the call was queued.
     @ivar fired: The results of its Deferred.
     @ivar endLosses: The number of losses before it ended.
     @ivar gaveUp: Whether its caller cancelled it.
     @ivar usurped: Whether its caller fired the Deferred itself.
-    @ivar nested: Whether it was made while another one was just being made, or the
-        reverse: neither is first.
+    @ivar nested: Whether the call was made while another one was being made, or the
+        reverse: then neither is first.
     @ivar rejected: Whether it had to fail at once.
-    @ivar runs: The times that the module was called for it.
+    @ivar runs: The runs of the module's method for this call.
     """
 
     number: int
@@ -197,15 +194,15 @@ class Call:
 @dataclass(eq=False)
 class Run:
     """
-    One time that the module was called.
+    One run of a module's method.
 
     @ivar losses: The number of losses before.
-    @ivar raised: What it raised.
+    @ivar raised: The error that the method raised.
     @ivar cancel: Chooses how the module cancels the call, and helps it.
     @ivar answer: The module's Deferred, if the method returns one.
     @ivar cleaning: Whether it is cleaning up.
-    @ivar answered: Whether the module has told its result.
-    @ivar dropped: Whether the module has cancelled it of its own accord.
+    @ivar answered: Whether the module has returned its result.
+    @ivar dropped: Whether the module has cancelled the run of its own accord.
     """
 
     call: Call
@@ -235,7 +232,7 @@ class Run:
 
     def end(self, error: BaseException | None) -> None:
         """
-        The module answers.
+        The module ends the run.
         """
         assert self.answer is not None
         self.answered = True
@@ -268,13 +265,13 @@ class Run:
 
     def hurry(self, late: Deferred[Any]) -> None:
         """
-        The canceller of the clean-up.
+        The canceller of the cleanup.
         """
         self.answered = True
 
     def cleanUp(self, failure: Failure) -> Any:
         """
-        As a coroutine does that awaits something in C{except CancelledError}.
+        Clean up as a coroutine does that awaits something in C{except CancelledError}.
         """
         if self.cleaning and failure.check(CancelledError):
             return self.late
@@ -284,10 +281,10 @@ class Run:
 @dataclass(eq=False)
 class Attempt:
     """
-    One attempt.
+    The record of one attempt.
 
-    @ivar cancelled: Whether it was given up.
-    @ivar awaited: Whether it is awaited.
+    @ivar cancelled: Whether the attempt was given up.
+    @ivar awaited: Whether the attempt is awaited.
     @ivar late: Fires when an attempt that was given up has cleaned up.
     """
 
@@ -309,13 +306,13 @@ class Attempt:
 @dataclass(frozen=True)
 class Options:
     """
-    What is random about a world from its beginning.
+    The random properties of a world.
 
     @ivar kind: The kind of the module: C{"steady"} (it cannot be lost),
         C{"tracked"} (the same with C{settles=False}), C{"losable"}, C{"pinged"},
         C{"interface"} or C{"settles"} (it ends its calls itself), or C{"nested"}
         (the same, but it is another wrapper's proxy).
-    @ivar tick: The time that looking at the clock takes, in seconds.
+    @ivar tick: The time that reading the clock takes, in seconds.
     """
 
     kind: str = "losable"

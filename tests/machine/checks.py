@@ -1,5 +1,5 @@
 """
-What has to be true after each step, and at the end.
+The conditions that must hold after each step, and at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Checks(Steps):
     """
 
     def __init__(self, options: Options) -> None:
-        # So all that an example leaves is young, and is collected in no time.
+        # Thus all objects of an example are young, and collecting them is fast.
         gc.disable()
         self.unhandled: list[str] = []
         self.observeLog: ILogObserver = cast(ILogObserver, self.logged)
@@ -43,14 +43,15 @@ class Checks(Steps):
 
     def logged(self, event: LogEvent) -> None:
         """
-        Only what was planned may be logged as a failure.
+        Check that only planned failures are logged.
         """
         failure = event.get("log_failure")
         if failure is None:
             return
         expected = failure.check(Hostile) or "whenLost" in str(failure.value)
         if "twisted" in event.get("log_namespace", ""):
-            # Nobody has handled it. That is noticed when garbage is collected.
+            # Nobody has handled the error. Python notices that when it collects the
+            # garbage.
             self.unhandled.append(f"unhandled: {failure.value!r}")
         else:
             self.check(expected, f"logged {failure.value!r}")
@@ -107,7 +108,7 @@ class Checks(Steps):
 
     def nothingIsStuck(self) -> None:
         """
-        What has to go on has a timer, or waits for somebody.
+        Check that work that must continue has a timer, or waits for somebody.
         """
         wrapper = self.wrapper
         if not self.clock.isIdle:
@@ -178,7 +179,7 @@ class Checks(Steps):
         if oldest is not None:
             assert oldest <= now - min(since) + margin
         if self.clock.isIdle:
-            # No slice of work is left that will end some of them.
+            # No slice of work is pending that will end some of them.
             assert (oldest is None) == (not since)
             assert oldest is None or oldest >= now - min(since) - margin
 
@@ -209,7 +210,7 @@ class Checks(Steps):
 
     def everyWaitWasObserved(self) -> None:
         stats, histogram = self.wrapper.stats, self.wrapper.history.queueSeconds
-        # A call that was started, and queued again at a loss, has waited twice.
+        # A call that was started, and queued again at a loss, was queued twice.
         count = self.queuedTwice + (
             stats.started + stats.expired + stats.cancelled + stats.failed
         )
@@ -279,7 +280,7 @@ class Checks(Steps):
         result: object = self.shared.result
         if isinstance(result, Failure):
             result = result.value
-        # A failure for which somebody has waited is taken away.
+        # A failure that somebody waited for is handled.
         failed = isinstance(result, CancelledError) or self.sharedFailsLate()
         assert result is self.sharedResult or failed
 
@@ -314,7 +315,7 @@ class Checks(Steps):
 
     def finish(self) -> None:
         """
-        Close the wrapper: everything ends.
+        Close the wrapper: everything must end.
         """
         self.plans.clear()
         self.lookPlans.clear()
@@ -325,7 +326,8 @@ class Checks(Steps):
 
     def forget(self) -> None:
         """
-        An error that nobody handled is reported when nobody can any more.
+        Drop references. An unhandled error is reported when nothing refers to its
+        Deferred.
         """
         self.plans.clear()
         self.shared.addErrback(lambda _: None)
@@ -341,7 +343,7 @@ class Checks(Steps):
 
     def finishTheDrain(self) -> None:
         self.endPauses()
-        # What a pause waits for ends.
+        # End everything that a pause waits for.
         while self.wrapper.state is State.PAUSED and self.holds:
             for _ in self.openRuns():
                 self.endRun(0, None)
@@ -365,14 +367,14 @@ class Checks(Steps):
                 attempt.late.callback(None)
             elif attempt.open:
                 attempt.deferred.callback(None)
-        # The module need not answer: closing has a time limit, and then calls in
-        # progress have an unknown outcome.
+        # The module need not respond: closing has a time limit, after which the outcome
+        # of calls in progress is unknown.
         self.clock.pump([0, 3.1, 0, 0])
         assert self.wrapper.state is State.CLOSED
         assert self.wrapper.pending == 0
         for call in self.calls:
             if not call.ended:
-                # It is the module's own Deferred, of which the wrapper never knew.
+                # This is the module's own Deferred, which the wrapper never knew.
                 assert not call.tracked
                 call.runs[-1].end(None)
         for idle in self.idles:

@@ -1,5 +1,5 @@
 """
-Very many calls at once. Whatever happens to them must not keep the reactor for long.
+Thousands of calls at once. No event may make them block the reactor for long.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ EVENTS: Final = ["lose", "reset", "close", "fail", "expire", "drain"]
 CROWD: Final = 12_000
 
 # Maximum number of Python functions that one turn of the reactor calls. It stands for
-# some 10 ms, whatever the speed of the machine. More calls expire at once.
+# about 10 ms, independent of the speed of the machine. Calls that expire need more.
 MAX_FUNCTIONS: Final = 28_000
 MAX_FUNCTIONS_TO_EXPIRE: Final = 45_000
 
-# The time that looking at the clock takes, in seconds.
+# The time that reading the clock takes, in seconds.
 TICK: Final = 1e-5
 
 
@@ -66,7 +66,7 @@ class CountedTurns(Clock):
 
     def measure(self, step: Callable[[], object]) -> None:
         """
-        Count the functions that a step calls, in this turn and in those that follow.
+        Count the functions that a step calls, in this turn and in the following ones.
         """
         self.count = 0
         sys.setprofile(self._profile)
@@ -79,7 +79,7 @@ class CountedTurns(Clock):
 
 class Busy:
     """
-    A module that answers none of its calls.
+    A module that answers no call.
     """
 
     def __init__(self) -> None:
@@ -104,8 +104,8 @@ class Busy:
 
 def sufferWithACrowd(method: str, event: str) -> None:
     """
-    Let something happen to very many calls. All of them end, and no turn of the reactor
-    goes on and on.
+    Apply an event to thousands of calls. All of them must end, and every turn of the
+    reactor must be short.
 
     @param method: The method that they call; C{"read"} is safe to run twice.
     """

@@ -1,6 +1,6 @@
 """
-The modules: objects of several kinds that report each step to the world and let it
-decide.
+The modules: objects of several kinds that report each step to the world and let the
+world decide.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Losable", "Modelled", "Settling"]
 
 class looked:
     """
-    A method that tells when it is looked up.
+    A method that reports when it is looked up.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

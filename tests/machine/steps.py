@@ -1,5 +1,6 @@
 """
-The steps of callers and operators: whatever may be done to a wrapper from outside.
+The steps of callers and operators: everything that may be done to a wrapper from
+outside.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ PLANS += ["pause", "resume", "reset", "pausing"]
 
 def ignoreHostile(failure: Failure) -> None:
     """
-    A callback has raised it, as planned.
+    Ignore an error that a callback raised as planned.
     """
     failure.trap(Hostile)
 
@@ -85,8 +86,8 @@ class Steps(World):
         tracked = queued or self.tracked or method in self.options.replay
         converted = method == "compute" and self.options.kind != "nested"
         if tracked or converted:
-            # Methods that are taken before the module is ready are right at any time,
-            # as are those whose calls are tracked.
+            # Methods that were taken before the module was ready are correct at any
+            # time, and so are methods whose calls are tracked.
             self.kept.setdefault(method, function)
         call = Call(number, method, queued, tracked, self.clock.rightNow)
         for outer in self.calls:
@@ -131,19 +132,19 @@ class Steps(World):
             elif lazy and self.options.lazy:
                 self.check(wrapper.state is not state, "a call does not initialise")
         if answer is self.shared:
-            # The module's own Deferred: leave it as it is.
+            # This is the module's own Deferred: leave it alone.
             answer.addBoth(self.seen, call)
         else:
             answer.addBoth(self.ended, call).addErrback(ignoreHostile)
 
     def lookUp(self, method: str) -> Callable[[int], Any] | None:
         """
-        @return: A method of the proxy, if it has it.
+        @return: The method of the proxy, or L{None}.
         """
         try:
             function: Callable[[int], Any] = getattr(self.wrapper.proxy, method)
         except AttributeError as error:
-            # A module that cannot be listed shows the names of its class.
+            # A module that cannot be listed has the names of its class.
             gone = method == "extra" and (self.vanished or self.lookRaised)
             self.check(gone, f"looking up {method} raised {error!r}")
             return None
@@ -193,7 +194,7 @@ class Steps(World):
 
     def usurp(self, which: int, failing: bool = False) -> None:
         """
-        A caller fires the Deferred that it was given.
+        A caller fires the Deferred of its own call.
         """
         call = self.openCall(which)
         if call is not None:
@@ -211,7 +212,7 @@ class Steps(World):
 
     def callFromThread(self, method: str) -> None:
         """
-        A call in another thread is refused, and changes nothing.
+        Check that a call in another thread is refused, and changes nothing.
         """
         function = self.lookUp(method)
         state = self.wrapper.state
@@ -308,13 +309,13 @@ class Steps(World):
         isFirst = not wrapper.paused
         self.hold(by)
         idles, losses = len(self.idles), self.losses
-        # Another pause may have asked already.
+        # Another pause may have called whenIdle() already.
         asks = self.options.whenIdle and state in RUNS and isFirst and not planned
         fired: list[Any] = []
         deferred = wrapper.pause(by)
         self.pausers.append((deferred, fired, by))
         if state in RUNS:
-            # Within a look at the methods, others may have paused it before.
+            # Others may have paused the wrapper while it looked at the methods.
             isPaused = wrapper.state is State.PAUSED or self.clock.plans > 0
             self.check(planned or isPaused, f"pause() leads to {wrapper.state}")
 
@@ -356,7 +357,7 @@ class Steps(World):
 
     def enterPause(self) -> None:
         """
-        Pause for the time of an C{async with}.
+        Pause the wrapper for the duration of an C{async with}.
         """
         gate: Deferred[None] = Deferred()
         holder = object()
@@ -375,7 +376,7 @@ class Steps(World):
                     self.holds.discard(holder)
 
         def leave(_: object) -> None:
-            # The hold ends before anything else learns of it.
+            # The hold ends before anything else learns of the pause.
             if entered:
                 self.holds.discard(holder)
 
@@ -410,7 +411,7 @@ class Steps(World):
         """
         @return: Whether the wrapper knows of a call in progress.
         """
-        # A call that is just being made is not known yet.
+        # A call that is being made is not known yet.
         return any(not call.usurped and call.deferred for call in self.inProgress())
 
     def reset(self) -> None:
@@ -431,7 +432,7 @@ class Steps(World):
             closed = len(self.closings) > closings or planned
             self.check(closed or not lost, "reset() does not close the module")
             again = self.begun > begun or self.isClosing() or self.isWaitingForItsTurn()
-            # Within a callback, what it interrupts goes on first.
+            # Inside a callback, the interrupted code continues first.
             again = again or self.clock.plans > 0
             self.check(planned or again, f"reset() in {state} does not begin anew")
 
@@ -452,7 +453,7 @@ class Steps(World):
 
     def toggleExtra(self) -> None:
         """
-        A method of the module vanishes, or is there again.
+        Remove a method of the module, or add it again.
         """
         if self.module.toggleExtra():
             self.vanished = True
@@ -484,7 +485,7 @@ class Steps(World):
 
     def beginAttempt(self) -> None:
         """
-        Let an attempt be in progress, whatever was planned.
+        Begin an attempt, whatever was planned.
         """
         self.nextAttempt = self.nextClosing = self.nextWatch = "later"
         self.endPauses()
@@ -502,7 +503,7 @@ class Steps(World):
 
     def takeSlot(self) -> None:
         """
-        Another wrapper takes a slot.
+        Let another wrapper take a slot.
         """
         assert self.slots is not None
         self.slots.acquire()

@@ -1,6 +1,6 @@
 """
-The world of one wrapper: its module, what is planned for the next callbacks, and all
-that was seen.
+The world of one wrapper: its module, the plans for the next callbacks, and a record of
+all events.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ caller: ContextVar[int | None] = ContextVar("caller", default=None)
 
 SECONDS_PER_CALL: Final = 0.002
 """
-How long a drained call keeps the reactor, in seconds.
+Time for which a drained call blocks the reactor, in seconds.
 """
 
 CLOSE_TIMEOUT: Final = 3.0
@@ -56,7 +56,7 @@ class World:
         self.problems: list[str] = []
         self.clock = Turns(options.tick, lambda what: self.check(False, what))
 
-        # What was seen.
+        # The record.
         self.calls: list[Call] = []
         self.attempts: list[Attempt] = []
         self.watch: Deferred[None] | None = None
@@ -80,7 +80,7 @@ class World:
         self.holds: set[object] = set()
         self.pauses = 0
 
-        # What is to happen.
+        # The plans.
         self.plans: deque[Callable[[], None]] = deque()
         self.lookPlans: deque[Callable[[], None]] = deque()
         self.nextAttempt = self.nextWatch = self.nextClosing = "later"
@@ -156,7 +156,7 @@ class World:
         return Trouble(text)
 
     def check(self, holds: bool, what: str) -> None:
-        # In a callback an exception might be caught by the code under test.
+        # The code under test might catch an exception that is raised in a callback.
         if not holds:
             self.problems.append(what)
 
@@ -164,9 +164,9 @@ class World:
 
     def reenter(self) -> None:
         """
-        A callback: do what is planned for it.
+        Carry out the plan for a callback.
 
-        @raise Hostile: That is planned.
+        @raise Hostile: The plan says so.
         """
         self.noticeLosses()
         if self.plans:
@@ -174,8 +174,8 @@ class World:
 
     def misbehaveUnless(self, awaited: bool) -> None:
         """
-        A canceller: do what is planned for it. It does not raise where somebody awaits
-        the Deferred, since that confuses Twisted.
+        Carry out the plan for a canceller. It does not raise if a coroutine awaits the
+        Deferred, since that confuses Twisted.
         """
         try:
             self.reenter()
@@ -185,7 +185,7 @@ class World:
 
     def look(self) -> None:
         """
-        An attribute is looked up: do what is planned for that.
+        Carry out the plan for the lookup of an attribute.
         """
         if self.lookPlans:
             self.carryOut(self.lookPlans.popleft())
@@ -204,8 +204,8 @@ class World:
         state, error = wrapper.state, wrapper.lastError
         self.notified = (state, wrapper.since)
         waiting = [call for call in self.waiting() if not call.runs]
-        # A call that is just being made may have ended without our seeing it, if the
-        # module was lost or closed meanwhile.
+        # A call that is being made may have ended unseen, if the module was lost or
+        # closed meanwhile.
         making = any(call.deferred is None for call in self.calls)
         pending = wrapper.stats.pending
         self.check(
@@ -305,12 +305,12 @@ class World:
         if how == "plain":
             return 5
         if how == "same" and last is not None and last.called:
-            # This is a mistake, and no loss.
+            # This is a mistake in the module, and not a loss.
             self.watch = last
             self.stale = True
             return self.watchAnswer
         if how == "lost":
-            # A reset may have begun another attempt, which waits for its turn.
+            # A reset may have begun another attempt, which waits for its slot.
             current = self.wrapper.state is State.INITIALIZING
             current = current and not self.isWaitingForItsTurn()
             self.expectedLosses += current and number == self.begun
@@ -397,7 +397,7 @@ class World:
 
     def askedFor(self) -> None:
         """
-        What is called at the first call.
+        The callable that the first call of a lazy module calls.
         """
         self.asked += 1
         self.check(self.asked == 1, "the lazy module is initialised twice")
@@ -411,7 +411,7 @@ class World:
 
     def run(self, number: int) -> Run:
         """
-        The module is called.
+        Run a method of the module.
         """
         self.check(number >= 0, "a call of another thread runs")
         call, state = self.calls[number], self.wrapper.state
@@ -512,7 +512,7 @@ class World:
             watch.errback(error)
         self.check(self.losses - before >= lost, "a loss goes unnoticed")
 
-    # Questions.
+    # Queries.
 
     def canBeLost(self) -> bool:
         """
@@ -530,13 +530,13 @@ class World:
 
     def noticeLosses(self) -> None:
         """
-        Mark the calls that are made again because of a loss.
+        Mark the calls that are repeated because of a loss.
         """
         losses = self.wrapper.history.losses.count
         if losses == self.seenLosses:
             return
         before, self.seenLosses = self.seenLosses, losses
-        # A loss looks at some thousands of calls at once.
+        # After a loss, thousands of calls are checked at once.
         self.clock.allowed += 2 * len(self.calls) * self.clock.tick
         for call in self.calls:
             if (
@@ -546,7 +546,7 @@ class World:
                 and not (call.ended or call.gaveUp)
                 and (call.queued or call.deferred)
             ):
-                # It is queued again, and begins to wait again.
+                # The call is queued again, and its wait begins again.
                 self.queuedTwice += call.queued
                 call.queued = True
                 call.since = self.clock.rightNow
@@ -565,7 +565,7 @@ class World:
 
     def inProgress(self) -> list[Call]:
         """
-        Return the calls in progress of which the wrapper knows.
+        Return the calls in progress that the wrapper knows.
         """
         return [
             call
@@ -577,7 +577,7 @@ class World:
 
     def ambiguous(self) -> int:
         """
-        Return the number of calls that their callers have fired: each is still
-        counted somewhere.
+        Return the number of calls whose Deferreds were fired by their callers: each
+        call still counts somewhere.
         """
         return sum(call.usurped for call in self.calls)
