@@ -1,5 +1,5 @@
 """
-tsrv in programs that run on asyncio: no reactor, and tasks are the callers.
+tsrv in programs that run on asyncio: there is no reactor, and tasks make the calls.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def started(client: Client) -> None:
 @onLoop
 async def test_calls_wait_and_run_in_order() -> None:
     """
-    Calls before the module is ready, while the queue is drained, and afterwards.
+    Calls run in order, whether they are made before the module is ready, during the
+    drain, or afterwards.
     """
     client = Client()
     wrapper = QueuingWrapper(client)
@@ -94,7 +95,8 @@ async def test_calls_wait_and_run_in_order() -> None:
 @onLoop
 async def test_a_ready_call_is_the_modules_own() -> None:
     """
-    So it costs what a direct call costs.
+    In READY the proxy has the module's own methods, so a call costs what a direct call
+    costs.
     """
     client = Client()
     wrapper = QueuingWrapper(client)
@@ -107,7 +109,8 @@ async def test_a_ready_call_is_the_modules_own() -> None:
 @onLoop
 async def test_a_module_may_return_deferreds() -> None:
     """
-    With C{alwaysDeferred}, a task can await them also when the module is ready.
+    With C{alwaysDeferred}, a task can await a method that returns a Deferred in every
+    state, including READY.
     """
 
     class Deferring:
@@ -128,7 +131,8 @@ async def test_a_module_may_return_deferreds() -> None:
 @onLoop
 async def test_a_future_of_another_loop_is_refused() -> None:
     """
-    As a task refuses it; nobody would ever finish it.
+    A future of another loop is refused as in any task, since nothing would ever finish
+    it.
     """
     other = asyncio.new_event_loop()
 
@@ -150,7 +154,7 @@ async def test_a_future_of_another_loop_is_refused() -> None:
 @onLoop
 async def test_a_cancelled_call_is_never_started() -> None:
     """
-    By its task, or by a time limit.
+    A queued call that its task or a time limit cancels is never started.
     """
     client = Client()
     wrapper = QueuingWrapper(client)
@@ -172,7 +176,8 @@ async def test_a_cancelled_call_is_never_started() -> None:
 @onLoop
 async def test_a_queued_call_ends_with_the_reason() -> None:
     """
-    When it has waited too long, when no retry helps, and when the wrapper is closed.
+    A queued call fails with the reason: it has expired, no retry helps, or the wrapper
+    was closed.
     """
     client = Client()
     wrapper = QueuingWrapper(client, timeout=0.001, fatal=Trouble)
@@ -191,7 +196,7 @@ async def test_a_queued_call_ends_with_the_reason() -> None:
 @onLoop
 async def test_attempts_are_repeated() -> None:
     """
-    With the delays of the policy, in the time of the loop.
+    Attempts are repeated with the delays of the retry policy, in the time of the loop.
     """
     attempts = []
 
@@ -214,7 +219,8 @@ async def test_attempts_are_repeated() -> None:
 @onLoop
 async def test_a_lost_module_is_initialised_again() -> None:
     """
-    A ping that fails is a loss; a read in progress is repeated.
+    A failed ping is a loss: the module is initialised again, and a read in progress is
+    repeated.
     """
     client = Client()
     pings: list[asyncio.Future[None]] = []
@@ -245,8 +251,9 @@ async def test_a_lost_module_is_initialised_again() -> None:
 @onLoop
 async def test_nothing_waits_for_the_loss_of_a_closed_module() -> None:
     """
-    A coroutine that waits for it is cancelled, also that of an earlier attempt. A
-    future is the module's own, and stays as it is.
+    A coroutine that waits for a loss is cancelled when its module is closed, and so is
+    the coroutine of an earlier attempt. A future belongs to the module, and is not
+    cancelled.
     """
     client = Client()
     started(client)
@@ -279,8 +286,8 @@ async def test_nothing_waits_for_the_loss_of_a_closed_module() -> None:
 @onLoop
 async def test_a_call_makes_a_task_in_every_state() -> None:
     """
-    As the coroutine of the module does, which it is when the module is ready. A task
-    that is cancelled before it has begun gives its call up.
+    C{asyncio.create_task()} takes a call in every state. A task that is cancelled
+    before its first step gives up its call.
     """
     client = Client()
     wrapper = QueuingWrapper(client)
@@ -311,8 +318,8 @@ async def test_a_call_makes_a_task_in_every_state() -> None:
 @onLoop
 async def test_a_program_runs_in_a_context() -> None:
     """
-    Entering it waits for nothing; calls do. Leaving it closes the modules, the
-    dependent one first.
+    Entering a program waits for nothing; calls wait. Leaving it closes the modules,
+    dependents first.
     """
     closed: list[str] = []
 
@@ -343,8 +350,8 @@ async def test_a_program_runs_in_a_context() -> None:
 @onLoop
 async def test_a_required_module_that_fails_ends_the_program() -> None:
     """
-    What is in the context is cancelled, and the error says which module has failed; the
-    task itself may go on.
+    A required module that fails for good cancels the body of the C{async with}, and the
+    error names the module. The task itself may continue.
     """
     client = Client()
     program = Startup()
@@ -370,7 +377,8 @@ async def test_a_required_module_that_fails_ends_the_program() -> None:
 @onLoop
 async def test_a_body_that_ends_at_the_same_time_hears_of_the_failure() -> None:
     """
-    The cancellation that was on its way does not break off the shutdown.
+    If the body ends at the same moment, its task still gets the error, and the pending
+    cancellation does not interrupt the shutdown.
     """
     client = Client()
     program = Startup()
@@ -384,7 +392,8 @@ async def test_a_body_that_ends_at_the_same_time_hears_of_the_failure() -> None:
 @onLoop
 async def test_the_failure_explains_those_of_calls() -> None:
     """
-    They fail with it in a group of tasks, which then has other errors to tell.
+    Calls that fail in a C{TaskGroup} because of a failed module are replaced by the
+    error of the program.
     """
     client = Client()
     program = Startup()
@@ -403,7 +412,8 @@ async def test_the_failure_explains_those_of_calls() -> None:
 @onLoop
 async def test_a_failure_is_told_where_the_body_was_not_cancelled() -> None:
     """
-    Because it is a generator of a framework, whose task waits elsewhere.
+    The failure is raised also if the body is a generator of a framework, whose task
+    waits elsewhere and is not the one that was cancelled.
     """
     client = Client()
     program = Startup()
@@ -425,7 +435,8 @@ async def test_a_failure_is_told_where_the_body_was_not_cancelled() -> None:
 @onLoop
 async def test_a_cancellation_is_not_lost_beside_a_failure() -> None:
     """
-    Whoever cancels the program is told so; an error of the body is told, too.
+    If a program fails and is cancelled at the same time, the cancellation is raised, or
+    else the error of the body.
     """
 
     async def run(program: Startup, error: Exception | None) -> None:
@@ -450,7 +461,8 @@ async def test_a_cancellation_is_not_lost_beside_a_failure() -> None:
 @onLoop
 async def test_modules_may_be_added_inside() -> None:
     """
-    Until the first C{await}, as the form C{async with Startup() as program:} suggests.
+    Modules may be added inside C{async with Startup() as program:}, until the first
+    C{await}.
     """
     client = Client()
     started(client)
@@ -469,7 +481,8 @@ async def test_modules_may_be_added_inside() -> None:
 @onLoop
 async def test_a_cycle_of_modules_that_are_added_inside_ends_the_program() -> None:
     """
-    The C{async with} raises the error.
+    A cycle among modules that are added inside ends the program: the C{async with}
+    raises the error.
     """
 
     async def run() -> None:
@@ -488,7 +501,7 @@ async def test_a_cycle_of_modules_that_are_added_inside_ends_the_program() -> No
 @onLoop
 async def test_a_program_is_entered_once() -> None:
     """
-    A second time is an error, which ends nothing else.
+    Entering a program a second time is an error, and affects nothing else.
     """
     client = Client()
     started(client)
@@ -504,7 +517,7 @@ async def test_a_program_is_entered_once() -> None:
 
 def test_asyncio_is_needed() -> None:
     """
-    Without it, a call that has to wait raises an error.
+    Without asyncio, a call that has to wait raises an error.
     """
     with pytest.raises(RuntimeError, match="needs a running event loop"):
         _ = QueuingWrapper(AnyModule()).proxy.get()
@@ -513,7 +526,7 @@ def test_asyncio_is_needed() -> None:
 @onLoop
 async def test_the_error_of_the_body_is_its_own() -> None:
     """
-    It passes, and the modules are closed.
+    An error of the body is raised unchanged, and the modules are closed.
     """
     client = Client()
     started(client)
@@ -533,7 +546,8 @@ async def test_the_error_of_the_body_is_its_own() -> None:
 @onLoop
 async def test_a_cancelled_program_closes_its_modules() -> None:
     """
-    The cancellation of the task itself is no failure of a module.
+    A cancelled program closes its modules. Cancelling its task is not a failure of a
+    module.
     """
     client = Client()
     started(client)
@@ -555,7 +569,7 @@ async def test_a_cancelled_program_closes_its_modules() -> None:
 @onLoop
 async def test_a_program_may_stay_up() -> None:
     """
-    To report what has failed.
+    A program with C{stayUp} continues after a failure, so that it can report it.
     """
     client = Client()
     program = Startup(stayUp=True)
@@ -572,7 +586,7 @@ async def test_a_program_may_stay_up() -> None:
 @onLoop
 async def test_timers_are_those_of_an_interface() -> None:
     """
-    A timer can be cancelled and moved until it has made its call.
+    A timer can be cancelled and moved until it fires.
     """
     time = LoopTime()
     calls: list[object] = []
@@ -597,7 +611,8 @@ async def test_timers_are_those_of_an_interface() -> None:
 @onLoop
 async def test_the_log_goes_to_logging(caplog: pytest.LogCaptureFixture) -> None:
     """
-    With the names of the loggers, the levels, and the traceback of a mistake.
+    The log reaches C{logging} with the names of the loggers, the levels, and the
+    traceback of a programming error.
     """
     client = Client()
     wrapper = QueuingWrapper(client, name="database", fatal=Trouble)
@@ -617,7 +632,8 @@ async def test_an_error_that_nobody_awaits_is_logged_once(
     caplog: pytest.LogCaptureFixture, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    One that is awaited, or that the log has told already, is not.
+    An error that nobody awaits is logged once; an error that was awaited, or logged
+    before, is not logged again.
     """
     wrapper: Any = QueuingWrapper(Client(), fatal=Trouble, name="database")
     wrapper.initialize()
@@ -642,7 +658,7 @@ async def failing(wrapper: QueuingWrapper[Client]) -> None:
 
 def test_no_reactor_is_imported() -> None:
     """
-    Neither by the import nor by its use.
+    Neither importing nor using C{tsrv.aio} imports a reactor.
     """
     program = """
 import asyncio, sys
@@ -669,7 +685,8 @@ assert not [name for name in sys.modules if name.endswith("reactor")], sys.modul
 
 def test_a_module_may_be_wrapped_before_the_loop_runs() -> None:
     """
-    As programs do at the import; a call needs the loop, and says so.
+    A module may be wrapped before the loop runs, as programs do at import. A call needs
+    the loop, and its error says so.
     """
 
     wrapper: Any = QueuingWrapper(AnyModule())
@@ -684,8 +701,9 @@ def test_a_module_may_be_wrapped_before_the_loop_runs() -> None:
 
 def test_a_wrapper_belongs_to_one_loop() -> None:
     """
-    Another thread, a later loop, and no loop at all get an error, and change nothing.
-    Calls are known by their threads.
+    A wrapper belongs to one loop: using it in another thread, under a later loop or
+    without a loop is an error, and changes nothing. For calls, only the thread is
+    checked.
     """
     wrapper: Any = None
 
@@ -710,7 +728,7 @@ def test_a_wrapper_belongs_to_one_loop() -> None:
 
 def test_time_is_that_of_the_loop() -> None:
     """
-    Also of a loop whose clock is another one.
+    Time is the time of the loop, also if the loop has a clock of its own.
     """
     loop = TurningLoop()
 

@@ -1,5 +1,5 @@
 """
-The examples for asyncio: each is a process of its own, and its server is real.
+The examples for asyncio: each runs in a process of its own, with a real server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .websupport import reservedPort
 
 COMPLAINTS = ["Task was destroyed", "never retrieved", "never awaited", "Traceback"]
 """
-What asyncio says of tasks and errors that were left behind.
+Messages of asyncio about abandoned tasks and errors.
 """
 
 
@@ -37,7 +37,7 @@ class Example:
 
     async def whenWritten(self, text: str) -> None:
         """
-        Wait until the program has written a text, since the last one.
+        Wait until the program has written a text, from the last match on.
         """
         assert self.process.stdout is not None
         while True:
@@ -67,7 +67,7 @@ class Example:
 
     async def terminate(self) -> None:
         """
-        Have the program end: without an error, and without a complaint.
+        Stop the program. It must exit without an error, and without a complaint.
         """
         self.process.terminate()
         rest, _ = await self.process.communicate()
@@ -79,8 +79,8 @@ class Example:
 @asynccontextmanager
 async def example(name: str, *words: str) -> AsyncIterator[Example]:
     """
-    Run an example, with the warnings that asyncio has for developers. C{PORT} stands
-    for a free port.
+    Run an example, with asyncio's warnings for developers. C{PORT} stands for a free
+    port.
     """
     with reservedPort() as port:
         process = await asyncio.create_subprocess_exec(
@@ -101,7 +101,8 @@ async def example(name: str, *words: str) -> AsyncIterator[Example]:
 @onLoop
 async def test_starlette_holds_requests(ownPostgresql: PostgreSQL) -> None:
     """
-    While PostgreSQL is away, at the start and after a loss.
+    The Starlette example holds requests while PostgreSQL is down, at the start and
+    after a loss.
     """
     server = ownPostgresql
     async with example("items_starlette.py", "PORT", server.url) as app:
@@ -130,7 +131,8 @@ async def test_starlette_holds_requests(ownPostgresql: PostgreSQL) -> None:
 @onLoop
 async def test_aiohttp_holds_requests(ownRedis: Redis) -> None:
     """
-    While Redis is away, at the start and after a loss.
+    The aiohttp example holds requests while Redis is down, at the start and after a
+    loss.
     """
     async with example("hits_aiohttp.py", "PORT", ownRedis.url) as app:
         await app.whenWritten("redis: attempt")
@@ -152,7 +154,8 @@ async def test_aiohttp_holds_requests(ownRedis: Redis) -> None:
 @onLoop
 async def test_the_worker_stores_all_lines(ownRedis: Redis) -> None:
     """
-    In order: those that came before Redis, and those that came after a loss.
+    The worker stores all lines in order: the lines that arrived before Redis started,
+    and those that arrived after a loss.
     """
     async with example("worker.py", ownRedis.url) as worker:
         for number in range(3):

@@ -1,14 +1,15 @@
 """
-tsrv.aio under whatever may happen to it: the promise holds for tasks, too.
+tsrv.aio under random events: the promise holds for tasks, too.
 
 L{Machine} makes random steps on a loop whose time stands still. Callers are tasks: they
 await calls, with time limits and in groups, and are cancelled at any moment. The
-coroutines of the module hang, fail, await when they are cancelled, or refuse it; the
-module is lost, reset, paused and closed. Several steps may be made in one turn of the
-loop, so that they meet half-done work. It checks that every call ends, in order, with
-its result or the true reason, that nothing runs after its caller gave up, and that no
-task, timer or unhandled error is left on the loop. L{tests.test_machine} checks all
-else, such as counters and reports, which do not depend on the loop.
+coroutines of the module hang, fail, await when they are cancelled, or refuse to be
+cancelled; the module is lost, reset, paused and closed. Several steps may be made in
+one turn of the loop, so that they meet unfinished work. It checks that every call ends,
+in order, with its result or the true reason, that nothing runs after its caller gave
+up, and that no task, timer or unhandled error is left on the loop.
+L{tests.test_machine} checks everything that does not depend on the loop, such as
+counters and reports.
 
 The number of random programs is C{TSRV_EXAMPLES}.
 """
@@ -64,7 +65,7 @@ caller: ContextVar[int | None] = ContextVar("caller", default=None)
 @dataclass(eq=False)
 class Run:
     """
-    One time that the module is called.
+    One run of a module's method.
     """
 
     losses: int
@@ -77,7 +78,7 @@ class Call:
     """
     One call, and the task that awaits it.
 
-    @ivar gaveUp: Whether its task was cancelled.
+    @ivar gaveUp: Whether the task was cancelled.
     @ivar madeAt: The time of the call, when it was made.
     """
 
@@ -92,7 +93,7 @@ class Call:
 
 class Module:
     """
-    Its coroutines do what the world wants.
+    A module whose coroutines obey the world.
     """
 
     def __init__(self, world: World) -> None:
@@ -132,7 +133,7 @@ class Module:
 
 class Losable(Module):
     """
-    The same, and it tells when it is lost.
+    A module that also reports its loss.
     """
 
     async def whenLost(self) -> None:
@@ -141,7 +142,7 @@ class Losable(Module):
 
 class World:
     """
-    One wrapper on a loop, and all that was seen.
+    One wrapper on a loop, and a record of all events.
     """
 
     def __init__(self, kind: str, **options: Any) -> None:
@@ -205,7 +206,7 @@ class World:
 
     def begin(self, number: int) -> Run:
         """
-        The module is called.
+        Begin a run of a method.
         """
         call, wrapper = self.calls[number], self.wrapper
         self.check(not call.gaveUp, f"call {number} starts after its caller gave up")
@@ -323,7 +324,7 @@ class World:
         else:
             getattr(self, name)(*arguments)
 
-    # What has to be true.
+    # The conditions that must hold.
 
     def checkAll(self) -> None:
         assert not self.problems, self.problems
@@ -337,7 +338,8 @@ class World:
 
     def checkEnd(self, task: asyncio.Task[Any]) -> None:
         """
-        Whatever was awaited has ended with an error of which tsrv or the test knows.
+        Check that everything that was awaited has ended with an error that tsrv or the
+        test knows.
         """
         error = task.exception()
         for each in [] if error is None else leaves(error):
@@ -357,7 +359,7 @@ class World:
 
     def checkCall(self, call: Call, task: asyncio.Task[Any]) -> None:
         last = call.runs[-1] if call.runs else None
-        # TaskGroup of the module has made a group of its error.
+        # TaskGroup of the module has wrapped its error in a group.
         isGrouped = call.method == "limited" and last is not None
         if task.cancelled():
             assert call.gaveUp or call.way == "sibling"
@@ -390,14 +392,14 @@ class World:
 
     def finish(self) -> None:
         """
-        Close the wrapper: everything ends, and nothing is left.
+        Close the wrapper: everything must end, and nothing be left.
         """
         self.loop.turn(lambda: self.operate("close"))
         self.loop.turn(lambda: self.end("closings", None))
         self.loop.advance(CLOSE_TIMEOUT_SECONDS + 1)
         assert self.wrapper.state is State.CLOSED
         assert self.wrapper.pending == 0
-        # The module ends what only its callers await.
+        # End the runs that only their callers await.
         self.onCancel = "raise"
         for _ in self.calls:
             self.loop.turn(lambda: self.endCall(0, None))
@@ -410,7 +412,8 @@ class World:
 
     def forget(self) -> None:
         """
-        Errors that nobody handled are reported when nobody can any more.
+        Drop references. An unhandled error is reported when nothing refers to its
+        Deferred.
         """
         for task in self.waiters:
             if task.done() and not task.cancelled():
@@ -426,7 +429,7 @@ class World:
 
 def leaves(error: BaseException) -> list[BaseException]:
     """
-    @return: The errors in a group, and in its groups.
+    @return: The errors in an exception group, and in its nested groups.
     """
     if not isinstance(error, BaseExceptionGroup):
         return [error]

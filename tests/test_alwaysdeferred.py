@@ -88,7 +88,8 @@ def test_what_a_ready_call_returns(
     clock: Clock, losable: bool, method: str, what: Callable[[], Any], expected: object
 ) -> None:
     """
-    A value becomes the result, and an error the failure, of the Deferred.
+    The Deferred of a ready call fires with the value of the method, or fails with its
+    error.
     """
     module = Plain()
     wrapper = QueuingWrapper(
@@ -106,7 +107,7 @@ def test_what_a_ready_call_returns(
 @pytest.mark.parametrize("deferred", [succeed(1), fail(Trouble()), Deferred()])
 def test_a_deferred_of_the_modules_own(clock: Clock, deferred: Deferred[Any]) -> None:
     """
-    A Deferred of a module that ends its calls itself ends like the call.
+    If a module ends its calls itself, the Deferred that it returns ends like the call.
     """
     module = Plain()
     wrapper = QueuingWrapper(module, clock, alwaysDeferred=True, settles=True)
@@ -120,8 +121,8 @@ def test_a_deferred_of_the_modules_own(clock: Clock, deferred: Deferred[Any]) ->
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_kept_method(clock: Clock, lost: bool) -> None:
     """
-    A method that was taken from the proxy while the module was ready queues after a
-    loss, and returns a Deferred ever after.
+    A method that was taken from the proxy in READY queues after a loss, and always
+    returns a Deferred.
     """
     module = Plain()
     wrapper = QueuingWrapper(
@@ -141,8 +142,8 @@ def test_a_kept_method(clock: Clock, lost: bool) -> None:
 
 def test_wrong_arguments(clock: Clock) -> None:
     """
-    A call with wrong arguments fails, also one of an C{async} method; without
-    alwaysDeferred it raises.
+    A call with wrong arguments fails, also one of an C{async} method. Without
+    alwaysDeferred, it raises.
     """
     for method in ("write", "compute"):
         _, _, proxy = inState(clock, State.READY, alwaysDeferred=True, settles=True)
@@ -154,7 +155,8 @@ def test_wrong_arguments(clock: Clock) -> None:
 
 def test_calls_are_tracked_all_the_same(clock: Clock) -> None:
     """
-    A call in progress at a loss has an unknown outcome.
+    Calls are tracked with alwaysDeferred, too: a call in progress at a loss has an
+    unknown outcome.
     """
     module, wrapper, proxy = inState(clock, State.READY, alwaysDeferred=True)
     result = resultOf(proxy.write(1))
@@ -167,7 +169,7 @@ def test_calls_are_tracked_all_the_same(clock: Clock) -> None:
 
 def test_attributes_and_the_life_cycle_stay_what_they_are(clock: Clock) -> None:
     """
-    Attributes are read as ever, and initialize() and close() are the wrapper's.
+    Attributes are read as usual, and initialize() and close() belong to the wrapper.
     """
     _, wrapper, proxy = inState(clock, State.READY, alwaysDeferred=True)
     assert proxy.version == 1

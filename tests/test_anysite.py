@@ -1,6 +1,6 @@
 """
-Any site of twisted.web can have our connections, with all its resources, over every
-kind of connection.
+Any site of twisted.web can use the connections of tsrv, with all its resources, over
+every kind of connection.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Listening:
 
     async def connect(self, *data: bytes) -> Wire:
         """
-        @param data: Sent at once.
+        @param data: Data that is sent at once.
         """
         wire: Wire = await connectProtocol(self.endpoint, Wire())
         self.wires.append(wire)
@@ -80,7 +80,7 @@ class Listening:
         self, method: str, path: str, *lines: str, body: bytes | None = None
     ) -> Answer:
         """
-        Make a request on a connection of its own.
+        Make a request on a new connection.
         """
         head = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close"]
         if body is not None:
@@ -169,7 +169,7 @@ CONTENT = bytes(range(256)) * 8000
 @asynchronous
 async def test_files_are_served(listen: Listen, tmp_path: Path) -> None:
     """
-    In one piece, in part, and not at all when they have not changed.
+    Files are served whole, in part, or not at all if they have not changed.
     """
     (tmp_path / "file.bin").write_bytes(CONTENT)
     (tmp_path / "empty.txt").write_bytes(b"")
@@ -198,7 +198,8 @@ async def test_a_connection_carries_several_files(
     listen: Listen, tmp_path: Path
 ) -> None:
     """
-    Their producers follow each other, while the next requests wait.
+    One connection carries several files: their producers take turns, and the next
+    requests wait.
     """
     for number in range(5):
         (tmp_path / f"{number}.bin").write_bytes(b"%d" % number * 300_000)
@@ -214,7 +215,7 @@ async def test_a_connection_carries_several_files(
 
 class Form(Resource):
     """
-    Answers with the fields of a form.
+    A resource that shows the fields of a form.
     """
 
     isLeaf = True
@@ -235,8 +236,8 @@ MULTIPART = (
 @asynchronous
 async def test_forms_are_parsed(listen: Listen) -> None:
     """
-    Fields of the query and of the body, with a length or in chunks; a wrong form is
-    answered with 400.
+    Fields of the query and of the body are parsed, with a length or in chunks. A
+    malformed form is answered with 400.
     """
     urlencoded = "Content-Type: application/x-www-form-urlencoded"
     multipart = "Content-Type: multipart/form-data; boundary=limit"
@@ -280,7 +281,7 @@ async def test_long_bodies_are_read(listen: Listen) -> None:
 
 class Parts(Resource):
     """
-    Answers later, in parts.
+    A resource that responds later, in parts.
     """
 
     isLeaf = True
@@ -302,8 +303,8 @@ class Parts(Resource):
 @asynchronous
 async def test_responses_may_come_later(listen: Listen) -> None:
     """
-    C{NOT_DONE_YET}, resources that come with a Deferred, redirections, and compressed
-    ones.
+    A response may come later: C{NOT_DONE_YET}, a Deferred of a resource, a redirection,
+    or a compressed response.
     """
     root = Resource()
     root.putChild(b"data", Data(b"plain text", "text/plain"))
@@ -333,7 +334,7 @@ async def test_responses_may_come_later(listen: Listen) -> None:
 @asynchronous
 async def test_sessions_are_kept(listen: Listen) -> None:
     """
-    A visitor is known again by the cookie of Twisted's session.
+    A visitor is recognised by the cookie of Twisted's session.
     """
 
     def count(request: Request) -> bytes:
@@ -388,7 +389,7 @@ def makeApp() -> Any:
 @asynchronous
 async def test_a_klein_application_is_served(listen: Listen) -> None:
     """
-    Its routes, coroutines and error handlers work as on Twisted's own connections.
+    Routes, coroutines and error handlers of Klein work as on Twisted's own connections.
     """
     async with listen(makeApp().resource()) as served:
         asked = [
@@ -415,7 +416,8 @@ async def test_a_klein_application_is_served(listen: Listen) -> None:
 @asynchronous
 async def test_requests_know_their_connection(listen: Listen) -> None:
     """
-    Its addresses, also those of a PROXY protocol, and whether it is secure.
+    A request knows the addresses of its connection, also through a PROXY protocol, and
+    whether it is secure.
     """
 
     def tell(request: Request) -> bytes:
@@ -433,7 +435,7 @@ async def test_requests_know_their_connection(listen: Listen) -> None:
 @asynchronous
 async def test_pipelined_requests_are_answered_in_order(listen: Listen) -> None:
     """
-    Also if they come in parts that end anywhere.
+    Pipelined requests are answered in order, however the data are cut into segments.
     """
     data = b"".join(get(f"/{number}") for number in range(500))
     data += get("/last", "Connection: close")
@@ -449,7 +451,8 @@ async def test_pipelined_requests_are_answered_in_order(listen: Listen) -> None:
 @asynchronous
 async def test_more_pipelined_data_than_fit_are_all_answered(listen: Listen) -> None:
     """
-    The connection is read again as the requests are answered.
+    If more pipelined data arrive than are kept, the connection is read again as
+    requests are answered.
     """
     count = 8000
     async with listen(Plain(lambda request: b"x" * 100)) as served:
@@ -460,7 +463,7 @@ async def test_more_pipelined_data_than_fit_are_all_answered(listen: Listen) -> 
 
 class Holding(Resource):
     """
-    Holds each request to C{/}, and answers others.
+    A resource that holds each request to C{/}, and answers others at once.
 
     @ivar whenHeld: Fires with the first one.
     @ivar whenGone: Fires when it ends.
@@ -496,7 +499,8 @@ async def test_the_leaving_of_a_client_is_noticed(
     ahead: bytes, begun: bool, listen: Listen
 ) -> None:
     """
-    While its request is held, and whatever it has sent ahead.
+    A client that disconnects is noticed while its request is held, whatever the client
+    has sent ahead.
     """
     holding = Holding()
     async with listen(holding) as served:
@@ -514,8 +518,8 @@ async def test_the_leaving_of_a_client_is_noticed(
 @asynchronous
 async def test_a_stop_is_graceful(listen: Listen) -> None:
     """
-    The response of a request in progress arrives in full, then its connection is
-    closed; an idle one is closed at once.
+    At a stop, the response of a request in progress arrives in full before its
+    connection is closed; an idle connection is closed at once.
     """
     holding = Holding()
     async with listen(holding) as served:
@@ -534,7 +538,7 @@ async def test_a_stop_is_graceful(listen: Listen) -> None:
 @asynchronous
 async def test_a_refused_client_receives_the_response(listen: Listen) -> None:
     """
-    Also while it is still sending.
+    A refused client receives the response, also while it is still sending.
     """
     async with listen(Plain(lambda request: b"")) as served:
         for head, status in [
@@ -553,7 +557,7 @@ async def test_a_refused_client_receives_the_response(listen: Listen) -> None:
 @asynchronous
 async def test_a_client_that_does_not_read_stops_its_requests(listen: Listen) -> None:
     """
-    No request starts while the send buffer is full; when the client reads it gets all
+    No request starts while the send buffer is full. When the client reads, it gets all
     responses.
     """
     started = 0
@@ -587,7 +591,7 @@ async def test_the_log_of_the_site_has_a_line_for_each_response(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """
-    Twisted's access log works.
+    Twisted's access log has a line for each response.
     """
     log = tmp_path / "access.log"
     async with listening(

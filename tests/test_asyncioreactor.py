@@ -1,6 +1,6 @@
 """
-Clients made for asyncio, in programs that run on Twisted's asyncio reactor: who calls
-them may be a task, or a coroutine of Twisted.
+Clients made for asyncio, in programs that run on Twisted's asyncio reactor. The caller
+is a task, or a coroutine of Twisted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .loops import asFuture, settle
 from .processes import run
 from .support import Trouble
 
-# A reactor has no way to close the sockets that wake it up.
+# A reactor has no public way to close the sockets that wake it up.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
     pytest.mark.filterwarnings(
@@ -51,8 +51,8 @@ def reactor() -> Iterator[Any]:
 
 def onReactor(test: _Test) -> Callable[..., None]:
     """
-    Run a test in a task of its reactor. No other task and no delayed call may be left
-    when it ends.
+    Run a test in a task of its own reactor. No other task and no delayed call may be
+    left when the test ends.
     """
 
     @wraps(test)
@@ -72,7 +72,7 @@ def onReactor(test: _Test) -> Callable[..., None]:
         def begin() -> None:
             tasks.append(asyncio.get_running_loop().create_task(main()))
 
-        # The loop runs only after the start.
+        # The loop runs only after the start of the reactor.
         reactor.callLater(0, begin)
         reactor.run(installSignalHandlers=False)
         tasks[0].result()
@@ -85,7 +85,7 @@ class Client:
     A client with methods of every kind, whose steps the test decides.
 
     @ivar starts: The numbers of the calls, in the order of their starts.
-    @ivar outcome: What the next attempts wait for.
+    @ivar outcome: Ends the next attempts.
     """
 
     def __init__(self) -> None:
@@ -168,33 +168,33 @@ def wrap(reactor: Any, **options: Any) -> tuple[Any, QueuingWrapper[Any]]:
     return client, QueuingWrapper(client, reactor, alwaysDeferred=True, **options)
 
 
-# Who waits.
+# Ways to await a call.
 
 
 async def inTask(result: Any) -> Any:
     """
-    In the task of the test.
+    Await in the task of the test.
     """
     return await result
 
 
 async def inTwisted(result: Any) -> Any:
     """
-    In a coroutine that Twisted drives.
+    Await in a coroutine that Twisted drives.
     """
     return await asFuture(Deferred.fromCoroutine(inTask(result)))
 
 
 async def asItsFuture(result: Any) -> Any:
     """
-    In a task, with the help of Twisted.
+    Await in a task, through C{asFuture()}.
     """
     return await result.asFuture(asyncio.get_running_loop())
 
 
 async def inAnotherModule(result: Any) -> Any:
     """
-    In the coroutine of a module.
+    Await in the coroutine of a module.
     """
     return await asFuture(runCoroutine(inTask(result)))
 
@@ -249,7 +249,7 @@ async def goOn(client: Any, wrapper: QueuingWrapper[Any]) -> None:
 
 async def shut(client: Any, wrapper: QueuingWrapper[Any]) -> None:
     """
-    Close a wrapper, and what the test has begun.
+    Close a wrapper, and everything that the test has begun.
     """
     if client.closing is not None:
         client.closing.set_result(None)
@@ -273,7 +273,8 @@ async def test_a_call_is_awaited_in_every_state(
     reactor: Any, state: State, wait: Callable[[Any], Awaitable[Any]]
 ) -> None:
     """
-    Whatever the method returns, whoever awaits the call gets its result, or the reason.
+    A call can be awaited in every state, by a task or a coroutine of Twisted, whatever
+    the method returns: the caller gets the result, or the reason.
     """
     for kind in [*KINDS, "gathered", "fail"]:
         client, wrapper = wrap(reactor, retryPolicy=lambda _: 60.0)
@@ -300,8 +301,8 @@ async def test_a_call_is_awaited_in_every_state(
 @onReactor
 async def test_calls_start_in_order(reactor: Any, replay: list[str]) -> None:
     """
-    The order is that of the calls, for methods of every kind, made before the drain,
-    during it (also by the module itself) and afterwards.
+    Calls of every kind of method start in the order in which they were made: before the
+    drain, during it (also by the module itself) and afterwards.
     """
     client, wrapper = wrap(reactor, replay=replay)
     calls: list[Any] = []
@@ -350,7 +351,7 @@ async def test_a_queued_call_of_a_cancelled_task_is_never_started(
     reactor: Any, wait: Callable[[Any], Awaitable[Any]]
 ) -> None:
     """
-    It leaves the queue at once.
+    A queued call of a cancelled task leaves the queue at once, and is never started.
     """
     client, wrapper = wrap(reactor)
     waiting = asyncio.ensure_future(wait(wrapper.proxy.coroutine(1)))
@@ -372,7 +373,8 @@ async def test_a_cancelled_caller_cancels_the_task_of_the_module(
     reactor: Any, isQueued: bool, wait: Callable[[Any], Awaitable[Any]]
 ) -> None:
     """
-    A task that calls it waits until the module has cleaned up.
+    Cancelling a caller cancels the task of the module. A task that calls the proxy
+    waits until the module has cleaned up.
     """
     client, wrapper = wrap(reactor)
     steps: list[str] = []
@@ -396,7 +398,7 @@ async def test_a_cancelled_caller_cancels_the_task_of_the_module(
     with pytest.raises(asyncio.CancelledError):
         await waiting
     if wait is not inTask:
-        # A future does not wait.
+        # A future does not wait for the cleanup.
         await asyncio.sleep(0.01)
     assert steps == ["cancelled", "cleaned up"]
     await shut(client, wrapper)
@@ -405,7 +407,8 @@ async def test_a_cancelled_caller_cancels_the_task_of_the_module(
 @onReactor
 async def test_closing_cancels_the_tasks_that_nobody_waits_for(reactor: Any) -> None:
     """
-    Their calls end with C{OutcomeUnknown}.
+    Closing cancels tasks of the module that nobody waits for; their calls end with
+    C{OutcomeUnknown}.
     """
     client, wrapper = wrap(reactor)
     await reach(client, wrapper, State.READY)
@@ -418,7 +421,8 @@ async def test_closing_cancels_the_tasks_that_nobody_waits_for(reactor: Any) -> 
 @onReactor
 async def test_a_lost_call_leaves_no_task(reactor: Any) -> None:
     """
-    A client whose connection is dead may never end its calls.
+    A lost call leaves no task behind, since a client whose connection is dead may never
+    end its calls.
     """
     client, wrapper = wrap(reactor)
     await reach(client, wrapper, State.READY)
@@ -434,7 +438,8 @@ async def test_a_lost_call_leaves_no_task(reactor: Any) -> None:
 @onReactor
 async def test_a_watch_that_is_a_coroutine_ends_with_the_module(reactor: Any) -> None:
     """
-    A module that is closed, by a reset or for good, cannot be lost any more.
+    A C{whenLost()} coroutine is cancelled when its module is closed, by a reset or for
+    good.
     """
     client, wrapper = wrap(reactor)
     watches: list[str] = []
@@ -461,7 +466,7 @@ async def test_a_watch_that_is_a_coroutine_ends_with_the_module(reactor: Any) ->
 @onReactor
 async def test_a_waiting_task_can_be_shown(reactor: Any) -> None:
     """
-    Whoever lists the tasks sees what each of them waits for.
+    A debugger that lists the tasks sees what each of them waits for.
     """
     client, wrapper = wrap(reactor)
     waiting = asyncio.ensure_future(wrapper.proxy.plain(1))
@@ -472,7 +477,7 @@ async def test_a_waiting_task_can_be_shown(reactor: Any) -> None:
     await shut(client, wrapper)
 
 
-# Much, and deep.
+# Many calls, and nested calls.
 
 
 @onReactor
@@ -490,7 +495,8 @@ async def test_many_calls(reactor: Any) -> None:
 @onReactor
 async def test_a_module_calls_its_own_proxy(reactor: Any) -> None:
     """
-    And that of another module: each call is a task of its own.
+    A module may call its own proxy, and the proxy of another module: each call runs in
+    its own task.
     """
     client, wrapper = wrap(reactor)
 
@@ -510,8 +516,8 @@ async def test_a_module_calls_its_own_proxy(reactor: Any) -> None:
 @onReactor
 async def test_nothing_but_a_call_has_the_context_of_its_caller(reactor: Any) -> None:
     """
-    Neither attempts, which one request begins, nor pings, whose timers asyncio runs in
-    the context of whoever has scheduled one, nor the calls of others.
+    Only a call runs in the context of its caller. Attempts and pings do not, even if a
+    request causes them, and neither do the calls of others.
     """
     client, wrapper = wrap(reactor)
     seen: dict[str, set[str]] = {"attempt": set(), "ping": set()}
@@ -606,7 +612,8 @@ startup.setServiceParent(application)
 
 def test_a_service_may_be_started_before_the_loop_runs(tmp_path: Path) -> None:
     """
-    As C{twistd} does; everything is closed before the reactor stops.
+    A service may be started before the loop runs, as C{twistd} does. Everything is
+    closed before the reactor stops.
     """
     (tmp_path / "program.py").write_text(PROGRAM)
     twistd = Path(sys.executable).parent / "twistd"

@@ -1,5 +1,5 @@
 """
-The clock.
+C{AsyncModule}, the clock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def berlin() -> Iterator[None]:
 
 def test_it_needs_ten_seconds(clock: Clock) -> None:
     """
-    By default the clock starts in ten seconds, and says how many are left.
+    By default the clock takes ten seconds to start, and says how many are left.
     """
     module = AsyncModule(clock)
     verifyObject(IAsyncModule, module)
@@ -68,8 +68,8 @@ def test_it_tells_the_local_time_with_its_offset(clock: Clock, berlin: None) -> 
 
 def test_it_answers_in_the_next_turn(clock: Clock) -> None:
     """
-    The clock never answers at once, and the moment of the answer decides whether
-    it is ready.
+    The clock never answers at once; the time of the answer decides whether the clock is
+    ready.
     """
     module = AsyncModule(clock, 0)
     early = resultOf(module.tellMeSomething())
@@ -85,7 +85,7 @@ def test_it_answers_in_the_next_turn(clock: Clock) -> None:
 
 def test_cancelled_question(clock: Clock) -> None:
     """
-    A cancelled question leaves no timer.
+    A cancelled question leaves no timer behind.
     """
     question = AsyncModule(clock).tellMeSomething()
     result = resultOf(question)
@@ -95,7 +95,7 @@ def test_cancelled_question(clock: Clock) -> None:
 
 def test_callers_share_one_start(clock: Clock) -> None:
     """
-    A second caller joins the start, and goes on waiting if the first gives up.
+    A second caller joins the start, and keeps waiting if the first one gives up.
     """
     module = AsyncModule(clock, 10)
     first = module.initialize()
@@ -110,7 +110,7 @@ def test_callers_share_one_start(clock: Clock) -> None:
 
 def test_the_last_caller_gives_up(clock: Clock) -> None:
     """
-    The last caller that gives up cancels the start; the next start takes its full
+    If the last caller gives up, the start is cancelled; the next start takes the full
     time.
     """
     module = AsyncModule(clock, 10)
@@ -130,8 +130,8 @@ def test_the_last_caller_gives_up(clock: Clock) -> None:
 
 def test_one_callback_cancels_another(clock: Clock) -> None:
     """
-    A caller whose Deferred is cancelled in another's callback gets CancelledError
-    only.
+    A caller whose Deferred is cancelled in another caller's callback gets only
+    CancelledError.
     """
     module = AsyncModule(clock, 10)
     first, second = module.initialize(), module.initialize()
@@ -144,7 +144,7 @@ def test_one_callback_cancels_another(clock: Clock) -> None:
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf")])
 def test_impossible_delay(clock: Clock, delay: float) -> None:
     """
-    A delay that no timer can wait for is refused.
+    A delay that is too long for a timer is refused.
     """
     with pytest.raises(ValueError, match="delay must be a number of seconds"):
         AsyncModule(clock, delay)

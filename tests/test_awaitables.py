@@ -1,5 +1,5 @@
 """
-Awaitable results of a module: tsrv awaits them, in every state the same.
+Methods that return awaitables: tsrv awaits them in every state.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Awaitable:
 
 class Manager(Awaitable):
     """
-    An object that can be entered, too, as C{asyncpg.create_pool()} returns.
+    An awaitable that is also a context manager, as C{asyncpg.create_pool()} returns.
     """
 
     async def __aenter__(self) -> Any:
@@ -57,20 +57,20 @@ def coroutine(deferred: Deferred[Any]) -> Any:
 @types.coroutine
 def generator(deferred: Deferred[Any]) -> Generator[Any, Any, Any]:
     """
-    @return: A coroutine made of a generator.
+    @return: A generator-based coroutine.
     """
     return (yield from deferred.__await__())
 
 
 class Special(Deferred[Any]):
     """
-    A Deferred of a kind of its own.
+    A subclass of Deferred.
     """
 
 
 def special(deferred: Deferred[Any]) -> Special:
     """
-    @return: A Deferred of a type of its own.
+    @return: A Deferred of that subclass.
     """
     made = Special()
     deferred.chainDeferred(made)
@@ -80,7 +80,7 @@ def special(deferred: Deferred[Any]) -> Special:
 Make = Callable[[Deferred[Any]], Any]
 KINDS: list[Make] = [Awaitable, coroutine, generator, special]
 kinds = pytest.mark.parametrize("make", KINDS)
-# What tsrv itself calls is awaited, also if it could be entered.
+# Results of the life cycle are awaited, even if they are context managers.
 lifecycleKinds = pytest.mark.parametrize("make", [*KINDS, Manager])
 
 
@@ -96,7 +96,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 def future(loop: asyncio.AbstractEventLoop, error: Exception | None) -> Any:
     """
-    @return: A future that is done.
+    @return: A future with a result.
     """
     made = loop.create_future()
     if error is None:
@@ -113,7 +113,7 @@ def future(loop: asyncio.AbstractEventLoop, error: Exception | None) -> Any:
 @pytest.mark.parametrize("error", [None, Trouble("refused")])
 def test_initialize(clock: Clock, make: Make, error: Exception | None) -> None:
     """
-    The module is not ready before what C{initialize()} returned has ended.
+    The module is ready when the awaitable of C{initialize()} has ended.
     """
     wait: Deferred[Any] = Deferred()
     module, wrapper, proxy = inState(clock, State.NEW, initialize=lambda: make(wait))
@@ -135,7 +135,7 @@ def test_initialize(clock: Clock, make: Make, error: Exception | None) -> None:
 @pytest.mark.parametrize("error", [None, Trouble("cut off")])
 def test_whenLost(clock: Clock, make: Make, error: Exception | None) -> None:
     """
-    The module is lost when what C{whenLost()} returned ends.
+    The module is lost when the awaitable of C{whenLost()} ends.
     """
     watches: list[Deferred[Any]] = []
 
@@ -158,7 +158,7 @@ def test_whenLost(clock: Clock, make: Make, error: Exception | None) -> None:
 @pytest.mark.parametrize("error", [None, Trouble("disk full")])
 def test_close(clock: Clock, make: Make, error: Exception | None) -> None:
     """
-    The wrapper is closed when what C{close()} returned has ended.
+    The wrapper is closed when the awaitable of C{close()} has ended.
     """
     wait: Deferred[Any] = Deferred()
     _, wrapper, _ = inState(clock, State.READY, close=lambda: make(wait))
@@ -176,7 +176,7 @@ def test_close(clock: Clock, make: Make, error: Exception | None) -> None:
 @lifecycleKinds
 def test_whenIdle(clock: Clock, make: Make) -> None:
     """
-    pause() waits for what C{whenIdle()} returned.
+    pause() waits for the awaitable of C{whenIdle()}.
     """
     wait: Deferred[Any] = Deferred()
     _, wrapper, _ = inState(clock, State.READY, whenIdle=lambda: make(wait))
@@ -190,7 +190,7 @@ def test_whenIdle(clock: Clock, make: Make) -> None:
 @pytest.mark.parametrize("error", [None, Trouble("no pong")])
 def test_ping(clock: Clock, make: Make, error: Exception | None) -> None:
     """
-    A ping ends when what C{ping()} returned ends.
+    A ping ends when the awaitable of C{ping()} ends.
     """
     pings: list[Deferred[Any]] = []
 
@@ -213,7 +213,7 @@ def test_ping(clock: Clock, make: Make, error: Exception | None) -> None:
 @pytest.mark.parametrize("name", ["initialize", "whenLost", "close", "whenIdle"])
 def test_a_future(clock: Clock, loop: asyncio.AbstractEventLoop, name: str) -> None:
     """
-    Each of them may return an C{asyncio.Future}.
+    Each method of the life cycle may return an C{asyncio.Future}.
     """
     pending: Any = loop.create_future()
     module, wrapper, _ = inState(clock, State.NEW, **{name: lambda: pending})
@@ -254,7 +254,7 @@ def returning(
     clock: Clock, returned: Callable[[], Any], **options: Any
 ) -> tuple[Returning, Any]:
     """
-    @return: Such a module, and its wrapper.
+    @return: A module that returns what the test says, and its wrapper.
     """
     module = Returning()
     module.returned = returned
@@ -272,7 +272,7 @@ def test_a_call(
     clock: Clock, make: Make, method: str, isReady: bool, error: Exception | None
 ) -> None:
     """
-    A call gets the result of what the method returned, whether it was queued or not.
+    A call gets the result of the awaitable that the method returned, queued or not.
     """
     wait: Deferred[Any] = Deferred()
     module, wrapper = returning(clock, lambda: make(wait))
@@ -305,7 +305,7 @@ def test_a_call_that_returns_a_future(
     error: Exception | None,
 ) -> None:
     """
-    An C{asyncio.Future} is waited for, too.
+    tsrv awaits an C{asyncio.Future}, too.
     """
     made = future(loop, error)
     module, wrapper = returning(clock, lambda: made)
@@ -324,7 +324,7 @@ def test_a_call_that_returns_a_future(
 @kinds
 def test_a_call_that_is_lost_or_cancelled(clock: Clock, make: Make) -> None:
     """
-    An awaitable result is cancelled with its call, and tracked like any Deferred.
+    An awaitable is cancelled with its call, and tracked like a Deferred.
     """
     waits: list[Deferred[Any]] = []
 
@@ -369,7 +369,7 @@ def count() -> Generator[int, None, None]:
 )
 def test_a_plain_value(clock: Clock, value: object) -> None:
     """
-    A value that cannot be awaited is the result itself, in every state.
+    A value that is not awaitable is the result, in every state.
     """
     module, wrapper = returning(clock, lambda: value)
     queued = resultOf(wrapper.proxy.once())
@@ -381,7 +381,8 @@ def test_a_plain_value(clock: Clock, value: object) -> None:
 
 async def use(call: Any, isAwaited: bool) -> Any:
     """
-    @return: What a call gives to those who await it, and what that gives in turn.
+    @return: The result of a call, and what that result gives when it is awaited or
+        entered in turn.
     """
     made = await call
     return made, await made if isAwaited else None
@@ -395,8 +396,8 @@ def test_a_result_that_can_be_awaited(
     clock: Clock, kind: Callable[..., Any], make: str, way: str, method: str
 ) -> None:
     """
-    What a method returns is awaited, but not the result of that: those who await the
-    call once get the object itself, in every state.
+    tsrv awaits what a method returns, but not the result of that: a caller who awaits
+    the call once gets the object itself, in every state.
     """
     result, later = kind(succeed("done")), Deferred[Any]()
 
@@ -420,8 +421,8 @@ def test_a_result_that_can_be_awaited(
 
 def test_calls_of_a_module_that_cannot_be_lost(clock: Clock) -> None:
     """
-    A queued call of a plain method waits for a coroutine; a ready one is the
-    module's own, as it would be without tsrv.
+    A queued call of a plain method waits for its coroutine. In READY the proxy has the
+    module's own method.
     """
 
     class Simple:
@@ -443,7 +444,7 @@ def test_calls_of_a_module_that_cannot_be_lost(clock: Clock) -> None:
 
 def test_a_coroutine_that_fails_is_handled(clock: Clock) -> None:
     """
-    A coroutine that is not needed any more is ended, and its error is nobody's.
+    A coroutine that is no longer needed is closed, and its error is dropped.
     """
     wait: Deferred[Any] = fail(Trouble("refused"))
 

@@ -50,7 +50,7 @@ EXPECT = b"Expect: 100-continue\r\n\r\n"
 @implementer(IPushProducer)
 class Push:
     """
-    A producer that notes what it is told.
+    A producer that records the calls to it.
     """
 
     def __init__(self, request: Request) -> None:
@@ -70,9 +70,9 @@ class Push:
 @implementer(IPullProducer)
 class Pull:
     """
-    A producer of pieces, that finishes the response with the last one.
+    A producer of pieces that finishes the response with the last one.
 
-    @ivar left: Number of pieces that are left.
+    @ivar left: The number of remaining pieces.
     """
 
     def __init__(self, request: Request, count: int, size: int = 10_000) -> None:
@@ -96,8 +96,8 @@ class Pull:
 
 def test_a_push_producer_writes_as_fast_as_the_client_reads(server: Server) -> None:
     """
-    It is paused when the send buffer is full, resumed when it is empty, and not told
-    anything once it is unregistered.
+    A push producer is paused when the send buffer is full, resumed when it is empty,
+    and never called once it is unregistered.
     """
     peer = server.connect(get("/held") + get("/next"), isReading=False)
     (held,) = server.requests
@@ -127,7 +127,7 @@ def test_a_producer_that_is_registered_late_does_not_add_to_a_full_buffer(
     server: Server,
 ) -> None:
     """
-    It is paused at once.
+    A producer that is registered while the send buffer is full is paused at once.
     """
     peer = server.connect(get("/held"), isReading=False)
     (held,) = server.requests
@@ -144,7 +144,8 @@ def test_a_pull_producer_is_asked_until_it_ends(
     count: int, version: str, server: Server
 ) -> None:
     """
-    It finishes the response itself, and the next request starts after that.
+    A pull producer is asked until it finishes the response itself; the next request
+    starts after that.
     """
 
     def pull(request: Request) -> object:
@@ -162,7 +163,7 @@ def test_a_pull_producer_is_asked_until_it_ends(
 
 def test_a_pull_producer_writes_as_fast_as_the_client_reads(server: Server) -> None:
     """
-    A client that does not read keeps a bounded part of the response in memory.
+    If a client does not read, a bounded part of the response is in memory.
     """
     pulled: list[Pull] = []
 
@@ -186,7 +187,7 @@ def test_a_pull_producer_writes_as_fast_as_the_client_reads(server: Server) -> N
 
 def test_a_pull_producer_takes_turns(server: Server, clock: Clock) -> None:
     """
-    A long response to a client that reads does not keep others waiting.
+    A long response to a fast client does not keep other clients waiting.
     """
 
     class Endless(Pull):
@@ -214,7 +215,8 @@ def test_a_producer_is_stopped_when_its_client_leaves(
     streaming: bool, server: Server
 ) -> None:
     """
-    The request ends with an error, too, once.
+    When the client disconnects, its producer is stopped once, and the request ends with
+    an error.
     """
     producers: list[Any] = []
 
@@ -232,7 +234,7 @@ def test_a_producer_is_stopped_when_its_client_leaves(
 
 def test_a_second_producer_is_refused(server: Server) -> None:
     """
-    As everywhere in Twisted.
+    A second producer is refused, as everywhere in Twisted.
     """
     peer = server.connect(get("/held"))
     Push(server.requests[0])
@@ -248,8 +250,8 @@ def test_a_response_may_finish_with_its_producer_registered(
     streaming: bool, server: Server, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    Twisted logs the mistake. The producer is told nothing any more, and the next
-    request may have one.
+    If a response finishes with its producer registered, Twisted logs the mistake. The
+    producer is not called again, and the next request may have one.
     """
 
     class Ending(Pull):
@@ -309,7 +311,7 @@ class Unread(Echoing):
 @pytest.fixture
 def unread(clock: Clock) -> Iterator[Unread]:
     """
-    Its clients leave at the end.
+    Such a site, whose clients disconnect after the test.
     """
     unread = Unread(clock)
     yield unread
@@ -321,7 +323,7 @@ def test_no_request_starts_while_the_send_buffer_is_full(
     unread: Unread, clock: Clock
 ) -> None:
     """
-    Requests that were sent ahead wait until the client has read what there is for it.
+    Pipelined requests wait while the send buffer is full, until the client has read it.
     """
     peer = unread.connect(*[GET * 10] * 10, isReading=False)
     for _ in range(10):
@@ -349,7 +351,7 @@ def test_a_client_that_reads_nothing_has_no_more_time_for_a_body(
     server: Server, clock: Clock
 ) -> None:
     """
-    The deadline of a body holds also when the send buffer becomes full meanwhile.
+    The deadline of a body holds also if the send buffer becomes full meanwhile.
     """
     peer = server.connect(get("/held"), isReading=False)
     server.answer(0, LONG)
@@ -370,7 +372,8 @@ def test_an_idle_client_that_reads_nothing_is_no_obstacle_to_a_stop(
     server: Server, clock: Clock
 ) -> None:
     """
-    Its connection closes a moment after it has read the rest.
+    At a stop, the connection of an idle client that reads nothing closes a moment after
+    the client has read the rest.
     """
     peer = server.connect(get("/held"), isReading=False)
     server.answer(0, b"x" * 2 * SEND_BUFFER)
@@ -386,7 +389,8 @@ def test_a_client_that_sends_ahead_and_reads_nothing_is_aborted(
     server: Server, clock: Clock
 ) -> None:
     """
-    Its deadline for reading holds although its connection was paused, too.
+    The deadline for reading holds also if the connection was paused because the client
+    sent too much ahead.
     """
 
     def pull(request: Request) -> object:
@@ -402,7 +406,8 @@ def test_no_request_starts_behind_a_long_response_that_came_late(
     server: Server,
 ) -> None:
     """
-    The response to a request that was held may fill the send buffer, too.
+    No request starts behind a response that fills the send buffer, also if its request
+    was held.
     """
     peer = server.connect(get("/held") + get("/next"), isReading=False)
     server.answer(0, b"x" * 100_000)
@@ -417,8 +422,8 @@ def test_the_last_response_is_sent_before_its_connection_closes(
     server: Server,
 ) -> None:
     """
-    Also if it has filled the send buffer: the connection closes when the client has
-    read it.
+    The connection closes after its last response was read, also if that response has
+    filled the send buffer.
     """
     peer = server.connect(get("/held", "Connection: close"), isReading=False)
     server.answer(0, b"x" * 100_000)
@@ -433,8 +438,8 @@ def test_a_request_that_arrives_while_the_send_buffer_is_full_waits(
     unread: Unread, clock: Clock
 ) -> None:
     """
-    Also if the client waits with each request for the responses that it does not
-    read.
+    A request that arrives while the send buffer is full waits, even if its client reads
+    nothing between requests.
     """
     peer = unread.connect(isReading=False)
     for _ in range(20):
@@ -450,7 +455,7 @@ def test_what_a_client_sends_while_it_does_not_read_is_bounded(
     unread: Unread, clock: Clock
 ) -> None:
     """
-    Beyond 64 KiB its connection is not read, for as long as it does not read.
+    A connection is not read beyond 64 KiB while its client does not read.
     """
     peer = unread.connect(*[GET * 300] * 100, isReading=False)
     pump(clock, 10)
@@ -460,7 +465,8 @@ def test_what_a_client_sends_while_it_does_not_read_is_bounded(
 
 def test_a_client_that_reads_nothing_is_aborted(unread: Unread, clock: Clock) -> None:
     """
-    It has 30 seconds, and about one more for each KiB that waits for it.
+    A client that reads nothing is aborted after 30 seconds, and about one more for each
+    unread KiB.
     """
     peer = unread.connect(GET * 10, isReading=False)
     clock.advance(0)
@@ -472,7 +478,8 @@ def test_a_client_that_reads_nothing_is_aborted(unread: Unread, clock: Clock) ->
 
 def test_a_client_that_reads_slowly_is_served(unread: Unread, clock: Clock) -> None:
     """
-    Each time that it has read everything it has as long again.
+    A client that reads slowly is served: each time that it has read everything, its
+    time begins again.
     """
     peer = unread.connect(GET * 70, isReading=False)
     for _ in range(10):
@@ -491,7 +498,7 @@ def test_the_last_response_has_a_deadline_too(
     request_: bytes, unread: Unread, clock: Clock
 ) -> None:
     """
-    A connection that closes when all is sent does not wait for ever.
+    A connection that closes when everything is sent does not wait for ever.
     """
     peer = unread.connect(GET * 6 + request_, isReading=False)
     clock.advance(0)
@@ -504,7 +511,8 @@ def test_the_last_response_has_a_deadline_too(
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_producer_has_the_deadline_too(streaming: bool, clock: Clock) -> None:
     """
-    The client of a long response reads nothing: the producer is stopped.
+    If the client of a long response reads nothing, its producer is stopped at the
+    deadline.
     """
 
     class Producer:
@@ -549,8 +557,8 @@ def test_a_file_is_sent_as_fast_as_its_client_reads(
     clock: Clock, tmp_path: Any
 ) -> None:
     """
-    A client that reads gets the whole file, however slowly; one that does not is
-    aborted.
+    A client that reads gets the whole file, however slowly; a client that does not read
+    is aborted.
     """
     content = bytes(range(256)) * 4000
     (tmp_path / "file").write_bytes(content)
@@ -596,8 +604,8 @@ def test_a_held_request_needs_no_reader(unread: Unread, clock: Clock) -> None:
 @asynchronous
 async def test_clients_that_read_nothing_take_little_memory() -> None:
     """
-    Over real connections: each of 30 clients asks for 100 MB, and the process grows
-    by at most 2 MB for each.
+    If 30 clients on real connections ask for 100 MB each and read nothing, the process
+    grows by at most 2 MB for each.
     """
     from twisted.internet import reactor
 
@@ -636,8 +644,8 @@ def test_a_stop_ends_a_connection_whose_client_does_not_read(
     unread: Unread, clock: Clock
 ) -> None:
     """
-    Requests that were sent ahead are not begun; when all is sent the connection is
-    closed.
+    A stop does not begin requests that were sent ahead; the connection is closed when
+    everything is sent.
     """
     reading, stalled = (unread.connect(GET * 50, isReading=False) for _ in range(2))
     clock.advance(0)

@@ -1,6 +1,6 @@
 """
-The benchmarks work. No test asserts what they measure: on a busy machine such a
-test would fail.
+The benchmarks run. No test asserts a measurement: on a busy machine such a test would
+fail.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def test_a_script_prints_ratios(script: str) -> None:
 
 def test_a_script_explains_itself() -> None:
     """
-    The help of a script says what it compares, and has its sizes.
+    The help of a script says what it compares, and lists its sizes.
     """
     done = run("benchmarks.calls", "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -64,8 +64,7 @@ def test_an_invalid_size_is_refused(rounds: str) -> None:
 
 def test_several_scripts_make_one_table() -> None:
     """
-    C{python -m benchmarks} knows all scripts, and prints their figures in one
-    table.
+    C{python -m benchmarks} runs all scripts, and prints their figures in one table.
     """
     done = run("benchmarks", "--tiny", "calls", "memory")
     assert done.returncode == 0, done.stderr

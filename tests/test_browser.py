@@ -1,8 +1,8 @@
 """
 The status page in a browser.
 
-The server is a process of its own, whose modules do what the test says. No test
-waits for a time: each step waits for what the page shows.
+The server is a process of its own, whose modules the test controls. No test waits for a
+time: each step waits for what the page shows.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 def waitForText(page: Page, selector: str, text: str) -> None:
     """
-    Wait until an element says something.
+    Wait until an element has a text.
     """
     waitFor(
         page,
@@ -74,8 +74,8 @@ def row(name: str, cell: str) -> str:
 
 def test_the_page_follows_the_program(serve: Any, browse: Any) -> None:
     """
-    The page is refreshed in place: the focus, open details and the scrolling stay,
-    and the browser has nothing to complain about.
+    The page is refreshed in place: the focus, open details and the scroll position
+    stay, and the console of the browser is empty.
     """
     server = serve(*(f"other {number}" for number in range(20)))
 
@@ -109,8 +109,8 @@ def test_the_page_follows_the_program(serve: Any, browse: Any) -> None:
 
 def test_pauses_and_lazy_modules_are_followed(serve: Any, browse: Any) -> None:
     """
-    The page follows a pause and the first call of a lazy module, in place, and draws
-    each of its bars as the legend does.
+    The page follows a pause and the first call of a lazy module in place, and draws
+    each bar as the legend does.
     """
     server = serve()
     server.tell("start", "succeed configuration", "succeed clock")
@@ -150,7 +150,7 @@ def test_pauses_and_lazy_modules_are_followed(serve: Any, browse: Any) -> None:
 @pytest.mark.parametrize("script", [True, False], ids=["script", "plain"])
 def test_modules_are_paused_with_buttons(script: bool, serve: Any, browse: Any) -> None:
     """
-    The buttons work with a script, which keeps the page as it is, and without.
+    The buttons work with a script, which keeps the page, and without one.
     """
     server = serve("a/b ü")
     server.tell("start", "succeed configuration", "succeed clock", "succeed a/b ü")
@@ -164,7 +164,7 @@ def test_modules_are_paused_with_buttons(script: bool, serve: Any, browse: Any) 
         page.get_by_role("button", name="Resume a/b ü").click()
         path.get_by_text("calls held").wait_for(state="hidden")
         if script:
-            # An error is a page of its own.
+            # An error has a page of its own.
             page.evaluate("document.querySelector('button').formAction = 'modules/x/y'")
             page.locator("summary").get_by_text("Control").first.click()
             page.locator("button").first.click()
@@ -175,7 +175,8 @@ def test_modules_are_paused_with_buttons(script: bool, serve: Any, browse: Any) 
 
 def test_a_stop_is_told_from_a_loss(serve: Any, browse: Any) -> None:
     """
-    When a server has gone that was stopping, the page says that it has stopped.
+    If a server was stopping before its connection ended, the page says that it has
+    stopped.
     """
     server = serve()
     server.tell("start", "announceStop")
@@ -194,9 +195,8 @@ def test_a_stop_is_told_from_a_loss(serve: Any, browse: Any) -> None:
 
 def test_the_page_survives_a_restart(serve: Any, browse: Any) -> None:
     """
-    The page says that the connection is lost, and recovers, with other modules
-    even, when the server is back. A proxy that answers with an error is not taken for
-    the server.
+    The page reports a lost connection, and recovers when the server is back, even with
+    other modules. An error page of a proxy is not taken for the server.
     """
     server = serve()
     server.tell("start")
@@ -219,7 +219,7 @@ def test_the_page_survives_a_restart(serve: Any, browse: Any) -> None:
         waitForText(page, HEADLINE, "Not started")
         waitForText(page, "tbody tr:nth-child(7) .name", EVIL)
         assert page.evaluate("window.sameDocument")
-        # The browser reports failed requests; it ran no script but the page's.
+        # The browser reports failed requests; it ran only the page's own script.
         assert all("ERR_" in each or "502" in each for each in visit.complaints)
 
     browse(visit)
@@ -227,7 +227,7 @@ def test_the_page_survives_a_restart(serve: Any, browse: Any) -> None:
 
 def test_a_hidden_page_asks_for_nothing(serve: Any, browse: Any) -> None:
     """
-    A hidden tab costs the server nothing, and is up to date as soon as it is shown.
+    A hidden tab sends no request, and is up to date as soon as it is shown.
     """
     server = serve()
     hide = """(hidden) => {

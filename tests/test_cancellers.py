@@ -1,6 +1,6 @@
 """
 Cancellers that raise, as C{self.transport.abortConnection()} does before there is a
-transport: the error is logged, and the work goes on.
+transport: the error is logged, and the work continues.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .support import Module, Trouble, inState, lose, ready, recover, resultOf, w
 
 def abort(deferred: Deferred[Any]) -> None:
     """
-    Fail to cancel.
+    Raise in place of cancelling.
     """
     raise Trouble("no transport")
 
 
 class Unstoppable(Module):
     """
-    A module none of whose Deferreds can be cancelled.
+    A module whose Deferreds cannot be cancelled.
     """
 
     def initialize(self) -> Deferred[None]:
@@ -59,8 +59,7 @@ def unstoppable(clock: Clock, **options: Any) -> tuple[Unstoppable, Any, Any]:
 
 def logged(events: list[LogEvent], times: int = 1) -> bool:
     """
-    @return: Whether the error of a canceller was logged so many times, and nothing
-        else.
+    @return: Whether only a canceller's error was logged, so many times.
     """
     types = [event["log_failure"].type for event in events]
     events.clear()
@@ -73,7 +72,8 @@ def test_an_attempt_is_given_up(
     clock: Clock, loggedFailures: list[LogEvent], how: str, late: str
 ) -> None:
     """
-    Giving an attempt up works as ever, whatever the attempt says later.
+    An attempt can be given up although its canceller raises, whatever its result is
+    later.
     """
     module, wrapper, proxy = unstoppable(clock, attemptTimeout=5.0)
     call, asked = resultOf(proxy.write(1)), resultOf(wrapper.initialize())
@@ -111,8 +111,8 @@ def test_an_attempt_is_given_up_while_it_begins(
     clock: Clock, loggedFailures: list[LogEvent], how: str
 ) -> None:
     """
-    The module may close or fail the wrapper in initialize(), and return a Deferred
-    that cannot be cancelled.
+    The module may close or fail the wrapper in initialize(), and return a Deferred that
+    cannot be cancelled.
     """
 
     def initialize() -> Deferred[None]:
@@ -131,8 +131,8 @@ def test_an_attempt_is_given_up_while_it_begins(
 
 def test_the_closing_is_given_up(clock: Clock, loggedFailures: list[LogEvent]) -> None:
     """
-    C{close()} fails with C{TimeoutError} after C{closeTimeout}, and calls in
-    progress end.
+    C{close()} fails with C{TimeoutError} after C{closeTimeout}, and calls in progress
+    end.
     """
     module, wrapper, proxy = unstoppable(clock, closeTimeout=3.0)
     call = resultOf(proxy.write(1))
@@ -152,8 +152,8 @@ def test_a_call_in_progress_is_given_up(
     clock: Clock, loggedFailures: list[LogEvent], method: str, queued: bool
 ) -> None:
     """
-    A call ends with C{CancelledError}, its caller sees no other error, and a late
-    result is ignored.
+    A cancelled call ends with C{CancelledError}; its caller sees no other error, and a
+    late result is ignored.
     """
     module, wrapper, proxy = unstoppable(clock, replay=["read"])
     if not queued:
@@ -176,8 +176,8 @@ def test_a_call_is_given_up_while_the_module_is_called(
     clock: Clock, loggedFailures: list[LogEvent], method: str, then: str
 ) -> None:
     """
-    A call that ends, or is queued again, while the module is being called leaves
-    behind a Deferred that cannot be cancelled; the drain goes on.
+    A call that ends, or is queued again, while its method runs leaves behind a Deferred
+    that cannot be cancelled; the drain continues.
     """
 
     class Acting(Unstoppable):
@@ -223,7 +223,7 @@ def test_a_watch_that_cannot_be_cancelled(
     clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    The Deferred of whenLost() does not stop the closing.
+    A Deferred of whenLost() that cannot be cancelled does not stop the closing.
     """
     module, wrapper, _ = unstoppable(clock)
     ready(module, wrapper)
@@ -238,7 +238,8 @@ def test_the_waiting_for_idleness_is_given_up(
     clock: Clock, loggedFailures: list[LogEvent], how: str
 ) -> None:
     """
-    The Deferred of whenIdle() stops neither a resume nor a loss nor a close.
+    A Deferred of whenIdle() that cannot be cancelled stops neither a resume nor a loss
+    nor a close.
     """
     module, wrapper, proxy = unstoppable(clock, whenIdle=lambda: Deferred(abort))
     ready(module, wrapper)
@@ -265,7 +266,7 @@ def test_a_callback_gives_up_another_call(
     clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A callback that cancels another call gets no error of the other's canceller.
+    A callback that cancels another call does not get the error of the other canceller.
     """
     module, wrapper, proxy = unstoppable(clock)
     first, second = proxy.write(1), proxy.write(2)
@@ -282,7 +283,7 @@ def test_a_callback_gives_up_another_call(
 
 def test_a_coroutine_that_cannot_be_cancelled(clock: Clock) -> None:
     """
-    A coroutine that awaits what cannot be cancelled is given up all the same.
+    A coroutine is given up although it awaits a Deferred that cannot be cancelled.
     """
 
     async def initialize() -> None:

@@ -1,6 +1,5 @@
 """
-One connection: what a request, its response and its client may do, on a plain site of
-twisted.web.
+One connection on a plain site of twisted.web: its requests, its responses, and its end.
 """
 
 from __future__ import annotations
@@ -46,7 +45,8 @@ CLOSE = "Connection: close"
 
 def test_a_thousand_pipelined_requests_are_answered_in_order(server: Server) -> None:
     """
-    Requests of mixed methods, with and without bodies, in any cuts.
+    A thousand pipelined requests of mixed methods are answered in order, with and
+    without bodies, however the network cuts them.
     """
     data, expected = b"", []
     for number in range(1000):
@@ -91,7 +91,7 @@ def test_a_client_may_send_a_body_that_is_wanted(
     expectation: str, length: str, body: bytes, server: Server
 ) -> None:
     """
-    A client that waits with its body is told to go on.
+    A client that waits with its body gets a 100.
     """
     peer = server.connect(request("POST", "/", length, f"Expect: {expectation}"))
     assert peer.received == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -113,14 +113,14 @@ def test_nobody_is_told_to_send_a_body_that_is_not_wanted(
     data: bytes, status: int, server: Server
 ) -> None:
     """
-    Without a body to come, and before a refusal, there is no 100.
+    A client gets no 100 if no body will follow, nor before a refusal.
     """
     assert [answer.status for answer in server.connect(data).answers] == [status]
 
 
 def test_an_old_client_is_not_told_to_go_on(server: Server) -> None:
     """
-    A client of HTTP/1.0 would take 100 for the response.
+    A client of HTTP/1.0 gets no 100, which it would take for the response.
     """
     lines = ("Content-Length: 3", "Expect: 100-continue")
     peer = server.connect(request("POST", "/", *lines, version="1.0"))
@@ -131,7 +131,7 @@ def test_an_old_client_is_not_told_to_go_on(server: Server) -> None:
 
 def test_a_pipelined_client_is_told_to_go_on_in_its_turn(server: Server) -> None:
     """
-    The 100 for a request comes after the response to the one before.
+    The 100 for a request follows the response to the one before.
     """
     lines = ("Content-Length: 3", "Expect: 100-continue")
     peer = server.connect(get("/held") + request("POST", "/", *lines))
@@ -147,7 +147,7 @@ def test_a_pipelined_client_is_told_to_go_on_in_its_turn(server: Server) -> None
 
 def written(request: Request) -> object:
     """
-    Answer without a length.
+    Respond without a length.
     """
     request.write(b"some")
     request.write(b"thing")
@@ -157,7 +157,7 @@ def written(request: Request) -> object:
 
 def test_a_response_to_head_has_no_body(server: Server) -> None:
     """
-    Whether the resource gives a length or not, the next response follows the head.
+    A response to HEAD has no body, whether the resource gives a length or not.
     """
     server.act = written
     peer = server.connect(
@@ -172,7 +172,7 @@ def test_a_response_to_head_has_no_body(server: Server) -> None:
 
 def test_a_response_without_a_length_is_chunked(server: Server) -> None:
     """
-    So the connection can be used again.
+    A response without a length is chunked, so that the connection can be used again.
     """
     server.act = written
     peer = server.connect(get("/act") + get("/next"))
@@ -183,7 +183,7 @@ def test_a_response_without_a_length_is_chunked(server: Server) -> None:
 @pytest.mark.parametrize("status", [204, 304])
 def test_a_status_without_a_body_has_no_chunks(status: int, server: Server) -> None:
     """
-    What a resource writes then is left out.
+    A body that a resource writes for a status without a body is dropped.
     """
 
     def empty(request: Request) -> object:
@@ -203,7 +203,8 @@ def test_an_old_client_may_keep_its_connection(
     lines: list[str], server: Server
 ) -> None:
     """
-    HTTP/1.0 with C{Connection: keep-alive}, and a response with a length.
+    A client of HTTP/1.0 keeps its connection with C{Connection: keep-alive}, if the
+    response has a length.
     """
     peer = server.connect(*[get(f"/{n}", *lines, version="1.0") for n in range(2)])
     assert bodies(peer) == [b"seen /0", b"seen /1"]
@@ -221,7 +222,8 @@ def test_the_end_of_a_connection_is_the_end_of_an_old_response(
     lines: list[str], server: Server
 ) -> None:
     """
-    HTTP/1.0 has no chunks, so a response without a length ends with the connection.
+    HTTP/1.0 has no chunks, so the end of the connection is the end of a response
+    without a length.
     """
     server.act = written
     peer = server.connect(get("/act", *lines, version="1.0") + get("/next"))
@@ -250,7 +252,7 @@ def test_the_end_of_a_connection_is_the_end_of_an_old_response(
 )
 def test_a_client_may_end_its_connection(lines: list[str], server: Server) -> None:
     """
-    C{close} counts wherever it is among the options; the response repeats it, and
+    C{close} counts anywhere in the list of options. The response repeats it, and
     requests behind it are discarded.
     """
     peer = server.connect(get("/1", *lines) + get("/2"))
@@ -272,7 +274,7 @@ def test_a_client_may_end_its_connection(lines: list[str], server: Server) -> No
 )
 def test_other_options_do_not_end_a_connection(line: str, server: Server) -> None:
     """
-    Connections of HTTP/1.1 stay open.
+    Other options do not end a connection of HTTP/1.1.
     """
     peer = server.connect(get("/1", line) + get("/2"))
     assert bodies(peer) == [b"seen /1", b"seen /2"]
@@ -281,7 +283,7 @@ def test_other_options_do_not_end_a_connection(line: str, server: Server) -> Non
 
 def test_a_resource_may_end_the_connection(server: Server) -> None:
     """
-    A response that says C{Connection: close} is the last one.
+    A response with C{Connection: close} is the last one.
     """
 
     def last(request: Request) -> bytes:
@@ -310,7 +312,7 @@ def test_the_host_of_a_url_replaces_the_header(
     target: str, host: str, uri: str, server: Server
 ) -> None:
     """
-    A request that is addressed as to a proxy is for the host of its URL.
+    The host of an absolute URL replaces the header.
     """
     server.connect(get(target))
     (seen,) = server.requests
@@ -335,8 +337,8 @@ def test_a_request_to_upgrade_is_answered_plainly(
     lines: list[str], hasBody: bool, server: Server
 ) -> None:
     """
-    The server goes on with HTTP/1.1; what follows is the next request, and not the
-    other protocol.
+    The server ignores a request to upgrade: it answers with HTTP/1.1, and the following
+    data are the next request.
     """
     first = get("/1", *lines)
     if hasBody:
@@ -347,7 +349,7 @@ def test_a_request_to_upgrade_is_answered_plainly(
     assert not peer.closed
 
 
-# What arrives ahead.
+# Data that arrive ahead of a response.
 
 AHEAD = [get(f"/{n}/{'x' * 900}") for n in range(100)]
 
@@ -356,8 +358,8 @@ def test_a_client_that_sends_too_much_ahead_is_slowed_down(
     server: Server, clock: Clock
 ) -> None:
     """
-    Beyond 64 KiB the connection is not read; when the request before is answered
-    within a second, nothing is lost.
+    Beyond 64 KiB the connection is not read. If the request before is answered within a
+    second, nothing is lost.
     """
     peer = server.connect(get("/held"), *AHEAD)
     assert peer.transport.producerState == "paused"
@@ -375,8 +377,8 @@ def test_what_is_sent_ahead_is_discarded_when_a_request_takes_long(
     server: Server, clock: Clock
 ) -> None:
     """
-    After about a second the connection is read again, so that the client's leaving
-    can be noticed; the response to the request in progress is the last one.
+    After about a second the connection is read again, so that a client that disconnects
+    is noticed. The response to the request in progress is then the last one.
     """
     peer = server.connect(get("/held"), *AHEAD, stays=True)
     pump(clock, 2.5)
@@ -400,7 +402,8 @@ def test_a_slow_client_reads_its_response_although_it_has_sent_too_much(
     server: Server, clock: Clock
 ) -> None:
     """
-    Its connection ends with the response, once the client has read it.
+    A slow client that has sent too much reads its whole response before the connection
+    is closed.
     """
     peer = server.connect(get("/held"), b"x" * 100_000, isReading=False)
     pump(clock, 3)
@@ -414,7 +417,7 @@ def test_a_slow_client_reads_its_response_although_it_has_sent_too_much(
 
 def test_a_little_that_is_sent_ahead_is_kept(server: Server, clock: Clock) -> None:
     """
-    Up to 64 KiB wait for as long as the request takes.
+    Up to 64 KiB are kept for as long as the request takes.
     """
     peer = server.connect(get("/held"), *AHEAD[:60])
     pump(clock, 100)
@@ -430,8 +433,8 @@ def test_the_leaving_of_a_client_is_noticed(
     count: int, seconds: float, server: Server, clock: Clock
 ) -> None:
     """
-    Whatever it has sent ahead, the request in progress ends: at once, or within two
-    seconds if the connection is not read for now.
+    When a client disconnects, its request in progress ends at once, whatever the client
+    has sent ahead; or within two seconds, if the connection is not read at the moment.
     """
     peer = server.connect(get("/held"), *AHEAD[:count])
     peer.finish()
@@ -445,8 +448,8 @@ def test_the_leaving_of_a_client_is_noticed_behind_another_response(
     server: Server, clock: Clock
 ) -> None:
     """
-    A connection that is not read because of one response is read again if the next one
-    takes long.
+    If the connection is not read because of one response, it is read again while the
+    next request takes long.
     """
     peer = server.connect(get("/held"), get("/held"), *AHEAD)
     assert peer.transport.producerState == "paused"
@@ -464,7 +467,7 @@ def test_the_leaving_of_a_client_is_noticed_after_data_were_discarded(
     server: Server, clock: Clock
 ) -> None:
     """
-    From then on the connection is always read.
+    After data were discarded, the connection is always read.
     """
     peer = server.connect(get("/held"), *AHEAD)
     pump(clock, 2.5)
@@ -476,7 +479,7 @@ def test_the_leaving_of_a_client_is_noticed_after_data_were_discarded(
 
 def test_nothing_is_kept_behind_the_last_request(server: Server) -> None:
     """
-    Data after C{Connection: close} are discarded at once.
+    Data behind C{Connection: close} are discarded at once.
     """
     peer = server.connect(get("/held", CLOSE), *AHEAD)
     assert server.connections.bodyBytes == 0
@@ -486,14 +489,14 @@ def test_nothing_is_kept_behind_the_last_request(server: Server) -> None:
     assert server.paths == ["/held"]
 
 
-# Ends from within.
+# Connections that a resource ends.
 
 
 @pytest.mark.parametrize("later", [False, True])
 def test_a_resource_may_close_the_connection(later: bool, server: Server) -> None:
     """
-    What is written is sent, the request ends with an error, and nothing behind it
-    starts.
+    A resource may close the connection: written data are sent, the request ends with an
+    error, and nothing behind it starts.
     """
 
     def begin(request: Request) -> object:
@@ -526,7 +529,8 @@ def abort(request: Request) -> None:
 @pytest.mark.parametrize("later", [False, True])
 def test_a_resource_may_abort_the_connection(later: bool, server: Server) -> None:
     """
-    The request ends with an error, and nothing behind it starts.
+    A resource may abort the connection: the request ends with an error, and nothing
+    behind it starts.
     """
 
     def begin(request: Request) -> object:
@@ -549,8 +553,7 @@ def test_a_response_may_be_finished_after_the_end_of_its_connection(
     action: str, server: Server
 ) -> None:
     """
-    A resource that writes on before it learns of the end does no harm, whatever ends
-    the connection while it renders.
+    A resource may write on after its connection has ended, whatever has ended it.
     """
 
     def end(request: Request) -> object:
@@ -575,7 +578,8 @@ def test_a_response_may_be_finished_after_the_end_of_its_connection(
 
 def test_an_empty_write_sends_the_head(server: Server) -> None:
     """
-    Clients of a stream learn at once that it has begun.
+    An empty write sends the head, so that clients of a stream learn at once that it has
+    begun.
     """
 
     def begin(request: Request) -> object:
@@ -595,7 +599,7 @@ def test_an_empty_write_sends_the_head(server: Server) -> None:
 
 def test_each_write_is_sent_at_once(server: Server) -> None:
     """
-    What is written later does not wait for the end of the response.
+    Each write is sent at once, and does not wait for the end of the response.
     """
     peer = server.connect(get("/held"))
     (held,) = server.requests
@@ -608,7 +612,7 @@ def test_each_write_is_sent_at_once(server: Server) -> None:
 
 def test_a_response_may_come_before_its_body_is_read(server: Server) -> None:
     """
-    The body is at hand when the resource is called.
+    A resource may respond before it reads the body.
     """
     seen: list[bytes] = []
 
@@ -634,7 +638,8 @@ def test_an_error_before_the_response_does_not_end_the_connection(
     server: Server, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A plain site answers with 500, and goes on.
+    After an error in a resource, a plain site answers with 500, and the connection
+    continues.
     """
 
     def fail(request: Request) -> object:
@@ -652,8 +657,9 @@ def test_an_error_after_the_head_breaks_the_response_off(
     clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A client must not take half a response for a whole one; nothing behind it starts,
-    and other connections are not disturbed.
+    An error after the head aborts the connection, so that a part of a response is not
+    taken for the whole. Nothing behind it starts, and other connections are not
+    affected.
     """
     seen: list[bytes] = []
 
@@ -680,8 +686,8 @@ def test_an_error_of_a_request_does_not_stop_the_others(
     clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A request class may be wrong; its client's connection ends, and pipelined requests
-    of other clients go on.
+    An error in a request class ends its connection; pipelined requests of other clients
+    continue.
     """
 
     class Wrong(Request):
@@ -700,7 +706,7 @@ def test_an_error_of_a_request_does_not_stop_the_others(
             server.answer(number)
         clock.advance(0)
     except Trouble:
-        # What a real reactor would log.
+        # The errors that a real reactor would log.
         clock.advance(0)
     assert [len(peer.answers) for peer in others] == [4] * 8
     pump(clock, 70)
@@ -711,14 +717,14 @@ def test_an_error_of_a_request_does_not_stop_the_others(
     loggedFailures.clear()
 
 
-# What a request is told of its end.
+# notifyFinish().
 
 
 @pytest.mark.parametrize("isHeld", [False, True])
 def test_a_request_learns_that_it_is_answered(isHeld: bool, server: Server) -> None:
     """
-    C{notifyFinish} fires with L{None} when the response is written, and the later end
-    of the connection changes nothing.
+    C{notifyFinish} fires with L{None} when the response is written; the later end of
+    the connection changes nothing.
     """
     peer = server.connect(get("/held" if isHeld else "/"))
     if isHeld:
@@ -736,8 +742,8 @@ def test_a_request_learns_that_its_client_has_left(
     begun: bool, ahead: bytes, how: str, server: Server
 ) -> None:
     """
-    C{notifyFinish} fires with the reason: the client has left, or its connection was
-    aborted. What is written later is discarded.
+    C{notifyFinish} fires with the reason when the client disconnects, or the connection
+    is aborted. Later writes are discarded.
     """
     peer = server.connect(get("/held") + ahead)
     (held,) = server.requests
@@ -759,8 +765,8 @@ def test_a_request_learns_that_its_client_has_left(
 @asynchronous
 async def test_a_client_that_closes_its_direction_has_left() -> None:
     """
-    Over a real connection: the work for a client that sends nothing more, and so may
-    have left, is cancelled.
+    On a real connection, a client that closes its sending side cancels its request,
+    since it may have disconnected.
     """
     from twisted.internet import reactor
 
@@ -785,8 +791,8 @@ async def test_a_client_that_closes_its_direction_has_left() -> None:
 @asynchronous
 async def test_a_client_that_leaves_while_it_is_not_read_is_noticed() -> None:
     """
-    Over a real connection: the client has sent too much ahead, and its connection is
-    not read for a second.
+    On a real connection, a client that has sent too much ahead is noticed when it
+    disconnects, although it is not read for a second.
     """
     from twisted.internet import reactor
 

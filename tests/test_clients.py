@@ -1,5 +1,6 @@
 """
-Clients of all kinds, unmodified, against real servers that come, go and come back.
+Clients of all kinds, unmodified, against real servers that start late, are killed, and
+start again.
 
 Each client is a file in C{examples/clients}, and runs in a process of its own
 (L{tests.clientdriver}). Without the program of its server, a test is skipped, unless
@@ -37,12 +38,12 @@ COMPLAINTS = [
     "ResourceWarning",
 ]
 """
-What programs say of errors, tasks and connections that were left behind.
+Messages of programs about unhandled errors, and abandoned tasks and connections.
 """
 
 MAX_SECONDS = 120.0
 """
-Maximum duration of a test, in seconds.
+Maximum time of a test, in seconds.
 """
 
 
@@ -54,7 +55,7 @@ class Server(Protocol):
     @property
     def url(self) -> str:
         """
-        What the client is given.
+        The URL for clients.
         """
 
     def start(self) -> object:
@@ -64,7 +65,7 @@ class Server(Protocol):
 
     def kill(self) -> object:
         """
-        Kill it with SIGKILL, and wait until it has ended. This blocks.
+        Kill the server with SIGKILL, and wait for its end. This blocks.
         """
 
 
@@ -78,14 +79,14 @@ class _BlockingPostgreSQL:
 @pytest.fixture
 def ownPostgres(ownPostgresql: PostgreSQL) -> Server:
     """
-    A PostgreSQL for one test, which does not run yet.
+    A stopped PostgreSQL server for one test.
     """
     return _BlockingPostgreSQL(ownPostgresql)
 
 
 class Volume:
     """
-    A directory for the file of a database, which comes and goes.
+    A directory for the file of a database, which can be mounted and unmounted.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -104,7 +105,7 @@ class Volume:
 @pytest.fixture
 def volume(tmp_path: Path) -> Server:
     """
-    A volume for one test, which is not mounted yet.
+    An unmounted volume for one test.
     """
     return Volume(tmp_path)
 
@@ -145,7 +146,7 @@ def _program(kind: str, path: Path) -> Iterator[Server]:
 @pytest.fixture
 def lineServer(tmp_path: Path) -> Iterator[Server]:
     """
-    A server of lines for one test, which does not run yet.
+    A stopped server of lines for one test.
     """
     with _program("lines", tmp_path) as server:
         yield server
@@ -154,7 +155,7 @@ def lineServer(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def httpServer(tmp_path: Path) -> Iterator[Server]:
     """
-    Likewise, a server of HTTP.
+    A stopped HTTP server for one test.
     """
     with _program("http", tmp_path) as server:
         yield server
@@ -171,7 +172,7 @@ class Driver:
 
     async def whenWritten(self, word: str) -> None:
         """
-        Wait until the program has written a line that is this word, since the last one.
+        Wait until the program has written a word as a line, from the last match on.
         """
         assert self.process.stdout is not None
         while True:
@@ -228,7 +229,7 @@ async def outlast(server: Server, *words: str) -> None:
         pytest.param("lineServer", ["clientservice_lines"], id="ClientService"),
         pytest.param("ownNats", ["nats_asyncio", "--asyncio"], id="nats-py"),
         pytest.param("ownRabbit", ["aiopika_asyncio", "--asyncio"], id="aio-pika"),
-        # pika has a Deferred of its own for consuming, whose error nobody handles.
+        # pika has its own Deferred for consuming, whose error nobody handles.
         pytest.param("ownRabbit", ["pika_twisted", "--idle"], id="pika"),
     ],
 )
@@ -236,9 +237,10 @@ def test_a_client_outlasts_its_server(
     fixture: str, words: list[str], request: pytest.FixtureRequest
 ) -> None:
     """
-    Calls that are made before the server is there are carried out in order. When it is
+    Calls that are made before the server starts run in order. When the server is
     killed, reads are repeated, and other calls end with their result, or with an error
-    that leaves it open; what was acknowledged is there. After closing, nothing is left.
+    that leaves the outcome open. Acknowledged items are kept. After closing, nothing is
+    left behind.
     """
     server: Server = request.getfixturevalue(fixture)
     outlast(server, *words)

@@ -19,8 +19,8 @@ BEFORE_CLOSING = [each for each in State if each not in (State.CLOSING, State.CL
 @pytest.mark.parametrize("settles", [True, False])
 def test_close_in_every_state(clock: Clock, state: State, settles: bool) -> None:
     """
-    Closing ends the attempt, queued calls and waiters, closes a module that was
-    initialised once, refuses later calls, and leaves no timer.
+    In every state, closing ends the attempt, queued calls and waiters, closes a module
+    that was ever initialised, refuses later calls, and leaves no timer.
     """
     module, wrapper, proxy = inState(clock, state, attemptTimeout=9.0, settles=settles)
     isQueuing = state not in (State.READY, State.FAILED)
@@ -52,7 +52,7 @@ def test_close_in_every_state(clock: Clock, state: State, settles: bool) -> None
 
 def test_calls_in_progress_end_as_the_module_ends_them(clock: Clock) -> None:
     """
-    A call in progress gets the module's own result while the module closes.
+    While the module closes, a call in progress may end with the module's own result.
     """
     module, wrapper, proxy = wrap(clock)
     result = resultOf(proxy.write(1))
@@ -71,8 +71,8 @@ def test_calls_that_the_module_does_not_answer(
     clock: Clock, method: str, lost: bool
 ) -> None:
     """
-    A call that a closed module never answered has an unknown outcome; if it was
-    queued again at a loss it gets Closed.
+    If the closed module has not ended a call in progress, the outcome of the call is
+    unknown; a call that was queued again at a loss gets Closed.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     result = resultOf(getattr(proxy, method)(1))
@@ -88,8 +88,7 @@ def test_calls_that_the_module_does_not_answer(
 
 def test_close_while_a_failure_is_in_doubt(clock: Clock) -> None:
     """
-    A failure that might have been explained by a loss stands when the wrapper is
-    closed.
+    A failure that a loss might have explained stands when the wrapper is closed.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     ready(module, wrapper)
@@ -102,7 +101,7 @@ def test_close_while_a_failure_is_in_doubt(clock: Clock) -> None:
 
 def test_close_that_fails(clock: Clock) -> None:
     """
-    All who wait for the end get the error of the module's closing, and the
+    If closing the module fails, everyone who waits for it gets the error, and the
     wrapper is closed.
     """
     module, wrapper, _ = inState(clock, State.READY)
@@ -115,7 +114,7 @@ def test_close_that_fails(clock: Clock) -> None:
 
 def test_close_that_hangs(clock: Clock) -> None:
     """
-    Closing the module is given up after closeTimeout, and calls in progress end.
+    After closeTimeout, closing the module is given up, and calls in progress end.
     """
     module, wrapper, proxy = wrap(clock, closeTimeout=3.0)
     result = resultOf(proxy.write(1))
@@ -129,7 +128,7 @@ def test_close_that_hangs(clock: Clock) -> None:
 
 def test_close_without_a_time_limit(clock: Clock) -> None:
     """
-    With closeTimeout=None closing may take any time.
+    With closeTimeout=None closing has no time limit.
     """
     module, wrapper, _ = inState(clock, State.READY, closeTimeout=None)
     closed = resultOf(wrapper.close())
@@ -141,7 +140,7 @@ def test_close_without_a_time_limit(clock: Clock) -> None:
 
 def test_cancelling_the_waiting_does_not_cancel_the_closing(clock: Clock) -> None:
     """
-    A caller who cancels close() affects neither the closing nor other callers.
+    Cancelling close() affects neither the closing nor other callers.
     """
     module, wrapper, _ = inState(clock, State.READY)
     first = wrapper.close()

@@ -1,6 +1,6 @@
 """
-All connections of a site together: no client can keep the others waiting, take all the
-memory, or hold what it does not use.
+All connections of a site together: no client can keep others waiting, exhaust the
+memory, or hold room that it does not use.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ from .websupport import (
 
 class Flood:
     """
-    A site whose requests take a millisecond each, and clients that send many ahead.
+    A site each of whose requests takes a millisecond, and clients that send many
+    requests ahead.
 
-    @ivar started: The clients of the requests that have started, in order.
+    @ivar started: The clients of the started requests, in order.
     """
 
     SECONDS = 0.001
@@ -76,7 +77,7 @@ class Flood:
 
     def turn(self) -> int:
         """
-        @return: Number of requests that were started in a turn of the reactor.
+        @return: The number of requests that were started in one turn of the reactor.
         """
         before = len(self.started)
         self.clock.turn()
@@ -90,8 +91,8 @@ class Flood:
 
 def test_a_flood_of_pipelined_requests_takes_some_milliseconds_of_a_turn() -> None:
     """
-    However many connections send requests ahead, one turn of the reactor starts those
-    of 10 ms, so that another client's request is answered when it arrives.
+    One turn of the reactor starts pipelined requests for at most 10 ms, however many
+    connections send them, so that other clients are served in between.
     """
     flood = Flood(12)
     assert len(flood.started) == 12
@@ -104,7 +105,8 @@ def test_a_flood_of_pipelined_requests_takes_some_milliseconds_of_a_turn() -> No
 
 def test_pipelining_clients_take_turns() -> None:
     """
-    A client with two requests is not behind all requests of another one.
+    Pipelining clients take turns: a client with two requests does not wait for all
+    requests of another one.
     """
     flood = Flood(12)
     for _ in range(30):
@@ -117,7 +119,7 @@ def test_pipelining_clients_take_turns() -> None:
 
 def test_every_pipelined_request_has_its_turn() -> None:
     """
-    A flood is answered in the end.
+    Every request of a flood is answered in the end.
     """
     flood = Flood(2)
     count = 64 * KIB // len(GET)
@@ -130,7 +132,7 @@ def test_every_pipelined_request_has_its_turn() -> None:
 
 def test_the_requests_of_clients_that_have_left_have_no_turn() -> None:
     """
-    What they sent ahead is not carried out.
+    Requests of a client that has disconnected are not carried out.
     """
     flood = Flood(3)
     flood.turn()
@@ -148,8 +150,8 @@ def test_the_requests_of_clients_that_have_left_have_no_turn() -> None:
 @asynchronous
 async def test_a_flood_does_not_keep_others_waiting() -> None:
     """
-    Over real connections: another client is served while thousands of requests wait
-    that were sent ahead.
+    On real connections, another client is served while thousands of pipelined requests
+    wait.
     """
     from twisted.internet import reactor
 
@@ -176,7 +178,7 @@ async def test_a_flood_does_not_keep_others_waiting() -> None:
             other.received = b""
             other.send(get("/livez"))
             await other.whenReceived(b"alive")
-            # Each turn of the reactor starts some ten, or twelve at the very begin.
+            # Each turn of the reactor starts about ten; the first one may start twelve.
             assert started - before <= 150
         assert started <= 1000
 
@@ -210,7 +212,8 @@ def test_what_one_client_sends_changes_nothing_for_the_next(
     data: bytes, served: Echoing
 ) -> None:
     """
-    Whatever state it leaves a parser in.
+    A new connection is not affected by the state in which an earlier one has left its
+    parser.
     """
     served.connect(data)
     for _ in range(2):
@@ -226,8 +229,8 @@ def test_what_one_client_sends_changes_nothing_for_the_next(
 
 def test_one_peer_cannot_take_the_room_for_all_bodies(clock: Clock) -> None:
     """
-    The unfinished bodies of one host take at most a quarter; it is answered with 503,
-    and others are served.
+    The unfinished bodies of one host take at most a quarter of the room. Beyond that
+    the host gets 503, and others are served.
     """
     served = Echoing(clock, maxBodyBytes=1000, maxTotalBodyBytes=4000)
     for size in (600, 401):
@@ -242,7 +245,7 @@ def test_one_peer_cannot_take_the_room_for_all_bodies(clock: Clock) -> None:
         served.connect(post(900) + b"x" * 899, host=f"192.0.2.{n}") for n in (2, 3)
     ]
     assert served.connections.bodyBytes == 999 + 2 * 899
-    # What needs no room is served, for the peer itself, too.
+    # A request that needs no room is served, also for the same host.
     assert statuses(served.connect(GET, host="192.0.2.1")) == [200]
     for other in others:
         other.send(b"x")
@@ -254,7 +257,8 @@ def test_one_peer_cannot_take_the_room_for_all_bodies(clock: Clock) -> None:
 @pytest.mark.parametrize("how", ["finish", "leave", "time"])
 def test_a_peer_gets_its_room_back(how: str, clock: Clock) -> None:
     """
-    When its bodies have arrived, it has left, or was refused.
+    A host gets its room back when its bodies have arrived, when it disconnects, or when
+    it is refused.
     """
     served = Echoing(clock, maxBodyBytes=1000, maxTotalBodyBytes=4000)
     first = [served.connect(post(500) + b"x" * 499) for _ in range(2)]
@@ -273,8 +277,8 @@ def test_a_peer_gets_its_room_back(how: str, clock: Clock) -> None:
 
 def test_bodies_that_have_arrived_do_not_count_for_the_peer(clock: Clock) -> None:
     """
-    Behind a proxy all clients are one peer; the requests that wait share all the
-    room.
+    Bodies that have arrived do not count for their host: behind a proxy all clients
+    have one address, and their waiting requests share the whole room.
     """
     served = Echoing(clock, maxBodyBytes=1000, maxTotalBodyBytes=4000)
     for _ in range(4):
@@ -288,7 +292,7 @@ def test_bodies_that_have_arrived_do_not_count_for_the_peer(clock: Clock) -> Non
 
 def test_refusals_for_want_of_room_are_logged_once(clock: Clock) -> None:
     """
-    A client that is refused again and again does not fill the log.
+    Repeated refusals for lack of room have one line in the log.
     """
     served = Echoing(clock, maxBodyBytes=1000, maxTotalBodyBytes=4000)
     for _ in range(2):
@@ -306,7 +310,7 @@ def test_refusals_for_want_of_room_are_logged_once(clock: Clock) -> None:
 
 class Bounded(AsyncResource):
     """
-    A resource with a bound for its body.
+    A resource with a limit for its body.
     """
 
     def __init__(self, bound: int | None = None) -> None:
@@ -348,8 +352,8 @@ def test_a_route_has_its_own_bound(
     target: str, bound: int, isChunked: bool, clock: Clock
 ) -> None:
     """
-    The deepest static child on the path that has one counts; a longer body is refused
-    before it is read if its length is known.
+    The deepest static resource on the path that has a limit counts. A longer body is
+    refused before it is read, if its length is known.
     """
     root = Bounded(100)
     root.putChild(b"users", Open(10))
@@ -377,7 +381,7 @@ def test_a_route_has_its_own_bound(
 
 def test_a_site_of_other_resources_has_its_bound(clock: Clock) -> None:
     """
-    Resources of twisted.web have no bounds of their own.
+    Resources of twisted.web have no limits of their own: the limit of the site counts.
     """
     site, _ = plainSite(Plain(lambda request: b"read"), clock, maxBodyBytes=50)
     peers = [Peer(site, clock) for _ in range(4)]
@@ -399,9 +403,8 @@ STEPS = st.lists(
 @given(STEPS)
 def test_every_byte_is_given_back(steps: list[tuple[int, int, int]]) -> None:
     """
-    Clients open, send bodies and parts of them, send ahead, read or not, leave, and
-    wait; requests are answered late: the count is within its bound at all times, and
-    zero in the end. No timer is left.
+    The count of bytes in memory is within its bound at all times, and zero in the end,
+    whatever clients do and whenever requests are answered. No timer is left.
     """
     clock = Clock()
     served = Echoing(clock, maxBodyBytes=100, maxTotalBodyBytes=800)
@@ -441,7 +444,7 @@ def test_every_byte_is_given_back(steps: list[tuple[int, int, int]]) -> None:
     served.leave()
     assert connections.bodyBytes == 0
     assert clock.getDelayedCalls() == []
-    # The peers have all their room again.
+    # All the room is free again.
     for number in range(2):
         last = served.connect(post(100) + b"x" * 99, host=f"192.0.2.{number}")
         second = served.connect(post(99) + b"x" * 98, host=f"192.0.2.{number}")
@@ -456,8 +459,8 @@ def test_an_announced_stop_closes_each_connection_after_its_response(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    New connections and idle ones are served, with C{Connection: close}; an idle one
-    stays open until its next request.
+    After a stop was announced, new and idle connections are still served, with
+    C{Connection: close}. An idle connection stays open until its next request.
     """
     idle, busy, reading, queued = (
         served.connect(data) for data in (GET, get("/held"), post(2), b"")
@@ -484,7 +487,8 @@ def test_an_announced_stop_closes_each_connection_after_its_response(
 
 def test_a_response_that_has_begun_is_not_the_last_one(served: Echoing) -> None:
     """
-    Its client does not know of the stop, so its next request is answered.
+    The client of a response that had begun before does not know of the stop, so its
+    next request is answered, too.
     """
     peer = served.connect(get("/held/begun"))
     served.site.announceStop()
@@ -496,7 +500,8 @@ def test_a_response_that_has_begun_is_not_the_last_one(served: Echoing) -> None:
 
 
 STATES: dict[str, tuple[list[bytes], float, int]] = {
-    # What is sent, the seconds until the connection is closed, and the responses.
+    # The data that are sent, the seconds until the connection is closed, and the
+    # responses.
     "fresh": ([], 1, 0),
     "used": ([GET], 1, 1),
     "reading a head": ([GET[:-2]], 2, 1),
@@ -513,8 +518,9 @@ def test_a_stop_closes_idle_connections(
     name: str, served: Echoing, clock: Clock
 ) -> None:
     """
-    In every state in which no request is in progress, within seconds: a moment for the
-    request, and another one for a client that was answered to close its direction.
+    A stop closes connections without a request in progress within seconds: one moment
+    for a request, and another one for the client to close its sending side after a
+    response.
     """
     sent, seconds, count = STATES[name]
     peer = served.connect(stays=True)
@@ -544,7 +550,8 @@ def test_a_stop_waits_for_requests_in_progress(
     data: bytes, rest: bytes, served: Echoing, clock: Clock
 ) -> None:
     """
-    Also for one whose body is arriving; its response is the last one.
+    A stop waits for requests in progress, also for one whose body is arriving. Its
+    response is the last one.
     """
     peer = served.connect(data)
     stopped = resultOf(served.connections.stop(30))
@@ -557,8 +564,8 @@ def test_a_stop_waits_for_requests_in_progress(
         served.release()
     assert peer.received.count(b"HTTP/1.1 200") == 1
     assert b"begun" in data or peer.answers[0].headers["connection"] == "close"
-    # One that has sent more has time to read the response, and one that does not know
-    # of the stop has time for a request.
+    # A client that has sent more data has time to read the response, and a client that
+    # does not know of the stop has time for a request.
     isLast = not (data.endswith(GET) or b"begun" in data)
     assert secondsUntil(clock, lambda: peer.closed) <= (0 if isLast else 3)
     assert stopped.value == 0
@@ -569,8 +576,9 @@ def test_an_idle_client_has_a_moment_for_its_next_request(
     announced: float, served: Echoing, clock: Clock
 ) -> None:
     """
-    Of 60 clients whose requests are on their way none loses its request; the others
-    are closed after a second, or at once if the stop was announced before.
+    At a stop, none of 60 clients whose requests are on their way loses its request.
+    Other connections are closed after a second, or at once if the stop was announced
+    before.
     """
     peers = [served.connect(GET) for _ in range(60)]
     silent = served.connect(GET)
@@ -587,7 +595,7 @@ def test_an_idle_client_has_a_moment_for_its_next_request(
             assert peer.closed
     taken = secondsUntil(clock, lambda: silent.closed)
     assert max(0.75 - announced, 0) <= taken <= max(1.5 - announced, 0)
-    # One that has connected meanwhile has a moment of its own.
+    # A client that has connected meanwhile has its own moment.
     assert late.closed == (announced == 0)
     assert secondsUntil(clock, lambda: late.closed) + taken <= 1.5
     assert stopped.value == 0
@@ -597,8 +605,9 @@ def test_what_follows_the_last_response_does_not_reset_it(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    A client that pipelines learns of the stop with the response; until then it may send
-    more, which is not carried out.
+    Data behind the last response do not reset the connection: a pipelining client
+    learns of the stop from that response, and may send more until then. Those requests
+    are not carried out.
     """
     peer = served.connect(GET, stays=True)
     stopped = resultOf(served.connections.stop(30))
@@ -616,8 +625,8 @@ def test_an_upload_that_stalls_holds_a_stop_for_a_moment(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    It is answered with 503, which says that it was not carried out; one that goes on is
-    read to its end.
+    At a stop, a stalled upload is answered with 503, which says that it was not carried
+    out; an upload that continues is read to its end.
     """
     heads = [post(20), chunked(), post(20), post(20_000)]
     stalled, chunks, late, slow = (served.connect(head) for head in heads)
@@ -641,7 +650,8 @@ def test_a_stalled_upload_delays_a_stop_by_seconds(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    A moment to go on, and another one to read the response.
+    A stalled upload delays a stop by seconds: one moment to continue, and another one
+    to read the response.
     """
     served.connect(post(20) + b"x", stays=True)
     stopped = resultOf(served.connections.stop(30))
@@ -658,8 +668,8 @@ def test_a_client_that_does_not_read_holds_a_stop_for_a_moment(
     data: bytes, server: Server, clock: Clock
 ) -> None:
     """
-    Also with a response that ends while the site stops; where the system does not tell
-    whether the client reads, it does not.
+    At a stop, a client that does not read its response has a moment; if the system
+    cannot tell whether the client reads, it has none.
     """
     peer = server.connect(data, isReading=False)
     if b"held" in data:
@@ -675,7 +685,7 @@ def test_a_response_during_a_stop_that_is_not_read_has_a_moment(
     server: Server, clock: Clock
 ) -> None:
     """
-    From then on.
+    A response that ends during a stop has a moment from then on.
     """
     peer = server.connect(get("/held"), isReading=False)
     stopped = resultOf(server.connections.stop(30))
@@ -688,8 +698,8 @@ def test_a_response_during_a_stop_that_is_not_read_has_a_moment(
 @asynchronous
 async def test_a_slow_download_is_sent_to_its_end_during_a_stop() -> None:
     """
-    A client that goes on reading holds the stop, although its response is written in
-    full; one that does not is cut off.
+    A client that continues to read a complete response holds the stop; a client that
+    does not read is aborted.
     """
     from twisted.internet import reactor
 
@@ -723,8 +733,8 @@ def test_a_paused_client_is_answered_during_a_stop(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    Its connection was paused because it sent too much ahead; it has all the time of
-    the stop nevertheless.
+    A client whose connection was paused because it sent too much ahead is answered
+    during a stop, within the full time of the stop.
     """
     peer = served.connect(get("/held") + GET * 5000)
     stopped = resultOf(served.connections.stop(30))
@@ -737,7 +747,7 @@ def test_a_paused_client_is_answered_during_a_stop(
 
 def test_the_queue_of_pipelined_requests_ends_with_the_stop() -> None:
     """
-    Requests that wait for their turn are not begun.
+    A stop does not begin pipelined requests that wait for their turn.
     """
     flood = Flood(3)
     flood.turn()
@@ -770,7 +780,7 @@ def test_all_connections_can_be_aborted(
     data: bytes, isReading: bool, isStopping: bool, served: Echoing, clock: Clock
 ) -> None:
     """
-    In every state, and the bytes are given back.
+    All connections can be aborted in every state, and their memory is released.
     """
     peer = served.connect(data, isReading=isReading)
     if isStopping:
@@ -786,7 +796,7 @@ def test_all_connections_can_be_aborted(
 
 def test_connections_are_counted(served: Echoing) -> None:
     """
-    From the start on.
+    Connections are counted from the start.
     """
     for _ in range(3):
         served.connect(GET).leave()
@@ -796,7 +806,7 @@ def test_connections_are_counted(served: Echoing) -> None:
 @asynchronous
 async def test_a_stop_is_graceful_over_real_connections() -> None:
     """
-    Idle clients are closed, and the one whose request is held is answered first.
+    On real connections, a stop closes idle clients, and answers a held request first.
     """
     from twisted.internet import reactor
 
@@ -817,7 +827,8 @@ async def test_a_stop_is_graceful_over_real_connections() -> None:
 
 def test_a_site_may_be_stopped_from_within_a_request(clock: Clock) -> None:
     """
-    The response is sent, and the connection is closed.
+    If a resource stops its own site, the response is sent, and then the connection is
+    closed.
     """
     results: list[Any] = []
 

@@ -1,6 +1,6 @@
 """
-Mistakes that are refused where the wrapper is made, and mistakes of programming that
-show when the module is initialised.
+Mistakes that are reported when the wrapper is made, and programming errors that appear
+when the module is initialised.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .support import Module, Trouble, inState, messageOf, resultOf, shut, wrap
 
 def odd(**attributes: Any) -> Any:
     """
-    @return: A module with these attributes of its class.
+    @return: A module with these class attributes.
     """
     return type("Odd", (Module,), attributes)()
 
@@ -42,8 +42,8 @@ def odd(**attributes: Any) -> Any:
 )
 def test_modules_that_make_no_sense(clock: Clock, module: Any, message: str) -> None:
     """
-    A class in place of a module, and a method of the life cycle that cannot be
-    called, are refused.
+    A class in place of a module is refused, and so is a life-cycle method that is not
+    callable.
     """
     with pytest.raises(TypeError, match=message):
         QueuingWrapper(module, clock)
@@ -51,7 +51,7 @@ def test_modules_that_make_no_sense(clock: Clock, module: Any, message: str) -> 
 
 def needy(what: object) -> None:
     """
-    Need an argument.
+    A function with a required argument.
     """
 
 
@@ -61,8 +61,8 @@ def needy(what: object) -> None:
 @pytest.mark.parametrize("given", [5, "name", succeed(None), needy])
 def test_callables_that_make_no_sense(clock: Clock, name: str, given: object) -> None:
     """
-    A callable that needs arguments is refused by its name; so is another object in
-    its place.
+    A callable that needs arguments is refused by its name, and so is an object that is
+    not callable.
     """
     with pytest.raises(TypeError, match=name):
         wrap(clock, **{name: given})
@@ -87,7 +87,7 @@ def test_options_that_make_no_sense(
     clock: Clock, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     """
-    A mistake in an option is reported where the wrapper is made.
+    An invalid option is reported when the wrapper is made.
     """
     with pytest.raises(error, match=message):
         wrap(clock, **options)
@@ -95,7 +95,7 @@ def test_options_that_make_no_sense(
 
 def test_what_is_accepted(clock: Clock) -> None:
     """
-    A callable may have optional arguments, or a signature that nobody can read.
+    A callable may have optional arguments, or an unreadable signature.
     """
 
     class Odd:
@@ -152,8 +152,8 @@ def test_a_programming_error_is_logged_with_its_traceback(
     clock: Clock, loggedFailures: list[LogEvent], error: Exception, isRaised: bool
 ) -> None:
     """
-    A programming error in initialize() is logged with its traceback at the first
-    attempt, once; it is retried like any error.
+    A programming error in initialize() is logged once with its traceback, at the first
+    attempt; it is retried like any error.
     """
 
     def initialize() -> Any:
@@ -176,7 +176,7 @@ def test_a_programming_error_is_logged_with_its_traceback(
 @pytest.mark.parametrize("error", [Trouble("refused"), OSError(111, "refused")])
 def test_an_error_of_the_world_has_no_traceback(clock: Clock, error: Exception) -> None:
     """
-    Any other error takes one line.
+    Any other error has one line in the log.
     """
     _, wrapper, _ = wrap(clock, initialize=lambda: fail(error), close=bool)
     resultOf(wrapper.initialize())

@@ -1,5 +1,5 @@
 """
-JSON bodies, queries and conditions of requests.
+JSON bodies, queries and conditional requests.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def test_a_body_of_an_accepted_type_is_read(contentType: str) -> None:
 )
 def test_another_media_type_is_refused(contentType: str | list[str] | None) -> None:
     """
-    A form of a foreign page is never taken for JSON; 415 lists what is accepted.
+    A form of a foreign page is never taken for JSON; a 415 lists the accepted media
+    types.
     """
     answer, read = post(b'{"title": "a"}', contentType)
     assert (answer.status, read) == (415, [])
@@ -188,7 +189,7 @@ def test_a_compressed_body_is_refused(encoding: str, status: int) -> None:
 )
 def test_a_body_that_is_not_json_is_refused(data: bytes, reason: str) -> None:
     """
-    The error says where the body is malformed, and does not repeat it.
+    The error says where the body is malformed, and does not repeat the body.
     """
     answer, read = post(data)
     assert (answer.status, read) == (400, [])
@@ -225,7 +226,7 @@ def test_a_body_that_is_not_json_is_refused(data: bytes, reason: str) -> None:
 )
 def test_an_invalid_body_is_refused(data: bytes, pointer: str, detail: str) -> None:
     """
-    The error names the JSON pointer and the reason, and repeats nothing.
+    The error names the JSON pointer and the reason, and does not repeat the body.
     """
     answer, read = post(data)
     members = json.loads(answer.body)
@@ -240,7 +241,7 @@ def test_an_invalid_body_is_refused(data: bytes, pointer: str, detail: str) -> N
 @given(st.binary())
 def test_no_body_is_an_internal_error(data: bytes) -> None:
     """
-    Every body is accepted or refused.
+    No body causes an internal error.
     """
     answer, _ = post(data)
     assert answer.status in (200, 400)
@@ -249,7 +250,7 @@ def test_no_body_is_an_internal_error(data: bytes) -> None:
 @pytest.mark.parametrize("contentType", [FORM, FORM_UTF_8])
 def test_a_form_is_read(contentType: str) -> None:
     """
-    A form has the fields of the same struct. Others are ignored.
+    A form has the fields of the same struct; other fields are ignored.
     """
     data = b"title=a+b%63&pages=7&colour=red&colour=%FF"
     answer, read = post(data, contentType, "PUT")
@@ -358,7 +359,7 @@ def test_an_invalid_query_is_refused(value: str) -> None:
 )
 def test_entity_tags_are_compared(condition: str, weakly: bool, strongly: bool) -> None:
     """
-    A weak tag matches a weak comparison alone; a malformed list matches nothing.
+    A weak tag matches only in a weak comparison; a malformed list matches nothing.
     """
     for weak, expected in ((True, weakly), (False, strongly)):
         assert matchesAny([condition.encode()], '"1"', weakly=weak) is expected
@@ -366,7 +367,7 @@ def test_entity_tags_are_compared(condition: str, weakly: bool, strongly: bool) 
 
 def test_entity_tags_may_be_in_several_headers() -> None:
     """
-    Several headers mean the same as one with a list.
+    Several headers mean the same as one header with a list.
     """
     assert matchesAny([b'"0"', b'"1"'], '"1"', weakly=True)
     assert matchesAny([b"", b'"1"'], '"1"', weakly=False)
@@ -375,6 +376,6 @@ def test_entity_tags_may_be_in_several_headers() -> None:
 @given(st.binary(max_size=200))
 def test_no_condition_raises(condition: bytes) -> None:
     """
-    Every condition matches or does not match.
+    No condition raises: each one matches or does not match.
     """
     assert matchesAny([condition], '"1"', weakly=True) in (True, False)

@@ -69,7 +69,7 @@ def refuses(cookies: Cookies, request: Request) -> bool:
 @pytest.mark.parametrize("asked", [secure, local])
 def test_an_identifier_comes_back(name: str, asked: Any) -> None:
     """
-    A cookie that was written is read, among the cookies of others.
+    A written cookie is found among the cookies of other applications.
     """
     cookies = make(name=name)
     first = asked()
@@ -80,7 +80,7 @@ def test_an_identifier_comes_back(name: str, asked: Any) -> None:
     assert cookies.read(asked(pair)) == ID
     assert cookies.read(asked(b"a=b; " + pair + b"; c=d")) == ID
     assert cookies.read(asked(b"a=b;" + pair + b";c")) == ID
-    # As HTTP/2 may send them.
+    # HTTP/2 may split cookies like this.
     assert cookies.read(asked(b"a=b", pair, b"c=d")) == ID
     assert cookies.read(asked(pair, pair)) is None
     if "." in name:
@@ -114,14 +114,15 @@ def test_an_identifier_comes_back(name: str, asked: Any) -> None:
 )
 def test_a_cookie_that_tsrv_would_not_write_is_not_read(sent: str | bytes) -> None:
     """
-    Somebody else has made, changed or doubled each of these.
+    A cookie that tsrv would not write is not read: somebody else has made, changed or
+    duplicated it.
     """
     assert make().read(secure(sent)) is None
 
 
 def test_the_headers_have_a_limit_together() -> None:
     """
-    More than 16 KiB of cookies are not searched, in however many headers.
+    At most 16 KiB of cookies are searched, in all headers together.
     """
     cookies, own = make(), f"__Host-session={ID}"
     room = 16 * 1024 - len(own)
@@ -131,8 +132,9 @@ def test_the_headers_have_a_limit_together() -> None:
 
 def test_each_name_counts_in_its_place() -> None:
     """
-    Over TLS the prefixed name counts, on this machine the plain one, and over plain
-    HTTP from elsewhere, or to a name that another site has chosen, none does.
+    Over TLS the prefixed name counts, and on this machine the plain one. Over plain
+    HTTP from elsewhere, or for a host name that another site may have chosen, neither
+    counts.
     """
     cookies = make()
     sent = f"session={ID}; __Host-session={OTHER}"
@@ -155,8 +157,7 @@ def test_cookies_are_found_as_browsers_send_them(
     pairs: list[tuple[str, str]], between: str
 ) -> None:
     """
-    Cookies are read as RFC 6265 says: split at semicolons, then at the first equals
-    sign.
+    Cookies are split at semicolons, then at the first equals sign (RFC 6265).
     """
     sent = between.join(f"{name}={value}" for name, value in pairs)
     own = []
@@ -200,7 +201,7 @@ def test_a_cookie_that_a_browser_would_drop_is_logged() -> None:
             clock.advance(1)
         assert len(events) == 1
         assert refuses(cookies, exchange(peer=UNIXAddress("/run/tsrv")))
-        # A clock that is set back does not silence it.
+        # A clock that is set back does not suppress the log line.
         clock.rightNow = 0
         assert refuses(cookies, exchange())
     first, second, third = textsOf(errorsIn(events))
@@ -219,7 +220,7 @@ def test_a_cookie_that_a_browser_would_drop_is_logged() -> None:
 )
 def test_an_invalid_identifier_is_not_written(identifier: str) -> None:
     """
-    An identifier cannot add attributes or headers.
+    An invalid identifier is not written, so it cannot add attributes or headers.
     """
     request = secure()
     with pytest.raises(ValueError, match="an identifier has"):
@@ -244,7 +245,7 @@ def test_a_response_has_one_session_cookie(asked: Any) -> None:
     request = asked()
     cookies.write(request, ID)
     cookies.expire(request)
-    # Browsers remove a cookie only if the attributes are those it was set with.
+    # Browsers remove a cookie only if its attributes are the same as when it was set.
     assert setCookies(request) == [expected.replace(ID.encode(), b"") + GONE]
 
 
@@ -252,8 +253,8 @@ def test_a_response_has_one_session_cookie(asked: Any) -> None:
 @pytest.mark.parametrize("asked", [secure, local])
 def test_a_response_that_is_sent_gets_no_cookie(asked: Any, how: str) -> None:
     """
-    After the headers, and after the client has disconnected, the caller is told that
-    no cookie is sent, and nothing is logged.
+    After the headers are sent, and after the client has disconnected, the caller learns
+    that no cookie is sent, and nothing is logged.
     """
     request = asked()
     if how == "disconnected":
@@ -280,7 +281,7 @@ def test_a_response_that_is_sent_gets_no_cookie(asked: Any, how: str) -> None:
 )
 def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     """
-    Browsers would drop such a cookie silently.
+    Invalid options are refused: browsers would silently drop such a cookie.
     """
     with pytest.raises(ValueError, match=message):
         make(**options)

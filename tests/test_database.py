@@ -1,5 +1,5 @@
 """
-Where a database is, and what a program needs to use it.
+The URL of a database, and the packages that it needs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .websupport import asynchronous
 )
 def test_a_url_names_the_kind_and_the_place(url: str, kind: str, target: str) -> None:
     """
-    Both databases are named as their users know it.
+    Each kind of database has the URL that its users know.
     """
     location = Location.parse(url)
     assert (location.kind, location.target) == (kind, target)
@@ -63,7 +63,8 @@ def test_a_url_names_the_kind_and_the_place(url: str, kind: str, target: str) ->
 )
 def test_another_url_is_refused_and_not_repeated(url: str) -> None:
     """
-    A mistyped scheme does not put the password into the log.
+    A mistyped scheme is refused without repeating the URL, which may contain a
+    password.
     """
     with pytest.raises(ValueError, match=r"is sqlite:PATH or postgresql://") as caught:
         Location.parse(url)
@@ -86,7 +87,7 @@ def test_another_url_is_refused_and_not_repeated(url: str) -> None:
 )
 def test_a_password_is_never_shown(url: str, secret: bool, shown: str) -> None:
     """
-    Neither in a log nor in a debugger.
+    A password is shown neither in a log nor in a debugger.
     """
     location = Location.parse(url)
     assert location.hasPassword is secret
@@ -109,7 +110,8 @@ def test_a_password_is_never_shown(url: str, secret: bool, shown: str) -> None:
 )
 def test_an_ambiguous_password_is_refused(url: str) -> None:
     """
-    Where libpq finds the end of the password elsewhere, a part of it would be shown.
+    An ambiguous password is refused: if libpq found its end elsewhere, a part of it
+    would be shown.
     """
     with pytest.raises(ValueError, match="# as %23") as caught:
         Location.parse(url)
@@ -118,7 +120,7 @@ def test_an_ambiguous_password_is_refused(url: str) -> None:
 
 def test_the_parameters_of_a_statement_are_numbered_for_postgresql() -> None:
     """
-    A statement is written once for both databases.
+    The same statement works for both databases: PostgreSQL gets numbered parameters.
     """
     assert Statement("SELECT 1").numbered == "SELECT 1"
     assert Statement("? + ?*?").numbered == "$1 + $2*$3"
@@ -129,7 +131,8 @@ async def test_a_stalled_disk_blocks_only_a_few_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    Each attempt to initialise may leave a thread behind until the disk answers.
+    Each attempt to initialise may leave a thread behind until the disk responds; their
+    number is limited.
     """
     from twisted.internet import reactor
 
@@ -149,7 +152,7 @@ async def test_a_stalled_disk_blocks_only_a_few_threads(
     for thread in threading.enumerate():
         if thread.name.startswith("tsrv-sqlite"):
             thread.join()
-    # After what the threads have told the reactor.
+    # After the results of the threads have reached the reactor.
     told: Deferred[None] = Deferred()
     reactor.callFromThread(told.callback, None)  # type: ignore[attr-defined]
     await told
@@ -160,7 +163,7 @@ async def test_a_stalled_disk_blocks_only_a_few_threads(
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A program without psycopg learns what to install for PostgreSQL.
+    Without psycopg, the error says what to install for PostgreSQL.
     """
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delitem(sys.modules, "tsrv.databases.postgresql", raising=False)

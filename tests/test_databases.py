@@ -62,7 +62,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @asynchronous
 async def test_it_is_a_database(url: str) -> None:
     """
-    Every kind provides the same interface.
+    Every kind of database provides the same interface.
     """
     async with opened(url) as database:
         assert verifyObject(IDatabase, database)
@@ -82,7 +82,7 @@ async def test_a_write_is_read(url: str) -> None:
 @asynchronous
 async def test_each_type_is_read_as_it_was_written(url: str) -> None:
     """
-    Also at its limits.
+    Each type is read as it was written, also at its limits.
     """
     sent = (2**63 - 1, -(2**63), -1.5e300, b"\0\xff", "\u20ac'\"", None)
     types = ("BIGINT", "BIGINT", "REAL", "BLOB", "TEXT", "TEXT")
@@ -103,7 +103,8 @@ async def test_parameters_that_cannot_be_sent_are_an_error(
     url: str, parameters: tuple[Any, ...]
 ) -> None:
     """
-    Nothing is written, and the database remains usable.
+    A parameter that cannot be sent is an error: nothing is written, and the database
+    remains usable.
     """
     sized = Statement("INSERT INTO things (name, size) VALUES ('a', ?)")
     async with opened(url, [SCHEMA], connections=1) as database:
@@ -115,7 +116,8 @@ async def test_parameters_that_cannot_be_sent_are_an_error(
 @asynchronous
 async def test_a_violated_constraint_is_told_by_its_type(url: str) -> None:
     """
-    The value is not repeated in the message.
+    A violated constraint has its own type of error, whose message does not repeat the
+    value.
     """
     async with opened(url, [SCHEMA]) as database:
         await database.write(ADD, "secret", 1)
@@ -133,7 +135,7 @@ async def test_a_violated_constraint_is_told_by_its_type(url: str) -> None:
 @asynchronous
 async def test_many_calls_share_a_few_connections(url: str) -> None:
     """
-    Each call gets its own answer.
+    Many calls share a few connections, and each call gets its own result.
     """
     async with opened(url, [SCHEMA], connections=3) as database:
         names = [f"{number:03}" for number in range(64)]
@@ -147,7 +149,8 @@ async def test_many_calls_share_a_few_connections(url: str) -> None:
 @asynchronous
 async def test_one_call_too_many_fails_at_once(url: str) -> None:
     """
-    The queue is bounded; the calls in it are carried out. A cancelled call leaves it.
+    One call too many fails at once, and queued calls run. A cancelled call leaves the
+    queue.
     """
     async with opened(url, [SCHEMA], connections=1, limit=2) as database:
         busy = database.read(COUNT)
@@ -166,7 +169,7 @@ async def test_one_call_too_many_fails_at_once(url: str) -> None:
 @asynchronous
 async def test_a_cancelled_call_is_never_started(url: str) -> None:
     """
-    Nor is it when the callback of another call cancels it.
+    A cancelled call is never started, also if the callback of another call cancels it.
     """
     async with opened(url, [SCHEMA], connections=1) as database:
         first = database.write(ADD, "first", 1)
@@ -183,7 +186,7 @@ async def test_a_cancelled_call_is_never_started(url: str) -> None:
 @asynchronous
 async def test_an_answer_may_use_the_database(url: str) -> None:
     """
-    A callback may start a call, close the database, and raise.
+    A callback of a call may start another call, close the database, or raise.
     """
     async with opened(url, [SCHEMA], connections=1) as database:
         rows = database.write(ADD, "a", 1).addCallback(lambda _: database.read(NAMES))
@@ -198,7 +201,8 @@ async def test_an_answer_may_use_the_database(url: str) -> None:
 @asynchronous
 async def test_a_statement_that_takes_too_long_fails(url: str) -> None:
     """
-    It is not carried out, and the database remains usable.
+    A statement that takes too long fails and is not carried out, and the database
+    remains usable.
     """
     endless = (
         "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
@@ -217,7 +221,8 @@ async def test_a_statement_that_takes_too_long_fails(url: str) -> None:
 @asynchronous
 async def test_only_missing_steps_are_made(url: str) -> None:
     """
-    A newer program adds its steps; an older one refuses the newer tables.
+    A newer program adds only the missing steps; an older program refuses the newer
+    tables.
     """
     more = "ALTER TABLE things ADD COLUMN colour VARCHAR(9)"
     newer = schema("things", [MAKE], [more])
@@ -235,7 +240,7 @@ async def test_only_missing_steps_are_made(url: str) -> None:
 @asynchronous
 async def test_several_that_start_at_once_make_the_tables_once(url: str) -> None:
     """
-    The others wait for the first one.
+    If several programs start at once, one makes the tables, and the others wait for it.
     """
     from twisted.internet import reactor
 
@@ -249,7 +254,8 @@ async def test_several_that_start_at_once_make_the_tables_once(url: str) -> None
 @asynchronous
 async def test_a_step_that_fails_changes_nothing(url: str) -> None:
     """
-    Trying again would not help, and the message says what is wrong.
+    A failed step of the schema changes nothing and is not retried; the message names
+    the reason.
     """
     bad = schema("bad", [MAKE, "nonsense"])
     with pytest.raises(DatabaseRefused, match="nonsense"):
@@ -262,7 +268,7 @@ async def test_a_step_that_fails_changes_nothing(url: str) -> None:
 @asynchronous
 async def test_a_table_that_changes_is_read_in_its_new_form(url: str) -> None:
     """
-    A prepared statement is not taken for what it was prepared for.
+    A prepared statement works after its table has changed.
     """
     everything = Statement("SELECT * FROM things WHERE name = ?")
     async with opened(url, [SCHEMA], connections=1) as database:
@@ -279,7 +285,7 @@ async def test_a_table_that_changes_is_read_in_its_new_form(url: str) -> None:
 @asynchronous
 async def test_it_is_used_between_initialising_and_closing(url: str) -> None:
     """
-    It can be initialised and closed repeatedly, and keeps its rows.
+    A database can be initialised and closed repeatedly, and keeps its rows.
     """
     from twisted.internet import reactor
 
@@ -310,7 +316,7 @@ async def test_it_is_used_between_initialising_and_closing(url: str) -> None:
 @asynchronous
 async def test_closing_ends_every_call(url: str) -> None:
     """
-    A call in progress finishes. A queued call fails: it has not been started.
+    Closing finishes calls in progress; queued calls fail without being started.
     """
     async with opened(url, [SCHEMA], connections=1) as database:
         calls = [database.write(ADD, str(number), 1) for number in range(9)]
@@ -328,8 +334,8 @@ async def test_closing_ends_every_call(url: str) -> None:
 @asynchronous
 async def test_it_is_idle_when_no_call_is_in_progress(url: str) -> None:
     """
-    Queued calls are waited for, and calls that their callbacks make. Each waiter can
-    give up.
+    A database is idle when its queued calls have ended, and the calls that their
+    callbacks make. Each waiter can give up.
     """
     from twisted.internet import reactor
 
@@ -355,7 +361,7 @@ async def test_it_is_idle_when_no_call_is_in_progress(url: str) -> None:
 @asynchronous
 async def test_it_is_idle_when_all_calls_were_cancelled(url: str, sent: bool) -> None:
     """
-    A statement that has begun is waited for nevertheless.
+    If all calls were cancelled, a statement that has begun is still waited for.
     """
     async with opened(url, [SCHEMA], connections=1) as database:
         if sent:
@@ -372,7 +378,7 @@ async def test_it_is_idle_when_all_calls_were_cancelled(url: str, sent: bool) ->
 @asynchronous
 async def test_it_is_idle_when_it_is_closed(url: str) -> None:
     """
-    All its calls have ended by then.
+    A closed database is idle, since all its calls have ended.
     """
     async with opened(url, [SCHEMA], connections=1) as database:
         calls = [database.write(ADD, str(number), 1) for number in range(9)]
@@ -390,7 +396,8 @@ async def test_it_is_idle_when_it_is_closed(url: str) -> None:
 @asynchronous
 async def test_initialising_can_be_given_up(url: str, how: str) -> None:
     """
-    Nothing is left of it, and it can be initialised afterwards.
+    An initialisation that is given up leaves nothing behind, and the database can be
+    initialised afterwards.
     """
     from twisted.internet import reactor
 
@@ -409,8 +416,7 @@ async def test_initialising_can_be_given_up(url: str, how: str) -> None:
 @asynchronous
 async def test_its_url_may_change(url: str) -> None:
     """
-    Each attempt takes the URL of its time: a password that was replaced is not tried
-    again.
+    Each attempt uses the current URL: a replaced password is not used again.
     """
     from twisted.internet import reactor
 
@@ -432,7 +438,7 @@ async def test_its_url_may_change(url: str) -> None:
 
 def test_closing_gives_up_waiting_for_the_url() -> None:
     """
-    Nothing is connected to after the database was closed.
+    Closing gives up waiting for the URL, and nothing connects afterwards.
     """
     waiting: Deferred[str] = Deferred()
     database = Database(object(), lambda: waiting, [SCHEMA])
@@ -446,7 +452,7 @@ def test_closing_gives_up_waiting_for_the_url() -> None:
 @asynchronous
 async def test_waiting_for_the_end_can_be_given_up(url: str) -> None:
     """
-    Cancelling fails the caller's Deferred alone, and the database closes.
+    Cancelling a waiter fails only its own Deferred, and the database closes.
     """
     async with opened(url, [SCHEMA], connections=1) as database:
         call = database.read(COUNT)
@@ -460,7 +466,7 @@ async def test_waiting_for_the_end_can_be_given_up(url: str) -> None:
 
 def test_every_kind_has_as_many_versions_of_a_schema() -> None:
     """
-    A version means the same for each kind.
+    A version of a schema means the same for each kind of database.
     """
     with pytest.raises(ValueError, match="things: every kind of database must have"):
         Schema("things", {"sqlite": [[MAKE]], "postgresql": []})

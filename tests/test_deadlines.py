@@ -1,5 +1,5 @@
 """
-A request has to arrive in time, and a connection has to be used.
+Deadlines: a request must arrive in time, and an idle connection is closed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def test_a_head_that_trickles_is_refused(
     data: bytes, interval: float, served: Echoing, clock: Clock
 ) -> None:
     """
-    However often something arrives, the whole request has 30 seconds from its first
-    byte on.
+    The whole request has 30 seconds from its first byte, however often data arrive.
     """
     peer = served.connect()
     pump(clock, 20)
@@ -66,7 +65,7 @@ def test_a_head_that_trickles_is_refused(
 
 def test_head_and_body_share_the_time(served: Echoing, clock: Clock) -> None:
     """
-    A client cannot take 30 seconds for each.
+    Head and body share the time limit.
     """
     peer = served.connect(b"POST / HTTP/1.1\r\n")
     pump(clock, 25)
@@ -78,7 +77,7 @@ def test_head_and_body_share_the_time(served: Echoing, clock: Clock) -> None:
 
 def test_each_request_has_its_own_time(served: Echoing, clock: Clock) -> None:
     """
-    The time of a request that was sent ahead begins with the response before it.
+    The time of a pipelined request begins with the response before it.
     """
     peer = served.connect(get("/held") + GET[:10])
     pump(clock, 100)
@@ -100,7 +99,7 @@ def test_each_request_has_its_own_time(served: Echoing, clock: Clock) -> None:
 @pytest.mark.parametrize("option", [1.0, 5.0, 120.0])
 def test_the_time_for_a_request_can_be_set(option: float, clock: Clock) -> None:
     """
-    The option counts, for a head and for a body.
+    The time for a request can be set, and holds for the head and the body.
     """
     served = Echoing(clock, requestTimeout=option)
     peers = [served.connect(GET[:-2])]
@@ -120,8 +119,8 @@ def test_an_idle_connection_is_closed(
     sent: bytes, served: Echoing, clock: Clock
 ) -> None:
     """
-    After a minute, without a word; empty lines between requests are nothing to wait
-    for.
+    An idle connection is closed after a minute, without a response. Empty lines do not
+    count as a request.
     """
     peer = served.connect(sent)
     before = peer.received
@@ -133,7 +132,7 @@ def test_an_idle_connection_is_closed(
 
 def test_empty_lines_do_not_keep_a_connection(served: Echoing, clock: Clock) -> None:
     """
-    A client that sends them again and again is idle.
+    A client that only sends empty lines is idle.
     """
     peer = served.connect(GET)
 
@@ -150,7 +149,7 @@ def test_a_request_after_an_empty_line_has_its_time(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    The time begins with the request.
+    The time of a request after empty lines begins with the request.
     """
     peer = served.connect(GET + b"\r\n")
     pump(clock, 50)
@@ -165,7 +164,7 @@ def test_the_time_for_idle_connections_can_be_set(
     timeOut: int | None, served: Echoing, clock: Clock
 ) -> None:
     """
-    It is Twisted's C{timeOut}; L{None} sets no limit.
+    The time for idle connections is Twisted's C{timeOut}; L{None} sets no limit.
     """
     served.site.timeOut = timeOut
     peers = [served.connect(), served.connect(GET)]
@@ -182,7 +181,7 @@ def test_the_idle_time_begins_with_the_last_response(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    A connection in use is not idle, however old it is.
+    The idle time begins with the last response, however old the connection is.
     """
     peer = served.connect(get("/held"))
     pump(clock, 200)
@@ -201,7 +200,8 @@ def test_a_thousand_connections_have_one_timer(
     data: bytes, served: Echoing, clock: Clock
 ) -> None:
     """
-    Whatever they wait for; without connections there is none.
+    A thousand connections need one timer, whatever they wait for; no connections need
+    none.
     """
     assert clock.getDelayedCalls() == []
     peers = [served.connect(data, stays=True) for _ in range(1000)]
@@ -221,15 +221,15 @@ def test_a_thousand_connections_have_one_timer(
 
 def hasAnswer(peer: Peer) -> bool:
     """
-    @return: Whether a client has received something.
+    @return: Whether a client has received anything.
     """
     return bool(peer.received)
 
 
 def test_a_body_that_stalls_is_refused(served: Echoing, clock: Clock) -> None:
     """
-    After five seconds a body needs 1 KiB a second on average, with a length or in
-    chunks.
+    After five seconds, a body with less than 1 KiB a second on average is refused, with
+    a length or in chunks.
     """
     for head in (post(64 * KIB), chunked()):
         for size in (0, 100, 10 * KIB, 20 * KIB):
@@ -238,7 +238,7 @@ def test_a_body_that_stalls_is_refused(served: Echoing, clock: Clock) -> None:
                 data = chunk(data) if data else b""
             peer = served.connect(head + data)
             seconds = secondsUntil(clock, partial(hasAnswer, peer))
-            # It is refused when the five seconds and those of its bytes are over.
+            # The body is refused after five seconds and the time for its bytes.
             assert 5 <= seconds <= 5 + size / KIB + 1.5
             (answer,) = peer.answers
             assert (answer.status, answer.headers["connection"]) == (408, "close")
@@ -251,7 +251,7 @@ def test_a_body_that_keeps_the_rate_is_read(
     isChunked: bool, served: Echoing, clock: Clock
 ) -> None:
     """
-    Slow clients are served if they take at most 30 seconds.
+    A client that keeps the rate is served if it takes at most 30 seconds.
     """
     peer = served.connect(chunked() if isChunked else post(28 * 1500))
     for _ in range(28):
@@ -268,7 +268,7 @@ def test_a_body_that_keeps_the_rate_has_an_end(
     isChunked: bool, served: Echoing, clock: Clock
 ) -> None:
     """
-    The whole request has 30 seconds, however fast it comes.
+    A body that keeps the rate must still arrive within the 30 seconds of its request.
     """
     peer = served.connect(chunked() if isChunked else post(64 * KIB))
 
@@ -283,7 +283,7 @@ def test_a_body_that_keeps_the_rate_has_an_end(
 
 def test_the_overhead_of_chunks_is_not_progress(served: Echoing, clock: Clock) -> None:
     """
-    The rate is that of the data.
+    Only data count for the rate, not the overhead of chunks.
     """
     peer = served.connect(chunked())
 

@@ -1,5 +1,5 @@
 """
-An endpoint that cannot be used is reported in one line that says what to do.
+An unusable endpoint is reported in one line that says what to do.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def systemError(number: int) -> OSError:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
-    The directory of the process: certificates, and other files.
+    The working directory: certificates, and other files.
     """
     monkeypatch.chdir(tmp_path)
     for name in ("own", "other"):
@@ -101,7 +101,7 @@ def test_endpoints_of_twisted_are_accepted(text: str) -> None:
 )
 def test_a_wrong_endpoint_is_explained(text: str, problem: str, files: Path) -> None:
     """
-    The line names the part, the file or the unit that is wrong.
+    The line names the invalid part, file or unit.
     """
     text, problem = (each.replace("{files}", str(files)) for each in (text, problem))
     with pytest.raises(ValueError, match=re.escape(problem)) as raised:
@@ -111,7 +111,7 @@ def test_a_wrong_endpoint_is_explained(text: str, problem: str, files: Path) -> 
 
 def test_tls_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A server with TLS needs packages that tsrv does not bring.
+    If packages for TLS are missing, the line names them.
     """
     monkeypatch.setitem(sys.modules, "OpenSSL", None)
     monkeypatch.delitem(sys.modules, "twisted.internet.ssl", raising=False)
@@ -155,7 +155,7 @@ async def test_a_failure_to_listen_is_explained(
     endpoint: str, problem: str, files: Path
 ) -> None:
     """
-    The line has the endpoint, the reason of the system, and the cure.
+    The line has the endpoint, the reason of the system, and the remedy.
     """
     from twisted.internet import reactor
 
@@ -198,7 +198,7 @@ def test_a_refusal_of_the_system_is_explained(
 
 def test_another_error_is_told_in_one_line() -> None:
     """
-    An error that nobody foresaw has no cure, and no second line.
+    An unforeseen error has one line without a remedy.
     """
     line = listenProblem("tcp:0", ValueError("embedded\nnull  byte"))
     assert line == "cannot listen on tcp:0: embedded null byte"

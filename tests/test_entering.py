@@ -30,8 +30,8 @@ class Store(Module):
     """
     A module with transactions and rows.
 
-    @ivar events: Their events, in order.
-    @ivar step: Called by each of them, and awaited.
+    @ivar events: The events of both, in order.
+    @ivar step: Called at each event, and awaited.
     """
 
     def __init__(self) -> None:
@@ -99,8 +99,9 @@ queued = pytest.mark.parametrize("way", QUEUED)
 
 def waysOf(method: str, late: str) -> pytest.MarkDecorator:
     """
-    Call both methods in each state; the second one, whose Deferred fires with what the
-    first one returns, can be used like this only if the call is queued.
+    Call both methods in each state. The Deferred of the second method fires with the
+    object that the first one returns; it can be entered or iterated only if the call is
+    queued.
     """
     cases = [*((way, method) for way in WAYS), *((way, late) for way in QUEUED)]
     return pytest.mark.parametrize(("way", "method"), cases)
@@ -152,7 +153,7 @@ def test_async_with(
     clock: Clock, way: str, method: str, isReady: bool, isFailing: bool
 ) -> None:
     """
-    The body runs when the module is ready, with what the manager gives; the manager
+    The body runs when the module is ready, with the value of the manager; the manager
     learns how the body ended.
     """
     module, wrapper, proxy = store(clock, way)
@@ -184,7 +185,7 @@ def test_a_manager_that_suppresses_errors(
     clock: Clock, way: str, error: Exception
 ) -> None:
     """
-    The manager gets the error itself, and decides whether the body's caller gets it.
+    The manager gets the error of the body, and decides whether to suppress it.
     """
     module, wrapper, proxy = store(clock, way)
 
@@ -220,7 +221,7 @@ def test_async_for(clock: Clock, way: str, method: str) -> None:
 @ways
 def test_leaving_a_loop(clock: Clock, way: str) -> None:
     """
-    C{aclosing()} closes the module's iterator when the loop is left.
+    Leaving the loop in C{aclosing()} closes the module's iterator.
     """
     module, wrapper, proxy = store(clock, way)
 
@@ -241,7 +242,7 @@ def test_leaving_a_loop(clock: Clock, way: str) -> None:
 @pytest.mark.parametrize("isEntered", [True, False])
 def test_a_loop_that_raises(clock: Clock, way: str, isEntered: bool) -> None:
     """
-    An error in the body is the caller's, and closes the iterator.
+    An error in the body of the loop is raised, and closes the iterator.
     """
     module, wrapper, proxy = store(clock, way)
 
@@ -372,8 +373,7 @@ def test_a_tracked_call_that_gets_lost(
 @pytest.mark.parametrize("isTracked", [True, False])
 def test_a_call_that_is_answered_later(clock: Clock, isTracked: bool) -> None:
     """
-    A call in progress, tracked or queued before, is entered and iterated when the
-    module has answered.
+    A call in progress is entered or iterated when the module has ended it.
     """
     module, wrapper, proxy = store(clock, "ready" if isTracked else "new")
     steps: list[Deferred[Any]] = [Deferred(), Deferred(), succeed(None)]
@@ -403,7 +403,7 @@ def test_what_cannot_be_entered(
     clock: Clock, method: str, use: Callable[..., Any]
 ) -> None:
     """
-    Another result raises the error that Python raises.
+    Entering any other result raises Python's usual error.
     """
     module, wrapper, proxy = store(clock, "new")
     result = start(use(getattr(proxy, method)()))
@@ -414,8 +414,8 @@ def test_what_cannot_be_entered(
 @queued
 def test_a_second_loop(clock: Clock, way: str) -> None:
     """
-    A call can be iterated once, like an asynchronous generator; it may be closed any
-    number of times.
+    A call can be iterated once, like an asynchronous generator, and closed any number
+    of times.
     """
     module, wrapper, proxy = store(clock, way)
     rows: Any = proxy.rows()
@@ -437,7 +437,7 @@ def test_a_call_that_is_closed_without_a_loop(
     clock: Clock, way: str, isAnswered: bool
 ) -> None:
     """
-    Closing a call that was never iterated gives it up, or closes what it returned.
+    Closing a call that was never iterated gives it up, or closes its result.
     """
     module, wrapper, proxy = store(clock, way)
     rows: Any = proxy.rows()
@@ -453,7 +453,7 @@ def test_a_call_that_is_closed_without_a_loop(
 
 class Both:
     """
-    An object that can be either awaited or entered, as several libraries return.
+    An object that can be awaited or entered, as several libraries return.
     """
 
     def __init__(self, module: Store) -> None:
@@ -478,7 +478,7 @@ def test_an_object_to_be_awaited_or_entered(
     clock: Clock, way: str, isEntered: bool
 ) -> None:
     """
-    The caller decides whether it is awaited or entered, in every state.
+    The caller decides whether to await the object or enter it, in every state.
     """
     module, wrapper, proxy = store(clock, way)
 
@@ -497,7 +497,8 @@ def test_an_object_to_be_awaited_or_entered(
 @ways
 def test_with_cannot_wait(clock: Clock, way: str) -> None:
     """
-    C{with} raises at once, and says what to write instead; the call is given up.
+    C{with} raises at once, and the error says what to write instead. The call is given
+    up.
     """
     module, wrapper, proxy = store(clock, way)
     step: Deferred[Any] = Deferred()
@@ -513,7 +514,8 @@ def test_with_cannot_wait(clock: Clock, way: str) -> None:
 @ways
 def test_a_call_may_be_awaited_and_then_entered(clock: Clock, way: str) -> None:
     """
-    A call can be awaited as ever; its result is the module's own.
+    A call may be awaited first: its result is the module's own object, which can then
+    be entered.
     """
     module, wrapper, proxy = store(clock, way)
 
@@ -529,7 +531,7 @@ def test_a_call_may_be_awaited_and_then_entered(clock: Clock, way: str) -> None:
     assert module.events[0] == "begin t"
 
 
-# How a call ends that yields nothing, and what its caller learns.
+# The ways in which a call ends without a result, and the error that its caller gets.
 ENDS: dict[str, type[BaseException]] = {
     "expires": QueueTimeout,
     "is refused": InitializationFailed,
@@ -545,8 +547,8 @@ ENDS: dict[str, type[BaseException]] = {
 @pytest.mark.parametrize("body", ["iterates", "raises", "returns"])
 def test_aclosing_a_call_that_ends_otherwise(clock: Clock, end: str, body: str) -> None:
     """
-    The loop raises the reason why the call ended. If there was no loop, the reason is
-    nobody's: C{aclosing()} raises the error of its body, or none.
+    The loop raises the reason why the call ended. Without a loop the reason is dropped,
+    and C{aclosing()} raises only the error of its body.
     """
     module = Store()
     step: Deferred[Any] = Deferred()
@@ -599,7 +601,7 @@ def test_aclosing_a_call_that_ends_otherwise(clock: Clock, end: str, body: str) 
 @pytest.mark.parametrize("isEntered", [True, False])
 def test_an_object_that_does_not_come(clock: Clock, end: str, isEntered: bool) -> None:
     """
-    A call that is refused is no object to be awaited or entered: both raise the reason.
+    If a call is refused, awaiting it and entering it both raise the reason.
     """
     module = Store()
     wrapper = QueuingWrapper(
@@ -637,8 +639,9 @@ def test_an_object_through_two_wrappers(
     clock: Clock, way: str, isTracked: bool, method: str
 ) -> None:
     """
-    A wrapper of a proxy passes the object on as it is, and the call is over; the caller
-    awaits it, enters it or leaves it alone. The result of a Deferred is not awaited.
+    A wrapper of a proxy passes the object on unchanged, and the call has ended: the
+    caller may await the object, enter it or ignore it. The result of a Deferred is not
+    awaited.
     """
     module, inner, _ = store(clock, way)
     outer = QueuingWrapper(

@@ -1,6 +1,6 @@
 """
-An exception becomes a response: clients learn what concerns them, the log learns
-the rest.
+An exception becomes a response: clients get a message that is meant for them, and the
+log gets the details.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from .websupport import (
 
 class Known(HTTPError):
     """
-    An error that is meant for clients.
+    An error whose message is meant for clients.
     """
 
 
@@ -155,8 +155,8 @@ def test_an_error_has_the_form_that_the_client_prefers(
     accept: str | bytes | list[str] | None,
 ) -> None:
     """
-    The default is a problem with the members of RFC 9457, C{error} and C{requestId};
-    a malformed header, or one that is too long, gets it, too.
+    The default form is a problem with the members of RFC 9457, C{error} and
+    C{requestId}, also for a malformed or too long Accept header.
     """
     headers = {} if accept is None else {"Accept": accept}
     answer = ask(makeRoot(Teller()), "/nowhere", headers=headers)
@@ -191,7 +191,7 @@ def test_an_error_has_the_form_that_the_client_prefers(
 @example(b"text/plain;q=1e999, */*;q=-1")
 def test_no_accept_header_breaks_an_error(accept: bytes) -> None:
     """
-    Whatever a client sends, it gets the sentence.
+    A client gets the message of the error whatever Accept header it sends.
     """
     assert b"Sorry" in Known("Sorry").toResponse([accept], "mine").body
 
@@ -205,7 +205,8 @@ def test_an_unexpected_error_is_told_to_the_log_alone(
     method: str, accept: str, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    Clients see a wire string and an id, by which an operator finds the traceback.
+    The response to an unexpected error has a fixed text and an id; an operator finds
+    the traceback by the id.
     """
     resource = failing(Trouble("hunter2"))
     answer = ask(resource, "/?a=1", method, {"Accept": accept})
@@ -229,7 +230,7 @@ def test_an_unexpected_error_is_told_to_the_log_alone(
 
 def test_a_failed_lookup_is_an_unexpected_error(loggedFailures: list[LogEvent]) -> None:
     """
-    Twisted's own page for it has no id.
+    A failed lookup is an unexpected error like any other, and has an id.
     """
 
     class Lost(AsyncResource):
@@ -246,8 +247,8 @@ def test_a_failed_lookup_is_an_unexpected_error(loggedFailures: list[LogEvent]) 
 
 class Hasty(Resource):
     """
-    A resource of Twisted's kind that fails after it has answered, or after the
-    client has left.
+    A resource of twisted.web that fails after it has responded, or after the client has
+    disconnected.
     """
 
     isLeaf = True
@@ -267,7 +268,8 @@ def test_an_error_that_is_too_late_is_logged(
     path: bytes, clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    No second response is sent; one that has begun is aborted.
+    An error that is too late is logged. No second response is sent, and an incomplete
+    one is aborted.
     """
     peer = Peer(Site(Hasty(), clock), clock)
     peer.send(get(path))
@@ -295,7 +297,8 @@ def test_no_request_forges_a_line_of_the_log(
     uri: bytes, shown: str, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    Control characters are refused or escaped, and what is too long is cut off.
+    A request cannot forge a line of the log: control characters are refused or escaped,
+    and long values are truncated.
     """
     (answer,) = answersTo(failing(Trouble("no")), get(uri))
     if answer.status == 500:
@@ -337,7 +340,7 @@ def test_development_shows_tracebacks(
     loggedFailures: list[LogEvent],
 ) -> None:
     """
-    Every form has the traceback with its causes, escaped; without development mode
+    In development mode every form has the escaped traceback with its causes; otherwise
     nothing of it is shown.
     """
     problem, plain, page = inEachForm(error, development=development)
@@ -356,8 +359,8 @@ def test_a_failure_remembers_the_traceback(
     raised: bool, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    An exception without a traceback, because it was never raised or because a
-    Deferred has cleaned it, is shown with its cause all the same.
+    An exception without a traceback, because it was never raised or because a Deferred
+    has cleaned it, is still shown with its cause.
     """
 
     def render(request: Request) -> Deferred[Response]:
@@ -400,8 +403,8 @@ def test_a_known_error_has_its_own_response(
     kind: type[ConstraintViolated], status: int, sentence: str
 ) -> None:
     """
-    The entry of the most derived type applies. Clients see its text alone; the
-    exception is logged as a warning, except for conflicts.
+    The entry of the most derived type applies. Clients see only its text; the exception
+    is logged as a warning, except for conflicts.
     """
     with logged() as events:
         answer = ask(failing(kind("users.email", "23505")))
@@ -415,8 +418,8 @@ def test_a_known_error_has_its_own_response(
 
 def test_an_error_for_clients_is_told_as_it_is() -> None:
     """
-    Its sentence and members reach the client in any letters; it is neither logged
-    nor has it a traceback.
+    The message and members of an error for clients reach the client in any script; the
+    error is neither logged nor shown with a traceback.
     """
     sentence = '"Zürich" <b>, \N{SNOWMAN}'
     error = Known(sentence)
@@ -429,7 +432,7 @@ def test_an_error_for_clients_is_told_as_it_is() -> None:
     assert "traceback" not in members
     assert (plain.status, plain.body.decode()) == (418, f"{sentence}\n(request mine)")
     assert "&quot;Zürich&quot; &lt;b&gt;" in page.body.decode()
-    # Errors of one class share nothing.
+    # Errors of one class share no state.
     assert "kettles" not in problemIn(ask(failing(Known("Another"))))
 
 
@@ -479,7 +482,7 @@ TIMEOUT = QueueTimeout("waited", 2.5, 30.0, State.RETRYING, 4)
         (Unavailable("own", float("inf")), "The service is not available", "1"),
         (Unavailable("own", float("nan")), "The service is not available", "1"),
         (Unavailable("own", -5.0), "The service is not available", "1"),
-        # A repeated request might do twice what should be done once.
+        # A repeated request might have its effect twice.
         (OutcomeUnknown("write"), INTERRUPTED, None),
     ],
     ids=repr,

@@ -1,6 +1,6 @@
 """
-A program whose required module has failed for good ends in good order, with exit status
-1, whatever runs it.
+A program whose required module has failed for good closes its modules and exits with
+status 1, under any runner.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ async def test_a_required_module_that_fails_for_good_ends_the_program(
     error: str,
 ) -> None:
     """
-    The exit status is 1, one line of the log names the module, all modules are closed
-    in the opposite order, and what is written at the end is not lost.
+    The exit status is 1, one log line names the module, all modules are closed in
+    reverse order, and buffered output is written.
     """
-    # Processes buffer their output by default.
+    # By default processes buffer their output.
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     source = MODULES + RUNNERS[runner].format(initialize=initialize)
     (tmp_path / "program.py").write_text(source)
@@ -142,7 +142,7 @@ async def test_a_required_module_that_fails_for_good_ends_the_program(
 @asynchronous
 async def test_a_server_whose_database_fails_for_good_ends(tmp_path: Path) -> None:
     """
-    The server stops as it does by a signal, but for the exit status.
+    The server stops as it does on a signal, except for the exit status.
     """
     words = ["--listen=tcp:0:interface=127.0.0.1", f"--database=sqlite:{tmp_path}"]
     async with running(tmp_path, "-n", "tsrv", *words, "--delay=0") as process:
@@ -178,7 +178,7 @@ class StoppedReactor:
 
 class BrokenStream(StringIO):
     """
-    A stream whose reader is gone.
+    A stream whose reader has closed it.
     """
 
     def flush(self) -> None:
@@ -189,8 +189,8 @@ def test_nothing_keeps_the_status_from_being_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """
-    The reactor may be stopping already, a stream may be broken, and other exit
-    functions run once before the process ends.
+    The exit status is set even if the reactor is already stopping, or a stream is
+    broken. Other exit functions run once before the process ends.
     """
     calls: list[tuple[Any, ...]] = []
 
