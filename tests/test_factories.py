@@ -1,5 +1,5 @@
 """
-madeBy: clients that a function makes, which exist only when they have connected.
+madeBy(): clients that a function makes, and that exist only while they are connected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .support import Trouble, resultOf
 
 class Client:
     """
-    A client that is connected when it exists.
+    A client that is connected as long as it exists.
     """
 
     version = 1
@@ -45,7 +45,7 @@ class Client:
 
 class Factory:
     """
-    Makes clients when the test says so, also when an attempt was cancelled.
+    Makes clients when the test says so, even for a cancelled attempt.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Factory:
 @pytest.fixture
 def factory() -> Factory:
     """
-    Makes clients.
+    A factory of clients.
     """
     return Factory()
 
@@ -88,8 +88,8 @@ def wrapped(
 
 def test_calls_wait_for_the_first_client(clock: Clock, factory: Factory) -> None:
     """
-    The proxy has the methods of the clients before there is one, and its properties
-    when there is. Closing the wrapper closes the client.
+    The proxy has the methods of the clients before the first client exists, and its
+    properties afterwards. Closing the wrapper closes the client.
     """
     wrapper = wrapped(clock, factory)
     proxy = wrapper.proxy
@@ -113,7 +113,7 @@ def test_calls_wait_for_the_first_client(clock: Clock, factory: Factory) -> None
 def test_each_attempt_makes_a_client(clock: Clock, factory: Factory) -> None:
     """
     After a failure, and after a loss, another client is made; the lost one is closed
-    first. Calls go to the present one.
+    first. Calls go to the current client.
     """
     wrapper = wrapped(clock, factory)
     wrapper.initialize()
@@ -135,7 +135,7 @@ def test_each_attempt_makes_a_client(clock: Clock, factory: Factory) -> None:
 @pytest.mark.parametrize("then", ["closed", "another attempt"])
 def test_a_client_that_nobody_needs(clock: Clock, factory: Factory, then: str) -> None:
     """
-    If an attempt was given up, and makes a client nevertheless, this one is closed.
+    If an attempt was given up and makes a client nevertheless, the client is closed.
     """
     wrapper = wrapped(clock, factory, attemptTimeout=5.0)
     wrapper.initialize()
@@ -155,8 +155,8 @@ def test_a_client_that_nobody_needs(clock: Clock, factory: Factory, then: str) -
 @pytest.mark.parametrize("isAsync", [False, True])
 def test_ways_to_make_and_to_close(clock: Clock, isAsync: bool) -> None:
     """
-    The function may return the client itself or an awaitable. A client needs no
-    close(), or has another one.
+    The function may return the client itself or an awaitable. A client may have no
+    close(), or a method with another name.
     """
     closed: list[object] = []
 
@@ -181,8 +181,8 @@ def test_ways_to_make_and_to_close(clock: Clock, isAsync: bool) -> None:
 
 def test_the_module_without_a_client(factory: Factory) -> None:
     """
-    A method that is taken from the module itself goes to the present client; there is
-    an error that says so if there is none.
+    A method that is taken from the module itself goes to the current client. Without a
+    client it raises an error that says so.
     """
     module: Any = madeBy(factory, Client)
     read = module.read

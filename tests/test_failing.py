@@ -1,5 +1,5 @@
 """
-fail(): the initialisation is given up from outside, or by what it calls.
+fail(): the initialisation is given up from outside, or by foreign code that it calls.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CAN_FAIL = [State.NEW, State.INITIALIZING, State.RETRYING, State.LOST]
 @pytest.mark.parametrize("state", CAN_FAIL)
 def test_everybody_gets_the_reason(clock: Clock, state: State) -> None:
     """
-    After fail() queued calls, waiters and later calls get InitializationFailed with
-    the reason as its cause, nothing runs, and no timer is left.
+    After fail(), queued calls, waiters and later calls get InitializationFailed with
+    the reason as its cause. No call runs, and no timer is left.
     """
     module, wrapper, proxy = inState(clock, state, attemptTimeout=9.0)
     attempts = len(module.attempts)
@@ -82,7 +82,7 @@ def test_fail_is_illegal_in_other_states(clock: Clock, state: State) -> None:
 @pytest.mark.parametrize("state", CAN_FAIL)
 def test_initialized_again(clock: Clock, state: State) -> None:
     """
-    After fail() the wrapper may be initialised as if nothing had been.
+    After fail() the wrapper may be initialised again.
     """
     module, wrapper, proxy = inState(clock, state)
     wrapper.fail(Trouble())
@@ -108,8 +108,8 @@ def test_foreign_code_gives_up(
     isRaising: bool,
 ) -> None:
     """
-    The module, its canceller and the retry policy may give up, close or begin again
-    while they are called, and raise an error then; the attempt in progress has no
+    The module, its canceller and the retry policy may fail, close or initialise the
+    wrapper while it calls them, and then raise an error; the attempt in progress has no
     effect.
     """
     reason = Trouble("given up")
@@ -160,11 +160,11 @@ def test_foreign_code_gives_up(
     else:
         assert first.error.__cause__ is reason
     if how == "begins again":
-        # One that cannot be cancelled is still pending.
+        # An attempt that cannot be cancelled is still pending.
         [each for each in attempts if not each.called][-1].callback(None)
         assert (again[0].value, wrapper.state) == (None, State.READY)
     shut(wrapper)
-    # Nobody is interested any more, so nobody has to handle the errors.
+    # Nobody waits for these Deferreds any more, so nobody has to handle their errors.
     for lost in losses:
         lost.errback(Trouble("cut off"))
     # The error of a canceller is logged.
@@ -175,7 +175,8 @@ def test_foreign_code_gives_up(
 @pytest.mark.parametrize("how", ["close", "initialize"])
 def test_a_canceller_acts_when_the_wrapper_fails(clock: Clock, how: str) -> None:
     """
-    What the canceller of the attempt does while the wrapper fails comes last.
+    If the canceller of the attempt closes or initialises the wrapper during fail(),
+    this takes effect last.
     """
     attempts: list[Deferred[None]] = []
 
@@ -209,7 +210,7 @@ def test_a_canceller_acts_when_the_wrapper_fails(clock: Clock, how: str) -> None
 @pytest.mark.parametrize("reason", ["rotated", Trouble, None, 1, Failure])
 def test_a_reason_that_is_no_error(clock: Clock, act: str, reason: Any) -> None:
     """
-    fail() and reset() raise TypeError, and change nothing, if the reason is no
+    fail() and reset() raise TypeError, and change nothing, if the reason is not an
     exception.
     """
     module, wrapper, proxy = inState(clock, State.INITIALIZING)
@@ -226,7 +227,7 @@ def test_a_reason_that_is_no_error(clock: Clock, act: str, reason: Any) -> None:
 @pytest.mark.parametrize("act", ["fail", "reset"])
 def test_a_reason_that_is_a_failure(clock: Clock, act: str) -> None:
     """
-    A reason may be the failure that an errback gets; the error counts.
+    The reason may be the failure that an errback gets; its error counts.
     """
     _, wrapper, proxy = inState(clock, State.LOST, timeout=5.0)
     call = resultOf(proxy.write(1))
@@ -264,8 +265,8 @@ def test_a_foreign_reason_that_is_no_error(
     clock: Clock, reason: Any, where: str, end: str
 ) -> None:
     """
-    A Deferred of the module may fail with anything, for example with a string: queued
-    calls end all the same, with an error that tells it.
+    A Deferred of the module may fail with any object, for example a string. Queued
+    calls then get an error that contains it.
     """
     pings: list[Deferred[None]] = []
 

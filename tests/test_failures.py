@@ -1,5 +1,5 @@
 """
-Calls of a ready module that fail are counted and logged, however many they are.
+Failed calls of a ready module are counted and logged, however many there are.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def test_each_code_is_logged_at_most_every_ten_seconds(
     clock: Clock, failures: Failures
 ) -> None:
     """
-    The first failure is logged at once, and later lines have the number of failures
-    in between.
+    The first failure of each code is logged at once; later lines have the number of
+    failures in between.
     """
 
     def linesOf(code: str, times: int) -> list[str]:
@@ -72,7 +72,7 @@ def test_a_clock_that_is_set_back_does_not_silence_the_log(
     clock: Clock, failures: Failures
 ) -> None:
     """
-    The next failure is logged.
+    After the clock is set back, the next failure is logged.
     """
     failures.add("FULL", "no room")
     clock.rightNow -= 3600
@@ -83,7 +83,7 @@ def test_a_clock_that_is_set_back_does_not_silence_the_log(
 
 def test_the_number_of_codes_is_bounded(clock: Clock, failures: Failures) -> None:
     """
-    Functions of a database may raise any code; what is one too many counts as other.
+    A database may raise any code; beyond the bound, further codes count as C{other}.
     """
     with logged() as events:
         for number in range(100):
@@ -116,7 +116,8 @@ ENDLESS = Statement(
 @asynchronous
 async def test_a_failure_has_the_id_of_its_request(url: str) -> None:
     """
-    Also if another request had the connection before.
+    A failure is logged with the id of its request, also if another request used the
+    connection before.
     """
     with written() as lines:
         async with opened(url, connections=1, statementTimeout=0.3) as module:
@@ -134,7 +135,8 @@ async def test_a_failure_has_the_id_of_its_request(url: str) -> None:
 @asynchronous
 async def test_a_failure_counts_although_the_client_has_left(database: Shared) -> None:
     """
-    Clients may have less patience than the database.
+    A failure counts although the client has disconnected, since clients may have less
+    patience than the database.
     """
     begun = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'WITH RECURSIVE%'"
     with written() as lines:
@@ -152,7 +154,7 @@ async def test_a_failure_counts_although_the_client_has_left(database: Shared) -
 @asynchronous
 async def test_what_a_user_may_cause_is_no_failure(url: str) -> None:
     """
-    A violated constraint is an answer.
+    A violated constraint does not count as a failure of the module.
     """
     make = ["CREATE TABLE things (name VARCHAR(9) PRIMARY KEY)"]
     schema = Schema("things", {"sqlite": [make], "postgresql": [make]})
@@ -168,7 +170,7 @@ async def test_what_a_user_may_cause_is_no_failure(url: str) -> None:
 @asynchronous
 async def test_a_full_queue_is_a_failure(database: Shared) -> None:
     """
-    A statement that may not wait for one is counted.
+    A statement that fails because the queue is full counts as a failure.
     """
     sleep = Statement("SELECT 1 FROM pg_sleep(?)")
     async with opened(database.url, connections=1, limit=1) as module:
@@ -184,7 +186,8 @@ async def test_a_full_queue_is_a_failure(database: Shared) -> None:
 @asynchronous
 async def test_a_store_shows_the_failures_of_its_own_database(tmp_path: Path) -> None:
     """
-    Failures of a database that the store shares are counted by the database alone.
+    Failures of a shared database are counted by the database alone, and not by the
+    store.
     """
     from twisted.internet import reactor
 
@@ -209,7 +212,7 @@ async def test_a_store_shows_the_failures_of_its_own_database(tmp_path: Path) ->
 @asynchronous
 async def test_an_operator_sees_why_writes_fail(tmp_path: Path) -> None:
     """
-    A table that is locked is in the log, with the id of the first request, and in the
+    A locked table appears in the log, with the id of the first request, and in the
     metrics.
     """
     path = tmp_path / "users.db"

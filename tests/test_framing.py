@@ -1,5 +1,5 @@
 """
-A request means the same to every reader, or it is refused.
+A request means the same to every server, or it is refused.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def splits(data: bytes) -> Iterator[list[bytes]]:
 
 class Served:
     """
-    A site in memory, for connections one after the other.
+    A site in memory, for one connection after another.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Served:
 
     def check(self, framing: Framing, segments: list[bytes]) -> None:
         """
-        Send a framing and the marker, and check what becomes of them.
+        Send a framing and the marker, and check the responses.
         """
         peer = Peer(self.site, self.clock)
         for segment in segments:
@@ -88,7 +88,7 @@ class Served:
 
     def take(self) -> list[Seen]:
         """
-        @return: What the resource has seen since the last call.
+        @return: The requests that the resource has seen since the last call.
         """
         seen, self.recorder.seen = self.recorder.seen, []
         return seen
@@ -99,9 +99,9 @@ class Served:
 )
 def test_a_request_means_the_same_however_it_arrives(framing: Framing) -> None:
     """
-    A request that can be read in two ways is refused, and nothing behind it is carried
-    out; after an unusual one the next request is answered. It does not matter where
-    the network cuts them, and other connections are not disturbed.
+    An ambiguous request is refused, and nothing behind it is carried out; after an
+    unusual one the next request is answered. This does not depend on how the network
+    cuts the data, and other connections are not disturbed.
     """
     served = Served()
     for segments in splits(framing.data + MARKER):
@@ -125,8 +125,8 @@ def test_a_request_means_the_same_however_it_arrives(framing: Framing) -> None:
 )
 def test_what_cannot_become_a_request_is_refused_at_once(data: bytes) -> None:
     """
-    A client that speaks another protocol, or ends its lines with LF alone, does not
-    wait in vain.
+    A client that speaks another protocol, or ends its lines with LF alone, is refused
+    at once.
     """
     served = Served()
     peer = Peer(served.site, served.clock)
@@ -137,7 +137,7 @@ def test_what_cannot_become_a_request_is_refused_at_once(data: bytes) -> None:
 
 def test_the_host_of_a_url_replaces_the_other_one() -> None:
     """
-    If the target is a URL its host is the one that a resource sees (RFC 9112, 3.2.2).
+    The host of an absolute URL is the host that a resource sees (RFC 9112, 3.2.2).
     """
     served = Served()
     peer = Peer(served.site, served.clock)

@@ -1,5 +1,6 @@
 """
-Calls that are given up by their callers or by the queue: cancelling, timeouts, limits.
+Calls that are given up by their callers or by the queue: cancellation, timeouts,
+limits.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from .support import Module, Refused, Trouble, ready, resultOf, shut, wrap
 @pytest.mark.parametrize("queued", [False, True])
 def test_cancelled_in_progress(clock: Clock, handled: bool, queued: bool) -> None:
     """
-    Cancelling a call in progress cancels the module's own Deferred; the module may
-    answer with a result of its own.
+    Cancelling a call in progress cancels the module's own Deferred; the module may end
+    it with a result of its own.
     """
 
     class Stoppable(Module):
@@ -62,7 +63,7 @@ def test_cancelled_when_ready(clock: Clock) -> None:
 
 def test_cancelled_after_the_end(clock: Clock) -> None:
     """
-    Cancelling a call whose callback has returned a Deferred cancels that one.
+    Cancelling a call whose callback has returned a Deferred cancels that Deferred.
     """
     module, wrapper, proxy = wrap(clock)
     further: Deferred[None] = Deferred()
@@ -127,7 +128,7 @@ def test_a_cancelled_call_lets_go_of_its_arguments(clock: Clock) -> None:
 
 def test_limit(clock: Clock) -> None:
     """
-    One call too many fails at once; a call that is given up makes room.
+    One call too many fails at once; a call that is given up makes room for another one.
     """
     module, wrapper, proxy = wrap(clock, limit=2)
     calls = [proxy.write(number) for number in range(2)]
@@ -144,7 +145,7 @@ def test_limit(clock: Clock) -> None:
 
 def test_limit_of_zero(clock: Clock) -> None:
     """
-    A wrapper with limit=0 queues nothing, and passes calls when it is ready.
+    A wrapper with limit=0 queues nothing, and passes calls on in READY.
     """
     module, wrapper, proxy = wrap(clock, limit=0)
     assert isinstance(resultOf(proxy.write(0)).error, QueueFull)
@@ -158,8 +159,8 @@ def test_limit_of_zero(clock: Clock) -> None:
 
 def test_timeout(clock: Clock) -> None:
     """
-    A call that is not started in time fails with everything that is known about
-    the reason, and is never started.
+    A call that is not started in time is never started, and fails with everything that
+    is known about the reason.
     """
     module, wrapper, proxy = wrap(clock, timeout=3.0, name="the users")
     wrapper.initialize()
@@ -185,7 +186,7 @@ def test_timeout(clock: Clock) -> None:
 @pytest.mark.parametrize("isLazy", [True, False])
 def test_nobody_has_initialized_the_module(clock: Clock, isLazy: bool) -> None:
     """
-    The error of a call that times out says that initialize() was never called.
+    If a call times out and initialize() was never called, the error says so.
     """
     lazy = (lambda: None) if isLazy else False
     _, _, proxy = wrap(clock, timeout=3.0, name="the users", lazy=lazy)
@@ -199,7 +200,7 @@ def test_nobody_has_initialized_the_module(clock: Clock, isLazy: bool) -> None:
 
 def test_a_deadline_for_one_call(clock: Clock) -> None:
     """
-    A queued call with a timeout of its own is never started after it.
+    A queued call that is cancelled by a timeout of its own is never started.
     """
     module, wrapper, proxy = wrap(clock)
     short = resultOf(proxy.write(1).addTimeout(2, clock))
@@ -216,7 +217,7 @@ def test_a_deadline_for_one_call(clock: Clock) -> None:
 
 def test_no_timeout(clock: Clock) -> None:
     """
-    With timeout=None a call waits for ever, without a timer.
+    With timeout=None a call waits without a time limit, and without a timer.
     """
     module, wrapper, proxy = wrap(clock, timeout=None)
     result = resultOf(proxy.write(1))
@@ -229,7 +230,8 @@ def test_no_timeout(clock: Clock) -> None:
 
 def test_one_timer_for_all(clock: Clock) -> None:
     """
-    A thousand queued calls need one timer, and each of them has its own deadline.
+    A thousand queued calls need one timer, and each of them expires at its own
+    deadline.
     """
     _, wrapper, proxy = wrap(clock, timeout=5.0)
     for number in range(1000):
@@ -246,7 +248,7 @@ def test_one_timer_for_all(clock: Clock) -> None:
 
 def test_times_that_cannot_be_told_apart(clock: Clock) -> None:
     """
-    Rounding errors do not make a call miss its deadline.
+    A call does not miss its deadline because of rounding errors.
     """
     _, _, proxy = wrap(clock, timeout=0.1)
     clock.advance(1e9 + 0.3)
@@ -257,7 +259,7 @@ def test_times_that_cannot_be_told_apart(clock: Clock) -> None:
 
 def test_errors_say_when_to_try_again(clock: Clock) -> None:
     """
-    Errors carry the seconds until the next attempt, if one is scheduled.
+    Errors have the seconds until the next attempt, if one is scheduled.
     """
     module, wrapper, proxy = wrap(clock, limit=0, retryPolicy=lambda attempts: 8.0)
     errors: list[Any] = [resultOf(proxy.write(1)).error]
@@ -272,7 +274,7 @@ def test_errors_say_when_to_try_again(clock: Clock) -> None:
 
 def test_when_a_predictable_module_will_be_ready(clock: Clock) -> None:
     """
-    A module that knows how long it takes is asked.
+    If a module can predict its initialisation, errors have its prediction.
     """
     wrapper = QueuingWrapper(AsyncModule(clock, 10), clock, limit=0)
     assert wrapper.retryAfter() is None
@@ -304,7 +306,7 @@ def test_options_that_make_no_sense(
     clock: Clock, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     """
-    An option that is out of range or of the wrong type is refused.
+    An invalid option is refused.
     """
     with pytest.raises(error, match=message):
         wrap(clock, **options)
@@ -312,7 +314,7 @@ def test_options_that_make_no_sense(
 
 def test_a_module_that_cannot_be_initialized(clock: Clock) -> None:
     """
-    An object without initialize() is refused, by its name.
+    An object without initialize() is refused, and the error names it.
     """
     with pytest.raises(TypeError, match="the users has no initialize"):
         QueuingWrapper(object(), clock, name="the users")

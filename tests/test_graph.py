@@ -1,5 +1,5 @@
 """
-What is wrong with the needs of modules is found before anything starts.
+Errors in the needs of modules are found before anything starts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tsrv.starting.graph import GraphError, checkGraph
 )
 def test_a_good_graph(needs: Mapping[str, Sequence[str]]) -> None:
     """
-    Modules may share needs.
+    Several modules may have the same need.
     """
     checkGraph(needs)
 
@@ -56,7 +56,7 @@ def test_an_error_shows_the_path(
     needs: Mapping[str, Sequence[str]], message: str
 ) -> None:
     """
-    The error names the modules that lead to it, and suggests a similar name.
+    The error names the modules on the path to it, and suggests a similar name.
     """
     with pytest.raises(GraphError) as raised:
         checkGraph(needs)
@@ -66,7 +66,7 @@ def test_an_error_shows_the_path(
 
 def test_a_long_chain() -> None:
     """
-    A chain that is longer than the recursion limit is checked.
+    A chain that is longer than the recursion limit can be checked.
     """
     size = 20_000
     needs = {str(number): [str(number + 1)] for number in range(size)}
@@ -81,7 +81,7 @@ def test_a_long_chain() -> None:
 @given(st.data())
 def test_every_cycle_is_found(data: st.DataObject) -> None:
     """
-    The path of an error is a cycle; a graph without an error has an order.
+    The error of a cyclic graph shows a cycle; any other graph has an order.
     """
     size = data.draw(st.integers(1, 8))
     numbers = st.lists(st.integers(0, size - 1), max_size=3)

@@ -1,6 +1,5 @@
 """
-Operators and their tools learn whether the program is alive and ready, and how its
-start-up went.
+Health pages: whether the program is alive and ready, and how its start-up went.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def askReady(program: Program, accept: str = "*/*") -> Answer:
 
 def missing(program: Program) -> list[str]:
     """
-    @return: The status of a program that is not ready, and a line for each missing
-        module: its name, its status, the seconds and the reason.
+    @return: The status of a program that is not ready, and for each missing module its
+        name, its status, the seconds and the reason.
     """
     answer = askReady(program)
     assert answer.status == 503
@@ -64,7 +63,7 @@ def report(program: Program, showErrors: bool = False) -> dict[str, Any]:
 
 def test_a_program_is_alive_while_the_reactor_runs() -> None:
     """
-    No module is asked, so a module that hangs does not matter.
+    No module is called, so a module that hangs does not matter.
     """
     answer = askPage(Live())
     assert (answer.status, answer.body) == (200, b"alive\n")
@@ -74,7 +73,7 @@ def test_a_program_is_alive_while_the_reactor_runs() -> None:
 
 def test_missing_modules_are_listed(program: Program) -> None:
     """
-    Before and during the start-up the missing modules are listed, with the reasons.
+    Before and during the start-up, missing modules are listed with the reasons.
     """
     program.add("configuration")
     program.add("database", "configuration")
@@ -101,7 +100,8 @@ def test_missing_modules_are_listed(program: Program) -> None:
 
 def test_a_retried_module_has_its_error_and_next_attempt(program: Program) -> None:
     """
-    The type of the last error is shown, and Retry-After is the next attempt.
+    A retried module has the type of its last error, and Retry-After is the time until
+    its next attempt.
     """
     program.add("database")
     program.start()
@@ -119,7 +119,7 @@ def test_a_retried_module_has_its_error_and_next_attempt(program: Program) -> No
 
 def test_retry_after_is_the_longest_wait(program: Program) -> None:
     """
-    A client that comes back for the first of two modules comes too early.
+    Retry-After is the longest wait of all missing modules.
     """
     delays = {"cache": 20.0, "database": 70.0}
     for name, delay in delays.items():
@@ -132,7 +132,7 @@ def test_retry_after_is_the_longest_wait(program: Program) -> None:
 
 def test_a_lost_module_is_missing_since_its_loss(program: Program) -> None:
     """
-    Attempts after a loss do not change for how long the module has been missing.
+    A lost module is missing since its loss, whatever its attempts do.
     """
     program.add("database")
     program.start()
@@ -208,7 +208,7 @@ def test_a_paused_module_is_missing(program: Program) -> None:
 
 def test_a_module_that_restarts_with_a_lost_one_is_missing(program: Program) -> None:
     """
-    A module that is held for another one says so.
+    A module that is held until another one has restarted says so.
     """
     program.add("database")
     program.add("cache", restartWith=["database"])
@@ -222,8 +222,8 @@ def test_a_module_that_restarts_with_a_lost_one_is_missing(program: Program) -> 
 
 def test_a_lazy_module_is_not_missing(program: Program) -> None:
     """
-    A lazy module that nobody has called does not make the program unready. One that
-    has failed for good is missing since then.
+    A lazy module that was never called does not make the program unready. If it has
+    failed for good, it is missing since then.
     """
     program.add("a")
     wrapper = program.add("mail", lazy=True)
@@ -244,7 +244,7 @@ def test_a_lazy_module_is_not_missing(program: Program) -> None:
 
 def test_failed_and_skipped_modules_are_listed(program: Program) -> None:
     """
-    A module that failed for good is listed with the modules that need it.
+    A module that failed for good is listed together with the modules that need it.
     """
     program.add("configuration")
     program.add("database", "configuration")
@@ -261,7 +261,7 @@ def test_failed_and_skipped_modules_are_listed(program: Program) -> None:
 
 def test_optional_modules_may_be_missing(program: Program) -> None:
     """
-    A program without its optional modules is ready, and says so.
+    A program without its optional modules is ready, and lists them.
     """
     program.add("database")
     program.add("mail", required=False)
@@ -275,7 +275,7 @@ def test_optional_modules_may_be_missing(program: Program) -> None:
 
 def test_a_stopping_program_is_not_ready(program: Program) -> None:
     """
-    A program is not ready as soon as its stop is announced.
+    A program is not ready from the moment its stop is announced.
     """
     program.add("database")
     program.start()
@@ -290,7 +290,7 @@ def test_a_stopping_program_is_not_ready(program: Program) -> None:
 
 def test_the_list_of_missing_modules_is_bounded(program: Program) -> None:
     """
-    At most 100 missing modules are listed, and 3 of them named.
+    At most 100 missing modules are counted, and 3 of them named.
     """
     for number in range(150):
         program.add(f"m{number}")
@@ -305,7 +305,7 @@ def test_the_list_of_missing_modules_is_bounded(program: Program) -> None:
 
 def test_text_clients_get_the_message(program: Program) -> None:
     """
-    A client that prefers text gets the message alone.
+    A client that prefers text gets only the message.
     """
     for name in "abc":
         program.add(name)
@@ -321,7 +321,7 @@ def test_text_clients_get_the_message(program: Program) -> None:
 
 def test_messages_are_hidden_from_the_public(program: Program) -> None:
     """
-    Operators see the whole report; the public sees the types of errors alone.
+    Operators see the whole report; the public sees only the types of errors.
     """
     program.add("database", closeTimeout=None)
     program.start()

@@ -1,5 +1,5 @@
 """
-The history of a module: attempts, losses, and the time that calls waited.
+The history of a module: attempts, losses, and the time of calls in the queue.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ values = st.one_of(st.sampled_from([*SECONDS, 0.0, -0.0]), st.floats(-10, 1000))
 @example(batches=[[-1.0, -1.0], [0.001]])
 def test_counting_many_is_counting_each(batches: list[list[float]]) -> None:
     """
-    observeAll() counts as observe() does, leaves its argument alone, and counts
+    observeAll() counts like observe(), does not change its argument, and counts
     negative values as zero.
     """
     one, many = Histogram(), Histogram()
@@ -65,7 +65,7 @@ def test_counting_many_is_counting_each(batches: list[list[float]]) -> None:
 
 def test_the_first_and_the_last_episodes_are_kept() -> None:
     """
-    Of many episodes the first 5 and the last 20 are kept; all are counted.
+    Of many episodes, the first 5 and the last 20 are kept; all are counted.
     """
     episodes: Episodes[int] = Episodes()
     for number in range(25):
@@ -79,8 +79,7 @@ def test_the_first_and_the_last_episodes_are_kept() -> None:
 
 def test_the_history_of_a_module(clock: Clock) -> None:
     """
-    The history tells the time, the duration and the error of each attempt and each
-    loss.
+    The history has the time, the duration and the error of each attempt and each loss.
     """
     clock.advance(100)
     module, wrapper, _ = wrap(clock)
@@ -121,7 +120,7 @@ def test_the_history_of_a_module(clock: Clock) -> None:
 @pytest.mark.parametrize("how", ["close", "fail", "overdue"])
 def test_an_attempt_that_is_given_up_counts(clock: Clock, how: str) -> None:
     """
-    The duration of an attempt that was given up is recorded, once.
+    The duration of an attempt that was given up is recorded once.
     """
     _, wrapper, _ = inState(clock, State.INITIALIZING, attemptTimeout=4.0)
     clock.advance(4 if how == "overdue" else 2)
@@ -147,7 +146,7 @@ def test_an_attempt_that_is_given_up_counts(clock: Clock, how: str) -> None:
 
 def test_no_error_is_kept_alive(clock: Clock) -> None:
     """
-    The history keeps the text of an error, and neither the error nor its frames.
+    The history keeps the text of an error, but neither the error nor its frames.
     """
 
     def fail(deferred: Deferred[None]) -> ref[Trouble]:
@@ -196,13 +195,13 @@ def test_an_error_is_one_line(error: BaseException | None, text: str) -> None:
     assert len(line) <= len("Trouble: ") + 1000
 
 
-# The time that calls waited.
+# The time of calls in the queue.
 
 
 def observed(wrapper: QueuingWrapper[Module]) -> tuple[int, float]:
     """
-    @return: The number of calls that left the queue, and the seconds that they
-        waited altogether.
+    @return: The number of calls that left the queue, and the sum of the seconds that
+        they were queued.
     """
     histogram = wrapper.history.queueSeconds
     return sum(histogram.counts), histogram.total
@@ -210,7 +209,7 @@ def observed(wrapper: QueuingWrapper[Module]) -> tuple[int, float]:
 
 def test_a_call_that_waits_twice_is_observed_twice(clock: Clock) -> None:
     """
-    A call that is queued again at a loss waits again from then on.
+    A call that is queued again at a loss has a new time in the queue.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     result = resultOf(proxy.read(1))

@@ -1,5 +1,5 @@
 """
-Modules, policies and errors that do not behave.
+Modules, policies and errors that misbehave.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .support import Module, Trouble, lose, ready, recover, resultOf, shut, wrap
 
 class Looked:
     """
-    A descriptor that tells the module when it is read.
+    A descriptor that notifies the module when it is read.
     """
 
     def __get__(self, instance: Any, owner: type) -> object:
@@ -47,9 +47,9 @@ class Looked:
 
 class Looking(Module):
     """
-    A module that calls a function when it is looked at.
+    A module that calls a function when its attributes are looked up.
 
-    @ivar look: Takes where the module is looked at.
+    @ivar look: Called with the place of the lookup.
     """
 
     look: Callable[[str], object] = bool
@@ -62,7 +62,7 @@ class Looking(Module):
 
 class Watchful(Looking):
     """
-    A module that also learns which methods are looked up.
+    A module that also notices which methods are looked up.
     """
 
     def __getattribute__(self, name: str) -> Any:
@@ -78,8 +78,8 @@ def test_the_module_goes_away_while_it_is_looked_at(
     clock: Clock, where: str, act: str, used: str
 ) -> None:
     """
-    If the module goes away while its names and methods are looked up nobody learns
-    that it is ready, and the proxy goes on queuing or refusing.
+    If the module is lost or closed while its names and methods are looked up, nobody
+    learns that it is ready, and the proxy keeps queuing or refusing calls.
     """
     module = Watchful() if where == "__getattribute__" else Looking()
     wrapper = QueuingWrapper(
@@ -151,7 +151,7 @@ def test_a_call_while_the_module_is_looked_at(
     clock: Clock, where: str, isPaused: bool, used: bool
 ) -> None:
     """
-    A call while names are looked up is made in its turn, and waiters learn that the
+    A call during the lookup of names runs in its turn, and waiters learn that the
     module is ready, also after a short pause.
     """
     module = Watchful() if where == "__getattribute__" else Looking()
@@ -179,7 +179,8 @@ def test_a_call_while_the_module_is_looked_at(
 
 def test_the_module_becomes_ready_while_a_method_is_looked_up(clock: Clock) -> None:
     """
-    The method works all the same, and a later look-up finds the module's own.
+    If the module becomes ready while a method is looked up, the method works, and a
+    later lookup finds the module's own.
     """
     module = Watchful()
     wrapper = QueuingWrapper(module, clock, settles=True)
@@ -199,7 +200,8 @@ def test_the_module_becomes_ready_while_a_method_is_looked_up(clock: Clock) -> N
 
 def test_the_module_is_lost_while_a_made_up_method_is_looked_up(clock: Clock) -> None:
     """
-    A call of a method that the module makes up is queued then.
+    If the module is lost while a dynamic method is looked up, a call of that method is
+    queued.
     """
 
     class Inventing(Module):
@@ -232,7 +234,7 @@ class Unspeakable(Exception):
 
 def test_an_error_that_cannot_be_printed(clock: Clock) -> None:
     """
-    A log line that fails does not stop the retries.
+    A log line that cannot be written does not stop the retries.
     """
     module, wrapper, _ = wrap(clock)
     resultOf(wrapper.initialize())
@@ -251,7 +253,7 @@ def test_an_error_that_cannot_be_printed(clock: Clock) -> None:
 )
 def test_errors_of_any_kind(clock: Clock, error: BaseException) -> None:
     """
-    All callers get an answer, also after an error that is not an C{Exception}.
+    Every call ends, also after an error that is not an C{Exception}.
     """
 
     async def closing() -> None:
@@ -281,8 +283,8 @@ def test_errors_of_any_kind(clock: Clock, error: BaseException) -> None:
 
 def test_a_module_that_ignores_cancellations(clock: Clock) -> None:
     """
-    The time limit of C{close()} holds all the same, and then each call ends: a
-    cancelled one with C{CancelledError}.
+    The time limit of C{close()} holds although the module ignores cancellation. Then
+    each call ends, a cancelled one with C{CancelledError}.
     """
 
     class Stubborn(Module):
@@ -308,7 +310,7 @@ def test_a_module_that_ignores_cancellations(clock: Clock) -> None:
 
 def test_a_timeout_may_be_fatal(clock: Clock) -> None:
     """
-    C{fatal=TimeoutError} means the timeout of an attempt, too.
+    With C{fatal=TimeoutError}, a timeout of an attempt is fatal.
     """
     _, wrapper, _ = wrap(clock, attemptTimeout=1.0, fatal=TimeoutError)
     result = resultOf(wrapper.initialize())
@@ -319,7 +321,8 @@ def test_a_timeout_may_be_fatal(clock: Clock) -> None:
 
 def test_the_error_of_a_policy_is_the_reason(clock: Clock) -> None:
     """
-    A module that was lost without a reason fails with the policy's.
+    If a module was lost without a reason, and the retry policy raises, the error of the
+    policy is the reason.
     """
     error = Trouble("that was it")
 
@@ -353,7 +356,7 @@ def test_predictions_that_make_no_sense(
     clock: Clock, says: object, seconds: float | None
 ) -> None:
     """
-    They do not replace the error that they were made for.
+    An invalid prediction does not replace the error that it was made for.
     """
     module = Oracle()
     module.says = says
@@ -373,7 +376,7 @@ def test_predictions_that_make_no_sense(
 
 class Nameless:
     """
-    A callable object that has no name.
+    A callable object without a name.
     """
 
     @property
@@ -395,7 +398,7 @@ class Awaitable:
 
 def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
     """
-    An ordinary decorator.
+    Decorate a function.
     """
 
     @wraps(function)
@@ -452,9 +455,8 @@ class Client:
 )
 def test_methods_of_any_kind(clock: Clock, name: str) -> None:
     """
-    Below a decorator, or as an object, a coroutine function returns a Deferred, also
-    when the module is ready; a callable without a name, or one that claims to wrap
-    itself, can be called.
+    A decorated coroutine function, or a callable object, returns a Deferred in READY,
+    too. A callable without a name, or with a circular C{__wrapped__}, can be called.
     """
     wrapper: Any = QueuingWrapper(Client(), clock)
     early = resultOf(getattr(wrapper.proxy, name)())
@@ -467,7 +469,8 @@ def test_methods_of_any_kind(clock: Clock, name: str) -> None:
 
 def test_initializing_by_the_proxy_means_the_wrapper(clock: Clock) -> None:
     """
-    So do closing, methods with other names, and methods with several.
+    Calling initialize() through the proxy initialises the wrapper. The same holds for
+    closing, for methods with other names, and for methods with several names.
     """
     client: Any = Client()
     wrapper: Any = QueuingWrapper(client, clock)
@@ -484,7 +487,7 @@ def test_initializing_by_the_proxy_means_the_wrapper(clock: Clock) -> None:
 
 def test_an_attribute_may_be_called_close(clock: Clock) -> None:
     """
-    The price at which the market closed closes no module.
+    An attribute C{close} that is not callable does not close the module.
     """
 
     class Market:
@@ -501,8 +504,8 @@ def test_an_attribute_may_be_called_close(clock: Clock) -> None:
 
 def test_a_client_that_invents_everything(clock: Clock) -> None:
     """
-    The methods of C{ServerProxy} answer any question about themselves with another
-    method, and may be named in C{replay}.
+    An object that has a method for every name, such as C{ServerProxy}, can be wrapped,
+    and its methods may be named in C{replay}.
     """
     client = ServerProxy("http://localhost")
     options: Any = {"initialize": lambda: None, "replay": ["add"]}
@@ -516,7 +519,7 @@ def test_a_client_that_invents_everything(clock: Clock) -> None:
 
 class Unlisted(Module):
     """
-    A module that cannot be listed.
+    A module whose attributes cannot be listed.
     """
 
     def __dir__(self) -> list[str]:
@@ -525,7 +528,7 @@ class Unlisted(Module):
 
 def test_a_listing_that_fails(clock: Clock) -> None:
     """
-    A module that cannot be listed, and has odd names, becomes ready.
+    A module whose attributes cannot be listed, and which has odd names, becomes ready.
     """
     module = Unlisted()
     vars(module)[3] = "three"  # type: ignore[index]
@@ -537,7 +540,7 @@ def test_a_listing_that_fails(clock: Clock) -> None:
 @pytest.mark.parametrize("use", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_proxy_cannot_be_copied(clock: Clock, use: Callable[[object], Any]) -> None:
     """
-    A copy would not follow its module.
+    A proxy cannot be copied, since the copy would not follow its module.
     """
     module, wrapper, proxy = wrap(clock)
     for _ in range(2):
@@ -548,7 +551,7 @@ def test_a_proxy_cannot_be_copied(clock: Clock, use: Callable[[object], Any]) ->
 
 def test_an_ended_call_keeps_no_module(clock: Clock) -> None:
     """
-    A stored Deferred keeps neither the module nor the arguments.
+    A stored Deferred keeps neither the module nor the arguments alive.
     """
 
     class Big:
@@ -587,7 +590,7 @@ def test_options_of_the_wrong_kind(
     clock: Clock, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     """
-    A mistake in an option is reported where the wrapper is made.
+    An option of the wrong type is reported when the wrapper is made.
     """
     with pytest.raises(error, match=re.escape(message)):
         wrap(clock, **options)

@@ -1,5 +1,5 @@
 """
-The promise over HTTP: requests that come too early wait, and are answered in order.
+The promise over HTTP: requests that arrive too early wait, and are answered in order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SAY = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 
 class Numbered:
     """
-    A module that starts when the test says so, and says a number that grows with
-    every call.
+    A module that starts when the test says so, and whose result is a number that grows
+    with every call.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Starting:
 
     def ask(self, count: int) -> None:
         """
-        Make requests on connections of their own.
+        Make requests, each on a new connection.
         """
         for _ in range(count):
             self.peers.append(Peer(self.site, self.clock))
@@ -88,7 +88,7 @@ def starting(clock: Clock) -> Iterator[Callable[..., Starting]]:
 @asynchronous
 async def test_400_requests_during_the_start_are_all_answered() -> None:
     """
-    Over real connections: all requests that come before the module is ready wait, and
+    On real connections, all requests that arrive before the module is ready wait, and
     each is carried out once.
     """
     from twisted.internet import reactor
@@ -130,8 +130,8 @@ def test_waiting_requests_are_answered_in_the_order_of_their_arrival(
     starting: Any,
 ) -> None:
     """
-    On one connection the first request waits in the queue, and the others behind it
-    in the connection.
+    On one connection, the first request waits in the queue, and the others wait behind
+    it in the connection.
     """
     server = starting()
     server.ask(50)
@@ -150,7 +150,8 @@ def test_waiting_requests_are_answered_in_the_order_of_their_arrival(
 
 def test_the_call_of_a_client_that_leaves_is_never_started(starting: Any) -> None:
     """
-    It is counted as cancelled, and makes room in the queue.
+    The call of a client that disconnects is never started; it counts as cancelled, and
+    makes room in the queue.
     """
     server = starting(limit=3)
     server.ask(3)
@@ -166,7 +167,7 @@ def test_the_call_of_a_client_that_leaves_is_never_started(starting: Any) -> Non
 
 def test_a_full_queue_refuses_the_rest(starting: Any) -> None:
     """
-    A refused client learns when to come back.
+    If the queue is full, a client is refused, and learns when to retry.
     """
     server = starting(limit=10)
     server.ask(50)
@@ -181,7 +182,8 @@ def test_a_full_queue_refuses_the_rest(starting: Any) -> None:
 
 def test_closing_the_module_answers_the_waiting_requests(starting: Any) -> None:
     """
-    A waiting request ends with the reason, not with a closed connection.
+    A waiting request is answered with the reason, and its connection is not simply
+    closed.
     """
     server = starting()
     server.ask(5)
@@ -194,7 +196,7 @@ def test_closing_the_module_answers_the_waiting_requests(starting: Any) -> None:
 
 def test_a_module_without_a_wrapper_shows_the_problem(clock: Clock) -> None:
     """
-    A resource works with a bare module too, and then fails before it is ready.
+    A resource works with a bare module, too, and then fails before the module is ready.
     """
     module = AsyncModule(clock, 0.0)
     root = makeRoot(module)

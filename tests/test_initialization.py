@@ -35,8 +35,8 @@ from .support import (
 
 def test_initialize(clock: Clock) -> None:
     """
-    initialize() and whenInitialized() fire when the module is ready;
-    whenInitialized() starts nothing.
+    initialize() and whenInitialized() fire when the module is ready; whenInitialized()
+    does not start an attempt.
     """
     wrapper = QueuingWrapper(AsyncModule(clock, 10), clock)
     waiting = resultOf(wrapper.whenInitialized())
@@ -51,8 +51,8 @@ def test_initialize(clock: Clock) -> None:
 
 def test_transient_failure(clock: Clock) -> None:
     """
-    After a failure the module is initialised again, after as long as the policy
-    says, and waiters go on waiting.
+    After a failure the next attempt begins after the delay of the policy, and waiters
+    keep waiting.
     """
     asked: list[int] = []
 
@@ -107,7 +107,7 @@ def test_ways_to_end(
     clock: Clock, initialize: Callable[[], object], state: State
 ) -> None:
     """
-    An attempt ends by a Deferred, by returning or raising, or by a coroutine.
+    An attempt may end by a Deferred, by returning or raising, or by a coroutine.
     """
     _, wrapper, _ = wrap(clock, initialize=initialize)
     result = resultOf(wrapper.initialize())
@@ -118,7 +118,7 @@ def test_ways_to_end(
 
 def test_fatal_failure(clock: Clock) -> None:
     """
-    A fatal error fails queued calls, waiters and later calls, and is the cause.
+    A fatal error fails queued calls, waiters and later calls, and is their cause.
     """
     module, wrapper, proxy = wrap(clock, fatal=Refused, name="the users")
     call, asked, waiting = (
@@ -140,8 +140,8 @@ def test_fatal_failure(clock: Clock) -> None:
 
 def test_the_cause_is_that_of_the_attempt_that_failed(clock: Clock) -> None:
     """
-    Every queued call gets the cause of its own attempt, also when the next one
-    begins before all of them have been told.
+    Every queued call gets the cause of its own attempt, even if the next attempt begins
+    before all calls have failed.
     """
     module, wrapper, proxy = inState(clock, State.INITIALIZING)
     results = []
@@ -160,7 +160,7 @@ def test_the_cause_is_that_of_the_attempt_that_failed(clock: Clock) -> None:
 
 def test_attempt_that_hangs(clock: Clock) -> None:
     """
-    An attempt is cancelled after attemptTimeout, and another one follows.
+    An attempt is cancelled after attemptTimeout, and the next one follows.
     """
     module, wrapper, _ = wrap(clock, attemptTimeout=5.0)
     resultOf(wrapper.initialize())
@@ -179,8 +179,8 @@ def test_policy_that_makes_no_sense(
     clock: Clock, policy: Callable[[int], float]
 ) -> None:
     """
-    A policy that raises, or returns something else than seconds, ends the
-    attempts; the cause is the module's own error.
+    A policy that raises, or returns anything but seconds, ends the attempts; the cause
+    is the module's own error.
     """
     module, wrapper, _ = wrap(clock, retryPolicy=policy)
     result = resultOf(wrapper.initialize())
@@ -204,8 +204,8 @@ def test_default_policy(clock: Clock) -> None:
 
 def test_log(clock: Clock) -> None:
     """
-    The log has a line for each failure, with its reason and the next attempt, and
-    for the recovery; a first attempt that succeeds at once is not worth a line.
+    The log has a line for each failure, with its reason and the next attempt, and for
+    the recovery. A first attempt that succeeds at once has no line.
     """
     module, wrapper, proxy = wrap(clock, name="the users")
     with capturedLogs() as logged:
@@ -233,8 +233,8 @@ def test_log(clock: Clock) -> None:
 
 def test_log_of_a_failure_for_good(clock: Clock) -> None:
     """
-    A failure that no retry will help has one line; an attempt after a failed one
-    has a line when it succeeds.
+    A fatal failure has one line. An attempt after a failed one has a line when it
+    succeeds.
     """
     module, wrapper, _ = wrap(clock, fatal=[Refused], name="the users")
     resultOf(wrapper.initialize())
@@ -257,7 +257,7 @@ def test_log_of_a_failure_for_good(clock: Clock) -> None:
 
 def test_backoff_grows_up_to_its_limit() -> None:
     """
-    Delays grow by the factor up to the longest, after any number of attempts.
+    Delays grow by the factor up to the maximum, after any number of attempts.
     """
     policy = jitteredBackoff(1.0, 10.0, 2.0, jitter=0)
     delays = [policy(attempts) for attempts in (0, 1, 2, 3, 4, 10**6)]
@@ -276,7 +276,7 @@ def test_backoff_grows_up_to_its_limit() -> None:
 )
 def test_backoff_that_makes_no_sense(options: dict[str, float], message: str) -> None:
     """
-    A backoff that never waits, or shrinks, is refused.
+    A backoff that never waits, or that shrinks, is refused.
     """
     with pytest.raises(ValueError, match=message):
         jitteredBackoff(**options)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """
-Callers that fire the Deferreds they were given, and foreign code that raises while
-the queue is worked off: the error is logged, and the others go on.
+Callers that fire the Deferreds of their calls, and foreign code that raises during the
+drain: the error is logged, and the other calls continue.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .support import Module, Trouble, lose, messageOf, ready, recover, resultOf,
 
 def fire(call: Deferred[Any], failing: bool) -> None:
     """
-    Fire somebody else's Deferred.
+    Fire a Deferred.
     """
     if failing:
         call.errback(Trouble("mine"))
@@ -34,8 +34,8 @@ def test_a_queued_call_is_fired(
     clock: Clock, loggedFailures: list[LogEvent], failing: bool, which: int, end: str
 ) -> None:
     """
-    A queued call that its caller fires is given up: it is never started. The others
-    end as they would.
+    A queued call that its caller fires is given up: it is never started. The other
+    calls end as usual.
     """
     module, wrapper, proxy = wrap(clock, timeout=5.0)
     calls = [proxy.write(number) for number in range(3)]
@@ -86,8 +86,8 @@ def test_a_call_in_progress_is_fired(
     end: str,
 ) -> None:
     """
-    A call in progress that its caller fires ends so; it is not made again, and
-    others end with their own results.
+    A call in progress that its caller fires has ended: it is not repeated, and other
+    calls end with their own results.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     if not queued:
@@ -127,7 +127,8 @@ def test_a_call_in_progress_is_fired(
 @pytest.mark.parametrize("queued", [True, False])
 def test_firing_a_call_is_logged(clock: Clock, queued: bool) -> None:
     """
-    The log says that a call had been fired already when it would have ended.
+    If a call was fired by its caller, the log says so at the time when the call would
+    have ended.
     """
     module, wrapper, proxy = wrap(clock)
     if not queued:
@@ -148,7 +149,7 @@ def test_a_call_is_fired_during_the_drain(
     clock: Clock, loggedFailures: list[LogEvent], concurrency: int | None
 ) -> None:
     """
-    The drain goes on when the callback of one call fires those behind it.
+    The drain continues when the callback of one call fires the calls behind it.
     """
     module, wrapper, proxy = wrap(clock, concurrency=concurrency)
     calls: list[Any] = [proxy.count(number) for number in range(4)]
@@ -166,7 +167,7 @@ def test_the_last_queued_call_is_fired(
     clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A queued call that is fired does not wait for those in progress.
+    A queued call that is fired does not wait for calls in progress.
     """
     module, wrapper, proxy = wrap(clock, concurrency=1)
     running, fired = resultOf(proxy.write(1)), proxy.write(2)
@@ -191,7 +192,7 @@ def test_whatever_raises_does_not_stop_the_drain(
     where: str,
 ) -> None:
     """
-    The calls behind it are made, in order.
+    Foreign code that raises does not stop the drain: the calls behind it run, in order.
     """
 
     def explode(*_: object) -> Any:

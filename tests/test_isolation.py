@@ -1,5 +1,6 @@
 """
-What a request leaves behind does not carry its id, under every reactor.
+Timers, connections and attempts that a request causes do not carry its id, under every
+reactor.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .support import Trouble, resultOf
 
 class Noting(Protocol):
     """
-    One end of a connection, which notes the id in whose context it is called.
+    One end of a connection, which records the id in its context.
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:
@@ -68,15 +69,15 @@ def reactor(request: pytest.FixtureRequest) -> Iterator[Any]:
     loop.close()
 
 
-# A reactor has no way to close the sockets that wake it up.
+# A reactor has no public way to close the sockets that wake it up.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.filterwarnings(
     "ignore:.*unclosed <socket:pytest.PytestUnraisableExceptionWarning"
 )
 def test_timers_and_connections_of_a_request_have_no_id(reactor: Any) -> None:
     """
-    A timer and a connection that a request makes, and the timers of others, run without
-    its id. A coroutine that waits for a timer keeps the id.
+    A timer and a connection that a request makes run without its id, and so do timers
+    of others. A coroutine that waits for a timer keeps the id.
     """
     ids: dict[str, set[str | None]] = {}
 
@@ -100,7 +101,7 @@ def test_timers_and_connections_of_a_request_have_no_id(reactor: Any) -> None:
         factory = Factory.forProtocol(accept)
         port = reactor.listenTCP(0, factory, interface="127.0.0.1")
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
-        # From here on a socket's callback is running, as it is for a request.
+        # From here on a socket's callback is running, as in a real request.
         client = await connectProtocol(endpoint, Noting(note))
         with withRequestId("mine"):
             note("request")
@@ -159,7 +160,7 @@ def test_a_server_isolates_the_callbacks_of_its_process() -> None:
 
 class Starting:
     """
-    A module that notes the id in whose context it is initialised.
+    A module that records the id in the context of its initialisation.
     """
 
     def __init__(self) -> None:
@@ -174,8 +175,8 @@ class Starting:
 
 def test_attempts_that_a_request_causes_have_no_id(clock: Clock) -> None:
     """
-    An attempt is made for all callers, whether a request begins it, is the first call,
-    or resets the module; each call has the id of its request.
+    An attempt belongs to all callers, so it has no id, whether a request begins it,
+    makes the first call, or resets the module. Each call has the id of its request.
     """
     eager, lazy = Starting(), Starting()
     wrapper = QueuingWrapper(eager, clock)

@@ -48,20 +48,20 @@ NOT_ENDED = (
 
 class IUser(Interface):
     """
-    Somebody who has logged in.
+    A user who has logged in.
     """
 
 
 class IVisitor(Interface):
     """
-    Anybody.
+    Any visitor.
     """
 
 
 @implementer(IUser, IVisitor)
 class Somebody:
     """
-    Somebody with a name.
+    A user with a name.
     """
 
     def __init__(self, name: str) -> None:
@@ -78,7 +78,7 @@ async def userOf(session: KleinSession) -> Somebody | None:
 
 def visitorOf(session: KleinSession) -> Somebody:
     """
-    @return: A visitor without a name.
+    @return: A visitor, who has no name.
     """
     return Somebody("somebody")
 
@@ -193,7 +193,7 @@ class Browser:
 @pytest.fixture
 def site(clock: Clock) -> Iterator[Site]:
     """
-    An application whose store is ready.
+    A Klein application whose store is ready.
     """
     site = Site(clock)
     site.memory.initialize()
@@ -206,7 +206,7 @@ def site(clock: Clock) -> Iterator[Site]:
 
 def test_the_classes_provide_the_interfaces_of_klein(site: Site) -> None:
     """
-    Klein finds what its interfaces promise.
+    The classes implement Klein's interfaces.
     """
     verifyObject(IKleinSessionStore, site.sessions)
     verifyObject(ISession, site.made(True, Cookie))
@@ -217,8 +217,8 @@ def test_a_session_is_found_as_it_was_created(
     site: Site, isConfidential: bool, mechanism: Any
 ) -> None:
     """
-    A session is found in one way only, and changing the letter of its identifier does
-    not change that.
+    An identifier works only as it was created: another mechanism, or another letter
+    case, finds no session.
     """
     session = site.made(isConfidential, mechanism)
     for kind in KINDS:
@@ -239,7 +239,7 @@ def test_the_store_is_not_asked_for_an_invalid_identifier(
     site: Site, identifier: str
 ) -> None:
     """
-    No session has an invalid identifier.
+    The store is not called for an invalid identifier.
     """
     for kind in KINDS:
         assert not site.isFound(identifier, *kind)
@@ -258,7 +258,7 @@ def test_a_visitor_keeps_the_session(
     site: Site, url: str, cookie: str, flags: set[str]
 ) -> None:
     """
-    The first visit creates a session with Klein's cookie, and the next ones find it.
+    The first visit creates a session with Klein's cookie, and the next visits find it.
     """
     browser = Browser(site)
     counts = [browser("GET", f"{url}/count")[1] for _ in range(3)]
@@ -282,8 +282,8 @@ def test_an_unknown_identifier_is_never_adopted(site: Site) -> None:
 
 def test_a_program_sends_its_session_in_a_header(site: Site) -> None:
     """
-    A header needs no cookie; a form without a session and an unknown header create no
-    session.
+    A program may send its session in a header, without a cookie. A form without a
+    session and an unknown header create no session.
     """
     assert Browser(site)("POST", "/logout") == (403, "no session")
     header = {"X_Auth_Token": "H" + makeIdentifier()}
@@ -297,7 +297,7 @@ def test_a_program_sends_its_session_in_a_header(site: Site) -> None:
 
 def test_new_sessions_can_be_refused(clock: Clock) -> None:
     """
-    The error of C{admit} refuses a visitor without a session, and nobody else.
+    The error of C{admit} refuses a visitor without a session, and no other visitor.
     """
     left = [1]
 
@@ -319,8 +319,8 @@ def test_new_sessions_can_be_refused(clock: Clock) -> None:
 
 def test_somebody_logs_in_and_out(site: Site) -> None:
     """
-    A login changes the identifier and keeps the data, and no identifier of before
-    works after it, or after the logout.
+    A login changes the identifier and keeps the data. Earlier identifiers do not work
+    after the login, nor after the logout.
     """
     browser = Browser(site)
     assert browser("GET", "/me")[0] == 401
@@ -341,8 +341,9 @@ def test_somebody_logs_in_and_out(site: Site) -> None:
 
 def test_requests_wait_for_a_store_that_is_not_ready(site: Site) -> None:
     """
-    Behind a wrapper, requests wait for the store: nobody loses a session, those who
-    wait too long get an error, and a client that leaves does not wait.
+    Behind a wrapper, requests wait for the store: no session is lost, a request that
+    waits too long gets an error, and the request of a client that disconnects is
+    cancelled.
     """
     browser = Browser(site)
     browser("GET", "/count")
@@ -374,7 +375,8 @@ def test_requests_wait_for_a_store_that_is_not_ready(site: Site) -> None:
 
 def test_a_session_whose_cookie_was_sent_over_plain_http_ends(site: Site) -> None:
     """
-    Nobody can use the session any more, and the log does not show its identifier.
+    A session whose cookie was sent over plain HTTP ends, and the log does not show its
+    identifier.
     """
     browser = Browser(site)
     browser("GET", "/count")
@@ -389,8 +391,8 @@ def test_a_session_whose_cookie_was_sent_over_plain_http_ends(site: Site) -> Non
 
 def test_only_confidential_sessions_end(site: Site) -> None:
     """
-    Of all identifiers in a request over plain HTTP, as text or bytes, those end that
-    must be sent over HTTPS only.
+    Of all identifiers in a request over plain HTTP, as text or bytes, only those end
+    that must be sent over HTTPS.
     """
     made = [site.made(*kind) for kind in KINDS]
     site.sessions.sentInsecurely([each.identifier for each in made])
@@ -402,8 +404,8 @@ def test_only_confidential_sessions_end(site: Site) -> None:
 
 def test_a_disclosed_session_is_refused_until_it_is_destroyed(site: Site) -> None:
     """
-    While the store is unavailable, the session is refused; each attempt to load it
-    tries again to destroy it. An outage is logged once.
+    While the store is unavailable, a disclosed session is refused; each attempt to load
+    it tries again to destroy it. An outage is logged once.
     """
     session = site.made(True, Cookie)
     site.store.errors["destroy"] = UNAVAILABLE
@@ -424,7 +426,8 @@ def test_a_disclosed_session_is_refused_until_it_is_destroyed(site: Site) -> Non
 
 def test_disclosed_identifiers_are_bounded(site: Site) -> None:
     """
-    A request can make the store busy 8 times, and 1,000 sessions are remembered.
+    One request causes at most 8 calls of the store, and at most 1,000 disclosed
+    sessions are remembered.
     """
     site.sessions.sentInsecurely(["H" + makeIdentifier() for _ in range(277)])
     assert site.store.asked == ["destroy"] * 8
@@ -444,7 +447,7 @@ def test_disclosed_identifiers_are_bounded(site: Site) -> None:
 
 def test_a_destroyed_session_is_not_created_again(site: Site) -> None:
     """
-    A slow request that still has the object can do nothing with it.
+    A slow request that still has a destroyed session cannot create it again.
     """
     session = site.made(True, Cookie)
     other = site.load(session.identifier, True, Cookie).value
@@ -463,8 +466,9 @@ def test_a_destroyed_session_is_not_created_again(site: Site) -> None:
 
 def test_of_two_logins_one_renews(site: Site) -> None:
     """
-    The old identifier stops working. The other request learns that the session has
-    ended, and keeps its identifier.
+    Of two simultaneous logins, one renews the session: the old identifier stops
+    working. The other request learns that the session has ended, and keeps its
+    identifier.
     """
     session = site.made(True, Cookie)
     other = site.load(session.identifier, True, Cookie).value
@@ -482,8 +486,8 @@ def test_of_two_logins_one_renews(site: Site) -> None:
 @pytest.mark.parametrize("isCancelled", [False, True])
 def test_a_login_that_fails_changes_nothing(site: Site, isCancelled: bool) -> None:
     """
-    After an error, and after the client has left, the old identifier stands for what
-    it did before.
+    After a failed login, and after the client has disconnected, the old identifier
+    still works, with the old rights.
     """
     session = site.made(True, Cookie)
     old = session.identifier
@@ -504,14 +508,15 @@ def test_a_login_that_fails_changes_nothing(site: Site, isCancelled: bool) -> No
 
 class IOther(Interface):
     """
-    Something that is granted later.
+    A capability that is granted later.
     """
 
 
 def test_authorizers_return_in_any_way(clock: Clock) -> None:
     """
-    An authorizer returns at once or later; interfaces that it refuses, or nobody
-    knows, are left out. A client that leaves cancels it; its error refuses nobody.
+    An authorizer may return at once or later. Interfaces that it refuses, or that are
+    unknown, are left out. A client that disconnects cancels it; its error refuses only
+    this request.
     """
     later: list[Deferred[Somebody]] = []
 

@@ -20,8 +20,8 @@ from .support import Module, Refused, Trouble, resultOf, shut, wrap
 @pytest.mark.parametrize("method", ["write", "read", "compute", "count"])
 def test_the_first_call_initializes_the_module(clock: Clock, method: str) -> None:
     """
-    Nothing begins before the first call; then the module is initialised, once, and
-    all calls run in order.
+    Before the first call nothing begins; then the module is initialised once, and all
+    calls run in order.
     """
     module, wrapper, proxy = wrap(clock, lazy=True, replay=["read"])
     asked = resultOf(wrapper.whenInitialized())
@@ -39,7 +39,8 @@ def test_the_first_call_initializes_the_module(clock: Clock, method: str) -> Non
 
 def test_a_module_that_is_ready_at_once(clock: Clock) -> None:
     """
-    The first call is made before it returns; it returns a Deferred all the same.
+    If the module is ready at once, the first call runs before it returns, and still
+    returns a Deferred.
     """
     module, wrapper, proxy = wrap(clock, lazy=True, initialize=lambda: None)
     call: Any = proxy.count(1)
@@ -51,8 +52,8 @@ def test_a_module_that_is_ready_at_once(clock: Clock) -> None:
 @pytest.mark.parametrize("how", ["raises", "fails"])
 def test_a_module_that_fails_at_once(clock: Clock, how: str) -> None:
     """
-    The first call gets the failure as any queued call does; nothing is raised and no
-    error is left behind.
+    If the module fails at once, the first call gets the failure like any queued call.
+    Nothing is raised, and no unhandled error is left.
     """
 
     def initialize() -> Any:
@@ -70,7 +71,7 @@ def test_a_module_that_fails_at_once(clock: Clock, how: str) -> None:
 
 def test_a_transient_failure(clock: Clock) -> None:
     """
-    The module is initialised again after a failure, as ever.
+    After a failure a lazy module is initialised again, like any other.
     """
     module, wrapper, proxy = wrap(clock, lazy=True)
     result = resultOf(proxy.write(1))
@@ -96,8 +97,8 @@ def test_initialized_by_hand(clock: Clock) -> None:
 @pytest.mark.parametrize("isCalled", [True, False])
 def test_the_context_of_the_initialisation(clock: Clock, isCalled: bool) -> None:
     """
-    The module is initialised in the context in which its wrapper was made, not in that
-    of the first caller; its call runs in that of the caller.
+    The module is initialised in the context in which its wrapper was made, and not in
+    the context of the first caller. The call itself runs in the context of its caller.
     """
     name: ContextVar[str] = ContextVar("name", default="none")
     seen: list[str] = []
@@ -137,7 +138,7 @@ def test_looking_at_the_proxy_is_no_call(clock: Clock) -> None:
 
 def test_closed_before_the_first_call(clock: Clock) -> None:
     """
-    A module that was never used is not closed, and a call afterwards does not
+    A module that was never used is not closed, and a call after close() does not
     initialise it.
     """
     module, wrapper, proxy = wrap(clock, lazy=True)
@@ -158,7 +159,7 @@ def test_failed_before_the_first_call(clock: Clock) -> None:
 
 def test_a_first_call_that_is_rejected(clock: Clock) -> None:
     """
-    A first call for which there is no room initialises the module for the next.
+    If limit=0 refuses the first call, it still initialises the module for the next one.
     """
     module, wrapper, proxy = wrap(clock, lazy=True, limit=0)
     assert isinstance(resultOf(proxy.write(1)).error, QueueFull)
@@ -185,8 +186,8 @@ def test_somebody_else_initializes_the_module(
     clock: Clock, loggedFailures: list[LogEvent], returned: Any
 ) -> None:
     """
-    A callable is called once, at the first call that is queued, and may initialise
-    the module whenever it likes.
+    A callable is called once, at the first queued call, and may initialise the module
+    at any later time.
     """
     asked: list[int] = []
 
@@ -213,7 +214,7 @@ def test_a_callable_that_raises(
     clock: Clock, loggedFailures: list[LogEvent], error: type[BaseException]
 ) -> None:
     """
-    The error is logged; the call stays queued.
+    An error of the callable is logged; the call stays queued.
     """
 
     def ask() -> None:

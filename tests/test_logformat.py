@@ -1,5 +1,5 @@
 """
-Every event becomes one line of valid JSON, and goes where the log went before.
+Each event becomes one line of valid JSON, and the log keeps its destination.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .websupport import Wire, asynchronous, reservedPort
 
 def parsed(line: str | None) -> dict[str, Any]:
     """
-    @return: The object on a line, which every parser accepts.
+    @return: The object on a line, which every JSON parser accepts.
     """
     assert line is not None
     assert line.isascii()
@@ -60,7 +60,7 @@ def parsed(line: str | None) -> dict[str, Any]:
 
 def logged(text: str, **fields: object) -> dict[str, Any]:
     """
-    @return: What a line has of an event.
+    @return: The line of an event, as an object.
     """
     lines: list[str | None] = []
     log = Logger("shop", observer=lambda event: lines.append(formatAsJSON(event)))  # type: ignore[arg-type]
@@ -100,7 +100,8 @@ def test_a_line_has_what_an_operator_looks_for() -> None:
 
 def test_the_time_is_that_of_the_event_with_its_zone() -> None:
     """
-    Times of several machines can be compared.
+    The time is the time of the event, with its zone, so that times of several machines
+    can be compared.
     """
     event: LogEvent = {"log_format": "x", "log_time": 1_000_000_000.25}
     line = parsed(formatAsJSON(event))
@@ -111,7 +112,8 @@ def test_the_time_is_that_of_the_event_with_its_zone() -> None:
 
 def test_the_id_of_a_request_is_in_its_lines() -> None:
     """
-    The id that the context has is a field, as one that the event has.
+    The id of the request in the context becomes a field, like an id of the event
+    itself.
     """
     event: LogEvent = {"log_format": "x", "log_level": LogLevel.info}
     with withRequestId("mine"):
@@ -135,7 +137,7 @@ class Evil:
 
 class Number(IntEnum):
     """
-    A number with a name.
+    An enumeration.
     """
 
     ONE = 1
@@ -179,14 +181,14 @@ for _ in range(5_000):
 )
 def test_any_value_can_be_written(value: object, written: object) -> None:
     """
-    What JSON cannot express becomes text, of bounded length.
+    A value that JSON cannot express becomes text of bounded length.
     """
     assert logged("x", value=value)["value"] == written
 
 
 def test_lines_are_bounded() -> None:
     """
-    Values that are very deep or very many are cut off.
+    Very deep and very long values are truncated.
     """
     assert logged("x", value=DEEP, other=1)["other"] == 1
     wide = logged("x", value=[[[0] * 100] * 100] * 100)["value"]
@@ -196,7 +198,7 @@ def test_lines_are_bounded() -> None:
 @pytest.mark.parametrize("name", ["time", "level", "namespace", "message"])
 def test_a_field_does_not_replace_what_every_line_has(name: str) -> None:
     """
-    A field with such a name gets another one.
+    A field that has the name of a standard field is renamed.
     """
     line = parsed(formatAsJSON({"log_format": "text", name: "forged"}))
     assert line[f"{name}_"] == "forged"
@@ -222,7 +224,7 @@ def test_a_failure_is_written_with_its_traceback() -> None:
 
 def test_an_event_that_cannot_be_formatted_says_so() -> None:
     """
-    A line that cannot be written whole has what could be written.
+    If an event cannot be formatted, the line says so and has the remaining fields.
     """
     assert "nable to format" in logged("{value}", value=Evil())["message"]
     broken = Failure(Trouble("no"))
@@ -235,7 +237,7 @@ def test_an_event_that_cannot_be_formatted_says_so() -> None:
 
 def test_an_event_without_text_has_no_line() -> None:
     """
-    Such an event is not written as text either.
+    An event without text has no line, as in Twisted's text log.
     """
     assert formatAsJSON({"log_format": None, "count": 1}) is None
     assert formatAsJSON({}) is None
@@ -245,7 +247,8 @@ def test_events_of_the_old_log_have_no_fields_of_their_own_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """
-    Twisted itself still uses it in places.
+    Events of the old log, which Twisted itself still uses in places, have no internal
+    fields.
     """
     events: list[LogEvent] = []
     publisher = legacyLog.LogPublisher(publishPublisher=LogPublisher(events.append))  # type: ignore[arg-type]
@@ -273,7 +276,7 @@ VALUES = st.recursive(
 @given(st.text(), st.dictionaries(st.text(), VALUES))
 def test_any_event_is_one_line_of_json(text: str, fields: dict[str, Any]) -> None:
     """
-    Whatever is logged, the line is valid.
+    Every event becomes one line of valid JSON.
     """
     event = {"log_level": LogLevel.info, **fields, "log_format": text or "x"}
     assert parsed(formatAsJSON(event))["level"] == "info"
@@ -281,7 +284,7 @@ def test_any_event_is_one_line_of_json(text: str, fields: dict[str, Any]) -> Non
 
 def test_a_file_may_take_text_or_bytes() -> None:
     """
-    A file whose encoding is ASCII takes every line, too.
+    A file takes every line, even if its encoding is ASCII or it takes bytes.
     """
     text, raw, ascii_ = StringIO(), BytesIO(), BytesIO()
     for file in (text, raw, TextIOWrapper(ascii_, "ascii", write_through=True)):
@@ -295,8 +298,8 @@ def test_a_file_may_take_text_or_bytes() -> None:
 
 def test_a_program_is_told_to_write_json() -> None:
     """
-    C{twist} has its own choice of formats; C{twistd} takes the name of a logger. A
-    format that a program has already is not replaced without being asked for.
+    C{twist} has its own option for the format; C{twistd} takes the name of a logger.
+    The format of a program is replaced only on request.
     """
     twist: dict[str, Any] = {"fileLogObserverFactory": None}
     chooseFormat(twist, "json")
@@ -327,7 +330,7 @@ def test_the_log_of_a_process_in_the_foreground_is_its_output(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """
-    A daemon has no output.
+    In the foreground the log is the output of the process; a daemon has no output.
     """
     for path in ("-", "", None):
         chooseFormat({"logfile": path, "nodaemon": True}, "json")
@@ -342,7 +345,8 @@ def test_the_log_of_a_process_in_the_foreground_is_its_output(
 @asynchronous
 async def test_all_that_a_server_writes_is_json(program: str, tmp_path: Path) -> None:
     """
-    The lines of Twisted and of warnings too, from the first to the last.
+    All lines of a server are JSON, from the first to the last, including those of
+    Twisted and of warnings.
     """
     words = ["-n"] if program == "twistd" else []
     with reservedPort() as port:
@@ -370,7 +374,7 @@ async def test_the_log_of_a_daemon_is_rotated(tmp_path: Path) -> None:
         async with running(tmp_path, *words) as process:
             await process.exited
             pid = int((tmp_path / "twistd.pid").read_text())
-            # Signals are handled when it serves.
+            # The server handles signals once it responds.
             endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{port}")
             wire = await connectProtocol(endpoint, Wire())
             wire.send(b"GET /say HTTP/1.0\r\nHost: h\r\n\r\n")

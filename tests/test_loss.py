@@ -69,7 +69,7 @@ def test_loss(clock: Clock) -> None:
 @pytest.mark.parametrize("error", [None, Trouble("cut off")])
 def test_an_answer_after_the_loss(clock: Clock, error: Exception | None) -> None:
     """
-    The module may still answer a call until the next turn of the reactor.
+    The module may still end a call until the next turn of the reactor.
     """
     module, wrapper, proxy = wrap(clock)
     result = resultOf(proxy.write(1))
@@ -89,8 +89,8 @@ def test_an_answer_after_the_loss(clock: Clock, error: Exception | None) -> None
 
 def test_replay(clock: Clock) -> None:
     """
-    Calls in progress that are safe to run twice are made again, before later
-    calls, whether they had been queued or not.
+    Calls in progress that are safe to run twice are repeated before later calls,
+    whether they had been queued or not.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     results = [resultOf(proxy.read(1))]
@@ -115,7 +115,7 @@ def test_replay(clock: Clock) -> None:
 @pytest.mark.parametrize("when", ["queued again", "running again"])
 def test_late_answer_to_the_first_run(clock: Clock, when: str) -> None:
     """
-    A call that is made again ends with the answer to its second run.
+    A repeated call ends with the result of its second run.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     result = resultOf(proxy.read(1))
@@ -133,7 +133,7 @@ def test_late_answer_to_the_first_run(clock: Clock, when: str) -> None:
 
 def test_calls_fail_before_the_loss_is_reported(clock: Clock) -> None:
     """
-    Calls that fail before the module reports the loss are made again.
+    Calls that fail before the module reports the loss are repeated.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     results = [resultOf(proxy.read(1))]
@@ -151,7 +151,7 @@ def test_calls_fail_before_the_loss_is_reported(clock: Clock) -> None:
 
 def test_a_failure_that_no_loss_explains(clock: Clock) -> None:
     """
-    A failure stands if no loss is reported within a turn of the reactor.
+    A failure stands if no loss is reported within one turn of the reactor.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     ready(module, wrapper)
@@ -183,8 +183,7 @@ def test_a_failure_of_a_module_that_reports_no_losses(clock: Clock) -> None:
 
 def test_calls_that_are_made_again_have_all_their_time(clock: Clock) -> None:
     """
-    The timeout of a call that is queued again begins at the loss; later calls keep
-    their deadlines.
+    The timeout of a repeated call begins at the loss; later calls keep their deadlines.
     """
     module, wrapper, proxy = wrap(
         clock, replay=["read"], concurrency=1, timeout=4.0, retryPolicy=lambda _: 9.0
@@ -207,8 +206,8 @@ def test_calls_that_are_made_again_have_all_their_time(clock: Clock) -> None:
 
 def test_flapping(clock: Clock) -> None:
     """
-    The delays of a module that is lost as soon as it is ready go on growing, until
-    it has been ready for longer than the last delay.
+    The delays of a module that is lost as soon as it is ready keep growing, until the
+    module has been ready for longer than the last delay.
     """
     module, wrapper, _ = wrap(clock, retryPolicy=lambda attempts: 2.0**attempts)
     ready(module, wrapper)
@@ -225,8 +224,8 @@ def test_flapping(clock: Clock) -> None:
 
 def test_lost_before_it_is_drained(clock: Clock) -> None:
     """
-    A module that is lost as soon as it is ready gets no calls, and nobody is told
-    that it was ready.
+    A module that is lost as soon as it is ready gets no calls, and nobody learns that
+    it was ready.
     """
     losses = [succeed(None), Deferred[None]()]
     module, wrapper, proxy = wrap(clock, whenLost=lambda: losses.pop(0))
@@ -263,8 +262,8 @@ def test_watching_that_fails(clock: Clock, loggedFailures: list[LogEvent]) -> No
 @pytest.mark.parametrize("isFailed", [True, False])
 def test_a_watch_that_is_always_the_same(clock: Clock, isFailed: bool) -> None:
     """
-    If whenLost() returns the Deferred of the last loss, no attempt can succeed: the
-    error says what is wrong, and the module may be initialised by hand.
+    If whenLost() returns the Deferred of the last loss, no attempt can succeed. The
+    error explains this, and the module may be initialised by hand.
     """
     watch: Deferred[None] = Deferred()
     module, wrapper, proxy = wrap(clock, whenLost=lambda: watch)
@@ -287,7 +286,8 @@ def test_a_watch_that_is_always_the_same(clock: Clock, isFailed: bool) -> None:
 
 def test_a_watch_that_outlives_a_reset(clock: Clock) -> None:
     """
-    A Deferred that has not fired may be returned again.
+    After a reset, whenLost() may return a Deferred of an earlier attempt that has not
+    fired.
     """
     watch: Deferred[None] = Deferred()
     module, wrapper, _ = wrap(clock, whenLost=lambda: watch)
@@ -303,7 +303,7 @@ def test_a_watch_that_outlives_a_reset(clock: Clock) -> None:
 
 def test_lost_again_and_again_by_new_watches(clock: Clock) -> None:
     """
-    A new Deferred that has fired already is a loss like any other.
+    A new Deferred that has already fired is a loss like any other.
     """
     module, wrapper, _ = wrap(clock, whenLost=lambda: succeed(None))
     resultOf(wrapper.initialize())
@@ -319,8 +319,7 @@ def test_lost_again_and_again_by_new_watches(clock: Clock) -> None:
 @pytest.mark.parametrize("isLate", [True, False])
 def test_a_watch_that_is_not_needed(clock: Clock, end: str, isLate: bool) -> None:
     """
-    If whenLost() closes or fails the wrapper nobody handles the failure of what it
-    returns, and nobody has to.
+    If whenLost() closes or fails the wrapper, the failure of its result is handled.
     """
     watches: list[Deferred[None]] = []
 
@@ -360,8 +359,7 @@ def test_watching_with_a_coroutine(clock: Clock) -> None:
 
 def test_no_attempt_after_a_loss(clock: Clock) -> None:
     """
-    If the policy raises after a loss, queued calls fail, and the loss is the
-    cause.
+    If the policy raises after a loss, queued calls fail, and the loss is their cause.
     """
 
     def policy(attempts: int) -> float:
@@ -380,8 +378,8 @@ def test_no_attempt_after_a_loss(clock: Clock) -> None:
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
 def test_a_watch_of_an_attempt_that_was_reset(clock: Clock, moment: str) -> None:
     """
-    A Deferred of whenLost() that was returned to an attempt that is over counts, if
-    it is returned again: it tells of a loss once.
+    If whenLost() resets the wrapper and then returns a Deferred that the next attempt
+    gets again, that Deferred reports one loss.
     """
     watch: Deferred[None] = Deferred()
 
@@ -413,8 +411,8 @@ def test_a_watch_of_an_attempt_that_was_reset(clock: Clock, moment: str) -> None
 @pytest.mark.parametrize("how", ["lost", "closed", "replayed"])
 def test_no_coroutine_runs_on(clock: Clock, how: str) -> None:
     """
-    A coroutine that has not ended when its call ends at a loss or a close, or is made
-    again, is cancelled: nobody needs its result, and it might wait for ever.
+    A coroutine that has not ended is cancelled when its call ends at a loss or a close,
+    or is repeated: nobody needs its result, and it might wait for ever.
     """
     cancelled: list[str] = []
 

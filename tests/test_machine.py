@@ -1,5 +1,5 @@
 """
-The wrapper under whatever may happen to it, in any order and from any callback.
+The wrapper under random events, in any order and from any callback.
 
 L{Machine} makes random steps: callers make calls, cancel them and fire them, the module
 succeeds, fails, hangs, is lost and misbehaves, the wrapper is paused, reset and
@@ -76,9 +76,6 @@ class Machine(RuleBasedStateMachine):
         self.world = Checks(options)
 
     def step(self) -> Checks:
-        """
-        Begin a step.
-        """
         self.world.clock.begin()
         self.world.disturbed = False
         return self.world
@@ -111,7 +108,7 @@ class Machine(RuleBasedStateMachine):
     )
     def makeCallWithAPlan(self, method: str, what: str, which: int) -> None:
         """
-        Something happens while the module is being called.
+        Make a call, and apply an event while the method runs.
         """
         world = self.step()
         world.plans.clear()
@@ -156,7 +153,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=which)
     def fireAWaiter(self, which: int) -> None:
         """
-        Somebody fires the Deferred of initialize(), close() or pause().
+        Fire the Deferred of initialize(), close() or pause() from outside.
         """
         self.step().usurpAWaiter(which)
 
@@ -237,8 +234,7 @@ class Machine(RuleBasedStateMachine):
         self, error: type[Exception] | None, calls: str, first: bool, read: bool
     ) -> None:
         """
-        The module is lost; many clients end all that is in progress first, or
-        afterwards.
+        Lose the module. Many clients end all calls in progress first, or afterwards.
         """
         world = self.step()
         if calls == "none" and world.settles:
@@ -266,7 +262,7 @@ class Machine(RuleBasedStateMachine):
     )
     def recover(self, watch: str, methods: list[str]) -> None:
         """
-        The module is lost, and watched again.
+        Lose the module, and let it become ready again.
         """
         world = self.step()
         world.loseModule(None)
@@ -309,7 +305,8 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.3, 0.6, 0.9]))
     def loseWhileOthersWait(self, seconds: float) -> None:
         """
-        What is queued again is younger than what has waited behind it.
+        Lose the module while calls are queued: a call that is queued again expires
+        later than calls that were queued before.
         """
         world = self.step()
         timeout = world.options.timeout or 1.0
@@ -331,7 +328,7 @@ class Machine(RuleBasedStateMachine):
     )
     def drainSlowly(self, then: str) -> None:
         """
-        The drain waits for calls in progress.
+        Drain while calls are in progress.
         """
         world = self.step()
         world.beginAttempt()
@@ -354,7 +351,7 @@ class Machine(RuleBasedStateMachine):
     @rule(method=methods)
     def waitInVain(self, method: str) -> None:
         """
-        Nobody initialises the module.
+        Let calls wait for a module that nobody initialises.
         """
         self.step().submit(method)
         self.step().clock.advance((self.world.options.timeout or 0) + 0.1)
@@ -396,7 +393,7 @@ class Machine(RuleBasedStateMachine):
         method=st.sampled_from(["read", "read", "write"]), event=st.sampled_from(EVENTS)
     )
     def sufferWithACrowd(self, method: str, event: str) -> None:
-        # Once is enough: it takes its time.
+        # Once is enough, since this step takes long.
         self.crowded = True
         sufferWithACrowd(method, event)
 
@@ -473,7 +470,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.world.calls) > 25)
     @rule(methods=st.lists(methods, min_size=1, max_size=3))
     def close(self, methods: list[str]) -> None:
-        # Not too early: not much happens afterwards.
+        # Not too early, since little happens afterwards.
         self.step().closeWrapper()
         for method in methods:
             self.step().submit(method)
@@ -508,7 +505,7 @@ class Machine(RuleBasedStateMachine):
         self, what: str, before: int, methods: list[str], late: list[str]
     ) -> None:
         """
-        Everything may happen while the wrapper looks at the module's attributes.
+        Apply any event while the wrapper looks up the module's attributes.
         """
         world = self.step()
         if what == "raise" and (
@@ -535,8 +532,8 @@ class Machine(RuleBasedStateMachine):
     )
     def beginAgainWhileAnAttemptEnds(self, overdue: bool, whats: list[str]) -> None:
         """
-        The canceller, the policy and those who hear of a failure may give the module
-        up and begin again.
+        Fail and initialise the wrapper again from the canceller, the policy, and
+        callbacks of a failure.
         """
         world = self.step()
         world.plans.clear()
@@ -565,7 +562,7 @@ class Machine(RuleBasedStateMachine):
         watch: str,
     ) -> None:
         """
-        Everything may happen in the callbacks of a drain, or of a fatal failure.
+        Apply any event in the callbacks of a drain, or of a fatal failure.
         """
         world = self.step()
         world.plans.clear()
@@ -609,5 +606,5 @@ def test_the_promise_is_kept(loggedFailures: list[LogEvent]) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
-    # The world has looked at each of them.
+    # The world has checked each of them.
     loggedFailures.clear()

@@ -1,5 +1,5 @@
 """
-C{/metrics} is true, and in the formats that Prometheus reads.
+C{/metrics} is correct, and in the formats that Prometheus reads.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Measured(Program):
 
     def values(self, name: str, **labels: str) -> dict[str, float]:
         """
-        @return: The values of the samples with these labels, by their other label.
+        @return: The values of the samples with these labels, by the remaining label.
         """
         found = {}
         for family in self.families().values():
@@ -147,7 +147,7 @@ def busy(program: Measured) -> Measured:
         ("application/openmetrics-text;q=0,*/*", TEXT),
         (PROMETHEUS, OPEN_METRICS),
         ("application/openmetrics-text;version=2.0.0,*/*;q=0.1", TEXT),
-        # These break the negotiation of prometheus-client.
+        # These headers break the negotiation of prometheus-client.
         ("application/openmetrics-text;version=x", TEXT),
         ("nonsense", TEXT),
     ],
@@ -168,7 +168,7 @@ def test_the_client_chooses_the_format(
 
 def test_both_formats_are_equal(busy: Measured) -> None:
     """
-    Both formats have the same samples, whatever the name of a module.
+    Both formats have the same samples, also for unusual names of modules.
     """
 
     def samples(accept: str) -> set[tuple[str, str, float]]:
@@ -208,14 +208,14 @@ NAMES = {
     "tsrv_http_request_duration_seconds": "histogram",
 }
 """
-The types of the metrics. C{promtool check metrics} has nothing to say about them.
+The types of the metrics. C{promtool check metrics} has no complaint about them.
 """
 
 
 def test_the_names_are_stable(busy: Measured) -> None:
     """
-    Dashboards depend on names and types. Each metric has samples, a unit if its name
-    ends with one, and a sentence that explains it.
+    Dashboards depend on names and types. Each metric has samples, a help text, and a
+    unit if its name ends with one.
     """
     families = busy.families("application/openmetrics-text")
     ours = {name: each for name, each in families.items() if name.startswith("tsrv_")}
@@ -232,7 +232,8 @@ def test_the_names_are_stable(busy: Measured) -> None:
 
 def test_the_states_of_the_modules_are_shown(program: Measured) -> None:
     """
-    Each module is in one state; the program is ready if the required ones are.
+    Each module is in exactly one state; the program is ready if the required modules
+    are.
     """
     program.add("database")
     program.add("cache", "database", required=False)
@@ -268,7 +269,7 @@ def test_the_states_of_the_modules_are_shown(program: Measured) -> None:
 def test_pauses_are_shown(program: Measured) -> None:
     """
     A pause is shown while it lasts, and counted once, with all its holders. Calls in
-    progress are shown, and those whose outcome is unknown counted.
+    progress and calls with an unknown outcome are shown.
     """
     wrapper = program.add("database")
     mail = program.add("mail", lazy=True)
@@ -368,8 +369,8 @@ def test_attempts_are_shown(program: Measured) -> None:
 
 def test_failures_are_shown(program: Measured) -> None:
     """
-    Failures are counted by code. A module whose counts cannot be read hides no other
-    one, and their number is bounded.
+    Failures are counted by code, up to a maximum number of codes. A module whose counts
+    cannot be read does not hide the others.
     """
     for name in ("database", "broken", "greedy"):
         program.add(name)
@@ -408,8 +409,8 @@ def test_requests_are_shown(program: Measured) -> None:
 
 def test_versions_are_shown(program: Measured) -> None:
     """
-    The versions are shown, so that an upgrade can be followed. Without counts of
-    requests there are no metrics of requests.
+    Versions are shown, so that an upgrade can be observed. Without request counts,
+    metrics of requests are absent.
     """
     families = familiesIn(ask(Metrics(program.startup)).body)
     assert not [name for name in families if name.startswith("tsrv_http_")]

@@ -1,6 +1,6 @@
 """
 The log of a module: one line for each event, with the numbers that operators need, and
-few lines for a trouble that lasts.
+few lines for an outage that lasts.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ def fail(module: Module, clock: Clock, message: str = "refused") -> None:
 
 def test_a_day_without_the_module(started: Started, clock: Clock) -> None:
     """
-    Thousands of failed attempts have a few lines at growing distances of at most an
-    hour. A line says how many have failed in which time if some had no line.
+    Thousands of failed attempts have a few lines, at growing intervals of at most an
+    hour. If some attempts had no line, the next line has their number and their
+    duration.
     """
     module, _ = started
     begun = clock.seconds()
@@ -111,7 +112,7 @@ def test_a_day_without_the_module(started: Started, clock: Clock) -> None:
 
 def test_a_loss_soon_after_the_start(clock: Clock) -> None:
     """
-    A start without trouble does not make the first lines of a trouble rare.
+    After a start without failures, the first failures of a later outage are all logged.
     """
     module, wrapper, _ = wrap(clock, retryPolicy=jitteredBackoff(jitter=0))
     ready(module, wrapper)
@@ -127,7 +128,7 @@ def test_a_loss_soon_after_the_start(clock: Clock) -> None:
 
 def test_failures_for_the_reason_of_the_loss(started: Started, clock: Clock) -> None:
     """
-    Attempts that fail for the very reason of the loss have no line for five seconds.
+    Attempts that fail for the same reason as the loss are not logged for five seconds.
     """
     module, _ = started
     with logged() as events:
@@ -145,8 +146,8 @@ def test_failures_for_the_reason_of_the_loss(started: Started, clock: Clock) -> 
 
 def test_a_loss_after_a_start_with_trouble(clock: Clock) -> None:
     """
-    The line that says that a module is ready tells the number of all attempts. A line
-    after it counts only what comes later.
+    The line about readiness has the number of all attempts. A later line counts only
+    later attempts.
     """
     module, wrapper, _ = wrap(clock)
     resultOf(wrapper.initialize())
@@ -166,7 +167,8 @@ def test_a_loss_after_a_start_with_trouble(clock: Clock) -> None:
 
 def test_a_module_that_is_asked_for_once_more(clock: Clock) -> None:
     """
-    A module that has failed for good and is initialised again has all its lines.
+    A module that has failed for good, and is initialised again, has all its lines
+    again.
     """
     module, wrapper, _ = wrap(clock, fatal=Refused)
     resultOf(wrapper.initialize())
@@ -189,7 +191,7 @@ def test_a_module_that_is_asked_for_once_more(clock: Clock) -> None:
 
 def test_a_new_reason_is_told_at_once(started: Started, clock: Clock) -> None:
     """
-    A reason that is new in this trouble is told at once, but at most ten of them are.
+    A reason that is new in this outage is logged at once, for at most ten reasons.
     """
     module, _ = started
     lose(module)
@@ -215,7 +217,7 @@ def test_a_new_reason_is_told_at_once(started: Started, clock: Clock) -> None:
 def test_a_module_that_is_lost_again_and_again(started: Started, clock: Clock) -> None:
     """
     A module that is lost within a minute of each recovery has few lines, and the last
-    one is true; after a minute of being ready each loss is told again.
+    one is correct. After a minute in READY each loss is logged again.
     """
     module, _ = started
     with logged() as events:
@@ -241,7 +243,7 @@ def test_a_module_that_is_lost_again_and_again(started: Started, clock: Clock) -
 
 def test_events_have_fields(clock: Clock) -> None:
     """
-    Each number is a field of its event, too, so that programs need not parse the text.
+    Each number is also a field of its event, so that programs need not parse the text.
     """
     module, wrapper, proxy = wrap(clock, name="database")
     ready(module, wrapper)
@@ -272,7 +274,7 @@ def test_events_have_fields(clock: Clock) -> None:
 def test_the_table_of_the_start_tells_who_is_ready(program: Program) -> None:
     """
     A module that is ready at its first attempt has a row in the table of the start-up
-    or, if it is ready later, a line.
+    or, if it becomes ready later, a line.
     """
     program.add("clock")
     program.add("cache", required=False)
@@ -296,7 +298,8 @@ def test_the_table_of_the_start_tells_who_is_ready(program: Program) -> None:
 
 def test_ready_at_the_second_attempt(clock: Clock) -> None:
     """
-    A module that needed a second attempt has a line, however soon that succeeded.
+    A module that needed a second attempt has a line, however soon the attempt
+    succeeded.
     """
     module, wrapper, _ = wrap(clock, name="clock", retryPolicy=lambda attempts: 0.1)
     resultOf(wrapper.initialize())
@@ -311,7 +314,7 @@ def test_ready_at_the_second_attempt(clock: Clock) -> None:
 
 def test_attempts_without_a_delay(clock: Clock) -> None:
     """
-    A policy that lets attempts follow each other at once does not fill the log.
+    A policy without delays does not fill the log.
     """
     module, wrapper, _ = wrap(clock, retryPolicy=lambda attempts: 0)
     resultOf(wrapper.initialize())
@@ -329,8 +332,8 @@ def test_tracebacks_are_logged_once(
     started: Started, clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    The traceback of what looks like a mistake in the program is logged once until the
-    module is ready.
+    The traceback of a likely programming error is logged once until the module is
+    ready.
     """
     module, _ = started
     for _ in range(2):
@@ -350,7 +353,8 @@ def test_tracebacks_are_logged_once(
 @pytest.mark.parametrize("isReset", [True, False])
 def test_modules_that_cannot_be_closed(clock: Clock, isReset: bool) -> None:
     """
-    An error of closing is an error, but only a warning if the module is used again.
+    An error of closing is logged as an error, but as a warning if the module is used
+    again.
     """
     module, wrapper, _ = wrap(clock)
     ready(module, wrapper)
@@ -368,7 +372,7 @@ def test_modules_that_cannot_be_closed(clock: Clock, isReset: bool) -> None:
 
 def test_failed_pings_are_losses(clock: Clock) -> None:
     """
-    The line of a failed ping says that the module is lost, and why.
+    The line of a failed ping says that the module is lost, with the reason.
     """
     module, wrapper, _ = wrap(clock, ping=lambda: 1 / 0, closeTimeout=None)
     ready(module, wrapper)
@@ -399,7 +403,7 @@ def test_foreign_reasons_stay_in_their_line(
     started: Started, message: str, line: str
 ) -> None:
     """
-    A reason has one line of bounded length, and nothing that a terminal would obey.
+    A reason is one line of bounded length, without control characters.
     """
     module, _ = started
     with logged() as events:
@@ -416,7 +420,7 @@ def levels(events: Iterable[LogEvent]) -> list[LogLevel]:
 
 def test_skipped_modules_follow_their_cause(program: Program) -> None:
     """
-    A skipped module has one line, which is no error, and comes after its cause.
+    A skipped module has one line, which is not an error, after the line of its cause.
     """
     program.add("index", required=False)
     program.add("search", "index", required=False)
@@ -434,7 +438,7 @@ def startWithListener(program: Program) -> Callable[..., Any]:
     """
     Start a database, and a listener that restarts with it.
 
-    @return: Loses the database; it recovers after five seconds.
+    @return: A function that loses the database, which recovers after five seconds.
     """
     program.add("database")
     program.add("listener", restartWith=["database"])
@@ -454,8 +458,8 @@ def startWithListener(program: Program) -> Callable[..., Any]:
 
 def test_restarts_follow_their_cause(program: Program) -> None:
     """
-    A module that restarts with a lost one has a line when it restarts, and one when it
-    has; holding its calls in between is no event of its own.
+    A module that restarts with a lost one has a line when its restart begins, and one
+    when it ends. Holding its calls in between has no line.
     """
     flap = startWithListener(program)
     with logged() as events:
@@ -475,7 +479,7 @@ def test_restarts_follow_their_cause(program: Program) -> None:
 
 def test_held_modules_are_skipped_in_one_line(program: Program) -> None:
     """
-    A module that was held to be restarted, and is skipped, has one line for that.
+    A module that was held for a restart, and is skipped, has one line.
     """
     startWithListener(program)
     with logged() as events:
@@ -493,7 +497,7 @@ def test_held_modules_are_skipped_in_one_line(program: Program) -> None:
 
 def test_each_reset_is_told(started: Started, clock: Clock) -> None:
     """
-    What people do is told each time, with what follows.
+    Every reset by an operator is logged, with its result.
     """
     module, wrapper = started
     for _ in range(5):
@@ -510,8 +514,8 @@ def test_each_reset_is_told(started: Started, clock: Clock) -> None:
 
 def test_one_number_of_attempts(program: Program, clock: Clock, tmp_path: Path) -> None:
     """
-    Attempts are counted from the start, whether the module was ready in between or not:
-    the log, the report, metrics, systemd and the status page show the same number.
+    Attempts are counted from the start, whether the module was ready in between or not.
+    The log, the report, metrics, systemd and the status page show the same number.
     """
     program.add("database")
     address = str(tmp_path / "notify")
@@ -545,7 +549,7 @@ def test_one_number_of_attempts(program: Program, clock: Clock, tmp_path: Path) 
 
 def test_a_pause_during_a_restart_is_told(program: Program) -> None:
     """
-    A pause is told also if the calls of the module are held already.
+    A pause is logged even if the calls of the module are held already.
     """
     startWithListener(program)
     with logged() as events:
@@ -567,7 +571,7 @@ def test_a_pause_during_a_restart_is_told(program: Program) -> None:
 
 def test_pauses_are_told(started: Started, clock: Clock) -> None:
     """
-    A pause has a line that says who pauses the module, and one for how long.
+    A pause has a line with its holder, and one with its duration.
     """
     _, wrapper = started
     with logged() as events:

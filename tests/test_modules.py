@@ -1,5 +1,5 @@
 """
-Operators pause, resume and reset modules.
+Operators can pause, resume and reset modules.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def ready(program: Program) -> Program:
 
 def test_a_server_is_restarted_without_a_failed_call(ready: Program) -> None:
     """
-    An operator pauses the module, resets it, and resumes it; the calls wait meanwhile.
+    An operator pauses the module, resets it, and resumes it; calls wait meanwhile, and
+    none fails.
     """
     proxy = ready.startup.wrappers["database"].proxy
     assert states(post(ready, "database/pause")) == (200, "paused", True)
@@ -100,8 +101,8 @@ def test_a_server_is_restarted_without_a_failed_call(ready: Program) -> None:
 
 def test_pausing_waits_for_calls_in_progress(ready: Program) -> None:
     """
-    The response comes when no call is in progress, or after the time limit; the module
-    is paused in any case, and may be paused again to wait longer.
+    The response follows when no call is in progress, or after the time limit. The
+    module is paused in either case, and pausing it again waits longer.
     """
     resultOf(ready.startup.wrappers["database"].proxy.read(1))
     peer = begin(ready, "database/pause")
@@ -122,7 +123,7 @@ def test_pausing_waits_for_calls_in_progress(ready: Program) -> None:
 @pytest.mark.parametrize("wait", ["-1", "301", "nan", "long", "1&wait=2"])
 def test_an_invalid_time_pauses_nothing(wait: str, ready: Program) -> None:
     """
-    A pause with an invalid time to wait is refused, and the log has no request for it.
+    A pause with an invalid waiting time is refused, and not logged as an action.
     """
     with logged() as events:
         for headers in (CURL, BROWSER):
@@ -134,8 +135,8 @@ def test_an_invalid_time_pauses_nothing(wait: str, ready: Program) -> None:
 
 def test_a_client_that_leaves_does_not_end_the_pause(ready: Program) -> None:
     """
-    The module is paused at once. If it is resumed before it is idle, the client is
-    told.
+    The module is paused at once, also if the client disconnects. If it is resumed
+    before it is idle, the response says so.
     """
     resultOf(ready.startup.wrappers["database"].proxy.read(1))
     gone, waiting = begin(ready, "database/pause"), begin(ready, "database/pause")
@@ -148,7 +149,8 @@ def test_a_client_that_leaves_does_not_end_the_pause(ready: Program) -> None:
 
 def test_a_module_that_cannot_tell_whether_it_is_idle(program: Program) -> None:
     """
-    Its error is logged as a warning, and the client is told to wait.
+    If the module cannot tell whether it is idle, its error is logged as a warning, and
+    the response says that calls may be in progress.
     """
 
     def whenIdle() -> Deferred[None]:
@@ -165,8 +167,8 @@ def test_a_module_that_cannot_tell_whether_it_is_idle(program: Program) -> None:
 
 def test_an_operator_is_one_holder(ready: Program) -> None:
     """
-    Pausing or resuming again changes nothing. A module that the program itself holds is
-    not resumed, and the operator is told.
+    The operator is one holder: pausing or resuming again changes nothing. A module that
+    the program itself holds stays paused, and the response says so.
     """
     for _ in range(2):
         assert states(post(ready, "database/pause")) == (200, "paused", True)
@@ -182,8 +184,8 @@ def test_an_operator_is_one_holder(ready: Program) -> None:
 
 def test_what_is_not_possible_is_refused(program: Program) -> None:
     """
-    A module that was never started cannot be reset, one that is closed cannot be
-    paused; nothing has changed.
+    A module that was never started cannot be reset, and a closed one cannot be paused;
+    nothing changes.
     """
     program.add("database")
     message = "Cannot reset database: it is new"
@@ -210,7 +212,7 @@ def test_what_is_not_possible_is_refused(program: Program) -> None:
 )
 def test_unknown_paths(path: str, status: int, message: str, ready: Program) -> None:
     """
-    A module or an action that does not exist is a 404.
+    An unknown module or action gets a 404.
     """
     answer = post(ready, path)
     assert answer.status == status
@@ -219,7 +221,7 @@ def test_unknown_paths(path: str, status: int, message: str, ready: Program) -> 
 
 def test_looking_changes_nothing(ready: Program) -> None:
     """
-    Only POST does something.
+    Only POST has an effect.
     """
     page = Operations(ready.startup, ready.clock, operatorsOnly=True)
     for method in ("GET", "HEAD", "PUT"):
@@ -242,7 +244,7 @@ def test_looking_changes_nothing(ready: Program) -> None:
 )
 def test_other_sites_are_refused(headers: Any, status: int, ready: Program) -> None:
     """
-    A page of another site cannot pause a module in an operator's browser.
+    A page of another site cannot pause a module through an operator's browser.
     """
     answer = post(ready, "database/pause", headers)
     assert answer.status == status
@@ -252,7 +254,7 @@ def test_other_sites_are_refused(headers: Any, status: int, ready: Program) -> N
 
 def test_the_public_cannot_do_anything(ready: Program) -> None:
     """
-    Only pages for operators alone have the actions and their buttons.
+    Only a site for operators alone has the actions and their buttons.
     """
     page = Operations(ready.startup, ready.clock)
     assert ask(page, "/modules/database/pause", "POST", CURL).status == 404
@@ -262,7 +264,7 @@ def test_the_public_cannot_do_anything(ready: Program) -> None:
 @pytest.mark.parametrize("name", ODD)
 def test_names_may_be_any_text(name: str, program: Program) -> None:
     """
-    The buttons of the page work for every name, on any site.
+    The buttons work for any name of a module, on any site.
     """
     program.add(name)
     program.start()
@@ -281,8 +283,8 @@ def test_names_may_be_any_text(name: str, program: Program) -> None:
 
 def test_browsers_return_to_the_page(ready: Program) -> None:
     """
-    A browser does not wait; it gets the page, which shows the calls in progress, or a
-    page that says why not.
+    A browser does not wait. It gets the page with the calls in progress, or a page with
+    the error.
     """
     resultOf(ready.startup.wrappers["database"].proxy.read(1))
     (answer,) = begin(ready, "database/pause", BROWSER).answers
@@ -293,7 +295,7 @@ def test_browsers_return_to_the_page(ready: Program) -> None:
 
 def test_the_page_shows_an_action_at_once(ready: Program) -> None:
     """
-    A page that was rendered before an action is not shown after it.
+    After an action, a page that was rendered before is not shown.
     """
     page = Operations(ready.startup, ready.clock, operatorsOnly=True)
     assert b"Pause database" in ask(page).body
@@ -303,7 +305,7 @@ def test_the_page_shows_an_action_at_once(ready: Program) -> None:
 
 def test_the_log_says_who_has_asked(ready: Program) -> None:
     """
-    Each action is in the log, with the address of the client.
+    Each action is logged with the address of the client.
     """
     with logged() as events:
         for action in ("pause", "resume", "reset"):

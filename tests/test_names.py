@@ -1,5 +1,5 @@
 """
-Names and addresses: visible characters of all scripts are accepted, others refused.
+Names and addresses: visible characters of all scripts are accepted, others are refused.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ INVISIBLE = {
 
 def isAccepted(text: str, kind: str) -> bool:
     """
-    Return whether a text may be a name, or the first part of an address.
+    Return whether a text is accepted as a name, and as the first part of an address.
     """
     try:
         msgspec.convert(f"{text}@b" if kind == "email" else text, TYPES[kind])
@@ -77,8 +77,8 @@ def isAccepted(text: str, kind: str) -> bool:
 @pytest.mark.parametrize("kind", TYPES)
 def test_invisible_characters_are_refused(kind: str) -> None:
     """
-    Characters that nobody sees are refused, alone and inside of a name, by their
-    category and by a list. Joiners are refused alone and behind a letter of ASCII.
+    Invisible characters are refused, alone and inside of a name, by their category and
+    by a list. Joiners are refused alone and behind an ASCII letter.
     """
     joiners = set(charactersIn(JOINERS))
     for each in INVISIBLE:
@@ -90,8 +90,8 @@ def test_invisible_characters_are_refused(kind: str) -> None:
 @pytest.mark.parametrize("kind", TYPES)
 def test_visible_characters_of_all_scripts_are_accepted(kind: str) -> None:
     """
-    Letters, marks, digits, punctuation and symbols are accepted, and so are
-    characters that are too new for this server.
+    Letters, marks, digits, punctuation and symbols are accepted, even if they are newer
+    than the Unicode version of this server.
     """
     exceptions = INVISIBLE | ({"@"} if kind == "email" else set())
     for each in map(chr, range(0x40000)):
@@ -104,7 +104,7 @@ def test_visible_characters_of_all_scripts_are_accepted(kind: str) -> None:
 @pytest.mark.parametrize("kind", TYPES)
 def test_ordinary_names_are_accepted(kind: str, name: str) -> None:
     """
-    What belongs to the writing of a name is kept: joiners, variants and marks.
+    Joiners, variants and marks that belong to the spelling of a name are accepted.
     """
     assert isAccepted(name.replace(" ", "") if kind == "email" else name, kind)
 
@@ -116,7 +116,8 @@ def test_ordinary_names_are_accepted(kind: str, name: str) -> None:
 )
 def test_spaces_are_for_names(space: str) -> None:
     """
-    Every kind of space may be in a name, but does not make one; an address has none.
+    A name may contain spaces of every kind, but not consist of them; an address
+    contains none.
     """
     for kind in ("name", "login"):
         assert isAccepted(f"\u5c71\u7530{space}\u592a\u90ce", kind)

@@ -1,6 +1,6 @@
 """
-A module that needs asyncio is refused under other reactors with one clear error, at the
-first attempt.
+A module that needs asyncio fails under other reactors at its first attempt, with one
+clear error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tsrv.queuing.needsasyncio import NeedsAsyncio
 from .processes import run
 from .support import Trouble, resultOf
 
-# The loop that is made and never runs, and what was to run in it.
+# The loop that is made and never runs, and its pending work.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:There is no current event loop"),
     pytest.mark.filterwarnings("ignore:.*was never awaited"),
@@ -37,7 +37,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def noLoop() -> Any:
     """
-    Close the loop that asyncio makes on demand.
+    Close the loop that asyncio creates on demand.
     """
     yield
     policy = asyncio.get_event_loop_policy()
@@ -143,7 +143,8 @@ def test_a_call_fails_with_the_same_error(
     need: Callable[[], Awaitable[None]], clock: Clock
 ) -> None:
     """
-    Some clients are ready at once and need asyncio for each call, queued or not.
+    A call that needs asyncio fails with the same error, queued or not, if only calls
+    need it.
     """
     if need is _createTaskAtOnce:
         pytest.skip("what a plain method raises is its caller's")
@@ -160,7 +161,7 @@ def test_a_call_fails_with_the_same_error(
 @everyNeed
 def test_a_watch_fails_the_attempt(need: Callable[[], object], clock: Clock) -> None:
     """
-    The module is never ready.
+    If whenLost() needs asyncio, the attempt fails, and the module is never ready.
     """
     wrapper = QueuingWrapper(Module(), clock, whenLost=need)
     failed = resultOf(wrapper.initialize())
@@ -171,7 +172,8 @@ def test_a_watch_fails_the_attempt(need: Callable[[], object], clock: Clock) -> 
 
 def test_a_watch_that_fails_later_is_not_begun_again(clock: Clock) -> None:
     """
-    It awaits a Deferred first.
+    If a C{whenLost()} coroutine needs asyncio only after a Deferred has fired, the
+    module fails and is not initialised again.
     """
     first: Deferred[None] = Deferred()
 
@@ -189,7 +191,7 @@ def test_a_watch_that_fails_later_is_not_begun_again(clock: Clock) -> None:
 @everyNeed
 def test_a_ping_fails_the_module(need: Callable[[], object], clock: Clock) -> None:
     """
-    The module is closed, and not initialised again.
+    If ping() needs asyncio, the module is closed, and not initialised again.
     """
     closed: list[bool] = []
     module = Module(close=lambda: closed.append(True))
@@ -207,7 +209,7 @@ def test_closing_fails_with_the_same_error(
     need: Callable[[], object], clock: Clock
 ) -> None:
     """
-    The wrapper is closed all the same.
+    If close() needs asyncio it fails with the same error, and the wrapper is closed.
     """
     wrapper = QueuingWrapper(Module(), clock, close=need)
     wrapper.initialize()
@@ -219,7 +221,7 @@ def _probe() -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        # Without asyncio it works in another way.
+        # This client falls back to another way without asyncio.
         raise ConnectionRefusedError("refused") from None
 
 
@@ -268,8 +270,7 @@ def test_other_errors_are_retried(
     initialize: Callable[[], object], clock: Clock
 ) -> None:
     """
-    An error that only looks similar, and that of a module that looks for a loop and can
-    do without, is not meant.
+    A similar error, and the error of a module that can do without a loop, are retried.
     """
     wrapper = QueuingWrapper(Module(), clock, initialize=initialize)
     wrapper.initialize().addErrback(lambda _: None)
@@ -279,7 +280,8 @@ def test_other_errors_are_retried(
 
 def test_a_future_that_nothing_can_finish_is_refused() -> None:
     """
-    Under a real reactor that is not asyncio's. The test would hang without the error.
+    A future under a reactor that is not asyncio's is refused: without the error, the
+    test would hang.
     """
     reactor: Any = EPollReactor()
     made: list[Any] = []
@@ -297,7 +299,7 @@ def test_a_future_that_nothing_can_finish_is_refused() -> None:
 
 def test_a_start_up_stops_the_program(clock: Clock) -> None:
     """
-    With status 1; the module is not tried again.
+    A start-up stops the program with status 1, and does not retry the module.
     """
     statuses: list[int] = []
     startup = Startup(clock, stopProgram=statuses.append)
@@ -327,7 +329,7 @@ startup.setServiceParent(application)
 
 def test_a_program_ends_with_one_line(tmp_path: Path) -> None:
     """
-    Under C{twistd}, with exit status 1: the log says once what to do.
+    Under C{twistd} the program exits with status 1, and the log says once what to do.
     """
     (tmp_path / "program.py").write_text(PROGRAM)
     output = run(

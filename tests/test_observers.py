@@ -37,7 +37,8 @@ def watch(wrapper: QueuingWrapper[Module]) -> list[State]:
 
 def test_each_change_of_state_is_notified(clock: Clock) -> None:
     """
-    Observers are notified once of each change of state; since is its time.
+    Observers are notified once of each change of state; C{since} is the time of the
+    change.
     """
     module, wrapper, proxy = wrap(clock, fatal=Refused)
     seen = watch(wrapper)
@@ -72,7 +73,7 @@ def test_each_change_of_state_is_notified(clock: Clock) -> None:
 
 def test_an_attempt_that_ends_at_once_is_not_notified(clock: Clock) -> None:
     """
-    Observers never see a state that is over when they are called.
+    Observers never see a state that is over when they are notified.
     """
     _, wrapper, _ = wrap(clock, initialize=lambda: None)
     seen = watch(wrapper)
@@ -82,8 +83,8 @@ def test_an_attempt_that_ends_at_once_is_not_notified(clock: Clock) -> None:
 
 def test_all_that_belongs_to_a_change_has_been_done(clock: Clock) -> None:
     """
-    When observers are notified, waiters have been told, and calls go where they go
-    in that state.
+    When observers are notified, waiters have been notified, and calls are treated as in
+    the new state.
     """
     module, wrapper, proxy = wrap(clock)
     waiting = resultOf(wrapper.initialize())
@@ -114,7 +115,7 @@ def test_a_failure_is_notified_after_calls_and_waiters(clock: Clock) -> None:
 
 def test_oldest(clock: Clock) -> None:
     """
-    oldest is the age of the call that has waited longest.
+    C{oldest} is the age of the call that was queued first.
     """
     module, wrapper, proxy = wrap(clock)
     assert wrapper.oldest is None
@@ -154,8 +155,8 @@ def test_registering_observers(clock: Clock) -> None:
 
 def test_observers_change_during_a_notification() -> None:
     """
-    An observer that another one removes is not called; one that another one adds is
-    called from the next notification on.
+    An observer that another one removes is not notified; an observer that another one
+    adds is notified from the next change on.
     """
     observers: Observers[[str]] = Observers()
     seen: list[str] = []
@@ -183,8 +184,7 @@ def test_an_observer_that_raises(
     clock: Clock, loggedFailures: list[LogEvent], error: type[BaseException]
 ) -> None:
     """
-    An observer that raises is logged, and affects neither callers nor other
-    observers.
+    The error of an observer is logged, and affects neither callers nor other observers.
     """
     module, wrapper, proxy = wrap(clock)
 

@@ -1,5 +1,5 @@
 """
-The description of the server in OpenAPI is true.
+The OpenAPI description of the server is correct.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def rootOf(
     users: Any, sessions: Any, startup: Startup, reactor: Any, clock: Any = None
 ) -> AsyncResource:
     """
-    Make the root of a site with all routes of the server.
+    Return the root of a site with all routes of the server.
     """
     root = makeRoot(clock or Teller(), users, sessions)
     proxies = sessions.cookies.proxies
@@ -68,7 +68,7 @@ def rootOf(
 
 def rootInMemory(sessions: Any = None) -> AsyncResource:
     """
-    Make the root of a site with all routes, and a module that is not ready.
+    Return the root of a site with all routes, and a module that is not ready.
     """
     clock = Clock()
     startup = Startup(clock)
@@ -102,7 +102,7 @@ def routesBelow(resource: Any, path: str = "") -> Iterator[tuple[str, set[str]]]
 
 def test_the_description_is_valid(root: AsyncResource) -> None:
     """
-    It is as OpenAPI 3.1 wants it, is served as it is, and has no part that is not used.
+    The description is valid OpenAPI 3.1, is served unchanged, and has no unused part.
     """
     answer = ask(root, "/openapi.json")
     assert (answer.status, json.loads(answer.body)) == (200, describe(root))
@@ -119,7 +119,7 @@ def test_every_route_is_described(root: AsyncResource) -> None:
     """
     described: dict[str, set[str]] = {}
     for path, operations in describe(root)["paths"].items():
-        # One resource does everything to modules.
+        # One resource serves all actions on modules.
         route = "/modules" if path.startswith("/modules/") else path
         described[route] = {each.upper() for each in operations} - {"PARAMETERS"}
     found = dict(routesBelow(root))
@@ -133,8 +133,8 @@ def test_every_route_is_described(root: AsyncResource) -> None:
 
 def test_a_site_describes_what_it_has() -> None:
     """
-    Pages for operators that are not on the site have a server of their own. If they are
-    on the site, nobody can pause modules.
+    Operator pages on a site of their own have their own server in the description. If
+    they are on the public site, actions on modules are absent.
     """
     root = makeRoot(Teller())
     paths = describe(root)["paths"]
@@ -159,7 +159,7 @@ class Witness:
 
     def compare(self, answer: Answer, method: str, route: str) -> None:
         """
-        Check that a response is described.
+        Check that a response agrees with the description.
         """
         operation = self._description["paths"][route][method.lower()]
         assert str(answer.status) in operation["responses"], (route, answer)
@@ -221,8 +221,8 @@ def test_a_response_is_as_described(
     method: str, path: str, headers: dict[str, str], data: bytes, status: int
 ) -> None:
     """
-    Pages, redirects and refusals have a status, a type, headers and a body that are
-    described.
+    Pages, redirects and refusals have the status, type, headers and body of the
+    description.
     """
     place = Place(rootInMemory)
     answer = place.visitor().ask(path, method=method, headers=headers, data=data)
@@ -237,7 +237,8 @@ def test_a_response_is_as_described(
 @pytest.mark.parametrize("route", ["/visits", "/me", "/login"])
 def test_a_lack_of_sessions_is_as_described(route: str) -> None:
     """
-    Clients are told when to come back.
+    If no session is available, the response agrees with the description, and says when
+    to retry.
     """
     quota = Quota(Clock(), 1, 1, 60.0)
     place = Place(rootInMemory, quota)
@@ -251,7 +252,7 @@ def test_a_lack_of_sessions_is_as_described(route: str) -> None:
     known = place.visitor()
     known.ask("/visits")
     if route != "/me":
-        # It stores nothing.
+        # This request stores nothing.
         check(place.visitor(), 429)
     fault = Unavailable("no store", 7)
     place.store.errors = dict.fromkeys(("add", "create", "get", "set"), fault)
@@ -263,7 +264,7 @@ def test_a_lack_of_sessions_is_as_described(route: str) -> None:
 @asynchronous
 async def test_responses_are_as_described(tmp_path: Path, program: str) -> None:
     """
-    Whatever a client sends, valid or not, gets a response that is described.
+    Every request, valid or not, gets a response that agrees with the description.
     """
     from twisted.internet import reactor
 

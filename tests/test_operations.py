@@ -1,5 +1,5 @@
 """
-The pages for operators can be mounted together or one by one, on any site.
+The operator pages can be mounted together or one by one, on any site.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAGES = {
     "metrics": "tsrv_ready 1.0",
 }
 """
-The pages, and what each of them says of a program that is ready.
+The pages, and a text on each page of a ready program.
 """
 
 
@@ -81,8 +81,8 @@ def test_each_page_works_alone(
     make: Callable[[Program], Any], text: str, ready: Program
 ) -> None:
     """
-    Each page works on a site of twisted.web: as its root, or anywhere below it. Its
-    links lead to pages that exist.
+    Each page works on a site of twisted.web, as its root or anywhere below it. Its
+    links lead to existing pages.
     """
     page = make(ready)
     inner, outer = Resource(), Resource()
@@ -104,7 +104,7 @@ def test_each_page_works_alone(
 def test_all_pages_are_mounted_together(prefix: str, ready: Program) -> None:
     """
     One object mounts all pages, at the root of an application or below it. The status
-    page links to the others, and to those of the application.
+    page links to the other pages, and to pages of the application.
     """
     root = Resource()
     root.putChild(b"say", Data(b"something", "text/plain"))
@@ -124,7 +124,8 @@ def test_all_pages_are_mounted_together(prefix: str, ready: Program) -> None:
 
 def test_a_redirect_stays_on_the_site(ready: Program) -> None:
     """
-    The address without the slash leads to the page, behind any proxy, and nowhere else.
+    The address without the slash redirects to the page, behind any proxy, and never to
+    another site.
     """
     root = Resource()
     root.putChild(b"a:b", Status(ready.startup, ready.clock))
@@ -137,7 +138,7 @@ def test_a_redirect_stays_on_the_site(ready: Program) -> None:
 
 def test_only_operators_see_messages(ready: Program) -> None:
     """
-    The pages that the public can reach show the types of errors alone.
+    Pages that the public can reach show only the types of errors.
     """
     ready.lose("a")
     for operatorsOnly in (False, True):

@@ -1,5 +1,5 @@
 """
-The order in which calls start, and the slices in which a queue is worked off.
+The order in which calls start, and the slices in which a queue is drained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .support import Module, ready, resultOf, wrap
 
 class Busy:
     """
-    A module each of whose calls takes some time.
+    A module each of whose calls blocks for a while.
     """
 
     def __init__(self, clock: Clock, seconds: float) -> None:
@@ -44,7 +44,7 @@ def busy(
     clock: Clock, seconds: float, calls: int
 ) -> tuple[Busy, QueuingWrapper[Busy], Callable[[int], Any]]:
     """
-    @return: A busy module, its wrapper, and its method, with so many queued calls.
+    @return: A busy module, its wrapper, and its method, with a number of queued calls.
     """
     module = Busy(clock, seconds)
     wrapper = QueuingWrapper(module, clock, retryPolicy=lambda _: 1.0)
@@ -88,8 +88,8 @@ def compete(
     clock: Clock, counter: Callable[[], int], end: int, after: float = 0.0
 ) -> list[int]:
     """
-    @return: The counter in each turn of the reactor, after so many seconds and until
-        the end.
+    @return: The values of a counter that counts turns of the reactor, after some
+        seconds and at the end.
     """
     turns = [counter()]
 
@@ -119,7 +119,7 @@ def test_a_long_drain_is_sliced(clock: Clock) -> None:
 @pytest.mark.parametrize("how", ["closed", "expired"])
 def test_ending_a_long_queue_is_sliced(clock: Clock, how: str) -> None:
     """
-    Refusing many calls, or letting them expire, is done in slices.
+    Refusing many calls, or letting them expire, is sliced.
     """
     _, wrapper, proxy = wrap(clock, timeout=5.0)
     ends: list[object] = []
@@ -143,8 +143,7 @@ def test_ending_a_long_queue_is_sliced(clock: Clock, how: str) -> None:
 
 def test_very_many_calls_expire(clock: Clock) -> None:
     """
-    All calls expire on time, also when one timer call cannot look through the
-    whole queue.
+    All calls expire on time, even if one timer call cannot examine the whole queue.
     """
     _, wrapper, proxy = wrap(clock, timeout=5.0, limit=20_000)
     for number in range(12_000):
@@ -156,8 +155,8 @@ def test_very_many_calls_expire(clock: Clock) -> None:
 @pytest.mark.parametrize("concurrency", [1, 2, 3])
 def test_concurrency(clock: Clock, concurrency: int) -> None:
     """
-    At most so many calls are in progress during the drain, and each answer lets
-    another one start.
+    During the drain at most C{concurrency} calls are in progress, and each result
+    starts another one.
     """
     module, wrapper, proxy = wrap(clock, concurrency=concurrency)
     for number in range(6):
@@ -174,7 +173,7 @@ def test_concurrency(clock: Clock, concurrency: int) -> None:
 
 def test_cancelling_a_call_in_progress_continues_the_drain(clock: Clock) -> None:
     """
-    A call in progress that is cancelled lets the next one start.
+    Cancelling a call in progress starts the next one.
     """
     module, wrapper, proxy = wrap(clock, concurrency=1)
     call = proxy.write(1)
@@ -193,8 +192,7 @@ def test_the_last_queued_call_is_given_up(
     clock: Clock, how: str, isAnswered: bool
 ) -> None:
     """
-    The drain ends when no call is queued any more, whether the calls in progress end
-    or not.
+    The drain ends when no call is queued any more, even if calls are in progress.
     """
     module, wrapper, proxy = wrap(clock, concurrency=1, timeout=5.0)
     running = resultOf(proxy.write(1))

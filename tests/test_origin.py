@@ -1,5 +1,5 @@
 """
-Requests that another site may have made are refused, and proxies are believed only if
+Requests that another site may have caused are refused, and proxies are believed only if
 they are trusted.
 """
 
@@ -63,7 +63,8 @@ def passes(
 )
 def test_safe_methods_pass(method: str) -> None:
     """
-    Links of other sites work; an unknown method may change something.
+    Safe methods pass, so that links on other sites work. An unknown method counts as
+    unsafe.
     """
     isSafe = method in ("GET", "HEAD", "OPTIONS", "TRACE")
     raw = method.encode()
@@ -72,8 +73,8 @@ def test_safe_methods_pass(method: str) -> None:
     assert passes(method=raw) is isSafe
 
 
-# What a value says: True for this site, False against it, None for nothing. No page can
-# set Sec-Fetch-Site, but with Referrer-Policy: no-referrer its Origin is null.
+# The meaning of each value: True for this site, False against it, None for neither. No
+# page can set Sec-Fetch-Site, but with Referrer-Policy: no-referrer its Origin is null.
 SITES: dict[str | None, bool | None] = {
     None: None,
     "same-origin": True,
@@ -107,8 +108,8 @@ def test_no_header_may_speak_against_the_request(
     site: str | None, origin: str | None, sent: str | None
 ) -> None:
     """
-    Whatever one of Sec-Fetch-Site and Origin says of another site, the other one and
-    the token do not make good. The token counts only if a client sends neither.
+    If Sec-Fetch-Site or Origin names another site, neither the other header nor the
+    token helps. The token counts only if a client sends neither header.
     """
     pairs = ((FETCH, site), (ORIGIN, origin), (CSRF, sent))
     headers = [(name, value) for name, value in pairs if value is not None]
@@ -122,7 +123,7 @@ def test_no_header_may_speak_against_the_request(
 
 def test_a_repeated_header_is_refused() -> None:
     """
-    A client that sends a header twice hopes that somebody else reads the other one.
+    A repeated header is refused, since another server may read the other one.
     """
     own = "http://example.org"
     assert not passes((FETCH, "same-origin"), (FETCH, "same-origin"))
@@ -166,7 +167,8 @@ def test_an_origin_must_be_that_of_the_site(
     origin: str, host: str | None, secure: bool, isOwn: bool
 ) -> None:
     """
-    Scheme, host and port must be equal, and no token makes good what is not.
+    Scheme, host and port of the origin must be those of the site; a token does not
+    help.
     """
     sent: list[Header] = [(ORIGIN, origin), (CSRF, TOKEN)]
     assert passes(sent[0], host=host, secure=secure) is isOwn
@@ -191,7 +193,8 @@ def test_a_client_that_says_nothing_needs_the_token(
     sent: str | bytes | None, token: str | None, isOwn: bool
 ) -> None:
     """
-    A session without a token does not accept a missing one.
+    A client without these headers needs the token. A session without a token does not
+    accept a missing one.
     """
     headers: list[Header] = [] if sent is None else [(CSRF, sent)]
     assert passes(*headers, token=token) is isOwn
@@ -211,7 +214,7 @@ class Guarded(AsyncResource):
 
 def test_a_refused_client_is_told_what_to_do() -> None:
     """
-    The 403 says what to send, and repeats no token.
+    The 403 says what to send, and does not repeat a token.
     """
     for headers, error in (
         (
@@ -238,7 +241,7 @@ def test_a_refused_client_is_told_what_to_do() -> None:
 )
 def test_any_header_passes_or_is_refused(headers: list[Header]) -> None:
     """
-    Whatever is sent, the check does not fail in another way.
+    Any header passes or is refused; the check never fails in another way.
     """
     request = exchange(*headers, method=b"POST")
     try:
@@ -250,7 +253,7 @@ def test_any_header_passes_or_is_refused(headers: list[Header]) -> None:
     assert first in ("same-origin", "none", TOKEN) or first.startswith("http://")
 
 
-# Where a request comes from.
+# The origin of a request.
 
 
 @pytest.mark.parametrize(
@@ -292,7 +295,8 @@ def test_a_local_request_has_a_local_peer_and_name(
     peer: str | IAddress, host: str, expected: bool
 ) -> None:
     """
-    A proxy has a local address too, and another site may make its name point here.
+    A local request has a local address and a local host name: a proxy also has a local
+    address, and another site may point its name to this machine.
     """
     assert isLocal(exchange(("Host", host), peer=peer)) is expected
     assert not isLocal(exchange(("Host", host), ("Host", host), peer=peer))
@@ -322,14 +326,15 @@ def test_only_trusted_proxies_are_believed(
     trusted: list[str], peer: str | IAddress, isTrusted: bool
 ) -> None:
     """
-    Anybody can send such headers.
+    Headers of proxies are believed only if the proxy is trusted, since anybody can send
+    them.
     """
     proxies = Proxies(trusted)
     request = exchange((PROTO, "https"), (FOR, "198.51.100.1"), peer=peer)
     assert proxies.isSecure(request) is isTrusted
     expected = "198.51.100.1" if isTrusted else peerOf(request)
     assert proxies.peerOf(request) == expected
-    # Over TLS, a stranger cannot pretend that it is not.
+    # Over TLS, a stranger cannot pretend to use plain HTTP.
     request = exchange((PROTO, "http"), peer=peer, secure=True)
     assert proxies.isSecure(request) is not isTrusted
 
@@ -350,7 +355,7 @@ def test_only_trusted_proxies_are_believed(
 )
 def test_each_hop_must_use_tls(protos: list[str | bytes], isSecure: bool) -> None:
     """
-    A client cannot pretend to use TLS with a header that the proxy adds to.
+    A client cannot pretend to use TLS with a header to which the proxy appends.
     """
     headers: list[Header] = [(PROTO, each) for each in protos]
     assert Proxies([PROXY]).isSecure(exchange(*headers, peer=PROXY)) is isSecure
@@ -382,7 +387,8 @@ def test_the_client_is_the_last_hop_that_is_no_proxy(
     hops: list[str | bytes], peer: str
 ) -> None:
     """
-    A client may have invented the addresses before it.
+    The client is the last hop that is not a proxy; the addresses before it may be
+    invented.
     """
     headers: list[Header] = [(FOR, each) for each in hops]
     assert Proxies(["10.0.0.0/8"]).peerOf(exchange(*headers, peer=PROXY)) == peer
@@ -398,7 +404,8 @@ def test_the_client_is_the_last_hop_that_is_no_proxy(
 )
 def test_an_invalid_proxy_is_refused(trusted: list[str] | str, message: str) -> None:
     """
-    A typing error is found at once, and not by visitors who cannot log in.
+    A typing error in the option is reported at once, and not by visitors who cannot log
+    in.
     """
     with pytest.raises(ValueError, match=message):
         Proxies(trusted)

@@ -1,6 +1,6 @@
 """
-PostgreSQL comes up late, goes away and comes back: no acknowledged write is lost, and
-none is carried out twice.
+PostgreSQL starts late, stops, and starts again: no acknowledged write is lost, and none
+is carried out twice.
 
 The server is a real one, in a process of its own, and so is its database.
 """
@@ -39,7 +39,7 @@ async def test_a_database_that_comes_late_is_waited_for(
     tmp_path: Path, ownPostgresql: PostgreSQL
 ) -> None:
     """
-    Requests that are made in the meantime are queued, and succeed.
+    Requests that arrive before the database are queued, and succeed.
     """
     async with serving(tmp_path, ownPostgresql.url) as service:
         asked = []
@@ -57,8 +57,8 @@ async def test_a_database_that_comes_late_is_waited_for(
 
 def isBusy(answer: Answer) -> bool:
     """
-    @return: Whether a write is in flight on a connection: all clients but one write,
-        and all wait for an answer.
+    @return: Whether a write is in progress on a connection, while all other clients
+        wait for a response.
     """
     found = re.search(r"^tsrv_http_requests_in_progress (\d+)", answer.body, re.M)
     assert found is not None
@@ -70,8 +70,8 @@ async def test_a_database_that_is_killed_loses_nothing(
     tmp_path: Path, ownPostgresql: PostgreSQL
 ) -> None:
     """
-    Reads are repeated. A client that writes is told what happened, or that nobody
-    knows it.
+    When the database is killed, reads are repeated. A client that writes learns the
+    outcome, or that it is unknown.
     """
     await ownPostgresql.start()
     async with serving(tmp_path, ownPostgresql.url) as service:
@@ -81,7 +81,7 @@ async def test_a_database_that_is_killed_loses_nothing(
         done = load.start(20, 1)
         for attempts in (1, 2):
             await load.until(100)
-            # The calls in progress get no answer.
+            # Calls in progress get no response.
             ownPostgresql.pause()
             await service.until("/metrics", isBusy)
             await ownPostgresql.kill()
@@ -100,8 +100,8 @@ async def test_a_database_that_is_killed_loses_nothing(
 @asynchronous
 async def test_restarts_leave_nothing_behind(database: Any) -> None:
     """
-    After forty restarts of its server a database holds no more threads, files,
-    connections or memory than before.
+    After forty restarts of its server, a database has as many threads, files,
+    connections and as much memory as before.
     """
     from twisted.internet import reactor as theReactor
 
@@ -121,7 +121,7 @@ async def test_restarts_leave_nothing_behind(database: Any) -> None:
             assert await queued == [(1,)]
 
         wrapper.initialize()
-        # What is created once, with the first restarts, is not growth.
+        # Objects that the first restarts create once are not growth.
         for _ in range(10):
             await restart()
         before = ResourceUsage.of()
@@ -137,8 +137,8 @@ async def test_a_silent_database_is_waited_for_a_limited_time(
     tmp_path: Path,
 ) -> None:
     """
-    A request fails after C{--queue-timeout}, and can be repeated, though the
-    database accepts connections and never answers.
+    If the database accepts connections and never responds, a request fails after
+    C{--queue-timeout}, and can be repeated.
     """
     async with blackHole() as hole:
         url = f"postgresql://u:hush@127.0.0.1:{hole.port}/n"
@@ -160,10 +160,11 @@ async def test_a_refused_password_is_reported_once_and_at_once(
     tmp_path: Path, database: Any
 ) -> None:
     """
-    Waiting would not help. The log says what to do, and does not show the password.
+    A refused password is reported once and at once. The log says what to do, and does
+    not show the password.
     """
     url = database.server.urlFor(password="hush", database=database.name)  # noqa: S106
-    # A request that waited would not be answered before the test's time limit.
+    # A request that waited would not be answered within the time limit of the test.
     words = ["--stay-up", "--queue-timeout=3600"]
     async with serving(tmp_path, url, *words) as service:
         await service.process.whenWritten("database is required, and failed")
@@ -185,7 +186,7 @@ async def test_a_network_that_is_cut_silently_is_noticed(
     tmp_path: Path, database: Any
 ) -> None:
     """
-    Only the time limits show it.
+    Only time limits can notice a network that is silently cut.
     """
     server = database.server
     async with relaying(server.port) as relay:
@@ -207,7 +208,8 @@ async def test_a_network_that_is_cut_silently_is_noticed(
 @asynchronous
 async def test_two_servers_share_one_postgresql(tmp_path: Path, database: Any) -> None:
     """
-    One of them is killed: each acknowledged write is found once.
+    If one of two servers on the same database is killed, each acknowledged write is
+    found once.
     """
     load = await underTwoServers(tmp_path, database.url)
     load.check(await emailsIn(database.server, database.name))

@@ -1,5 +1,5 @@
 """
-A server of one's own: any root resource, on top of any modules.
+A server for any root resource, on top of any modules.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def makeServer(
     **options: Any,
 ) -> Server:
     """
-    Make a server that leaves the process of the tests alone.
+    Make a server that does not affect the process of the tests.
     """
     return Server(
         machine,
@@ -110,7 +110,7 @@ def test_forms_are_parsed_as_by_twisted(
     machine: MemoryReactorClock, options: dict[str, Any], body: bytes
 ) -> None:
     """
-    The fields of a form are in C{request.args}, unless the option says otherwise.
+    The fields of a form are in C{request.args}, unless the option turns this off.
     """
     server = makeServer(machine, **options)
     server.startService()
@@ -120,7 +120,7 @@ def test_forms_are_parsed_as_by_twisted(
 
 def test_the_root_may_be_that_of_klein(machine: MemoryReactorClock) -> None:
     """
-    A request of an application of Klein waits for a module.
+    A request to a Klein application waits for a module.
     """
     app, clock, startup = Klein(), Teller(), Startup(machine)
     proxy = startup.add("clock", clock).proxy
@@ -142,7 +142,7 @@ def test_the_root_may_be_that_of_klein(machine: MemoryReactorClock) -> None:
 
 def test_operators_have_a_site_of_their_own(machine: MemoryReactorClock) -> None:
     """
-    It shows the name and the version of the program.
+    The site for operators shows the name and the version of the program.
     """
     server = makeServer(machine, operations=["tcp:81"], program="shop", version="1.2.3")
     server.startService()
@@ -166,7 +166,7 @@ def test_the_log_says_where_it_listens(
     machine: MemoryReactorClock, endpoint: str, url: str
 ) -> None:
     """
-    A line at the start and another one when the server is ready have its URL.
+    The log has the URL at the start, and again when the server is ready.
     """
     clock, startup = Teller(), Startup(machine)
     startup.add("clock", clock)
@@ -182,7 +182,7 @@ def test_the_log_says_where_it_listens(
 
 def test_a_malformed_endpoint_is_refused(machine: MemoryReactorClock) -> None:
     """
-    The mistake is found before anything starts.
+    A malformed endpoint is reported before anything starts.
     """
     with pytest.raises(ValueError, match="nonsense"):
         makeServer(machine, endpoints=["nonsense:80"])
@@ -190,7 +190,8 @@ def test_a_malformed_endpoint_is_refused(machine: MemoryReactorClock) -> None:
 
 def test_wrong_modules_are_found_before_it_listens(machine: MemoryReactorClock) -> None:
     """
-    No client connects to a server that cannot start.
+    Errors in the modules are reported before the server listens, so no client connects
+    to a server that cannot start.
     """
     startup = Startup(machine)
     startup.add("users", Teller(), needs=["database"])
@@ -202,7 +203,8 @@ def test_wrong_modules_are_found_before_it_listens(machine: MemoryReactorClock) 
 
 def test_variables_of_systemd_are_not_inherited(machine: MemoryReactorClock) -> None:
     """
-    A child process must not speak to systemd in the name of the server.
+    The server hides the variables of systemd from child processes, which must not speak
+    to systemd in its name.
     """
     environment = {"NOTIFY_SOCKET": "", "WATCHDOG_USEC": "1", "HOME": "/"}
     makeServer(machine, environment=environment)
@@ -211,8 +213,8 @@ def test_variables_of_systemd_are_not_inherited(machine: MemoryReactorClock) -> 
 
 def test_it_runs_without_a_parent(machine: MemoryReactorClock) -> None:
     """
-    C{run()} starts the server, and its Deferred fires when the server has stopped
-    because the reactor stops.
+    C{run()} starts the server. Its Deferred fires when the reactor stops and the server
+    has stopped.
     """
     server = makeServer(machine)
     ended = resultOf(server.run())

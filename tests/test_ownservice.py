@@ -1,5 +1,5 @@
 """
-Programs of other people run on the server: the example, and all ways to start one.
+Programs of users on top of the server: the example, and all ways to start one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ react(lambda reactor: makeServer(reactor).run())
 
 def clientOf(process: Process, port: int) -> Service:
     """
-    @return: A client, which opens a connection for each request.
+    @return: A client that opens a new connection for each request.
     """
     from twisted.internet import reactor
 
@@ -67,7 +67,7 @@ def clientOf(process: Process, port: int) -> Service:
 
 async def stop(process: Process) -> None:
     """
-    Send SIGTERM.
+    Stop a process with SIGTERM.
     """
     process.terminate()
     assert await process.ended == 0
@@ -78,7 +78,7 @@ async def stop(process: Process) -> None:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
-    The programs of an environment in which somebody has installed the example.
+    The programs of an environment in which the example is installed.
     """
     copy = tmp_path_factory.mktemp("copy") / "shop"
     shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("dropin.cache"))
@@ -104,7 +104,7 @@ def test_the_example_is_short() -> None:
 
 def test_the_tests_of_the_example_pass(installed: Path, tmp_path: Path) -> None:
     """
-    The tests of the example run in its own environment.
+    The tests of the example pass in its own environment.
     """
     tests = EXAMPLE / "tests" / "test_shop.py"
     option = f"--temp-directory={tmp_path / 'trial'}"
@@ -117,8 +117,8 @@ async def test_the_example_runs_as_a_plugin(
     installed: Path, tmp_path: Path, program: str
 ) -> None:
     """
-    A request that comes too early waits for the modules, operators see why, and SIGTERM
-    ends the program with status 0.
+    A request that arrives too early waits for the modules, operators see why, and
+    SIGTERM ends the program with status 0.
     """
     words = [str(installed / program)]
     words += ["--nodaemon", "--pidfile="] if program == "twistd" else []
@@ -161,8 +161,8 @@ async def test_a_program_without_a_plugin(
     tmp_path: Path, start: Callable[..., Any], text: str
 ) -> None:
     """
-    A request of an application of Klein waits for its module, whether the server runs
-    in an application file or under C{react()}. SIGTERM ends both with status 0.
+    A request to a Klein application waits for its module, whether the server runs in an
+    application file or under C{react()}. SIGTERM ends both with status 0.
     """
     with reservedPort() as port:
         async with start(tmp_path, text.replace("PORT", str(port))) as process:

@@ -1,5 +1,5 @@
 """
-pause() and resume(): the calls of a healthy module wait.
+pause() and resume(): the calls of a healthy module are held.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .support import (
 @pytest.mark.parametrize("settles", [True, False])
 def test_calls_wait_until_the_module_is_resumed(clock: Clock, settles: bool) -> None:
     """
-    While the module is paused calls are queued; resume() starts them in order, before
+    While the module is paused, calls are queued; resume() starts them in order, before
     later calls.
     """
     module, wrapper, proxy = inState(clock, State.READY, settles=settles)
@@ -50,7 +50,7 @@ def test_calls_wait_until_the_module_is_resumed(clock: Clock, settles: bool) -> 
 
 def test_queued_calls_expire_as_ever(clock: Clock) -> None:
     """
-    A call that waits for too long while the module is paused times out.
+    A queued call of a paused module expires as usual.
     """
     _, wrapper, proxy = inState(clock, State.PAUSED, timeout=5.0)
     result = resultOf(proxy.write(1))
@@ -65,8 +65,8 @@ def test_queued_calls_expire_as_ever(clock: Clock) -> None:
 
 def test_each_holder_holds(clock: Clock) -> None:
     """
-    The module is paused until each holder has resumed it; one that pauses it twice
-    resumes it once.
+    The module is paused until each holder has resumed it; a holder that pauses twice
+    resumes once.
     """
     _, wrapper, _ = inState(clock, State.READY)
     for by in (None, "backup", "backup", 3):
@@ -83,7 +83,7 @@ def test_each_holder_holds(clock: Clock) -> None:
 @pytest.mark.parametrize("state", State)
 def test_who_does_not_hold_resumes_nothing(clock: Clock, state: State) -> None:
     """
-    resume() by somebody who did not pause is ignored.
+    resume() by somebody who did not pause has no effect.
     """
     _, wrapper, _ = inState(clock, state)
     wrapper.resume("somebody else")
@@ -94,8 +94,8 @@ def test_who_does_not_hold_resumes_nothing(clock: Clock, state: State) -> None:
 
 def test_pausing(clock: Clock) -> None:
     """
-    C{async with wrapper.pausing()} waits for the calls in progress, and resumes at
-    the end; nested ones do not affect each other.
+    C{async with wrapper.pausing()} waits for calls in progress, and resumes at the end;
+    nested pauses do not affect each other.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     resultOf(proxy.write(1))
@@ -124,7 +124,7 @@ def test_pausing(clock: Clock) -> None:
 @pytest.mark.parametrize("end", ["cancelled", "closed", "whenIdle fails"])
 def test_pausing_that_does_not_begin(clock: Clock, end: str) -> None:
     """
-    A body that is not reached resumes the module, too.
+    The module is resumed even if the body is never reached.
     """
     waits: list[Deferred[None]] = []
 
@@ -165,7 +165,8 @@ def test_pausing_that_does_not_begin(clock: Clock, end: str) -> None:
 @pytest.mark.parametrize("how", ["answered", "failed", "cancelled", "lost"])
 def test_the_calls_in_progress(clock: Clock, queued: bool, how: str) -> None:
     """
-    The Deferred fires when the last call in progress has ended, however it ends.
+    The Deferred of pause() fires when the last call in progress has ended, however it
+    ends.
     """
     module, wrapper, proxy = wrap(clock)
     if not queued:
@@ -195,8 +196,8 @@ def test_the_calls_in_progress(clock: Clock, queued: bool, how: str) -> None:
 @pytest.mark.parametrize("own", [True, False])
 def test_a_module_that_counts_its_calls(clock: Clock, own: bool) -> None:
     """
-    pause() waits for the module's whenIdle(), too, which is called after the calls have
-    begun to queue, and is not proxied.
+    pause() also waits for the module's whenIdle(). It is called after calls have begun
+    to queue, and is not proxied.
     """
 
     class Counting(Module):
@@ -232,7 +233,8 @@ def test_a_module_that_counts_its_calls(clock: Clock, own: bool) -> None:
 @pytest.mark.parametrize("reason", ["busy", Trouble])
 def test_whenIdle_that_fails_with_no_error(clock: Clock, reason: Any) -> None:
     """
-    A reason that is no error, such as a string, reaches those who wait as an error.
+    If whenIdle() fails with something that is not an exception, such as a string,
+    waiters get an exception.
     """
     idle: list[Deferred[None]] = []
 
@@ -258,8 +260,8 @@ def test_whenIdle_that_fails(
     clock: Clock, loggedFailures: list[LogEvent], isRaised: bool
 ) -> None:
     """
-    The module is paused all the same. pause() fails with the error, and resume()
-    works.
+    If whenIdle() fails, the module is still paused. pause() fails with the error, and
+    resume() works.
     """
 
     def whenIdle() -> Deferred[None]:
@@ -280,8 +282,7 @@ def test_whenIdle_that_fails(
 @pytest.mark.parametrize("end", ["loss", "reset", "close"])
 def test_whenIdle_that_never_fires(clock: Clock, end: str) -> None:
     """
-    Whatever the module says about its calls, a loss, a reset and a close end the
-    waiting.
+    A loss, a reset and a close end the wait for whenIdle().
     """
     module, wrapper, _ = inState(clock, State.READY, whenIdle=Deferred)
     paused = resultOf(wrapper.pause())
@@ -298,7 +299,7 @@ def test_whenIdle_that_never_fires(clock: Clock, end: str) -> None:
 @pytest.mark.parametrize("state", [State.NEW, State.INITIALIZING, State.LOST])
 def test_whenIdle_of_a_module_that_is_not_ready(clock: Clock, state: State) -> None:
     """
-    A module that is not ready is not asked.
+    whenIdle() is not called while the module is not ready.
     """
     asked: list[int] = []
     _, wrapper, _ = inState(clock, state, whenIdle=lambda: asked.append(1))
@@ -309,7 +310,7 @@ def test_whenIdle_of_a_module_that_is_not_ready(clock: Clock, state: State) -> N
 
 def test_cancelling_the_waiting(clock: Clock) -> None:
     """
-    A caller who cancels pause() affects neither the pause nor others who wait.
+    Cancelling pause() affects neither the pause nor other waiters.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     resultOf(proxy.write(1))
@@ -328,7 +329,7 @@ def test_cancelling_the_waiting(clock: Clock) -> None:
 
 def test_resumed_while_somebody_waits(clock: Clock) -> None:
     """
-    resume() ends the waiting for the calls in progress.
+    resume() ends the wait for calls in progress.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     resultOf(proxy.write(1))
@@ -345,8 +346,8 @@ def test_paused_again_when_the_pause_ends(
     clock: Clock, holders: int, isWaiting: bool
 ) -> None:
     """
-    Callers who pause the module again when they learn that the pause is over hold it:
-    no call runs until the last of them resumes it.
+    A caller who pauses the module again when the pause ends holds it: no call runs
+    until the last of these callers resumes it.
     """
     idle: list[Deferred[Any]] = []
     again: list[object] = []
@@ -356,7 +357,7 @@ def test_paused_again_when_the_pause_ends(
         resultOf(wrapper.pause(again[-1]))
 
     def ask() -> Deferred[Any]:
-        # The module is the first to learn it, if it is asked at the moment.
+        # whenIdle() of the module fires first, if it is pending.
         first = not idle
         idle.append(Deferred(lambda _: pauseAgain() if first else None))
         return idle[-1]
@@ -385,7 +386,7 @@ def test_paused_again_when_the_pause_ends(
 @pytest.mark.parametrize("act", ["close", "reset", "lose", "resume", "call"])
 def test_what_a_caller_may_do_when_the_pause_ends(clock: Clock, act: str) -> None:
     """
-    A callback of a pause that ends may do anything else, too; no call overtakes
+    A callback of a pause that ends may do anything else, too: no call overtakes
     another, and each ends once.
     """
     module, wrapper, proxy = inState(clock, State.READY)
@@ -421,7 +422,7 @@ def test_what_a_caller_may_do_when_the_pause_ends(clock: Clock, act: str) -> Non
 @pytest.mark.parametrize("act", ["resume", "close", "reset", "pause"])
 def test_what_those_who_wait_may_do(clock: Clock, end: str, act: str) -> None:
     """
-    A callback of pause() may do anything to the wrapper, also at a loss; every call
+    A callback of pause() may do anything to the wrapper, also at a loss: every call
     ends once.
     """
     module, wrapper, proxy = inState(clock, State.READY, replay=["read"])
@@ -470,8 +471,8 @@ def test_what_those_who_wait_may_do(clock: Clock, end: str, act: str) -> None:
 )
 def test_a_module_that_is_not_ready(clock: Clock, state: State) -> None:
     """
-    A pause takes effect when the module becomes ready: waiters learn that it is, and
-    queued calls wait until it is resumed.
+    A pause takes effect when the module becomes ready: waiters are notified, and queued
+    calls wait until the module is resumed.
     """
     module, wrapper, proxy = inState(clock, state)
     paused = resultOf(wrapper.pause())
@@ -493,7 +494,7 @@ def test_a_module_that_is_not_ready(clock: Clock, state: State) -> None:
 )
 def test_resumed_before_the_module_is_ready(clock: Clock, state: State) -> None:
     """
-    A pause that has ended by then changes nothing.
+    A pause that has ended before the module is ready has no effect.
     """
     module, wrapper, proxy = inState(clock, state)
     resultOf(wrapper.pause())
@@ -509,7 +510,7 @@ def test_resumed_before_the_module_is_ready(clock: Clock, state: State) -> None:
 
 def test_paused_during_the_drain(clock: Clock) -> None:
     """
-    The drain stops, and goes on after resume().
+    A pause stops the drain, and resume() continues it.
     """
     module, wrapper, _ = inState(clock, State.DRAINING)
     paused = resultOf(wrapper.pause())
@@ -525,7 +526,7 @@ def test_paused_during_the_drain(clock: Clock) -> None:
 @pytest.mark.parametrize("where", ["method", "callback", "observer"])
 def test_paused_by_what_the_drain_calls(clock: Clock, where: str) -> None:
     """
-    Calls behind one that pauses the module wait, in order.
+    If a drained call pauses the module, the calls behind it wait, in order.
     """
     once = iter([where])
 
@@ -557,7 +558,8 @@ def test_paused_by_what_the_drain_calls(clock: Clock, where: str) -> None:
 
 def test_a_loss_while_paused(clock: Clock) -> None:
     """
-    The module is lost and initialised as ever, and is paused again when it is ready.
+    A paused module that is lost is initialised as usual, and is paused again when it is
+    ready.
     """
     module, wrapper, proxy = inState(clock, State.PAUSED)
     call = resultOf(proxy.write(1))
@@ -572,7 +574,7 @@ def test_a_loss_while_paused(clock: Clock) -> None:
 
 def test_resumed_while_lost(clock: Clock) -> None:
     """
-    A module that is resumed while it is lost drains its queue when it has recovered.
+    A module that is resumed while it is lost drains its queue after the recovery.
     """
     module, wrapper, proxy = inState(clock, State.PAUSED)
     resultOf(proxy.write(1))
@@ -585,8 +587,8 @@ def test_resumed_while_lost(clock: Clock) -> None:
 
 def test_calls_that_are_made_again_wait(clock: Clock) -> None:
     """
-    Calls in progress that are safe to run twice are made again after resume(), before
-    the queued calls.
+    Calls in progress that are safe to run twice are repeated after resume(), before the
+    queued calls.
     """
     module, wrapper, proxy = inState(clock, State.READY, replay=["read"])
     resultOf(proxy.read(1))
@@ -603,8 +605,7 @@ def test_calls_that_are_made_again_wait(clock: Clock) -> None:
 @pytest.mark.parametrize("isWaiting", [True, False])
 def test_closed_while_paused(clock: Clock, isWaiting: bool) -> None:
     """
-    close() ends a pause: queued calls, and the waiting for calls in progress, get
-    Closed.
+    close() ends a pause: queued calls, and waiters for calls in progress, get Closed.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     if isWaiting:
@@ -624,7 +625,7 @@ def test_closed_while_paused(clock: Clock, isWaiting: bool) -> None:
 @pytest.mark.parametrize("state", [State.CLOSING, State.CLOSED])
 def test_paused_after_the_close(clock: Clock, state: State) -> None:
     """
-    pause() fails with Closed, and resume() is ignored.
+    After the close, pause() fails with Closed, and resume() has no effect.
     """
     _, wrapper, _ = inState(clock, state)
     assert isinstance(resultOf(wrapper.pause()).error, Closed)
@@ -635,7 +636,7 @@ def test_paused_after_the_close(clock: Clock, state: State) -> None:
 
 def test_failing_while_paused(clock: Clock) -> None:
     """
-    A hold outlives a failure for good.
+    A pause outlasts a fatal failure.
     """
     module, wrapper, proxy = inState(clock, State.NEW)
     wrapper.pause()
@@ -651,7 +652,7 @@ def test_failing_while_paused(clock: Clock) -> None:
 
 def test_a_kept_method_queues_while_paused(clock: Clock) -> None:
     """
-    A tracked method that was taken from the proxy while the module was ready queues.
+    A tracked method that was taken from the proxy in READY queues during a pause.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     kept = proxy.write
@@ -667,7 +668,7 @@ def test_a_kept_method_queues_while_paused(clock: Clock) -> None:
 
 def test_observers_and_history(clock: Clock) -> None:
     """
-    Each change of state is notified, and the history has each pause.
+    Each change of state notifies observers, and the history has each pause.
     """
     module, wrapper, _ = inState(clock, State.READY)
     seen: list[tuple[State, bool]] = []

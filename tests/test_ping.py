@@ -1,5 +1,5 @@
 """
-ping: clients that never tell that they are lost are asked.
+ping: a client that does not report losses is pinged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def module() -> Pinged:
 
 def wrapped(clock: Clock, module: Pinged, **options: Any) -> QueuingWrapper[Pinged]:
     """
-    @return: Its wrapper, ready.
+    @return: The wrapper of such a module, in READY.
     """
     options.setdefault("ping", module.ping)
     wrapper = QueuingWrapper(
@@ -61,8 +61,8 @@ def wrapped(clock: Clock, module: Pinged, **options: Any) -> QueuingWrapper[Ping
 
 def test_a_ping_every_few_seconds(clock: Clock, module: Pinged) -> None:
     """
-    A ready module is pinged every C{pingInterval} seconds; the first ping is due
-    after the first interval.
+    A ready module is pinged every C{pingInterval} seconds, for the first time after one
+    interval.
     """
     wrapper = wrapped(clock, module)
     for number in range(1, 4):
@@ -78,7 +78,7 @@ def test_a_ping_every_few_seconds(clock: Clock, module: Pinged) -> None:
 @pytest.mark.parametrize("how", ["fails", "fails later", "raises", "hangs"])
 def test_a_ping_that_fails_is_a_loss(clock: Clock, module: Pinged, how: str) -> None:
     """
-    If a ping fails, or has no answer when the next one is due, the module is lost: it
+    If a ping fails, or has not ended when the next one is due, the module is lost: it
     is closed, and then initialised at once.
     """
 
@@ -125,7 +125,7 @@ def test_a_ping_that_fails_is_a_loss(clock: Clock, module: Pinged, how: str) -> 
 @pytest.mark.parametrize("then", ["lost", "closed", "recovered"])
 def test_a_late_answer(clock: Clock, module: Pinged, answer: object, then: str) -> None:
     """
-    The answer to a ping of an earlier time means nothing.
+    The late result of a ping has no effect.
     """
 
     class Stubborn(Pinged):
@@ -187,7 +187,7 @@ def test_no_ping_when_the_module_is_not_ready(
 
 def test_pings_go_on_while_paused(clock: Clock, module: Pinged) -> None:
     """
-    A module that is paused is pinged, and may be lost.
+    A paused module is pinged, and may be lost.
     """
     wrapper = wrapped(clock, module)
     paused = resultOf(wrapper.pause())
@@ -207,7 +207,7 @@ def test_pings_go_on_while_paused(clock: Clock, module: Pinged) -> None:
 
 def test_pings_go_on_during_the_drain(clock: Clock, module: Pinged) -> None:
     """
-    A module whose drain never ends is pinged.
+    A module is pinged during its drain, even if the drain never ends.
     """
     wrapper = QueuingWrapper(
         module,
@@ -231,8 +231,8 @@ def test_pings_go_on_during_the_drain(clock: Clock, module: Pinged) -> None:
 
 def test_a_ping_is_no_call(clock: Clock, module: Pinged) -> None:
     """
-    A ping neither counts as a call in progress nor keeps a pause waiting; the
-    module's own ping() is still proxied.
+    A ping neither counts as a call in progress nor delays a pause; the module's own
+    ping() is still proxied.
     """
     wrapper = wrapped(clock, module)
     clock.advance(5)
@@ -248,7 +248,7 @@ def test_a_ping_is_no_call(clock: Clock, module: Pinged) -> None:
 
 def test_the_loss_is_noticed_by_a_ping(clock: Clock, module: Pinged) -> None:
     """
-    A ping may report the loss itself, while it is called.
+    ping() may report the loss itself while it is called.
     """
     wrapper = wrapped(clock, module)
     module.answer = lambda: lose(module, Trouble("cut off"))
@@ -290,7 +290,7 @@ def test_a_ping_that_is_answered_at_once(
     clock: Clock, module: Pinged, answer: Any
 ) -> None:
     """
-    A ping may return any value, or a Deferred that has fired.
+    ping() may return any value, or a Deferred that has fired.
     """
     times: list[float] = []
 
@@ -306,7 +306,7 @@ def test_a_ping_that_is_answered_at_once(
 
 def test_a_module_without_whenLost(clock: Clock) -> None:
     """
-    A ping makes the loss of a module known that cannot tell.
+    A ping detects the loss of a module without whenLost().
     """
 
     class Silent:
@@ -337,7 +337,7 @@ def test_the_canceller_of_a_ping_raises(
     clock: Clock, module: Pinged, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A ping that hangs and cannot be cancelled is a loss all the same.
+    A ping that hangs and cannot be cancelled is still a loss.
     """
 
     def abort(_: object) -> None:
@@ -355,7 +355,7 @@ def test_the_canceller_of_a_ping_raises(
     shut(wrapper)
 
 
-# What happens to a wrapper, one thing after another.
+# Events of a wrapper, one after another.
 ACTS: dict[str, Callable[[QueuingWrapper[Pinged]], object]] = {
     "reset": lambda wrapper: wrapper.reset(Trouble("rotated")),
     "lose": lambda wrapper: lose(wrapper.module),
@@ -371,8 +371,8 @@ def test_never_more_than_one_ping(
     clock: Clock, module: Pinged, acts: tuple[str, ...], first: str
 ) -> None:
     """
-    Whatever happens, also while a loss is handled, a module that is ready or paused is
-    pinged once in each interval, and any other never.
+    A module that is ready or paused is pinged once in each interval, and any other
+    module never, also while a loss is handled.
     """
 
     def run() -> None:
@@ -388,7 +388,7 @@ def test_never_more_than_one_ping(
         clock.advance(5)
         run()
     elif first == "waiter":
-        # What waits for the calls in progress runs in the middle of the loss.
+        # Waiters for calls in progress run in the middle of the loss.
         resultOf(wrapper.proxy.read(1))
         wrapper.pause("waiter").addCallback(lambda _: run())
         lose(module)
@@ -414,8 +414,8 @@ def test_reset_by_who_waits_for_a_pause_at_a_loss(
     clock: Clock, module: Pinged, seconds: float
 ) -> None:
     """
-    A reset in C{async with wrapper.pausing()}, which begins because of a loss, starts
-    one series of pings, and closing ends it.
+    If a loss begins the body of C{async with wrapper.pausing()}, and the body resets
+    the wrapper, one series of pings starts, and closing ends it.
     """
     wrapper = wrapped(clock, module, initialize=bool, close=bool, replay=["read"])
     resultOf(wrapper.proxy.read(1))
@@ -438,8 +438,8 @@ def test_a_call_that_fails_is_a_reason_to_ping(
     clock: Clock, module: Pinged, name: str
 ) -> None:
     """
-    A failed call may be the first sign of a loss, so a ping follows at once. If this
-    ping fails, a call that is safe to run twice is made again; any other has failed.
+    After a failed call, a ping follows at once. If it fails, a call that is safe to run
+    twice is repeated; any other call has failed.
     """
     wrapper = wrapped(clock, module, replay={"read"})
     call = resultOf(getattr(wrapper.proxy, name)(1))
@@ -463,8 +463,8 @@ def test_a_call_that_fails_is_a_reason_to_ping(
 
 def test_a_ping_that_succeeds_leaves_the_failure(clock: Clock, module: Pinged) -> None:
     """
-    If a module still answers, a failed call has failed for a reason of its own. Pings
-    go on as before.
+    If a ping after a failed call succeeds, the call fails with its own error, and pings
+    continue as before.
     """
     wrapper = wrapped(clock, module, replay={"read"})
     call = resultOf(wrapper.proxy.read(1))
@@ -483,8 +483,8 @@ def test_a_ping_that_succeeds_leaves_the_failure(clock: Clock, module: Pinged) -
 
 def test_an_older_ping_explains_nothing(clock: Clock, module: Pinged) -> None:
     """
-    A ping may have been answered before the module was lost, so a call that fails
-    during a ping waits for the next one. Those that failed before do not.
+    A ping that had begun before a call failed does not count for that call, since the
+    module may have responded before it was lost; the call waits for the next ping.
     """
     wrapper = wrapped(clock, module, replay={"read"})
     calls = [resultOf(wrapper.proxy.read(number)) for number in range(3)]
@@ -516,7 +516,7 @@ def test_a_failure_whose_ping_never_ends(
 ) -> None:
     """
     A call that has failed, and waits for a ping, ends when the wrapper is closed, or
-    when its caller gives up; after a reset it is made again.
+    when its caller gives up; after a reset it is repeated.
     """
     wrapper = wrapped(clock, module, replay={"read"})
     deferred = wrapper.proxy.read(1)

@@ -1,6 +1,6 @@
 """
-Requests that arrive behind others are answered in order, and reach the resource as they
-were sent, however the network cuts them.
+Pipelined requests are answered in order, and reach the resource as they were sent,
+however the network cuts them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Sent:
     A request.
 
     @ivar body: The body; L{None} for a request without one.
-    @ivar chunks: The body in chunks, each with its extension; a length is sent if there
-        are none.
+    @ivar chunks: The body in chunks, each with its extension; without chunks, a length
+        is sent.
     """
 
     method: str = "GET"
@@ -47,7 +47,7 @@ class Sent:
     @property
     def data(self) -> bytes:
         """
-        What the client sends.
+        The bytes of the request.
         """
         lines = [f"{self.method} {self.target} HTTP/{self.version}".encode()]
         lines += [name.encode() + b":" + value for name, value in self.allFields]
@@ -63,7 +63,7 @@ class Sent:
     @property
     def allFields(self) -> list[tuple[str, bytes]]:
         """
-        The header fields, with those that the framing needs.
+        The header fields, including those of the framing.
         """
         fields = [("Host", b"test"), *self.fields]
         if self.isChunked:
@@ -82,7 +82,7 @@ class Sent:
     @property
     def seen(self) -> Seen:
         """
-        What a resource sees.
+        The request as a resource sees it.
         """
         body = self.body or b""
         if self.isChunked:
@@ -113,7 +113,7 @@ class Sent:
 
 def checkAnswers(sent: list[Sent], answers: list[Answer]) -> None:
     """
-    Check that each request has its response, in order; 100 may come before the response
+    Check that each request has its response, in order. A 100 may precede the response
     to a request that has asked for it.
     """
     answers = list(answers)
@@ -165,8 +165,8 @@ def test_a_thousand_requests_are_answered_in_order(
     size: int, padding: int, clock: Clock
 ) -> None:
     """
-    Each request is started after the response to the one before, and the responses
-    come in the order of the requests, also if more arrives than is kept.
+    Each request starts after the response to the one before, and the responses have the
+    order of the requests, even if more data arrive than are kept.
     """
     requests = mixed(padding)
     methods = [request.method for request in requests]
@@ -200,7 +200,7 @@ async def test_a_thousand_requests_are_answered_over_a_real_connection(
 ) -> None:
     """
     A client that sends everything at once, more than the server keeps, gets every
-    response in its turn.
+    response in order.
     """
     from twisted.internet import reactor as theReactor
 
@@ -323,9 +323,9 @@ def test_a_resource_sees_what_was_sent(
     sent: list[Sent], cuts: list[int], isEager: bool
 ) -> None:
     """
-    Whatever valid requests arrive, and wherever the network cuts them, a resource sees
-    the method, the target, the header fields and the body of each, and each has its
-    response, in order, up to the last one of the connection.
+    For any valid requests, however the network cuts them, a resource sees the method,
+    the target, the header fields and the body of each. Each request has its response,
+    in order, up to the last one of the connection.
     """
     data = b"".join(request.data for request in sent)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
@@ -352,7 +352,7 @@ def test_a_resource_sees_what_was_sent(
     assert recorder.headers == [request.headers for request in seen]
     methods = [request.method for request in expected]
     checkAnswers(expected, answersByMethod(peer.received, methods))
-    # A connection on which something followed the last request is closed in two steps.
+    # If data followed the last request, the connection is closed in two steps.
     assert (peer.closed or peer.transport.writeClosed) is expected[-1].isLast
     peer.leave()
     assert clock.getDelayedCalls() == []

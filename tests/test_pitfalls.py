@@ -1,6 +1,6 @@
 """
-Mistakes of widely used systems like this one, each with a test named after what it
-prevents, and the system that makes it.
+Mistakes of widely used systems like this one. Each test is named after the mistake that
+it prevents, and its docstring names the systems that make it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_no_call_overtakes_the_queue_during_the_drain(clock: Clock) -> None:
 
 def test_no_call_runs_after_its_caller_gave_up(clock: Clock) -> None:
     """
-    ioredis: after C{commandTimeout} the write reaches the server all the same.
+    In ioredis the write reaches the server even after C{commandTimeout}.
     """
     module, wrapper, proxy = wrap(clock, timeout=1.0)
     expired = resultOf(proxy.write("expired"))
@@ -72,7 +72,7 @@ def test_no_call_runs_after_its_caller_gave_up(clock: Clock) -> None:
 
 def test_the_true_cause_is_not_lost(clock: Clock) -> None:
     """
-    Mongoose: only "timed out", minutes after the password was refused.
+    Mongoose reports only "timed out", minutes after the password was refused.
     """
     module, _, proxy = inState(clock, State.INITIALIZING, timeout=5.0)
     module.attempts[-1].errback(Trouble("connection refused"))
@@ -87,7 +87,7 @@ def test_the_true_cause_is_not_lost(clock: Clock) -> None:
 
 def test_no_call_is_left_pending_after_close(clock: Clock) -> None:
     """
-    aio-pika and txredisapi; Mongoose for ten seconds.
+    aio-pika and txredisapi leave calls pending; Mongoose does for ten seconds.
     """
     module, wrapper, proxy = wrap(clock, concurrency=1)
     running, queued = resultOf(proxy.write(1)), resultOf(proxy.write(2))
@@ -99,7 +99,7 @@ def test_no_call_is_left_pending_after_close(clock: Clock) -> None:
 
 def test_no_queue_is_unbounded(clock: Clock) -> None:
     """
-    ioredis, aio-pika, Mongoose, and the waiters of ClientService.
+    ioredis, aio-pika, Mongoose, and the waiters of ClientService have no bound.
     """
     _, wrapper, proxy = wrap(clock)
     calls = [resultOf(proxy.write(number)) for number in range(10_001)]
@@ -128,7 +128,7 @@ def test_no_cancelled_waiter_takes_up_a_place(clock: Clock) -> None:
 
 def test_callbacks_may_call_back(clock: Clock) -> None:
     """
-    ClientService: Automat does not allow it.
+    ClientService does not allow it, since Automat does not.
     """
     module, wrapper, proxy = wrap(clock)
 
@@ -150,7 +150,8 @@ def test_callbacks_may_call_back(clock: Clock) -> None:
 
 def test_the_queue_is_not_flushed_at_once(clock: Clock) -> None:
     """
-    Mongoose, ioredis and txredisapi: the reactor stalls, and the backend breaks down.
+    Mongoose, ioredis and txredisapi flush at once: the reactor stalls, and the backend
+    breaks down.
     """
     module, wrapper, proxy = wrap(clock, concurrency=10)
     for number in range(100):
@@ -163,7 +164,7 @@ def test_the_queue_is_not_flushed_at_once(clock: Clock) -> None:
 
 def test_no_call_in_progress_is_silently_sent_again(clock: Clock) -> None:
     """
-    The default of ioredis. Here a call that the lost module does not answer has an
+    ioredis does so by default. In tsrv, a call that the lost module does not end has an
     unknown outcome.
     """
     module, wrapper, proxy = wrap(clock)
@@ -185,7 +186,7 @@ def test_the_late_result_of_one_attempt_is_not_that_of_the_next(
     clock: Clock, error: Exception | None
 ) -> None:
     """
-    ioredis: the late success of attempt 1 makes attempt 2 ready.
+    In ioredis the late success of attempt 1 makes attempt 2 ready.
     """
     late: Deferred[None] = Deferred()
 
@@ -214,7 +215,8 @@ def test_the_late_result_of_one_attempt_is_not_that_of_the_next(
 
 def test_not_all_clients_retry_together() -> None:
     """
-    ClientService: jitter of a second, added to a delay of a minute, spreads nothing.
+    ClientService adds a jitter of one second to a delay of a minute, which spreads
+    nothing.
     """
     chances = iter(number / 100 for number in range(100))
     policy = jitteredBackoff(random=lambda: next(chances))
@@ -225,7 +227,7 @@ def test_not_all_clients_retry_together() -> None:
 
 def test_the_first_caller_does_not_cancel_for_all(clock: Clock) -> None:
     """
-    Any system that gives one Deferred to several callers.
+    Any system that gives the same Deferred to several callers makes this mistake.
     """
     module, wrapper, _ = wrap(clock)
     asked = [wrapper.initialize() for _ in range(3)]
@@ -241,7 +243,7 @@ def test_the_first_caller_does_not_cancel_for_all(clock: Clock) -> None:
 
 def test_the_context_is_not_lost_between_queuing_and_running(clock: Clock) -> None:
     """
-    Any queue that knows nothing of contextvars.
+    Any queue that ignores contextvars makes this mistake.
     """
     request: ContextVar[str] = ContextVar("request", default="none")
     seen: list[tuple[str, str]] = []

@@ -1,6 +1,6 @@
 """
-A database is restarted on purpose: its module is paused before and resumed afterwards,
-and no call fails.
+Planned restarts of a database: its module is paused before and resumed afterwards, and
+no call fails.
 
 PostgreSQL is stopped as an administrator does it. Redis is killed.
 """
@@ -73,8 +73,8 @@ async def test_a_wrapper_is_paused_for_a_planned_restart(
     ownPostgresql: PostgreSQL,
 ) -> None:
     """
-    Reads and writes that were in progress have ended before; others wait. Each write
-    is made once.
+    Reads and writes in progress end before the restart; others wait. Each write is
+    carried out once.
     """
     from twisted.internet import reactor as theReactor
 
@@ -118,7 +118,7 @@ async def test_a_store_is_paused_for_a_planned_restart(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     """
-    Each acknowledged change of a session is made once.
+    Each acknowledged change of a session is carried out once.
     """
     from twisted.internet import reactor as theReactor
 
@@ -204,7 +204,7 @@ async def test_a_pause_waits_for_an_open_transaction(
 @asynccontextmanager
 async def demo(url: str) -> AsyncIterator[tuple[Startup, Service]]:
     """
-    Serve the users and the visitors of the demo.
+    Serve the users and the visitors of the demo server.
     """
     from twisted.internet import reactor as theReactor
 
@@ -249,7 +249,8 @@ async def visit(service: Service, load: Load) -> None:
 @asynchronous
 async def test_a_planned_restart_fails_no_request(ownPostgresql: PostgreSQL) -> None:
     """
-    The table has exactly the acknowledged users, and visitors keep their sessions.
+    No request fails: the table has exactly the acknowledged users, and visitors keep
+    their sessions.
     """
     await ownPostgresql.start()
     async with demo(ownPostgresql.url) as (startup, service):

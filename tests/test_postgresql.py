@@ -1,5 +1,5 @@
 """
-Calls to PostgreSQL while its server is down, refuses, dies, or is silent.
+Calls to PostgreSQL while its server is down, refuses connections, dies, or is silent.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ADDING = "query LIKE 'INSERT%%'"
 
 def module(url: str, **settings: Any) -> databases.Database:
     """
-    A database that is not initialised.
+    A database that was not initialised.
     """
     from twisted.internet import reactor
 
@@ -64,7 +64,7 @@ async def relayed(
     database: Database, **settings: Any
 ) -> AsyncIterator[tuple[databases.Database, Relay]]:
     """
-    An initialised database behind a network that may fail.
+    An initialised database behind a network that the test can break.
     """
     server = database.server
     async with relaying(server.port) as relay:
@@ -77,9 +77,9 @@ async def inProgress(
     module: databases.Database,
 ) -> tuple[Deferred[Any], Deferred[Any]]:
     """
-    @return: A read and a write that the server carries out.
+    @return: A read and a write that the server is executing.
     """
-    # Once they are prepared both are sent at once.
+    # Once both statements are prepared, they are sent at once.
     await gatherResults([module.read(SLEEP, 0.05), module.write(ADD_SLOWLY, 0.05)])
     return module.read(SLEEP, 60.0), module.write(ADD_SLOWLY, 60.0)
 
@@ -90,7 +90,7 @@ async def inProgress(
 @asynchronous
 async def test_the_number_of_connections_is_bounded(database: Database) -> None:
     """
-    Each connection is opened when it is needed; calls one after the other need one.
+    A connection is opened only if it is needed; sequential calls need one.
     """
     async with opened(database.url, [SCHEMA], connections=3) as module:
         for _ in range(5):
@@ -106,7 +106,7 @@ async def test_a_call_does_not_wait_for_a_connection_for_ever(
     database: Database,
 ) -> None:
     """
-    The last call in a long queue does not wait for all the others.
+    A queued call has a time limit, also if many calls are before it.
     """
     settings = {"connections": 1, "statementTimeout": 0.3}
     async with opened(database.url, [SCHEMA], **settings) as module:
@@ -121,7 +121,7 @@ async def test_a_call_does_not_wait_for_a_connection_for_ever(
 @asynchronous
 async def test_a_long_time_limit_is_accepted(database: Database) -> None:
     """
-    PostgreSQL's own maximum is 25 days.
+    A time limit above PostgreSQL's own maximum of 25 days is accepted.
     """
     async with opened(database.url, statementTimeout=31_536_000.0) as module:
         assert await module.read(ONE) == [(1,)]
@@ -130,8 +130,9 @@ async def test_a_long_time_limit_is_accepted(database: Database) -> None:
 @asynchronous
 async def test_a_call_cancelled_in_progress_keeps_its_place(database: Database) -> None:
     """
-    A statement that was sent is carried out, and its answer dropped. One that is
-    cancelled while it is prepared is not sent.
+    A statement that was sent is carried out although its call was cancelled, and the
+    result is dropped. A call that is cancelled while its statement is being prepared is
+    not sent.
     """
     async with opened(database.url, [SCHEMA], connections=1) as module:
         for name in ("not sent", "sent"):
@@ -148,7 +149,8 @@ async def test_statements_are_prepared_as_long_as_that_helps(
     database: Database,
 ) -> None:
     """
-    Not more than 100, and not again when a pooler has lost them.
+    At most 100 statements are prepared, and none is prepared again after a pooler has
+    lost it.
     """
     prepared = Statement("SELECT count(*) FROM pg_prepared_statements")
     async with opened(database.url, [SCHEMA], connections=1) as module:
@@ -175,7 +177,7 @@ async def test_the_sqlstate_says_whether_to_try_again(
     database: Database, code: str, kind: type[Exception]
 ) -> None:
     """
-    After some nobody knows whether the statement was carried out.
+    The SQLSTATE decides whether to retry. After some of them, the outcome is unknown.
     """
     await database.ask(
         "CREATE FUNCTION fail(code text) RETURNS int LANGUAGE plpgsql AS "
@@ -191,7 +193,8 @@ async def test_the_sqlstate_says_whether_to_try_again(
 @asynchronous
 async def test_a_constraint_checked_at_the_end_is_an_error(database: Database) -> None:
     """
-    A write has succeeded when its transaction is committed.
+    A constraint that is checked at the end of the transaction is an error: a write has
+    succeeded only when its transaction is committed.
     """
     await database.ask("CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
     async with opened(database.url) as module:
@@ -207,7 +210,8 @@ async def test_a_statement_that_is_not_a_whole_one_loses_the_database(
     database: Database, sql: str
 ) -> None:
     """
-    It must not leave a transaction open for the next call.
+    A statement that opens a transaction loses the database, so that the transaction is
+    not left open for the next call.
     """
     async with opened(database.url, connections=1) as module:
         error = await errorOf(module.write(Statement(sql)))
@@ -220,7 +224,7 @@ async def test_a_statement_that_is_not_a_whole_one_loses_the_database(
 @asynchronous
 async def test_too_many_parameters_are_an_error(database: Database) -> None:
     """
-    The protocol counts them in 16 bits.
+    Too many parameters are an error, since the protocol counts them in 16 bits.
     """
     async with opened(database.url) as module:
         assert type(await errorOf(module.read(ONE, *[1] * 70_000))) is DatabaseError
@@ -230,7 +234,8 @@ async def test_too_many_parameters_are_an_error(database: Database) -> None:
 @asynchronous
 async def test_an_answer_that_cannot_be_read_is_an_error(database: Database) -> None:
     """
-    A write was carried out, although its rows cannot be converted.
+    If the rows of a write cannot be converted, the write was carried out, and its call
+    fails.
     """
     async with opened(database.url, [SCHEMA]) as module:
         sql = "INSERT INTO things VALUES ('a') RETURNING date '20000-01-01'"
@@ -248,7 +253,8 @@ async def test_a_user_who_may_not_make_tables_is_told_what_to_do(
     database: Database,
 ) -> None:
     """
-    Since version 15 of PostgreSQL users may not by default.
+    A user who may not create tables gets a message that says what to do. This is the
+    default since PostgreSQL 15.
     """
     await database.ask("CREATE ROLE nomaker LOGIN PASSWORD 'p'")
     try:
@@ -263,7 +269,8 @@ async def test_a_user_who_may_not_make_tables_is_told_what_to_do(
 @asynchronous
 async def test_rights_that_are_lost_may_come_back(database: Database) -> None:
     """
-    Until then the log says what is missing, and no call is an error of the program.
+    While rights are missing, the log names them, and failed calls are not logged as
+    programming errors. The rights may be restored.
     """
     await database.ask("CREATE ROLE owner LOGIN PASSWORD 'owner'")
     await database.ask("GRANT ALL ON SCHEMA public TO owner")
@@ -285,7 +292,7 @@ async def test_a_version_table_of_another_program_is_refused(
     database: Database,
 ) -> None:
     """
-    It is left as it is.
+    A version table of another program is refused, and not changed.
     """
     await database.ask("CREATE TABLE tsrv_schema (x INT)")
     error = await errorOf(module(database.url).initialize())
@@ -301,7 +308,8 @@ async def test_updating_the_schema_may_be_interrupted(
     database: Database, how: str
 ) -> None:
     """
-    By the caller, or by the network; nothing is left of it.
+    An update of the schema that the caller or the network interrupts leaves nothing
+    behind.
     """
     server = database.server
     async with (
@@ -352,7 +360,8 @@ async def test_a_refusal_says_what_to_do(
     database: Database, change: dict[str, Any], options: str, code: str, advice: str
 ) -> None:
     """
-    Trying again would not help; the message repeats no password and no option.
+    A refusal is not retried; the message says what to do, and repeats neither password
+    nor options.
     """
     url = database.server.urlFor(**change) + options
     error = await errorOf(module(url).initialize())
@@ -368,7 +377,7 @@ async def test_too_many_open_files_are_unavailable(
     database: Database, left: int
 ) -> None:
     """
-    Clients may have opened them, and will close them.
+    Too many open files is a temporary error, since clients may have opened them.
     """
     old = resource.getrlimit(resource.RLIMIT_NOFILE)
     opening = module(database.url)
@@ -397,7 +406,8 @@ async def few(database: Database) -> AsyncIterator[str]:
 @asynchronous
 async def test_the_server_may_allow_fewer_connections(database: Database) -> None:
     """
-    The open connections are used; the database is not lost.
+    If the server allows fewer connections, the open ones are used, and the database is
+    not lost.
     """
     async with few(database) as url, opened(url, connections=3) as module:
         with logged() as events:
@@ -413,7 +423,7 @@ async def test_a_connection_that_cannot_be_set_up_is_closed(
     database: Database,
 ) -> None:
     """
-    It was opened, but its first statement is refused.
+    If the first statement on a new connection is refused, the connection is closed.
     """
     function = "FUNCTION pg_catalog.set_config(text, text, boolean)"
     await database.ask(f"REVOKE EXECUTE ON {function} FROM PUBLIC")
@@ -435,8 +445,8 @@ async def test_a_pooler_lends_no_limits_to_other_applications(
     database: Database, pooler: str
 ) -> None:
     """
-    PgBouncer lends one session on the server to several clients. The time limit of a
-    statement is for its own transaction, and nothing is left behind.
+    Behind PgBouncer, which lends one session on the server to several clients, a time
+    limit holds only for its own transaction, and the session is left unchanged.
     """
     session = Statement(
         "SELECT current_setting('statement_timeout'), "
@@ -459,7 +469,8 @@ async def test_a_pooler_lends_no_limits_to_other_applications(
 @asynchronous
 async def test_a_pooler_changes_no_answer(database: Database, pooler: str) -> None:
     """
-    A write is a transaction of its own, whose errors are those of a direct connection.
+    Results and errors behind a pooler are the same as on a direct connection. A write
+    has its own transaction.
     """
     make = "CREATE TABLE late (name TEXT UNIQUE DEFERRABLE INITIALLY DEFERRED)"
     late = Schema("late", {"postgresql": [[make]]})
@@ -487,8 +498,8 @@ async def test_a_killed_server_is_noticed_before_calls_fail(
     ownPostgresql: PostgreSQL,
 ) -> None:
     """
-    A read has changed nothing; the outcome of a write is unknown; a queued call was
-    not started. Calls that are made on the way are refused.
+    When the server is killed, reads may be repeated, the outcome of a write is unknown,
+    and queued calls were not started. Calls that are made during the loss are refused.
     """
     await ownPostgresql.start()
     async with opened(ownPostgresql.url, [SCHEMA], connections=2) as module:
@@ -503,7 +514,7 @@ async def test_a_killed_server_is_noticed_before_calls_fail(
         await ownPostgresql.kill()
         await gatherResults(calls)
         await idle
-        # The write's connection may have been the first to end.
+        # The connection of the write may have been the first to end.
         events.remove("OutcomeUnknown")
         assert events[0] in ("NotInitialized", "DatabaseUnavailable")
         assert events[1:] == ["DatabaseUnavailable", "DatabaseUnavailable"]
@@ -512,7 +523,7 @@ async def test_a_killed_server_is_noticed_before_calls_fail(
 @asynchronous
 async def test_an_idle_connection_that_ends_is_a_loss(database: Database) -> None:
     """
-    Again and again, and no file is left open.
+    The end of an idle connection is a loss, each time, and leaves no file open.
     """
 
     async def once() -> int:
@@ -537,13 +548,14 @@ async def test_a_connection_that_ends_beside_others_is_no_loss(
     database: Database,
 ) -> None:
     """
-    A call that was about to use it is carried out on another one.
+    If an idle connection ends beside others, a call that was about to use it runs on
+    another one.
     """
     async with opened(database.url, [SCHEMA], connections=2) as module:
         lost = module.whenLost()
         await gatherResults([module.read(SLEEP, 0.05) for _ in range(2)])
         (next_,) = await module.read(PID)
-        # Nothing reads the end of the connection before the call.
+        # Nothing reads the end of the connection before the call does.
         database.server.askNow("SELECT pg_terminate_backend(%s, 30000)", *next_)
         assert await module.write(ADD, "a") == []
         assert await database.countConnections() == [(1,)]
@@ -558,7 +570,7 @@ async def test_a_limit_for_idle_connections_closes_all_but_one(
     database: Database,
 ) -> None:
     """
-    The database asks that one for a sign of life in time.
+    If the server closes idle connections, one is kept: the database pings it in time.
     """
     role = await database.ask("SELECT current_user")
     await database.ask(f"ALTER ROLE {role[0][0]} SET idle_session_timeout = 200")
@@ -580,11 +592,12 @@ async def test_a_read_in_progress_on_a_connection_that_ends_is_made_again(
     database: Database,
 ) -> None:
     """
-    Other calls go on. A write that the server has ended is not made again, and was not
-    carried out.
+    If a connection ends, the read in progress on it is repeated, and other calls
+    continue. A write that the server has ended is not repeated, and was not carried
+    out.
     """
     await database.ask("CREATE SEQUENCE n")
-    # Only the first run takes its time.
+    # Only the first run is slow.
     sleep = "pg_sleep(CASE WHEN n = 1 THEN 60 ELSE 0 END)"
     again = f"SELECT n, {sleep} FROM (SELECT nextval('n') AS n OFFSET 0)"  # noqa: S608
     async with opened(database.url, [SCHEMA], connections=3) as module:
@@ -608,7 +621,8 @@ async def test_a_read_in_progress_on_a_connection_that_ends_is_made_again(
 @asynchronous
 async def test_a_read_that_ends_connections_is_given_up(database: Database) -> None:
     """
-    It ends no more of them than there are, and other calls go on.
+    A read that ends its connections is given up after as many connections as exist, and
+    other calls continue.
     """
     async with opened(database.url, [SCHEMA], connections=2) as module:
         lost = module.whenLost()
@@ -629,8 +643,8 @@ async def test_calls_on_other_connections_may_finish_after_a_loss(
     database: Database,
 ) -> None:
     """
-    Closing waits for the read, also when the database was initialised again;
-    C{whenIdle()} waits for all calls.
+    Calls on other connections may finish after a loss. Closing waits for the read, also
+    if the database was initialised again; C{whenIdle()} waits for all calls.
     """
     async with opened(database.url, [SCHEMA], connections=2) as module:
         lost = module.whenLost()
@@ -665,7 +679,8 @@ async def test_a_read_given_up_around_a_loss_is_not_made_again(
     database: Database, when: str
 ) -> None:
     """
-    A wrapper makes the other reads again.
+    A read that was cancelled around a loss is not repeated; a wrapper repeats the other
+    reads.
     """
     from twisted.internet import reactor as theReactor
 
@@ -688,10 +703,10 @@ async def givenUpAroundALoss(
     database: Database, wrapper: QueuingWrapper[Any], relay: Relay, when: str
 ) -> None:
     """
-    Make two reads, give up the first, and lose the database.
+    Make two reads, cancel the first one, and lose the database.
     """
     await gatherResults([wrapper.proxy.read(SLEEP, 0.05) for _ in range(2)])
-    # Only the first run takes its time.
+    # Only the first run is slow.
     sleep = "pg_sleep(CASE WHEN n = 1 THEN 8 ELSE 0 END)"
     sleepOnce = f"SELECT n, {sleep} FROM (SELECT nextval(?) AS n OFFSET 0)"  # noqa: S608
     reads = [
@@ -722,7 +737,8 @@ async def givenUpAroundALoss(
 @asynchronous
 async def test_a_silent_network_is_noticed_while_idle(database: Database) -> None:
     """
-    Without packets no end of a connection is seen. A busy connection is not asked.
+    A silent network shows no end of a connection, so idle connections are pinged. A
+    busy connection is not.
     """
     async with relayed(database, connectTimeout=0.5, connections=1) as (module, relay):
         lost = module.whenLost()
@@ -735,7 +751,8 @@ async def test_a_silent_network_is_noticed_while_idle(database: Database) -> Non
 @asynchronous
 async def test_a_silent_network_is_noticed_by_its_calls(database: Database) -> None:
     """
-    The outcome of a write is unknown; one that waits to be prepared was not sent.
+    If the network falls silent, the outcome of a write is unknown; a write that waits
+    to be prepared was not sent.
     """
     settings = {"statementTimeout": 0.3, "connections": 2}
     async with relayed(database, **settings) as (module, relay):
@@ -751,7 +768,7 @@ async def test_closing_gives_up_opening_one_more_connection(
     database: Database,
 ) -> None:
     """
-    Calls in progress finish.
+    Closing gives up opening a further connection; calls in progress finish.
     """
     async with relayed(database, connections=2) as (module, relay):
         relay.silence()
@@ -767,7 +784,8 @@ async def test_closing_gives_up_opening_one_more_connection(
 @asynchronous
 async def test_a_server_that_accepts_no_writes_is_lost(database: Database) -> None:
     """
-    After a failover another server accepts them.
+    A server that accepts no writes is lost: after a failover another server accepts
+    them.
     """
     async with opened(database.url, [SCHEMA], connections=1) as module:
         lost = module.whenLost()
@@ -787,7 +805,7 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
 
 def error(code: bytes) -> bytes:
     """
-    @return: An error with which a server ends a connection.
+    @return: An error message with which a server ends a connection.
     """
     return message(b"E", b"SFATAL\0VFATAL\0C" + code + b"\0Mthe end\0\0")
 
@@ -811,7 +829,7 @@ OPENING = [
 
 class Scripted(Protocol):
     """
-    A server that answers what a test says, and then ends the connection.
+    A server that sends what a test says, and then ends the connection.
     """
 
     def __init__(self, answers: list[bytes]) -> None:
@@ -821,7 +839,7 @@ class Scripted(Protocol):
     def dataReceived(self, data: bytes) -> None:
         assert self.transport is not None
         self._received += data
-        # What libpq sends ends with a Sync, or is a text.
+        # Data from libpq end with a Sync, or are a text.
         if self._received.endswith((message(b"S"), b"\0")):
             self._received = b""
             self.transport.write(self._answers.pop(0))
@@ -832,7 +850,7 @@ class Scripted(Protocol):
 @asynccontextmanager
 async def scripted(answers: list[bytes]) -> AsyncIterator[str]:
     """
-    @return: The URL of a server that answers what a test says.
+    @return: The URL of a server that sends what a test says.
     """
     from twisted.internet import reactor
 
@@ -848,7 +866,8 @@ async def scripted(answers: list[bytes]) -> AsyncIterator[str]:
 @asynchronous
 async def test_a_server_that_is_starting_up_is_unavailable() -> None:
     """
-    As is one that is down, and one that does not answer.
+    A server that is starting up is as unavailable as one that is down, or does not
+    respond.
     """
     async with scripted([error(b"57P03")]) as url:
         refused = await errorOf(module(url).initialize())
@@ -878,7 +897,8 @@ async def test_the_end_of_a_connection_says_what_is_known(
     answers: list[bytes], kind: type[Exception]
 ) -> None:
     """
-    A write is not said to have failed if it may have been carried out.
+    If a connection ends, a write that may have been carried out has an unknown outcome,
+    and not a failure.
     """
     async with scripted([*OPENING, *answers]) as url, opened(url) as module:
         lost = module.whenLost()

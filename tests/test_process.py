@@ -1,8 +1,7 @@
 """
-Real processes of the server are started, asked, restarted and stopped.
-
-Nothing here waits for a time: each step follows a line of the log, a response, or a
-report of the load.
+Real processes of the server are started, requested, restarted and stopped. No test
+waits for a time: each step follows a line of the log, a response, or a report of the
+load.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ from .websupport import (
 
 GET = b"GET /say HTTP/1.1\r\nHost: test\r\n\r\n"
 
-# The interim response tells that the head has been received. Only a request with a body
-# gets one.
+# The interim response shows that the head was received. Only a request with a body gets
+# one.
 EXPECTING = (
     b"GET %s HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n"
     b"Content-Length: 1\r\n\r\nx"
@@ -65,7 +64,7 @@ def port() -> Iterator[int]:
 
 def listen(port: int, option: str = "listen") -> str:
     """
-    @return: The option for a port on the loopback interface.
+    @return: The options for a port on the loopback interface.
     """
     return f"--{option}=tcp:{port}:interface=127.0.0.1:backlog=1024"
 
@@ -85,7 +84,7 @@ async def connect(port: int, *data: bytes) -> Wire:
 
 async def queueRequests(port: int, *requests: bytes) -> list[Wire]:
     """
-    Make requests, and wait until all of them are in progress at the server.
+    Make requests, and wait until the server processes all of them.
     """
     parts = [each.partition(b"\r\n\r\n") for each in requests]
     wires = await gatherResults(
@@ -102,7 +101,7 @@ async def finalAnswers(wires: list[Wire]) -> list[Answer]:
     """
     Wait until the server has closed all connections.
 
-    @return: The last response on each.
+    @return: The last response on each connection.
     """
     received = await gatherResults([wire.whenClosed() for wire in wires])
     return [answersIn(each)[-1] for each in received]
@@ -119,7 +118,7 @@ async def fetch(port: int, path: str) -> Answer:
 
 async def stop(process: Process) -> None:
     """
-    Stop a server in good order.
+    Stop a server gracefully.
     """
     process.terminate()
     await stopped(process)
@@ -127,7 +126,7 @@ async def stop(process: Process) -> None:
 
 async def stopped(process: Process) -> None:
     """
-    Wait for a server that stops in good order.
+    Wait for a server that stops gracefully.
     """
     assert await process.ended == 0
     assert "Traceback" not in process.output
@@ -137,7 +136,7 @@ async def stopped(process: Process) -> None:
 @asynccontextmanager
 async def terminatedWhilePaused(process: Process) -> AsyncIterator[None]:
     """
-    Send SIGTERM to a process that misses what happens in the context.
+    Send SIGTERM to a process that is suspended in this context.
     """
     pid = cast(Any, process.transport).pid
     os.kill(pid, SIGSTOP)
@@ -148,7 +147,7 @@ async def terminatedWhilePaused(process: Process) -> AsyncIterator[None]:
 
 def countAnswers(received: bytes) -> int:
     """
-    @return: The number of responses, all of which must be good.
+    @return: The number of responses. Each of them must be a success.
     """
     answers = answersIn(received)
     for answer in answers:
@@ -160,8 +159,8 @@ def countAnswers(received: bytes) -> int:
 @asynchronous
 async def test_twist_runs_the_server(tmp_path: Path, port: int) -> None:
     """
-    C{twist} runs the server too: it queues and answers, and on SIGTERM it serves the
-    connections that the kernel has accepted, since no other server would.
+    C{twist} runs the server, too: it queues and answers requests. On SIGTERM it serves
+    the connections that the kernel has accepted, since no other server would.
     """
     words = ("tsrv", listen(port), "--delay=0.5")
     async with running(tmp_path, *words, program="twist") as process:
@@ -181,9 +180,9 @@ async def test_sigterm_during_the_start_answers_queued_requests(
     tmp_path: Path, port: int
 ) -> None:
     """
-    On SIGTERM a server that waits for its settings finishes its start for the requests
-    that wait, and its operators can watch until the end. The settings name the
-    database, and the id of a request is in the log.
+    On SIGTERM a server that waits for its settings finishes its start for the queued
+    requests, and operators can watch until the end. The settings name the database, and
+    the id of a request is in the log.
     """
     settings = Response(b'{"database": "sqlite:elsewhere.db"}', b"application/json")
     from twisted.internet import reactor
@@ -227,8 +226,8 @@ async def test_no_line_of_the_start_has_the_id_of_a_request(
     tmp_path: Path, port: int
 ) -> None:
     """
-    Requests that wait lend their ids to no attempt and to no line of the start-up; they
-    have them in lines of their own.
+    Queued requests lend their ids to no attempt and to no line of the start-up; their
+    ids are in lines of their own.
     """
     with reservedPort() as closed:
         words = [listen(port), "--delay=1", "--access-log=on"]
@@ -253,7 +252,7 @@ async def test_no_line_of_the_start_has_the_id_of_a_request(
 @asynchronous
 async def test_a_port_in_use_ends_the_process(tmp_path: Path, program: str) -> None:
     """
-    A server that cannot listen ends with status 1 and one line, in the foreground and
+    A server that cannot listen exits with status 1 and one line, in the foreground and
     as a daemon, and leaves no pid file.
     """
     with socket() as other:
@@ -293,7 +292,7 @@ async def test_a_daemon_runs_and_stops(tmp_path: Path, port: int) -> None:
 async def test_restarts_under_load_lose_no_request(tmp_path: Path) -> None:
     """
     Requests that arrive while no server runs wait in the kernel, and requests that
-    arrive while one starts wait in its queue.
+    arrive during a start wait in the queue of the server.
     """
     async with AsyncExitStack() as stack:
         servers = Starter(stack, tmp_path)
@@ -301,12 +300,12 @@ async def test_restarts_under_load_lose_no_request(tmp_path: Path) -> None:
         words = ["-m", "tests.load", f"--port={servers.port}", "--rate=150"]
         load = Load(await stack.enter_async_context(spawned(ROOT, *words)))
 
-        # The next server starts when the last one has stopped.
+        # The next server starts when the previous one has stopped.
         await load.tell("answered", 60)
         await stop(server)
         server = await servers.start(delay=1)
 
-        # A server stops while it starts, with requests in its queue.
+        # A server stops during its start, with queued requests.
         await load.tell("begun", 30)
         await stop(server)
 
@@ -335,7 +334,7 @@ async def test_sigterm_may_be_sent_again_and_again(
     tmp_path: Path, port: int, program: str
 ) -> None:
     """
-    At any time until the process has ended, a further SIGTERM does not change the exit
+    A further SIGTERM at any time before the process has exited does not change the exit
     status.
     """
     words = ["-n"] if program == "twistd" else []
@@ -351,8 +350,8 @@ async def test_sigterm_may_be_sent_again_and_again(
 @asynchronous
 async def test_requests_at_sigterm_are_answered(tmp_path: Path) -> None:
     """
-    A server responds on each connection that it has accepted before SIGTERM, even if it
-    reads the request afterwards; the next server on the socket serves the rest.
+    A server responds on each connection that it accepted before SIGTERM, even if it
+    reads the request later. The next server on the socket serves the rest.
     """
     async with AsyncExitStack() as stack:
         servers = Starter(stack, tmp_path)
@@ -376,7 +375,7 @@ async def test_requests_at_sigterm_are_answered(tmp_path: Path) -> None:
         assert [countAnswers(each) for each in received] == [1] * 40 + [2] * 20
         await stopped(server)
 
-        # The socket is not shut down.
+        # The listening socket itself must not be shut down.
         assert servers.socket.getsockopt(SOL_SOCKET, SO_ACCEPTCONN) == 1
         server = await servers.start(delay=0)
         await gatherResults([wire.whenReceived(b"I say: ") for wire in waiting])

@@ -1,11 +1,11 @@
 """
-Random programs: whatever modules need each other, and whatever becomes of them,
-the promise holds for the program as a whole.
+Random programs: whatever modules need each other, and whatever happens to them, the
+promise holds for the program as a whole.
 
 L{Programs} makes random steps. Attempts succeed, fail or time out, modules are lost,
-paused, reset, closed and given up, also by observers, by whoever waits for the program,
-and by cancellers of attempts. L{Watched} notes what is done to a module, in the order
-of all events of the program; each property below is stated in those terms.
+paused, reset, closed and given up, also by observers, by waiters, and by cancellers of
+attempts. L{Watched} records the events of a module in the order of all events of the
+program; each property below is stated in those terms.
 
 The number of random programs is C{TSRV_EXAMPLES}.
 """
@@ -43,30 +43,30 @@ QUIET = (Status.NEW, Status.STOPPING, Status.STOPPED)
 
 HOLDERS = (None, "backup")
 
-# What an operator, an observer or a callback may do.
+# The actions of an operator, an observer or a callback.
 ACTS = ["initialize", "fail", "pause", "resume", "reset", "call", "wait", "raise"] * 2
 ACTS += ["close", "stop"]
 
 
-# What becomes of a module that was lost.
+# The fates of a lost module.
 ENDS = ["recover", "recover", "nothing", "fail"]
 
 
 class Hostile(Exception):
     """
-    An error of foreign code in a place where none is expected.
+    An error of foreign code where no error is expected.
     """
 
 
 class Watched(Module):
     """
-    A module that reports to its program what is done to it.
+    A module that reports its events to the program.
 
-    @ivar begun: When its last attempt began.
-    @ivar lossCounts: The numbers of losses that there were then, of those that it
+    @ivar begun: The time at which the last attempt began.
+    @ivar lossCounts: The numbers of losses at that time, of the modules that this one
         restarts with.
-    @ivar closed: When it was closed last.
-    @ivar canceller: What the canceller of an attempt does.
+    @ivar closed: The time of the last close.
+    @ivar canceller: Called by the canceller of an attempt.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Watched(Module):
 
     def open(self) -> list[Deferred[None]]:
         """
-        Return what has not ended.
+        Return the Deferreds that have not fired.
         """
         made = (*self.closings, *self.attempts[-1:], *self.pings[-1:])
         return [each for each in made if not each.called]
@@ -123,7 +123,7 @@ class Watched(Module):
 
 class Relations:
     """
-    How one module is related to others, and how it is added.
+    The relations of one module to others, and its options.
     """
 
     def __init__(self, data: st.DataObject, earlier: list[str]) -> None:
@@ -161,9 +161,9 @@ class Programs(RuleBasedStateMachine):
         self.wrong: list[str] = []
         self.disturbed = False
         self.plans: list[tuple[str, str]] = []
-        # How many restarts are disturbed by another loss.
+        # The number of restarts that another loss interrupts.
         self.restartPlans = 0
-        # Modules that were started, closed or given up by hand, or called.
+        # Modules that were started, closed or failed by hand, or called.
         self.byHand: set[str] = set()
         self.closedByHand: set[str] = set()
         self.called: set[str] = set()
@@ -172,11 +172,11 @@ class Programs(RuleBasedStateMachine):
         self.stale: set[str] = set()
         self.doubtful: set[str] = set()
         self.states: dict[str, State] = {}
-        # When each was lost, and recovered from it.
+        # The times of each loss, and of the recovery from it.
         self.losses: dict[str, int] = {}
         self.lossCounts: dict[str, int] = {}
         self.recoveries: dict[str, int] = {}
-        # When each was restarted; and the loss after which it has to be.
+        # The time of the last restart of each, and of the loss that requires a restart.
         self.restarts: dict[str, int] = {}
         self.dues: dict[str, int] = {}
 
@@ -238,12 +238,12 @@ class Programs(RuleBasedStateMachine):
     def wrapper(self, name: str) -> QueuingWrapper[Watched]:
         return self.startup.wrappers[name]
 
-    # What happens.
+    # Events.
 
     @rule(data=st.data(), outcome=st.sampled_from(["good", "good", "bad", "worst"]))
     def conclude(self, data: st.DataObject, outcome: str) -> None:
         """
-        An attempt, a ping or a close() ends.
+        End an attempt, a ping or a close().
         """
         busy = [each for each in map(Watched.open, self.modules.values()) if each]
         if busy:
@@ -256,7 +256,7 @@ class Programs(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 1.0]))
     def recover(self, seconds: float) -> None:
         """
-        Whatever is in progress ends well.
+        Let everything in progress succeed.
         """
         for module in self.modules.values():
             for each in module.open():
@@ -272,8 +272,9 @@ class Programs(RuleBasedStateMachine):
     )
     def lose(self, data: st.DataObject, calm: bool, many: int, end: str) -> None:
         """
-        Modules that are ready are lost, most of all those that others restart with,
-        perhaps after all was well, and perhaps to recover soon or to be given up.
+        Lose modules that are ready, preferably modules that others restart with:
+        perhaps when everything was ready, and perhaps to recover soon or to be given
+        up.
         """
         for _ in range(3 * calm):
             self.recover(1.0)
@@ -298,7 +299,7 @@ class Programs(RuleBasedStateMachine):
 
     def restarting(self, name: str) -> list[str]:
         """
-        Return the names of the modules that restart with one.
+        Return the names of the modules that restart with a given one.
         """
         return [n for n, each in self.relations.items() if name in each.restartWith]
 
@@ -306,7 +307,7 @@ class Programs(RuleBasedStateMachine):
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
         for _ in self.modules:
-            # The places of attempts that have ended become free a turn later.
+            # Slots of attempts that have ended become free one turn later.
             self.clock.advance(0)
         self.checkSlotsAreUsed()
 
@@ -341,20 +342,20 @@ class Programs(RuleBasedStateMachine):
 
     def disturb(self, act: str, name: str) -> None:
         """
-        Do something in the middle of something else.
+        Interrupt an event with another one.
         """
         self.disturbed = True
         self.act(act, name)
 
     def act(self, act: str, name: str) -> None:
         """
-        Do something to a module, or to the program.
+        Apply an action to a module, or to the program.
         """
         startup = self.startup
         holder = HOLDERS[len(name + act) % 2]
         try:
             if act == "initialize":
-                # Most of all one that has failed.
+                # Preferably a failed one.
                 states = {each: self.wrapper(each).state for each in self.modules}
                 failed = [n for n, state in states.items() if state is State.FAILED]
                 name = next(iter(failed), name)
@@ -381,7 +382,7 @@ class Programs(RuleBasedStateMachine):
             elif act == "stop":
                 startup.announceStop()
             elif act == "lose":
-                # What this one restarts with, perhaps during its restart.
+                # A module that this one restarts with, perhaps during its restart.
                 for each in self.relations[name].restartWith:
                     self.loseOne(each)
             else:
@@ -390,7 +391,7 @@ class Programs(RuleBasedStateMachine):
             pass
 
     def call(self, name: str) -> None:
-        # Most of all a lazy one that nobody has called.
+        # Preferably a lazy one that was never called.
         new = [n for n in self.modules if self.wrapper(n).state is State.NEW]
         lazy = [n for n in new if self.relations[n].lazy and n not in self.called]
         wrapper = self.wrapper(next(iter(lazy), name))
@@ -399,12 +400,13 @@ class Programs(RuleBasedStateMachine):
         if wrapper.state is not State.READY:
             self.calls.append(resultOf(wrapper.proxy.read(len(self.calls))))
 
-    # What must hold when something happens.
+    # Properties that must hold at an event.
 
     def checkStart(self, name: str) -> None:
         """
-        The start-up initialises a module when those that it needs are ready and those
-        that it starts after have settled, and a lazy one when it was called.
+        Check that a module is initialised only when the modules that it needs are
+        ready, and those that it starts after have settled; a lazy one only after a
+        call.
         """
         wrapper, relations = self.wrapper(name), self.relations[name]
         if name in self.states or name in self.byHand:
@@ -426,8 +428,8 @@ class Programs(RuleBasedStateMachine):
 
     def checkCall(self, name: str) -> None:
         """
-        A module that restarts with another one is closed and initialised after the
-        loss, before it gets a call.
+        Check that a module that restarts with another one is closed and initialised
+        after the loss, before it gets a call.
         """
         if not self.isRunning():
             return
@@ -441,8 +443,7 @@ class Programs(RuleBasedStateMachine):
 
     def look(self, name: str) -> None:
         """
-        The program sees a module change its state; so does an observer, who then does
-        what is planned.
+        Record a change of a module's state. Then an observer carries out the plan.
         """
         if name:
             self.checkChange(name)
@@ -467,7 +468,7 @@ class Programs(RuleBasedStateMachine):
         if state is not State.FAILED:
             self.stale.discard(name)
         if state in GONE:
-            # Those that need it may fail with it.
+            # Modules that need it may fail with it.
             self.doubtful |= {
                 each for each in self.stale if name in self.relations[each].needs
             }
@@ -491,7 +492,8 @@ class Programs(RuleBasedStateMachine):
 
     def checkTimeout(self, name: str) -> None:
         """
-        A time limit begins with the first attempt, and ends with the program.
+        Check that a time limit begins with the first attempt, and ends with the
+        program.
         """
         limit, attempts = (
             self.relations[name].timeout,
@@ -505,8 +507,8 @@ class Programs(RuleBasedStateMachine):
 
     def checkClose(self, name: str) -> None:
         """
-        In the end a module is closed after all that wait for it at the start, unless
-        nobody has ever initialised it.
+        Check that a module is closed after all modules that wait for it at the start,
+        unless it was never initialised.
         """
         if self.stopped is None or name in self.closedByHand:
             return
@@ -519,7 +521,8 @@ class Programs(RuleBasedStateMachine):
 
     def checkLoss(self, name: str) -> None:
         """
-        A module is restarted only after a loss of one that it restarts with.
+        Check that a module is restarted only after a loss of a module that it restarts
+        with.
         """
         self.losses[name] = now = self.now()
         error = list(self.wrapper(name).history.losses)[-1].kind
@@ -532,7 +535,7 @@ class Programs(RuleBasedStateMachine):
                 self.wrong.append(f"{name} was restarted too early")
             self.restarts[name] = now
         else:
-            # It has nothing left that could be closed.
+            # The module has nothing left to close.
             self.dues.pop(name, None)
         if not self.isRunning():
             return
@@ -549,7 +552,7 @@ class Programs(RuleBasedStateMachine):
 
     def checkReport(self, report: Any) -> None:
         """
-        An observer sees a consistent report.
+        Check that an observer sees a consistent report.
         """
         name, status = report["name"], report["status"]
         wrapper = self.wrapper(name)
@@ -564,7 +567,7 @@ class Programs(RuleBasedStateMachine):
         ):
             self.wrong.append(f"{name} is {status}")
 
-    # What must hold after each step.
+    # Properties that must hold after each step.
 
     def isRunning(self) -> bool:
         """
@@ -574,7 +577,7 @@ class Programs(RuleBasedStateMachine):
 
     def isAvailable(self, name: str) -> bool:
         """
-        Whether nobody has to wait for a module.
+        Whether a module keeps nobody waiting.
         """
         wrapper = self.wrapper(name)
         wasReady = wrapper.history.becameReady is not None
@@ -602,7 +605,7 @@ class Programs(RuleBasedStateMachine):
 
     def attempting(self) -> list[str]:
         """
-        Return the names of the modules whose attempt is in progress.
+        Return the names of the modules with an attempt in progress.
         """
         names = []
         for name in self.modules:
@@ -613,7 +616,7 @@ class Programs(RuleBasedStateMachine):
 
     def checkSlotsAreUsed(self) -> None:
         """
-        No module waits for its attempt while there is a place.
+        Check that no module waits for its attempt while a slot is free.
         """
         attempting = self.attempting()
         waiting = [
@@ -628,8 +631,8 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def nothingWentWrong(self) -> None:
         """
-        No check failed inside a callback, where an error would count as that of a
-        module.
+        Check that no check failed inside a callback, where an error would count as an
+        error of a module.
         """
         assert self.wrong == [], self.wrong
         self.disturbed = False
@@ -637,7 +640,7 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def theReportIsRight(self) -> None:
         """
-        The report is consistent.
+        Check that the report is consistent.
         """
         for each in self.startup.report()["modules"]:
             self.checkReport(each)
@@ -646,7 +649,7 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def fewAttemptsAreMade(self) -> None:
         """
-        No more modules are initialised at the same time than the program allows.
+        Check that at most as many attempts are in progress as the program allows.
         """
         assert self.slots is None or len(self.attempting()) <= self.slots
 
@@ -675,8 +678,8 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def nothingWaitsInVain(self) -> None:
         """
-        Every module is started, waits for one in progress, or is skipped for a failed
-        one.
+        Check that every module is started, waits for another module that is starting,
+        or is skipped because of a failed one.
         """
         if self.startup.status is Status.NEW or not self.isRunning():
             return
@@ -702,8 +705,8 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def nothingIsHeldInVain(self) -> None:
         """
-        The calls of a module are held as long as somebody pauses it, or a module that
-        it restarts with has not recovered; and no longer.
+        Check that the calls of a module are held exactly as long as somebody pauses it,
+        or a module that it restarts with has not recovered.
         """
         for name in self.relations:
             wrapper = self.wrapper(name)
@@ -718,7 +721,8 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def timeIsLimited(self) -> None:
         """
-        A module with a time limit does not take longer for all its attempts.
+        Check that the attempts of a module with a time limit do not take longer than
+        that.
         """
         if not self.isRunning():
             return
@@ -732,8 +736,8 @@ class Programs(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """
-        In the end every module is closed, every Deferred has fired, and no timer is
-        left.
+        Stop the program: every module is closed, every Deferred has fired, and no timer
+        is left.
         """
         if not self.modules:
             return
@@ -767,7 +771,7 @@ Programs.TestCase.settings = settings(
 @pytest.fixture
 def hostileFailuresAreLogged(loggedFailures: list[LogEvent]) -> Iterator[None]:
     """
-    Expect the errors of foreign code in the log, but no other.
+    Check that only errors of foreign code are logged.
     """
     yield
     loggedFailures[:] = [

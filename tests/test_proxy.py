@@ -36,8 +36,8 @@ def test_types(clock: Clock) -> None:
 
 def test_methods_of_a_ready_module_are_its_own(clock: Clock) -> None:
     """
-    While a module that settles its calls is ready, the proxy's methods are the
-    module's own bound methods, found without __getattr__.
+    In READY the proxy's methods are the module's own bound methods, found without
+    __getattr__, if the module settles its calls.
     """
     module, _, proxy = inState(clock, State.READY, settles=True)
     assert proxy.write == module.write
@@ -52,8 +52,9 @@ def test_a_method_that_was_kept(
     clock: Clock, method: str, early: bool, settles: bool
 ) -> None:
     """
-    A method taken from the proxy queues, passes or refuses each call, as the state
-    demands; only the own method of a ready module that settles its calls stays that.
+    A method taken from the proxy queues, passes or refuses each call as the state
+    demands. Only the own method of a ready module that settles its calls bypasses the
+    wrapper.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"], settles=settles)
     kept = getattr(proxy, method)
@@ -81,8 +82,8 @@ def test_a_method_that_was_kept_and_replaced(
     clock: Clock, method: str, early: bool, alwaysDeferred: bool
 ) -> None:
     """
-    A method taken from the proxy calls what the latest initialisation has put in its
-    place, not the method of an earlier connection.
+    A method taken from the proxy calls the method of the latest initialisation, and not
+    that of an earlier connection.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"], alwaysDeferred=alwaysDeferred)
     kept = getattr(proxy, method)
@@ -106,7 +107,7 @@ def test_a_method_that_was_kept_and_replaced(
 def test_the_proxy_of_a_proxy(clock: Clock, isReady: bool) -> None:
     """
     A wrapper of a proxy has the name, the type and the interfaces of the module, and
-    other proxies keep theirs.
+    other proxies are not affected.
     """
 
     def wrapped() -> QueuingWrapper[AsyncModule]:
@@ -127,7 +128,7 @@ def test_the_proxy_of_a_proxy(clock: Clock, isReady: bool) -> None:
 
 def test_a_module_with_dynamic_attributes(clock: Clock) -> None:
     """
-    The methods that a module makes up in __getattr__ are proxied as any others.
+    Methods that a module creates in __getattr__ are proxied like others.
     """
 
     class Client:
@@ -187,8 +188,8 @@ def test_a_plain_attribute_of_a_module_that_is_not_ready(
     clock: Clock, name: str
 ) -> None:
     """
-    Reading an attribute that is not a method raises NotInitialized, and evaluates no
-    property.
+    Reading an attribute that is not a method raises NotInitialized, and does not
+    evaluate a property.
     """
     _, _, proxy = wrap(clock)
     with pytest.raises(NotInitialized, match=f"Module.{name} is not a method.*is new"):
@@ -198,7 +199,7 @@ def test_a_plain_attribute_of_a_module_that_is_not_ready(
 
 def test_plain_attributes_of_a_ready_module(clock: Clock) -> None:
     """
-    While the module is ready its attributes are read from it, each time anew.
+    In READY attributes are read from the module, each time again.
     """
 
     class Connection:
@@ -220,8 +221,8 @@ def test_plain_attributes_of_a_ready_module(clock: Clock) -> None:
 
 def test_attributes_that_exist_later(clock: Clock) -> None:
     """
-    Annotated attributes and cached properties are known before they have a value,
-    and are evaluated when they are read.
+    Annotated attributes and cached properties are known before they have a value, and
+    are evaluated when they are read.
     """
 
     class Late:
@@ -286,7 +287,7 @@ def test_setting_and_deleting(clock: Clock) -> None:
 
 def test_dir(clock: Clock) -> None:
     """
-    dir() lists what can be used now: methods before, attributes when ready.
+    dir() lists the names that can be used now: methods always, attributes in READY.
     """
     module, wrapper, proxy = wrap(clock)
     methods = ["close", "compute", "count", "fail", "initialize", "read", "write"]
@@ -298,8 +299,8 @@ def test_dir(clock: Clock) -> None:
 
 def test_repr(clock: Clock) -> None:
     """
-    The proxy and the wrapper show the name of the module, its state and the number
-    of queued calls.
+    The proxy and the wrapper show the name of the module, its state and the number of
+    queued calls.
     """
     module, wrapper, proxy = wrap(clock, name="the users")
     assert repr(proxy) == "<proxy of Module: new>"
@@ -314,7 +315,8 @@ def test_repr(clock: Clock) -> None:
 
 def test_signatures(clock: Clock) -> None:
     """
-    The proxy's methods have the documentation and the signature of the module's.
+    The proxy's methods have the documentation and the signature of the module's
+    methods.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     for _ in range(2):
@@ -327,7 +329,7 @@ def test_signatures(clock: Clock) -> None:
 
 def test_keywords(clock: Clock) -> None:
     """
-    Queued calls keep their keyword arguments, also when they are made again.
+    Queued calls keep their keyword arguments, also when they are repeated.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     results = [resultOf(proxy.write(what=1))]
@@ -343,8 +345,7 @@ def test_keywords(clock: Clock) -> None:
 
 def test_initialize_and_close_are_the_wrappers(clock: Clock) -> None:
     """
-    A caller who initialises or closes the proxy initialises or closes the wrapper;
-    whenLost() is not proxied.
+    initialize() and close() of the proxy are the wrapper's; whenLost() is not proxied.
     """
     module, wrapper, proxy = wrap(clock)
     for _ in range(2):
@@ -357,8 +358,8 @@ def test_initialize_and_close_are_the_wrappers(clock: Clock) -> None:
 
 def test_other_names_for_the_life_cycle(clock: Clock) -> None:
     """
-    Methods that are given as initialize=, close= and whenLost= are replaced under
-    their own names, and an unrelated close() is proxied.
+    Methods that are given as initialize=, close= and whenLost= are replaced under their
+    own names, and an unrelated close() is proxied.
     """
 
     class Client:
@@ -394,7 +395,7 @@ def test_other_names_for_the_life_cycle(clock: Clock) -> None:
 
 def test_an_attribute_that_cannot_be_read_now(clock: Clock) -> None:
     """
-    A descriptor that raises affects only those who read it.
+    A descriptor that raises affects only its readers.
     """
 
     class Raising:
@@ -417,8 +418,8 @@ def test_an_attribute_that_cannot_be_read_now(clock: Clock) -> None:
 
 def test_methods_that_the_initialisation_changes(clock: Clock) -> None:
     """
-    Queued calls run the methods that the module has when it is ready; a method that
-    has vanished fails its calls.
+    Queued calls run the methods that the module has when it is ready. A method that no
+    longer exists fails its calls.
     """
 
     class Client:
