@@ -290,7 +290,7 @@ def test_a_stopping_program_is_not_ready(program: Program) -> None:
 
 def test_the_list_of_missing_modules_is_bounded(program: Program) -> None:
     """
-    At most 100 missing modules are counted, and 3 of them named.
+    At most 100 missing modules are listed, and the summary names 3 of them.
     """
     for number in range(150):
         program.add(f"m{number}")

@@ -217,8 +217,8 @@ def test_a_session_is_found_as_it_was_created(
     site: Site, isConfidential: bool, mechanism: Any
 ) -> None:
     """
-    An identifier works only as it was created: another mechanism, or another letter
-    case, finds no session.
+    An identifier finds its session only as it was created: not by another mechanism,
+    and not with another first letter.
     """
     session = site.made(isConfidential, mechanism)
     for kind in KINDS:
@@ -486,8 +486,8 @@ def test_of_two_logins_one_renews(site: Site) -> None:
 @pytest.mark.parametrize("isCancelled", [False, True])
 def test_a_login_that_fails_changes_nothing(site: Site, isCancelled: bool) -> None:
     """
-    After a failed login, and after the client has disconnected, the old identifier
-    still works, with the old rights.
+    After a login that fails or is cancelled, the old identifier still works, with the
+    old rights.
     """
     session = site.made(True, Cookie)
     old = session.identifier

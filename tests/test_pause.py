@@ -357,7 +357,7 @@ def test_paused_again_when_the_pause_ends(
         resultOf(wrapper.pause(again[-1]))
 
     def ask() -> Deferred[Any]:
-        # whenIdle() of the module fires first, if it is pending.
+        # The canceller of a pending whenIdle() runs first.
         first = not idle
         idle.append(Deferred(lambda _: pauseAgain() if first else None))
         return idle[-1]

@@ -149,8 +149,8 @@ async def test_statements_are_prepared_as_long_as_that_helps(
     database: Database,
 ) -> None:
     """
-    At most 100 statements are prepared, and none is prepared again after a pooler has
-    lost it.
+    At most 100 statements are prepared, and a statement that a pooler has lost is not
+    prepared again.
     """
     prepared = Statement("SELECT count(*) FROM pg_prepared_statements")
     async with opened(database.url, [SCHEMA], connections=1) as module:
