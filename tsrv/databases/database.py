@@ -167,7 +167,8 @@ class Database:
 
         @param statement: The statement. It may be carried out again after a loss.
         @param parameters: One value for each question mark.
-        @return: As L{IDatabase.read}.
+        @return: As L{IDatabase.read}. The Deferred fails with L{NotInitialized} if the
+            database is not connected.
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
@@ -179,7 +180,8 @@ class Database:
 
         @param statement: The statement; with C{RETURNING} it has rows.
         @param parameters: One value for each question mark.
-        @return: As L{IDatabase.write}.
+        @return: As L{IDatabase.write}. The Deferred fails with L{NotInitialized} if the
+            database is not connected.
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
