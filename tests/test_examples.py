@@ -9,7 +9,21 @@ import sys
 from pathlib import Path
 from urllib.request import HTTPCookieProcessor, build_opener
 
-from .processes import ROOT
+from .processes import ROOT, run
+
+
+def test_the_example_of_a_client() -> None:
+    """
+    A client that knows nothing of tsrv works behind a queue.
+    """
+    program = ROOT / "examples" / "late_echo.py"
+    assert run(sys.executable, program).splitlines() == [
+        "asked, and nobody listens: "
+        "<QueuingWrapper of EchoClient: initializing, 3 queued>",
+        "answered: ['line 0', 'line 1', 'line 2']",
+        "the connection is lost: <QueuingWrapper of EchoClient: lost>",
+        "answered: line 3",
+    ]
 
 
 def test_the_example_of_sessions(tmp_path: Path) -> None:

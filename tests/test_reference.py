@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from zope.interface.interface import InterfaceClass
 
+from tsrv import QueuingWrapper
+from tsrv.starting.options import WrapperOptions
+
 from .processes import ROOT
 
 PUBLIC_MODULES = [
@@ -153,3 +156,17 @@ def test_every_parameter_is_described() -> None:
         if not re.search(rf"@(param|ivar) {parameter}:", docstring)
     ]
     assert missing == []
+
+
+def test_a_module_of_a_program_takes_the_options_of_the_wrapper() -> None:
+    """
+    Every option of the wrapper is one of C{Startup.add} too; C{timeout} has another
+    name there, and C{name}, C{lazy} and C{attemptSlots} are C{Startup}'s own.
+    """
+    wrapped = {
+        name
+        for name, each in inspect.signature(QueuingWrapper).parameters.items()
+        if each.kind is each.KEYWORD_ONLY
+    }
+    expected = wrapped - {"name", "timeout", "attemptSlots", "lazy"} | {"queueTimeout"}
+    assert set(WrapperOptions.__annotations__) == expected
