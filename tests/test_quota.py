@@ -1,5 +1,5 @@
 """
-The limit on new sessions: for each client, and for all together.
+The limit on new sessions: for each client, and for all clients together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ONE, OTHER = "192.0.2.1", "192.0.2.2"
 
 def isCounted(quota: Quota, peer: str | IAddress) -> bool:
     """
-    @return: Whether a client may have one more session.
+    @return: Whether a client may have another session.
     """
     try:
         quota.count(exchange(peer=peer))
@@ -30,7 +30,8 @@ def isCounted(quota: Quota, peer: str | IAddress) -> bool:
 
 def test_a_client_gets_so_many_sessions_in_a_window(clock: Clock) -> None:
     """
-    A client gets its number in each window, and others are not affected.
+    In each window a client gets its number of sessions, and other clients are not
+    affected.
     """
     quota = Quota(clock, 3, 100, 60)
     for _ in range(2):
@@ -41,7 +42,8 @@ def test_a_client_gets_so_many_sessions_in_a_window(clock: Clock) -> None:
 
 def test_all_clients_together_get_so_many_sessions(clock: Clock) -> None:
     """
-    A client with many addresses is limited, too; refused sessions do not count.
+    The limit for all clients holds for a client with many addresses, too; refused
+    sessions do not count.
     """
     quota = Quota(clock, 2, 4, 60)
     peers = [f"192.0.2.{number}" for number in range(6)]
@@ -65,7 +67,7 @@ def test_a_client_is_told_when_to_come_back(clock: Clock) -> None:
 
 def test_a_count_can_be_taken_back(clock: Clock) -> None:
     """
-    It makes room in its own window, and in no later one.
+    A count that is taken back makes room in its own window, but not in a later one.
     """
     quota = Quota(clock, 1, 1, 60)
     uncount = quota.count(exchange(peer=ONE))
@@ -79,7 +81,7 @@ def test_a_count_can_be_taken_back(clock: Clock) -> None:
 
 def test_a_clock_that_is_set_back_locks_nobody_out() -> None:
     """
-    A window that begins in the future is over.
+    A window that begins in the future, because the clock was set back, is over.
     """
     clock = Clock()
     clock.advance(1e9)
@@ -107,7 +109,7 @@ def test_addresses_of_one_network_are_one_client(
     clock: Clock, one: str | IAddress, other: str | IAddress, isSame: bool
 ) -> None:
     """
-    A household has 2**64 addresses of IPv6, and counts once.
+    A household has 2**64 addresses of IPv6, and counts as one client.
     """
     quota = Quota(clock, 1, 100, 60)
     assert isCounted(quota, one)
@@ -116,7 +118,7 @@ def test_addresses_of_one_network_are_one_client(
 
 def test_the_table_of_clients_is_bounded(clock: Clock) -> None:
     """
-    Beyond 10,000 clients the first one is forgotten.
+    Beyond 10,000 clients the oldest one is dropped.
     """
     quota = Quota(clock, 1, 100_000, 60)
     peers = [f"10.0.{number // 256}.{number % 256}" for number in range(10_001)]
@@ -127,7 +129,7 @@ def test_the_table_of_clients_is_bounded(clock: Clock) -> None:
 
 def test_behind_a_proxy_each_client_is_counted(clock: Clock) -> None:
     """
-    A trusted proxy names the client of a request; nobody else can.
+    A trusted proxy names the client of a request; other headers do not count.
     """
     trusting = Quota(clock, 1, 100, 60, peerOf=Proxies([ONE]).peerOf)
     plain = Quota(clock, 1, 100, 60)

@@ -51,7 +51,7 @@ def test_the_documentation_names_the_rights() -> None:
 
 def addUser(server: Redis, *rights: str) -> str:
     """
-    Give a user these rights and no others.
+    Give a user these rights only.
 
     @return: The URL for this user.
     """
@@ -65,7 +65,8 @@ def addUser(server: Redis, *rights: str) -> str:
 @asynchronous
 async def test_a_cluster_is_refused(ownRedis: Redis) -> None:
     """
-    Also if the user has no right to ask what the server is, or nothing is served yet.
+    A cluster is refused, also if the user may not query the type of the server, or if
+    the cluster does not serve yet.
     """
     ownRedis.start(cluster_enabled="yes", databases="1")
     url = addUser(ownRedis, *RIGHTS)
@@ -86,7 +87,7 @@ async def test_a_sentinel_is_refused(
     redis: Redis, tmp_path: Path, login: str, path: str
 ) -> None:
     """
-    The error says what it is, whatever else is wrong with the URL.
+    A Sentinel is refused; the error says so, whatever else is wrong with the URL.
     """
     with reservedPort() as port:
         settings = tmp_path / "sentinel.conf"
@@ -115,8 +116,8 @@ async def test_a_sentinel_is_refused(
 @asynchronous
 async def test_lost_rights_are_told_and_come_back(ownRedis: Redis) -> None:
     """
-    Reads and changes fail as unavailable, which one line of the log explains, and work
-    as soon as the rights are back.
+    Without the rights, reads and changes fail as unavailable, with one line in the log.
+    They succeed as soon as the rights are restored.
     """
     ownRedis.start()
     url = addUser(ownRedis, *RIGHTS)
@@ -147,8 +148,8 @@ async def test_lost_rights_are_told_and_come_back(ownRedis: Redis) -> None:
 @asynchronous
 async def test_a_store_that_was_ready_waits_for_its_rights(ownRedis: Redis) -> None:
     """
-    A login that fails after a loss may succeed later; before the store was ever ready,
-    it is refused.
+    A failed login after a loss is retried; before the store was ever ready, it is
+    fatal.
     """
     ownRedis.start()
     url = addUser(ownRedis, *RIGHTS)
@@ -172,14 +173,14 @@ async def test_a_store_that_was_ready_waits_for_its_rights(ownRedis: Redis) -> N
 
 def refuseMemory(server: Redis, isRefused: bool) -> None:
     """
-    Let the memory be full.
+    Fill the memory.
     """
     server.ask("CONFIG", "SET", "maxmemory", str(int(isRefused)))
 
 
 def refuseDisk(server: Redis, isRefused: bool) -> None:
     """
-    Let the disk refuse a snapshot: a file cannot replace a directory.
+    Make a snapshot fail: a file cannot replace a directory.
     """
     obstacle = server.directory / "dump.rdb"
     if isRefused:
@@ -194,7 +195,7 @@ def refuseDisk(server: Redis, isRefused: bool) -> None:
 
 def refuseReplicas(server: Redis, isRefused: bool) -> None:
     """
-    Let too few replicas be connected.
+    Require more replicas than there are.
     """
     server.ask("CONFIG", "SET", "min-replicas-to-write", str(int(isRefused)))
 
@@ -208,8 +209,8 @@ async def test_refused_changes_are_counted_and_logged(
     ownRedis: Redis, code: str, refuse: Any
 ) -> None:
     """
-    One line has the code and the id of the first request; reads go on, and nothing is
-    lost.
+    One line has the error code and the id of the first request; reads succeed, and
+    nothing is lost.
     """
     ownRedis.start()
     async with using(ownRedis.url) as store:
@@ -239,7 +240,8 @@ async def test_refused_changes_are_counted_and_logged(
 @asynchronous
 async def test_an_idle_store_tells_of_a_disk_that_is_full(ownRedis: Redis) -> None:
     """
-    The PING says so before a visitor has to wait, in a line that belongs to no request.
+    The PING of an idle store detects a full disk before a visitor has to wait. The log
+    line belongs to no request.
     """
     clock = Clock()
     ownRedis.start()
@@ -249,7 +251,7 @@ async def test_an_idle_store_tells_of_a_disk_that_is_full(ownRedis: Redis) -> No
         refuseDisk(ownRedis, True)
         with written() as lines:
             clock.pump([1.0] * 3)
-            # Answers arrive in order.
+            # Replies arrive in order.
             assert await store.get(ONE) is None
     (line,) = lines
     assert "lazy" not in line
@@ -261,7 +263,7 @@ async def test_an_idle_store_tells_of_a_disk_that_is_full(ownRedis: Redis) -> No
 @asynchronous
 async def test_a_busy_redis_is_lost_once(ownRedis: Redis) -> None:
     """
-    A loss has its code in its reason, and is not counted as a failure besides.
+    A loss has its error code in its reason, and does not count as a failure as well.
     """
     ownRedis.start(lua_time_limit="1")
     async with using(ownRedis.url) as store:
@@ -288,8 +290,8 @@ async def test_a_busy_redis_is_lost_once(ownRedis: Redis) -> None:
 @asynchronous
 async def test_a_silent_network_is_noticed_within_ten_seconds(redis: Redis) -> None:
     """
-    Nothing passes any more, neither data nor the end of a connection: each idle store
-    notices by its PING, and finds Redis again afterwards.
+    If the network falls silent, each idle store is lost within ten seconds, and
+    recovers afterwards.
     """
     clock = Clock()
     async with relaying(redis.port) as relay:

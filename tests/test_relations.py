@@ -1,5 +1,5 @@
 """
-Startup: modules that start after others, restart with them, wait for a free place, or
+Startup: modules that start after others, restart with them, wait for a free slot, or
 are initialised by their first call.
 """
 
@@ -79,8 +79,8 @@ def program(clock: Clock) -> Iterator[Program]:
 
 def test_a_module_starts_after_another(program: Program) -> None:
     """
-    A module is initialised when those that it starts after are ready, and closed before
-    them.
+    A module is initialised when the modules that it starts after are ready, and closed
+    before them.
     """
     program.add("tracing", required=False)
     program.add("users", "database", after=["database", "tracing"])
@@ -107,8 +107,8 @@ def test_a_module_starts_after_another(program: Program) -> None:
 @pytest.mark.parametrize("end", ["failed", "skipped", "closed", "lazy"])
 def test_a_module_starts_without_another(program: Program, end: str) -> None:
     """
-    A module starts also after another one has failed, was skipped or closed, and does
-    not wait for a lazy one.
+    A module starts also if the module that it starts after has failed, was skipped or
+    closed. It does not wait for a lazy one.
     """
     program.add("configuration", required=False)
     tracing = program.add(
@@ -137,7 +137,8 @@ def test_a_module_starts_without_another(program: Program, end: str) -> None:
 
 def test_a_module_waits_for_one_that_was_lost(program: Program) -> None:
     """
-    A module that was lost before the start of those after it has to recover first.
+    If a module is lost before the modules after it have started, they wait for its
+    recovery.
     """
     program.add("a")
     program.add("b")
@@ -156,7 +157,7 @@ def test_a_module_waits_for_one_that_was_lost(program: Program) -> None:
 
 def test_unknown_names_are_logged_once(clock: Clock) -> None:
     """
-    Names of modules that do not exist are allowed in after, and logged in one line.
+    Names of unknown modules are allowed in C{after}, and logged in one line.
     """
     program = Program(clock)
     program.add("users", after=["databse", "tracing"])
@@ -198,7 +199,7 @@ def test_a_circle_of_relations_is_refused(
     clock: Clock, relations: list[dict[str, str]], message: str
 ) -> None:
     """
-    Modules that wait for each other in any way are an error before the start.
+    A cycle of modules that wait for each other in any way is an error before the start.
     """
     startup = Startup(clock)
     for name, each in zip("abc", relations, strict=True):
@@ -227,7 +228,7 @@ def started(program: Program) -> tuple[Any, Any]:
 
 def restart(program: Program, *names: str) -> None:
     """
-    Let modules that were reset close and be ready again.
+    Let modules that were reset close, and become ready again.
     """
     for name in names:
         program.close(name)
@@ -237,8 +238,9 @@ def restart(program: Program, *names: str) -> None:
 @pytest.mark.parametrize("isReset", [False, True])
 def test_a_module_restarts_with_another(program: Program, isReset: bool) -> None:
     """
-    After a loss or a reset, the calls of a module that restarts with the lost one wait
-    until that has recovered and this one was closed and initialised again.
+    After a loss or a reset, the calls of a module that restarts with the lost one are
+    held until the lost module has recovered and this one was closed and initialised
+    again.
     """
     _, listener = started(program)
     entry = program.startup.reportModule("listener")
@@ -276,7 +278,7 @@ def test_a_module_restarts_with_another(program: Program, isReset: bool) -> None
 
 def test_calls_in_progress_at_a_restart_end(program: Program) -> None:
     """
-    A call in progress may end while the module is held; at the restart it ends with
+    A call in progress may end while its module is held; at the restart it ends with
     OutcomeUnknown.
     """
     _, listener = started(program)
@@ -295,7 +297,8 @@ def test_calls_in_progress_at_a_restart_end(program: Program) -> None:
 @pytest.mark.parametrize("settles", [None, False, True])
 def test_a_module_may_settle_its_calls_itself(clock: Clock, settles: Any) -> None:
     """
-    Calls of a module that restarts with another are tracked, unless it settles them.
+    Calls of a module that restarts with another one are tracked, unless the module
+    settles them.
     """
 
     class Plain:
@@ -326,8 +329,8 @@ def test_a_module_may_settle_its_calls_itself(clock: Clock, settles: Any) -> Non
 
 def test_restarts_are_transitive(program: Program) -> None:
     """
-    A module that restarts with a restarted one is held from the first loss on, and
-    restarted after it.
+    Restarts are transitive: a module that restarts with a restarted one is held from
+    the first loss, and restarted after it.
     """
     program.add("d", restartWith=["b", "c"])
     program.add("c", restartWith=["a", "b"])
@@ -356,7 +359,7 @@ def test_restarts_are_transitive(program: Program) -> None:
 
 def test_a_long_chain_restarts(clock: Clock) -> None:
     """
-    A chain of modules that restart with each other neither recurses nor blocks the
+    A long chain of modules that restart with each other neither recurses nor blocks the
     reactor.
     """
     program = Program(clock)
@@ -409,7 +412,8 @@ def test_a_module_is_lost_again_during_the_restart(program: Program) -> None:
 
 def test_a_module_is_lost_again_while_another_is_reset(program: Program) -> None:
     """
-    A module that is lost while another one is reset because of it is waited for again.
+    If a module is lost again while another one is reset because of it, its recovery is
+    waited for again.
     """
     _, listener = started(program)
     call: list[Any] = []
@@ -436,7 +440,8 @@ def test_a_module_is_lost_again_while_another_is_reset(program: Program) -> None
 
 def test_several_named_modules_are_lost_at_once(program: Program) -> None:
     """
-    A module is restarted once, when all lost modules have recovered.
+    If several named modules are lost at once, the module is restarted once, after their
+    recovery.
     """
     program.add("a")
     program.add("b")
@@ -468,8 +473,8 @@ def test_several_named_modules_are_lost_at_once(program: Program) -> None:
 )
 def test_a_module_in_any_state_at_the_loss(program: Program, state: State) -> None:
     """
-    A module that is not ready at the loss is initialised again when the named one has
-    recovered; a new one starts, and one that has failed or is closed stays so.
+    A module that is not ready at the loss is initialised again after the recovery of
+    the named one. A new module starts; a failed or closed one does not.
     """
     program.add("database")
     program.add("other")
@@ -495,7 +500,7 @@ def test_a_module_in_any_state_at_the_loss(program: Program, state: State) -> No
     if state is State.NEW:
         program.succeed("other")
     assert program.attempts("listener") == before
-    # Whatever was initialised meanwhile is initialised again.
+    # Modules that were initialised meanwhile are initialised again.
     program.clock.advance(1)
     if state in (State.RETRYING, State.LOST, State.INITIALIZING):
         program.succeed("listener")
@@ -515,8 +520,8 @@ def test_a_held_module_is_skipped_if_the_lost_one_fails(
     program: Program, how: str
 ) -> None:
     """
-    If the lost module fails for good or is closed, those that wait for it to restart
-    are skipped, and so are those that restart with them.
+    If the lost module fails for good or is closed, modules that wait for it to restart
+    are skipped, and so are modules that restart with them.
     """
     database = program.add("database", required=False)
     listener = program.add("listener", restartWith=["database"], required=False)
@@ -537,7 +542,7 @@ def test_a_held_module_is_skipped_if_the_lost_one_fails(
     assert program.closings("listener") == program.closings("reader") == 1
     if how == "close":
         return
-    # They start when it is initialised again.
+    # They start when the lost module is initialised again.
     resultOf(database.initialize())
     program.succeed("database")
     restart(program, "listener")
@@ -549,7 +554,7 @@ def test_a_held_module_is_skipped_if_the_lost_one_fails(
 def test_a_skipped_module_is_not_initialised_again(program: Program) -> None:
     """
     A module that is skipped because the lost module has failed is closed, and not
-    initialised again, even if both take no time.
+    initialised again, even if both happen at once.
     """
 
     class Instant:
@@ -580,8 +585,8 @@ def test_the_failed_module_is_ready_again_when_another_is_skipped(
     program: Program,
 ) -> None:
     """
-    A module that is skipped starts again if an observer of that makes the failed module
-    ready at once.
+    If an observer of the skip makes the failed module ready at once, the skipped module
+    starts again.
     """
     database = program.add("database", required=False)
     listener = program.add("listener", restartWith=["database"], required=False)
@@ -605,8 +610,8 @@ def test_the_failed_module_is_ready_again_when_another_is_skipped(
 
 def test_a_module_ends_calls_when_it_is_closed_for_a_reset(program: Program) -> None:
     """
-    If a module ends its calls while it is closed for a reset, their callers see a
-    program that is not ready, and their calls to modules that restart with it wait.
+    If a module ends calls while it is closed for a reset, their callers see a program
+    that is not ready, and their calls to modules that restart with it are held.
     """
 
     class Database:
@@ -644,7 +649,7 @@ def test_a_module_ends_calls_when_it_is_closed_for_a_reset(program: Program) -> 
 
 def test_a_failure_without_a_loss_restarts_nothing(program: Program) -> None:
     """
-    A module that restarts with another is left alone when that is closed by hand.
+    Closing a module by hand does not affect modules that restart with it.
     """
     database, listener = started(program)
     resultOf(database.close())
@@ -654,7 +659,7 @@ def test_a_failure_without_a_loss_restarts_nothing(program: Program) -> None:
 def test_a_module_that_fails_while_it_is_held(program: Program) -> None:
     """
     A module that fails or is closed while it is held is neither restarted nor held any
-    more.
+    longer.
     """
     program.add("database")
     a = program.add("a", restartWith=["database"])
@@ -676,7 +681,7 @@ def test_a_shutdown_in_the_middle_of_a_restart(
     program: Program, recovered: bool
 ) -> None:
     """
-    A held module is closed like any other; its calls end with Closed.
+    A held module is closed at the shutdown like any other; its calls end with Closed.
     """
     _, listener = started(program)
     program.lose("database")
@@ -700,14 +705,14 @@ def test_a_shutdown_in_the_middle_of_a_restart(
 
 def test_a_pause_restarts_nothing(program: Program) -> None:
     """
-    A module that is paused is not lost: nothing restarts with it.
+    A paused module is not lost: nothing restarts with it.
     """
     _, listener = started(program)
     resultOf(program.startup.pause("database"))
     assert listener.state is State.READY
     program.startup.resume("database")
     assert program.closings("listener") == 0
-    # A module that is lost while it is paused restarts others when it is resumed.
+    # A module that is lost while it is paused restarts others after resume().
     resultOf(program.startup.pause("database"))
     program.lose("database")
     assert listener.state is State.PAUSED
@@ -741,7 +746,7 @@ def test_a_pause_of_an_operator_outlives_a_restart(program: Program) -> None:
 def test_a_module_is_paused_by_name(program: Program) -> None:
     """
     pause() holds the calls of one module, fires when no call is in progress, and makes
-    the program unready until all holders have resumed.
+    the program unready until all holders have resumed the module.
     """
     database = program.add("database")
     program.start()
@@ -768,7 +773,7 @@ def test_a_module_is_paused_by_name(program: Program) -> None:
 
 def test_a_module_is_paused_for_a_while(program: Program) -> None:
     """
-    pausing() pauses a module for the time of an async with.
+    C{async with} pausing() pauses one module.
     """
     program.add("database")
     program.start()
@@ -788,8 +793,8 @@ def test_a_module_is_paused_for_a_while(program: Program) -> None:
 
 def test_a_module_may_be_paused_during_the_start(program: Program) -> None:
     """
-    A module that is paused before it is ready becomes ready when it is resumed; its
-    time limit is over as soon as its attempt has succeeded.
+    A module that is paused before it is ready becomes ready after resume(). Its time
+    limit ends as soon as its attempt has succeeded.
     """
     program.add("database", timeout=5)
     program.add("users", "database")
@@ -805,8 +810,8 @@ def test_a_module_may_be_paused_during_the_start(program: Program) -> None:
 
 def test_a_module_is_reset_by_name(program: Program) -> None:
     """
-    reset() closes a ready module and initialises it again; it is illegal for a module
-    that was not initialised.
+    reset() closes a ready module and initialises it again; for a module that was never
+    initialised it is illegal.
     """
     program.add("database")
     with pytest.raises(IllegalTransition):
@@ -832,7 +837,7 @@ def test_a_module_is_reset_by_name(program: Program) -> None:
 )
 def test_an_unknown_name_is_an_error(program: Program, act: Any) -> None:
     """
-    A method that takes the name of a module suggests a similar one.
+    If a method gets an unknown name of a module, the error suggests a similar one.
     """
     program.add("database")
     with pytest.raises(UnknownModule) as raised:
@@ -850,7 +855,7 @@ def test_an_unknown_name_is_an_error(program: Program, act: Any) -> None:
 
 def test_few_modules_are_initialised_at_the_same_time(clock: Clock) -> None:
     """
-    At most so many attempts are in progress as the program allows; the others wait in
+    At most as many attempts are in progress as the program allows. The others wait in
     order, and their time limits have not begun.
     """
     program = Program(clock, concurrency=2)
@@ -867,7 +872,7 @@ def test_few_modules_are_initialised_at_the_same_time(clock: Clock) -> None:
     program.succeed("b")
     clock.advance(0)
     assert [program.attempts(name) for name in "abcd"] == [1, 1, 1, 1]
-    # The limit of the first one ends, with its retry waiting.
+    # The time limit of the first one ends while its retry waits.
     clock.advance(1)
     assert program.status("a") == "failed"
     clock.advance(3)
@@ -879,8 +884,8 @@ def test_few_modules_are_initialised_at_the_same_time(clock: Clock) -> None:
 
 def test_a_retry_waits_for_its_place(clock: Clock) -> None:
     """
-    A further attempt waits for a free place like a first one, and a module that is
-    closed while it waits takes no place.
+    A retry waits for a free slot like a first attempt. A module that is closed while it
+    waits takes no slot.
     """
     program = Program(clock, concurrency=1)
     for name in "abc":
@@ -903,7 +908,7 @@ def test_a_retry_waits_for_its_place(clock: Clock) -> None:
 
 def test_a_lazy_module_is_initialised_by_its_first_call(program: Program) -> None:
     """
-    Neither the program nor other modules wait for a lazy module; its first call
+    Neither the program nor other modules wait for a lazy module. Its first call
     initialises it, and a later loss counts like any other.
     """
     search = program.add("search", lazy=True)
@@ -932,7 +937,7 @@ def test_a_lazy_module_is_initialised_by_its_first_call(program: Program) -> Non
 @pytest.mark.parametrize("required", [False, True])
 def test_a_lazy_module_may_fail(program: Program, required: bool) -> None:
     """
-    A lazy module that fails for good counts like any other.
+    A lazy module that fails for good counts like any other module.
     """
     search = program.add("search", lazy=True, required=required)
     program.add("users", "search", required=False)
@@ -948,8 +953,8 @@ def test_a_lazy_module_may_fail(program: Program, required: bool) -> None:
 
 def test_a_lazy_module_waits_for_its_needs(program: Program) -> None:
     """
-    A lazy module that is called before its needs are ready starts with them, and is
-    skipped when one has failed.
+    A lazy module that is called before its needs are ready starts when they are, and is
+    skipped if one has failed.
     """
     program.add("configuration", required=False)
     search = program.add("search", "configuration", lazy=True, required=False)
@@ -970,7 +975,7 @@ def test_a_lazy_module_waits_for_its_needs(program: Program) -> None:
 def test_a_skipped_lazy_module_is_not_lost_for_ever(program: Program) -> None:
     """
     A lazy module that was skipped before its first call starts when the module that it
-    needs is ready after all.
+    needs becomes ready.
     """
     cache = program.add("cache", required=False)
     index = program.add("index", "cache", lazy=True, required=False)
@@ -985,7 +990,7 @@ def test_a_skipped_lazy_module_is_not_lost_for_ever(program: Program) -> None:
 
 def test_a_lazy_module_is_called_before_the_start(program: Program) -> None:
     """
-    A call before the start initialises a lazy module when the program starts.
+    A lazy module that is called before the start is initialised at the start.
     """
     search = program.add("search", "configuration", lazy=True)
     program.add("configuration")
@@ -999,8 +1004,9 @@ def test_a_lazy_module_is_called_before_the_start(program: Program) -> None:
 
 def test_a_lazy_module_is_called_during_the_shutdown(program: Program) -> None:
     """
-    A lazy module that nobody has called is not initialised during the shutdown; a call
-    made then ends with Closed at once, for example in a module that is being closed.
+    A lazy module that was never called is not initialised during the shutdown. A call
+    during the shutdown, for example by a module that is being closed, ends at once with
+    Closed.
     """
     search = program.add("search", lazy=True)
     program.add("users", "search")
@@ -1017,7 +1023,7 @@ def test_a_lazy_module_is_called_during_the_shutdown(program: Program) -> None:
 
 def test_a_lazy_module_may_be_initialised_by_hand(program: Program) -> None:
     """
-    A lazy module counts as soon as it was ready, whoever initialised it.
+    A lazy module counts from the moment it was ready, whoever initialised it.
     """
     search = program.add("search", lazy=True, required=False)
     program.start()
@@ -1032,7 +1038,7 @@ def test_a_lazy_module_may_be_initialised_by_hand(program: Program) -> None:
 
 def test_the_time_limit_of_a_lazy_module(program: Program) -> None:
     """
-    The timeout of a lazy module begins with its first attempt.
+    The time limit of a lazy module begins with its first attempt.
     """
     search = program.add("search", lazy=True, timeout=5, required=False)
     program.start()
@@ -1046,7 +1052,7 @@ def test_the_time_limit_of_a_lazy_module(program: Program) -> None:
 
 def test_the_table_names_lazy_modules(clock: Clock) -> None:
     """
-    Lazy modules are in the table; a limited table leaves them out before others.
+    Lazy modules are in the table; a limited table omits them first.
     """
     program = Program(clock)
     for number in range(5):
@@ -1065,7 +1071,7 @@ def test_the_table_names_lazy_modules(clock: Clock) -> None:
 
 def test_ping_and_whenIdle_may_be_named(clock: Clock) -> None:
     """
-    Options that are callables may be names of methods of the module.
+    Options that are callables may be given as the name of a method of the module.
     """
 
     class Client:

@@ -1,6 +1,6 @@
 """
-A coroutine, or a Deferred, becomes a response; clients that leave are not waited
-for; nothing is written twice, or to nobody.
+A coroutine or a Deferred becomes a response; the work for a client that disconnects is
+cancelled; nothing is written twice or after the end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Writable(AsyncResource):
 
 def connect(render: Callable[[Request], Any], clock: Clock) -> Peer:
     """
-    Make a request that a function answers.
+    Make a request to a resource whose GET is a function.
     """
     peer = Peer(Site(Rendered(render), clock), clock)
     peer.send(GET)
@@ -50,7 +50,7 @@ def connect(render: Callable[[Request], Any], clock: Clock) -> Peer:
 
 async def coroutine(request: Request) -> Response:
     """
-    Answer with a coroutine.
+    Respond with a coroutine.
     """
     return text(await succeed("Zürich"))
 
@@ -64,8 +64,8 @@ def test_the_result_of_a_method_becomes_the_response(
     render: Callable[[Request], Any],
 ) -> None:
     """
-    A method returns a L{Response}, or a coroutine or Deferred of one; its length
-    is sent in bytes.
+    A method returns a L{Response}, or a coroutine or Deferred of one; the length is the
+    number of bytes.
     """
     answer = ask(Rendered(render))
     assert (answer.status, answer.body) == (200, "Zürich".encode())
@@ -76,8 +76,8 @@ def test_the_result_of_a_method_becomes_the_response(
 
 def test_a_response_has_a_status_and_headers() -> None:
     """
-    Of a repeated header every line is sent. 204 has no headers of a body, which would
-    not be legal, and confuse proxies.
+    Each line of a repeated header is sent. A 204 has no headers of a body, which would
+    be illegal, and confuse proxies.
     """
     links = [(b"Link", b"<a>"), (b"Link", b"<b>")]
     answer = ask(Rendered(lambda _: Response(b"{}", b"application/json", 201, links)))
@@ -95,7 +95,8 @@ def test_a_response_has_a_status_and_headers() -> None:
 @pytest.mark.parametrize("path", [b"/say", b"/elsewhere"])
 def test_head_is_get_without_the_body(path: bytes, clock: Clock) -> None:
     """
-    The headers are the same; a body would be taken for the next response.
+    The response to HEAD has the headers of GET, and no body, which would be taken for
+    the next response.
     """
 
     def withoutBody(answer: Answer) -> tuple[int, dict[str, str]]:
@@ -121,7 +122,7 @@ def test_head_is_get_without_the_body(path: bytes, clock: Clock) -> None:
 )
 def test_other_methods_are_refused_with_what_is_allowed(method: str) -> None:
     """
-    Any method without C{render_METHOD} is 405 with Allow, and no call is made.
+    A method without C{render_METHOD} gets 405 with Allow, and no call is made.
     """
     teller = Teller()
     answer = ask(makeRoot(teller), "/say", method)
@@ -132,8 +133,8 @@ def test_other_methods_are_refused_with_what_is_allowed(method: str) -> None:
 
 def test_a_resource_may_have_other_methods_than_get() -> None:
     """
-    Its method gets the whole body. Every resource of Twisted has a C{render_HEAD},
-    which fails without C{render_GET}.
+    A resource may have a method other than GET, which gets the whole body. HEAD is then
+    refused, although C{twisted.web} gives every resource a C{render_HEAD}.
     """
     assert ask(Writable(), method="POST", data=b"12345").body == b"5 bytes"
     for method in ("GET", "HEAD", "BREW"):
@@ -141,7 +142,7 @@ def test_a_resource_may_have_other_methods_than_get() -> None:
         assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
-# Clients that leave.
+# Clients that disconnect.
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,8 @@ def test_a_client_that_leaves_cancels_the_work_for_it(
     clock: Clock,
 ) -> None:
     """
-    A late result is discarded; a late error is logged for debugging only.
+    A client that disconnects cancels the work for it. A late result is discarded; a
+    late error is logged only for debugging.
     """
     answer: Deferred[Response] = Deferred(canceller)
 
@@ -187,7 +189,7 @@ def test_a_client_that_leaves_during_the_method_cancels_its_result(
     clock: Clock,
 ) -> None:
     """
-    The connection may be lost while the resource is being asked.
+    The result of a method is cancelled if the client disconnects while the method runs.
     """
     answer: Deferred[Response] = Deferred()
 
@@ -238,8 +240,8 @@ def test_a_response_that_cannot_be_finished_aborts_the_connection(
     loggedFailures: list[LogEvent],
 ) -> None:
     """
-    A second response in the body of the first would be taken for a part of it; the
-    end of the connection tells the client.
+    A response that cannot be finished is aborted: a second response in its body would
+    be taken for a part of it.
     """
     peer = connect(render, clock)
     assert peer.transport.aborted
@@ -253,7 +255,7 @@ def test_a_result_that_is_no_response_is_an_error(
     loggedFailures: list[LogEvent],
 ) -> None:
     """
-    A method that forgot to return is a fault like any other.
+    A method that forgets to return a response is an error like any other.
     """
     assert ask(Rendered(lambda request: None)).status == 500
     assert loggedFailures.pop()["log_failure"].check(AttributeError)
@@ -264,8 +266,9 @@ def test_a_result_that_is_no_response_is_an_error(
 
 def test_every_resource_knows_its_route(clock: Clock) -> None:
     """
-    Its first place decides, in whatever order a tree is put together; a route of its
-    own is kept, and below a resource of another kind it has none.
+    The first place of a resource in the tree is its route, in whatever order the tree
+    is built. A resource keeps its own route, and has none below a resource of another
+    kind.
     """
     routes = {
         name: AsyncResource()
@@ -298,7 +301,7 @@ def test_every_resource_knows_its_route(clock: Clock) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_route_is_not_found(path: str, method: str) -> None:
     """
-    Whatever the path or the method, no call is made.
+    An unknown path is not found, whatever the method, and no call is made.
     """
     teller = Teller()
     assert ask(makeRoot(teller), path, method).status == 404

@@ -1,7 +1,7 @@
 """
-Calls that are safe to run twice, of modules that promise to end all their calls and
-of modules that do not: they are made again if they fail because of a loss, unless
-their callers gave them up.
+Calls that are safe to run twice, of modules that settle their calls and of modules that
+do not: they are repeated if they fail because of a loss, unless their callers gave them
+up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .support import Module, Trouble, lose, ready, recover, resultOf, wrap
 
 class Replayed(Module):
     """
-    A module with calls that are safe to run twice, with its wrapper, and ready.
+    A ready module with calls that are safe to run twice, and its wrapper.
     """
 
     def __init__(self, clock: Clock, settles: bool) -> None:
@@ -62,14 +62,15 @@ class Replayed(Module):
 @pytest.fixture(params=["settles", "does not settle"])
 def module(request: pytest.FixtureRequest, clock: Clock) -> Replayed:
     """
-    A module that is ready.
+    A ready module, which settles its calls or does not.
     """
     return Replayed(clock, request.param == "settles")
 
 
 def test_whatever_a_method_returns(module: Replayed) -> None:
     """
-    A Deferred and a coroutine give a Deferred; a value is returned as it is.
+    A method that returns a Deferred or a coroutine gives a Deferred; a plain value is
+    returned as it is.
     """
     calls = [module.proxy.read(1), module.proxy.slowly(2)]
     module.answer(0, 1)
@@ -79,7 +80,7 @@ def test_whatever_a_method_returns(module: Replayed) -> None:
 
 def test_a_failure_without_a_loss_stands(module: Replayed, clock: Clock) -> None:
     """
-    A call fails with its own error when no loss is reported within a turn.
+    A call fails with its own error if no loss is reported within one turn.
     """
     call = resultOf(module.proxy.read(1))
     raised = resultOf(module.proxy.now(Trouble("at once")))
@@ -95,8 +96,7 @@ def test_calls_that_fail_around_a_loss_are_made_again(
     module: Replayed, clock: Clock, first: str
 ) -> None:
     """
-    Calls that fail before or after the loss are made again, in order, before
-    later calls.
+    Calls that fail before or after the loss are repeated in order, before later calls.
     """
     calls = [resultOf(module.proxy.read(number)) for number in range(3)]
     if first == "failures":
@@ -117,8 +117,8 @@ def test_a_call_that_fails_at_once(
     module: Replayed, clock: Clock, isLost: bool
 ) -> None:
     """
-    A call that raises, or returns a Deferred that has failed already, is made again
-    if a loss is reported within a turn.
+    A call that raises, or returns a Deferred that has already failed, is repeated if a
+    loss is reported within one turn.
     """
     answers: list[Any] = [Trouble("gone"), fail(Trouble("gone")), "done", "done"]
 
@@ -145,8 +145,8 @@ def test_a_call_that_fails_at_once(
 
 def test_the_order_when_others_are_given_up(clock: Clock) -> None:
     """
-    A call whose method discovers the loss is made again behind earlier calls, also if
-    the last of the earlier calls has left the queue by then.
+    A call whose method discovers the loss is repeated behind earlier calls, even if the
+    last of the earlier calls has left the queue.
     """
     module = Replayed(clock, False)
     own = module.read
@@ -176,7 +176,7 @@ def test_the_order_when_others_are_given_up(clock: Clock) -> None:
 
 def abort(deferred: Deferred[Any]) -> None:
     """
-    Cancel as C{endpoint.connect()} does.
+    Cancel in the way of C{endpoint.connect()}.
     """
     deferred.errback(Trouble("aborted"))
 
@@ -188,7 +188,7 @@ def test_a_cancelled_call_is_not_made_again(
 ) -> None:
     """
     A call that is cancelled before the loss, after it, or while it is queued again, is
-    not made again, with whatever error its canceller ends it.
+    not repeated, whatever error its canceller uses.
     """
     own = module.answers
 
@@ -257,8 +257,8 @@ def test_a_coroutine_that_cleans_up(
     module: Replayed, clock: Clock, moment: str, ending: str
 ) -> None:
     """
-    A cancelled coroutine may await a clean-up while the module gets lost; it is not
-    made again, however the clean-up ends.
+    A cancelled coroutine may await a cleanup during a loss: its call is not repeated,
+    however the cleanup ends.
     """
     call = module.proxy.slowly(1)
     result = resultOf(call)
@@ -291,7 +291,7 @@ def test_a_wrapper_of_a_wrappers_proxy(
     module: Replayed, clock: Clock, outer: bool, moment: str
 ) -> None:
     """
-    A call through two wrappers that is given up is not made again, either.
+    A call through two wrappers that is given up is not repeated, either.
     """
     watches: list[Deferred[None]] = []
 
@@ -329,7 +329,7 @@ def test_a_module_that_cancels_its_calls_at_a_loss(
     module: Replayed, clock: Clock, first: str, method: str
 ) -> None:
     """
-    Calls that the module itself cancels are made again: their callers did not give
+    Calls that the module itself cancels are repeated, since their callers did not give
     them up.
     """
     result = resultOf(getattr(module.proxy, method)(1))
@@ -353,8 +353,8 @@ def test_lost_again_while_calls_are_made_again(
     clock: Clock, concurrency: int, answered: int
 ) -> None:
     """
-    The order remains if the module is lost again before all calls of the last loss have
-    been made again.
+    If the module is lost again before all calls of the last loss have been repeated,
+    their order stays the same.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"], concurrency=concurrency)
     ready(module, wrapper)

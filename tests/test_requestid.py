@@ -51,7 +51,7 @@ def request(requestId: bytes, path: bytes = b"/", method: bytes = b"GET") -> byt
 @implementer(ILogObserver)
 class Lines:
     """
-    Keeps what is logged, after L{addRequestId} has seen it.
+    Records log events behind L{addRequestId}.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Lines:
 
 class Speaker:
     """
-    A module that logs what it does.
+    A module that logs its steps.
     """
 
     def __init__(self, log: Logger) -> None:
@@ -96,7 +96,8 @@ class Speaker:
 )
 def test_a_client_may_choose_the_id(requestId: str) -> None:
     """
-    A client that calls several servers finds its request in each log by one id.
+    A client that calls several servers may choose one id, and finds its request by this
+    id in each log.
     """
     answer = ask(AsyncResource(), headers={ID: requestId})
     assert answer.headers["x-request-id"] == requestId
@@ -112,7 +113,8 @@ def test_a_client_may_choose_the_id(requestId: str) -> None:
 )
 def test_an_invalid_id_is_replaced(sent: list[str]) -> None:
     """
-    An id in the log cannot be taken for anything else; a new one is unique.
+    An invalid id is replaced by a new, unique one, so that an id in the log cannot be
+    taken for anything else.
     """
     headers = Headers({ID.encode(): [each.encode() for each in sent]})
     made = [requestIdFor(headers) for _ in range(2)]
@@ -143,7 +145,8 @@ def test_every_response_has_an_id(
     status: int, data: bytes, requestId: str | None
 ) -> None:
     """
-    Refused requests have one too, if it is known the client's.
+    Every response has an id, also of a refused request: the client's own id, if it is
+    known.
     """
 
     answers = Rendered(
@@ -159,7 +162,7 @@ def test_every_response_has_an_id(
 
 def test_a_resource_may_be_on_another_site(clock: Clock) -> None:
     """
-    The resources of tsrv work on a plain site of Twisted.
+    The resources of tsrv work on a plain site of Twisted, too.
     """
     root = Resource()
     root.putChild(b"", AsyncResource())
@@ -176,8 +179,8 @@ def test_a_resource_may_be_on_another_site(clock: Clock) -> None:
 
 def test_a_queued_call_logs_with_the_id_of_its_request(clock: Clock) -> None:
     """
-    A call keeps the context of its request, also when it runs much later; requests
-    on one connection have different ids.
+    A call keeps the context of its request, also if it runs much later. Requests on one
+    connection have different ids.
     """
     lines = Lines()
     speaker = Speaker(lines.log)
@@ -219,7 +222,8 @@ def test_an_error_is_logged_with_the_id_of_its_request(
     clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    The context of the code that fires the Deferred does not matter.
+    An error is logged with the id of its request, whatever the context of the code that
+    fires the Deferred.
     """
     answer: Deferred[Response] = Deferred()
 
@@ -241,7 +245,8 @@ def test_an_error_is_logged_with_the_id_of_its_request(
 
 def test_cancelled_work_is_logged_with_the_id_of_its_request(clock: Clock) -> None:
     """
-    Work is cancelled in the turn in which the connection is lost.
+    The id is in the log of cancelled work, which ends in the turn in which the
+    connection is lost.
     """
     lines = Lines()
 
@@ -272,7 +277,7 @@ def test_cancelled_work_is_logged_with_the_id_of_its_request(clock: Clock) -> No
 )
 def test_log_lines_show_the_id(event: LogEvent, system: str) -> None:
     """
-    The id follows what was there before; an event that has an id keeps it.
+    The id follows the text of the line. An event that has an id keeps it.
     """
     with withRequestId("mine"):
         addRequestId(event)

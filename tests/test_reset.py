@@ -1,5 +1,5 @@
 """
-reset(): the module is closed and initialised anew.
+reset(): the module is closed and initialised again.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ WORKING = [State.READY, State.DRAINING, State.PAUSED]
 @pytest.mark.parametrize("state", WORKING)
 def test_a_working_module(clock: Clock, state: State) -> None:
     """
-    A module that works counts as lost with the reason, is closed, and then
-    initialised at once; calls are queued meanwhile.
+    A working module counts as lost with the reason, is closed, and is then initialised
+    at once; calls are queued meanwhile.
     """
     module, wrapper, proxy = inState(clock, state)
     reason = Trouble("rotated")
@@ -76,7 +76,7 @@ def test_a_working_module(clock: Clock, state: State) -> None:
 
 def test_a_second_failure_follows_the_policy(clock: Clock) -> None:
     """
-    The attempt after a reset has no delay; the retry policy decides about the next.
+    The attempt after a reset has no delay; the retry policy decides about further ones.
     """
     module, wrapper, _ = inState(clock, State.READY)
     wrapper.reset(Trouble("rotated"))
@@ -90,8 +90,8 @@ def test_a_second_failure_follows_the_policy(clock: Clock) -> None:
 
 def test_an_attempt_in_progress(clock: Clock) -> None:
     """
-    The attempt is given up, the module is closed, and the next attempt begins at
-    once.
+    A reset during an attempt cancels it: the module is closed, and the next attempt
+    begins at once.
     """
     module, wrapper, proxy = inState(clock, State.INITIALIZING, attemptTimeout=5.0)
     call, asked = resultOf(proxy.write(1)), resultOf(wrapper.initialize())
@@ -112,7 +112,7 @@ def test_an_attempt_in_progress(clock: Clock) -> None:
 @pytest.mark.parametrize("state", [State.RETRYING, State.LOST])
 def test_a_delay(clock: Clock, state: State) -> None:
     """
-    The next attempt begins now; nothing is closed.
+    A reset during a delay begins the next attempt at once; nothing is closed.
     """
     module, wrapper, _ = inState(clock, state, retryPolicy=lambda _: 60.0)
     attempts = len(module.attempts)
@@ -150,8 +150,8 @@ def test_a_closing_that_does_not_work(
     clock: Clock, loggedFailures: list[LogEvent], state: State, how: str
 ) -> None:
     """
-    The next attempt begins when the closing has failed, or after closeTimeout; and at
-    once if the module has no close().
+    If the closing fails, the next attempt begins at that moment, or else after
+    closeTimeout. If the module has no close(), it begins at once.
     """
     closings: list[Deferred[None]] = []
 
@@ -182,7 +182,8 @@ def test_a_closing_that_does_not_work(
 @pytest.mark.parametrize("state", [State.READY, State.INITIALIZING])
 def test_closed_during_a_reset(clock: Clock, state: State) -> None:
     """
-    close() waits for the closing in progress, and does not close the module twice.
+    close() during a reset waits for the closing in progress, and does not close the
+    module again.
     """
     module, wrapper, proxy = inState(clock, state)
     wrapper.reset(Trouble("rotated"))
@@ -198,7 +199,7 @@ def test_closed_during_a_reset(clock: Clock, state: State) -> None:
 
 def test_closed_during_a_reset_that_hangs(clock: Clock) -> None:
     """
-    close() ends when the closing in progress has taken closeTimeout.
+    If the closing in progress hangs, close() ends after closeTimeout.
     """
     module, wrapper, _ = inState(clock, State.READY, closeTimeout=3.0)
     wrapper.reset(Trouble("rotated"))
@@ -211,8 +212,7 @@ def test_closed_during_a_reset_that_hangs(clock: Clock) -> None:
 
 def test_failed_during_a_reset(clock: Clock) -> None:
     """
-    fail() gives the reset up: there is no further attempt, also when the module has
-    been closed.
+    fail() ends the reset: no further attempt follows, even after the module was closed.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     wrapper.reset(Trouble("rotated"))
@@ -226,7 +226,7 @@ def test_failed_during_a_reset(clock: Clock) -> None:
 
 def test_initialized_again_during_a_closing(clock: Clock) -> None:
     """
-    An initialisation after that does not overlap with the closing in progress.
+    initialize() after fail() waits for the closing in progress.
     """
     module, wrapper, _ = inState(clock, State.READY)
     wrapper.reset(Trouble("rotated"))
@@ -242,7 +242,7 @@ def test_initialized_again_during_a_closing(clock: Clock) -> None:
 @pytest.mark.parametrize("state", [State.READY, State.INITIALIZING])
 def test_reset_during_a_reset(clock: Clock, state: State) -> None:
     """
-    A second reset while the module is being closed closes nothing twice.
+    A second reset during the closing does not close the module again.
     """
     module, wrapper, _ = inState(clock, state)
     wrapper.reset(Trouble("rotated"))
@@ -260,8 +260,8 @@ def test_reset_during_a_reset(clock: Clock, state: State) -> None:
 @pytest.mark.parametrize("isClosing", [True, False])
 def test_a_reset_within_a_reset(clock: Clock, where: str, isClosing: bool) -> None:
     """
-    The module is closed once before it is initialised again, also if foreign code
-    resets it once more in the middle of the reset.
+    The module is closed once before it is initialised again, even if foreign code
+    resets it in the middle of the reset.
     """
     once = iter([True])
     steps: list[str] = []
@@ -302,8 +302,8 @@ def test_acts_within_a_reset(
     clock: Clock, act: str, isClosing: bool, isPinged: bool
 ) -> None:
     """
-    Whatever foreign code does in the middle of a reset, or of a loss that a ping finds,
-    takes effect; the module is closed once, and before it is initialised again.
+    Whatever foreign code does in the middle of a reset, or of a loss that a ping
+    detects, takes effect. The module is closed once, before it is initialised again.
     """
     steps: list[str] = []
     closing: Deferred[None] = Deferred()
@@ -364,8 +364,8 @@ def test_acts_within_a_reset(
 
 def test_each_change_is_observed(clock: Clock) -> None:
     """
-    Observers learn of the state after a reset, also if the module is still being closed
-    for an earlier one.
+    Observers are notified of the state after each reset, also if the module is still
+    being closed for an earlier one.
     """
     module, wrapper, _ = inState(clock, State.READY)
     seen: list[State] = []
@@ -388,7 +388,8 @@ def test_each_change_is_observed(clock: Clock) -> None:
 @pytest.mark.parametrize("isClosing", [True, False])
 def test_the_reason_of_each_reset(clock: Clock, state: State, isClosing: bool) -> None:
     """
-    The latest reason counts, and each is logged; queued calls get it as the cause.
+    The latest reason counts, and each one is logged; it is the cause of queued calls
+    that fail.
     """
     start = State.READY if isClosing and state is State.LOST else state
     _, wrapper, proxy = inState(clock, start, timeout=5.0)
@@ -404,7 +405,7 @@ def test_the_reason_of_each_reset(clock: Clock, state: State, isClosing: bool) -
     shut(wrapper)
 
 
-# Late words of the old connection.
+# Late events of the old connection.
 
 
 @pytest.mark.parametrize("when", ["closing", "initializing", "ready"])
@@ -431,7 +432,7 @@ def test_the_loss_of_the_old_connection(clock: Clock, when: str) -> None:
 @pytest.mark.parametrize("queued", [True, False])
 def test_calls_that_are_safe_to_run_twice(clock: Clock, queued: bool) -> None:
     """
-    They are made again, before later calls.
+    Calls that are safe to run twice are repeated, before later calls.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"])
     if not queued:
@@ -451,7 +452,7 @@ def test_calls_that_are_safe_to_run_twice(clock: Clock, queued: bool) -> None:
 @pytest.mark.parametrize("where", ["observer", "method", "close", "callback"])
 def test_reset_by_what_the_wrapper_calls(clock: Clock, where: str) -> None:
     """
-    An observer, the module and callbacks may reset the wrapper.
+    An observer, the module, and callbacks may reset the wrapper.
     """
     once = iter([where])
 
@@ -491,7 +492,7 @@ def test_reset_by_what_the_wrapper_calls(clock: Clock, where: str) -> None:
 @pytest.mark.parametrize("isLost", [True, False])
 def test_reset_by_the_retry_policy(clock: Clock, isLost: bool) -> None:
     """
-    The retry policy may ask for an attempt at once.
+    The retry policy may reset the wrapper, which begins an attempt at once.
     """
     once = iter([True])
 
@@ -516,8 +517,7 @@ def test_reset_by_the_retry_policy(clock: Clock, isLost: bool) -> None:
 @pytest.mark.parametrize("act", ["close", "fail", "reset"])
 def test_a_canceller_acts_during_a_reset(clock: Clock, act: str) -> None:
     """
-    The canceller of the attempt that is given up may close, fail or reset the
-    wrapper.
+    The canceller of the cancelled attempt may close, fail or reset the wrapper.
     """
     once = iter([True])
 
@@ -559,7 +559,7 @@ def test_an_observer_acts_during_a_reset(
     clock: Clock, observe: State, act: str
 ) -> None:
     """
-    Whatever an observer does then takes effect.
+    Everything that an observer does during a reset takes effect.
     """
     module, wrapper, _ = inState(clock, State.READY)
     acts: dict[str, Callable[[], object]] = {

@@ -1,5 +1,5 @@
 """
-The server starts and stops in the order that loses no request.
+The server starts and stops in an order that loses no request.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Machine(MemoryReactorClock):
 
 class Slow(Teller):
     """
-    A clock that records what happens to it, and closes when the test says so.
+    A clock that records its life cycle, and closes when the test says so.
     """
 
     def __init__(self, steps: list[str]) -> None:
@@ -143,7 +143,7 @@ class Parts:
 
     def stop(self) -> Result:
         """
-        Stop the server, and let it look once for pending connections.
+        Stop the server, and let it check once for pending connections.
         """
         stopped = resultOf(self.server.stopService())
         self.machine.advance(0)
@@ -160,7 +160,7 @@ class Parts:
 
     def connect(self, data: bytes = SAY, port: int = 80) -> Peer:
         """
-        Connect, and send something: a request that waits for the clock.
+        Connect, and send a request that waits for the clock.
         """
         peer = Peer(self.machine.sites[port], self.machine)
         peer.send(data)
@@ -171,7 +171,7 @@ class Parts:
 
     def status(self, path: str, port: int) -> int:
         """
-        @return: The status of a page on a connection of its own.
+        @return: The status of a page, on a new connection.
         """
         peer = self.connect(
             f"HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode(), port
@@ -189,7 +189,7 @@ class Parts:
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     """
-    A reactor on which no call may be left when the test ends.
+    A reactor on which no call may be pending when the test ends.
     """
     machine = Machine()
     yield machine
@@ -217,8 +217,8 @@ def separate(machine: Machine) -> Parts:
 
 def test_it_listens_before_it_initialises(separate: Parts) -> None:
     """
-    All ports are open before a module is initialised, and the log has the lines of the
-    source around the table of the start-up.
+    All ports are open before a module is initialised. The log has the fixed lines
+    around the table of the start-up.
     """
     with logged() as events:
         separate.server.privilegedStartService()
@@ -239,7 +239,7 @@ def test_it_listens_before_it_initialises(separate: Parts) -> None:
 
 def test_wrong_modules_are_found_before_it_listens(machine: Machine) -> None:
     """
-    A mistake in the graph of modules ends the start before a port is open.
+    An error in the graph of modules ends the start before a port is open.
     """
     parts = Parts(machine, clok=Slow([]))
     with pytest.raises(GraphError, match="'clok' is replaced, but was never added"):
@@ -264,8 +264,8 @@ def test_modules_need_what_the_options_say(
     machine: Machine, arguments: list[str], database: list[str], sessions: list[str]
 ) -> None:
     """
-    The database waits for the settings only if they name it, and only then are they
-    required; the sessions wait for the database only if they are in it.
+    The database needs the settings only if they contain its URL, and only then are the
+    settings required. The sessions need the database only if it contains them.
     """
     modules = Parts(machine, *arguments).server.startup.report()["modules"]
     optional = [module["name"] for module in modules if not module["required"]]
@@ -289,7 +289,7 @@ def test_settings_must_name_the_database(
     settings: dict[str, object], problem: str | None
 ) -> None:
     """
-    Settings without a database are refused, so that they never replace good ones.
+    Settings without a database are refused, so they never replace good ones.
     """
     found = checkSettings(settings)
     assert (found is None) is (problem is None)
@@ -299,7 +299,8 @@ def test_settings_must_name_the_database(
 
 def test_with_stay_up_a_failed_server_reports(machine: Machine) -> None:
     """
-    With C{--stay-up} a server whose clock has failed answers, and reports the failure.
+    With C{--stay-up} a server whose clock has failed continues to respond, and reports
+    the failure.
     """
     parts = Parts(machine, "--stay-up")
     parts.start()
@@ -318,7 +319,7 @@ def test_with_stay_up_a_failed_server_reports(machine: Machine) -> None:
 
 def test_without_queues_the_clock_is_called_directly(machine: Machine) -> None:
     """
-    With C{--direct} a request reaches the clock before it is ready.
+    With C{--direct} a request reaches the clock although it is not ready.
     """
     parts = Parts(machine, "--direct")
     parts.start()
@@ -332,8 +333,8 @@ def test_without_queues_the_clock_is_called_directly(machine: Machine) -> None:
 @pytest.mark.parametrize("option", ["--queue-timeout=5", "--queue-limit=0"])
 def test_a_request_that_cannot_wait_fails(machine: Machine, option: str) -> None:
     """
-    At the queue timeout, or if the queue is full, a request fails and is told when to
-    retry.
+    If the queue is full, or at the queue timeout, a request fails, and the response
+    says when to retry.
     """
     parts = Parts(machine, option)
     parts.start()
@@ -365,7 +366,7 @@ class Store(Module):
 
 def test_reads_of_sessions_are_repeated_after_a_loss(machine: Machine) -> None:
     """
-    When a store of sessions is lost, only the calls that read are sent again.
+    After a loss of the session store, only calls that read are repeated.
     """
     store = Store()
     parts = Parts(machine, "--sessions=redis://127.0.0.1:1/", sessions=store)
@@ -394,7 +395,7 @@ def test_reads_of_sessions_are_repeated_after_a_loss(machine: Machine) -> None:
 @pytest.mark.parametrize("port", [80, 81])
 def test_an_idle_connection_stays_open_for_a_while(machine: Machine, port: int) -> None:
     """
-    On both sites, for C{--keep-alive}.
+    On both sites, an idle connection stays open for C{--keep-alive} seconds.
     """
     parts = Parts(machine, "--operations-listen=tcp:81", "--keep-alive=3")
     parts.startReady()
@@ -409,7 +410,7 @@ def test_an_idle_connection_stays_open_for_a_while(machine: Machine, port: int) 
 @pytest.mark.parametrize("port", [80, 81])
 def test_a_request_has_to_arrive_in_time(machine: Machine, port: int) -> None:
     """
-    On both sites, a client has C{--request-timeout} to send head and body.
+    On both sites, head and body must arrive within C{--request-timeout}.
     """
     parts = Parts(machine, "--operations-listen=tcp:81", "--request-timeout=3")
     parts.startReady()
@@ -457,7 +458,7 @@ def test_a_route_limits_its_body(parts: Parts, route: str, limit: int) -> None:
 
 def test_a_hostile_client_writes_nothing_into_the_log(parts: Parts) -> None:
     """
-    Refused, slow, idle and abandoned requests leave no line in the log.
+    Refused, slow, idle and abandoned requests have no line in the log.
     """
     head = b"POST /users HTTP/1.1\r\nHost: test\r\n"
     parts.startReady()
@@ -491,7 +492,7 @@ def test_a_hostile_client_writes_nothing_into_the_log(parts: Parts) -> None:
 
 def test_it_stops_in_the_opposite_order(parts: Parts) -> None:
     """
-    The port is closed first, then requests in progress finish, and the clock is closed
+    First the port is closed, then requests in progress finish, and the clock is closed
     when no request needs it.
     """
     parts.startReady()
@@ -522,8 +523,8 @@ def test_it_stops_in_the_opposite_order(parts: Parts) -> None:
 
 def test_queued_requests_are_answered_during_shutdown(parts: Parts) -> None:
     """
-    A server that stops while it starts finishes the initialisation for the requests
-    that wait for it.
+    A server that stops during its start finishes the initialisation for its queued
+    requests.
     """
     parts.start()
     peer = parts.connect()
@@ -538,8 +539,8 @@ def test_queued_requests_are_answered_during_shutdown(parts: Parts) -> None:
 
 def test_the_drain_timeout_ends_the_wait(machine: Machine) -> None:
     """
-    At the drain timeout queued requests are answered with 503, and a connection that is
-    still open then is aborted.
+    At the drain timeout queued requests get 503, and connections that are still open
+    are aborted.
     """
     parts = Parts(machine, "--drain-timeout=5")
     parts.start()
@@ -567,7 +568,7 @@ def test_the_drain_timeout_ends_the_wait(machine: Machine) -> None:
 
 def test_the_log_calls_a_second_signal_no_timeout(parts: Parts) -> None:
     """
-    The operator who did not wait is not told that a time limit was reached.
+    After a second signal, the log does not report a timeout.
     """
     parts.start()
     peer = parts.connect()
@@ -585,7 +586,7 @@ def test_the_log_calls_a_second_signal_no_timeout(parts: Parts) -> None:
 
 def test_pending_connections_are_accepted(parts: Parts) -> None:
     """
-    While connections arrive the port stays open, but only for a bounded time.
+    While connections arrive the port stays open, up to a time limit.
     """
     parts.startReady()
     peers: list[Peer] = []
@@ -609,8 +610,8 @@ def test_pending_connections_are_accepted(parts: Parts) -> None:
 
 def test_a_stopping_server_waits_for_load_balancers(machine: Machine) -> None:
     """
-    For C{--shutdown-delay} seconds C{/readyz} is 503 while new connections are still
-    accepted and served; each response ends its connection.
+    For C{--shutdown-delay} seconds C{/readyz} is 503, while new connections are still
+    accepted and served. Each response closes its connection.
     """
     parts = Parts(machine, "--shutdown-delay=5")
     parts.startReady()
@@ -640,7 +641,7 @@ def test_a_stopping_server_waits_for_load_balancers(machine: Machine) -> None:
 
 def test_a_second_signal_ends_the_wait_for_load_balancers(machine: Machine) -> None:
     """
-    An operator in a hurry does not wait for load balancers either.
+    A second signal also ends the wait for load balancers.
     """
     parts = Parts(machine, "--shutdown-delay=5")
     parts.startReady()
@@ -657,7 +658,8 @@ def test_a_server_that_never_listened_waits_for_no_load_balancer(
     machine: Machine,
 ) -> None:
     """
-    Nobody can have sent requests to it.
+    A server that never listened does not wait for load balancers, since nobody can have
+    sent requests to it.
     """
     parts = Parts(machine, "--shutdown-delay=5")
     assert parts.stop().value is None
@@ -665,8 +667,8 @@ def test_a_server_that_never_listened_waits_for_no_load_balancer(
 
 def test_the_log_counts_the_requests_that_a_stop_waits_for(parts: Parts) -> None:
     """
-    While a stop waits, an operator sees every five seconds for how many requests, for
-    how long at most, and how not to wait.
+    During a stop, the log says every five seconds how many requests are in progress,
+    for how long at most, and how to skip the wait.
     """
     parts.startReady()
     peers = [parts.connect(), parts.connect()]
@@ -693,7 +695,7 @@ def test_the_log_counts_the_requests_that_a_stop_waits_for(parts: Parts) -> None
 @implementer(IPredictable)
 class Foreseeing(Slow):
     """
-    A clock that knows how long its initialisation takes.
+    A clock that predicts the time of its initialisation.
     """
 
     def __init__(self, steps: list[str], seconds: float) -> None:
@@ -710,7 +712,7 @@ def test_what_cannot_become_ready_in_time_is_given_up(
 ) -> None:
     """
     A request whose module needs more time than the drain has left gets 503 at once, and
-    the stop does not wait for it; otherwise it is answered.
+    the stop does not wait for it; any other request is answered.
     """
     clock = Foreseeing(machine.steps, seconds)
     parts = Parts(machine, clock=clock)
@@ -731,7 +733,7 @@ def test_what_cannot_become_ready_in_time_is_given_up(
 
 def test_a_clock_that_does_not_close_is_left_behind(parts: Parts) -> None:
     """
-    A module whose closing fails does not stop the shutdown.
+    If closing a module fails, the shutdown continues.
     """
     parts.startReady()
     parts.machine.ports[80].closed.callback(None)
@@ -745,7 +747,7 @@ def test_a_clock_that_does_not_close_is_left_behind(parts: Parts) -> None:
 
 def test_an_initialisation_without_requests_is_given_up(parts: Parts) -> None:
     """
-    A server that stops while it starts, and on which no request waits, stops at once.
+    A server that stops during its start, without queued requests, stops at once.
     """
     parts.start()
     with logged() as events:
@@ -757,7 +759,8 @@ def test_an_initialisation_without_requests_is_given_up(parts: Parts) -> None:
 
 def test_a_server_that_was_never_started_can_be_stopped(parts: Parts) -> None:
     """
-    When one service of a program cannot start, Twisted stops all of them.
+    A server that was never started can be stopped: if one service of a program fails to
+    start, Twisted stops all of them.
     """
     assert parts.stop().value is None
     assert parts.steps == []
@@ -765,7 +768,8 @@ def test_a_server_that_was_never_started_can_be_stopped(parts: Parts) -> None:
 
 def test_repeated_stops_wait_for_one_shutdown(separate: Parts) -> None:
     """
-    Stopping again waits for the same shutdown; cancelling that wait does not affect it.
+    A repeated stop waits for the same shutdown; cancelling the wait does not affect the
+    shutdown.
     """
     separate.startReady()
     with logged() as events:
@@ -784,7 +788,7 @@ def test_repeated_stops_wait_for_one_shutdown(separate: Parts) -> None:
 
 def drain(systemd: socket) -> list[bytes]:
     """
-    @return: The messages that have arrived.
+    @return: The received messages.
     """
     received = []
     with suppress(BlockingIOError):
@@ -795,8 +799,8 @@ def drain(systemd: socket) -> list[bytes]:
 
 def test_systemd_is_notified(machine: Machine, tmp_path: Path) -> None:
     """
-    systemd learns that the server is ready only when it is, and that it stops as soon
-    as that is announced.
+    systemd is notified of readiness only when the server is ready, and of the stop as
+    soon as it is announced.
     """
     path = str(tmp_path / "notify")
     with socket(AF_UNIX, SOCK_DGRAM) as systemd:
@@ -820,7 +824,7 @@ def test_systemd_is_notified(machine: Machine, tmp_path: Path) -> None:
 def test_by_default_all_pages_are_on_one_site(parts: Parts) -> None:
     """
     Without C{--operations-listen} all pages are on the same port, and the status page
-    links to the others.
+    links to them.
     """
     parts.startReady()
     page = parts.ask("/").body.decode()
@@ -834,8 +838,8 @@ def test_by_default_all_pages_are_on_one_site(parts: Parts) -> None:
 
 def test_a_separate_site_has_the_pages_for_operators(separate: Parts) -> None:
     """
-    With C{--operations-listen} each page is on one of the two ports only, and both are
-    counted by the same metrics.
+    With C{--operations-listen} each page is on one of the two ports, and the same
+    metrics count both.
     """
     separate.startReady()
     for path in OPERATIONS:
@@ -853,8 +857,8 @@ def test_a_separate_site_has_the_pages_for_operators(separate: Parts) -> None:
 
 def test_a_separate_site_is_served_until_the_end(separate: Parts) -> None:
     """
-    While the server stops its operators can see how far it is; a connection of theirs
-    that does not end delays the end by two seconds only.
+    During a stop the operator pages are served. An operator's connection that stays
+    open delays the end by two seconds only.
     """
     separate.startReady()
     peer = separate.connect()
@@ -882,8 +886,8 @@ def test_messages_of_errors_are_for_operators(
     machine: Machine, arguments: list[str]
 ) -> None:
     """
-    A message may hold a password: it is shown on a separate site only; the type of the
-    error is shown on all.
+    The message of an error may contain a password, so only the separate site shows it;
+    every site shows the type of the error.
     """
     parts = Parts(machine, *arguments)
     parts.start()
@@ -915,7 +919,7 @@ def signals() -> Iterator[None]:
 
 class Loop:
     """
-    A reactor that records how it is stopped.
+    A reactor that records calls of its stop().
     """
 
     def __init__(self) -> None:
@@ -943,9 +947,9 @@ def test_a_second_signal_skips_the_drain(
     parts: Parts, first: signal.Signals, second: signal.Signals, isEarly: bool
 ) -> None:
     """
-    The first signal stops the reactor once and makes the server unready at once; the
+    The first signal stops the reactor once and makes the server unready at once. The
     second one, at any time of the shutdown, ends the wait for requests in progress, but
-    not the one for the modules to close.
+    not the wait for modules to close.
     """
     loop = Loop()
     for each in (first, second):
@@ -954,7 +958,7 @@ def test_a_second_signal_skips_the_drain(
     parts.start()
     peer = parts.connect()
     signal.raise_signal(first)
-    # Inside a signal handler nothing but scheduling a call is safe.
+    # Inside a signal handler only scheduling a call is safe.
     assert loop.stopped == []
     assert b"stopping" not in parts.askReady().body
     loop.turn()
@@ -985,7 +989,7 @@ def test_a_second_signal_skips_the_drain(
         # The reactor was started without signal handlers.
         (signal.SIG_DFL, signal.default_int_handler),
         (signal.SIG_IGN, signal.default_int_handler),
-        # A shell lets its background programs ignore SIGINT.
+        # A shell makes its background programs ignore SIGINT.
         (lambda *_: None, signal.SIG_IGN),
     ],
 )
@@ -993,7 +997,7 @@ def test_signals_that_are_not_the_reactors_keep_their_handlers(
     parts: Parts, terminate: Any, interrupt: Any
 ) -> None:
     """
-    A program that does not handle a signal has its reasons.
+    A signal that the program ignores or handles itself keeps its handler.
     """
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, interrupt)

@@ -1,6 +1,7 @@
 """
-What all stores have in common: merging, damage, sweeping. The store keeps its
-sessions in a database that answers when the test says so.
+The common part of all session stores: merging, damage, sweeping.
+
+The store keeps its sessions in a database that responds when the test says so.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ MINUTE = 60.0
 
 SWEEP = 990.0
 """
-Maximum number of seconds between two sweeps.
+Maximum time between two sweeps, in seconds.
 """
 
 
 @implementer(IDatabase)
 class LateDatabase:
     """
-    A database in memory. While it is late, the test lets it answer.
+    A database in memory. While it is late, the test decides when it responds.
 
     @ivar asked: The names of all calls that use it, in order.
     """
@@ -104,7 +105,7 @@ class LateDatabase:
 
     def answer(self, error: Exception | None = None, *, last: bool = False) -> None:
         """
-        Carry out the first call that waits, or the last, and answer it; or fail.
+        Carry out the first queued call, or the last one, and end it; or fail it.
         """
         answer, statement, parameters = self._waiting.pop(-1 if last else 0)
         try:
@@ -150,7 +151,7 @@ def store(clock: Clock, database: LateDatabase) -> Iterator[SQLSessionStore]:
 @pytest.fixture
 def one(store: SQLSessionStore, database: LateDatabase) -> str:
     """
-    The identifier of a session in it; from now on, the database is late.
+    The identifier of a session in the store; from then on, the database is late.
     """
     identifier = makeIdentifier()
     store.create(identifier, {})
@@ -170,7 +171,7 @@ def add(
 
 def current(store: SQLSessionStore, database: LateDatabase, identifier: str) -> Any:
     """
-    @return: The session as it is now.
+    @return: The current data of the session.
     """
     found = resultOf(store.get(identifier))
     if found.pending:
@@ -187,7 +188,8 @@ def test_a_session_expires_by_the_time_of_day(
     clock: Clock, database: LateDatabase, isSQL: bool
 ) -> None:
     """
-    Servers that share a store agree on it, whatever their timers count.
+    A session expires by the time of day, so that servers that share a store agree,
+    whatever their timers count.
     """
     day = Clock()
 
@@ -225,8 +227,9 @@ def test_a_renewed_identifier_is_remembered_before_it_becomes_invalid(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    So at no time is it unknown. If the store is lost between the two, nothing has
-    changed, and the caller is told so.
+    A renewed identifier is remembered before it becomes invalid, so it is never
+    unknown. If the store is lost between the two steps, nothing changes, and the caller
+    gets an error.
     """
     renewing = resultOf(store.renew(one, makeIdentifier(), Changes({"a": 1})))
     database.answer()
@@ -249,7 +252,8 @@ def test_a_later_renewal_is_remembered_from_then_on(
     clock: Clock, store: SQLSessionStore, database: LateDatabase
 ) -> None:
     """
-    Also if an earlier one was remembered, but failed.
+    A renewal is remembered from its own time on, also after an earlier renewal that was
+    remembered but failed.
     """
     identifier = makeIdentifier()
     store.create(identifier, {})
@@ -269,8 +273,9 @@ def test_a_later_renewal_is_remembered_from_then_on(
 
 def test_the_remembered_identifiers_are_bounded(clock: Clock) -> None:
     """
-    A client that logs in all the time does not fill the store: in each minute 10,000
-    are remembered. Sweeps remove them, without counting them.
+    At most 10,000 renewed identifiers are remembered in each minute, so a client that
+    logs in repeatedly does not fill the store. Sweeps remove them, and do not count
+    them.
     """
     store = MemorySessionStore(clock)
     store.initialize()
@@ -301,7 +306,7 @@ def test_changes_of_a_session_that_is_being_written_are_written_together(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    Twenty changes take two writes, and each gets its own number.
+    Twenty changes of one session take two writes, and each caller gets its own number.
     """
     results = [add(store, one) for _ in range(20)]
     assert database.asked == ["read"]
@@ -334,7 +339,7 @@ def test_a_known_session_is_not_read_again(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    A request that has read its session saves it with one statement.
+    A session that a request has read is saved with one statement.
     """
     known = current(store, database, one)
     changed = resultOf(store.set(one, Changes({"a": 1}), known))
@@ -347,8 +352,8 @@ def test_the_latest_known_version_is_used(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    Of several changes that are written together, the one that knows the most recent
-    version decides.
+    If several changes are written together, the most recent version that one of them
+    knows is used.
     """
     old = current(store, database, one)
     new = add(store, one, old)
@@ -368,7 +373,8 @@ def test_changes_are_applied_again_when_another_process_was_faster(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    An update finds another version, and the session is read again.
+    If another process has changed the session, it is read again, and the changes are
+    applied again.
     """
     result = add(store, one)
     database.answer()
@@ -384,7 +390,8 @@ def test_a_session_that_others_always_change_first_is_given_up(
     store: SQLSessionStore, database: LateDatabase, one: str, renewing: bool
 ) -> None:
     """
-    After 100 attempts the change fails, and nothing has been written.
+    If other processes change the session first 100 times, the change fails, and nothing
+    is written.
     """
     changing = (
         resultOf(store.renew(one, makeIdentifier(), Changes({"a": 1})))
@@ -408,7 +415,8 @@ def test_a_change_that_is_too_large_writes_nothing(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    The session is read, to see whether there is room by now.
+    A change that is too large writes nothing. The session is read first, since there
+    may be room by now.
     """
     large = Changes({"a": "x" * 200})
     for known in (current(store, database, one), None):
@@ -422,7 +430,8 @@ def test_the_size_is_that_of_the_session_as_it_is_now(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    A change that was too large for an old version may fit, and the other way round.
+    The size is computed from the current session: a change that was too large for an
+    old version may fit, and the reverse.
     """
     database.damage("UPDATE sessions SET data = ?", f'{{"a":"{"x" * 100}"}}')
     known = current(store, database, one)
@@ -441,7 +450,8 @@ def test_a_session_may_be_destroyed_between_two_attempts(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    Then every change finds no session, whatever was wrong with it before.
+    If the session is destroyed between two attempts, every change finds no session,
+    whatever its earlier error.
     """
     known = current(store, database, one)
     first = add(store, one, known)
@@ -458,7 +468,7 @@ def test_many_changes_are_written_in_parts(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    The reactor is not blocked while a thousand changes are applied.
+    Applying a thousand changes does not block the reactor.
     """
     results = [add(store, one) for _ in range(1001)]
     for _ in range(4):
@@ -472,7 +482,7 @@ def test_a_callback_may_change_the_session_again(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    Its change comes after those that wait already.
+    A change that a callback makes is applied after the changes that already wait.
     """
     seen: list[Any] = []
 
@@ -490,7 +500,8 @@ def test_a_callback_may_change_the_session_again(
 
 def test_changes_know_whether_there_are_any() -> None:
     """
-    A request that has only looked has nothing to store.
+    Changes are false if they are empty, so a request that only reads has nothing to
+    store.
     """
     assert not Changes()
     assert Changes({"a": None})
@@ -498,7 +509,7 @@ def test_changes_know_whether_there_are_any() -> None:
     assert Changes(added={"a": 0})
 
 
-# What goes wrong.
+# Failures.
 
 
 def test_a_failure_concerns_only_the_changes_that_were_written(
@@ -523,8 +534,8 @@ def test_the_number_of_waiting_changes_is_limited(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    One change too many fails at once; and when every write fails, all that wait are
-    told, without recursion.
+    One change too many fails at once. If every write fails, all waiting changes fail,
+    without recursion.
     """
     results = [add(store, one) for _ in range(10_001)]
     assert isinstance(add(store, one).error, SessionsUnavailable)
@@ -536,7 +547,8 @@ def test_the_number_of_waiting_changes_is_limited(
 
 def test_deep_nesting_is_refused(clock: Clock) -> None:
     """
-    A process with less stack could not read it. Wide content is accepted.
+    Deeply nested data are refused, since a process with a smaller stack could not read
+    them; wide data are accepted.
     """
     deep: list[Any] = []
     for _ in range(150):
@@ -550,14 +562,14 @@ def test_deep_nesting_is_refused(clock: Clock) -> None:
     store.close()
 
 
-# What is cancelled.
+# Cancellation.
 
 
 def test_a_waiting_change_can_be_cancelled(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    It is never written.
+    A waiting change that is cancelled is never written.
     """
     first = add(store, one)
     cancelled = store.set(one, Changes({"cancelled": 1}))
@@ -575,7 +587,8 @@ def test_the_only_change_in_progress_can_be_cancelled(
     store: SQLSessionStore, database: LateDatabase, one: str, isKnown: bool
 ) -> None:
     """
-    The statement is cancelled too, and the next change begins.
+    Cancelling the only change in progress cancels its statement, and the next change
+    begins.
     """
     known = current(store, database, one) if isKnown else None
     cancelled = store.set(one, Changes({"cancelled": 1}), known)
@@ -591,7 +604,8 @@ def test_one_of_several_changes_in_progress_can_be_cancelled(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    The others are written with it, and its caller gets no answer.
+    Cancelling one of several changes in progress does not affect the others; its caller
+    gets CancelledError.
     """
     add(store, one)
     cancelled = store.set(one, Changes(added={"n": 1}))
@@ -606,7 +620,7 @@ def test_one_of_several_changes_in_progress_can_be_cancelled(
     cancelled.cancel()
 
 
-# What is damaged.
+# Damage.
 
 
 @pytest.mark.parametrize("text", ["[]", '"\\ud800', "[" * 100_000, b"\xff", 7, ""])
@@ -614,7 +628,7 @@ def test_damage_is_logged_without_the_identifier(
     store: SQLSessionStore, database: LateDatabase, one: str, text: object
 ) -> None:
     """
-    The log has the beginning of the key; and the row is removed.
+    A damaged row is removed. The log has the beginning of its key, and no identifier.
     """
     database.damage("UPDATE sessions SET data = ?", text)
     with logged() as events:
@@ -630,7 +644,8 @@ def test_damage_that_cannot_be_removed_is_logged(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    The caller has its answer before.
+    The caller gets its result before the damaged row is removed; a failed removal is
+    logged.
     """
     database.damage("UPDATE sessions SET data = ''")
     with logged() as events:
@@ -646,7 +661,7 @@ def test_damage_that_was_repaired_is_not_removed(
     store: SQLSessionStore, database: LateDatabase, one: str
 ) -> None:
     """
-    The row that is removed has the version that was read.
+    A damaged row is removed only in the version that was read.
     """
     database.damage("UPDATE sessions SET data = ''")
     found = resultOf(store.get(one))
@@ -674,7 +689,8 @@ def test_many_sessions_are_removed_in_parts(
     clock: Clock, store: SQLSessionStore, database: LateDatabase
 ) -> None:
     """
-    After each part others have as much time as it took, but at most a second.
+    After each part, the sweep pauses for as long as the part took, and at most a
+    second.
     """
     fill(database, 2999)
     database.late = True
@@ -700,7 +716,7 @@ def test_removing_can_be_cancelled(
     clock: Clock, store: SQLSessionStore, database: LateDatabase
 ) -> None:
     """
-    No further part is removed.
+    Cancelling the removal stops it after the current part.
     """
     fill(database, 2000)
     cleaning = store.cleanup()
@@ -715,7 +731,7 @@ def test_removing_ends_at_a_close(
     store: SQLSessionStore, clock: Clock, database: LateDatabase
 ) -> None:
     """
-    The caller is told that the store was closed, and no timer is left.
+    A close ends the removal: its caller gets an error, and no timer is left.
     """
     fill(database, 2000, 10 * MINUTE)
     result = resultOf(store.clear())
@@ -728,14 +744,15 @@ def test_expired_sessions_are_removed_every_15_minutes(
     clock: Clock, store: SQLSessionStore, database: LateDatabase
 ) -> None:
     """
-    More or less, so that servers that were started together do not sweep together.
+    Sweeps run about every 15 minutes, at random, so that servers that were started
+    together do not sweep together.
     """
     for count in range(10):
         assert len(database.asked) == count
         clock.advance(809)
         assert len(database.asked) == count
         clock.advance(181)
-        # Later sweeps are counted from the first start of the timer.
+        # Later sweeps are scheduled relative to the first start of the timer.
         store.close()
         store.initialize()
 
@@ -744,7 +761,7 @@ def test_a_sweep_is_logged_if_it_has_removed_something(
     clock: Clock, store: SQLSessionStore, database: LateDatabase
 ) -> None:
     """
-    The log says how many sessions have expired.
+    A sweep that has removed expired sessions is logged with their number.
     """
     fill(database, 1007)
     with logged() as events:
@@ -758,7 +775,8 @@ def test_a_sweep_that_fails_is_logged_and_repeated(
     clock: Clock, store: SQLSessionStore, database: LateDatabase
 ) -> None:
     """
-    The next sweep comes after the usual interval, but not while one takes long.
+    A failed sweep is logged, and the next one follows after the usual interval, but not
+    while another one runs.
     """
     database.late = True
     clock.advance(SWEEP)
@@ -778,7 +796,7 @@ def test_a_sweep_ends_at_a_close(
     clock: Clock, store: SQLSessionStore, database: LateDatabase, isPausing: bool
 ) -> None:
     """
-    That is not logged as a failure, and no timer is left.
+    A close ends a sweep, which is not logged as a failure; no timer is left.
     """
     fill(database, 2000)
     database.late = True
@@ -804,7 +822,8 @@ def test_a_shared_database_is_neither_initialised_nor_closed(
     store: SQLSessionStore, database: LateDatabase
 ) -> None:
     """
-    Its loss is not that of the store, which can be closed alone.
+    A shared database is neither initialised nor closed by the store. Its loss is not
+    the loss of the store, which can be closed alone.
     """
     lost = resultOf(store.whenLost())
     database.late = True
@@ -822,8 +841,8 @@ def test_simultaneous_initialisations_start_one_sweep(
     clock: Clock, database: LateDatabase
 ) -> None:
     """
-    One that is cancelled does not initialise the store; a loss, whose reason the store
-    passes on, ends the sweep.
+    Simultaneous initialisations start one sweep. A cancelled one does not initialise
+    the store. A loss, whose reason the store passes on, ends the sweep.
     """
     store = SQLSessionStore(clock, database)
     cancelled = store.initialize()
@@ -849,7 +868,8 @@ def test_a_use_that_is_written_late_does_not_shorten_a_session(
     store: SQLSessionStore, database: LateDatabase, one: str, clock: Clock
 ) -> None:
     """
-    A slow process does not undo a later use by another one.
+    A late write of a use does not shorten the session: it does not replace a later use
+    by another process.
     """
     slow = Clock()
     behind = SQLSessionStore(slow, database, owned=False)
@@ -868,12 +888,13 @@ def test_a_use_that_is_written_late_does_not_shorten_a_session(
     behind.close()
 
 
-# In memory.
+# The store in memory.
 
 
 def test_the_size_of_a_store_in_memory_is_limited(clock: Clock) -> None:
     """
-    It keeps its sessions while it is closed, until they have expired.
+    A store in memory has a maximum size. While it is closed it keeps its sessions,
+    until they expire.
     """
     store = MemorySessionStore(clock, limit=3)
     store.initialize()

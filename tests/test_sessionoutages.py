@@ -1,6 +1,6 @@
 """
-Sessions survive outages of the server and of their database: no acknowledged visit
-is lost or counted twice, and nobody gets the session of somebody else.
+Sessions survive outages of the server and of their database: no acknowledged visit is
+lost or counted twice, and no visitor gets the session of another one.
 
 The server and the databases are processes of their own.
 """
@@ -35,14 +35,14 @@ All visitors of a test have the same address.
 
 KINDS = ["sqlite", "postgresql", "postgresql alone", "redis alone"]
 """
-Where sessions are kept: in a database of their own, or in that of the users.
+The stores of sessions: a separate database, or the database of the users.
 """
 
 
 @dataclass(frozen=True)
 class Setup:
     """
-    A way to keep sessions.
+    One way to store sessions.
 
     @ivar url: The database of the users.
     @ivar options: Further options of the server.
@@ -66,7 +66,7 @@ class Setup:
             return cls(server.url, QUOTA, server=server)
         options = [*QUOTA]
         if kind.startswith("postgresql"):
-            # On the command line everybody could read the password.
+            # On the command line every user could read the password.
             patch.setenv("TSRV_SESSIONS", f"{server.url}?table=visitors")
         else:
             options.append(f"--sessions={server.url}")
@@ -84,7 +84,7 @@ def setup(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Setup:
     """
-    Each way to keep sessions.
+    Each way to store sessions.
     """
     kind: str = request.param
     name = {"p": "database", "r": "redis"}.get(kind[0])
@@ -97,7 +97,7 @@ def ownSetup(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Setup:
     """
-    Each way with a database server, which does not run yet.
+    Each way with a database server, which is stopped.
     """
     name = {"p": "ownPostgresql", "r": "ownRedis"}[request.param[0]]
     server = request.getfixturevalue(name)
@@ -106,7 +106,7 @@ def ownSetup(
 
 def done(function: Callable[[], object]) -> Deferred[Any]:
     """
-    @return: A Deferred of the result of a function, whether it returns one or not.
+    @return: A Deferred of the result of a function, which may itself return a Deferred.
     """
     result: Deferred[Any] = maybeDeferred(function)
     return result
@@ -114,9 +114,10 @@ def done(function: Callable[[], object]) -> Deferred[Any]:
 
 def together(*work: Coroutine[Any, Any, Any]) -> Deferred[list[Any]]:
     """
-    Run coroutines at the same time.
+    Run coroutines concurrently.
 
-    @return: A Deferred of their results. If one fails, it fails when all have ended.
+    @return: A Deferred of their results. If one fails, the Deferred fails when all have
+        ended.
     """
 
     def results(outcomes: list[tuple[bool, Any]]) -> list[Any]:
@@ -134,7 +135,7 @@ class Visitor:
     """
     A browser, which keeps its cookie.
 
-    @ivar service: The server that it asks.
+    @ivar service: The server that it visits.
     @ivar name: The name that it logs in with.
     @ivar visits: The answers to its visits.
     """
@@ -155,7 +156,7 @@ class Visitor:
         """
         Send a request.
 
-        @param service: Another server than the usual one.
+        @param service: The server, if not the usual one.
         """
         service = service or self.service
         sent: dict[bytes | str, bytes | str] = {"Origin": service.origin}
@@ -195,13 +196,13 @@ class Visitor:
 
     def count(self, kind: str) -> int:
         """
-        @return: How many visits had this kind of answer.
+        @return: The number of visits with this kind of response.
         """
         return sum(each.kind == kind for each in self.visits)
 
     def check(self, visits: int) -> None:
         """
-        Compare the answers with the number of visits in the session.
+        Compare the responses with the number of visits in the session.
         """
         kinds = {answer.kind for answer in self.visits}
         assert kinds <= {"200", "unknown", "not now", "0"}, kinds
@@ -237,9 +238,9 @@ class Crowd:
     @asynccontextmanager
     async def visiting(self, *, looking: bool = False) -> AsyncIterator[None]:
         """
-        Let all of them visit the site until the end.
+        Let all visitors visit the site until the end.
 
-        @param looking: Whether they ask for C{/me} at the same time.
+        @param looking: Whether they also request C{/me}.
         """
         work = [self._visit(each) for each in self.visitors]
         if looking:
@@ -280,7 +281,7 @@ class Crowd:
 
     async def check(self) -> None:
         """
-        Check that each has its own session, and had no other one at any time.
+        Check that each visitor has its own session, and never saw another one.
         """
         found = await together(*(each.me() for each in self.visitors))
         for visitor, (name, visits) in zip(self.visitors, found, strict=True):
@@ -302,15 +303,15 @@ def keysIn(path: Path) -> set[bytes]:
     return {key for (key,) in rows}
 
 
-# Many requests at a time, and several servers.
+# Concurrent requests, and several servers.
 
 
 @asynchronous
 async def test_two_servers_share_the_sessions(tmp_path: Path, setup: Setup) -> None:
     """
-    A visitor may ask one server, the other, or both at the same moment: each
-    request gets its own number, and each new visitor a session. Requests that are on
-    their way during a login change neither the session nor the cookie.
+    A visitor may visit one server, the other, or both at the same moment: each request
+    gets its own number, and each new visitor a session. Requests during a login change
+    neither the session nor the cookie.
     """
     with reservedPort() as port:
         servings = [
@@ -361,7 +362,8 @@ async def test_two_servers_share_the_sessions(tmp_path: Path, setup: Setup) -> N
 @asynchronous
 async def test_a_killed_server_loses_no_session(tmp_path: Path, setup: Setup) -> None:
     """
-    Requests without an answer are counted or not.
+    If the server is killed, a request without a response is counted or not; all other
+    visits are counted.
     """
     with reservedPort() as port:
         async with setup.serving(tmp_path, port) as service:
@@ -382,9 +384,9 @@ async def test_an_outage_of_the_database_logs_nobody_out(
     tmp_path: Path, ownSetup: Setup
 ) -> None:
     """
-    Requests that arrive before the database wait for it. When it is killed under
-    load, requests that only read wait again; those that write are told the truth,
-    even that the outcome is unknown.
+    Requests that arrive before the database wait for it. If the database is killed
+    under load, requests that only read wait again; the others report the truth, even
+    that the outcome is unknown.
     """
     server, module = ownSetup.server, ownSetup.module
     async with ownSetup.serving(tmp_path) as service:
@@ -399,7 +401,7 @@ async def test_an_outage_of_the_database_logs_nobody_out(
         crowd = await Crowd.of(service, 12)
         async with crowd.visiting(looking=True):
             await crowd.until(100)
-            # Requests in progress then have no answer.
+            # Requests in progress then get no response.
             server.pause()
             await service.until("/metrics", inProgress(24))
             await done(server.kill)
@@ -439,7 +441,7 @@ async def attacked(
     directory: Path, *options: str
 ) -> AsyncIterator[tuple[Service, Visitor, Path]]:
     """
-    Run a server with one visitor, which both have to survive.
+    Run a server with one visitor; both must survive.
 
     @return: The server, the visitor, and the file with the sessions.
     """
@@ -461,7 +463,7 @@ async def attacked(
 
 def tampered(cookie: str) -> list[str]:
     """
-    @return: Cookies that are nearly the same.
+    @return: Slightly changed cookies.
     """
     middle = len(cookie) // 2
     other = "A" if cookie[middle] != "A" else "B"
@@ -490,8 +492,8 @@ def tampered(cookie: str) -> list[str]:
 @asynchronous
 async def test_a_forged_cookie_opens_nothing(tmp_path: Path) -> None:
     """
-    Changed cookies, guessed identifiers and requests from other sites find no
-    session and create none, however many there are.
+    Changed cookies, guessed identifiers and requests from other sites find no session
+    and create none, however many there are.
     """
     async with attacked(tmp_path) as (service, visitor, path):
         before = keysIn(path)
@@ -512,7 +514,7 @@ async def test_a_forged_cookie_opens_nothing(tmp_path: Path) -> None:
                 guesser = Visitor(service, cookie=token_urlsafe(32))
                 assert await guesser.me() == (None, 0)
 
-        # What the first ones need once is no growth.
+        # Objects that the first requests create once are not growth.
         await together(*(guess(25) for _ in range(20)))
         earlier = ResourceUsage.of(service.process.transport.pid)
         await together(*(guess(100) for _ in range(20)))
@@ -529,8 +531,7 @@ async def test_a_forged_cookie_opens_nothing(tmp_path: Path) -> None:
 @asynchronous
 async def test_a_cookie_is_worthless_after_the_logout(tmp_path: Path) -> None:
     """
-    Requests that overtake the logout, or are overtaken by it, do not bring the
-    session back.
+    A request that overlaps with the logout does not restore the session.
     """
     async with attacked(tmp_path) as (service, _, path):
         before = keysIn(path)
@@ -560,7 +561,7 @@ async def test_the_number_of_new_sessions_is_limited(tmp_path: Path) -> None:
         before = keysIn(path)
         answers = await together(*(Visitor(service).visit() for _ in range(100)))
         kinds = Counter(answer.kind for answer in answers)
-        # In the time that it took there was room for some more.
+        # Meanwhile, the quota has made room for some more.
         assert kinds["200"] < 20
         assert kinds["200"] + kinds["429"] == 100
         assert len(keysIn(path) - before) == kinds["200"]

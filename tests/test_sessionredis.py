@@ -1,6 +1,6 @@
 """
 Sessions in Redis: the protocol, with a server that the test plays; and a real server
-that is killed, paused, locked and filled.
+that is killed, suspended, locked and filled.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Server:
 
     def commands(self) -> list[list[bytes]]:
         """
-        @return: The commands that arrived since.
+        @return: The commands that have arrived since the last call.
         """
         reader = Reader()
         reader.feed(self.transport.value())
@@ -106,7 +106,7 @@ class Server:
 
 def bulk(*values: object) -> bytes:
     """
-    @return: An answer of several values.
+    @return: A reply of several values.
     """
     texts = [None if value is None else str(value).encode() for value in values]
     return b"*%d\r\n" % len(texts) + b"".join(
@@ -117,7 +117,7 @@ def bulk(*values: object) -> bytes:
 
 def info(version: str = "7.0.15", mode: str = "standalone", of: str = "redis") -> str:
     """
-    @return: An answer to C{INFO}. Valkey has the mode of a C{server}.
+    @return: A reply to C{INFO}. In Valkey the mode is that of the C{server}.
     """
     text = f"# Server\r\nredis_version:{version}\r\n{of}_mode:{mode}\r\n"
     return f"${len(text)}\r\n{text}"
@@ -131,7 +131,7 @@ NONE = bulk(None, None, None, None)
 @pytest.fixture
 def reactor() -> Iterator[MemoryReactorClock]:
     """
-    A reactor in memory, on which no call may be left when the test ends.
+    A reactor in memory, on which no call may be pending when the test ends.
     """
     reactor = MemoryReactorClock()
     yield reactor
@@ -141,7 +141,7 @@ def reactor() -> Iterator[MemoryReactorClock]:
 @pytest.fixture
 def server(reactor: MemoryReactorClock) -> Iterator[Server]:
     """
-    A store that is initialised, and is closed when the test ends.
+    An initialised store, which is closed after the test.
     """
     server = Server(reactor)
     server.start()
@@ -152,7 +152,7 @@ def server(reactor: MemoryReactorClock) -> Iterator[Server]:
     assert closing.value is None
 
 
-# Where it is.
+# The URL.
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def server(reactor: MemoryReactorClock) -> Iterator[Server]:
 )
 def test_an_invalid_url_is_refused_and_not_repeated(url: str) -> None:
     """
-    It may contain a password.
+    An invalid URL is refused and not repeated, since it may contain a password.
     """
     with pytest.raises(ValueError, match="the URL of Redis is") as raised:
         RedisSessionStore(Clock(), url)
@@ -205,7 +205,7 @@ def test_an_invalid_url_is_refused_and_not_repeated(url: str) -> None:
 )
 def test_a_store_shows_where_it_is(url: str, shown: str) -> None:
     """
-    Without the password.
+    A store shows its URL without the password.
     """
     store = RedisSessionStore(Clock(), url)
     assert repr(store) == f"<RedisSessionStore at {shown}>"
@@ -224,7 +224,7 @@ def test_the_url_says_how_to_log_in(
     reactor: MemoryReactorClock, login: str, query: str, expected: list[list[bytes]]
 ) -> None:
     """
-    A password may contain any character, and is not logged.
+    A password in the URL may contain any character, and is not logged.
     """
     server = Server(reactor, f"unix://{login}/socket{query}")
     with logged() as events:
@@ -246,7 +246,7 @@ def test_the_url_says_how_to_log_in(
     server.finish()
 
 
-# How it becomes ready, or does not.
+# Initialisation.
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_server_that_cannot_be_used_is_refused(
 ) -> None:
     """
     The error says what to do, and its type whether a retry may succeed. It does not
-    repeat what Redis says, which may contain the password.
+    repeat the message of Redis, which may contain the password.
     """
     server = Server(reactor, "unix://:correct%20horse@/socket?db=2")
     opening = resultOf(server.store.initialize())
@@ -310,7 +310,7 @@ def test_a_server_that_cannot_be_used_is_refused(
 
 def test_a_refused_connection_can_be_retried(reactor: MemoryReactorClock) -> None:
     """
-    The error says where Redis was expected.
+    A refused connection is retried; the error names the address of Redis.
     """
     server = Server(reactor)
     opening = resultOf(server.store.initialize())
@@ -327,7 +327,7 @@ def test_a_refused_connection_can_be_retried(reactor: MemoryReactorClock) -> Non
 @pytest.mark.parametrize("connected", [False, True])
 def test_connecting_has_a_timeout(reactor: MemoryReactorClock, connected: bool) -> None:
     """
-    It covers the connection and the login.
+    One timeout covers the connection and the login.
     """
     server = Server(reactor, connectTimeout=2.0)
     opening = resultOf(server.store.initialize())
@@ -350,8 +350,8 @@ def test_an_initialisation_can_be_cancelled(
     reactor: MemoryReactorClock, connected: bool, close: bool
 ) -> None:
     """
-    A close cancels it too. Nothing stays open, and the store can be initialised
-    again.
+    An initialisation can be cancelled, also by a close. No connection stays open, and
+    the store can be initialised again.
     """
     server = Server(reactor)
     deferred = server.store.initialize()
@@ -373,7 +373,8 @@ def test_an_initialisation_can_be_cancelled(
 
 def test_there_is_one_initialisation_at_a_time(reactor: MemoryReactorClock) -> None:
     """
-    A second one fails, and after the first it does nothing.
+    A second initialisation fails while the first one is in progress, and has no effect
+    after it.
     """
     server = Server(reactor)
     first = resultOf(server.store.initialize())
@@ -389,7 +390,7 @@ def test_there_is_one_initialisation_at_a_time(reactor: MemoryReactorClock) -> N
 
 def test_an_unknown_host_can_be_retried(reactor: MemoryReactorClock) -> None:
     """
-    The name server may answer later.
+    An unknown host is retried, since the name server may find it later.
     """
 
     @implementer(IHostnameResolver)
@@ -408,13 +409,13 @@ def test_an_unknown_host_can_be_retried(reactor: MemoryReactorClock) -> None:
     assert resultOf(store.close()).value is None
 
 
-# Commands and answers.
+# Commands and replies.
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_answers_may_arrive_in_any_pieces(server: Server, size: int) -> None:
     """
-    One byte at a time, or several answers at once.
+    Replies may arrive in any pieces: one byte at a time, or several replies at once.
     """
     calls = [
         server.store.get(ONE),
@@ -438,7 +439,8 @@ def test_answers_may_arrive_in_any_pieces(server: Server, size: int) -> None:
 )
 def test_an_invalid_answer_ends_the_connection(server: Server, data: bytes) -> None:
     """
-    After it, nobody could tell whose answer is whose.
+    An invalid reply ends the connection, since later replies could not be assigned to
+    their commands.
     """
     reading = resultOf(server.store.get(ONE))
     writing = resultOf(server.store.destroy(ONE))
@@ -452,13 +454,13 @@ def test_an_invalid_answer_ends_the_connection(server: Server, data: bytes) -> N
     assert isinstance(reading.error, SessionsUnavailable)
     assert isinstance(writing.error, OutcomeUnknown)
     assert writing.error.method == "destroy"
-    # Whoever waits for the loss has the reason.
+    # The reason of the loss was reported to whenLost().
     assert textsOf(events) == []
 
 
 def test_an_answer_is_limited_in_size(server: Server) -> None:
     """
-    An endless answer does not use up the memory.
+    The size of a reply is limited, so that an endless reply does not fill the memory.
     """
     reading = resultOf(server.store.get(ONE))
     server.answer(b"$500000000\r\n", *[b"x" * 2**23] * 9)
@@ -468,7 +470,8 @@ def test_an_answer_is_limited_in_size(server: Server) -> None:
 
 def test_an_unsolicited_answer_ends_the_connection(server: Server) -> None:
     """
-    Otherwise the next command, of another visitor, would get it.
+    An unsolicited reply ends the connection; otherwise the next command, of another
+    visitor, would get it.
     """
     server.answer(ROW)
     assert server.transport.disconnecting
@@ -479,7 +482,7 @@ def test_an_unsolicited_answer_ends_the_connection(server: Server) -> None:
 @pytest.mark.parametrize("isLost", [False, True])
 def test_a_call_can_be_cancelled(server: Server, isLost: bool) -> None:
     """
-    Its answer is ignored, and the next call gets its own.
+    The reply to a cancelled call is ignored, and the next call gets its own.
     """
     first, second = server.store.get(ONE), server.store.get(ONE)
     cancelled, kept = resultOf(first), resultOf(second)
@@ -495,7 +498,7 @@ def test_a_call_can_be_cancelled(server: Server, isLost: bool) -> None:
 
 def test_the_number_of_waiting_commands_is_limited(server: Server) -> None:
     """
-    One command too many fails at once; after an answer there is room again.
+    One command too many fails at once; a reply makes room again.
     """
     results = [resultOf(server.store.get(ONE)) for _ in range(10_000)]
     error = resultOf(server.store.get(ONE)).error
@@ -510,7 +513,8 @@ def test_the_number_of_waiting_commands_is_limited(server: Server) -> None:
 
 def test_the_size_of_waiting_commands_is_limited(reactor: MemoryReactorClock) -> None:
     """
-    Few large sessions need as much memory as many commands.
+    The size of waiting commands is limited, too, since a few large sessions need as
+    much memory as many commands.
     """
     server = Server(reactor, limits=Limits(size=40 * 1024 * 1024))
     server.start()
@@ -526,13 +530,13 @@ def test_the_size_of_waiting_commands_is_limited(reactor: MemoryReactorClock) ->
     server.finish()
 
 
-# Loss.
+# Losses.
 
 
 def test_a_loss_is_told_before_any_call_fails(server: Server) -> None:
     """
-    A wrapper then queues the calls that it may replay; and the store can be
-    initialised again from there.
+    The loss is reported before any call fails, so that a wrapper queues the calls in
+    replay, and the store can be initialised again at once.
     """
     told: list[str] = []
     again: list[Result] = []
@@ -559,7 +563,8 @@ def test_a_read_given_up_around_a_loss_is_not_made_again(
     reactor: MemoryReactorClock, when: str
 ) -> None:
     """
-    A wrapper makes the other reads again.
+    A read that was cancelled around a loss is not repeated; a wrapper repeats the other
+    reads.
     """
     server = Server(reactor)
     wrapper = QueuingWrapper(
@@ -593,7 +598,7 @@ def test_a_read_given_up_around_a_loss_is_not_made_again(
 
 def test_a_silent_redis_is_lost(server: Server, reactor: MemoryReactorClock) -> None:
     """
-    A command without an answer for 5 s ends the connection.
+    A command without a reply for 5 s ends the connection.
     """
     lost = resultOf(server.store.whenLost())
     reactor.pump([1.0] * 2)
@@ -618,7 +623,7 @@ def test_an_idle_connection_is_checked(
     server: Server, reactor: MemoryReactorClock, answers: bool
 ) -> None:
     """
-    Redis is sent a PING now and then; if it is silent, that is noticed within 10 s.
+    An idle connection is checked with a PING; a silent Redis is lost within 10 s.
     """
     lost = resultOf(server.store.whenLost())
     for _ in range(10):
@@ -633,8 +638,8 @@ def test_a_program_that_stood_still_does_not_blame_redis(
     server: Server, reactor: MemoryReactorClock
 ) -> None:
     """
-    After an hour without a turn of the reactor, the answers are there, but timers
-    run first.
+    If a program was suspended for an hour, replies have arrived although the timers run
+    first: Redis is not lost.
     """
     reading = resultOf(server.store.get(ONE))
     reactor.advance(3600.0)
@@ -670,8 +675,8 @@ def test_an_error_says_whether_a_retry_may_succeed(
     server: Server, answer: bytes, expected: type[Exception], isLost: bool
 ) -> None:
     """
-    In none of these cases anything was done. If the server is a replica, the
-    connection ends: a new one may reach its master.
+    After these errors nothing was carried out. If the server is a replica, the
+    connection ends, since a new one may reach the master.
     """
     lost = resultOf(server.store.whenLost())
     writing = resultOf(server.store.create(ONE, {}))
@@ -686,7 +691,7 @@ def test_an_error_says_whether_a_retry_may_succeed(
 
 def test_an_unknown_script_is_sent_again(server: Server) -> None:
     """
-    Redis forgets scripts when it restarts.
+    An unknown script is sent again, since Redis forgets scripts when it restarts.
     """
     creating = resultOf(server.store.create(ONE, {"a": 1}))
     ((command, _, *words),) = server.commands()
@@ -705,7 +710,8 @@ def test_a_command_that_was_not_sent_was_not_carried_out(
     server: Server, isClosing: bool
 ) -> None:
     """
-    If the connection ends between two commands of a call, its outcome is known.
+    If the connection ends between two commands of a call, the second command was not
+    carried out, and the outcome is known.
     """
     creating = resultOf(server.store.create(ONE, {"a": 1}))
     counting = resultOf(server.store.length())
@@ -722,8 +728,8 @@ def test_a_command_that_was_not_sent_was_not_carried_out(
 
 def test_a_change_that_needs_a_lost_connection_fails(server: Server) -> None:
     """
-    A change that has read its session, and one that waits for it, were not carried
-    out.
+    A change that has read its session, and a change that waits for it, were not carried
+    out if the connection is lost.
     """
     first = resultOf(server.store.set(ONE, Changes({"a": 1})))
     second = resultOf(server.store.set(ONE, Changes({"a": 2})))
@@ -733,12 +739,12 @@ def test_a_change_that_needs_a_lost_connection_fails(server: Server) -> None:
     assert isinstance(second.error, SessionsUnavailable)
 
 
-# The end.
+# Closing.
 
 
 def test_a_close_waits_for_answers(server: Server) -> None:
     """
-    Commands that were sent are carried out, and their callers are told.
+    A close waits for the replies to commands that were sent, and their calls succeed.
     """
     lost = resultOf(server.store.whenLost())
     creating = resultOf(server.store.create(ONE, {}))
@@ -760,7 +766,7 @@ def test_a_close_does_not_wait_for_ever(
     server: Server, reactor: MemoryReactorClock
 ) -> None:
     """
-    After 5 s without an answer the connection is aborted.
+    After 5 s without a reply, a close aborts the connection.
     """
     creating = resultOf(server.store.create(ONE, {}))
     closing = resultOf(server.store.close())
@@ -775,7 +781,8 @@ def test_the_end_of_an_old_connection_does_not_affect_the_new_one(
     server: Server,
 ) -> None:
     """
-    The store can be initialised again while the old connection is closing.
+    While the old connection is closing, the store can be initialised again, and the end
+    of the old connection does not affect the new one.
     """
     creating = resultOf(server.store.create(ONE, {}))
     closing = resultOf(server.store.close())
@@ -791,7 +798,7 @@ def test_the_end_of_an_old_connection_does_not_affect_the_new_one(
     assert textsOf(events) == []
 
 
-# What is kept in a real Redis.
+# The data in a real Redis.
 
 
 def nameOf(identifier: str) -> str:
@@ -806,7 +813,8 @@ def nameOf(identifier: str) -> str:
 @asynchronous
 async def test_a_session_is_a_hash_that_expires(redis: Redis) -> None:
     """
-    It is kept in the database that the URL names, without its identifier.
+    A session is a hash in the database of the URL, which does not contain the
+    identifier.
     """
 
     def ask(*words: str | bytes) -> Any:
@@ -842,7 +850,8 @@ async def test_a_use_is_written_with_its_time_to_live_unless_it_is_late(
     redis: Redis,
 ) -> None:
     """
-    A process that is slow does not undo a later use by another one.
+    A use is written with its time to live, but a slow process does not replace a later
+    use by another one.
     """
     clock = Clock()
     timed = Timed(clock)
@@ -862,7 +871,7 @@ async def test_a_use_is_written_with_its_time_to_live_unless_it_is_late(
         return clock.seconds()
 
     clock.advance(100.0)
-    # The store asks for the time between reading and writing.
+    # The store reads the clock between reading and writing.
     timed.seconds = useInTheMeantime
     assert await store.touch(ONE)
     assert redis.ask("HGET", nameOf(ONE), "x") == b"3000"
@@ -872,7 +881,8 @@ async def test_a_use_is_written_with_its_time_to_live_unless_it_is_late(
 @asynchronous
 async def test_a_session_may_live_for_ever(redis: Redis) -> None:
     """
-    Redis accepts only finite numbers.
+    A session without a time limit can be stored, although Redis accepts only finite
+    numbers.
     """
     async with using(redis.url, limits=Limits(float("inf"), None)) as store:
         made = await store.create(ONE, {"a": 1})
@@ -900,7 +910,7 @@ async def test_a_damaged_hash_is_absent_and_removed(
     redis: Redis, commands: list[tuple[str, ...]]
 ) -> None:
     """
-    Whatever another program has written under the key of a session.
+    Anything else under the key of a session is treated as absent, and removed.
     """
     async with using(redis.url) as store:
         asks: list[Callable[[], Any]] = [
@@ -919,7 +929,7 @@ async def test_a_damaged_hash_is_absent_and_removed(
                 assert not await ask()
             (text,) = textsOf(events)
             assert text == f"Removing a damaged session: {nameOf(ONE)[13:25]}"
-            # The removal was sent before this.
+            # The removal was sent before this command.
             await store.get(makeIdentifier())
             assert not redis.ask("EXISTS", nameOf(ONE))
             assert await store.set(ONE, Changes({"a": 2}), known) is None
@@ -928,8 +938,7 @@ async def test_a_damaged_hash_is_absent_and_removed(
 @asynchronous
 async def test_what_replaces_a_session_is_not_written_to(redis: Redis) -> None:
     """
-    A script does nothing with a key of another type, except that C{destroy()}
-    deletes it.
+    A script does not change a key of another type, except that C{destroy()} deletes it.
     """
     async with using(redis.url) as store:
         known = await store.create(ONE, {})
@@ -948,13 +957,14 @@ async def test_what_replaces_a_session_is_not_written_to(redis: Redis) -> None:
 @asynchronous
 async def test_a_session_that_was_repaired_is_not_removed(ownRedis: Redis) -> None:
     """
-    The removal names the version that was found to be damaged.
+    A session that was repaired is not removed: the removal names the version that was
+    damaged.
     """
     ownRedis.start()
     async with using(ownRedis.url) as store:
         await store.create(ONE, {})
         ownRedis.ask("HSET", nameOf(ONE), "d", "damaged")
-        # Scripts, which remove it, are refused at first.
+        # Scripts, which would remove the session, are refused at first.
         ownRedis.ask("ACL", "SETUSER", "default", "-evalsha")
         assert await store.get(ONE) is None
         await store.get(makeIdentifier())
@@ -968,7 +978,7 @@ async def test_a_session_that_was_repaired_is_not_removed(ownRedis: Redis) -> No
 @asynchronous
 async def test_only_keys_with_the_prefix_are_listed_and_removed(redis: Redis) -> None:
     """
-    Characters of the prefix that mean something in a pattern do not.
+    Special characters of patterns in the prefix are taken literally.
     """
     prefix = "a*[b]?\\:"
     async with (
@@ -991,7 +1001,7 @@ async def test_only_keys_with_the_prefix_are_listed_and_removed(redis: Redis) ->
 @asynchronous
 async def test_many_sessions_are_listed_in_order(redis: Redis) -> None:
     """
-    Damaged sessions are left out, without an empty part before the end.
+    Listing omits damaged sessions, and has no empty part before the end.
     """
     async with using(redis.url) as store:
         await DeferredList(
@@ -1014,14 +1024,14 @@ async def test_many_sessions_are_listed_in_order(redis: Redis) -> None:
         assert redis.ask("DBSIZE") == 0
 
 
-# How a real Redis is reached, and how it fails.
+# Connections to a real Redis, and their failures.
 
 
 @asynchronous
 async def test_a_login_that_fails_is_refused(ownRedis: Redis) -> None:
     """
-    With a password, without one, and with a user whose rights are too few. The
-    right to use INFO is not needed.
+    A login is refused if the password is wrong or missing, or the user has too few
+    rights. The right to use INFO is not needed.
     """
     ownRedis.start(requirepass=SECRET)
     rights = ["+@read", "+@write", "+@scripting", "+@connection"]
@@ -1052,7 +1062,7 @@ async def test_a_login_that_fails_is_refused(ownRedis: Redis) -> None:
 @asynchronous
 async def test_redis_can_be_reached_by_localhost_and_by_a_socket(redis: Redis) -> None:
     """
-    C{redis://} takes names, and C{unix://} the path of a socket.
+    C{redis://} takes host names, and C{unix://} the path of a socket.
     """
     for url in (
         f"redis://localhost:{redis.port}/1",
@@ -1069,7 +1079,8 @@ async def test_redis_can_be_reached_by_localhost_and_by_a_socket(redis: Redis) -
 @asynchronous
 async def test_attempts_to_connect_are_not_logged(tmp_path: Path) -> None:
     """
-    The wrapper has a line for each of them.
+    Attempts to connect are not logged by the store, since the wrapper has a line for
+    each of them.
     """
     store = storeAt(f"unix://{tmp_path / 'missing'}")
     with logged() as events:
@@ -1100,7 +1111,7 @@ async def test_redis_can_be_reached_by_tls(
     ownRedis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    The certificate has to be valid for the host, and issued by a known authority.
+    The certificate must be valid for the host, and issued by a known authority.
     """
     certificate, key = makeCertificate(tmp_path)
     with reservedPort() as port:
@@ -1130,7 +1141,7 @@ async def test_redis_can_be_reached_by_tls(
 @asynchronous
 async def test_a_server_that_became_a_replica_is_left(ownRedis: Redis) -> None:
     """
-    After a failover, the store has to connect again.
+    If the server has become a replica after a failover, the store connects again.
     """
     ownRedis.start()
     async with using(ownRedis.url) as store:
@@ -1149,7 +1160,7 @@ async def test_a_server_that_became_a_replica_is_left(ownRedis: Redis) -> None:
 @asynchronous
 async def test_a_full_redis_still_reads(ownRedis: Redis) -> None:
     """
-    Changes fail, and nothing is lost.
+    If Redis is full, reads succeed, changes fail, and nothing is lost.
     """
     ownRedis.start()
     async with using(ownRedis.url) as store:

@@ -1,5 +1,5 @@
 """
-The session of a request: changes are saved, and found by the next request.
+The session of a request: changes are saved, and the next request finds them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ UNAVAILABLE = SessionsUnavailable("not now", 2)
 
 class Page(AsyncResource):
     """
-    A page that does to the session what the test says.
+    A page that changes the session as the test says.
     """
 
     isLeaf = True
@@ -80,7 +80,7 @@ class Shop(Place):
 
     def fire(self) -> None:
         """
-        Let the store do what waits.
+        Let the store carry out its waiting calls.
         """
         self.store.late.clear()
         for each in self.store.waiting:
@@ -91,7 +91,7 @@ class Shop(Place):
 @pytest.fixture
 def place() -> Iterator[Shop]:
     """
-    A place without a quota.
+    A site without a quota.
     """
     place = Shop()
     yield place
@@ -126,7 +126,7 @@ regenerate: Do = Session.regenerate
 
 class Begun:
     """
-    A request on a site of twisted.web, and the session of that request.
+    A request on a site of twisted.web, and its session.
     """
 
     def __init__(self, place: Shop, cookie: str | None = None, **members: Any) -> None:
@@ -173,7 +173,7 @@ class Begun:
 
 def test_a_session_is_there_at_the_next_request(place: Shop) -> None:
     """
-    A visitor finds what was assigned, and nobody else does.
+    A visitor finds the assigned values at the next request; other visitors do not.
     """
     visitor = place.returning(name="Ada", roles=["a"])
     assert visitor.says(dict) == {"name": "Ada", "roles": ["a"]}
@@ -207,8 +207,8 @@ def test_an_empty_session_is_not_stored(place: Shop, do: Do) -> None:
 
 def test_a_cookie_is_sent_once(place: Shop) -> None:
     """
-    The cookie is sent when the session is created, beside those of the page, which is
-    cached only if it says so.
+    The cookie is sent when the session is created, in addition to the cookies of the
+    page. The page is cached only if it says so.
     """
     visitor = place.visitor()
     first = visitor.do(put(a=1))
@@ -226,7 +226,7 @@ def test_a_cookie_is_sent_once(place: Shop) -> None:
 
 def test_the_store_does_not_know_the_identifier(place: Shop) -> None:
     """
-    The store has the hash of an identifier, and no log shows the data.
+    The store has the hash of an identifier, and the log shows no data of a session.
     """
     visitor = place.returning(a="secret")
     assert visitor.cookie is not None
@@ -237,7 +237,7 @@ def test_the_store_does_not_know_the_identifier(place: Shop) -> None:
 
 def test_an_unknown_identifier_is_never_adopted(place: Shop) -> None:
     """
-    An attacker cannot give a visitor an identifier that he knows.
+    An attacker cannot give a visitor an identifier that the attacker knows.
     """
     planted = makeIdentifier()
     visitor = place.visitor(planted)
@@ -252,8 +252,8 @@ def test_a_value_that_cannot_be_json_is_an_error(
     place: Shop, value: object, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A value that cannot be JSON fails the request, and nothing is stored; the name of
-    a member is a string.
+    A value that cannot be JSON fails the request, and nothing is stored. The name of a
+    member must be a string.
     """
     session: Any = Begun(place).session
     with pytest.raises(TypeError):
@@ -270,7 +270,7 @@ def test_a_value_that_cannot_be_json_is_an_error(
 
 def test_new_sessions_are_limited() -> None:
     """
-    Beyond the quota new sessions get 429; other requests are not affected.
+    Beyond the quota a new session gets 429; other requests are not affected.
     """
     place = Shop(quota=Quota(Clock(), 2, 100, 60.0))
     first = place.returning(a=1)
@@ -286,8 +286,8 @@ def test_new_sessions_are_limited() -> None:
 
 def test_a_session_that_was_not_stored_does_not_count() -> None:
     """
-    The quota is for sessions, not for attempts: while the store is unavailable, the
-    true reason is told each time.
+    The quota counts stored sessions, and not attempts: while the store is unavailable,
+    each response has the true reason.
     """
     place = Shop(quota=Quota(Clock(), 1, 1, 60.0))
     place.store.errors["create"] = UNAVAILABLE
@@ -298,12 +298,12 @@ def test_a_session_that_was_not_stored_does_not_count() -> None:
     place.close()
 
 
-# How a use extends the life.
+# How use extends the lifetime.
 
 
 def test_uses_in_quick_succession_are_written_once(place: Shop) -> None:
     """
-    A session lives on while it is used, and a use is written every idle / 20.
+    A session lives on while it is used; a use is written at intervals of idle / 20.
     """
     visitor = place.returning(a=1)
     for _ in range(100):
@@ -316,7 +316,7 @@ def test_uses_in_quick_succession_are_written_once(place: Shop) -> None:
 
 def test_a_use_that_is_not_written_fails_no_request(place: Shop) -> None:
     """
-    The response does not depend on whether the use is written.
+    A use that cannot be written does not fail the request.
     """
     visitor = place.returning(a=1)
     place.clock.advance(50)
@@ -326,7 +326,7 @@ def test_a_use_that_is_not_written_fails_no_request(place: Shop) -> None:
 
 def test_a_session_that_ends_before_it_is_touched_is_new(place: Shop) -> None:
     """
-    A page of a session that was destroyed meanwhile may be cached again.
+    If the session was destroyed meanwhile, the page may be cached again.
     """
     visitor = place.returning(a=1)
     place.clock.advance(50)
@@ -335,12 +335,12 @@ def test_a_session_that_ends_before_it_is_touched_is_new(place: Shop) -> None:
     assert "cache-control" not in visitor.do(dict).headers
 
 
-# Requests at the same time.
+# Concurrent requests.
 
 
 def test_concurrent_requests_keep_the_changes_of_each_other(place: Shop) -> None:
     """
-    A slow request does not undo what a fast one does meanwhile.
+    A slow request does not undo the changes of a fast one.
     """
     slow = Begun(place, a=1, b=1, c=1)
     slow.session["a"] = 2
@@ -353,7 +353,8 @@ def test_concurrent_requests_keep_the_changes_of_each_other(place: Shop) -> None
 
 def test_add_loses_no_count(place: Shop) -> None:
     """
-    32 requests that have all read the same number add to it one after the other.
+    32 requests that have all read the same number add to it one after another, and no
+    count is lost.
     """
     visitor = place.returning(n=0)
     sessions = [Begun(place, visitor.cookie).session for _ in range(32)]
@@ -367,7 +368,7 @@ def test_a_counter_that_is_read_while_it_is_counted_loses_nothing(
     place: Shop,
 ) -> None:
     """
-    The number that a resource sees before the store answers is not written back.
+    A number that a resource reads before the store responds is not written back.
     """
     begun = Begun(place, n=1)
     place.store.late.add("set")
@@ -381,7 +382,7 @@ def test_a_counter_that_is_read_while_it_is_counted_loses_nothing(
 
 def test_add_saves_earlier_changes(place: Shop) -> None:
     """
-    Assignments before it are saved first; what is not a number counts as 0.
+    Earlier assignments are saved first. A value that is not a number counts as 0.
     """
 
     more = both(put(a=1), lambda session: session.add("n", 2.5))
@@ -394,7 +395,7 @@ def test_add_saves_earlier_changes(place: Shop) -> None:
 
 def test_operations_of_one_request_run_in_order(place: Shop) -> None:
     """
-    Two counters and a save at once make one session.
+    Two counters and a save at once create one session.
     """
 
     def allAtOnce(session: Session) -> Any:
@@ -415,8 +416,8 @@ def test_a_session_that_is_destroyed_meanwhile_stays_so(
     place: Shop, isCounted: bool
 ) -> None:
     """
-    A slow request does not bring back a visitor who has logged out, nor does it take
-    away his next cookie.
+    A slow request restores neither a destroyed session nor its cookie, and does not
+    remove the next cookie.
     """
     slow = Begun(place, a=1)
     session = slow.session
@@ -432,7 +433,7 @@ def test_a_session_that_is_destroyed_meanwhile_stays_so(
 
 def test_changes_while_a_save_is_in_progress_are_kept(place: Shop) -> None:
     """
-    Neither an assignment nor a change in place is lost to a save that has begun.
+    Assignments and changes in place during a save are not lost.
     """
 
     def change(session: Session) -> Any:
@@ -453,8 +454,8 @@ def test_changes_while_a_save_is_in_progress_are_kept(place: Shop) -> None:
 
 def test_changes_of_others_are_seen_after_a_save(place: Shop) -> None:
     """
-    After a save the session shows what others have stored, and its own changes. A
-    value that nobody else has changed is the same object.
+    After a save the session shows the changes of others, and its own. A value that
+    nobody else has changed stays the same object.
     """
     begun = Begun(place, a=1, b=1, c=1, d={"x": 1}, cart=[])
     session = begun.session
@@ -473,12 +474,12 @@ def test_changes_of_others_are_seen_after_a_save(place: Shop) -> None:
     assert place.visitor(begun.cookie).says(dict) == expected
 
 
-# Another identifier, and none.
+# Renewing and destroying.
 
 
 def test_regenerate_gives_another_identifier(place: Shop) -> None:
     """
-    The old identifier stops working.
+    After regenerate(), the old identifier does not work.
     """
     visitor = place.returning(a=1)
     old = visitor.cookie
@@ -491,7 +492,7 @@ def test_regenerate_gives_another_identifier(place: Shop) -> None:
 
 def test_destroy_ends_a_session(place: Shop) -> None:
     """
-    The browser removes the cookie, and a kept one does not work.
+    After destroy(), the browser removes the cookie, and a kept cookie does not work.
     """
     visitor = place.returning(a=1)
     old = visitor.cookie
@@ -502,7 +503,7 @@ def test_destroy_ends_a_session(place: Shop) -> None:
 
 def test_a_new_session_may_begin_where_one_ends(place: Shop) -> None:
     """
-    Members that are assigned after destroy(), or added to, become a new session.
+    Members that are assigned or added to after destroy() become a new session.
     """
     for do in (put(n=1), count):
         visitor = place.returning(a=1)
@@ -515,7 +516,8 @@ def test_a_new_session_may_begin_where_one_ends(place: Shop) -> None:
 
 def test_the_token_changes_with_the_identifier(place: Shop) -> None:
     """
-    Each session has a token; reading the token of a new session stores the session.
+    Each session has its own token. Reading the token of a new session stores the
+    session.
     """
     one, other = place.visitor(), place.visitor()
     first, second = one.says(lambda session: [session.token, session.token])
@@ -528,13 +530,13 @@ def test_the_token_changes_with_the_identifier(place: Shop) -> None:
     assert renewed == one.says(lambda session: session.token) != first
 
 
-# Requests that overtake each other.
+# Requests that overlap.
 
 
 def test_a_slow_login_does_not_undo_a_logout(place: Shop) -> None:
     """
-    A request that renews a session which was destroyed meanwhile creates none, and
-    what the session had is gone.
+    If the session was destroyed meanwhile, renewing it creates none, and its data are
+    gone.
     """
     slow = Begun(place, before="old")
     login = Begun(place, slow.cookie)
@@ -551,7 +553,7 @@ def test_a_slow_login_does_not_undo_a_logout(place: Shop) -> None:
 
 def test_renewing_keeps_the_counts_of_others(place: Shop) -> None:
     """
-    Counts of other requests, while a session is renewed, are kept.
+    Counts of other requests during a renewal are kept.
     """
     slow = Begun(place, n=1)
     slow.session.regenerate()
@@ -562,7 +564,7 @@ def test_renewing_keeps_the_counts_of_others(place: Shop) -> None:
 
 def test_of_many_logins_at_once_one_renews(place: Shop) -> None:
     """
-    Ten logins with one cookie make one session.
+    Of ten simultaneous logins with one cookie, one renews the session.
     """
     visitor = place.returning(a=1)
     logins = [Begun(place, visitor.cookie) for _ in range(10)]
@@ -576,8 +578,8 @@ def test_of_many_logins_at_once_one_renews(place: Shop) -> None:
 
 def test_a_late_request_does_not_replace_the_new_cookie(place: Shop) -> None:
     """
-    For a minute, a request with the cookie from before a login stores nothing;
-    only another login does.
+    For a minute after a login, a request with the old cookie stores nothing, unless it
+    is another login.
     """
     visitor = place.returning(a=1)
     late = place.visitor(visitor.cookie)
@@ -601,8 +603,8 @@ def test_a_late_request_to_another_server_does_not_replace_the_new_cookie(
     place: Shop, isEarly: bool
 ) -> None:
     """
-    The store knows of the login, whether the late request has found the session
-    before it or not.
+    The store remembers the login for all servers, so a late request to another one does
+    not replace the new cookie, whether it has read the session before the login or not.
     """
     visitor = place.returning(a=1)
     other = Shop(store=place.memory)
@@ -619,14 +621,14 @@ def test_a_late_request_to_another_server_does_not_replace_the_new_cookie(
     other.close()
 
 
-# Errors half way.
+# Errors in the middle.
 
 
 @pytest.mark.parametrize("method", ["renew", "destroy"])
 def test_what_failed_is_tried_again(place: Shop, method: str) -> None:
     """
-    New rights are never stored under the old identifier, and a logout is never
-    forgotten, though the store was unavailable for a moment.
+    After a short outage, new rights are not stored under the old identifier, and a
+    logout is still carried out.
     """
     visitor = place.returning(a=1)
     old = visitor.cookie
@@ -663,8 +665,8 @@ def test_a_request_that_is_told_to_come_back_saves_nothing(
     place: Shop, status: int, isSaving: bool, isNew: bool
 ) -> None:
     """
-    With status 429 or 5xx the request was not carried out: what has not been saved is
-    dropped. Operations in progress go on.
+    A response with status 429 or 5xx means that the request was not carried out:
+    unsaved changes are dropped. Operations in progress continue.
     """
     begun = Begun(place) if isNew else Begun(place, a=1)
     session = begun.session
@@ -690,7 +692,8 @@ def test_a_request_that_is_told_to_come_back_saves_nothing(
 
 def test_a_logout_that_is_told_to_come_back_is_no_logout(place: Shop) -> None:
     """
-    The client may send it again.
+    A logout that is answered with 429 or 5xx was not carried out; the client may repeat
+    it.
     """
     begun = Begun(place, a=1)
     begun.session.destroy()
@@ -705,7 +708,8 @@ def test_a_count_that_failed_is_not_saved_later(
     place: Shop, members: dict[str, int]
 ) -> None:
     """
-    The caller was told that nothing was counted; the other changes are tried again.
+    A failed count is not saved later, since its caller got an error; other changes are
+    retried.
     """
     place.store.errors["create"] = UNAVAILABLE
     visitor = place.visitor()
@@ -720,7 +724,7 @@ def test_a_count_that_failed_is_not_saved_later(
 
 def test_a_finished_request_leaves_no_garbage(place: Shop) -> None:
     """
-    A request and its session do not refer to each other after the response.
+    A finished request leaves no reference cycle with its session.
     """
     visitor = place.returning(a=1)
     sessions: list[ref[Session]] = []
@@ -731,7 +735,8 @@ def test_a_finished_request_leaves_no_garbage(place: Shop) -> None:
 @pytest.mark.parametrize("method", ["get", "set", "create", "destroy", "add"])
 def test_an_unavailable_store_is_503(place: Shop, method: str) -> None:
     """
-    The response has nothing of the page, and the browser keeps its cookie.
+    If the store is unavailable, the response is 503 without content of the page, and
+    the browser keeps its cookie.
     """
     visitor = place.visitor() if method == "create" else place.returning(a=1)
     cookie = visitor.cookie
@@ -765,7 +770,8 @@ def test_a_client_that_leaves_gets_no_session(
     place: Shop, isLogin: bool, isSaving: bool
 ) -> None:
     """
-    Nothing is stored under an identifier that no browser has received.
+    If the client disconnects, nothing is stored under an identifier that no browser has
+    received.
     """
     begun = Begun(place, a=1) if isLogin else Begun(place)
     session = begun.session
@@ -779,7 +785,7 @@ def test_a_client_that_leaves_gets_no_session(
     saving = resultOf(session.save())
     place.fire()
     assert saving.value is None
-    # Nobody has the identifier of the renewed session.
+    # No browser has the identifier of the renewed session.
     assert place.count() == int(isLogin and not isSaving)
 
 
@@ -788,7 +794,7 @@ def test_a_client_that_leaves_gets_no_session(
 
 def load(place: Shop) -> list[Deferred[Session]]:
     """
-    Let three parts of a page ask for a session, which the store does not return yet.
+    Let three parts of a page request the session, which the store does not return yet.
     """
     place.store.late.add("get")
     begun = Begun(place, a=1)
@@ -797,7 +803,7 @@ def load(place: Shop) -> list[Deferred[Session]]:
 
 def test_a_session_is_loaded_once_for_a_request(place: Shop) -> None:
     """
-    All parts of a page wait for one look-up; the callback of one may cancel another.
+    All parts of a page share one lookup; the callback of one part may cancel another.
     """
     asked = load(place)
     asked[0].addBoth(lambda _: asked[1].cancel())
@@ -810,7 +816,8 @@ def test_a_session_is_loaded_once_for_a_request(place: Shop) -> None:
 
 def test_each_part_may_give_up_alone(place: Shop) -> None:
     """
-    Cancelling one call leaves the others; the last one cancels the store's call.
+    Cancelling one call does not affect the others; the last one cancels the call of the
+    store.
     """
     asked = load(place)
     results = [resultOf(each) for each in asked]
@@ -823,7 +830,7 @@ def test_each_part_may_give_up_alone(place: Shop) -> None:
 
 def test_a_request_asks_again_after_an_error(place: Shop) -> None:
     """
-    All parts get the error of the store; the next call looks the session up again.
+    All parts get the error of the store; the next call looks up the session again.
     """
     begun = Begun(place, a=1)
     place.store.late.add("get")
@@ -834,12 +841,12 @@ def test_a_request_asks_again_after_an_error(place: Shop) -> None:
     assert begun.session is begun.session
 
 
-# When a response is sent.
+# Sending a response.
 
 
 def test_nothing_is_sent_before_the_session_is_saved(place: Shop) -> None:
     """
-    The response waits for the save, and is sent in order.
+    A response waits until the session is saved; its parts are sent in order.
     """
     begun = Begun(place)
     begun.session["a"] = 1
@@ -853,7 +860,8 @@ def test_nothing_is_sent_before_the_session_is_saved(place: Shop) -> None:
 
 def test_changes_after_the_response_has_begun_are_saved(place: Shop) -> None:
     """
-    They are saved before the bytes that follow them.
+    Changes after the begin of the response are saved before the following bytes are
+    sent.
     """
     begun = Begun(place, a=1)
     session = begun.session
@@ -876,8 +884,8 @@ def test_a_save_that_fails_after_the_first_byte_aborts_the_response(
     place: Shop, how: str, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A part of a response must not be taken for the whole; and after the first byte no
-    session can be created or renewed.
+    If a save fails after the first byte, the response is aborted, so that it is not
+    taken for complete. After the first byte no session can be created or renewed.
     """
     begun = Begun(place) if how == "new" else Begun(place, a=1)
     session = begun.session
@@ -898,7 +906,8 @@ def test_a_save_that_fails_after_the_first_byte_aborts_the_response(
 
 def test_a_session_that_cannot_be_saved_is_the_response(place: Shop) -> None:
     """
-    The response of the resource is dropped.
+    If the session cannot be saved, the response of the resource is replaced by the
+    error.
     """
     begun = Begun(place, a=1)
     begun.session["a"] = 2
@@ -912,7 +921,8 @@ def test_a_deferred_response_is_not_mixed_with_an_error(
     place: Shop, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A resource that fails half way, while its response is deferred, aborts it.
+    If a resource fails after it has written a part of a deferred response, the response
+    is aborted.
     """
 
     def render(request: Request) -> Response:
@@ -942,8 +952,8 @@ def test_a_client_that_leaves_is_sent_nothing(
     place: Shop, error: Exception, text: str, level: Any
 ) -> None:
     """
-    A save in progress goes on, no other begins, and a failure is logged; as a warning,
-    unless it is one of many in an outage.
+    After the client has disconnected, a save in progress continues and no further one
+    begins. A failure is logged as a warning, unless it is one of many in an outage.
     """
     first = Begun(place, a=1)
     second = Begun(place, first.cookie)
@@ -968,7 +978,8 @@ def test_a_deferred_response_is_bounded(
     place: Shop, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    A store that does not answer cannot fill the memory with responses.
+    A deferred response has a maximum size, so that an outage of the store does not fill
+    the memory.
     """
     begun = Begun(place)
     begun.session["a"] = 1
@@ -988,7 +999,8 @@ def test_a_response_that_cannot_be_sent_is_aborted(
     place: Shop, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    The client of a response that Twisted refuses does not wait for ever.
+    A response that Twisted refuses to send is aborted, so that its client does not wait
+    for ever.
     """
     begun = Begun(place, a=1)
     begun.session["a"] = 2
@@ -1000,7 +1012,8 @@ def test_a_response_that_cannot_be_sent_is_aborted(
 
 def test_without_a_cookie_nothing_is_stored(place: Shop) -> None:
     """
-    Over plain HTTP no session is created, which is logged once.
+    Without a secure cookie, over plain HTTP, no session is created; this is logged
+    once.
     """
     place.page.do = lambda session: (
         session.update(a=1) or gatherResults([session.save(), session.save()])

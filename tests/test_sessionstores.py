@@ -1,6 +1,6 @@
 """
-All stores of sessions pass the tests in L{tsrv.testing}; and what is special to
-those in a database.
+All session stores pass the tests in L{tsrv.testing}. Further tests are for stores in a
+database.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from .websupport import asynchronous
 
 MAX_SECONDS = 60.0
 """
-Maximum duration of a test, in seconds.
+Maximum time of a test, in seconds.
 """
 
 MINUTE = 60.0
@@ -66,7 +66,7 @@ DAMAGE = Statement("UPDATE sessions SET data = ? WHERE key = ?")
 
 def limited(test: Callable[..., Any]) -> Callable[..., Any]:
     """
-    Run a method on the real reactor, with a timeout.
+    Run a method on the real reactor, with a time limit.
     """
 
     @wraps(test)
@@ -96,7 +96,7 @@ class TestMemory(SessionStoreTests, decorate=limited):
 
 class InDatabase(SharedSessionStoreTests):
     """
-    The stores in a database.
+    Stores in a database.
     """
 
     url = ""
@@ -149,12 +149,12 @@ class TestRedis(SharedSessionStoreTests, decorate=limited):
         self.redis.ask("HSET", f"tsrv:session:{key.hex()}", "d", '{"cut')
 
 
-# What is special to databases.
+# Stores in databases.
 
 
 def makeDatabase(url: str, table: str = "sessions") -> Database:
     """
-    @return: A database for sessions, which is not initialised.
+    @return: A database for sessions that was not initialised.
     """
     from twisted.internet import reactor
 
@@ -200,7 +200,7 @@ def url(request: pytest.FixtureRequest, path: Path) -> str:
 @asynchronous
 async def test_no_identifier_is_in_the_file(path: Path, clock: Clock) -> None:
     """
-    The file has the keys, but not the identifiers.
+    The file contains the keys, but not the identifiers.
     """
     identifiers = [makeIdentifier() for _ in range(20)]
     async with using(f"sqlite:{path}", clock) as (store, _):
@@ -220,7 +220,7 @@ async def test_expired_sessions_are_found_by_an_index(
     database: Server, path: Path, clock: Clock
 ) -> None:
     """
-    A sweep does not look at the sessions that have not expired.
+    A sweep does not read sessions that have not expired.
     """
     seen: list[str] = []
     async with using(f"sqlite:{path}", clock) as (_, sqlite):
@@ -254,7 +254,7 @@ async def test_expired_sessions_are_found_by_an_index(
 
 class Spy:
     """
-    A database that remembers the statements that change something.
+    A database that records the statements that change something.
     """
 
     def __init__(self, database: Database, seen: list[str]) -> None:
@@ -272,7 +272,8 @@ class Spy:
 )
 def test_a_table_needs_a_plain_name(clock: Clock, name: str) -> None:
     """
-    Anything else, and a name that a database reserves, is refused at once.
+    The name of a table that is not plain, or that the database reserves, is refused at
+    once.
     """
     for make in (
         schemaOf,
@@ -290,7 +291,7 @@ async def test_a_store_can_be_made_from_a_url(
     path: Path, database: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    The store makes its database itself.
+    A store that is made from a URL makes its own database.
     """
     from twisted.internet import reactor
 
@@ -315,7 +316,8 @@ async def test_a_store_can_be_made_from_a_url(
 
 def test_a_url_of_something_else_is_refused(clock: Clock) -> None:
     """
-    The error does not repeat the URL, which may have a password.
+    The URL of anything else is refused, and not repeated, since it may contain a
+    password.
     """
     makers: list[Callable[[], object]] = [
         lambda: SQLiteSessionStore(clock, ""),
@@ -336,7 +338,7 @@ async def test_a_table_may_have_any_plain_name(
     url: str, clock: Clock, table: str
 ) -> None:
     """
-    That includes keywords and the longest names.
+    Keywords and very long names are allowed as names of a table.
     """
     async with using(url, clock, table) as (store, _):
         await store.create(makeIdentifier(), {})
@@ -360,7 +362,8 @@ async def test_any_value_in_sqlite_may_be_damaged(
     path: Path, clock: Clock, damage: str
 ) -> None:
     """
-    SQLite does not check the types of columns. The session is absent and removed.
+    SQLite does not check the types of columns: a session with a damaged value is
+    absent, and removed.
     """
     async with using(f"sqlite:{path}", clock) as (store, database):
         identifier = makeIdentifier()
@@ -368,7 +371,7 @@ async def test_any_value_in_sqlite_may_be_damaged(
         await database.write(Statement(f"UPDATE sessions SET {damage}"))  # noqa: S608
         assert list(await store.all()) == []
         assert await store.get(identifier) is None
-        # This write comes after that of the removal.
+        # This write follows the write of the removal.
         await store.destroy(makeIdentifier())
         assert await store.length() == 0
 
@@ -376,7 +379,7 @@ async def test_any_value_in_sqlite_may_be_damaged(
 @asynchronous
 async def test_sessions_survive_a_restart(url: str, clock: Clock) -> None:
     """
-    Another store, and the same one after a close, find them.
+    Another store, and the same store after a close, find the sessions.
     """
     identifier = makeIdentifier()
     async with using(url, clock) as (store, _):
@@ -393,7 +396,7 @@ async def test_a_session_that_is_used_during_a_sweep_stays(
     database: Server, clock: Clock
 ) -> None:
     """
-    The sweep waits for a transaction that uses the session, and checks it again.
+    A sweep waits for a transaction that uses a session, and checks the session again.
     """
     from psycopg import connect
 
@@ -424,7 +427,8 @@ async def test_a_loss_of_the_database_is_told(
     ownPostgresql: PostgreSQL, clock: Clock
 ) -> None:
     """
-    The store can be initialised again, and has lost no session.
+    A loss of the database is reported. The store can then be initialised again, and has
+    lost no session.
     """
     await ownPostgresql.start()
     identifier = makeIdentifier()
@@ -448,7 +452,7 @@ async def test_a_database_that_cannot_be_opened_is_the_reason(
     tmp_path: Path, clock: Clock
 ) -> None:
     """
-    The initialisation fails with the error of the database.
+    If the database cannot be opened, the initialisation fails with its error.
     """
     store = SQLSessionStore(clock, makeDatabase(f"sqlite:{tmp_path}"))
     with pytest.raises(DatabaseRefused):
@@ -463,7 +467,8 @@ async def test_only_an_existing_key_means_an_existing_session(
     path: Path, clock: Clock
 ) -> None:
     """
-    The error of another constraint is passed on.
+    Only a violated key means that the session exists; the error of another constraint
+    is passed on.
     """
     async with using(f"sqlite:{path}", clock) as (store, database):
         await database.write(
@@ -519,7 +524,7 @@ def run(*arguments: str, cwd: Path = ROOT) -> str:
 
 def test_the_tests_run_with_trial(tmp_path: Path) -> None:
     """
-    An author needs neither pytest nor a decorator.
+    The tests also run with trial: an author needs neither pytest nor a decorator.
     """
     (tmp_path / "test_memory_with_trial.py").write_text(TRIAL)
     output = run("-m", "twisted.trial", "test_memory_with_trial", cwd=tmp_path)
@@ -530,14 +535,15 @@ def test_the_tests_run_with_trial(tmp_path: Path) -> None:
 
 def test_the_tests_import_no_test_runner() -> None:
     """
-    Importing them in production does no harm.
+    Importing the tests imports no test runner, so it does no harm in production.
     """
     run("-c", ALONE)
 
 
 class Resurrecting(MemorySessionStore):
     """
-    Writes a session that was destroyed, as express-session does.
+    A store with a fault: it writes a session that was destroyed, as express-session
+    does.
     """
 
     def set(self, identifier: str, changes: Changes, known: Any = None) -> Any:
@@ -549,7 +555,7 @@ class Resurrecting(MemorySessionStore):
 
 class Immortal(MemorySessionStore):
     """
-    Forgets when sessions expire.
+    A store with a fault: sessions never expire.
     """
 
     def get(self, identifier: str) -> Deferred[StoredSession | None]:
@@ -562,7 +568,7 @@ class Immortal(MemorySessionStore):
 
 class Untidy(MemorySessionStore):
     """
-    Leaves a timer behind.
+    A store with a fault: a timer is left behind.
     """
 
     def __init__(self, clock: Clock, limits: Limits) -> None:
@@ -580,7 +586,7 @@ class Untidy(MemorySessionStore):
 )
 def test_the_tests_find_faults(kind: Any, name: str) -> None:
     """
-    A store with a known fault fails.
+    The tests fail for a store with a known fault.
     """
 
     class Tests(TestMemory):

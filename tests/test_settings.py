@@ -47,7 +47,7 @@ URL = "http://config.test/c"
 
 class SynchronousPool:
     """
-    A thread pool that calls at once.
+    A thread pool that calls functions at once.
     """
 
     def callInThreadWithCallback(
@@ -63,7 +63,7 @@ class SynchronousPool:
 
 class FakeReactor(Clock):
     """
-    A clock with threads that need no time.
+    A clock with threads that take no time.
     """
 
     def getThreadPool(self) -> SynchronousPool:
@@ -104,7 +104,7 @@ class Source(Resource):
 
     def start(self, **options: Any) -> RemoteSettings:
         """
-        Make a client of the server that has its settings.
+        Make a client of the server that has fetched its settings.
         """
         settings = self.make(**options)
         assert resultOf(settings.initialize()).value is None
@@ -134,7 +134,7 @@ class Source(Resource):
 @pytest.fixture
 def source() -> Iterator[Source]:
     """
-    A server of settings, whose clients leave no timer when they are closed.
+    A server of settings, whose clients leave no timer after a close.
     """
     source = Source()
     yield source
@@ -155,8 +155,8 @@ def valueOf(settings: RemoteSettings, *path: str) -> Any:
 
 def test_settings_are_available_after_the_fetch(source: Source) -> None:
     """
-    A setting is found by the names of nested members; changing what a caller gets
-    changes no setting.
+    A setting is found by the names of nested members. Changing the returned value does
+    not change the settings.
     """
     source.settings = {"a": {"b": [1]}, "c": "d"}
     settings = source.make()
@@ -176,7 +176,7 @@ def test_settings_are_available_after_the_fetch(source: Source) -> None:
 @pytest.mark.parametrize("path", [("b",), ("a", "b"), ("a", "b", "c")])
 def test_a_missing_setting_is_named(path: tuple[str, ...], source: Source) -> None:
     """
-    The error names the setting and the source, and no value.
+    The error names the setting and the source, but no value.
     """
     source.settings = {"a": "secret"}
     settings = source.start()
@@ -204,7 +204,7 @@ def test_an_invalid_url_is_refused(url: str) -> None:
 
 def test_no_secret_of_the_url_is_shown(source: Source) -> None:
     """
-    Credentials become Basic authorization, and neither they nor the query are
+    Credentials in the URL become Basic authorization. Neither they nor the query are
     shown.
     """
     url = "https://us%40er:hu%3Ash@config.test:81/c?token=hush#x"
@@ -234,7 +234,7 @@ def test_another_status_is_an_error(
     status: int, kind: type[Exception], source: Source
 ) -> None:
     """
-    The type of the error says whether a retry may help.
+    The type of the error says whether a retry may succeed.
     """
     source.status = status
     settings = source.make()
@@ -265,7 +265,7 @@ LARGEST_BODY = b"{}" + b" " * (1024 * 1024 - 2)
 )
 def test_an_unusable_body_is_an_error(body: bytes, reason: str, source: Source) -> None:
     """
-    The error names the reason, and repeats nothing of the body.
+    The error names the reason, and does not repeat the body.
     """
     source.settings = body
     error = resultOf(source.make().initialize()).error
@@ -277,7 +277,7 @@ def test_an_unusable_body_is_an_error(body: bytes, reason: str, source: Source) 
 
 def test_a_fetch_has_a_time_limit(source: Source) -> None:
     """
-    A source that does not respond in time is unavailable, and its request is
+    A source that does not respond in time is unavailable, and the request to it is
     cancelled.
     """
     source.silent = True
@@ -292,7 +292,7 @@ def test_a_fetch_has_a_time_limit(source: Source) -> None:
 @pytest.mark.parametrize("how", ["cancel", "close"])
 def test_a_fetch_can_be_cancelled(how: str, source: Source) -> None:
     """
-    Cancelling or closing cancels the request; afterwards a new fetch works.
+    Cancelling or closing cancels the request; afterwards a new fetch succeeds.
     """
     source.silent = True
     settings = source.make()
@@ -313,7 +313,7 @@ def test_a_fetch_can_be_cancelled(how: str, source: Source) -> None:
 
 def test_settings_are_refreshed(source: Source) -> None:
     """
-    Changed settings replace the old ones, with one line in the log, until close().
+    Until close(), changed settings replace the old ones, with one line in the log.
     """
     settings = source.start(refresh=100)
     source.reactor.advance(99)
@@ -335,7 +335,7 @@ def test_settings_are_refreshed(source: Source) -> None:
 
 def test_settings_become_stale_and_recover(source: Source) -> None:
     """
-    While the source is unavailable the settings stay; each reason is logged once.
+    While the source is unavailable, the settings are kept; each reason is logged once.
     """
     settings = source.start(refresh=100)
     with logged() as events:
@@ -378,7 +378,7 @@ def test_a_stale_source_is_retried_with_backoff(source: Source) -> None:
 
 def test_settings_that_fail_the_check_replace_nothing(source: Source) -> None:
     """
-    A maintenance page in JSON is not taken for settings.
+    Settings that fail the check, such as a maintenance page in JSON, replace nothing.
     """
 
     def check(settings: Mapping[str, Any]) -> str | None:
@@ -398,7 +398,8 @@ def test_settings_that_fail_the_check_replace_nothing(source: Source) -> None:
 
 def test_a_check_that_raises_makes_the_settings_stale(source: Source) -> None:
     """
-    An error in foreign code during a refresh replaces nothing.
+    A check that raises during a refresh replaces nothing, and the settings become
+    stale.
     """
     results = [None]
     settings = source.start(refresh=100, check=lambda settings: results.pop())
@@ -414,7 +415,8 @@ def test_the_copy_replaces_an_unavailable_source(
     source: Source, tmp_path: Path
 ) -> None:
     """
-    A server starts with the last good copy, which only its owner may read.
+    If the source is unavailable, a server starts with the last good copy, which only
+    its owner may read.
     """
     path = tmp_path / "copy"
     source.status = 0
@@ -483,7 +485,7 @@ def test_a_copy_that_fails_the_check_is_not_used(
     source: Source, tmp_path: Path
 ) -> None:
     """
-    A copy of an older version is refused like fetched settings.
+    A copy of an older version that fails the check is refused like fetched settings.
     """
     path = str(tmp_path / "copy")
     source.start(copy=path).close()
@@ -498,7 +500,8 @@ def test_a_copy_that_cannot_be_written_is_logged_once(
     source: Source, tmp_path: Path
 ) -> None:
     """
-    The settings are used nevertheless; a new failure is logged again.
+    If the copy cannot be written, the settings are used nevertheless, and each new
+    failure is logged.
     """
     directory = tmp_path / "d"
     copy = directory / "copy"
@@ -518,7 +521,7 @@ def test_a_copy_that_cannot_be_written_is_logged_once(
 
 def test_a_failed_write_leaves_the_old_copy(source: Source, tmp_path: Path) -> None:
     """
-    The copy is replaced as a whole, and no temporary file remains.
+    After a failed write the old copy is complete, and no temporary file is left.
     """
     path = tmp_path / "copy"
     path.mkdir()
@@ -534,7 +537,7 @@ def test_a_failed_write_leaves_the_old_copy(source: Source, tmp_path: Path) -> N
 
 class RawSource(Protocol):
     """
-    A source that responds to one client with fixed bytes.
+    A source that sends fixed bytes to one client.
 
     @ivar received: The bytes that the client sent.
     @ivar disconnected: Fires when the client has disconnected, with the type of
@@ -620,7 +623,7 @@ async def test_a_response_that_is_given_up_leaves_no_connection(
     response: bytes, reason: str, scheme: str, certificate: PrivateCertificate
 ) -> None:
     """
-    The client resets the connection, and waits for nothing from the source.
+    The client resets the connection, and does not wait for the source.
     """
     source = RawSource(response, certificate if scheme == "https" else None)
     timeout = 0.2 if "0.2 s" in reason else 10
@@ -638,8 +641,8 @@ async def test_settings_come_uncompressed(
     encoding: bytes, scheme: str, certificate: PrivateCertificate
 ) -> None:
     """
-    The client asks for a body without compression, closes its connection although
-    the source keeps it open, and logs nothing about connections.
+    The client requests a body without compression, closes its connection although the
+    source keeps it open, and logs nothing about connections.
     """
     response = OK + encoding + b'Content-Length: 8\r\n\r\n{"a": 1}'
     source = RawSource(response, certificate if scheme == "https" else None)
@@ -656,7 +659,7 @@ async def test_settings_come_uncompressed(
 @asynchronous
 async def test_https_sends_nothing_in_the_clear() -> None:
     """
-    The client begins with a TLS handshake.
+    Over HTTPS the client begins with a TLS handshake, and sends nothing in plain text.
     """
     source = RawSource(b"HTTP/1.1 200 OK\r\n\r\n{}")
     with pytest.raises(SettingsUnavailable, match=r"failed \(\w+\)"):

@@ -1,5 +1,5 @@
 """
-Several processes share one port, one database, and the visitors.
+Several server processes share one port, one database, and the visitors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 async def stop(process: Process) -> None:
     """
-    Stop a server in good order.
+    Stop a server gracefully.
     """
     process.terminate()
     assert await process.ended == 0
@@ -55,8 +55,8 @@ async def served(servers: list[Process]) -> None:
 async def test_processes_share_a_port_and_all_data(tmp_path: Path, url: str) -> None:
     """
     Two servers accept connections from one socket, and each is stopped and replaced
-    under load: no request fails, every user is created once, and the visits of a
-    visitor are counted on by whichever server gets them.
+    under load: no request fails, every user is created once, and each server counts the
+    visits of a visitor further.
     """
     from twisted.internet import reactor
 
@@ -73,7 +73,7 @@ async def test_processes_share_a_port_and_all_data(tmp_path: Path, url: str) -> 
         load = Load(await stack.enter_async_context(spawned(ROOT, *command)))
         await served(running)
         for _ in range(2):
-            # The other one serves all clients meanwhile.
+            # The other server serves all clients meanwhile.
             await stop(running.pop(0))
             await load.tell("answered", REQUESTS)
             running.append(await servers.start(*words))

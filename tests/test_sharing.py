@@ -1,6 +1,6 @@
 """
-Modules that return the same Deferred again: each caller gets its result, and the
-module's own Deferred keeps it.
+Modules that return the same Deferred several times: each caller gets its result, and
+the Deferred keeps it for the module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SETTINGS = {"colour": "blue"}
 
 class Sharing(Module):
     """
-    A module that returns one Deferred to all who call.
+    A module that returns one Deferred to all callers.
     """
 
     def __init__(self, settings: Deferred[Any]) -> None:
@@ -95,7 +95,7 @@ def test_calls_share_a_failure(
     clock: Clock, method: str, isPending: bool, isReady: bool
 ) -> None:
     """
-    Each caller gets the failure; nobody else has to handle it.
+    Each caller gets the failure, and it is handled.
     """
     settings: Deferred[Any] = Deferred() if isPending else fail(Trouble("no file"))
     module, wrapper, proxy = sharing(clock, settings)
@@ -113,7 +113,7 @@ def test_calls_share_a_failure(
 
 def test_a_failure_is_shared_with_later_calls(clock: Clock) -> None:
     """
-    A queued call that gets the Deferred whose failure another call has got before
+    If a queued call gets a Deferred whose failure another call has already got, it
     fails, too.
     """
     module, wrapper, proxy = sharing(clock, Deferred())
@@ -133,8 +133,8 @@ def test_many_failures_are_shared_with_later_calls(
     clock: Clock, method: str, number: int
 ) -> None:
     """
-    No failure is forgotten because of another one, in whichever order their Deferreds
-    are returned.
+    No failure is forgotten because of another one, whatever the order in which their
+    Deferreds are returned.
     """
     module, wrapper, proxy = sharing(clock, Deferred())
     shared: list[Deferred[Any]] = [Deferred() for _ in range(number)]
@@ -158,8 +158,8 @@ def test_a_failure_is_shared_by_a_call_and_the_life_cycle(
     clock: Clock, name: str
 ) -> None:
     """
-    A call that gets a Deferred whose failure the wrapper itself has got before fails,
-    too.
+    If a call gets a Deferred whose failure the wrapper itself has already got, it
+    fails, too.
     """
     shared: Deferred[Any] = Deferred()
     returned = iter([shared])
@@ -194,7 +194,7 @@ def test_a_failure_is_shared_by_a_call_and_the_life_cycle(
 
 def test_a_failure_is_shared_by_two_modules(clock: Clock) -> None:
     """
-    So does a call of another module that returns the same Deferred.
+    If two modules return the same failed Deferred, calls of both fail.
     """
     shared: Deferred[Any] = Deferred()
     both = [sharing(clock, shared) for _ in range(2)]
@@ -212,7 +212,7 @@ def test_a_failure_is_shared_by_two_modules(clock: Clock) -> None:
 
 def test_a_ping_that_returns_its_last_failure_again(clock: Clock) -> None:
     """
-    A ping that returns the Deferred that has failed before fails again.
+    A ping that returns the same failed Deferred again fails again.
     """
     pong: Deferred[Any] = Deferred()
     wrapper = QueuingWrapper(
@@ -234,8 +234,8 @@ def test_a_ping_that_returns_its_last_failure_again(clock: Clock) -> None:
 
 def test_a_failure_is_remembered_no_longer_than_its_deferred(clock: Clock) -> None:
     """
-    The failure of a Deferred that the module has let go of is not kept, although its
-    traceback leads to the Deferred.
+    The failure of a Deferred that the module has released is not kept, although its
+    traceback refers to the Deferred.
     """
 
     class Shown(Trouble):
@@ -261,7 +261,7 @@ def test_a_failure_is_remembered_no_longer_than_its_deferred(clock: Clock) -> No
 
 def test_replayed_calls_share_a_result(clock: Clock) -> None:
     """
-    Calls that are made again get the shared result, and so does the module.
+    Repeated calls get the shared result, and so does the module.
     """
     module, wrapper, proxy = sharing(clock, Deferred())
     calls = [resultOf(proxy.read(1))]
@@ -307,7 +307,8 @@ def test_the_initialisation_is_shared(clock: Clock, isPending: bool) -> None:
 @pytest.mark.parametrize("isFailed", [True, False])
 def test_the_end_is_shared(clock: Clock, name: str, isFailed: bool) -> None:
     """
-    So may C{whenLost()} and C{close()}; a failure is nobody else's to handle.
+    The module keeps the result of a Deferred that C{whenLost()} or C{close()} returns;
+    its failure is handled.
     """
     end: Deferred[Any] = Deferred()
     options: dict[str, Callable[[], Any]] = {"close": bool, name: lambda: end}
@@ -336,7 +337,7 @@ def test_the_end_is_shared(clock: Clock, name: str, isFailed: bool) -> None:
 
 def test_a_tracked_call_gets_a_failure_that_came_before(clock: Clock) -> None:
     """
-    A tracked call of a stored Deferred that has failed fails with its error.
+    A tracked call that gets an already failed Deferred fails with its error.
     """
     module = Sharing(Deferred())
     wrapper = QueuingWrapper(module, clock)

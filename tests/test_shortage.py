@@ -1,5 +1,5 @@
 """
-When connections cannot be accepted the log says so, once a second.
+Connections that cannot be accepted are logged, at most once a second.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PORTS = ["twisted.internet.tcp.Port", "twisted.internet.unix.Port"]
 
 class Refusing:
     """
-    Logs what Twisted's ports log, to a L{Shortage} and then to a writer.
+    Logs the messages of Twisted's ports, to a L{Shortage} and then to a writer.
     """
 
     def __init__(self, clock: Clock, writer: Any, namespace: str = PORTS[0]) -> None:
@@ -73,7 +73,7 @@ def ignore(event: LogEvent) -> None:
 
 def shortageLine(rest: str) -> str:
     """
-    @return: The line of a process that has opened all the files that it may open.
+    @return: The log line of a process without free file descriptors.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return f"Cannot accept connections: too many open files (limit {limit:,}); {rest}"
@@ -120,7 +120,7 @@ def test_failed_attempts_to_accept_are_counted(
     clock: Clock, name: str, reason: str
 ) -> None:
     """
-    Attempts to accept that failed are counted, with the reason of the system.
+    Failed attempts to accept are counted, with the reason of the system.
     """
     port = Refusing(clock, ignore)
     with logged() as events:
@@ -138,7 +138,7 @@ def test_failed_attempts_to_accept_are_counted(
 
 def test_one_line_has_all_reasons(clock: Clock) -> None:
     """
-    Several reasons in one second share a line.
+    Several reasons in one second share one line.
     """
     port = Refusing(clock, ignore)
     with logged() as events:
@@ -154,8 +154,7 @@ def test_one_line_has_all_reasons(clock: Clock) -> None:
 
 def test_what_was_counted_is_logged_at_the_end(clock: Clock) -> None:
     """
-    A process that ends logs what it has counted since the last line, if anything, and
-    leaves no timer.
+    A process that exits logs its remaining count, if any, and leaves no timer.
     """
     port = Refusing(clock, ignore)
     with logged() as events:
@@ -168,7 +167,8 @@ def test_what_was_counted_is_logged_at_the_end(clock: Clock) -> None:
 
 def test_nothing_is_logged_if_no_connection_was_refused(clock: Clock) -> None:
     """
-    A port that finds no descriptor free, and then nobody waiting, has refused nobody.
+    A port that finds no free descriptor, but also no waiting client, has refused
+    nobody.
     """
     port = Refusing(clock, ignore)
     with logged() as events:
@@ -180,21 +180,21 @@ def test_nothing_is_logged_if_no_connection_was_refused(clock: Clock) -> None:
 
 def byTwistd(file: StringIO) -> Any:
     """
-    @return: The observer that C{twistd} has by default.
+    @return: The default observer of C{twistd}.
     """
     return textFileLogObserver(file)
 
 
 def byLegacyTwistd(file: StringIO) -> Any:
     """
-    @return: The observer that C{twistd} has for a logger of the old style.
+    @return: The observer of C{twistd} for a legacy logger.
     """
     return LegacyLogObserverWrapper(cast(Any, FileLogObserver(file).emit))
 
 
 def byTwist(file: StringIO) -> Any:
     """
-    @return: The observer that C{twist --log-format=json} has.
+    @return: The observer of C{twist --log-format=json}.
     """
     predicate = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
     return FilteringLogObserver(jsonFileLogObserver(file), [predicate])
@@ -205,8 +205,8 @@ def test_no_writer_writes_the_single_lines(
     clock: Clock, makeWriter: Callable[[StringIO], Any]
 ) -> None:
     """
-    What is counted is written by none of Twisted's writers; other lines are, also those
-    of the same port, and similar lines of other code.
+    None of Twisted's writers writes the counted lines. They write all other lines,
+    including other lines of the same port, and similar lines of other code.
     """
     file = StringIO()
     port = Refusing(clock, makeWriter(file))
@@ -219,14 +219,14 @@ def test_no_writer_writes_the_single_lines(
     other = Logger("application", observer=port.log.observer)
     other.info("Could not accept new connection ({acceptError})", acceptError="x")
     written = file.getvalue()
-    # JSON has each text as a format, and the values.
+    # In JSON each text is a format, beside its values.
     assert written.count("A line of the port about") == 1
     assert written.count("Could not accept new connection") == 1
     assert "EMFILE" not in written
     assert clock.getDelayedCalls() == []
 
 
-# A server process that may open few files.
+# A server process with few file descriptors.
 
 LIMIT = 80
 
@@ -262,8 +262,8 @@ async def test_a_server_without_descriptors_stays_up(
     tmp_path: Path, program: str
 ) -> None:
     """
-    A server that cannot open more files logs at most one line per second, which count
-    each refused connection, and accepts connections again when some have ended.
+    A server without free descriptors logs at most one line per second, with the number
+    of refused connections, and accepts connections again when some have ended.
     """
     name, *options = program.split()
     path = os.path.join(os.path.dirname(sys.executable), name)

@@ -1,5 +1,5 @@
 """
-Whatever clients send they get one clear answer, other clients are not disturbed,
+Whatever clients send, they get one clear response, other clients are not disturbed,
 limits hold, and the site stops gracefully.
 """
 
@@ -78,7 +78,7 @@ def chunk(data: bytes = b"") -> bytes:
 @pytest.fixture
 def served(clock: Clock) -> Iterator[Echoing]:
     """
-    A site with a limit that tests reach easily.
+    A site with low limits.
     """
     served = Echoing(clock, maxBodyBytes=MAX_BODY)
     yield served
@@ -94,8 +94,7 @@ def statuses(peer: Peer) -> list[int]:
 
 def isLast(peer: Peer) -> bool:
     """
-    @return: Whether a single response with 200 has announced the end of the
-        connection.
+    @return: Whether the only response is 200 and closes the connection.
     """
     (answer,) = peer.answers
     return (answer.status, answer.headers.get("connection")) == (200, "close")
@@ -185,7 +184,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "bad request before good ones": (400, b"nonsense\r\n\r\n" + GET * 3),
 }
 
-# Servers that read these differently take a body for a request.
+# Servers that read these requests differently take a body for a request.
 REFUSED |= {
     repr(line): (400, fields(HOST, line) + b"x")
     for line in (
@@ -233,8 +232,8 @@ def test_a_wrong_request_is_refused_once_and_clearly(
     status: int, data: bytes, size: int, served: Echoing
 ) -> None:
     """
-    A refused client receives one problem, however the network cuts what it sends;
-    the connection ends, and no resource sees the request.
+    A malformed request gets one response with a problem, however the network cuts it.
+    The connection ends, and no resource sees the request.
     """
     end = min(len(data), 20_000 * size)
     peer = served.connect(
@@ -262,8 +261,8 @@ def test_a_wrong_request_is_refused_once_and_clearly(
 @asynchronous
 async def test_a_refused_client_receives_the_response(name: str) -> None:
     """
-    Over a real connection the client receives the problem also while it is still
-    sending; others are served.
+    On a real connection a refused client receives the problem even while it is still
+    sending; other clients are served.
     """
     from twisted.internet import reactor
 
@@ -281,8 +280,8 @@ async def test_a_refused_client_receives_the_response(name: str) -> None:
 @pytest.mark.parametrize("name", ["announced body", "two hosts", "one long chunk"])
 def test_a_refusal_of_head_has_no_body(name: str, served: Echoing) -> None:
     """
-    A body after the headers would be taken for another response; the refusal of
-    the request after HEAD has one.
+    The refusal of HEAD has no body, which would be taken for another response; the
+    refusal of the request behind it has one.
     """
     status, data = REFUSED[name]
     peer = served.connect(b"HEAD" + data[data.index(b" ") :])
@@ -298,7 +297,8 @@ def test_a_refusal_of_head_has_no_body(name: str, served: Echoing) -> None:
 
 def test_a_refused_client_that_stays_is_cut_off(served: Echoing, clock: Clock) -> None:
     """
-    For two seconds everything that the refused client sends is discarded.
+    Data from a refused client are discarded for two seconds, then its connection is
+    aborted.
     """
     peer = served.connect(post(MAX_BODY + 1), stays=True)
     for _ in range(20):
@@ -314,7 +314,8 @@ def test_a_refused_client_that_stays_is_cut_off(served: Echoing, clock: Clock) -
 
 def test_a_refusal_is_sent_before_tls_ends(served: Echoing) -> None:
     """
-    Closing one direction below TLS would cut off what is not encrypted yet.
+    A refusal is sent before TLS ends, since closing one direction below TLS would cut
+    off unencrypted data.
     """
     peer = served.connect()
     directlyProvides(peer.transport, ISSLTransport)
@@ -324,12 +325,12 @@ def test_a_refusal_is_sent_before_tls_ends(served: Echoing) -> None:
     assert peer.closed
 
 
-# Bodies, and what is sent ahead of a response, share one bound.
+# Bodies and pipelined data share one bound.
 
 
 def test_a_body_of_an_odd_type_is_not_a_form(served: Echoing) -> None:
     """
-    Its resource reads it.
+    A body of an unusual type is not parsed as a form: its resource reads it.
     """
     for kind in (b"\x85", b"text/\x85plain"):
         head = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n"
@@ -339,7 +340,8 @@ def test_a_body_of_an_odd_type_is_not_a_form(served: Echoing) -> None:
 
 def test_a_long_body_does_not_reach_the_disk(served: Echoing) -> None:
     """
-    Twisted writes long bodies to files; the disk has no limit for a request.
+    A long body stays in memory, within a bound; Twisted would write it to a file,
+    without a limit for a request.
     """
     served.site.connections.maxBodyBytes = 1_000_000
     peer = served.connect(whole(500_000, b"/"))
@@ -352,8 +354,8 @@ def test_a_long_body_does_not_reach_the_disk(served: Echoing) -> None:
 
 def test_all_bodies_together_have_a_bound(served: Echoing) -> None:
     """
-    A body beyond the bound is refused with 503, before it is sent if its length is
-    known; an answered or abandoned request makes room.
+    A body beyond the bound gets 503, before it is sent if its length is known. A
+    request that was answered or abandoned makes room.
     """
     site = served.site
     site.connections.maxTotalBodyBytes = 100
@@ -382,8 +384,8 @@ def test_pipelined_data_count_in_the_bound(
     segments: list[bytes], served: Echoing
 ) -> None:
     """
-    Pipelined data beyond the bound are discarded, even if they arrive with the end of
-    a body; the request before them is answered.
+    Pipelined data beyond the bound are discarded, even if they arrive with the end of a
+    body; the request before them is answered.
     """
     served.site.connections.maxTotalBodyBytes = 200
     peer = served.connect(whole(90) + segments[0])
@@ -398,7 +400,7 @@ def test_pipelined_data_count_in_the_bound(
 
 def test_requests_that_do_not_wait_need_no_room(served: Echoing) -> None:
     """
-    Requests in one segment, and bodies one after the other, never wait together.
+    Requests in one segment, and bodies one after another, need no room together.
     """
     served.site.connections.maxTotalBodyBytes = 160
     peer = served.connect(whole(90, b"/") + GET * 5 + whole(80) + post(80))
@@ -427,7 +429,7 @@ def test_no_byte_is_forgotten_or_counted_twice(
             CHUNKED + chunk(b"x" * max(size, 1)),
             chunk(),
             whole(size, b"/held/read"),
-            # The second one is sent ahead of the response to the first.
+            # The second request is sent ahead of the response to the first one.
             whole(size) * 2,
         ]
         if action < len(sent):
@@ -444,7 +446,7 @@ def test_no_byte_is_forgotten_or_counted_twice(
     assert site.connections.bodyBytes == 0
 
 
-# Unusual requests that are right.
+# Unusual valid requests.
 
 GREETING = GET[:-2] + b"Content-Length: 5\r\n\r\nhello"
 
@@ -485,8 +487,8 @@ def test_an_unusual_request_is_answered(
     data: bytes, asked: list[str], size: int, served: Echoing
 ) -> None:
     """
-    A request may be addressed as to a proxy, have a body with any method, be old, or
-    reach the limits exactly, however it arrives.
+    A valid request may have an absolute URL, a body with any method, an old version, or
+    the maximum size, however it arrives.
     """
     peer = served.connect(*(data[n : n + size] for n in range(0, len(data), size)))
     assert statuses(peer) == [200] * max(1, len(asked))
@@ -498,7 +500,7 @@ def test_http_2_is_not_offered(
     served: Echoing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    TLS clients are offered HTTP/1.1 alone, also where Twisted could speak HTTP/2.
+    TLS clients are offered only HTTP/1.1, even if Twisted could speak HTTP/2.
     """
     monkeypatch.setattr("twisted.web.http.H2_ENABLED", True)
     assert served.site.acceptableProtocols() == [b"http/1.1"]
@@ -539,14 +541,14 @@ def test_too_many_pipelined_data_are_discarded(
     size: int, served: Echoing, clock: Clock
 ) -> None:
     """
-    A client that pipelines more than 64 KiB gets the response that it waits for,
-    and its connection ends.
+    A client that pipelines more than 64 KiB gets the response to the request in
+    progress, and then its connection ends.
     """
     data = GET * 3000
     segments = [data[n : n + size] for n in range(0, len(data), size)]
     peer = served.connect(HELD, *segments, stays=True)
     passTime(clock, 2)
-    # A connection that is not read does not tell that its client has left.
+    # An unread connection does not show that its client has disconnected.
     assert peer.transport.producerState == "producing"
     assert served.site.connections.bodyBytes == 0
     served.release()
@@ -564,7 +566,7 @@ def test_too_many_pipelined_data_are_discarded(
 
 def test_each_response_makes_room(served: Echoing) -> None:
     """
-    The limit is for what waits now, not for what was ever sent.
+    The limit holds for the data that wait now, and not for the total.
     """
     peer = served.connect(HELD, *[GET] * 1000)
     assert peer.transport.producerState == "producing"
@@ -577,7 +579,7 @@ def test_each_response_makes_room(served: Echoing) -> None:
 
 def test_nothing_is_kept_behind_the_last_request(served: Echoing) -> None:
     """
-    Data after C{Connection: close} are discarded; they do not reset the connection.
+    Data behind C{Connection: close} are discarded, and do not reset the connection.
     """
     data = HELD[:-2] + b"Connection: close\r\n\r\n" + GET
     peer = served.connect(data, stays=True)
@@ -592,7 +594,7 @@ def test_nothing_is_kept_behind_the_last_request(served: Echoing) -> None:
 @asynchronous
 async def test_a_pipeliner_that_leaves_is_noticed() -> None:
     """
-    The work for a client that has sent too much and left is cancelled.
+    If a client has sent too much and then disconnects, the work for it is cancelled.
     """
     from twisted.internet import reactor
 
@@ -609,7 +611,7 @@ async def test_a_pipeliner_that_leaves_is_noticed() -> None:
         assert len(echo.asked) == 1
 
 
-# Connections that are dropped, or idle.
+# Connections that are lost, or idle.
 
 HALF = [
     b"",
@@ -625,8 +627,8 @@ HALF = [
 @pytest.mark.parametrize("data", [*HALF, GET, LINE, post(MAX_BODY + 1)])
 def test_a_connection_that_ended_is_forgotten(data: bytes, served: Echoing) -> None:
     """
-    Half a request is never carried out, and a held one is cancelled. Nothing is
-    logged without an access log, and no object of the connection stays in memory.
+    An incomplete request is never carried out, and a held one is cancelled. Without an
+    access log nothing is logged, and no object of the connection stays in memory.
     """
     with logged() as events:
         served.connect(data)
@@ -646,8 +648,8 @@ def test_an_idle_connection_is_closed_after_75_seconds(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    A connection without a request is idle; a part of one has 30 seconds; a client that
-    waits for its response has all the time of the world.
+    A connection without a request is closed after 75 seconds, an incomplete request
+    after 30 seconds. A client that waits for its response has no time limit.
     """
     waiting = served.connect(HELD)
     idle = [served.connect(), served.connect(b"GET / HT"), served.connect(GET)]
@@ -666,7 +668,8 @@ def test_an_idle_connection_is_closed_after_75_seconds(
 
 def test_a_site_closes_idle_connections_when_it_is_told_to(clock: Clock) -> None:
     """
-    A client that goes on in time keeps its connection.
+    The option closes idle connections after its time; a client that sends a request in
+    time keeps its connection.
     """
     served = Echoing(clock, keepAlive=3)
     idle, used = served.connect(GET), served.connect(GET)
@@ -684,7 +687,7 @@ def test_a_site_closes_idle_connections_when_it_is_told_to(clock: Clock) -> None
 @pytest.mark.parametrize(
     ("before", "after", "seconds", "expected"),
     [
-        # A client that has connected before has one second for its request.
+        # A client that has already connected has one second for its request.
         (GET, b"", 1, [200]),
         (b"", b"", 1, []),
         (GET[:-2], b"", 1, [503]),
@@ -706,7 +709,8 @@ def test_a_stop_closes_connections_in_time(
     clock: Clock,
 ) -> None:
     """
-    Connections close when their clients have had their chance; no timer is left.
+    At a stop, connections close after the time limit for their clients; no timer is
+    left.
     """
     peer = served.connect(before)
     stopped = resultOf(served.site.stop(30))
@@ -732,8 +736,8 @@ def test_requests_in_progress_are_the_last_ones(
     before: bytes, after: bytes, served: Echoing, clock: Clock
 ) -> None:
     """
-    A request in progress is answered, with C{Connection: close} if its response has
-    not begun; pipelined requests behind it are not begun.
+    A request in progress is answered, with C{Connection: close} if its response has not
+    begun; pipelined requests behind it do not begin.
     """
     peer = served.connect(before)
     stopped = resultOf(served.site.stop(30))
@@ -755,7 +759,8 @@ def test_a_connection_after_the_stop_has_a_second(
     served: Echoing, clock: Clock
 ) -> None:
     """
-    Connections that the operating system accepted before may arrive late.
+    A connection that the operating system has accepted before the stop may arrive late,
+    and has one second.
     """
     assert resultOf(served.site.stop(30)).value == 0
     late, idle = served.connect(GET), served.connect()
@@ -769,7 +774,8 @@ def test_a_connection_after_the_stop_has_a_second(
 
 def test_the_timeout_ends_the_stop(served: Echoing, clock: Clock) -> None:
     """
-    The caller learns how many connections are left, and can abort them.
+    At its timeout the stop returns the number of open connections, which can then be
+    aborted.
     """
     peers = [served.connect(HELD) for _ in range(3)]
     held = list(served.echo.held)
@@ -787,8 +793,8 @@ def test_the_timeout_ends_the_stop(served: Echoing, clock: Clock) -> None:
 
 def test_a_stop_may_be_cancelled_and_repeated(served: Echoing, clock: Clock) -> None:
     """
-    A cancelled stop fires with the number of requests in progress; the next one waits
-    again, and connections get no second time limit.
+    A cancelled stop fires with the number of requests in progress. The next stop waits
+    again, and connections get no new time limit.
     """
     idle, busy = served.connect(), served.connect(HELD)
     stopping = served.site.stop(30)
@@ -804,7 +810,7 @@ def test_a_stop_may_be_cancelled_and_repeated(served: Echoing, clock: Clock) -> 
     assert stopped.value == 0
 
 
-# What protects a browser.
+# Headers that protect a browser.
 
 
 class Pages(Echo):
@@ -862,8 +868,8 @@ def test_every_response_protects_its_browser(
     clock: Clock,
 ) -> None:
     """
-    Browsers do not guess types, tell no other site where they come from, and use TLS
-    alone after a response over TLS; each header is there once.
+    Browsers do not guess types, do not send the referrer to other sites, and use only
+    TLS after a response over TLS. Each header appears once.
     """
     site = Site(Pages(), clock, proxies=Proxies(trusted), hstsSeconds=60)
     peer = Peer(site, clock)
@@ -882,7 +888,7 @@ def test_every_response_protects_its_browser(
 
 def test_a_resource_may_set_these_headers_itself(clock: Clock) -> None:
     """
-    What a resource sets replaces the site's own, and stands once.
+    A header that a resource sets replaces the site's own, and appears once.
     """
     peer = Peer(Site(Pages(), clock, hstsSeconds=60), clock)
     directlyProvides(peer.transport, ISSLTransport)
@@ -901,7 +907,8 @@ def test_a_resource_may_set_these_headers_itself(clock: Clock) -> None:
 
 def test_strict_transport_is_a_decision_of_the_operator(clock: Clock) -> None:
     """
-    A site does not bind the other ports of its host unless it is told to.
+    By default a site sends no Strict-Transport-Security, which would affect the other
+    ports of its host.
     """
     peer = Peer(Site(Pages(), clock), clock)
     directlyProvides(peer.transport, ISSLTransport)
@@ -934,9 +941,9 @@ def test_the_access_log_has_a_line_for_each_request(
     data: bytes, line: str, clock: Clock
 ) -> None:
     """
-    Refused requests have a line too, and so has a request after listening has stopped.
-    Nothing that a client sends makes a second line. The id is beside the line, where
-    every line of the request has it.
+    Refused requests have a line, too, and so has a request after listening has stopped.
+    No request can cause a second line. The id is a field of the event, as in every
+    event of the request.
     """
     site = Site(Echo(), clock, accessLog=True, maxBodyBytes=MAX_BODY)
     site.doStart()
@@ -952,7 +959,8 @@ def test_the_access_log_has_a_line_for_each_request(
 
 def test_the_access_log_has_durations(clock: Clock) -> None:
     """
-    The duration is that of the request's progress, also if the client leaves first.
+    The duration is the time that the request was in progress, even if the client
+    disconnects first.
     """
     served = Echoing(clock, accessLog=True)
     first, _ = served.connect(HELD), served.connect(HELD)
@@ -975,7 +983,7 @@ def test_the_access_log_knows_clients_behind_a_proxy(
     more: bytes, trusted: list[str], client: str, clock: Clock
 ) -> None:
     """
-    Behind a trusted proxy the address is that of the client.
+    Behind a trusted proxy, the address in the access log is the address of the client.
     """
     site = Site(Echo(), clock, accessLog=True, proxies=Proxies(trusted))
     peer = Peer(site, clock)
@@ -988,7 +996,7 @@ def test_the_access_log_knows_clients_behind_a_proxy(
 
 def test_a_client_of_a_unix_socket_has_no_address(clock: Clock) -> None:
     """
-    The access log says what kind of client it is.
+    The access log shows a client of a UNIX socket as such.
     """
     site = Site(Echo(), clock, accessLog=True)
     with logged() as events:

@@ -1,5 +1,5 @@
 """
-attemptSlots: wrappers that share them make so many attempts at the same time.
+attemptSlots: wrappers that share slots limit their simultaneous attempts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .support import Module, Refused, Trouble, lose, resultOf, shut, wrap
 
 class Fleet:
     """
-    Wrappers that share slots, each of which has been asked to initialise.
+    Wrappers that share slots, all of which were asked to initialise.
     """
 
     def __init__(self, clock: Clock, number: int, slots: int, **options: Any) -> None:
@@ -41,8 +41,8 @@ class Fleet:
 
 def test_attempts_take_turns(clock: Clock) -> None:
     """
-    At most so many attempts are in progress, and the others begin in order; until
-    then they are not counted, and take no time.
+    At most as many attempts are in progress as there are slots, and the others begin in
+    order. A waiting attempt is not counted, and its time limit has not begun.
     """
     fleet = Fleet(clock, 4, 2)
     assert fleet.attempts == [1, 1, 0, 0]
@@ -85,7 +85,8 @@ def endings() -> dict[str, Callable[[Clock, Fleet], object]]:
 @pytest.mark.parametrize("how", endings())
 def test_a_slot_is_released(clock: Clock, how: str) -> None:
     """
-    However an attempt ends, the next one begins; and the slot is released once.
+    When an attempt ends, in whatever way, the next one begins; its slot is released
+    once.
     """
     fleet = Fleet(clock, 2, 1, attemptTimeout=5.0)
     assert fleet.attempts == [1, 0]
@@ -104,8 +105,8 @@ def test_a_slot_is_released(clock: Clock, how: str) -> None:
 @pytest.mark.parametrize("how", ["whenLost fails", "initialize raises", "at once"])
 def test_a_slot_is_released_at_once(clock: Clock, how: str) -> None:
     """
-    So it is if the module cannot be watched, if initialize() raises, or if it is
-    ready at once.
+    The slot is released at once if whenLost() or initialize() raises, or if the module
+    is ready at once.
     """
 
     def explode() -> Any:
@@ -128,7 +129,7 @@ def test_a_slot_is_released_at_once(clock: Clock, how: str) -> None:
 def test_given_up_while_waiting(clock: Clock, how: str) -> None:
     """
     A wrapper that is closed, fails or is reset while it waits for a slot leaves the
-    queue; its place is not lost to others, and initialize() is not called.
+    queue. The slot goes to others, and initialize() is not called.
     """
     fleet = Fleet(clock, 3, 1)
     second = fleet.wrappers[1]
@@ -161,7 +162,7 @@ def test_given_up_while_waiting(clock: Clock, how: str) -> None:
 
 def test_the_timeout_begins_with_the_attempt(clock: Clock) -> None:
     """
-    The time that an attempt waits for its slot does not count.
+    The time limit of an attempt does not include the wait for its slot.
     """
     fleet = Fleet(clock, 2, 1, attemptTimeout=5.0)
     clock.advance(4)
@@ -198,7 +199,7 @@ def test_observers_see_the_attempt_begin(clock: Clock) -> None:
 
 def test_retries_wait_for_a_slot(clock: Clock) -> None:
     """
-    Attempts after a failure or a loss wait for a slot, too, behind attempts that have
+    Retries and attempts after a loss wait for a slot, too, behind attempts that have
     waited longer.
     """
     fleet = Fleet(clock, 2, 1)
@@ -223,7 +224,7 @@ def test_retries_wait_for_a_slot(clock: Clock) -> None:
 
 def test_calls_are_queued_and_expire(clock: Clock) -> None:
     """
-    Calls wait as for any attempt.
+    While an attempt waits for its slot, calls are queued and expire as usual.
     """
     fleet = Fleet(clock, 2, 1, timeout=3.0)
     _, wrapper, proxy = fleet.wrapped[1]

@@ -1,5 +1,5 @@
 """
-SQLite carries out a statement once or not at all, and says which, whatever happens
+SQLite carries out a statement once or not at all, and reports which, whatever happens
 to the file, the disk and the threads.
 """
 
@@ -58,7 +58,7 @@ ADD_ENDLESS = Statement(
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Lab]:
     """
-    No thread may be left, and no delayed call.
+    A laboratory. When the test ends, no thread and no delayed call may be left.
     """
     lab = Lab(monkeypatch, tmp_path / "the.db")
     yield lab
@@ -70,7 +70,7 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Lab]:
 @pytest.fixture
 def database(lab: Lab) -> Iterator[Database]:
     """
-    A database that is open.
+    An open database.
     """
     database = lab.open()
     yield database
@@ -84,7 +84,7 @@ def test_writes_that_wait_are_one_transaction_in_order(
     lab: Lab, database: Database
 ) -> None:
     """
-    Writes that wait together wait for the disk once, at most 256 of them.
+    Writes that wait together share one transaction of at most 256 writes, in order.
     """
     commits = lab.count("COMMIT")
     answers: list[Any] = []
@@ -99,7 +99,7 @@ def test_writes_of_successive_turns_are_one_transaction(
     lab: Lab, database: Database
 ) -> None:
     """
-    Statements are gathered while each turn of the reactor brings more.
+    Statements are gathered while each turn of the reactor brings further ones.
     """
     commits = lab.count("COMMIT")
     answers: list[Any] = []
@@ -119,7 +119,8 @@ def test_statements_are_gathered_for_10_ms_at_most(
     lab: Lab, database: Database
 ) -> None:
     """
-    The first statement does not wait for ever if each long turn brings one more.
+    Statements are gathered for at most 10 ms, even if each long turn brings a further
+    one.
     """
     commits = lab.count("COMMIT")
 
@@ -137,7 +138,7 @@ def test_statements_are_gathered_for_10_ms_at_most(
 
 def test_calls_that_come_back_are_gathered_again(lab: Lab, database: Database) -> None:
     """
-    Clients that waited for one transaction, and write again, wait for one again.
+    Clients that waited for one transaction, and write again, share the next one.
     """
     commits = lab.count("COMMIT")
     answers: list[Any] = []
@@ -145,7 +146,7 @@ def test_calls_that_come_back_are_gathered_again(lab: Lab, database: Database) -
     def again(answer: Any) -> None:
         answers.append(answer)
         if len(answers) % 6 == 1:
-            # As the answer of a client takes a while: not in each turn.
+            # A client takes a while to respond, so not in each turn.
             lab.callLater(0, database.write, ADD, f"again {len(answers)}")
 
     for number in range(60):
@@ -159,7 +160,7 @@ def test_nothing_is_answered_before_it_is_on_the_disk(
     lab: Lab, database: Database
 ) -> None:
     """
-    No write is answered before its transaction is committed.
+    A write succeeds only when its transaction is committed.
     """
     gate = lab.gate("COMMIT")
     written = [resultOf(database.write(ADD, str(number))) for number in range(3)]
@@ -174,7 +175,8 @@ def test_nothing_is_answered_before_it_is_on_the_disk(
 @pytest.mark.parametrize("closed", [False, True])
 def test_answers_are_spread_over_turns(lab: Lab, closed: bool) -> None:
     """
-    Sixty answers leave others their turn; closing settles the other calls.
+    The results of sixty calls are spread over several turns; closing ends the remaining
+    calls.
     """
     database = lab.open()
     written = [resultOf(database.write(ADD, str(number))) for number in range(60)]
@@ -209,7 +211,7 @@ def test_answers_are_spread_over_turns(lab: Lab, closed: bool) -> None:
         ("INSERT INTO things (size) VALUES (NULL)", "NOTNULL", False),
         ("INSERT INTO things (size) VALUES (0)", "CHECK", False),
         ("INSERT INTO parts VALUES ('part', 1, 7)", "FOREIGNKEY", False),
-        # This one is checked by COMMIT.
+        # COMMIT checks this constraint.
         ("INSERT INTO parts VALUES ('part', 7, 1)", "FOREIGNKEY", False),
     ],
 )
@@ -218,7 +220,8 @@ def test_a_violated_constraint_fails_one_statement(
     lab: Lab, sql: str, code: str, unique: bool, alone: bool
 ) -> None:
     """
-    Others in the transaction succeed, and SQLite's extended code tells the kind.
+    A violated constraint fails only its own statement in the transaction, and SQLite's
+    extended code tells the kind.
     """
     database = lab.open()
     bare = Statement("CREATE TABLE bare (x)")
@@ -256,7 +259,7 @@ def test_a_statement_that_fails_half_way_leaves_nothing_behind(
     lab: Lab, database: Database, sql: str, error: type[Exception]
 ) -> None:
     """
-    The changes of a statement that fails are undone, and others succeed.
+    The changes of a statement that fails are undone, and other statements succeed.
     """
     fine, half, also = lab.together(
         database, (ADD, "fine"), (Statement(sql),), (ADD, "also")
@@ -272,7 +275,8 @@ def test_a_lock_that_is_lost_between_statements_fails_those_that_are_left(
     lab: Lab, database: Database
 ) -> None:
     """
-    Another process may take the lock between statements that are carried out alone.
+    If another process takes the lock between statements that are carried out alone, the
+    remaining statements fail.
     """
     begun = [trouble("SQLITE_BUSY"), lambda: None, lambda: None]
 
@@ -293,7 +297,8 @@ def test_a_statement_that_ends_the_transaction_fails_those_before_it(
     lab: Lab, database: Database
 ) -> None:
     """
-    A statement that SQLite has rolled back is not reported as carried out.
+    If a statement ends the transaction, the statements before it fail: a statement that
+    SQLite has rolled back is not reported as carried out.
     """
     fine, end, also = lab.together(
         database,
@@ -327,7 +332,8 @@ def test_a_statement_that_cannot_be_carried_out_fails_alone(
     lab: Lab, database: Database, sql: str, parameters: tuple[object, ...]
 ) -> None:
     """
-    The error names the statement, and no parameter.
+    A statement that cannot be carried out fails alone. The error names the statement,
+    but no parameter.
     """
     first = resultOf(database.read(GET, 1))
     wrong = resultOf(database.read(Statement(sql), *parameters))
@@ -348,7 +354,7 @@ def test_a_statement_that_cannot_be_carried_out_fails_alone(
 
 def test_a_read_leaves_no_transaction_behind(lab: Lab, database: Database) -> None:
     """
-    Later reads do not see the tables as an earlier one has found them.
+    A read leaves no transaction open, so later reads see later changes.
     """
     lab.find(database, Statement("BEGIN"))
     assert lab.find(database, ALL) == []
@@ -361,7 +367,7 @@ def test_a_read_leaves_no_transaction_behind(lab: Lab, database: Database) -> No
 
 def test_a_lock_that_is_held_too_long_fails_those_who_waited(lab: Lab) -> None:
     """
-    Nothing waits longer for the lock than configured, or is written later.
+    No statement waits longer for a lock than configured, and none is written later.
     """
     database = lab.open(connectTimeout=0.05)
     gate = lab.gate("BEGIN")
@@ -380,7 +386,7 @@ def test_a_lock_that_is_held_too_long_fails_those_who_waited(lab: Lab) -> None:
         later = resultOf(database.write(ADD, "later"))
         following = lab.gate("BEGIN")
         gate.open()
-        # They are more than one transaction, but have waited as long.
+        # They are more than one transaction, but have waited for the same time.
         lab.work(*many)
         other.execute("ROLLBACK")
     following.open()
@@ -396,7 +402,7 @@ def test_a_lock_that_is_held_too_long_fails_those_who_waited(lab: Lab) -> None:
     assert lab.names() == ["first", "later"]
 
 
-# The lab.
+# Failures that the laboratory causes.
 
 
 @pytest.mark.parametrize("code", ["SQLITE_FULL", "SQLITE_INTERRUPT"])
@@ -404,7 +410,8 @@ def test_what_was_certainly_not_committed_may_be_tried_again(
     lab: Lab, database: Database, code: str
 ) -> None:
     """
-    After some errors of COMMIT it is known that nothing was written.
+    After some errors of COMMIT it is certain that nothing was written, so a retry is
+    possible.
     """
     lab.hooks["COMMIT"] = trouble(code)
     (written,) = lab.together(database, (ADD, "one"))
@@ -419,7 +426,8 @@ def test_what_was_certainly_not_committed_may_be_tried_again(
 @pytest.mark.parametrize("code", ["SQLITE_IOERR_FSYNC", "SQLITE_NOMEM"])
 def test_nobody_knows_what_became_of_a_commit_that_failed(lab: Lab, code: str) -> None:
     """
-    The outcome is unknown, and the database is lost before the call fails.
+    If COMMIT fails in any other way the outcome is unknown, and the database is lost
+    before the call fails.
     """
     database = lab.open()
     lab.together(database, (ADD, "one"))
@@ -447,11 +455,11 @@ def test_nobody_knows_what_became_of_a_commit_that_failed(lab: Lab, code: str) -
     assert happened == ["lost", "failed"]
     assert isinstance(written.error, OutcomeUnknown)
     assert isinstance(waiting.error, DatabaseUnavailable)
-    # Of this one it is known that it was not carried out.
+    # This statement was certainly not carried out.
     assert isinstance(unique.error, UniqueViolated)
     assert isinstance(lost.error, DatabaseUnavailable)
     assert str(lost.error) == code
-    # Whoever waits for the loss has the reason.
+    # The reason of the loss was reported to whenLost().
     (text,) = textsOf(events)
     assert text.endswith(": it may have been carried out, or not")
     assert database.failures == {"outcome_unknown": 1}
@@ -470,7 +478,8 @@ def test_a_transaction_that_fails_for_the_disk_ends_the_connection(
     lab: Lab, where: str, sql: str
 ) -> None:
     """
-    None of its statements was carried out, and what follows is no part of it.
+    If the disk fails in a transaction, none of its statements is carried out, and later
+    statements do not become part of it.
     """
     database = lab.open()
     (first,) = lab.together(database, (ADD, "first"))
@@ -492,7 +501,8 @@ def test_a_read_that_fails_for_the_disk_ends_the_connection(
     lab: Lab, code: str
 ) -> None:
     """
-    Reads that succeeded are settled before the loss, others after it.
+    If the disk fails in a read, earlier reads succeed before the loss, and later ones
+    end after it.
     """
     database = lab.open()
     happened: list[str] = []
@@ -523,7 +533,7 @@ def test_a_read_that_fails_for_the_disk_ends_the_connection(
 
 def test_calls_that_are_made_during_a_loss_fail(lab: Lab) -> None:
     """
-    No call stays pending that the callback of a successful call makes.
+    A call that a callback makes during the loss fails, and does not stay pending.
     """
     database = lab.open()
     lab.hooks[ALL.sql] = trouble("SQLITE_IOERR_READ")
@@ -548,7 +558,7 @@ def test_an_error_in_one_read_does_not_end_the_connection(
     lab: Lab, database: Database
 ) -> None:
     """
-    A damaged page, or too little memory, concerns the read that met it.
+    A damaged page, or too little memory, affects only the read that met it.
     """
 
     def memory() -> None:
@@ -566,7 +576,8 @@ def test_what_was_acknowledged_survives_a_power_cut(
     lab: Lab, database: Database
 ) -> None:
     """
-    The log is written through to the disk, and foreign keys are enforced.
+    The log is flushed to the disk, so acknowledged writes survive a power cut; foreign
+    keys are enforced.
     """
     pragmas = ["journal_mode", "synchronous", "foreign_keys", "trusted_schema"]
     results = lab.together(
@@ -579,7 +590,7 @@ def test_an_error_of_the_disk_is_logged_now_and_then(
     lab: Lab, database: Database
 ) -> None:
     """
-    The log tells that the disk is full, but not of each statement.
+    A full disk is logged, but not for each statement.
     """
 
     def failing(code: str, *names: str) -> None:
@@ -616,8 +627,8 @@ def test_a_file_that_is_taken_away_ends_the_connection(
     lab: Lab, replaced: bool, suffix: str, statement: Statement
 ) -> None:
     """
-    Nothing is acknowledged that nobody finds; a file that comes back has all that
-    was acknowledged before.
+    If the file is moved away, nothing is acknowledged that cannot be found later. A
+    file that is restored contains everything that was acknowledged before.
     """
     database = lab.open()
     lab.together(database, (ADD, "one"))
@@ -635,7 +646,7 @@ def test_a_file_that_is_taken_away_ends_the_connection(
     assert isinstance(failing.error, DatabaseUnavailable)
     assert running() == []
     if not suffix and not replaced:
-        # A new file beside the log would throw away what is in the log.
+        # A new file beside the log would discard the content of the log.
         error = lab.refused()
         assert isinstance(error, DatabaseRefused)
         assert "put the file back" in str(error)
@@ -647,7 +658,7 @@ def test_a_file_that_is_taken_away_ends_the_connection(
 
 def test_a_new_file_is_for_its_owner(lab: Lab) -> None:
     """
-    Nobody but the owner may read a new file; permissions that exist are kept.
+    Only the owner may read a new file; existing permissions are kept.
     """
     database = lab.open()
     lab.together(database, (ADD, "one"))
@@ -666,7 +677,7 @@ def test_a_path_is_a_path(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """
-    SQLite does not take a path for a URI or a database in memory.
+    A path is never taken for a URI, or for a database in memory.
     """
     monkeypatch.chdir(tmp_path)
     lab.path = Path(name)
@@ -685,7 +696,7 @@ def test_the_error_says_whether_a_file_can_be_opened_later(
     lab: Lab, where: str, code: str
 ) -> None:
     """
-    Only temporary errors may be retried.
+    The type of the error says whether opening may succeed later.
     """
     name = code if code in ("ENOSPC", "EMFILE", "EACCES") else f"SQLITE_{code}"
     lab.hooks[where if " " in where else f"PRAGMA {where}"] = trouble(name)
@@ -709,7 +720,8 @@ def test_a_path_without_a_database_is_refused(
     lab: Lab, tmp_path: Path, name: str, text: str
 ) -> None:
     """
-    A retry would not help; files that exist stay as they are.
+    A path that cannot be a database is refused without a retry, and existing files are
+    not changed.
     """
     diary = tmp_path / "diary"
     diary.write_text("Dear diary, " * 1000)
@@ -723,7 +735,7 @@ def test_a_path_without_a_database_is_refused(
 
 def test_a_file_system_without_shared_memory_is_refused(lab: Lab) -> None:
     """
-    SQLite is used with its write-ahead log only.
+    A file system without shared memory is refused, since the write-ahead log needs it.
     """
     lab.hooks["PRAGMA journal_mode"] = lambda: (
         lab.made[0].cursor().execute("SELECT 'delete'")
@@ -735,7 +747,8 @@ def test_a_file_system_without_shared_memory_is_refused(lab: Lab) -> None:
 
 def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(lab: Lab) -> None:
     """
-    The writer and the readers have the same file.
+    If the file is replaced while it is opened, it is opened again: the writer and the
+    readers have the same file.
     """
 
     def replace() -> None:
@@ -750,8 +763,8 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(lab: Lab) ->
 @pytest.mark.parametrize("free", [True, False])
 def test_the_log_is_waited_for_although_sqlite_does_not(lab: Lab, free: bool) -> None:
     """
-    Processes that make a file at the same moment wait for each other, but no
-    longer than configured.
+    Processes that create a file at the same moment wait for each other, at most as long
+    as configured.
     """
     left = [3]
 
@@ -774,7 +787,8 @@ def test_the_log_is_waited_for_although_sqlite_does_not(lab: Lab, free: bool) ->
 
 def test_opening_waits_for_a_lock_only_to_change_the_schema(lab: Lab) -> None:
     """
-    A server can start beside one that is busy, and waits no longer than configured.
+    Opening waits for a lock only to change the schema, at most as long as configured,
+    so a server can start beside a busy one.
     """
     with closing(connect(lab.path, isolation_level=None)) as other:
         other.execute("PRAGMA journal_mode = WAL")
@@ -798,9 +812,9 @@ def test_opening_waits_for_a_lock_only_to_change_the_schema(lab: Lab) -> None:
     ("where", "then"),
     [
         ("INSERT", trouble("SQLITE_INTERRUPT")),
-        # It could not be interrupted in time.
+        # The statement could not be interrupted in time.
         ("INSERT", lambda: None),
-        # It has waited for a lock.
+        # The statement has waited for a lock.
         ("BEGIN", lambda: None),
     ],
 )
@@ -808,7 +822,8 @@ def test_a_write_whose_time_is_up_is_not_carried_out(
     lab: Lab, where: str, then: Hook
 ) -> None:
     """
-    It is interrupted and not committed, and the connection goes on.
+    A write that exceeds its time limit is interrupted and not committed, and the
+    connection continues.
     """
     database = lab.open(statementTimeout=2.0)
     gate = lab.gate(where, then)
@@ -830,7 +845,7 @@ def test_a_write_whose_time_is_up_is_not_carried_out(
 
 def test_writes_behind_a_slow_one_stay_in_order(lab: Lab, database: Database) -> None:
     """
-    They are in the next transaction, before what came later.
+    Writes behind a slow one are in the next transaction, before later writes.
     """
     commits = lab.count("COMMIT")
     gate = lab.gate("DELETE")
@@ -855,7 +870,7 @@ def test_writes_behind_a_slow_one_stay_in_order(lab: Lab, database: Database) ->
 
 def test_a_slow_read_does_not_stop_the_others(lab: Lab) -> None:
     """
-    Reads behind it use another connection, and those before it are answered.
+    Reads behind a slow one use another connection, and reads before it have ended.
     """
     database = lab.open(connections=2)
     gate = lab.gate(ALL.sql)
@@ -898,8 +913,9 @@ def test_a_disk_that_stalls_is_given_up(
     lab: Lab, where: str, expected: type[Exception], closed: bool
 ) -> None:
     """
-    Only of a write that has begun the outcome is unknown; to close takes no longer;
-    and a thread that returns after all closes its connection.
+    If the disk stalls, the outcome is unknown only for a write that has begun. Closing
+    takes no longer than configured. A thread that continues later closes its
+    connection.
     """
     # A second reader would stall behind the same gate.
     database = lab.make(connections=1, statementTimeout=2.0, connectTimeout=1.0)
@@ -917,7 +933,7 @@ def test_a_disk_that_stalls_is_given_up(
     idle = resultOf(database.whenIdle())
     if closed:
         database.close()
-        # The others end at once.
+        # The other calls end at once.
         while len(running()) > 1:
             lab.deliver()
     lab.pump([0.1] * 29)
@@ -943,7 +959,7 @@ def test_a_disk_that_stalls_is_given_up(
 
 def test_closing_a_disk_that_stalls_is_given_up(lab: Lab) -> None:
     """
-    A process can end, whatever its disk does.
+    Closing gives up a stalled disk, so the process can exit.
     """
     database = lab.open(statementTimeout=2.0, connectTimeout=1.0)
     gate = lab.onClose = Gate(lab)
@@ -967,7 +983,7 @@ def test_a_cancelled_call_is_never_started(
     lab: Lab, database: Database, where: str
 ) -> None:
     """
-    A call that has not begun is not carried out; the answer of one that has begun
+    A queued call that is cancelled is not carried out; the result of a call in progress
     is dropped.
     """
     gate = lab.gate(where or "BEGIN")
@@ -988,7 +1004,8 @@ def test_a_cancelled_call_is_never_started(
 @pytest.mark.parametrize("when", ["before", "during", "after"])
 def test_a_read_given_up_around_a_loss_is_not_made_again(lab: Lab, when: str) -> None:
     """
-    A wrapper makes the other reads again.
+    A read that was cancelled around a loss is not repeated; a wrapper repeats the other
+    reads.
     """
     database = lab.make(connections=1, statementTimeout=2.0, connectTimeout=1.0)
     wrapper = QueuingWrapper(
@@ -1025,7 +1042,8 @@ def test_a_read_given_up_around_a_loss_is_not_made_again(lab: Lab, when: str) ->
 @pytest.mark.parametrize("how", ["close", "cancel"])
 def test_opening_can_be_given_up(lab: Lab, how: str, where: str) -> None:
     """
-    At no moment anything is left open; a schema is not waited for.
+    Opening can be cancelled at any moment, and leaves nothing open. It does not wait
+    for the schema.
     """
     gate = lab.gate(where)
     database = lab.make()
@@ -1051,7 +1069,8 @@ def test_a_thread_that_cannot_be_started_may_be_tried_again(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    The system may have room for it later.
+    If a thread cannot be started the attempt is retried, since the system may have room
+    later.
     """
 
     def fail(*arguments: Any) -> None:
@@ -1070,7 +1089,8 @@ def test_a_thread_that_cannot_be_started_may_be_tried_again(
 @asynchronous
 async def test_endless_statements_end_and_others_go_on(tmp_path: Path) -> None:
     """
-    SQLite ends them, and rolls back what they have written; closing waits for it.
+    Endless statements are interrupted and rolled back, and other calls continue;
+    closing waits for this.
     """
     from twisted.internet import reactor
 
@@ -1089,7 +1109,7 @@ async def test_endless_statements_end_and_others_go_on(tmp_path: Path) -> None:
     while endless[1].pending:
         await database.read(GET, 1)
     endless.append(resultOf(database.read(ENDLESS)))
-    # So that it has begun.
+    # Wait until the statement has begun.
     assert await database.read(ALL) == [("behind",)]
     await database.close()
     for each in endless:

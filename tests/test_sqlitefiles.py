@@ -1,9 +1,7 @@
 """
 SQLite's file cannot be opened, or is moved, replaced, deleted or truncated while it is
-in use.
-
-The write-ahead log beside the file is never applied to another file, no call is
-acknowledged that nobody finds, and no empty database takes the place.
+in use. The write-ahead log beside the file is never applied to another file, every
+acknowledged call is in a file, and no empty database replaces the file.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from .websupport import errorsIn, logged, textsOf
 @pytest.fixture
 def backup(lab: Lab, database: Database) -> Path:
     """
-    An old copy of a database that has more in its write-ahead log.
+    An old copy of a database that has further changes in its write-ahead log.
     """
     path = lab.path.with_suffix(".backup")
     lab.together(database, (ADD, "old"))
@@ -62,7 +60,7 @@ react(lambda *words: Deferred.fromCoroutine(main(*words)), sys.argv[1:])
 
 def refusal(path: Path) -> str:
     """
-    @return: The error of a process that must obey permissions.
+    @return: The error of a process that is subject to permissions.
     """
     command = [sys.executable, "-c", OPEN, str(path)]
     if os.geteuid() == 0:
@@ -80,7 +78,7 @@ def test_a_file_with_the_wrong_permissions_is_refused(
     tmp_path: Path, mode: int
 ) -> None:
     """
-    At the start, not at the first write.
+    Wrong permissions of the file are reported at the start, and not at the first write.
     """
     path = tmp_path / "the.db"
     path.touch(mode)
@@ -96,7 +94,8 @@ def test_a_directory_with_the_wrong_permissions_is_refused(
     tmp_path: Path, mode: int, exists: int
 ) -> None:
     """
-    SQLite makes more than the file itself.
+    Wrong permissions of the directory are refused, since SQLite creates more files than
+    the database.
     """
     directory = tmp_path / "data"
     directory.mkdir()
@@ -115,7 +114,7 @@ def test_a_directory_with_the_wrong_permissions_is_refused(
 
 def test_a_full_disk_may_have_room_later(lab: Lab, smallDisk: SmallDisk) -> None:
     """
-    The error says what to do.
+    A full disk is a temporary error, which says what to do.
     """
     smallDisk.fill()
     lab.path = smallDisk.directory / "the.db"
@@ -128,7 +127,7 @@ def test_a_full_disk_may_have_room_later(lab: Lab, smallDisk: SmallDisk) -> None
 
 def loseByLooking(lab: Lab, database: Database) -> str:
     """
-    @return: Why the database was lost, without a call.
+    @return: The reason of the loss, which is found without a call.
     """
     lost = resultOf(database.whenLost())
     lab.advance(2)
@@ -140,7 +139,7 @@ def loseByLooking(lab: Lab, database: Database) -> str:
 
 def opening(lab: Lab, database: Database) -> BaseException | None:
     """
-    @return: The error with which the database is not opened again.
+    @return: The error of opening the database again.
     """
     result = resultOf(database.initialize())
     lab.work(result)
@@ -149,6 +148,8 @@ def opening(lab: Lab, database: Database) -> BaseException | None:
 
 def moveAway(lab: Lab) -> Path:
     """
+    Move the file.
+
     @return: The new path of the file.
     """
     return lab.path.rename(lab.path.with_suffix(".old"))
@@ -159,8 +160,8 @@ def test_a_file_that_was_replaced_is_refused(
     lab: Lab, database: Database, backup: Path, statement: Statement | None
 ) -> None:
     """
-    The new file is as it was, and the old one has its log beside it again as soon as
-    it has the name that the error tells.
+    The new file is not changed. The old file can be used with its log, under the name
+    in the error.
     """
     old = moveAway(lab)
     backup.rename(lab.path)
@@ -181,7 +182,7 @@ def test_a_file_that_was_replaced_is_refused(
     assert lab.names() == ["old"]
     old.rename(replaced)
     assert namesIn(replaced) == ["old", *(f"new {number}" for number in range(9))]
-    # An operator resets the module, which closes it.
+    # An operator resets the module, which closes the database.
     lab.end(database)
     assert opening(lab, database) is None
     assert lab.find(database, ALL) == [("old",)]
@@ -191,7 +192,8 @@ def test_a_file_that_was_replaced_before_the_end_is_left_as_it_is(
     lab: Lab, database: Database, backup: Path
 ) -> None:
     """
-    The next server does not find the old log beside it, and the log says so.
+    If the file was replaced before a close, the next server does not find the old log
+    beside the new file, and the log of the server says so.
     """
     backup.rename(lab.path)
     with logged() as events:
@@ -204,7 +206,7 @@ def test_a_file_that_was_replaced_before_the_end_is_left_as_it_is(
 
 def test_logs_that_were_moved_away_are_kept(lab: Lab) -> None:
     """
-    A file may be replaced more than once.
+    A file may be replaced more than once, and every old log is kept.
     """
     for _ in range(3):
         database = lab.open()
@@ -220,8 +222,8 @@ def test_a_file_that_was_moved_is_waited_for(
     lab: Lab, database: Database, backup: Path
 ) -> None:
     """
-    No empty database takes its place, and a file that comes back has everything that
-    was acknowledged.
+    A moved file is waited for: no empty database replaces it, and when it is restored
+    it has everything that was acknowledged.
     """
     old = moveAway(lab)
     reason = loseByLooking(lab, database)
@@ -229,7 +231,7 @@ def test_a_file_that_was_moved_is_waited_for(
     for _ in range(2):
         error = opening(lab, database)
         assert isinstance(error, DatabaseUnavailable)
-        # It is told once.
+        # This is logged once.
         assert str(error) == reason
     assert not lab.path.exists()
     old.rename(lab.path)
@@ -242,8 +244,8 @@ def test_no_empty_database_takes_the_place_of_a_deleted_one(
     lab: Lab, database: Database, backup: Path, everything: bool
 ) -> None:
     """
-    A backup is waited for, and the old log is not applied to it, even if it gets the
-    number of the old file.
+    A deleted file is not replaced by an empty database. The old log is not applied to a
+    restored backup, even if the backup has the inode number of the old file.
     """
     for suffix in ("", "-wal", "-shm") if everything else ("",):
         Path(f"{lab.path}{suffix}").unlink()
@@ -267,7 +269,8 @@ def test_a_log_that_was_deleted_is_made_anew(
     lab: Lab, database: Database, backup: Path, suffix: str
 ) -> None:
     """
-    The file is opened again, with everything that was acknowledged.
+    If the write-ahead log is deleted, the file is opened again, with everything that
+    was acknowledged.
     """
     Path(f"{lab.path}{suffix}").unlink()
     assert f"{suffix} was moved or deleted" in loseByLooking(lab, database)
@@ -281,7 +284,8 @@ def test_a_file_that_was_truncated_is_waited_for(
     lab: Lab, database: Database, backup: Path
 ) -> None:
     """
-    Its log is out of the way of a backup, also if that is written into the same file.
+    If the file is truncated, its log is moved away from a backup, even if the backup is
+    written into the same file.
     """
     os.truncate(lab.path, 0)
     reason = loseByLooking(lab, database)
@@ -302,8 +306,8 @@ def test_a_file_that_is_overwritten_is_unavailable(
     lab: Lab, database: Database, content: bytes
 ) -> None:
     """
-    Calls fail with an error that passes, in one line of the log; they succeed when the
-    file is right again.
+    If the file is overwritten, calls fail with a temporary error, with one line in the
+    log; they succeed again when the file is valid.
     """
     lab.together(database, *((ADD, f"{number}" * 999) for number in range(99)))
     with closing(connect(lab.path)) as other:
@@ -328,7 +332,8 @@ def test_a_link_to_another_file_is_another_file(
     lab: Lab, database: Database, backup: Path, link: str
 ) -> None:
     """
-    Whether the name was a symbolic link before, or has become one.
+    A symbolic link to another file counts as a replacement, whether the path was a link
+    before or not.
     """
     lab.end(database)
     first = lab.path

@@ -1,5 +1,5 @@
 """
-SQLite's file is locked, replaced or on a full disk, and its servers are killed: no
+SQLite's file is locked, replaced or on a full disk, or its servers are killed: no
 acknowledged write is lost, and none is carried out twice.
 """
 
@@ -17,7 +17,7 @@ from .websupport import asynchronous
 
 def emailsInFile(path: Path) -> list[str]:
     """
-    @return: The addresses in a file of SQLite, which is sound.
+    @return: The addresses in an SQLite file, which must not be damaged.
     """
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -29,7 +29,7 @@ def emailsInFile(path: Path) -> list[str]:
 @asynchronous
 async def test_two_servers_share_one_file(tmp_path: Path) -> None:
     """
-    SQLite has one writer at a time.
+    Two servers may share one file, although SQLite has one writer at a time.
     """
     path = tmp_path / "users.db"
     load = await underTwoServers(tmp_path, f"sqlite:{path}")
@@ -39,8 +39,8 @@ async def test_two_servers_share_one_file(tmp_path: Path) -> None:
 @asynchronous
 async def test_a_file_that_is_moved_for_a_moment_loses_nothing(tmp_path: Path) -> None:
     """
-    Clients wait, or are told that their write was not carried out; the log has one line
-    about the loss, and no traceback.
+    If the file is moved for a moment, clients wait, or learn that their write was not
+    carried out. The log has one line about the loss, and no traceback.
     """
     path = tmp_path / "users.db"
     async with serving(tmp_path, f"sqlite:{path}") as service:
@@ -65,7 +65,8 @@ async def test_a_disk_that_is_full_loses_nothing(
     tmp_path: Path, smallDisk: SmallDisk
 ) -> None:
     """
-    A write that fails is not acknowledged; writes succeed when there is room again.
+    On a full disk a write fails, and is not acknowledged; writes succeed when there is
+    room again.
     """
     path = smallDisk.directory / "users.db"
     async with serving(tmp_path, f"sqlite:{path}") as service:
@@ -88,7 +89,8 @@ async def test_a_disk_that_is_full_loses_nothing(
 @asynchronous
 async def test_a_path_that_is_no_database_is_reported_once(tmp_path: Path) -> None:
     """
-    The log names the path and says what to do; the file is left as it is.
+    If the path is not a database, one line of the log names the path and says what to
+    do; the file is not changed.
     """
     path = tmp_path / "users.db"
     path.write_text("no database, but somebody's letter\n" * 1000)
@@ -108,7 +110,8 @@ async def test_acknowledged_writes_survive_the_end_of_the_server(
     tmp_path: Path,
 ) -> None:
     """
-    The server is killed while it writes; after SIGTERM requests in progress finish.
+    Acknowledged writes survive if the server is killed during a write; after SIGTERM
+    requests in progress finish.
     """
     path = tmp_path / "users.db"
     for name, signal in (("killed", "KILL"), ("stopped", "TERM")):

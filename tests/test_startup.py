@@ -88,7 +88,7 @@ def program(clock: Clock) -> Iterator[Program]:
 
 def test_a_proxy_can_be_used_before_the_start(program: Program) -> None:
     """
-    A call made before the start is queued and carried out.
+    A call before the start is queued and carried out.
     """
     wrapper = program.add("database")
     assert program.startup.wrappers == {"database": wrapper}
@@ -135,7 +135,7 @@ def test_a_program_without_modules_is_ready(program: Program) -> None:
 
 def test_a_module_may_be_initialised_by_hand_before(program: Program) -> None:
     """
-    The start accepts modules that are ready, and initialises failed ones again.
+    The start accepts modules that are ready already, and initialises failed ones again.
     """
     early = program.add("early", timeout=5)
     failed = program.add("failed")
@@ -156,7 +156,7 @@ def test_a_module_may_be_initialised_by_hand_before(program: Program) -> None:
 
 def test_a_module_may_be_ready_at_once(program: Program) -> None:
     """
-    Dependents of a module that needs no time start at once, and once; they do not
+    Dependents of a module that is ready at once start at once, and once; they do not
     time out.
     """
     starts: list[str] = []
@@ -173,8 +173,8 @@ def test_a_module_may_be_ready_at_once(program: Program) -> None:
 
 def test_a_failure_before_the_start_counts_no_more(program: Program) -> None:
     """
-    A module that failed before the start waits for its turn like any other; until
-    then it has not failed.
+    A module that failed before the start waits for its turn like any other, and has not
+    failed until then.
     """
     program.add("configuration")
     database = program.add("database", "configuration")
@@ -189,7 +189,7 @@ def test_a_failure_before_the_start_counts_no_more(program: Program) -> None:
 
 def test_a_failure_before_the_start_counts_if_a_need_fails(program: Program) -> None:
     """
-    A module that failed before the start, and whose needs fail afterwards, has failed.
+    A module that failed before the start has failed if its needs fail afterwards.
     """
     program.add("cache", required=False)
     warmer = program.add("warmer", "cache")
@@ -257,8 +257,8 @@ def test_a_name_is_used_once(program: Program) -> None:
 
 def test_a_program_is_started_once(program: Program) -> None:
     """
-    Starting a program again is an error, also after it was stopped, and so is adding
-    a module after the start.
+    Starting a program again is an error, even after a stop, and so is adding a module
+    after the start.
     """
     program.start()
     with pytest.raises(RuntimeError, match="'late' was added after the start-up began"):
@@ -282,8 +282,8 @@ def test_a_factory_may_interfere(
     interfere: Any, error: type[Exception], program: Program
 ) -> None:
     """
-    A factory that raises, adds a module of the same name or begins the start-up makes
-    add() fail; the program is consistent afterwards.
+    If a factory raises, adds a module of the same name or begins the start-up, add()
+    fails, and the program is consistent afterwards.
     """
 
     def factory() -> Module:
@@ -342,7 +342,7 @@ def test_an_invalid_argument_is_refused(
     program: Program,
 ) -> None:
     """
-    An invalid argument is an error of add(), which then adds nothing.
+    An invalid argument makes add() fail and add nothing.
     """
     with pytest.raises(error, match=about):
         program.startup.add(name, Module(), **options)
@@ -357,8 +357,8 @@ def test_the_timeout_begins_when_the_needs_are_ready(
     program: Program, fails: bool
 ) -> None:
     """
-    The timeout of a module does not count the time that its needs take, but all of its
-    attempts. It cancels the attempt and fails queued calls.
+    The time limit of a module covers all its attempts, but not the time of its needs.
+    At its end the attempt is cancelled and queued calls fail.
     """
     program.add("configuration")
     wrapper = program.add("database", "configuration", timeout=20, queueTimeout=None)
@@ -385,7 +385,7 @@ def test_the_timeout_begins_when_the_needs_are_ready(
 
 def test_the_timeout_ends_when_the_module_is_ready(program: Program) -> None:
     """
-    A loss after the module was ready is retried without a time limit.
+    After the module was ready once, a loss is retried without a time limit.
     """
     program.add("database", timeout=20)
     program.start()
@@ -400,8 +400,8 @@ def test_the_timeout_ends_if_the_first_attempt_takes_no_time(
     program: Program,
 ) -> None:
     """
-    The timeout ends when the module is ready, also if an observer resets the module at
-    once.
+    The time limit ends when the module is ready at once, even if an observer resets the
+    module at once.
     """
     attempts: list[Deferred[None]] = [succeed(None), Deferred()]
     initialize = iter(attempts).__next__
@@ -427,8 +427,8 @@ def test_a_time_limit_ends_with_a_module(
     program: Program, act: str, early: bool
 ) -> None:
     """
-    The timeout of a module that is closed or given up by hand is over, before its turn
-    as well as during its attempts.
+    The time limit of a module ends if the module is closed or failed by hand, before
+    its turn or during its attempts.
     """
     program.add("configuration")
     cache = program.add("cache", "configuration", required=False, timeout=20)
@@ -444,7 +444,7 @@ def test_a_time_limit_ends_with_a_module(
     if early:
         program.succeed("configuration")
     if act == "fail" and early:
-        # It has another chance when its turn comes.
+        # The module has another chance when its turn comes.
         assert program.statusOf["cache"] == "initializing"
         program.succeed("cache")
     assert program.clock.getDelayedCalls() == []
@@ -456,8 +456,8 @@ def test_a_time_limit_ends_with_a_module(
 
 def test_a_failed_optional_module_degrades_the_program(program: Program) -> None:
     """
-    The program stays ready, dependents of the module are skipped, and calls to them
-    fail with the reason.
+    The program stays ready, dependents of the failed module are skipped, and calls to
+    them fail with the reason.
     """
     cache = program.add("cache", required=False)
     warmer = program.add("warmer", "cache", required=False)
@@ -516,7 +516,7 @@ def test_a_failed_required_module_stops_the_program(program: Program) -> None:
         assert result.error.name == "database"
         assert isinstance(result.error.__cause__, Refused)
     (critical,) = [e for e in events if e["log_level"] is LogLevel.critical]
-    # Why is in the line before.
+    # The line before has the reason.
     line = "database is required, and failed; stopping"
     assert textsOf([critical]) == [line]
 
@@ -524,8 +524,8 @@ def test_a_failed_required_module_stops_the_program(program: Program) -> None:
 @pytest.mark.parametrize("stayUp", [False, True])
 def test_waiters_learn_what_was_true_at_the_failure(clock: Clock, stayUp: bool) -> None:
     """
-    Everybody who waits for the program gets the error of its failure, even if one of
-    them initialises the failed module again, adds a module or stops the program.
+    Every waiter gets the error of the failure, even if one of them initialises the
+    failed module again, adds a module or stops the program.
     """
     program = Program(clock, stayUp=stayUp)
     database = program.add("database")
@@ -559,8 +559,8 @@ def test_waiters_learn_what_was_true_at_the_failure(clock: Clock, stayUp: bool) 
 
 def test_an_observer_may_wait_for_the_program(program: Program) -> None:
     """
-    whenReady() works while an observer is told that a module has failed, or that it is
-    initialised again.
+    An observer may call whenReady() while it is notified of a failure, or of a new
+    initialisation.
     """
     database = program.add("database")
     results: list[Any] = []
@@ -579,7 +579,7 @@ def test_an_observer_may_wait_for_the_program(program: Program) -> None:
 
 def test_a_failed_module_may_be_initialised_by_its_own_waiter(program: Program) -> None:
     """
-    A module that is initialised again by whoever waits for it has not failed.
+    A failed module that one of its waiters initialises again at once has not failed.
     """
     database = program.add("database")
     database.whenInitialized().addErrback(lambda failure: database.initialize())
@@ -595,8 +595,7 @@ def test_stopProgram_may_raise(
     clock: Clock, loggedFailures: list[dict[str, Any]]
 ) -> None:
     """
-    An error of the callable that stops the program is logged; waiters get the error of
-    the module.
+    An error of the callable stopProgram is logged; waiters get the error of the module.
     """
 
     def stopProgram(status: int) -> None:
@@ -630,7 +629,7 @@ def test_another_thread_is_refused(
     program: Program, monkeypatch: pytest.MonkeyPatch, act: Any
 ) -> None:
     """
-    A program is not started, watched or stopped from another thread than the
+    A program cannot be started, observed or stopped from a thread other than the
     reactor's.
     """
     program.add("a")
@@ -645,7 +644,7 @@ def test_another_thread_is_refused(
 
 def test_invalid_options_of_the_program_are_refused(clock: Clock) -> None:
     """
-    An invalid option of a program is refused when the program is made.
+    An invalid option is reported when the program is made.
     """
     with pytest.raises(TypeError, match="stopProgram must be callable"):
         Startup(clock, stopProgram=1)  # type: ignore[arg-type]
@@ -657,7 +656,7 @@ def test_invalid_options_of_the_program_are_refused(clock: Clock) -> None:
 def test_stayUp_keeps_a_failed_program_running(clock: Clock) -> None:
     """
     With stayUp a failed module can be initialised by hand, and its skipped dependents
-    start afterwards.
+    then start.
     """
     program = Program(clock, stayUp=True)
     wrapper = program.add("database")
@@ -682,7 +681,7 @@ def test_stayUp_keeps_a_failed_program_running(clock: Clock) -> None:
 
 def test_a_need_of_a_required_module_is_required(program: Program) -> None:
     """
-    The failure of an optional module fails a required module that needs it.
+    If an optional module fails, a required module that needs it fails, too.
     """
     program.add("cache", required=False)
     program.add("users", "cache")
@@ -715,7 +714,7 @@ def test_a_module_closed_by_hand_counts_as_failed(program: Program) -> None:
 
 def test_a_module_initialised_by_hand_is_not_skipped(program: Program) -> None:
     """
-    An initialisation in progress goes on when a need of the module fails.
+    If a need of a module fails, an initialisation in progress continues.
     """
     program.add("cache", required=False)
     wrapper = program.add("warmer", "cache", required=False)
@@ -732,7 +731,7 @@ def test_a_module_initialised_by_hand_is_not_skipped(program: Program) -> None:
 
 def test_a_loss_makes_the_program_unready_until_it_recovers(program: Program) -> None:
     """
-    Dependents of a lost module are not initialised again; they keep its proxy.
+    Dependents of a lost module are not initialised again, and keep its proxy.
     """
     program.add("database")
     program.add("users", "database")
@@ -792,7 +791,7 @@ def test_a_program_that_was_never_started_is_closed_in_order(
     program: Program, isValid: bool
 ) -> None:
     """
-    Modules that were initialised by hand are closed after their dependents; in any
+    Modules that were initialised by hand are closed after their dependents, or in any
     order if their needs are invalid.
     """
     for name, needs in (("a", ""), ("b", "a"), ("c", "b" if isValid else "bx")):
@@ -809,7 +808,8 @@ def test_an_unknown_replacement_does_not_change_the_order_of_closing(
     clock: Clock,
 ) -> None:
     """
-    A program that cannot be started because of it is closed in order.
+    A program that cannot start because of an unknown replacement is still closed in
+    order.
     """
     startup = Startup(clock, replacements={"typo": Module()})
     a, b = Module(), Module()
@@ -825,7 +825,7 @@ def test_an_unknown_replacement_does_not_change_the_order_of_closing(
 
 def test_an_observer_may_stop_the_program_when_it_starts(program: Program) -> None:
     """
-    stopService() in the first notification starts no module.
+    stopService() in the first notification of an observer starts no module.
     """
     program.add("a")
     program.startup.addObserver(lambda name: program.startup.stopService())
@@ -836,8 +836,8 @@ def test_an_observer_may_stop_the_program_when_it_starts(program: Program) -> No
 
 def test_an_error_of_closing_stops_no_other_module(program: Program) -> None:
     """
-    Every module is closed within its time limit; every error is in the log, the report
-    and the exception group.
+    Every module is closed within its time limit; every error is in the log, in the
+    report and in the exception group.
     """
     for name, needs in (("a", ""), ("b", "a"), ("c", "b"), ("d", "c")):
         program.add(name, *needs, closeTimeout=5)
@@ -918,7 +918,8 @@ def test_stopping_cancels_the_timeouts(program: Program) -> None:
 
 def test_stopping_twice(program: Program) -> None:
     """
-    A second stop joins the first; cancelling one Deferred affects no other.
+    A second stop joins the first one; cancelling one Deferred does not affect the
+    other.
     """
     program.add("a")
     program.start()
@@ -935,7 +936,7 @@ def test_stopping_twice(program: Program) -> None:
 
 def test_an_announced_stop_lets_calls_finish(program: Program) -> None:
     """
-    After announceStop() the program is not ready, and its modules keep working. A
+    After announceStop() the program is not ready, but its modules continue to work. A
     failure does not stop the program with status 1.
     """
     program.add("a")
@@ -959,7 +960,7 @@ def test_an_announced_stop_lets_calls_finish(program: Program) -> None:
 
 def test_stopProgram_may_stop_the_program_at_once(clock: Clock) -> None:
     """
-    The callable that stops the program may call stopService() itself.
+    The callable stopProgram may call stopService() itself.
     """
     stopped: list[Any] = []
 
@@ -974,7 +975,7 @@ def test_stopProgram_may_stop_the_program_at_once(clock: Clock) -> None:
     startup.startService()
     module.attempts[0].errback(Refused())
     assert startup.status is Status.STOPPING
-    # It waited when the module failed.
+    # It was waiting when the module failed.
     assert isinstance(waiting.error, StartupFailed)
     assert isinstance(resultOf(startup.whenReady()).error, Closed)
     module.closings[0].callback(None)
@@ -984,7 +985,7 @@ def test_stopProgram_may_stop_the_program_at_once(clock: Clock) -> None:
 
 def test_a_callback_of_whenReady_may_stop_the_program(program: Program) -> None:
     """
-    stopService() works from a callback of whenReady().
+    A callback of whenReady() may call stopService().
     """
     program.add("a")
     program.startup.whenReady().addCallback(lambda _: program.startup.stopService())
@@ -998,8 +999,8 @@ def test_a_callback_of_whenReady_may_stop_the_program(program: Program) -> None:
 
 def test_observers_are_notified_of_every_change(program: Program) -> None:
     """
-    An observer sees each status of a module and of the program once; registering it
-    twice has no effect.
+    An observer is notified once of each status of a module and of the program;
+    registering it twice has no effect.
     """
     told: list[tuple[str, str]] = []
 
@@ -1113,7 +1114,7 @@ def test_the_report_has_the_history(program: Program) -> None:
 
 def test_a_reason_never_has_the_message_of_an_error(program: Program) -> None:
     """
-    The reason why a module is not ready names types of errors alone.
+    The reason why a module is not ready contains only types of errors, and no message.
     """
 
     def reason(name: str) -> str | None:
@@ -1168,7 +1169,7 @@ def test_the_critical_path(program: Program) -> None:
 
 def test_the_table_is_logged_once(program: Program) -> None:
     """
-    The table of the start-up is logged when the program is ready first.
+    The table of the start-up is logged when the program is ready for the first time.
     """
     program.add("configuration")
     program.add("database", "configuration")
@@ -1198,7 +1199,7 @@ Start-up: degraded, ready after 3.250 s
 
 def test_a_table_can_be_limited(clock: Clock) -> None:
     """
-    A limited table keeps the critical path, unready and slow modules.
+    A limited table keeps the critical path, and modules that are not ready or slow.
     """
     startup = Startup(clock)
     for number in range(60):
@@ -1225,7 +1226,7 @@ def test_a_table_can_be_limited(clock: Clock) -> None:
 
 def impossible() -> None:
     """
-    The factory, or a method, of a module that is replaced.
+    A factory or method that must not be called.
     """
     raise AssertionError("the replaced module was used")
 
@@ -1256,8 +1257,8 @@ def test_a_replaced_module_is_never_made(clock: Clock) -> None:
 
 def test_a_fake_may_be_initialised(clock: Clock) -> None:
     """
-    A fake with initialize() is initialised; methods named by strings are those of the
-    fake.
+    A fake with initialize() is initialised. If methods are named by strings, the fake's
+    methods are used.
     """
     fakes = {"a": Module(), "b": Module()}
     startup = Startup(clock, replacements=fakes)
@@ -1274,7 +1275,7 @@ def test_a_fake_may_be_initialised(clock: Clock) -> None:
 
 class Reader:
     """
-    A real module, from which mocks are made.
+    A real module, as the specification of mocks.
     """
 
     def initialize(self) -> Deferred[None]:
@@ -1310,7 +1311,7 @@ class AsyncReader:
 
 class Inventive:
     """
-    A fake that makes up attributes.
+    A fake that creates attributes on demand.
     """
 
     def __getattr__(self, name: str) -> str:
@@ -1359,7 +1360,7 @@ def test_any_replacement_is_ready_at_once(
     clock: Clock, kind: str, options: dict[str, Any]
 ) -> None:
     """
-    A mock, and whatever lacks the methods that the options name, is ready at once, and
+    A mock, and any fake that lacks the methods of the options, is ready at once, and
     never lost.
     """
     fake = (MOCKS | FAKES)[kind]()
@@ -1377,7 +1378,7 @@ def test_a_real_method_of_a_replacement_is_used(
     clock: Clock, option: dict[str, Any]
 ) -> None:
     """
-    A fake is initialised by its own initialize(), also if the options name another
+    A fake is initialised by its own initialize(), even if the options name another
     method, and even if it is a method of a mock that returns a Deferred.
     """
     module = Module()
@@ -1406,7 +1407,7 @@ def test_a_real_method_of_a_replacement_is_used(
 
 def test_an_unused_replacement_is_refused(clock: Clock) -> None:
     """
-    A replacement for a module that was never added is an error at the start.
+    A replacement for an unknown module is an error at the start.
     """
     startup = Startup(clock, replacements={"databse": Fake()})
     startup.add("database", Module())
@@ -1417,7 +1418,7 @@ def test_an_unused_replacement_is_refused(clock: Clock) -> None:
 @pytest.mark.parametrize("factory", [Module, partial(Module)])
 def test_a_factory_makes_the_module(clock: Clock, factory: Any) -> None:
     """
-    A factory is called once, and its module's methods can be named.
+    A factory is called once. Options may name the methods of its module.
     """
     startup = Startup(clock)
     options: Any = {"initialize": "whenLost", "whenLost": None, "close": "initialize"}

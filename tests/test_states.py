@@ -14,7 +14,7 @@ from tsrv.queuing.states import TRANSITIONS, Event, IllegalTransition, Lifecycle
 @pytest.mark.parametrize("event", Event)
 def test_every_event_in_every_state(state: State, event: Event) -> None:
     """
-    A legal event leads where the table says; an illegal one raises and changes
+    A legal event leads to the state in the table; an illegal one raises and changes
     nothing.
     """
     lifecycle = Lifecycle(Clock())
@@ -33,8 +33,8 @@ def test_every_event_in_every_state(state: State, event: Event) -> None:
 
 def test_every_state_can_be_reached_and_left() -> None:
     """
-    A wrapper never gets stuck: every state can be reached from NEW, and CLOSED
-    from every state. Closing is final.
+    No state is a dead end: every state can be reached from NEW, and CLOSED from every
+    state. CLOSED is final.
     """
 
     def reachable(state: State) -> set[State]:

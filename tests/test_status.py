@@ -1,5 +1,5 @@
 """
-The status page shows what the modules of a program are doing, to everybody.
+The status page shows everybody what the modules of a program are doing.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ EVIL = "<script>alert(1)</script>&\"'"
 
 def moduleReport(name: str = "a", **members: Any) -> ModuleReport:
     """
-    @return: What the timeline needs of the report of a module that became ready
-        after 2 seconds.
+    @return: The part of a report that the timeline needs, for a module that became
+        ready after 2 seconds.
     """
     module = {
         "name": name,
@@ -56,7 +56,7 @@ def reportOf(
     *modules: ModuleReport, now: float, status: str = "starting", **members: Any
 ) -> Report:
     """
-    @return: What the timeline needs of a report.
+    @return: The part of a report that the timeline needs.
     """
     report = {
         "status": status,
@@ -94,8 +94,8 @@ def bar(
     module: ModuleReport, report: Report, critical: bool = False
 ) -> list[tuple[str, float, float]]:
     """
-    @return: The kind of each part of a module's bar, and the seconds after the
-        begin of the timeline from when to when it is shown.
+    @return: For each part of a module's bar its kind, its begin and its end, in seconds
+        from the begin of the timeline.
     """
     window = windowOf(report)
     length = (window.end - window.begin) / 100
@@ -124,14 +124,14 @@ class Shown(Program):
 
     def fragment(self, **headers: str) -> Answer:
         """
-        @return: The fragment, rendered anew.
+        @return: The current fragment.
         """
         self.clock.advance(1)
         return ask(self.root, "/status", headers=headers)
 
     def html(self) -> str:
         """
-        @return: The page, rendered anew.
+        @return: The current page.
         """
         self.clock.advance(1)
         return ask(self.root).body.decode()
@@ -217,8 +217,8 @@ def test_a_bar_shows_each_part_of_a_start() -> None:
 )
 def test_a_bar_grows_until_now(module: ModuleReport, parts: list[Any]) -> None:
     """
-    A bar that has not ended is shown up to now, within a window that has room. The
-    start-up is not over before everything was ready once.
+    A bar that has not ended is shown up to now, within a window with some room. The
+    start-up is over only when everything was ready once.
     """
     report = reportOf(module, moduleReport(status="initializing"), now=3.5)
     assert bar(module, report)[-len(parts) :] == parts
@@ -238,8 +238,8 @@ def test_the_bar_of_a_module_ends(
     status: str, members: dict[str, Any], last: tuple[str, float, float]
 ) -> None:
     """
-    A module that failed for good looks different from one that is retried; a closed
-    one was ready until then.
+    A module that failed for good looks different from a retried one; a closed one was
+    ready until its end.
     """
     module = moduleReport(status=status, **members)
     assert bar(module, reportOf(module, now=9.0))[-1] == last
@@ -285,7 +285,7 @@ def test_pauses_have_bars_of_their_own(
     members: dict[str, Any], parts: list[Any]
 ) -> None:
     """
-    A module that is paused is not shown as ready, and a loss is shown even so.
+    A paused module is not shown as ready, and a loss during a pause is shown.
     """
     module = moduleReport(**{"becameReady": 2.0, **members})
     report = reportOf(module, moduleReport(status="initializing"), now=6.0)
@@ -309,7 +309,7 @@ def test_a_lazy_module_waits_for_its_first_call(
     members: dict[str, Any], parts: list[Any]
 ) -> None:
     """
-    Before its first call a lazy module does not seem to wait for another one.
+    Before its first call, a lazy module does not seem to wait for another one.
     """
     module = moduleReport(lazy=True, **members)
     report = reportOf(module, moduleReport(status="initializing"), now=6.0)
@@ -318,8 +318,8 @@ def test_a_lazy_module_waits_for_its_first_call(
 
 def test_the_timeline_of_a_settled_program_does_not_change() -> None:
     """
-    However long the program runs, the start-up stays readable. A lazy module that
-    nobody needs does not make it grow.
+    The timeline of the start-up stays readable, however long the program runs. A lazy
+    module that was never called does not extend it.
     """
     lazy = moduleReport("b", status="lazy", lazy=True, begun=None, since=0.0)
     windows = {
@@ -346,7 +346,7 @@ def test_a_loss_is_shown_instead_of_the_start_up(
     losses: list[LossReport], now: float, origin: float, end: float
 ) -> None:
     """
-    The timeline shows the loss that lasts, or else the last one.
+    The timeline shows the current loss, or else the last one.
     """
     recovered = [each["recovered"] for each in losses]
     status = "lost" if None in recovered else "ready"
@@ -455,7 +455,8 @@ def test_later_events_are_shown_instead_of_the_start_up(
     members: dict[str, Any], now: float, title: str, end: float
 ) -> None:
     """
-    The timeline shows the last pause, loss or first call of a lazy module.
+    The timeline shows the last pause, the last loss, or the first call of a lazy
+    module.
     """
     module = moduleReport(**{"becameReady": 2.0, **members})
     window = windowOf(
@@ -489,7 +490,7 @@ def test_the_axis_fits_any_duration(now: float, end: float, labels: list[str]) -
 
 def test_the_axis_counts_from_a_loss() -> None:
     """
-    Zero is when the first of the lost modules was lost.
+    Zero is the time of the first loss among the lost modules.
     """
     module = moduleReport(status="lost", losses=[loss(100.0)], becameReady=2.0)
     other = moduleReport("b", status="lost", losses=[loss(101.0)])
@@ -505,7 +506,7 @@ def test_the_axis_counts_from_a_loss() -> None:
 )
 def test_durations_have_fitting_units(seconds: float, text: str) -> None:
     """
-    Nobody reads 180,000 seconds.
+    A duration has at most two units: nobody reads 180,000 seconds.
     """
     assert duration(seconds) == text
 
@@ -515,7 +516,7 @@ def test_durations_have_fitting_units(seconds: float, text: str) -> None:
 
 def test_the_page_is_complete_without_a_script(show: Any) -> None:
     """
-    The page shows everything that is known of each module.
+    Without a script, the page shows everything that is known of each module.
     """
     shown = show(links=[("/say", "Say something")])
     shown.add("configuration")
@@ -543,7 +544,7 @@ def test_the_page_is_complete_without_a_script(show: Any) -> None:
 
 def test_the_headline_is_true_at_every_time(show: Any) -> None:
     """
-    The headline names the modules that are the cause.
+    At any time the headline names the modules that are the cause.
     """
     shown = show()
     for name in "abcd":
@@ -582,8 +583,8 @@ def namesIn(html: str) -> list[str]:
 
 def test_what_needs_attention_comes_first(show: Any) -> None:
     """
-    Failed modules come first, then those that are lost, retried or paused; the others
-    keep their order, whether they are ready or not.
+    Failed modules come first, then lost, retried and paused ones. The others keep their
+    order, whether they are ready or not.
     """
     shown = show()
     for name in ("ready", "slow", "paused", "retried", "lost", "failed"):
@@ -597,7 +598,7 @@ def test_what_needs_attention_comes_first(show: Any) -> None:
     order = ["failed", "lost", "retried", "paused", "ready", "slow"]
     assert namesIn(shown.html()) == order
     shown.clock.advance(3)
-    # The attempts of a lost module do not make it less important.
+    # The attempts of a lost module do not change its rank.
     assert "lost initializing attempt" in shown.text()
     assert namesIn(shown.html())[:2] == order[:2]
     assert re.findall(r'class="(\w*)" data-key', shown.html())[:2] == ["failed", "lost"]
@@ -605,8 +606,8 @@ def test_what_needs_attention_comes_first(show: Any) -> None:
 
 def test_the_expected_time_is_shown(show: Any) -> None:
     """
-    The page says how long the start-up has taken, and for how long it will go on, as
-    far as the modules know.
+    The page shows the duration of the start-up, and the time that it will still take,
+    as far as the modules can predict it.
     """
     shown = show()
     shown.startup.add("clock", AsyncModule(shown.clock, 10.0))
@@ -627,8 +628,7 @@ def test_the_expected_time_is_shown(show: Any) -> None:
 
 def test_after_a_recovery_the_page_says_what_is_true_now(show: Any) -> None:
     """
-    The last loss is named, with its end; neither the headline nor the queue remember
-    it.
+    The last loss is shown with its end, but neither in the headline nor in the queue.
     """
     shown = show()
     shown.add("a")
@@ -651,7 +651,7 @@ def test_after_a_recovery_the_page_says_what_is_true_now(show: Any) -> None:
 
 def test_a_full_queue_is_shown(show: Any) -> None:
     """
-    A queue that takes no more calls says so.
+    A full queue, which accepts no further call, is marked.
     """
     shown = show()
     wrapper = shown.add("a", limit=2, queueTimeout=None)
@@ -665,7 +665,7 @@ def test_a_full_queue_is_shown(show: Any) -> None:
 
 def test_the_legend_is_complete(show: Any) -> None:
     """
-    Every lamp and every bar that the page can draw is in the legend.
+    The legend has every lamp and every bar that the page can draw.
     """
     legend = show().html().partition('<ul class="legend">')[2]
     lamps = set(" ".join(re.findall(r'class="lamp ([\w ]+)"', legend)).split())
@@ -678,8 +678,7 @@ def test_the_legend_is_complete(show: Any) -> None:
 
 def test_the_history_of_a_module_is_shown(show: Any) -> None:
     """
-    The last attempts and losses are listed in order, and the critical path is
-    marked.
+    The last attempts and losses are listed in order, and the critical path is marked.
     """
     shown = show()
     shown.add("a")
@@ -714,9 +713,9 @@ def test_the_history_of_a_module_is_shown(show: Any) -> None:
 
 def test_a_paused_module_is_shown(show: Any) -> None:
     """
-    The page says for how long the calls of a module are held, until the last holder
-    has resumed it, and how many calls wait and are in progress. Old errors do not
-    matter meanwhile.
+    The page shows how long the calls of a module are held, until the last holder has
+    resumed it, and the numbers of queued calls and of calls in progress. Old errors are
+    not shown meanwhile.
     """
     shown = show()
     wrapper = shown.add("database", queueTimeout=None)
@@ -755,8 +754,7 @@ def test_a_paused_module_is_shown(show: Any) -> None:
 
 def test_a_module_may_be_paused_before_the_start(show: Any) -> None:
     """
-    A module that is paused before the start is shown as paused, from before the
-    start.
+    A module that was paused before the start is shown as paused from then on.
     """
     shown = show()
     shown.add("a")
@@ -771,8 +769,8 @@ def test_a_module_may_be_paused_before_the_start(show: Any) -> None:
 
 def test_a_pause_and_a_loss_are_shown_together(show: Any) -> None:
     """
-    A module that is lost while it is paused needs help first, and is paused when it
-    has recovered. One that was paused a thousand times has a short history.
+    A module that is lost during a pause needs help first, and is paused when it has
+    recovered. After a thousand pauses, the history on the page is short.
     """
     shown = show()
     shown.add("a")
@@ -799,8 +797,8 @@ def test_a_pause_and_a_loss_are_shown_together(show: Any) -> None:
 
 def test_relations_of_modules_are_shown(show: Any) -> None:
     """
-    The page shows with which modules one restarts, and after which it starts. While
-    it is held for another one, the other one is the cause.
+    The page shows which modules a module restarts with, and which it starts after.
+    While a module is held for another one, that one is the cause.
     """
     shown = show()
     shown.add(EVIL)
@@ -821,8 +819,8 @@ def test_relations_of_modules_are_shown(show: Any) -> None:
 
 def test_a_lazy_module_is_not_missing(show: Any) -> None:
     """
-    A lazy module is not needed before its first call: it neither makes the program
-    wait nor comes first on the page.
+    Before its first call, a lazy module neither makes the program wait nor comes first
+    on the page.
     """
     shown = show()
     shown.add("a")
@@ -848,7 +846,8 @@ def test_a_lazy_module_is_not_missing(show: Any) -> None:
 
 def test_a_module_that_waits_for_its_turn_is_shown(clock: Clock, show: Any) -> None:
     """
-    If only so many modules are initialised at the same time, the others wait.
+    If the number of simultaneous attempts is limited, the page shows which modules
+    wait.
     """
     shown = show()
     shown.startup = Startup(clock, concurrency=1, stayUp=True)
@@ -864,7 +863,7 @@ def test_a_module_that_waits_for_its_turn_is_shown(clock: Clock, show: Any) -> N
 
 def test_messages_are_shown_only_where_they_may_be(show: Any) -> None:
     """
-    The public sees the types of errors; operators see their messages.
+    The public sees the types of errors; operators also see their messages.
     """
     for showErrors in (False, True):
         shown = show(showErrors=showErrors)
@@ -880,7 +879,7 @@ def test_messages_are_shown_only_where_they_may_be(show: Any) -> None:
 
 def test_everything_is_escaped(show: Any) -> None:
     """
-    A name, a note or an error cannot become a part of the page, and may be any text.
+    A name, a note or an error may be any text, and cannot become markup.
     """
 
     class Evil(Exception):
@@ -936,7 +935,7 @@ def test_the_files_of_the_page_are_sent_once(
     name: str, contentType: str, show: Any
 ) -> None:
     """
-    A client that has the current version gets 304.
+    A client that has the current version of a file gets 304.
     """
     shown = show()
     assert f'"{name}"' in shown.html()
@@ -974,8 +973,8 @@ def test_an_unchanged_fragment_is_not_sent_again(show: Any) -> None:
 
 def test_one_rendering_serves_everybody_for_a_second(show: Any) -> None:
     """
-    The page is rendered when somebody asks, at most once a second, without a
-    timer; a clock that was set back does not keep an old page.
+    The page is rendered on request, at most once a second, without a timer; a clock
+    that is set back does not keep an old page.
     """
     shown = show()
     shown.add("a")
@@ -997,8 +996,8 @@ def test_one_rendering_serves_everybody_for_a_second(show: Any) -> None:
 
 def test_of_very_many_modules_some_are_shown(show: Any) -> None:
     """
-    The page has at most 200 modules, those that are not ready first, and names
-    the end of a long critical path.
+    The page shows at most 200 modules, starting with those that are not ready, and
+    shortens a long critical path.
     """
     shown = show()
     for number in range(300):
@@ -1019,7 +1018,7 @@ def test_of_very_many_modules_some_are_shown(show: Any) -> None:
 
 def test_of_very_many_modules_lazy_ones_are_shown_last(show: Any) -> None:
     """
-    A lazy module that nobody has called does not need attention.
+    A lazy module that was never called does not need attention.
     """
     shown = show()
     for number in range(200):

@@ -1,5 +1,5 @@
 """
-Setting the system's clock changes no timer of a server.
+Setting the system's clock does not change any timer of a server.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Machine:
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     """
-    Such a reactor, whose service has not been started.
+    Such a reactor, whose service was not started.
     """
     machine = Machine()
     yield machine
@@ -68,8 +68,8 @@ def machine() -> Iterator[Machine]:
 
 def test_timesAreContinuous(machine: Machine) -> None:
     """
-    At first the steady time is the time of day, so that timers which were set before
-    keep their delays.
+    At the start the steady time is the time of day, so timers that were set before keep
+    their delays.
     """
     machine.reactor.callLater(10, machine.called.append, "before")
     machine.start()
@@ -83,7 +83,8 @@ def test_timesAreContinuous(machine: Machine) -> None:
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
 def test_timersKeepTheirDelays(machine: Machine, step: float) -> None:
     """
-    A clock that is set back delays no timer, and one that is set forward hurries none.
+    A clock that is set back delays no timer, and a clock that is set forward fires none
+    early.
     """
     machine.start()
     machine.reactor.callLater(10, machine.called.append, "called")
@@ -97,8 +98,8 @@ def test_timersKeepTheirDelays(machine: Machine, step: float) -> None:
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
 def test_queuedCallsWaitAsLongAsAlways(machine: Machine, step: float) -> None:
     """
-    A queued call expires after its time, also if its wrapper is older than the server
-    and the clock is set before the call.
+    A queued call expires on time, even if its wrapper is older than the server and the
+    clock is set before the call.
     """
     wrapper = QueuingWrapper(Teller(), machine.reactor, timeout=30)
     ask = wrapper.proxy.tellMeSomething
@@ -115,7 +116,7 @@ def test_queuedCallsWaitAsLongAsAlways(machine: Machine, step: float) -> None:
 
 def test_timeOfDayFollowsTheClock(machine: Machine) -> None:
     """
-    The time of day is what the system's clock says, whatever it was set to.
+    The time of day is the time of the system's clock, whatever it was set to.
     """
     machine.start()
     machine.wall -= HOUR
@@ -125,7 +126,7 @@ def test_timeOfDayFollowsTheClock(machine: Machine) -> None:
 
 def test_eachStepIsLogged(machine: Machine) -> None:
     """
-    A step of the clock is logged within a second, once, with its direction and size.
+    A step of the clock is logged once, within a second, with its direction and size.
     """
     machine.start()
     with logged() as events:
@@ -145,7 +146,7 @@ def test_eachStepIsLogged(machine: Machine) -> None:
 
 def test_stepsAreLoggedOnceAMinute(machine: Machine) -> None:
     """
-    A clock that is set again and again makes one line a minute, which tells the sum.
+    If the clock is set repeatedly, one line a minute has the sum.
     """
     machine.start()
     with logged() as events:
@@ -160,7 +161,7 @@ def test_stepsAreLoggedOnceAMinute(machine: Machine) -> None:
 
 def test_correctionsAreNotLogged(machine: Machine) -> None:
     """
-    A clock that is corrected little by little is not worth a line.
+    Small corrections of the clock are not logged.
     """
     machine.start()
     with logged() as events:
@@ -172,7 +173,8 @@ def test_correctionsAreNotLogged(machine: Machine) -> None:
 
 def test_secondServerKeepsTheTime(machine: Machine) -> None:
     """
-    A second server on the same reactor changes nothing, and logs from its own start.
+    A second server on the same reactor does not change the time, and logs steps since
+    its own start.
     """
     machine.start()
     seconds = machine.reactor.seconds
@@ -190,7 +192,7 @@ def test_secondServerKeepsTheTime(machine: Machine) -> None:
 
 def test_clocksOfTestsAreLeftAlone() -> None:
     """
-    A clock of a test keeps its time, and gets no timer.
+    The clock of a test keeps its time, and gets no timer.
     """
     clock = Clock()
     service = SteadyTime(clock)
@@ -209,14 +211,14 @@ from twisted.scripts.twistd import run
 run()
 """
 """
-Runs twistd with a clock that a file sets.
+A script that runs twistd with a clock that a file sets.
 """
 
 
 @asynchronous
 async def test_attemptsGoOn(ownRedis: Redis, tmp_path: Path) -> None:
     """
-    A module becomes ready although the clock is set back by an hour in an outage.
+    A module becomes ready although the clock is set back by an hour during an outage.
     """
 
     def setClock(step: float) -> None:

@@ -1,5 +1,5 @@
 """
-systemd gets each message once and in order, and never disturbs the program.
+systemd gets each message once and in order, and cannot disturb the program.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Systemd:
     """
     systemd's end of the socket.
 
-    @ivar extensions: Number of times for which it was asked for more time to start.
+    @ivar extensions: The number of requests for more time to start.
     """
 
     def __init__(self, address: str) -> None:
@@ -53,7 +53,7 @@ class Systemd:
 
     def received(self) -> list[str]:
         """
-        @return: The messages since the last call, without those that are counted.
+        @return: The messages since the last call, without those that are only counted.
         """
         messages = []
         with suppress(BlockingIOError):
@@ -86,7 +86,7 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
 
 class Program:
     """
-    A start-up whose modules do what the test says, and its service for systemd.
+    A start-up whose modules the test controls, and its service for systemd.
 
     @ivar modules: The modules, by name.
     """
@@ -114,14 +114,14 @@ class Program:
 
     def after(self, *seconds: float) -> list[str]:
         """
-        @return: The messages that arrive within some time.
+        @return: The messages that arrive within a time.
         """
         self.clock.pump(seconds)
         return self.systemd.received()
 
     def stop(self) -> None:
         """
-        Stop both.
+        Stop the start-up and the service.
         """
         self.service.stopService()
         self.startup.stopService()
@@ -144,7 +144,7 @@ def program(clock: Clock, systemd: Systemd) -> Iterator[Program]:
 @pytest.fixture
 def watched(clock: Clock, systemd: Systemd) -> Iterator[Program]:
     """
-    A program for whose keep-alives systemd waits ten seconds.
+    A program with a watchdog of ten seconds.
     """
     program = Program(
         clock, systemd, WATCHDOG_USEC="10000000", WATCHDOG_PID=str(os.getpid())
@@ -158,8 +158,8 @@ def watched(clock: Clock, systemd: Systemd) -> Iterator[Program]:
 
 def test_a_program_from_start_to_stop(program: Program) -> None:
     """
-    systemd learns once that the program is ready and that it stops, and in between what
-    it waits for.
+    systemd learns once that the program is ready, and once that it stops; in between,
+    the status says what the program waits for.
     """
     database = program.add("database")
     users = program.add("users", needs=["database"])
@@ -208,7 +208,7 @@ def test_a_service_may_be_started_after_the_start_up(program: Program) -> None:
 
 def test_a_program_that_stops_while_it_starts(program: Program) -> None:
     """
-    A program that is stopped before it is ready never reports that it is.
+    A program that is stopped before it is ready never reports READY=1.
     """
     program.add("database")
     program.start()
@@ -223,8 +223,8 @@ def test_a_program_that_stops_while_it_starts(program: Program) -> None:
 
 def test_a_failed_program_names_what_failed(program: Program) -> None:
     """
-    Modules that are skipped because of a failed one are not named, and no error is
-    shown. A failed program that is repaired is ready.
+    The status names neither skipped modules nor errors. A failed program that is
+    repaired is reported as ready.
     """
     database = program.add("database")
     program.add("users", needs=["database"])
@@ -240,8 +240,8 @@ def test_a_failed_program_names_what_failed(program: Program) -> None:
 
 def test_a_storm_of_changes_is_a_few_messages(program: Program) -> None:
     """
-    However often modules change, there are at most ten messages in a second, and none
-    for a change that makes no difference.
+    However often modules change, at most ten messages are sent in a second, and none
+    for a change without effect on the status.
     """
     database = program.add("database", retryPolicy=lambda attempts: 0.0)
     cache = program.add("cache", required=False)
@@ -275,8 +275,8 @@ def test_of_many_modules_five_are_named(program: Program) -> None:
 
 def test_a_program_that_starts_asks_for_more_time(program: Program) -> None:
     """
-    While modules start, systemd is asked for more time thrice in the time that it
-    grants; afterwards never, whatever becomes of the modules.
+    While modules start, systemd is asked for more time three times in each period that
+    it grants; afterwards never, whatever happens to the modules.
     """
     database = program.add("database")
 
@@ -307,7 +307,8 @@ def test_a_program_that_starts_asks_for_more_time(program: Program) -> None:
 
 def test_a_program_that_stops_asks_for_no_more_time(program: Program) -> None:
     """
-    The time limit of a stop is not that of a start: systemd is not asked for more.
+    During a stop, systemd is not asked for more time, since a stop has a time limit of
+    its own.
     """
     program.add("database")
     program.start()
@@ -325,8 +326,9 @@ def test_a_program_that_stops_asks_for_no_more_time(program: Program) -> None:
 
 def test_the_watchdog_hears_twice_as_often_as_it_asks(watched: Program) -> None:
     """
-    Keep-alive messages are sent from the start to the end, whatever the modules do; one
-    that cannot be sent is sent soon, since the next one would come too late.
+    Keep-alives are sent twice in each watchdog interval, from the start to the end,
+    whatever the modules do. A keep-alive that cannot be sent is repeated soon, since
+    the next one would be too late.
     """
     watched.service.startService()
     assert watched.after(4.9) == ["WATCHDOG=1", "STATUS=starting"]
@@ -345,8 +347,8 @@ def test_a_watchdog_watches_one_process(
     clock: Clock, systemd: Systemd, microseconds: str, pid: str
 ) -> None:
     """
-    A child process that inherits the variables does not answer for its parent, and an
-    invalid interval is ignored.
+    A child process that inherits the variables sends no keep-alive for its parent, and
+    an invalid interval is ignored.
     """
     variables = {"WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid}
     program = Program(clock, systemd, **variables)
@@ -360,7 +362,7 @@ def test_a_watchdog_watches_one_process(
 
 def test_the_address_may_be_abstract_or_long(clock: Clock, tmp_path: Path) -> None:
     """
-    A name that is in no file system is found, and a path may have 107 bytes.
+    The address may be an abstract name, or a path of 107 bytes.
     """
     path = str(tmp_path / "x")
     for address in (f"@tsrv-test-{os.getpid()}", path + "x" * (107 - len(path))):
@@ -374,8 +376,8 @@ def test_the_address_may_be_abstract_or_long(clock: Clock, tmp_path: Path) -> No
 
 def test_a_message_is_sent_until_it_arrives(program: Program) -> None:
     """
-    systemd would end a working service whose READY=1 is lost. A full socket is no
-    reason for a warning.
+    A message is repeated until it arrives, since systemd would end a working service
+    whose READY=1 is lost. A full socket is not logged as a warning.
     """
     database = program.add("database")
     program.start()
@@ -390,8 +392,8 @@ def test_a_message_is_sent_until_it_arrives(program: Program) -> None:
 
 def test_an_unreachable_socket_is_logged_once(program: Program) -> None:
     """
-    Of all messages that cannot be sent one is logged; the last status reaches a socket
-    that exists again.
+    Of all messages that cannot be sent, one is logged. When the socket exists again,
+    the last status is sent.
     """
     program.add("database")
     program.systemd.close()
@@ -433,7 +435,7 @@ def test_unsent_messages_end_with_the_service(watched: Program) -> None:
 
 def test_without_systemd_a_service_does_nothing(clock: Clock) -> None:
     """
-    A program that systemd has not started ignores all of its variables.
+    A program that systemd has not started ignores the variables of systemd.
     """
     variables = {"NOTIFY_SOCKET": "", "WATCHDOG_USEC": "1000000"}
     service = SystemdService(Startup(clock), clock, variables)
@@ -477,7 +479,7 @@ def test_the_examples_are_valid(tmp_path: Path) -> None:
         check=False,
         text=True,
     )
-    # It reports problems of the machine's own units too.
+    # The tool also reports problems of the machine's own units.
     assert [line for line in verified.stderr.splitlines() if "tsrv" in line] == []
     assert verified.returncode == 0, verified.stderr
 
@@ -496,7 +498,7 @@ print(json.dumps({**options.subOptions}))
 def test_the_example_starts_a_server_on_the_socket_of_systemd() -> None:
     """
     The command line of the service is valid with the socket of the other file, and its
-    timeouts fit those of systemd.
+    timeouts fit the timeouts of systemd.
     """
     service, activation = unit("tsrv@.service"), unit("tsrv.socket")
     _, *arguments = shlex.split(service["ExecStart"])
@@ -521,7 +523,7 @@ def test_the_example_starts_a_server_on_the_socket_of_systemd() -> None:
     stopping = options["shutdown-delay"] + options["drain-timeout"] + closing
     assert stopping < float(service["TimeoutStopSec"])
     assert service["Type"] == "notify"
-    # Every process has the same socket and the same user, and thus the same files.
+    # Every process has the same socket, the same user, and thus the same files.
     assert service["Sockets"] == "tsrv.socket"
     assert service["User"] == service["StateDirectory"] == "tsrv"
     assert activation["Service"] == "tsrv@1.service"
@@ -532,8 +534,8 @@ async def test_a_process_of_the_example(
     tmp_path: Path, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    The command of the service, started as systemd does it, asks for time, reports that
-    it is ready, that it is alive and that it stops, and serves the socket that it gets.
+    The command of the service, started as systemd does it, asks for time, reports
+    readiness, keep-alives and the stop, and serves the socket that it inherits.
     """
     from twisted.internet import reactor
 

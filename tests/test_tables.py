@@ -1,5 +1,5 @@
 """
-The tables of the documentation are complete. Their rows are made from the code, or are
+The tables of the documentation are complete: their rows are made from the code, or
 compared with it here.
 """
 
@@ -59,7 +59,7 @@ def page(name: str) -> str:
 
 def arguments(text: str, directive: str) -> list[str]:
     """
-    @return: The arguments of all directives with a name.
+    @return: The arguments of all directives with this name.
     """
     found = re.findall(rf"^```\{{{directive}\}} (.*)$", text, re.M)
     return " ".join(found).split()
@@ -146,7 +146,8 @@ class Failing(AsyncResource):
 @pytest.mark.parametrize(("reason", "error"), ERRORS)
 def test_the_response_to_an_error(reason: str, error: Exception) -> None:
     """
-    The page of errors shows the text of each 503, and which of them has Retry-After.
+    The page of errors has the text of each 503, and says which responses have
+    Retry-After.
     """
     shown = {
         row[2].strip("`"): row[1].strip("`")

@@ -1,5 +1,5 @@
 """
-The entry of C{twistd}: one server for the process, on the real reactor.
+The entry point of C{twistd}: one server for the process, on the real reactor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .websupport import asynchronous, errorsIn, logged, reservedPort, textsOf
 @pytest.fixture(autouse=True)
 def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """
-    Restore what a server changes in its process.
+    Restore everything that a server changes in its process.
     """
     monkeypatch.chdir(tmp_path)
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -52,8 +52,8 @@ def make(*arguments: str) -> Server:
 
 def test_a_service_prepares_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The server may open as many files as the system permits, collects garbage rarely,
-    and keeps the variables of systemd from child processes.
+    The server raises the limit of open files to the maximum, collects garbage rarely,
+    and hides the variables of systemd from child processes.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1024) - 1, hard))
@@ -70,7 +70,7 @@ def test_a_service_prepares_its_process(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_development_is_logged_as_a_warning() -> None:
     """
-    An operator who leaves C{--development} on by mistake finds a warning in the log.
+    C{--development} is logged as a warning, in case an operator uses it by mistake.
     """
     with logged() as events:
         make("--development")
@@ -81,8 +81,8 @@ def test_development_is_logged_as_a_warning() -> None:
 @asynchronous
 async def test_a_service_queues_and_answers() -> None:
     """
-    The options reach the modules and the sites, on more than one port; the names in the
-    log are public.
+    The options reach the modules and the sites, on several ports; the names in the log
+    are public.
     """
     from twisted.internet import reactor
 
@@ -117,8 +117,8 @@ async def test_a_service_queues_and_answers() -> None:
 @asynchronous
 async def test_a_port_in_use_ends_the_start(method: str) -> None:
     """
-    A server that cannot open all of its ports opens none; C{twistd} calls both methods,
-    C{twist} only the second.
+    A server that cannot open all of its ports opens none. C{twistd} calls both methods,
+    C{twist} only the second one.
     """
     with reservedPort() as port, socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -143,7 +143,7 @@ async def test_a_port_in_use_ends_the_start(method: str) -> None:
             again.listen()
 
 
-# Twisted leaves a socket that it could not bind to the garbage collector.
+# Twisted does not close a socket that it could not bind; the garbage collector does.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.filterwarnings(
     "ignore:.*unclosed <socket:pytest.PytestUnraisableExceptionWarning"
@@ -158,7 +158,7 @@ async def test_a_port_in_use_ends_the_start(method: str) -> None:
 )
 def test_an_unusable_endpoint_ends_the_start(endpoint: str, about: str) -> None:
     """
-    An endpoint that parses but cannot be used is reported in one line.
+    An endpoint that is valid but unusable is reported in one line.
     """
     server = make("--listen", endpoint)
     with pytest.raises(SystemExit) as raised:

@@ -1,6 +1,6 @@
 """
-Coroutines of modules run in tasks while an asyncio loop is running, and what tsrv hands
-out can be awaited by whoever drives the coroutine.
+Coroutines of modules run in tasks while an asyncio loop is running, and tasks and
+coroutines of Twisted can await the results of tsrv.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fired(result: object) -> Deferred[Any]:
 @onLoop
 async def test_a_coroutine_may_await_futures_and_deferreds() -> None:
     """
-    In one coroutine, in any order, and it stays in one task.
+    A coroutine may await futures and Deferreds in any order, and stays in one task.
     """
     tasks = []
 
@@ -64,7 +64,8 @@ async def test_a_coroutine_may_await_futures_and_deferreds() -> None:
 @onLoop
 async def test_the_first_step_is_made_at_once() -> None:
     """
-    Calls start in the order in which they are made, whatever is called.
+    The first step runs at once, so calls start in the order in which they are made,
+    whatever their methods are.
     """
     steps: list[str] = []
 
@@ -84,7 +85,7 @@ async def test_the_first_step_is_made_at_once() -> None:
 @onLoop
 async def test_an_error_ends_the_deferred_and_is_not_reported_twice() -> None:
     """
-    Neither at once nor later does the loop hear of it.
+    An error fails the Deferred, and is never reported to the loop.
     """
     heard: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, each: heard.append(each))
@@ -107,7 +108,8 @@ async def test_an_error_ends_the_deferred_and_is_not_reported_twice() -> None:
 @onLoop
 async def test_no_error_stops_the_loop(error: type[BaseException]) -> None:
     """
-    The error of a module is that of the call, also if it is meant to end a program.
+    An error of a module fails its call, and does not stop the loop, even if it is a
+    SystemExit.
     """
 
     async def work() -> None:
@@ -123,7 +125,7 @@ async def test_no_error_stops_the_loop(error: type[BaseException]) -> None:
 @onLoop
 async def test_a_time_limit_cancels_what_is_awaited() -> None:
     """
-    C{asyncio.timeout()} works around a Deferred, which is cancelled.
+    C{asyncio.timeout()} cancels a Deferred that is awaited inside it.
     """
     cancelled: list[object] = []
 
@@ -139,7 +141,8 @@ async def test_a_time_limit_cancels_what_is_awaited() -> None:
 @onLoop
 async def test_cancelling_cancels_the_task() -> None:
     """
-    The coroutine learns of it, and its caller gets the error of Twisted.
+    Cancelling the Deferred cancels the task: the coroutine gets asyncio's error, and
+    the caller the error of Twisted.
     """
     learnt = []
 
@@ -162,8 +165,8 @@ async def test_cancelling_cancels_the_task() -> None:
 @onLoop
 async def test_a_cancelled_coroutine_is_waited_for() -> None:
     """
-    The call ends when the coroutine has, with what it makes of the cancellation; a
-    second one is passed on, too.
+    A cancelled call ends when its coroutine has ended, with the coroutine's result. A
+    second cancellation is passed on, too.
     """
 
     async def work() -> str:
@@ -188,7 +191,8 @@ async def test_a_cancelled_coroutine_is_waited_for() -> None:
 @onLoop
 async def test_a_task_keeps_the_context_of_its_call() -> None:
     """
-    The coroutine sees its caller's context at each step, and changes only its own.
+    A coroutine has its caller's context at each step, and its changes affect only
+    itself.
     """
     seen = []
 
@@ -209,7 +213,8 @@ async def test_a_task_keeps_the_context_of_its_call() -> None:
 @onLoop
 async def test_a_first_step_that_cancels_its_task_cancels_what_it_awaits() -> None:
     """
-    As in any task: the children of a C{gather()} are not forgotten.
+    If the first step cancels its own task, the awaited C{gather()} is cancelled with
+    its children, as in any task.
     """
     child: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -227,7 +232,8 @@ async def test_a_first_step_that_cancels_its_task_cancels_what_it_awaits() -> No
 @onLoop
 async def test_the_result_of_a_first_step_is_kept() -> None:
     """
-    Also if the coroutine has cancelled its own task.
+    The result of the first step is kept, even if the coroutine has cancelled its own
+    task.
     """
 
     async def work() -> str:
@@ -241,7 +247,7 @@ async def test_the_result_of_a_first_step_is_kept() -> None:
 
 class Odd:
     """
-    An object that can be awaited, with what it says it waits for.
+    An awaitable that yields an odd object.
     """
 
     def __init__(self, *yields: object) -> None:
@@ -253,14 +259,14 @@ class Odd:
 
 async def awaitOdd(odd: Any) -> None:
     """
-    Await it.
+    Await the odd object.
     """
     await odd
 
 
 async def returnDeferred() -> Any:
     """
-    Forget an C{await}.
+    Return a Deferred where an C{await} is missing.
     """
     return Deferred[None]()
 
@@ -280,7 +286,7 @@ async def test_odd_coroutines_end_with_an_error(
     make: Callable[[], Any], error: type[Exception]
 ) -> None:
     """
-    A call never stays pending because its module awaits nonsense.
+    A call does not stay pending if its module awaits something invalid: it fails.
     """
     with pytest.raises(error):
         await asFuture(runCoroutine(make()))
@@ -289,7 +295,7 @@ async def test_odd_coroutines_end_with_an_error(
 @onLoop
 async def test_a_cancellation_that_was_taken_back_leaves_no_trace() -> None:
     """
-    C{uncancel()} counts in a module as in any task.
+    C{uncancel()} works in a module as in any task.
     """
 
     async def work() -> list[int]:
@@ -310,8 +316,8 @@ async def test_a_cancellation_that_was_taken_back_leaves_no_trace() -> None:
 @onLoop
 async def test_anyio_works_in_a_module(wait: Callable[[], Awaitable[Any]]) -> None:
     """
-    A cancel scope knows its own cancellation, whatever is awaited in it; a task group
-    cancels the coroutine that it is in.
+    anyio works in a module: a cancel scope recognises its own cancellation, and a task
+    group cancels the coroutine around it.
     """
 
     async def fail() -> None:
@@ -335,7 +341,7 @@ async def test_anyio_works_in_a_module(wait: Callable[[], Awaitable[Any]]) -> No
 @onLoop
 async def test_a_task_shows_the_coroutine_of_the_module() -> None:
     """
-    Debuggers, and whoever lists the tasks, see what runs in them.
+    A debugger that lists the tasks shows the coroutine of the module.
     """
     tasks = []
 
@@ -356,7 +362,7 @@ async def test_a_task_shows_the_coroutine_of_the_module() -> None:
 @onLoop
 async def test_tasks_may_begin_at_once() -> None:
     """
-    With C{asyncio.eager_task_factory}, each step is made once all the same.
+    With C{asyncio.eager_task_factory}, each step still runs once.
     """
     loop = asyncio.get_running_loop()
     loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009
@@ -375,8 +381,8 @@ async def test_tasks_may_begin_at_once() -> None:
 @onLoop
 async def test_the_error_of_a_shared_deferred_reaches_a_coroutine() -> None:
     """
-    The coroutine gets what a Deferred fires with, also if others take its error away
-    before the coroutine goes on.
+    A coroutine gets the error of a Deferred, even if another callback handles the error
+    before the coroutine continues.
     """
     shared: Deferred[None] = Deferred()
 
@@ -393,7 +399,7 @@ async def test_the_error_of_a_shared_deferred_reaches_a_coroutine() -> None:
 @onLoop
 async def test_a_call_inside_a_call_has_a_task_of_its_own() -> None:
     """
-    A module may call itself, or another module.
+    If a module calls itself, or another module, each call runs in its own task.
     """
     tasks = []
 
@@ -411,7 +417,8 @@ async def test_a_call_inside_a_call_has_a_task_of_its_own() -> None:
 @onLoop
 async def test_a_future_is_waited_for_without_a_task() -> None:
     """
-    Cancelling the Deferred cancels the future, once; no error reaches the loop.
+    A future is awaited without a task: cancelling the Deferred cancels the future once,
+    and no error reaches the loop.
     """
     loop = asyncio.get_running_loop()
     heard: list[Any] = []
@@ -439,7 +446,8 @@ async def test_a_future_is_waited_for_without_a_task() -> None:
 
 def test_without_a_loop_twisted_runs_it() -> None:
     """
-    A Deferred is awaited, and the result is there as soon as it fires.
+    Without a loop, Twisted drives the coroutine: it continues as soon as the awaited
+    Deferred fires.
     """
     awaited: Deferred[int] = Deferred()
 
@@ -452,7 +460,7 @@ def test_without_a_loop_twisted_runs_it() -> None:
     assert running.result == 7
 
 
-# What tsrv hands out.
+# Results of tsrv.
 
 
 async def inTask(awaitable: Awaitable[Any]) -> Any:
@@ -482,14 +490,14 @@ async def inModule(awaitable: Awaitable[Any]) -> Any:
 
 async def asTask(awaitable: Any) -> Any:
     """
-    Let a task run it as a coroutine.
+    Await in another task, which runs the result as a coroutine.
     """
     return await asyncio.create_task(awaitable)
 
 
 async def asTwisted(awaitable: Any) -> Any:
     """
-    Let Twisted run it as a coroutine.
+    Await in a coroutine of Twisted, which runs the result as a coroutine.
     """
     return await asFuture(Deferred.fromCoroutine(awaitable))
 
@@ -503,7 +511,7 @@ everywhere = pytest.mark.parametrize(
 @onLoop
 async def test_a_result_is_awaited_everywhere(wait: Any) -> None:
     """
-    A result that exists, and one that comes.
+    A result can be awaited everywhere, before and after it exists.
     """
     loop = asyncio.get_running_loop()
     before, after = Pending(), Pending()
@@ -516,7 +524,7 @@ async def test_a_result_is_awaited_everywhere(wait: Any) -> None:
 @onLoop
 async def test_an_error_is_awaited_everywhere(wait: Any) -> None:
     """
-    Everybody who waits gets it.
+    An error is raised wherever the result is awaited.
     """
     pending = Pending()
     asyncio.get_running_loop().call_soon(pending.errback, Trouble("awaited"))
@@ -532,7 +540,7 @@ async def test_an_error_is_awaited_everywhere(wait: Any) -> None:
 @onLoop
 async def test_a_cancelled_task_cancels_what_it_awaits(wait: Any) -> None:
     """
-    A call whose caller is cancelled is given up, and the caller ends as asyncio wants.
+    Cancelling a task gives up the call that it awaits, and the task ends as cancelled.
     """
     cancelled: list[object] = []
     pending = Pending(cancelled.append)
@@ -548,7 +556,8 @@ async def test_a_cancelled_task_cancels_what_it_awaits(wait: Any) -> None:
 @onLoop
 async def test_a_call_that_another_cancels_fails(wait: Any) -> None:
     """
-    Whoever else waits for it gets the error of Twisted, and is not cancelled.
+    If one waiter cancels a call, every other waiter gets the error of Twisted, and is
+    not cancelled.
     """
     pending = Pending()
     waits = [asyncio.create_task(wait(pending)) for _ in range(2)]
@@ -562,7 +571,8 @@ async def test_a_call_that_another_cancels_fails(wait: Any) -> None:
 @onLoop
 async def test_a_coroutine_of_twisted_goes_on_at_once() -> None:
     """
-    As without a loop, when the Deferred fires; whoever awaits an error has handled it.
+    A coroutine of Twisted continues as soon as the Deferred fires, also while a loop is
+    running; an awaited error counts as handled.
     """
     result, error = Pending(), Pending()
 
@@ -580,7 +590,8 @@ async def test_a_coroutine_of_twisted_goes_on_at_once() -> None:
 @onLoop
 async def test_a_cancelled_coroutine_of_twisted_learns_of_it() -> None:
     """
-    What it awaits raises the error of Twisted, with a loop as without one.
+    A cancelled coroutine of Twisted gets the error of Twisted from its C{await}, with a
+    loop or without.
     """
     learnt = []
 
@@ -601,7 +612,7 @@ async def test_a_cancelled_coroutine_of_twisted_learns_of_it() -> None:
 @onLoop
 async def test_a_cancellation_that_comes_after_the_result_is_not_lost() -> None:
     """
-    A task that is cancelled in the turn in which its call ends is cancelled.
+    If a task is cancelled in the turn in which its call ends, it is cancelled.
     """
     pending = Pending()
     waiting = asyncio.create_task(inTask(pending))
@@ -616,7 +627,7 @@ async def test_a_cancellation_that_comes_after_the_result_is_not_lost() -> None:
 @onLoop
 async def test_a_result_is_the_one_that_was_waited_for(wait: Any) -> None:
     """
-    Callbacks that are added later change what they see, and nothing for others.
+    A waiter gets the original result, even if callbacks are added later.
     """
     pending = Pending()
     waiting = asyncio.create_task(wait(pending))
@@ -628,7 +639,7 @@ async def test_a_result_is_the_one_that_was_waited_for(wait: Any) -> None:
 
 def test_a_loop_may_be_closed_before_the_result() -> None:
     """
-    Others who wait for it get it all the same.
+    If a loop is closed before the result exists, other waiters still get the result.
     """
     pending = Pending()
     loop = asyncio.new_event_loop()
@@ -638,14 +649,14 @@ def test_a_loop_may_be_closed_before_the_result() -> None:
     pending.callback("late")
     assert pending.result == "late"
     waiting.get_coro().close()
-    # It says that it was not awaited, to the handler of its loop.
+    # The object reports to the handler of its loop that it was not awaited.
     loop.set_exception_handler(lambda *_: None)
 
 
 @onLoop
 async def test_a_cancelled_future_cancels_at_once() -> None:
     """
-    Its call cannot be started in the meantime.
+    Cancelling a future gives up its call at once, so the call cannot start later.
     """
     cancelled: list[object] = []
     pending = Pending(cancelled.append)
@@ -660,7 +671,7 @@ async def test_a_cancelled_future_cancels_at_once() -> None:
 @onLoop
 async def test_a_future_fails_with_any_error() -> None:
     """
-    Also with the one that futures refuse.
+    A future can fail with any error, even with StopIteration, which futures refuse.
     """
     pending = Pending()
     future = pending.asFuture(asyncio.get_running_loop())
@@ -673,7 +684,8 @@ async def test_a_future_fails_with_any_error() -> None:
 @onLoop
 async def test_awaiting_leaves_no_cycles(wait: Any) -> None:
     """
-    A program that makes many calls need not collect garbage for them.
+    Awaiting leaves no reference cycles, so a program with many calls needs no garbage
+    collection.
     """
 
     async def work() -> int:
@@ -695,7 +707,7 @@ async def test_awaiting_leaves_no_cycles(wait: Any) -> None:
 @onLoop
 async def test_the_tools_of_asyncio_take_it() -> None:
     """
-    C{wait_for()}, C{gather()}, C{timeout()} and anyio know it as an awaitable.
+    C{wait_for()}, C{gather()}, C{timeout()} and anyio take the result as an awaitable.
     """
     loop = asyncio.get_running_loop()
     first, second, third, never = Pending(), Pending(), Pending(), Pending()
@@ -715,7 +727,8 @@ async def test_the_tools_of_asyncio_take_it() -> None:
 @onLoop
 async def test_a_task_that_makes_no_step_gives_up_its_call() -> None:
     """
-    As if it had waited already; so the call is not started later.
+    A task that is cancelled before its first step gives up its call, which is not
+    started later.
     """
     pending, failed = Pending(), Pending()
     failed.errback(Trouble("awaited by nobody"))

@@ -18,7 +18,7 @@ LEGAL = {(state, to) for state in State for to in TRANSITIONS[state].values()}
 
 def test_the_picture_shows_all_transitions() -> None:
     """
-    The arrows of the picture are the transitions of the code, each of them once.
+    The arrows of the diagram are the transitions of the code, each of them once.
     """
     picture = ElementTree.parse(DOCS / "_static" / "states.svg")  # noqa: S314
     drawn = [
@@ -33,7 +33,7 @@ def test_the_picture_shows_all_transitions() -> None:
 
 def test_the_table_has_all_transitions() -> None:
     """
-    The table of the states has every state, and the states that may follow it.
+    The table of states has every state, and its possible next states.
     """
     rows = re.findall(
         r"^\| `([A-Z]+)` \|.*\| ([^|]*)\|$", (DOCS / "theory.md").read_text(), re.M
@@ -49,7 +49,7 @@ def test_the_table_has_all_transitions() -> None:
 
 def test_the_table_says_what_happens_to_calls() -> None:
     """
-    The table says in which states calls are queued, passed on and refused.
+    The table says in which states calls are queued, passed on or refused.
     """
     table = dict(
         re.findall(

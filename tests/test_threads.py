@@ -55,8 +55,9 @@ STATES = [State.NEW, State.INITIALIZING, State.DRAINING, State.LOST, State.PAUSE
 @pytest.mark.parametrize("state", STATES)
 def test_a_call_that_would_be_queued(clock: Clock, state: State, method: str) -> None:
     """
-    The error names callFromThread, nothing is queued or counted, and calls of the
-    reactor's thread go on.
+    A call from another thread that would be queued is refused: the error names
+    callFromThread, nothing is queued or counted, and calls of the reactor's thread
+    continue.
     """
     _, wrapper, proxy = inState(clock, state, replay=["read"])
     kept = getattr(proxy, method)
@@ -74,7 +75,8 @@ def test_a_call_that_would_be_queued(clock: Clock, state: State, method: str) ->
 @pytest.mark.parametrize("state", [State.FAILED, State.CLOSING, State.CLOSED])
 def test_a_call_that_would_be_refused(clock: Clock, state: State) -> None:
     """
-    A call that would be refused is not counted, either.
+    A call from another thread is refused also in a state that refuses calls, and not
+    counted.
     """
     _, wrapper, proxy = inState(clock, state)
     error = elsewhere(lambda: proxy.write(1))
@@ -86,7 +88,7 @@ def test_a_call_that_would_be_refused(clock: Clock, state: State) -> None:
 
 def test_a_call_that_would_be_tracked(clock: Clock) -> None:
     """
-    So is a call of a ready module that tsrv tracks.
+    A call from another thread is refused if tsrv tracks it.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     error = elsewhere(lambda: proxy.write(1))
@@ -98,7 +100,7 @@ def test_a_call_that_would_be_tracked(clock: Clock) -> None:
 @pytest.mark.parametrize("isRunning", [True, False])
 def test_cancelling_a_call(clock: Clock, isRunning: bool) -> None:
     """
-    Cancelling from another thread is refused, and the call goes on.
+    Cancelling a call from another thread is refused, and the call continues.
     """
     module, wrapper, proxy = inState(clock, State.INITIALIZING)
     call = proxy.write(1)
@@ -121,7 +123,7 @@ def test_cancelling_a_call(clock: Clock, isRunning: bool) -> None:
 )
 def test_the_wrappers_own_methods(clock: Clock, name: str) -> None:
     """
-    The methods that change the state are refused, and change nothing.
+    Methods that change the state are refused in another thread, and change nothing.
     """
     _, wrapper, _ = inState(clock, State.NEW)
     arguments: list[Any] = [ValueError()] if name in ("fail", "reset") else []
@@ -133,7 +135,7 @@ def test_the_wrappers_own_methods(clock: Clock, name: str) -> None:
 
 def test_without_a_reactor_any_thread_may_call(clock: Clock) -> None:
     """
-    As long as no reactor has run, tsrv does not know its thread.
+    Before a reactor has run, tsrv does not know its thread, and any thread may call.
     """
     threadable.ioThread = None
     _, wrapper, proxy = inState(clock, State.NEW, timeout=None)

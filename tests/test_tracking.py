@@ -1,6 +1,6 @@
 """
-Calls in progress of a module that can be lost: each of them ends with its own result,
-or with OutcomeUnknown.
+Tracked calls: each call in progress of a module that can be lost ends with its own
+result, or with OutcomeUnknown.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ METHODS = ["write", "compute"]
 @pytest.fixture(params=["ready", "queued"])
 def begin(request: pytest.FixtureRequest, clock: Clock) -> Callable[..., Any]:
     """
-    Make a call, which is in progress then, of a module that is ready; or one that was
-    queued before.
+    Make a call that is in progress: of a ready module, or one that was queued before.
     """
 
     def begin(method: str, **options: Any) -> tuple[Module, Any, Deferred[Any]]:
@@ -62,7 +61,7 @@ def test_a_call_ends_with_its_own_result(
     begin: Callable[..., Any], method: str, error: Exception | None
 ) -> None:
     """
-    While nothing is lost a call ends when, and as, the module ends it.
+    Without a loss, a call ends when the module ends it, and with the same result.
     """
     module, wrapper, call = begin(method)
     result = resultOf(call)
@@ -82,9 +81,8 @@ def test_the_module_goes_away(
     clock: Clock, begin: Callable[..., Any], method: str, answer: object, end: str
 ) -> None:
     """
-    A call in progress at a loss, a reset or a close ends with the module's own
-    result, if there is one in time; otherwise its outcome is unknown. Later answers
-    are ignored.
+    A call in progress at a loss, a reset or a close ends with the module's own result,
+    if that is in time; otherwise its outcome is unknown. Later results are ignored.
     """
     module, wrapper, call = begin(method)
     result = resultOf(call)
@@ -131,7 +129,7 @@ def test_cancelling(
     clock: Clock, begin: Callable[..., Any], method: str, end: str
 ) -> None:
     """
-    Cancelling a call cancels the module's own Deferred, at whatever time.
+    Cancelling a call cancels the module's own Deferred at any time.
     """
     module, wrapper, call = begin(method)
     result = resultOf(call)
@@ -173,8 +171,8 @@ def test_many_end_in_order(clock: Clock) -> None:
 
 def test_the_counters(clock: Clock) -> None:
     """
-    unknown counts calls that were queued and calls that were not; submitted counts
-    only the former, once.
+    C{unknown} counts queued and direct calls; C{submitted} counts only queued ones,
+    once.
     """
     module, wrapper, proxy = wrap(clock)
     resultOf(proxy.write(1))
@@ -209,7 +207,7 @@ class Steady:
 @implementer(ISettlesCalls)
 class Settling(Steady):
     """
-    A module that promises to end its calls.
+    A module that settles its calls.
     """
 
     def whenLost(self) -> Deferred[None]:
@@ -248,8 +246,8 @@ def test_which_calls_are_tracked(
     clock: Clock, make: Callable[[], Any], options: dict[str, Any], isTracked: bool
 ) -> None:
     """
-    Calls of a module that can be lost are tracked, unless it promises to end them.
-    Calls that are safe to run twice are tracked in any case. All other calls are the
+    Calls of a module that can be lost are tracked, unless the module settles them.
+    Calls that are safe to run twice are always tracked. All other calls are the
     module's own.
     """
     module = make()
@@ -267,8 +265,8 @@ def test_which_calls_are_tracked(
 
 def test_a_settling_module_ends_its_calls_itself(clock: Clock) -> None:
     """
-    tsrv waits neither at a loss nor at a close for calls of a module that promises to
-    end them, and leaves them alone.
+    If a module settles its calls, tsrv does not wait for them at a loss or a close, and
+    does not end them.
     """
     module, wrapper, proxy = inState(clock, State.READY, settles=True)
     result = resultOf(proxy.write(1))
@@ -310,7 +308,7 @@ def _same(what: object) -> object:
 
 def test_what_has_ended_is_returned_as_it_is(clock: Clock) -> None:
     """
-    A plain value, and a Deferred that has fired, are the module's own.
+    A plain value, and a Deferred that has fired, are returned unchanged.
     """
     _, wrapper = quick(clock)
     value, succeeded, failed = object(), succeed(1), fail(Trouble())
@@ -338,7 +336,7 @@ def test_a_deferred_that_waits_for_another(clock: Clock) -> None:
 
 def test_a_method_that_raises(clock: Clock) -> None:
     """
-    A method that raises does so for callers of a ready module, too.
+    If a method raises, a call in READY raises, too.
     """
     _, _, proxy = inState(clock, State.READY)
     with pytest.raises(Trouble):
@@ -347,7 +345,7 @@ def test_a_method_that_raises(clock: Clock) -> None:
 
 def test_arguments_and_keywords(clock: Clock) -> None:
     """
-    A tracked call passes both on.
+    A tracked call passes arguments and keywords on.
     """
     module, wrapper, proxy = inState(clock, State.READY)
     proxy.write(what=1)
@@ -362,7 +360,7 @@ def test_arguments_and_keywords(clock: Clock) -> None:
 
 def test_an_ended_call_keeps_nothing(clock: Clock) -> None:
     """
-    A tracked call that has ended keeps neither the module nor its arguments.
+    A tracked call that has ended keeps neither the module nor its arguments alive.
     """
 
     class Big:
@@ -384,8 +382,8 @@ def test_an_ended_call_keeps_nothing(clock: Clock) -> None:
 @pytest.mark.parametrize("then", ["ready", "retrying", "failed", "closed", "lost"])
 def test_the_reason_of_the_loss(clock: Clock, when: str, how: str, then: str) -> None:
     """
-    A call whose outcome is unknown has the reason of its own loss as the cause,
-    whatever happens to the module before the call ends.
+    The cause of OutcomeUnknown is the loss of this call, whatever happens to the module
+    before the call ends.
     """
     attempts = iter([None, fail(Trouble("another")) if then == "retrying" else None])
     reason = Trouble("cut off") if how != "loss without a reason" else None
@@ -426,7 +424,8 @@ def test_the_reason_of_the_loss(clock: Clock, when: str, how: str, then: str) ->
         act()
     clock.advance(0)
     assert isinstance(result.error, OutcomeUnknown)
-    # A method that goes on while the module recovers or fails has the last reason.
+    # A method that is still running while the module recovers or fails has the last
+    # reason.
     if when != "during":
         assert result.error.__cause__ is reason
     shut(wrapper)
@@ -437,8 +436,8 @@ def test_the_reason_of_the_loss(clock: Clock, when: str, how: str, then: str) ->
 @pytest.mark.parametrize("then", ["ready", "draining", "paused", "lost", "failed"])
 def test_the_wrapper_keeps_no_ended_call(clock: Clock, method: str, then: str) -> None:
     """
-    The wrapper keeps neither a call that has ended nor its result, whatever it went
-    through and whatever the wrapper does next.
+    The wrapper keeps neither a call that has ended nor its result, whatever happened to
+    it and whatever the wrapper does next.
     """
 
     class Big:
@@ -490,8 +489,8 @@ def test_the_module_is_lost_while_it_is_called(
     clock: Clock, isRecovered: bool, answer: str
 ) -> None:
     """
-    A call whose module goes away, and perhaps recovers, while it is being called ends
-    with what the module returns, or its outcome is unknown.
+    If the module is lost while a method runs, and perhaps recovers, the call ends with
+    the method's result, or its outcome is unknown.
     """
     module, wrapper = quick(clock)
     later: Deferred[Any] = Deferred()
@@ -533,7 +532,8 @@ def test_a_replayed_call_is_lost_while_it_is_made(
     clock: Clock, isRecovered: bool
 ) -> None:
     """
-    If it is safe to run twice it is made again.
+    A call that is safe to run twice is repeated if the module is lost while its method
+    runs.
     """
 
     class Losing(Module):
@@ -562,8 +562,8 @@ def test_a_replayed_call_is_lost_while_it_is_made(
 @pytest.mark.parametrize("isClosed", [True, False])
 def test_a_method_closes_the_wrapper(clock: Clock, method: str, isClosed: bool) -> None:
     """
-    The outcome of a call that closes the wrapper is unknown, if the module does not
-    end the call, whether the closing ends during the call or afterwards.
+    The outcome of a call that closes the wrapper is unknown unless the module ends the
+    call, whether the closing ends during the call or afterwards.
     """
     later: Deferred[Any] = Deferred()
 
@@ -594,19 +594,19 @@ def test_a_method_closes_the_wrapper(clock: Clock, method: str, isClosed: bool) 
     assert clock.getDelayedCalls() == []
 
 
-# Very many calls.
+# Thousands of calls.
 
 
 class Passing(Clock):
     """
-    A clock whose time passes: a little each time when somebody looks.
+    A clock that advances a little at each look.
     """
 
     step = 0.0
 
     def seconds(self) -> float:
         """
-        Return the time, which passes.
+        Return the time, and advance it.
         """
         self.rightNow += self.step
         return super().seconds()
@@ -614,7 +614,7 @@ class Passing(Clock):
 
 class Many:
     """
-    Very many calls in progress.
+    Thousands of calls in progress.
 
     @ivar ended: The numbers of the ended calls.
     @ivar results: The results of all calls.
@@ -643,10 +643,10 @@ class Many:
 
     def run(self, act: Callable[[], object] = bool) -> list[int]:
         """
-        Let the reactor do all that is due.
+        Run everything that is due.
 
         @param act: Called after the first slice.
-        @return: The number of ended calls, once in each turn.
+        @return: The number of ended calls after each turn.
         """
         counts: list[int] = []
 
@@ -665,7 +665,7 @@ class Many:
 @pytest.mark.parametrize("number", [200, 7_000])
 def test_very_many_calls_are_lost_in_slices(number: int) -> None:
     """
-    No turn of the reactor ends many calls, and they end in order.
+    Each turn of the reactor ends a limited number of lost calls, in order.
     """
     many = Many(number, "write")
     if number > 1000:
@@ -681,7 +681,7 @@ def test_very_many_calls_are_lost_in_slices(number: int) -> None:
 
 def test_answers_between_the_slices() -> None:
     """
-    A call that the module answers before its turn has come ends with that.
+    If the module ends a call before its slice, the call has that result.
     """
     many = Many(100, "write")
     lose(many.module)
@@ -699,8 +699,8 @@ def test_answers_between_the_slices() -> None:
 
 def test_the_reason_of_a_large_loss() -> None:
     """
-    All calls of a loss have its reason as the cause, also if the module has recovered
-    and is lost again before the last of them ends.
+    The cause of all calls of a loss is this loss, even if the module recovers and is
+    lost again before the last of them has ended.
     """
     many = Many(7_000, "write")
     many.clock.step = 0.0001
@@ -725,8 +725,8 @@ def test_something_else_happens_between_the_slices(
     number: int, method: str, then: str
 ) -> None:
     """
-    If the module recovers, fails or is closed in the meantime every call ends once.
-    Calls that are safe to run twice are made again, in order, before later calls.
+    If the module recovers, fails or is closed between the slices, every call ends once.
+    Calls that are safe to run twice are repeated in order, before later calls.
     """
     many = Many(number, method)
     if number > 1000:
@@ -781,8 +781,8 @@ def test_something_else_happens_between_the_slices(
 )
 def test_calls_end_while_others_are_put_back(how: str, places: Iterable[int]) -> None:
     """
-    Calls that are put back in slices keep their order, whichever of them end in the
-    meantime; those that have ended are not made again.
+    Calls that are queued again in slices keep their order, whichever of them end
+    meanwhile; ended calls are not repeated.
     """
     number = 3_000
     many = Many(number, "read", timeout=5.0 if how == "expired" else None)
@@ -792,10 +792,10 @@ def test_calls_end_while_others_are_put_back(how: str, places: Iterable[int]) ->
     many.clock.step = 0.0
     back = wrapper.pending
     assert 0 < back < number
-    # Their places, counted from the last one that was put back.
+    # The positions, counted from the call that was queued again last.
     ends = [back - each for each in places if each <= back]
     if how == "expired":
-        # All of them wait since the loss.
+        # All calls have been queued since the loss.
         clock.rightNow += 5.0
         clock.advance(0)
         ends = list(range(number))
@@ -811,7 +811,7 @@ def test_calls_end_while_others_are_put_back(how: str, places: Iterable[int]) ->
     again = [what for _, what in module.calls[number:]]
     expected = set(range(number + 1)) - set(ends)
     if how == "expired":
-        # So may those have that were put back later.
+        # Calls that were queued again later may have expired, too.
         expected.intersection_update(again)
     assert again == sorted(expected)
     assert late.value == number

@@ -24,7 +24,7 @@ from .websupport import Echo, Peer, asynchronous, logged, serving
 
 class Pages(Echo):
     """
-    Some of its methods fail.
+    A resource some of whose methods fail.
     """
 
     isLeaf = True
@@ -51,7 +51,7 @@ class Users(AsyncResource):
 
 class Plain(Resource):
     """
-    A resource of Twisted's kind.
+    A resource of twisted.web.
     """
 
     isLeaf = True
@@ -131,7 +131,7 @@ def test_a_request_is_counted_by_its_resource(
     loggedFailures: list[LogEvent],
 ) -> None:
     """
-    The route is a pattern, whatever the path; the method is one of a few.
+    The route is a pattern, independent of the path; the method is one of a few.
     """
     counted = Counted(clock)
     peer = Peer(counted.site, clock)
@@ -158,7 +158,7 @@ def test_a_request_is_in_progress_until_it_is_answered(clock: Clock) -> None:
     clock.advance(0)
     assert (traffic.inProgress, counted.seconds) == (3, 7)
     assert counted.ended == {("/pages", "GET", "200"): 1}
-    # A client that leaves has seen no status.
+    # A client that disconnects has seen no status.
     clock.advance(3)
     for peer in peers:
         peer.leave()
@@ -172,7 +172,7 @@ def test_a_request_is_in_progress_until_it_is_answered(clock: Clock) -> None:
 )
 def test_half_a_request_does_not_count(data: bytes, clock: Clock) -> None:
     """
-    It is neither answered nor in progress.
+    An incomplete request is neither counted as ended nor in progress.
     """
     counted = Counted(clock)
     peer = Peer(counted.site, clock)
@@ -188,7 +188,8 @@ def test_a_failed_lookup_is_never_in_progress(
     leaves: bool, clock: Clock, loggedFailures: list[LogEvent]
 ) -> None:
     """
-    The lookup of the resource fails, or the client leaves meanwhile.
+    A request is not in progress if the lookup of its resource fails, or the client
+    disconnects meanwhile.
     """
     peers: list[Peer] = []
 
@@ -212,7 +213,7 @@ def test_a_failed_lookup_is_never_in_progress(
 
 def test_a_resource_that_delegates_is_counted_once(clock: Clock) -> None:
     """
-    The request counts for the last resource.
+    If a resource delegates to another one, the request counts once, for the last one.
     """
     counted = Counted(clock)
     later: Deferred[IResource] = Deferred()
@@ -241,7 +242,8 @@ CHUNKED = req(b"/pages", b"POST", b"Transfer-Encoding: chunked\r\n")
 )
 def test_refusals_are_counted_apart(data: bytes, status: int, clock: Clock) -> None:
     """
-    A refused request reaches no resource; the request before it counts as usual.
+    A refused request reaches no resource, and is counted apart; the request before it
+    counts as usual.
     """
     counted = Counted(clock)
     peer = Peer(counted.site, clock)
@@ -259,7 +261,8 @@ async def test_an_aborted_response_is_not_its_clients_doing(
     loggedFailures: list[LogEvent],
 ) -> None:
     """
-    A response that fails halfway, and one that a stop aborts, count as C{aborted}.
+    A response that fails halfway, and a response that a stop aborts, count as
+    C{aborted}.
     """
     from twisted.internet import reactor
 
@@ -282,8 +285,8 @@ async def test_an_aborted_response_is_not_its_clients_doing(
 
 def test_routes_are_bounded(clock: Clock) -> None:
     """
-    New routes beyond the bound are C{(other)}, should a resource use paths as
-    routes; known routes stay what they are.
+    Beyond the bound, new routes count as C{(other)}, in case a resource uses paths as
+    routes; known routes are still counted.
     """
 
     class Careless(AsyncResource):

@@ -1,5 +1,5 @@
 """
-psycopg's documented operations on Twisted's reactor, against a real server.
+psycopg's documented operations on Twisted's reactor, with a real server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SLEEP = "SELECT pg_sleep(60)"
 @asynccontextmanager
 async def connected(url: str, **options: Any) -> AsyncIterator[Connection[TupleRow]]:
     """
-    A connection that leaves nothing behind when it is closed.
+    A connection that leaves nothing behind after a close.
     """
     from twisted.internet import reactor
 
@@ -54,7 +54,7 @@ def started(work: Awaitable[Any]) -> Deferred[Any]:
 
 async def untilBusy(database: Database) -> None:
     """
-    Wait until the server carries out the long query.
+    Wait until the server executes the long query.
     """
     busy = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = %s"
     while not await database.ask(busy, SLEEP):
@@ -64,7 +64,8 @@ async def untilBusy(database: Database) -> None:
 @asynchronous
 async def test_a_cursor_reads_what_a_transaction_wrote(database: Database) -> None:
     """
-    A failed transaction is rolled back, a successful one is committed.
+    A cursor reads the rows of a committed transaction; a failed transaction is rolled
+    back.
     """
     async with connected(database.url) as connection:
         await connection.execute("CREATE TABLE t (n int, s text)")
@@ -90,7 +91,7 @@ async def test_a_cursor_reads_what_a_transaction_wrote(database: Database) -> No
 @asynchronous
 async def test_operations_of_one_connection_take_turns(database: Database) -> None:
     """
-    Coroutines may share a connection: each gets its own answer.
+    Coroutines may share a connection: each gets its own result.
     """
     async with connected(database.url, application_name="turns") as connection:
         work = [started(connection.execute("SELECT %s", (n,))) for n in range(20)]
@@ -101,7 +102,8 @@ async def test_operations_of_one_connection_take_turns(database: Database) -> No
 @asynchronous
 async def test_a_pipeline_sends_many_queries_at_once(database: Database) -> None:
     """
-    The answers arrive in order, also when they do not fit into the socket.
+    The results of a pipeline arrive in order, even if they exceed the buffer of the
+    socket.
     """
     async with connected(database.url) as connection:
         text = "x" * 100_000
@@ -117,7 +119,7 @@ async def test_a_pipeline_sends_many_queries_at_once(database: Database) -> None
 @asynchronous
 async def test_a_server_cursor_and_a_stream_read_in_parts(database: Database) -> None:
     """
-    Rows that nobody has asked for yet stay in the socket.
+    Rows that were not fetched yet stay in the socket.
     """
     series = "SELECT n, repeat('x', 1000) FROM generate_series(1, 20000) n"
     async with connected(database.url) as connection:
@@ -138,12 +140,12 @@ async def test_a_server_cursor_and_a_stream_read_in_parts(database: Database) ->
 @asynchronous
 async def test_a_stream_may_be_left_early(database: Database) -> None:
     """
-    C{aclosing} ends its query, and the connection remains usable.
+    C{aclosing} ends the query of a stream, and the connection remains usable.
     """
     series = "SELECT n, repeat('x', 1000) FROM generate_series(1, 1000000) n"
     async with connected(database.url) as connection:
         await connection.set_autocommit(True)
-        # psycopg declares less than the generator that it is.
+        # psycopg declares this as an iterator, although it is a generator.
         rows: Any = connection.cursor().stream(series)
         async with aclosing(rows):
             async for number, _ in rows:
@@ -155,7 +157,7 @@ async def test_a_stream_may_be_left_early(database: Database) -> None:
 @asynchronous
 async def test_copy_writes_and_reads(database: Database) -> None:
     """
-    More is copied, in both directions, than fits into a socket.
+    COPY works in both directions with more data than the buffer of a socket holds.
     """
     async with connected(database.url) as connection:
         await connection.execute("CREATE TABLE t (s text)")
@@ -183,8 +185,8 @@ async def test_copy_writes_and_reads(database: Database) -> None:
 @asynchronous
 async def test_notifications_arrive(database: Database) -> None:
     """
-    Notifications are reported while they are waited for; those that arrive between
-    two operations are reported first.
+    Notifications are reported while they are awaited; notifications that arrived
+    between two operations are reported first.
     """
     async with connected(database.url) as connection:
         await connection.set_autocommit(True)
@@ -215,7 +217,7 @@ async def sendNews(database: Database, *payloads: int) -> None:
 @asynchronous
 async def test_a_slow_consumer_misses_no_notification(database: Database) -> None:
     """
-    Notifications that arrive while an earlier one is handled are kept.
+    Notifications that arrive while an earlier one is handled are not lost.
     """
     found = []
     async with connected(database.url) as connection:
@@ -232,7 +234,8 @@ async def test_a_slow_consumer_misses_no_notification(database: Database) -> Non
 @asynchronous
 async def test_a_consumer_may_stop_before_the_end(database: Database) -> None:
     """
-    Later notifications are kept for the next consumer, and a loss is noticed.
+    A consumer may stop early: later notifications are kept for the next one, and a loss
+    is noticed.
     """
     async with connected(database.url) as connection:
         await connection.set_autocommit(True)
@@ -260,7 +263,7 @@ async def test_a_notify_handler_may_raise(
     database: Database, loggedFailures: list[Any]
 ) -> None:
     """
-    Its error is logged, and the connection remains usable.
+    The error of a notify handler is logged, and the connection remains usable.
     """
     async with connected(database.url) as connection:
         await connection.set_autocommit(True)
@@ -282,7 +285,7 @@ async def test_a_notify_handler_may_raise(
 @asynchronous
 async def test_the_reactor_may_report_the_loss(database: Database, busy: bool) -> None:
     """
-    It does so for a broken socket that is not readable.
+    A broken socket that is not readable is a loss, which the reactor reports.
     """
     async with connected(database.url) as connection:
         lost = connection.whenLost()
@@ -304,7 +307,7 @@ async def test_the_reactor_may_report_the_loss(database: Database, busy: bool) -
 @asynchronous
 async def test_many_idle_notifications_stay_in_the_socket(database: Database) -> None:
     """
-    Memory for notifications that nobody waits for is bounded, and none is lost.
+    The memory for notifications without a consumer is bounded, and none is lost.
     """
     count = 30_000
     seen: list[str] = []
@@ -330,8 +333,8 @@ async def test_a_cancelled_query_leaves_the_connection_usable(
     database: Database, late: bool
 ) -> None:
     """
-    The query is cancelled on the server; the next query gets its own answer, even if
-    the cancelled one had just finished.
+    A cancelled query is cancelled on the server. The next query gets its own result,
+    even if the cancelled one had just finished.
     """
     async with connected(database.url) as connection:
         await connection.set_autocommit(True)
@@ -351,7 +354,8 @@ async def test_a_cancelled_query_leaves_the_connection_usable(
 @asynchronous
 async def test_a_cancelled_query_is_not_started_later(database: Database) -> None:
     """
-    It is cancelled while psycopg begins the transaction, or while it is sent.
+    A query that is cancelled while psycopg begins the transaction, or sends the query,
+    is not carried out.
     """
     await database.ask("CREATE TABLE t (s text)")
     async with connected(database.url) as connection:
@@ -373,7 +377,8 @@ async def test_a_cancelled_query_is_not_started_later(database: Database) -> Non
 @asynchronous
 async def test_a_cancelled_pipeline_closes_the_connection(database: Database) -> None:
     """
-    The answers are for several cursors.
+    Cancelling a pipeline closes the connection, since its results belong to several
+    cursors.
     """
     async with connected(database.url) as connection:
 
@@ -393,7 +398,8 @@ async def test_a_cancelled_pipeline_closes_the_connection(database: Database) ->
 @asynchronous
 async def test_a_cancelled_copy_closes_the_connection(database: Database) -> None:
     """
-    Nothing is taken for data, or for the end of the data.
+    Cancelling a COPY closes the connection, so that nothing else is taken for data, or
+    for the end of the data.
     """
     await database.ask("CREATE TABLE t (s text)")
     slow = "COPY (SELECT pg_sleep(60)) TO STDOUT"
@@ -425,7 +431,7 @@ async def test_a_cancelled_copy_closes_the_connection(database: Database) -> Non
 @asynchronous
 async def test_a_cancelled_transaction_is_rolled_back(database: Database) -> None:
     """
-    Cancelling a coroutine ends its transaction.
+    Cancelling a coroutine rolls back its transaction.
     """
     await database.ask("CREATE TABLE t (n int)")
     async with connected(database.url) as connection:
@@ -449,7 +455,8 @@ async def test_a_query_that_cannot_be_cancelled_closes_the_connection(
     database: Database, how: str
 ) -> None:
     """
-    A late answer is not taken for the answer to another query.
+    If a query cannot be cancelled, the connection is closed, so that a late result is
+    not taken for the result of another query.
     """
     async with relaying(database.server.port) as relay:
         url = database.server.urlFor(database=database.name, port=relay.port)
@@ -469,7 +476,7 @@ async def test_a_query_that_cannot_be_cancelled_closes_the_connection(
             assert connection.closed
             with pytest.raises(psycopg.OperationalError):
                 await connection.execute("SELECT 1")
-            # Without an effect, like that of any psycopg connection.
+            # Cancelling on a closed connection has no effect, as in psycopg.
             await connection.cancel_safe()
             relay.resume()
 
@@ -477,7 +484,7 @@ async def test_a_query_that_cannot_be_cancelled_closes_the_connection(
 @asynchronous
 async def test_a_cancel_request_has_a_time_limit(database: Database) -> None:
     """
-    A silent network does not keep the caller of C{cancel_safe} waiting.
+    C{cancel_safe} has a time limit, also on a silent network.
     """
     async with relaying(database.server.port) as relay:
         url = database.server.urlFor(database=database.name, port=relay.port)
@@ -491,7 +498,7 @@ async def test_a_cancel_request_has_a_time_limit(database: Database) -> None:
 @asynchronous
 async def test_a_lost_connection_fails_the_query(database: Database) -> None:
     """
-    C{whenLost()} fires first; afterwards the connection is closed.
+    C{whenLost()} fires before the query fails; afterwards the connection is closed.
     """
     async with connected(database.url) as connection:
         order: list[str] = []
@@ -508,7 +515,7 @@ async def test_a_lost_connection_fails_the_query(database: Database) -> None:
 @asynchronous
 async def test_a_reset_connection_is_noticed_in_any_state(database: Database) -> None:
     """
-    Whether a connection reads, writes or is idle.
+    A reset is noticed whether the connection reads, writes or is idle.
     """
     work: list[Callable[[Connection[Any]], Awaitable[object]]] = [
         lambda connection: connection.execute(SLEEP),
@@ -536,7 +543,7 @@ async def _awaited(work: Awaitable[object]) -> None:
 @asynchronous
 async def test_closing_fails_the_query(database: Database) -> None:
     """
-    A closed connection answers nothing, and may be closed again.
+    Closing fails the query in progress, and may be repeated.
     """
     async with connected(database.url) as connection:
         query = started(connection.execute(SLEEP))
@@ -556,7 +563,8 @@ async def test_without_a_free_descriptor_the_connection_is_closed(
     database: Database,
 ) -> None:
     """
-    It does not stay open until it is garbage.
+    Without a free file descriptor, the connection is closed at once, and not only by
+    the garbage collector.
     """
     from twisted.internet import reactor
 
@@ -583,7 +591,8 @@ async def test_a_refused_connection_raises_the_error_of_its_sqlstate(
     postgresql: PostgreSQL, change: dict[str, Any], kind: type[psycopg.Error]
 ) -> None:
     """
-    psycopg's own C{connect} has no SQLSTATE for this.
+    A refused connection raises the error of its SQLSTATE, which psycopg's own
+    C{connect} does not.
     """
     from twisted.internet import reactor
 
@@ -607,7 +616,8 @@ async def test_a_refused_connection_raises_the_error_of_its_sqlstate(
 @asynchronous
 async def test_wrong_parameters_are_not_repeated(url: str) -> None:
     """
-    A misplaced password does not end up in a log.
+    An error does not repeat wrong parameters, since one of them may be a misplaced
+    password.
     """
     from twisted.internet import reactor
 
@@ -630,7 +640,7 @@ async def test_wrong_parameters_are_not_repeated(url: str) -> None:
 @asynchronous
 async def test_a_server_that_is_down_raises_an_operational_error(url: str) -> None:
     """
-    Also where a name has no address.
+    A server that is down raises an OperationalError, also if its name has no address.
     """
     from twisted.internet import reactor
 
@@ -645,7 +655,7 @@ async def test_a_server_that_does_not_answer_leaves_time_for_the_others(
     database: Database,
 ) -> None:
     """
-    Each address gets its share of the time.
+    Each address has its share of the time limit.
     """
     from twisted.internet import reactor
 
@@ -666,7 +676,8 @@ async def test_what_a_server_said_is_reported_rather_than_that_another_is_down(
     database: Database,
 ) -> None:
     """
-    A wrong password is not hidden by a server that is down.
+    The error of a server that refuses a wrong password is not hidden by another server
+    that is down.
     """
     from twisted.internet import reactor
 
@@ -680,7 +691,7 @@ async def test_what_a_server_said_is_reported_rather_than_that_another_is_down(
 @asynchronous
 async def test_connecting_can_be_cancelled() -> None:
     """
-    Nothing is left of a cancelled attempt.
+    A cancelled attempt to connect leaves nothing behind.
     """
     from twisted.internet import reactor
 
@@ -707,7 +718,8 @@ class NoThreads:
 @asynchronous
 async def test_resolving_a_name_has_a_time_limit() -> None:
     """
-    It does not block the reactor, and counts as a part of connecting.
+    Resolving a name does not block the reactor, and counts towards the time limit for
+    connecting.
     """
     from twisted.internet import reactor as theReactor
 

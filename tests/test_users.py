@@ -129,7 +129,7 @@ def test_a_user_is_shown(client: Client) -> None:
 
 def test_a_user_of_an_older_version_is_shown(client: Client) -> None:
     """
-    A name that would not be accepted now is shown, and can be replaced.
+    A stored name that would be refused today is shown, and can be replaced.
     """
     client.database.connection.execute("UPDATE users SET name = '\u2800' WHERE id = 2")
     assert json.loads(client("GET", "/users/2").body)["name"] == "\u2800"
@@ -140,7 +140,7 @@ def test_a_user_of_an_older_version_is_shown(client: Client) -> None:
 
 def test_users_are_listed_in_pages(client: Client) -> None:
     """
-    Following the links shows each user once, in the order of identifiers.
+    Following the links shows each user once, ordered by identifier.
     """
     client.database.connection.execute("DELETE FROM users")
     client.database.add(1_500)
@@ -165,7 +165,7 @@ def test_a_page_has_a_limit_and_a_beginning(
     query: str, numbers: list[int], link: str | None, client: Client
 ) -> None:
     """
-    The last page has no link, also when it is full.
+    The last page has no link, even if it is full.
     """
     answer = client("GET", f"/users{query}")
     assert [user["id"] for user in json.loads(answer.body)] == numbers
@@ -177,7 +177,7 @@ def test_a_page_has_a_limit_and_a_beginning(
 )
 def test_an_invalid_page_is_refused(query: str, client: Client) -> None:
     """
-    A parameter outside its range is named.
+    The error names the parameter that is out of range.
     """
     answer = client("GET", f"/users?{query}")
     (error,) = json.loads(answer.body)["errors"]
@@ -195,7 +195,7 @@ def test_an_invalid_page_is_refused(query: str, client: Client) -> None:
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_a_missing_user_is_not_found(number: str, method: str, client: Client) -> None:
     """
-    An impossible identifier is answered like one that no user has.
+    An impossible identifier gets the same response as an unused one.
     """
     answer = client(method, f"/users/{number}")
     assert (answer.status, errorIn(answer)) == (404, "User not found")
@@ -203,7 +203,7 @@ def test_a_missing_user_is_not_found(number: str, method: str, client: Client) -
 
 def test_an_unknown_route_is_not_a_missing_user(client: Client) -> None:
     """
-    A mistyped route has an error of its own.
+    A mistyped route has its own error.
     """
     for path in ("/users/1/", "/users/1/x", "/users/x/y", "/openapi.json/x"):
         answer = client("GET", path)
@@ -242,8 +242,8 @@ def test_an_address_is_used_once(method: str, path: str, client: Client) -> None
 )
 def test_texts_have_one_form(method: str, path: str, client: Client) -> None:
     """
-    A name and an address are stored in NFC, so that the same address is a conflict,
-    however it was typed. A text that is too long in that form is refused.
+    Names and addresses are stored in NFC, so that equal addresses conflict, however
+    they were typed. A text that is too long in NFC is refused.
     """
     composed = {"name": "Jos\u00e9", "email": "jos\u00e9@example.org"}
     decomposed = {"name": "Jose\u0301", "email": "jose\u0301@example.org"}
@@ -278,7 +278,7 @@ def test_a_part_of_a_user_is_replaced(contentType: str, client: Client) -> None:
 
 def test_an_empty_patch_changes_nothing(client: Client) -> None:
     """
-    An empty patch makes no new version; null is refused, since fields are required.
+    An empty patch makes no new version. Null is refused, since all fields are required.
     """
     assert client("PATCH", "/users/1", {"name": None}).status == 400
     answer = client("PATCH", "/users/2", {})
@@ -336,7 +336,7 @@ def test_an_invalid_user_is_refused(
     method: str, path: str, body: Any, pointer: str, detail: str, client: Client
 ) -> None:
     """
-    The error names the JSON pointer and the reason, and repeats no value.
+    The error names the JSON pointer and the reason, and does not repeat the value.
     """
     answer = client(method, path, body)
     (error,) = json.loads(answer.body)["errors"]
@@ -356,8 +356,8 @@ def test_an_invalid_user_is_refused(
 )
 def test_the_limits_are_allowed(name: str, email: str, client: Client) -> None:
     """
-    The shortest and the longest values are accepted, in any script, and are shown as
-    they were sent, in UTF-8.
+    The shortest and the longest values are accepted in any script, and are shown in
+    UTF-8 as they were sent.
     """
     answer = client("POST", "/users", {"name": name, "email": email})
     assert json.loads(answer.body) == {"id": 4, "name": name, "email": email}
@@ -376,7 +376,7 @@ def test_another_media_type_is_refused(
     method: str, path: str, header: str, client: Client
 ) -> None:
     """
-    415 lists the accepted media types.
+    A 415 lists the accepted media types.
     """
     answer = client(method, path, ADA, contentType="text/plain")
     assert answer.status == 415
@@ -390,7 +390,7 @@ def test_another_media_type_is_refused(
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_another_version_is_not_shown(method: str, path: str, client: Client) -> None:
     """
-    A client that names the version that it wants gets no other.
+    If-Match with another version refuses the request.
     """
     tag = client("GET", path).headers["etag"]
     for wanted, status in ((tag, 200), ("*", 200), ('"x"', 412), (f"W/{tag}", 412)):
@@ -438,7 +438,7 @@ def test_a_request_may_have_a_condition(
     client: Client,
 ) -> None:
     """
-    A condition that does not hold is refused, and nothing is changed.
+    If a condition does not hold, the request is refused, and nothing is changed.
     """
     before = client.database.rows()
     answer = client(method, "/users/1", body, headers)
@@ -457,7 +457,7 @@ def test_nothing_changes_under_an_unreadable_condition(
     header: str, condition: str, client: Client
 ) -> None:
     """
-    A condition that is malformed or too long does not hold. A GET shows the user.
+    A condition that is malformed or too long does not hold; a GET still shows the user.
     """
     before = client.database.rows()
     for method, body in (("PUT", ADA), ("PATCH", ADA), ("DELETE", None)):
@@ -494,7 +494,7 @@ def test_a_condition_holds_until_the_change(
     client: Client,
 ) -> None:
     """
-    A change by somebody else after the check makes the condition checked again.
+    If another client changes the user after the check, the condition is checked again.
     """
     client.database.afterRead = lambda: client.database.connection.execute(change)
     answer = client(method, "/users/1", body, {"If-Match": condition})
@@ -517,7 +517,7 @@ def test_the_methods_are_listed(
     path: str, allowed: str, header: str, accepts: str, client: Client
 ) -> None:
     """
-    OPTIONS, and 405 for any other method, list what is allowed.
+    OPTIONS, and the 405 for any other method, list the allowed methods.
     """
     answer, refused = client("OPTIONS", path), client("TRACE", path)
     assert (answer.status, answer.body, answer.headers[header]) == (204, b"", accepts)
@@ -528,7 +528,7 @@ def test_the_methods_are_listed(
 
 def test_a_client_that_disconnects_cancels_its_statement(clock: Clock) -> None:
     """
-    The Deferred of the database is cancelled when the client has gone.
+    When a client disconnects, the Deferred of the database is cancelled.
     """
     cancelled: list[object] = []
     waiting: Deferred[list[Row]] = Deferred(cancelled.append)
@@ -577,6 +577,6 @@ async def test_users_are_kept_in_a_database(tmp_path: Path) -> None:
     assert await users.delete(1, 3)
     assert not await users.delete(1)
     assert await users.delete(2)
-    # Somebody's links may have the old identifiers.
+    # Links of clients may contain the old identifiers.
     assert (await users.create(NewUser("Eve", "e@b"))).user.id == 3
     await database.close()

@@ -59,14 +59,14 @@ def login(visitor: Visitor, name: str = "Ada", **headers: str) -> Answer:
 
 def nameOf(visitor: Visitor) -> Any:
     """
-    @return: The name that the site knows.
+    @return: The name that the site has stored.
     """
     return membersOf(visitor.ask("/me"))["name"]
 
 
 def test_visits_are_counted_for_each_visitor(place: Place) -> None:
     """
-    Visitors do not see the visits of each other.
+    Each visitor sees only its own visits.
     """
     one, other = place.visitor(), place.visitor()
     counts = [membersOf(one.ask("/visits"))["visits"] for _ in range(3)]
@@ -77,7 +77,7 @@ def test_visits_are_counted_for_each_visitor(place: Place) -> None:
 
 def test_a_login_changes_the_identifier_and_keeps_the_visits(place: Place) -> None:
     """
-    The cookie from before the login does not work any more.
+    After a login, the earlier cookie does not work.
     """
     visitor = place.visitor()
     visitor.ask("/visits")
@@ -92,7 +92,7 @@ def test_a_login_changes_the_identifier_and_keeps_the_visits(place: Place) -> No
 
 def test_a_logout_ends_the_session(place: Place) -> None:
     """
-    A kept cookie does not work after the logout.
+    After the logout, a kept cookie does not work.
     """
     visitor = place.visitor()
     login(visitor)
@@ -106,7 +106,7 @@ def test_a_logout_ends_the_session(place: Place) -> None:
 
 def test_a_browser_gets_pages(place: Place) -> None:
     """
-    Redirects lead a browser through login and logout, and names are text.
+    Redirects lead a browser through login and logout, and a name is shown as text.
     """
     visitor = place.visitor()
     first = visitor.ask("/me", headers=PAGE)
@@ -128,8 +128,8 @@ def test_a_browser_gets_pages(place: Place) -> None:
 
 def test_pages_link_to_each_other(place: Place) -> None:
     """
-    A browser finds every page of the site from each page, but none that the site does
-    not have. The page of the login says that there is no password.
+    Every page of the site can be reached from each page, without links to missing
+    pages. The login page says that there is no password.
     """
     visitor = place.visitor()
     login(visitor)
@@ -149,7 +149,7 @@ def test_pages_link_to_each_other(place: Place) -> None:
 
 def test_visits_are_a_page_for_browsers(place: Place) -> None:
     """
-    A visit of a browser counts like one of a program.
+    A visit by a browser counts like a visit by a program.
     """
     visitor = place.visitor()
     visitor.ask("/visits")
@@ -160,7 +160,7 @@ def test_visits_are_a_page_for_browsers(place: Place) -> None:
 
 def test_a_browser_gets_the_form_again(place: Place) -> None:
     """
-    The form says what is wrong with the name, and the name is not repeated.
+    After an invalid name, the form shows the reason, and does not repeat the name.
     """
     data = urlencode({"name": "\u2800secret"}).encode()
     answer = place.visitor().ask("/login", method="POST", headers=FORM, data=data)
@@ -175,7 +175,8 @@ def test_a_browser_gets_the_form_again(place: Place) -> None:
 @pytest.mark.parametrize("accept", ["/", "text", ""])
 def test_a_client_that_prefers_no_page_gets_json(place: Place, accept: str) -> None:
     """
-    An unreadable Accept header does not fail the request.
+    A client that does not prefer a page gets JSON. An unreadable Accept header does not
+    fail the request.
     """
     answer = place.visitor().ask("/me", headers={"Accept": accept})
     assert membersOf(answer) == {"name": None, "visits": 0, "token": None}
@@ -187,7 +188,7 @@ def test_a_browser_that_missed_its_new_cookie_may_log_in(
     place: Place, isLoggedOut: bool
 ) -> None:
     """
-    After a lost response the browser comes back with the cookie from before.
+    A browser that lost the response to its login may log in with the earlier cookie.
     """
     visitor = place.visitor()
     login(visitor)
@@ -220,7 +221,7 @@ def test_another_site_logs_nobody_in_or_out(
     place: Place, path: str, headers: dict[str, str]
 ) -> None:
     """
-    A post that does not come from the site itself is refused.
+    A post from another site is refused.
     """
     visitor = place.visitor()
     login(visitor)
@@ -234,7 +235,7 @@ def test_another_site_logs_nobody_in_or_out(
 
 def test_a_login_without_a_cookie_is_refused(place: Place) -> None:
     """
-    Where there can be no cookie, a login says so, and does not pretend to succeed.
+    If the cookie cannot be set, the login fails and says so.
     """
     plain = {**JSON, "X-Forwarded-Proto": "http", "Origin": "http://test"}
     data = b'{"name": "Ada"}'
@@ -282,7 +283,7 @@ def test_an_invalid_name_is_refused(
     place: Place, headers: dict[str, str], data: bytes, reason: object
 ) -> None:
     """
-    A 400 says why, and repeats nothing of what was sent; nothing is stored.
+    The 400 names the reason, and does not repeat the name; nothing is stored.
     """
     sent = {**headers, "Accept": "application/json"}
     answer = place.visitor().ask("/login", method="POST", headers=sent, data=data)
@@ -298,7 +299,7 @@ def test_an_invalid_name_is_refused(
 
 def test_a_body_of_another_type_is_refused(place: Place) -> None:
     """
-    A name is posted as a form or as JSON.
+    A name is accepted as a form or as JSON, and in no other type.
     """
     sent = {"Content-Type": "text/plain", "Origin": "https://test"}
     answer = place.visitor().ask("/login", method="POST", headers=sent, data=b"Ada")
@@ -310,8 +311,8 @@ def test_a_body_of_another_type_is_refused(place: Place) -> None:
 
 def test_a_visit_waits_once_for_a_store_that_is_down() -> None:
     """
-    It gets 503 after the time limit of the queue. If the store then comes back, the
-    visit has not been counted, and may be made again.
+    A visit waits for the store only once: after the queue timeout it gets 503. If the
+    store then recovers, the visit has not been counted, and may be repeated.
     """
     clock = Clock()
     memory = MemorySessionStore(clock)
@@ -348,8 +349,8 @@ def test_a_session_that_cannot_be_stored_is_one_problem(
     accept: str, isFull: bool, line: bytes
 ) -> None:
     """
-    The visit cannot be counted, and then the session cannot be saved for the response
-    to that: there is one response with one of each header.
+    If the visit cannot be counted, and then the session cannot be saved, there is one
+    response, with one of each header.
     """
     quota = Quota(Clock(), 1, 1, 60.0) if isFull else None
     place = Place(lambda sessions: makeRoot(Teller(), sessions=sessions), quota)

@@ -1,6 +1,6 @@
 """
-Cookies, pages of other sites and the Back button, in a browser. The server is a process
-of its own.
+Cookies, pages of other sites and the Back button, in a browser. The server runs in its
+own process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ addEventListener("pageshow", (event) => {
 
 def certified() -> bytes:
     """
-    @return: A key, and a certificate that it has signed itself.
+    @return: A key, and a self-signed certificate.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -71,7 +71,7 @@ def serving(port: int, directory: Path, listen: str, scheme: str) -> Server:
 @pytest.fixture(scope="module")
 def site(browse: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """
-    The server. Each window is a visitor of its own.
+    The server. Each window is a separate visitor.
     """
     directory = tmp_path_factory.mktemp("visitors")
     with reservedPort() as port:
@@ -98,7 +98,7 @@ def secureSite(browse: Any, tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def otherSite() -> Iterator[dict[str, str]]:
     """
-    The pages of another site, by their paths; C{port} is its port.
+    The pages of another site, by path; C{port} is its port.
     """
     pages: dict[str, str] = {}
 
@@ -143,7 +143,7 @@ def logout(page: Page, site: Server) -> None:
 
 def nameOf(page: Page, site: Server) -> Any:
     """
-    @return: The name that the server knows, by the cookies of the browser.
+    @return: The name that the server shows for the cookies of the browser.
     """
     answer = page.request.get(f"{site.url}me", headers={"Accept": "application/json"})
     return answer.json()["name"]
@@ -159,8 +159,8 @@ def cookieOf(page: Page) -> Any:
 
 def test_the_cookie_belongs_to_the_host(secureSite: Server, browse: Any) -> None:
     """
-    A browser accepts the cookie with the prefix __Host-, and shows it to no script. It
-    changes with the login, and stops working with the logout.
+    A browser accepts the cookie with the prefix __Host-, and hides it from scripts. The
+    cookie changes at the login, and stops working at the logout.
     """
     site = secureSite
 
@@ -229,12 +229,12 @@ def test_a_visitor_needs_no_script_and_no_large_screen(
     site: Server, browse: Any, scheme: Any
 ) -> None:
     """
-    The links lead around the site, each page fits a phone, and every text stands out
-    (WCAG AA).
+    Without a script, links lead around the site, each page fits a phone, and every text
+    has enough contrast (WCAG AA).
     """
 
     def visit(visit: Visit) -> None:
-        # The browser looks at colours with a script of its own.
+        # The browser checks colours with a script of its own.
         for script in (True, False):
             page = visit.open(
                 site.url, PHONE, color_scheme=scheme, java_script_enabled=script
@@ -295,7 +295,7 @@ def test_another_site_logs_nobody_in_or_out(
         cookie = cookieOf(page)
         for host in ("127.0.0.1", "localhost"):
             for path in ("login", "logout"):
-                # Another port is the same site to a cookie.
+                # For a cookie, another port is the same site.
                 sent = submit(page, host, path)
                 assert ("cookie" in sent) == (host == "127.0.0.1")
                 assert cookieOf(page) == cookie
@@ -317,7 +317,8 @@ def test_the_back_button_shows_nobody_after_the_logout(
     site: Server, browse: Any, isKept: bool
 ) -> None:
     """
-    Whether the browser keeps pages for its Back button or not, it shows the form.
+    After the logout the Back button shows the form, whether the browser keeps pages or
+    not.
     """
 
     def goBack(page: Page, steps: int) -> None:
@@ -330,7 +331,7 @@ def test_the_back_button_shows_nobody_after_the_logout(
     def visit(visit: Visit) -> None:
         page = visit.open(f"{site.url}visits", script=KEPT)
         if not isKept:
-            # Browsers keep no page that another window can reach.
+            # Browsers do not keep a page that another window can reach.
             with page.expect_popup() as opened:
                 page.evaluate("() => { open('about:blank'); }")
             page = opened.value
@@ -338,7 +339,7 @@ def test_the_back_button_shows_nobody_after_the_logout(
             login(page, site, "Ada Lovelace")
             logout(page, site)
             goBack(page, steps)
-        # Whether a page is kept is up to the browser.
+        # The browser decides whether to keep a page.
         assert set(visit.complaints) <= ({"kept: "} if isKept else set())
 
     browse(visit)

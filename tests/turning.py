@@ -1,5 +1,5 @@
 """
-An asyncio loop whose time stands still unless a test lets it pass.
+An asyncio loop whose time advances only when a test says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["TurningLoop"]
 
 class _Selector(SelectSelector):
     """
-    Tells when the loop has nothing to do, in place of waiting.
+    A selector that notices when the loop is idle, and does not block.
     """
 
     idle: Callable[[float | None], None]
@@ -27,9 +27,9 @@ class _Selector(SelectSelector):
 
 class TurningLoop(asyncio.SelectorEventLoop):
     """
-    A loop that runs until it has nothing to do.
+    A loop that runs until it is idle.
 
-    @ivar problems: What has been reported to the exception handler.
+    @ivar problems: The reports to the exception handler.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class TurningLoop(asyncio.SelectorEventLoop):
 
     def turn(self, function: Callable[[], object] = bool) -> None:
         """
-        Call a function in a turn, and run until nothing is to be done.
+        Call a function in a turn, and run until the loop is idle.
         """
         self.call_soon(function)
         self.run_forever()
 
     def advance(self, seconds: float) -> None:
         """
-        Let time pass, and call what is due at its time.
+        Advance the time, and run each call when it is due.
         """
         end = self._now + seconds
         self.turn()
@@ -69,7 +69,7 @@ class TurningLoop(asyncio.SelectorEventLoop):
     @property
     def isEmpty(self) -> bool:
         """
-        Whether nothing is to be done, not even later.
+        Whether the loop has neither work nor timers.
         """
         self.turn()
         return self._next is None

@@ -24,8 +24,8 @@ class Load:
     """
     Many clients that read and write.
 
-    @ivar read: The answers to reads.
-    @ivar written: The answers to writes, for each address.
+    @ivar read: The responses to reads.
+    @ivar written: The responses to writes, for each address.
     """
 
     services: list[Service]
@@ -36,7 +36,7 @@ class Load:
 
     async def write(self, client: int) -> None:
         """
-        Make one user after the other.
+        Create one user after another.
         """
         number = 0
         while not self.stopping:
@@ -49,21 +49,21 @@ class Load:
 
     async def look(self, client: int) -> None:
         """
-        Read the first user again and again.
+        Read the first user repeatedly.
         """
         while not self.stopping:
             self.read.append(await self.services[0].ask("GET", "/users/1"))
             await self._pause(self.read[-1])
 
     async def _pause(self, answer: Answer) -> None:
-        # A client that is refused comes back a little later.
+        # A refused client retries a little later.
         await pause(0.005 if answer.status < 300 else 0.05)
 
     def start(self, writers: int, readers: int = 0) -> Deferred[Any]:
         """
-        Begin.
+        Start.
 
-        @return: A Deferred that fires when all have stopped.
+        @return: A Deferred that fires when all clients have stopped.
         """
         work = [self.write(client) for client in range(writers)]
         work += [self.look(client) for client in range(readers)]
@@ -71,7 +71,7 @@ class Load:
 
     async def until(self, more: int) -> None:
         """
-        Wait until so many more users were acknowledged.
+        Wait until this many further users were acknowledged.
         """
         wanted = self.count("201") + more
         begun = self.services[0].now()
@@ -81,13 +81,13 @@ class Load:
 
     def count(self, kind: str) -> int:
         """
-        @return: The number of writes with this kind of answer.
+        @return: The number of writes with this kind of response.
         """
         return sum(answer.kind == kind for answer in self.written.values())
 
     def check(self, found: list[str]) -> None:
         """
-        Compare the addresses in a database with the answers.
+        Compare the addresses in a database with the responses.
         """
         there = set(found)
         assert len(there) == len(found)
@@ -116,7 +116,7 @@ async def underTwoServers(directory: Path, url: str) -> Load:
                 await load.until(200)
                 load.stopping = True
                 await done
-                # Its clients use the server that took its place.
+                # The clients of that server use the server that replaced it.
                 await two.pool.closeCachedConnections()
         assert load.count("201") >= 400
     return load

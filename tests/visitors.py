@@ -1,5 +1,5 @@
 """
-Visitors of a site in memory: browsers that keep a cookie, and a store that answers
+Visitors of a site in memory: browsers that keep a cookie, and a store that responds
 when the test says so.
 """
 
@@ -38,13 +38,13 @@ COOKIE = re.compile(r"__Host-session=([^;]*)(.*)")
 
 class LaterStore:
     """
-    A store that does what another store does, but later, or fails.
+    A store that delegates to another one, but later, or fails.
 
     @ivar late: The names of the methods that wait.
-    @ivar waiting: One Deferred for each call that waits; the test fires it.
-    @ivar errors: The errors with which methods fail, by their names.
-    @ivar before: Functions that run before a method, once.
-    @ivar asked: The names of the methods that were called.
+    @ivar waiting: One Deferred for each waiting call; the test fires it.
+    @ivar errors: The errors of methods, by their names.
+    @ivar before: Functions that run once before a method.
+    @ivar asked: The names of the called methods.
     """
 
     def __init__(self, store: Any) -> None:
@@ -73,7 +73,7 @@ class LaterStore:
 
 class Visitor:
     """
-    A browser, whose requests come through a proxy with TLS.
+    A browser, whose requests pass through a proxy with TLS.
 
     @ivar cookie: The identifier in its cookie.
     @ivar attributes: The attributes of its cookie.
@@ -118,12 +118,12 @@ class Visitor:
 
 class Shopper(Visitor):
     """
-    A visitor of a page that does to the session what the test says.
+    A visitor of a page that changes the session as the test says.
     """
 
     def start(self, do: Do) -> Peer:
         """
-        Have something done to the session, but do not wait for the response.
+        Begin a request that changes the session.
         """
         self.site.resource.do = do
         return self.begin()

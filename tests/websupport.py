@@ -1,6 +1,6 @@
 """
-Servers and clients for tests: in memory, and on the loopback interface. The
-clients send exactly the bytes that they are told to.
+Servers and clients for tests: in memory, and on the loopback interface. The clients
+send exactly the bytes that a test gives them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from twisted.web.server import Site as TwistedSite
 from zope.interface import implementer
 
 with warnings.catch_warnings():
-    # Twisted uses a name of its own that it has deprecated.
+    # Twisted uses a deprecated name of its own.
     warnings.simplefilter("ignore", DeprecationWarning)
     from twisted.web.static import Data, File
 
@@ -160,12 +160,12 @@ class Plain(Resource):
 
 class Echo(AsyncResource):
     """
-    Answers with what it was asked: at once, or under C{/held} when the test says
-    so. Under C{/held/read} the body is released before, and under C{/held/begun}
-    the response has begun.
+    A resource that echoes a request: at once, or under C{/held} when the test says so.
+    Under C{/held/read} the body is released before, and under C{/held/begun} the
+    response has begun.
 
     @ivar asked: Method, target and body of each request.
-    @ivar held: Fire them to answer.
+    @ivar held: Fire them to respond.
     @ivar contents: The bodies.
     @ivar whenHeld: Fires with the first held request.
     """
@@ -219,8 +219,8 @@ def plainSite(
 @contextmanager
 def reservedPort() -> Iterator[int]:
     """
-    Reserve a free TCP port of the loopback interface. A server may bind to it, but
-    nobody gets it by chance.
+    Reserve a free TCP port of the loopback interface. A server may bind to it, but no
+    other program gets it by chance.
     """
     with socket() as reserving:
         reserving.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -268,7 +268,7 @@ class Answer:
 def answersIn(data: bytes, *, bodies: bool = True) -> list[Answer]:
     """
     @param data: Whole responses.
-    @param bodies: Whether the responses have bodies; those to HEAD do not.
+    @param bodies: Whether the responses have bodies; responses to HEAD do not.
     """
     answers = []
     while data:
@@ -316,13 +316,13 @@ class Turns(Clock):
 
     def spend(self, seconds: float) -> None:
         """
-        Let time pass during a call; calls that become due wait for their turn.
+        Let time pass during a call; calls that become due wait for the next turn.
         """
         self.rightNow += seconds
 
     def turn(self) -> None:
         """
-        Run the calls that are due, but not those that they schedule.
+        Run the calls that are due, but not the calls that they schedule.
         """
         now = self.seconds()
         calls = [each for each in self.getDelayedCalls() if each.getTime() <= now]
@@ -337,9 +337,9 @@ class _Transport(StringTransport):
     """
     A transport in memory that closes in the next turn.
 
-    It behaves like those of Twisted. What its client does not read waits in a send
-    buffer; a full one pauses the producer, an empty one resumes it. While the protocol
-    has paused it, received data wait.
+    It behaves like Twisted's transports. Unread data wait in a send buffer; a full
+    buffer pauses the producer, an empty one resumes it. While the protocol has paused
+    the transport, received data wait.
 
     @ivar isRead: Whether the client reads.
     @ivar stays: Whether the client stays when the server has closed its direction.
@@ -380,7 +380,7 @@ class _Transport(StringTransport):
 
     def send(self, length: int | None = None) -> None:
         """
-        Send what is in the buffer.
+        Send the content of the buffer.
 
         @param length: Maximum number of bytes.
         """
@@ -420,7 +420,7 @@ class _Transport(StringTransport):
 
     def arrive(self, event: Callable[[], object]) -> None:
         """
-        Let something arrive from the client.
+        Deliver data from the client.
         """
         self._arriving.append(event)
         self._deliver()
@@ -465,7 +465,7 @@ _peers: WeakKeyDictionary[Clock, list[Peer]] = WeakKeyDictionary()
 
 def leaveAll(clock: Clock) -> None:
     """
-    End the connections of a test.
+    Disconnect all clients of a test.
     """
     for peer in _peers.get(clock, [])[:]:
         peer.leave()
@@ -490,8 +490,8 @@ class Peer:
         stays: bool = False,
     ) -> None:
         """
-        @param isReading: Whether the client reads what it is sent; otherwise, it is
-            sent what L{read} takes.
+        @param isReading: Whether the client reads everything; otherwise, it reads only
+            when L{read} is called.
         @param stays: Whether the client stays when the server has closed its direction
             of the connection.
         """
@@ -506,33 +506,33 @@ class Peer:
 
     def send(self, data: bytes) -> None:
         """
-        Send something, and let requests behind the first have their turn.
+        Send data, and give requests behind the first one their turn.
         """
         self.arrive(data)
         self._clock.advance(0)
 
     def arrive(self, data: bytes) -> None:
         """
-        Send something; it arrives in this turn.
+        Send data, which arrive in this turn.
         """
         if data:
             self.transport.arrive(lambda: self.channel.dataReceived(data))
 
     def read(self, length: int | None = None) -> None:
         """
-        Take what waits for a client that does not read, or a part of it.
+        Read the data that wait for a client that does not read, or a part of them.
         """
         self.transport.send(length)
 
     def finish(self) -> None:
         """
-        Leave. The server learns it when it has received everything.
+        Disconnect. The server notices this when it has received everything.
         """
         self.transport.arrive(self.transport.close)
 
     def leave(self) -> None:
         """
-        Leave, and let the server learn it at once.
+        Disconnect, and let the server notice it at once.
         """
         self.transport.close()
         peers = _peers[self._clock]
@@ -547,7 +547,7 @@ class Peer:
     @property
     def received(self) -> bytes:
         """
-        The received bytes, once the calls that are due have run.
+        The received bytes, after the calls that are due have run.
         """
         self._clock.advance(0)
         return cast(bytes, self.transport.value())
@@ -559,7 +559,7 @@ class Peer:
 
 def answersTo(resource: IResource, data: bytes, **options: Any) -> list[Answer]:
     """
-    Send requests to a site in memory, and leave.
+    Send requests to a site in memory, and disconnect.
 
     @param options: Options of the site.
     """
@@ -625,14 +625,14 @@ class Wire(Protocol):
 
     def finish(self) -> None:
         """
-        Close the connection when all is sent.
+        Close the connection when everything is sent.
         """
         cast(Any, self.transport).loseConnection()
 
     def whenReceived(self, expected: bytes) -> Deferred[bytes]:
         """
-        @return: A Deferred that fires with the received bytes. It fails if the
-            connection is closed before.
+        @return: A Deferred that fires with the received bytes, and fails if the
+            connection is closed first.
         """
         return self._when(lambda: expected in self.received)
 
@@ -684,7 +684,7 @@ class Served:
 @asynccontextmanager
 async def serving(site: TwistedSite, port: int = 0) -> AsyncIterator[Served]:
     """
-    Listen on a port of the loopback interface, by default any free one; close all
+    Listen on a port of the loopback interface, by default on any free one; close all
     connections at the end.
 
     @param site: A site whose protocol is L{Connections}, such as ours.
