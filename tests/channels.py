@@ -116,7 +116,7 @@ def secondsUntil(
         if condition():
             return quarters / 4
         clock.advance(0.25)
-    raise AssertionError("it is never true")
+    raise AssertionError("the condition never holds")
 
 
 class Server:

@@ -281,7 +281,7 @@ class PostgreSQL:
         """
         Start the server, and wait until it accepts connections.
         """
-        assert self.process is None, "it runs already"
+        assert self.process is None, "the server is already running"
         settings = {**_SETTINGS, "port": str(self.port)}
         # All processes of the server inherit one end; it is closed when the last
         # process exits.
@@ -417,7 +417,7 @@ class PostgreSQL:
         ending = poll()
         ending.register(self._pipe, POLLIN)
         if not ending.poll(MAX_STEP_SECONDS * 1000):
-            raise AssertionError(f"PostgreSQL did not end: {self.log}")
+            raise AssertionError(f"PostgreSQL did not stop: {self.log}")
         self.process.wait(MAX_STEP_SECONDS)
         self.process = None
         os.close(self._pipe)
@@ -482,7 +482,7 @@ def _destroy(pids: list[int]) -> None:
         for each in endings:
             ending = poll()
             ending.register(each, POLLIN)
-            assert ending.poll(MAX_STEP_SECONDS * 1000), "a process does not end"
+            assert ending.poll(MAX_STEP_SECONDS * 1000), "a process does not exit"
 
 
 def _send(pid: int, signal: Signals) -> None:

@@ -87,7 +87,7 @@ class ServerProcess(ABC):
 
         @param stdin: The input of each process.
         """
-        assert not self._processes, "it runs already"
+        assert not self._processes, "the server is already running"
         for command in commands:
             with self._log.open("ab") as log:
                 process = subprocess.Popen(  # noqa: S603
@@ -124,7 +124,7 @@ class ServerProcess(ABC):
                 break
         log = self._log.read_text()
         self.kill()
-        raise AssertionError(f"{self.name} does not answer: {log}")
+        raise AssertionError(f"{self.name} does not respond: {log}")
 
     def kill(self) -> None:
         """

@@ -43,7 +43,7 @@ def test_everybody_gets_the_reason(clock: Clock, state: State) -> None:
     module, wrapper, proxy = inState(clock, state, attemptTimeout=9.0)
     attempts = len(module.attempts)
     results = [resultOf(proxy.write("queued")), resultOf(wrapper.whenInitialized())]
-    reason = Refused("what it needs is not there")
+    reason = Refused("the backend is missing")
     with capturedLogs() as logged:
         wrapper.fail(reason)
     assert clock.getDelayedCalls() == []
@@ -57,7 +57,7 @@ def test_everybody_gets_the_reason(clock: Clock, state: State) -> None:
     clock.advance(60)
     assert (len(module.attempts), module.calls) == (attempts, [])
     assert [messageOf(event) for event in logged] == [
-        "Module: failed for good (Refused: what it needs is not there)"
+        "Module: failed for good (Refused: the backend is missing)"
     ]
 
 

@@ -324,7 +324,7 @@ def test_the_error_of_a_policy_is_the_reason(clock: Clock) -> None:
     If a module was lost without a reason, and the retry policy raises, the error of the
     policy is the reason.
     """
-    error = Trouble("that was it")
+    error = Trouble("no more retries")
 
     def policy(attempts: int) -> float:
         raise error

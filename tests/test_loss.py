@@ -363,7 +363,7 @@ def test_no_attempt_after_a_loss(clock: Clock) -> None:
     """
 
     def policy(attempts: int) -> float:
-        raise Trouble("that was it")
+        raise Trouble("no more retries")
 
     module, wrapper, proxy = wrap(clock, replay=["read"], retryPolicy=policy)
     ready(module, wrapper)

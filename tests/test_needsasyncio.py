@@ -147,7 +147,7 @@ def test_a_call_fails_with_the_same_error(
     need it.
     """
     if need is _createTaskAtOnce:
-        pytest.skip("what a plain method raises is its caller's")
+        pytest.skip("an error of a plain method is raised for its caller")
     module: Any = Module(get=need)
     wrapper = QueuingWrapper[Any](module, clock)
     early = resultOf(wrapper.proxy.get())

@@ -131,7 +131,7 @@ class Turns(Clock):
         Block the reactor for a while, as a drained call does.
         """
         if self._worked >= MAX_WORK_SECONDS * (1 + self.plans):
-            self.tooLong("one slice of the drain goes on and on")
+            self.tooLong("one slice of the drain is too long")
         self._worked += seconds
         self.rightNow += seconds
 
@@ -147,7 +147,7 @@ class Turns(Clock):
         Check the duration of the turn.
         """
         if self._used > MAX_TURN_SECONDS * (1 + self.plans) + self.allowed:
-            self.tooLong("one turn of the reactor goes on and on")
+            self.tooLong("one turn of the reactor is too long")
 
     def _call(self, function: Callable[..., object], args: Any, keywords: Any) -> None:
         self.begin()

@@ -88,7 +88,7 @@ class Checks(Steps):
     def readyMeansInitialized(self) -> None:
         if self.wrapper.state in READY:
             assert self.succeeded
-            assert not self.stale, "nobody will hear of a loss"
+            assert not self.stale, "no watch for a loss is pending"
 
     def pausedMeansHeld(self) -> None:
         state, held = self.wrapper.state, bool(self.holds)
@@ -115,7 +115,7 @@ class Checks(Steps):
             return
         running = self.inProgress()
         if wrapper.state in READY:
-            assert all(fired for _, fired in self.waiters), "a waiter hears nothing"
+            assert all(fired for _, fired in self.waiters), "a waiter is not notified"
         if wrapper.state is State.DRAINING:
             limit = self.options.concurrency
             assert wrapper.pending
@@ -307,7 +307,7 @@ class Checks(Steps):
         now, last = self.clock.rightNow, self.wrapper.since
         pings = [ping for ping in self.pings if ping.since > last]
         if pings:
-            assert not pings[-1].failed, "a ping that failed is no loss"
+            assert not pings[-1].failed, "a failed ping is not a loss"
             last = pings[-1].since
         assert now - last <= 2 * PING_INTERVAL + 0.1 or not self.clock.isIdle
 

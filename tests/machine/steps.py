@@ -188,7 +188,7 @@ class Steps(World):
         try:
             call.deferred.cancel()
         except Hostile:
-            self.check(bool(call.runs), "cancelling a call that waits raises")
+            self.check(bool(call.runs), "cancelling a queued call raises")
         finally:
             self.callCanceller = "silent"
 
@@ -250,12 +250,14 @@ class Steps(World):
             if not isinstance(result, Failure):
                 self.check(
                     wrapper.state in READY or self.disturbed,
-                    f"a waiter hears that the module is ready in {wrapper.state}",
+                    f"a waiter learns that the module is ready in {wrapper.state}",
                 )
             elif result.check(InitializationFailed):
                 assert result.value is not None
                 cause = result.value.__cause__
-                self.check(old is None or cause is not old, "an old failure is told")
+                self.check(
+                    old is None or cause is not old, "a waiter gets an old failure"
+                )
             self.disturbed = self.disturbed or bool(self.plans)
             self.reenter()
 
@@ -329,12 +331,12 @@ class Steps(World):
                 asked = self.idles[idles:]
                 self.check(
                     bool(asked) or not asks or losses != self.losses,
-                    "pause() does not ask whether the module is idle",
+                    "pause() does not call whenIdle()",
                 )
                 open_ = [idle for idle in asked if idle.open]
                 self.check(
                     not open_ or wrapper.state is not State.PAUSED,
-                    "pause() does not wait until the module is idle",
+                    "pause() does not wait for whenIdle()",
                 )
             self.reenter()
 
@@ -428,13 +430,13 @@ class Steps(World):
             self.check(illegal, f"cannot reset in state {state}")
         else:
             self.check(not illegal, f"can reset in state {state}")
-            self.check(not lost or self.losses > losses, "reset() is no loss")
+            self.check(not lost or self.losses > losses, "reset() is not a loss")
             closed = len(self.closings) > closings or planned
             self.check(closed or not lost, "reset() does not close the module")
             again = self.begun > begun or self.isClosing() or self.isWaitingForItsTurn()
             # Inside a callback, the interrupted code continues first.
             again = again or self.clock.plans > 0
-            self.check(planned or again, f"reset() in {state} does not begin anew")
+            self.check(planned or again, f"reset() in {state} begins no attempt")
 
     # Others.
 

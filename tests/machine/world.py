@@ -218,7 +218,7 @@ class World:
         )
         self.check(
             state not in READY or (self.succeeded and error is None),
-            "an observer sees a module ready that is not",
+            "an observer sees READY although the module is not ready",
         )
         self.check(
             state is not State.FAILED or self.isForGood(error),
@@ -413,7 +413,7 @@ class World:
         """
         Run a method of the module.
         """
-        self.check(number >= 0, "a call of another thread runs")
+        self.check(number >= 0, "a call from another thread runs")
         call, state = self.calls[number], self.wrapper.state
         self.check(not call.gaveUp, f"call {number} runs after its caller gave up")
         self.check(not call.ended, f"call {number} runs after it has ended")
