@@ -4,10 +4,12 @@ A module that the test controls, and helpers for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -42,6 +44,22 @@ class Refused(Exception):
     """
     An error that no retry cures.
     """
+
+
+class RunningReactor(MemoryReactorClock):
+    """
+    A reactor in memory that is running. Those of Twisted 25.5 and older never run what
+    waits for that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = True
+
+    def callWhenRunning(
+        self, call: Callable[..., object], *arguments: Any, **keywords: Any
+    ) -> None:
+        call(*arguments, **keywords)
 
 
 @implementer(ILogObserver)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from klein import Klein
 from twisted.internet.defer import Deferred
-from twisted.internet.testing import MemoryReactorClock
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
@@ -18,7 +17,7 @@ from tsrv import Startup
 from tsrv.server import Server
 from tsrv.startup import GraphError
 
-from .support import resultOf
+from .support import RunningReactor, resultOf
 from .websupport import Answer, Peer, Teller, logged, passTime, textsOf
 
 FORM = b"name=Ada&name=Bob"
@@ -30,12 +29,11 @@ POST = (
 
 
 @pytest.fixture
-def machine() -> Iterator[MemoryReactorClock]:
+def machine() -> Iterator[RunningReactor]:
     """
     A reactor on which no call may be left when the test ends.
     """
-    machine = MemoryReactorClock()
-    machine.running = True
+    machine = RunningReactor()
     yield machine
     assert machine.getDelayedCalls() == []
 
@@ -54,7 +52,7 @@ class Form(Resource):
 
 
 def makeServer(
-    machine: MemoryReactorClock,
+    machine: RunningReactor,
     startup: Startup | None = None,
     root: Any = None,
     endpoints: list[str] | None = None,
@@ -73,7 +71,7 @@ def makeServer(
     )
 
 
-def connect(machine: MemoryReactorClock, data: bytes, port: int = 80) -> Peer:
+def connect(machine: RunningReactor, data: bytes, port: int = 80) -> Peer:
     """
     Connect, and send something.
     """
@@ -83,7 +81,7 @@ def connect(machine: MemoryReactorClock, data: bytes, port: int = 80) -> Peer:
     return peer
 
 
-def ask(machine: MemoryReactorClock, data: bytes, port: int = 80) -> Answer:
+def ask(machine: RunningReactor, data: bytes, port: int = 80) -> Answer:
     """
     @return: The response to one request.
     """
@@ -93,7 +91,7 @@ def ask(machine: MemoryReactorClock, data: bytes, port: int = 80) -> Answer:
     return answer
 
 
-def stop(machine: MemoryReactorClock, server: Server) -> None:
+def stop(machine: RunningReactor, server: Server) -> None:
     """
     Stop a server on which no request waits.
     """
@@ -107,7 +105,7 @@ def stop(machine: MemoryReactorClock, server: Server) -> None:
     [({}, b"2 names, 17 bytes"), ({"parsePOSTFormSubmission": False}, b"0 names, 17")],
 )
 def test_forms_are_parsed_as_by_twisted(
-    machine: MemoryReactorClock, options: dict[str, Any], body: bytes
+    machine: RunningReactor, options: dict[str, Any], body: bytes
 ) -> None:
     """
     The fields of a form are in C{request.args}, unless the option turns this off.
@@ -118,7 +116,7 @@ def test_forms_are_parsed_as_by_twisted(
     stop(machine, server)
 
 
-def test_the_root_may_be_that_of_klein(machine: MemoryReactorClock) -> None:
+def test_the_root_may_be_that_of_klein(machine: RunningReactor) -> None:
     """
     A request to a Klein application waits for a module.
     """
@@ -140,7 +138,7 @@ def test_the_root_may_be_that_of_klein(machine: MemoryReactorClock) -> None:
     stop(machine, server)
 
 
-def test_operators_have_a_site_of_their_own(machine: MemoryReactorClock) -> None:
+def test_operators_have_a_site_of_their_own(machine: RunningReactor) -> None:
     """
     The site for operators shows the name and the version of the program.
     """
@@ -163,7 +161,7 @@ def test_operators_have_a_site_of_their_own(machine: MemoryReactorClock) -> None
     ],
 )
 def test_the_log_says_where_it_listens(
-    machine: MemoryReactorClock, endpoint: str, url: str
+    machine: RunningReactor, endpoint: str, url: str
 ) -> None:
     """
     The log has the URL at the start, and again when the server is ready.
@@ -180,7 +178,7 @@ def test_the_log_says_where_it_listens(
     stop(machine, server)
 
 
-def test_a_malformed_endpoint_is_refused(machine: MemoryReactorClock) -> None:
+def test_a_malformed_endpoint_is_refused(machine: RunningReactor) -> None:
     """
     A malformed endpoint is reported before anything starts.
     """
@@ -188,7 +186,7 @@ def test_a_malformed_endpoint_is_refused(machine: MemoryReactorClock) -> None:
         makeServer(machine, endpoints=["nonsense:80"])
 
 
-def test_wrong_modules_are_found_before_it_listens(machine: MemoryReactorClock) -> None:
+def test_wrong_modules_are_found_before_it_listens(machine: RunningReactor) -> None:
     """
     Errors in the modules are reported before the server listens, so no client connects
     to a server that cannot start.
@@ -201,7 +199,7 @@ def test_wrong_modules_are_found_before_it_listens(machine: MemoryReactorClock) 
     assert machine.tcpServers == []
 
 
-def test_variables_of_systemd_are_not_inherited(machine: MemoryReactorClock) -> None:
+def test_variables_of_systemd_are_not_inherited(machine: RunningReactor) -> None:
     """
     The server hides the variables of systemd from child processes, which must not speak
     to systemd in its name.
@@ -211,7 +209,7 @@ def test_variables_of_systemd_are_not_inherited(machine: MemoryReactorClock) -> 
     assert environment == {"HOME": "/"}
 
 
-def test_it_runs_without_a_parent(machine: MemoryReactorClock) -> None:
+def test_it_runs_without_a_parent(machine: RunningReactor) -> None:
     """
     C{run()} starts the server. Its Deferred fires when the reactor stops and the server
     has stopped.

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
-from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -29,7 +28,15 @@ from tsrv.server.process import handleSignals
 from tsrv.startup import GraphError
 from tsrv.web.site import Site
 
-from .support import Empty, Module, Refused, Result, Trouble, resultOf
+from .support import (
+    Empty,
+    Module,
+    Refused,
+    Result,
+    RunningReactor,
+    Trouble,
+    resultOf,
+)
 from .websupport import (
     Answer,
     Peer,
@@ -65,14 +72,13 @@ class Port:
         return self.closed
 
 
-class Machine(MemoryReactorClock):
+class Machine(RunningReactor):
     """
     A reactor in memory that records what is opened, with the sites by port number.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.running = True
         self.steps: list[str] = []
         self.ports: dict[int, Port] = {}
         self.sites: dict[int, Site] = {}

@@ -81,6 +81,11 @@ class SiteRequest(Request):
         """
         Parse a form, and process the request.
         """
+        if not self.channel.site.parsesForms:
+            # Twisted takes the position for the length of the form. Its own option came
+            # with Twisted 25.5.
+            assert self.content is not None
+            self.content.seek(0)
         try:
             super().requestReceived(command, path, version)
         except ValueError:

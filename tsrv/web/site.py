@@ -127,12 +127,8 @@ class Site(TwistedSite):
             ports of this host, after a response over TLS
             (C{Strict-Transport-Security}). 0: the header is not sent.
         """
-        super().__init__(
-            resource,
-            timeout=keepAlive,
-            reactor=reactor,
-            parsePOSTFormSubmission=parsePOSTFormSubmission,
-        )
+        super().__init__(resource, timeout=keepAlive, reactor=reactor)
+        self.parsesForms = parsePOSTFormSubmission
         if isinstance(resource, AsyncResource):
             resource.setRoute("/")
         self.connections = Connections(
