@@ -18,11 +18,14 @@ from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.error import ConnectionDone
 from twisted.internet.error import ConnectionRefusedError as Refused
-from twisted.internet.interfaces import IHostnameResolver
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IReactorPluggableNameResolver,
+)
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from tsrv import QueuingWrapper, State
 from tsrv.asyncmodule import NotInitialized
@@ -401,7 +404,8 @@ def test_an_unknown_host_can_be_retried(reactor: MemoryReactorClock) -> None:
             receiver.resolutionBegan(None)
             receiver.resolutionComplete()
 
-    reactor.installNameResolver(Resolver())
+    reactor.nameResolver = Resolver()
+    alsoProvides(reactor, IReactorPluggableNameResolver)
     store = RedisSessionStore(reactor, "rediss://redis.example")
     error = resultOf(store.initialize()).error
     assert isinstance(error, SessionsUnavailable)
