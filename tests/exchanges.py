@@ -9,9 +9,11 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.http import HTTPChannel
-from twisted.web.server import Request
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
 from zope.interface import directlyProvides
 
 __all__ = ["SOMEBODY", "exchange", "setCookies"]
@@ -39,11 +41,12 @@ def exchange(
         kind: Any = IPv6Address if ":" in peer else IPv4Address
         peer = kind("TCP", peer, 54321)
     transport = StringTransport(peerAddress=peer)
-    channel = HTTPChannel()
+    channel: Any = HTTPChannel()
     channel.makeConnection(transport)
     if secure:
         directlyProvides(transport, ISSLTransport)
-    request = Request(channel, parsePOSTFormSubmission=False)
+    channel.site = Site(Resource(), reactor=Clock())
+    request = Request(channel)
     channel.requests.append(request)
     request.method = method
     request.uri, request.clientproto = b"/", b"HTTP/1.1"

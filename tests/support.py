@@ -5,7 +5,7 @@ A module that the test controls, and helpers for it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+_P = ParamSpec("_P")
+
+
 class Trouble(Exception):
     """
     An error that a retry may cure.
@@ -57,9 +60,12 @@ class RunningReactor(MemoryReactorClock):
         self.running = True
 
     def callWhenRunning(
-        self, call: Callable[..., object], *arguments: Any, **keywords: Any
+        self,
+        callable: Callable[_P, object],  # noqa: A002
+        *args: _P.args,
+        **kw: _P.kwargs,
     ) -> None:
-        call(*arguments, **keywords)
+        callable(*args, **kw)
 
 
 @implementer(ILogObserver)
