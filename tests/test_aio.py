@@ -435,8 +435,8 @@ async def test_a_failure_is_told_where_the_body_was_not_cancelled() -> None:
 @onLoop
 async def test_a_cancellation_is_not_lost_beside_a_failure() -> None:
     """
-    If a program fails and is cancelled at the same time, the cancellation is raised, or
-    else the error of the body.
+    If a program fails while its task is cancelled, the cancellation is raised. If the
+    body raises an error, that error is raised.
     """
 
     async def run(program: Startup, error: Exception | None) -> None:

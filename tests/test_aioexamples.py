@@ -154,8 +154,8 @@ async def test_aiohttp_holds_requests(ownRedis: Redis) -> None:
 @onLoop
 async def test_the_worker_stores_all_lines(ownRedis: Redis) -> None:
     """
-    The worker stores all lines in order: the lines that arrived before Redis started,
-    and those that arrived after a loss.
+    The worker stores all lines in order: lines that arrive before Redis starts, and
+    lines that arrive after a loss.
     """
     async with example("worker.py", ownRedis.url) as worker:
         for number in range(3):

@@ -444,7 +444,7 @@ def test_calls_of_a_module_that_cannot_be_lost(clock: Clock) -> None:
 
 def test_a_coroutine_that_fails_is_handled(clock: Clock) -> None:
     """
-    A coroutine that is no longer needed is closed, and its error is dropped.
+    An unneeded coroutine is closed, and its error is dropped.
     """
     wait: Deferred[Any] = fail(Trouble("refused"))
 

@@ -189,7 +189,7 @@ def test_a_compressed_body_is_refused(encoding: str, status: int) -> None:
 )
 def test_a_body_that_is_not_json_is_refused(data: bytes, reason: str) -> None:
     """
-    The error says where the body is malformed, and does not repeat the body.
+    The error for malformed JSON names the place, and does not repeat the body.
     """
     answer, read = post(data)
     assert (answer.status, read) == (400, [])
@@ -226,7 +226,8 @@ def test_a_body_that_is_not_json_is_refused(data: bytes, reason: str) -> None:
 )
 def test_an_invalid_body_is_refused(data: bytes, pointer: str, detail: str) -> None:
     """
-    The error names the JSON pointer and the reason, and does not repeat the body.
+    The error for an invalid body names the JSON pointer and the reason, and does not
+    repeat the body.
     """
     answer, read = post(data)
     members = json.loads(answer.body)
@@ -321,7 +322,7 @@ def test_a_query_is_read(query: str, limit: int) -> None:
 )
 def test_an_invalid_query_is_refused(value: str) -> None:
     """
-    The error names the parameter, and does not repeat its value.
+    The error for an invalid query names the parameter, and does not repeat its value.
     """
     answer = ask(Books(), f"/?limit={value}")
     (error,) = json.loads(answer.body)["errors"]

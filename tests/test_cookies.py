@@ -191,7 +191,8 @@ def test_the_cookie_has_all_attributes_that_protect_it(sameSite: str) -> None:
 
 def test_a_cookie_that_a_browser_would_drop_is_logged() -> None:
     """
-    The log says what to do, at most once a minute, and shows no secret.
+    A cookie that a browser would drop is logged at most once a minute. The line says
+    what to do, and shows no secret.
     """
     clock = Clock()
     cookies = Cookies(clock)
@@ -231,7 +232,7 @@ def test_an_invalid_identifier_is_not_written(identifier: str) -> None:
 @pytest.mark.parametrize("asked", [secure, local])
 def test_a_response_has_one_session_cookie(asked: Any) -> None:
     """
-    The last call counts, and the cookies of others stay.
+    A response has one session cookie, the one of the last call; other cookies are kept.
     """
     cookies = make()
     expected = SECURE if asked is secure else PLAIN

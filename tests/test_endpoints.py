@@ -101,7 +101,7 @@ def test_endpoints_of_twisted_are_accepted(text: str) -> None:
 )
 def test_a_wrong_endpoint_is_explained(text: str, problem: str, files: Path) -> None:
     """
-    The line names the invalid part, file or unit.
+    The error of an invalid endpoint names the part, file or unit that is wrong.
     """
     text, problem = (each.replace("{files}", str(files)) for each in (text, problem))
     with pytest.raises(ValueError, match=re.escape(problem)) as raised:
@@ -155,7 +155,8 @@ async def test_a_failure_to_listen_is_explained(
     endpoint: str, problem: str, files: Path
 ) -> None:
     """
-    The line has the endpoint, the reason of the system, and the remedy.
+    The line about a failure to listen has the endpoint, the reason of the system, and
+    the remedy.
     """
     from twisted.internet import reactor
 
@@ -189,7 +190,8 @@ def test_a_refusal_of_the_system_is_explained(
     endpoint: str, cause: OSError, cure: str
 ) -> None:
     """
-    These errors need another user, another process that holds a socket, or the DNS.
+    The line about a refusal has the remedy. (Real refusals would need another user,
+    another process that holds a socket, or the DNS.)
     """
     for error in (cause, CannotListenError("", 80, cause)):
         line = listenProblem(endpoint, error)

@@ -109,8 +109,8 @@ def test_foreign_code_gives_up(
 ) -> None:
     """
     The module, its canceller and the retry policy may fail, close or initialise the
-    wrapper while it calls them, and then raise an error; the attempt in progress has no
-    effect.
+    wrapper while the wrapper calls them, and then raise an error; the attempt in
+    progress has no effect.
     """
     reason = Trouble("given up")
     attempts: list[Deferred[None]] = []

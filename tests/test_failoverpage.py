@@ -1,5 +1,6 @@
 """
-What the page about PostgreSQL shows without executing it, against a real server.
+The examples that the page about PostgreSQL does not execute itself, against a real
+server.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def test_a_paused_module_is_missing(program: Program) -> None:
 
 def test_a_module_that_restarts_with_a_lost_one_is_missing(program: Program) -> None:
     """
-    A module that is held until another one has restarted says so.
+    The page says that a module is held until another one has restarted.
     """
     program.add("database")
     program.add("cache", restartWith=["database"])

@@ -78,7 +78,7 @@ async def userOf(session: KleinSession) -> Somebody | None:
 
 def visitorOf(session: KleinSession) -> Somebody:
     """
-    @return: A visitor, who has no name.
+    @return: A visitor without a name.
     """
     return Somebody("somebody")
 

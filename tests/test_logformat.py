@@ -345,8 +345,8 @@ def test_the_log_of_a_process_in_the_foreground_is_its_output(
 @asynchronous
 async def test_all_that_a_server_writes_is_json(program: str, tmp_path: Path) -> None:
     """
-    All lines of a server are JSON, from the first to the last, including those of
-    Twisted and of warnings.
+    All lines of a server are JSON, from the first to the last, including lines of
+    Twisted and warnings.
     """
     words = ["-n"] if program == "twistd" else []
     with reservedPort() as port:

@@ -167,8 +167,7 @@ def test_an_origin_must_be_that_of_the_site(
     origin: str, host: str | None, secure: bool, isOwn: bool
 ) -> None:
     """
-    Scheme, host and port of the origin must be those of the site; a token does not
-    help.
+    Scheme, host and port of the origin must match the site; a token does not help.
     """
     sent: list[Header] = [(ORIGIN, origin), (CSRF, TOKEN)]
     assert passes(sent[0], host=host, secure=secure) is isOwn

@@ -63,7 +63,7 @@ class Sent:
     @property
     def allFields(self) -> list[tuple[str, bytes]]:
         """
-        The header fields, including those of the framing.
+        The header fields, including the fields of the framing.
         """
         fields = [("Host", b"test"), *self.fields]
         if self.isChunked:

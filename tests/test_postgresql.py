@@ -210,8 +210,8 @@ async def test_a_statement_that_is_not_a_whole_one_loses_the_database(
     database: Database, sql: str
 ) -> None:
     """
-    A statement that opens a transaction loses the database, so that the transaction is
-    not left open for the next call.
+    An incomplete statement, such as BEGIN or COPY, loses the database, so that the next
+    call does not find an open transaction.
     """
     async with opened(database.url, connections=1) as module:
         error = await errorOf(module.write(Statement(sql)))

@@ -226,8 +226,8 @@ async def test_no_line_of_the_start_has_the_id_of_a_request(
     tmp_path: Path, port: int
 ) -> None:
     """
-    Queued requests lend their ids to no attempt and to no line of the start-up; their
-    ids are in lines of their own.
+    No attempt and no line of the start-up has the id of a queued request; such an id is
+    in the lines of its request.
     """
     with reservedPort() as closed:
         words = [listen(port), "--delay=1", "--access-log=on"]

@@ -405,8 +405,8 @@ class Programs(RuleBasedStateMachine):
     def checkStart(self, name: str) -> None:
         """
         Check that a module is initialised only when the modules that it needs are
-        ready, and those that it starts after have settled; a lazy one only after a
-        call.
+        ready, and the modules that it starts after have settled; a lazy one only after
+        a call.
         """
         wrapper, relations = self.wrapper(name), self.relations[name]
         if name in self.states or name in self.byHand:

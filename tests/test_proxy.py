@@ -83,7 +83,7 @@ def test_a_method_that_was_kept_and_replaced(
 ) -> None:
     """
     A method taken from the proxy calls the method of the latest initialisation, and not
-    that of an earlier connection.
+    the method of an earlier connection.
     """
     module, wrapper, proxy = wrap(clock, replay=["read"], alwaysDeferred=alwaysDeferred)
     kept = getattr(proxy, method)

@@ -30,8 +30,8 @@ def isCounted(quota: Quota, peer: str | IAddress) -> bool:
 
 def test_a_client_gets_so_many_sessions_in_a_window(clock: Clock) -> None:
     """
-    In each window a client gets its number of sessions, and other clients are not
-    affected.
+    In each window a client may have a limited number of new sessions; other clients are
+    not affected.
     """
     quota = Quota(clock, 3, 100, 60)
     for _ in range(2):

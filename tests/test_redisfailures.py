@@ -148,8 +148,8 @@ async def test_lost_rights_are_told_and_come_back(ownRedis: Redis) -> None:
 @asynchronous
 async def test_a_store_that_was_ready_waits_for_its_rights(ownRedis: Redis) -> None:
     """
-    A failed login after a loss is retried; before the store was ever ready, it is
-    fatal.
+    Without its rights, a store that was ready before fails with an error that a retry
+    may cure; a new store is refused.
     """
     ownRedis.start()
     url = addUser(ownRedis, *RIGHTS)

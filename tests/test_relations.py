@@ -658,8 +658,8 @@ def test_a_failure_without_a_loss_restarts_nothing(program: Program) -> None:
 
 def test_a_module_that_fails_while_it_is_held(program: Program) -> None:
     """
-    A module that fails or is closed while it is held is neither restarted nor held any
-    longer.
+    A module that fails or is closed while it is held is not restarted, and its hold
+    ends.
     """
     program.add("database")
     a = program.add("a", restartWith=["database"])
@@ -773,7 +773,7 @@ def test_a_module_is_paused_by_name(program: Program) -> None:
 
 def test_a_module_is_paused_for_a_while(program: Program) -> None:
     """
-    C{async with} pausing() pauses one module.
+    C{async with} pausing() pauses one module until the end of its body.
     """
     program.add("database")
     program.start()

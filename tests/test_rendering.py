@@ -133,8 +133,9 @@ def test_other_methods_are_refused_with_what_is_allowed(method: str) -> None:
 
 def test_a_resource_may_have_other_methods_than_get() -> None:
     """
-    A resource may have a method other than GET, which gets the whole body. HEAD is then
-    refused, although C{twisted.web} gives every resource a C{render_HEAD}.
+    A resource may have a method other than GET; the method gets the whole body. Without
+    C{render_GET}, GET and HEAD are refused, although C{twisted.web} gives every
+    resource a C{render_HEAD}.
     """
     assert ask(Writable(), method="POST", data=b"12345").body == b"5 bytes"
     for method in ("GET", "HEAD", "BREW"):

@@ -245,8 +245,8 @@ def test_an_error_is_logged_with_the_id_of_its_request(
 
 def test_cancelled_work_is_logged_with_the_id_of_its_request(clock: Clock) -> None:
     """
-    The id is in the log of cancelled work, which ends in the turn in which the
-    connection is lost.
+    Work that is cancelled because the connection is lost is logged with the id of its
+    request.
     """
     lines = Lines()
 

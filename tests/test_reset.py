@@ -150,8 +150,8 @@ def test_a_closing_that_does_not_work(
     clock: Clock, loggedFailures: list[LogEvent], state: State, how: str
 ) -> None:
     """
-    If the closing fails, the next attempt begins at that moment, or else after
-    closeTimeout. If the module has no close(), it begins at once.
+    The next attempt begins when the closing fails, or after closeTimeout. If the module
+    has no close(), the attempt begins at once.
     """
     closings: list[Deferred[None]] = []
 
@@ -388,8 +388,7 @@ def test_each_change_is_observed(clock: Clock) -> None:
 @pytest.mark.parametrize("isClosing", [True, False])
 def test_the_reason_of_each_reset(clock: Clock, state: State, isClosing: bool) -> None:
     """
-    The latest reason counts, and each one is logged; it is the cause of queued calls
-    that fail.
+    Each reason is logged, and the latest one is the cause of queued calls that fail.
     """
     start = State.READY if isClosing and state is State.LOST else state
     _, wrapper, proxy = inState(clock, start, timeout=5.0)

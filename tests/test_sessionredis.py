@@ -120,7 +120,7 @@ def bulk(*values: object) -> bytes:
 
 def info(version: str = "7.0.15", mode: str = "standalone", of: str = "redis") -> str:
     """
-    @return: A reply to C{INFO}. In Valkey the mode is that of the C{server}.
+    @return: A reply to C{INFO}. Valkey has C{server_mode} in place of C{redis_mode}.
     """
     text = f"# Server\r\nredis_version:{version}\r\n{of}_mode:{mode}\r\n"
     return f"${len(text)}\r\n{text}"
@@ -982,7 +982,7 @@ async def test_a_session_that_was_repaired_is_not_removed(ownRedis: Redis) -> No
 @asynchronous
 async def test_only_keys_with_the_prefix_are_listed_and_removed(redis: Redis) -> None:
     """
-    Special characters of patterns in the prefix are taken literally.
+    Listing and removing take special characters in the prefix literally.
     """
     prefix = "a*[b]?\\:"
     async with (

@@ -382,7 +382,7 @@ def test_a_counter_that_is_read_while_it_is_counted_loses_nothing(
 
 def test_add_saves_earlier_changes(place: Shop) -> None:
     """
-    Earlier assignments are saved first. A value that is not a number counts as 0.
+    add() saves earlier assignments first. It counts a value that is not a number as 0.
     """
 
     more = both(put(a=1), lambda session: session.add("n", 2.5))
@@ -479,7 +479,7 @@ def test_changes_of_others_are_seen_after_a_save(place: Shop) -> None:
 
 def test_regenerate_gives_another_identifier(place: Shop) -> None:
     """
-    After regenerate(), the old identifier does not work.
+    regenerate() gives the session another identifier; the old one does not work.
     """
     visitor = place.returning(a=1)
     old = visitor.cookie

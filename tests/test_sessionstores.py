@@ -272,8 +272,7 @@ class Spy:
 )
 def test_a_table_needs_a_plain_name(clock: Clock, name: str) -> None:
     """
-    The name of a table that is not plain, or that the database reserves, is refused at
-    once.
+    A table name that is not plain, or that the database reserves, is refused at once.
     """
     for make in (
         schemaOf,
@@ -316,8 +315,7 @@ async def test_a_store_can_be_made_from_a_url(
 
 def test_a_url_of_something_else_is_refused(clock: Clock) -> None:
     """
-    The URL of anything else is refused, and not repeated, since it may contain a
-    password.
+    Any other URL is refused, and not repeated, since it may contain a password.
     """
     makers: list[Callable[[], object]] = [
         lambda: SQLiteSessionStore(clock, ""),
@@ -338,7 +336,7 @@ async def test_a_table_may_have_any_plain_name(
     url: str, clock: Clock, table: str
 ) -> None:
     """
-    Keywords and very long names are allowed as names of a table.
+    Keywords and very long names are allowed as table names.
     """
     async with using(url, clock, table) as (store, _):
         await store.create(makeIdentifier(), {})

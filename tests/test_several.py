@@ -55,8 +55,8 @@ async def served(servers: list[Process]) -> None:
 async def test_processes_share_a_port_and_all_data(tmp_path: Path, url: str) -> None:
     """
     Two servers accept connections from one socket, and each is stopped and replaced
-    under load: no request fails, every user is created once, and each server counts the
-    visits of a visitor further.
+    under load: no request fails, every user is created once, and the visits of a
+    visitor are counted across both servers.
     """
     from twisted.internet import reactor
 

@@ -95,7 +95,7 @@ def test_calls_share_a_failure(
     clock: Clock, method: str, isPending: bool, isReady: bool
 ) -> None:
     """
-    Each caller gets the failure, and it is handled.
+    Each caller gets the failure, and nobody else has to handle it.
     """
     settings: Deferred[Any] = Deferred() if isPending else fail(Trouble("no file"))
     module, wrapper, proxy = sharing(clock, settings)

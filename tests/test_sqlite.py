@@ -502,7 +502,7 @@ def test_a_read_that_fails_for_the_disk_ends_the_connection(
 ) -> None:
     """
     If the disk fails in a read, earlier reads succeed before the loss, and later ones
-    end after it.
+    fail after it.
     """
     database = lab.open()
     happened: list[str] = []

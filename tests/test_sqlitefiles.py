@@ -284,8 +284,8 @@ def test_a_file_that_was_truncated_is_waited_for(
     lab: Lab, database: Database, backup: Path
 ) -> None:
     """
-    If the file is truncated, its log is moved away from a backup, even if the backup is
-    written into the same file.
+    If the file is truncated, its log is moved away, so that it is not applied to a
+    backup, even if the backup is written into the same file.
     """
     os.truncate(lab.path, 0)
     reason = loseByLooking(lab, database)

@@ -189,7 +189,7 @@ def test_a_failure_before_the_start_counts_no_more(program: Program) -> None:
 
 def test_a_failure_before_the_start_counts_if_a_need_fails(program: Program) -> None:
     """
-    A module that failed before the start has failed if its needs fail afterwards.
+    A module that failed before the start counts as failed if its needs fail afterwards.
     """
     program.add("cache", required=False)
     warmer = program.add("warmer", "cache")

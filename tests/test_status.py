@@ -996,7 +996,7 @@ def test_one_rendering_serves_everybody_for_a_second(show: Any) -> None:
 
 def test_of_very_many_modules_some_are_shown(show: Any) -> None:
     """
-    The page shows at most 200 modules, starting with those that are not ready, and
+    The page shows at most 200 modules, starting with modules that are not ready, and
     shortens a long critical path.
     """
     shown = show()

@@ -53,7 +53,8 @@ class Systemd:
 
     def received(self) -> list[str]:
         """
-        @return: The messages since the last call, without those that are only counted.
+        @return: The messages since the last call, except the requests for more time,
+            which are counted.
         """
         messages = []
         with suppress(BlockingIOError):

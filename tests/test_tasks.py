@@ -108,8 +108,8 @@ async def test_an_error_ends_the_deferred_and_is_not_reported_twice() -> None:
 @onLoop
 async def test_no_error_stops_the_loop(error: type[BaseException]) -> None:
     """
-    An error of a module fails its call, and does not stop the loop, even if it is a
-    SystemExit.
+    An error of a module fails its call, and does not stop the loop, even if it is
+    SystemExit, KeyboardInterrupt or GeneratorExit.
     """
 
     async def work() -> None:
@@ -671,7 +671,8 @@ async def test_a_cancelled_future_cancels_at_once() -> None:
 @onLoop
 async def test_a_future_fails_with_any_error() -> None:
     """
-    A future can fail with any error, even with StopIteration, which futures refuse.
+    A future can fail with any error; StopIteration, which futures refuse, becomes a
+    RuntimeError.
     """
     pending = Pending()
     future = pending.asFuture(asyncio.get_running_loop())
