@@ -375,7 +375,7 @@ async def test_a_required_module_that_fails_ends_the_program() -> None:
 
 
 @onLoop
-async def test_a_body_that_ends_at_the_same_time_hears_of_the_failure() -> None:
+async def test_a_body_that_ends_at_the_same_time_gets_the_failure() -> None:
     """
     If the body ends at the same moment, its task still gets the error, and the pending
     cancellation does not interrupt the shutdown.
@@ -390,7 +390,7 @@ async def test_a_body_that_ends_at_the_same_time_hears_of_the_failure() -> None:
 
 
 @onLoop
-async def test_the_failure_explains_those_of_calls() -> None:
+async def test_the_failure_of_the_program_replaces_those_of_calls() -> None:
     """
     Calls that fail in a C{TaskGroup} because of a failed module are replaced by the
     error of the program.
@@ -410,7 +410,7 @@ async def test_the_failure_explains_those_of_calls() -> None:
 
 
 @onLoop
-async def test_a_failure_is_told_where_the_body_was_not_cancelled() -> None:
+async def test_a_failure_is_raised_where_the_body_was_not_cancelled() -> None:
     """
     The failure is raised also if the body is a generator of a framework, whose task
     waits elsewhere and is not the one that was cancelled.

@@ -495,7 +495,7 @@ class Holding(Resource):
     ids=range(4),
 )
 @asynchronous
-async def test_the_leaving_of_a_client_is_noticed(
+async def test_a_client_that_disconnects_is_noticed(
     ahead: bytes, begun: bool, listen: Listen
 ) -> None:
     """

@@ -173,7 +173,7 @@ def test_modules_are_paused_with_buttons(script: bool, serve: Any, browse: Any) 
     browse(visit)
 
 
-def test_a_stop_is_told_from_a_loss(serve: Any, browse: Any) -> None:
+def test_a_stop_is_distinguished_from_a_loss(serve: Any, browse: Any) -> None:
     """
     If a server was stopping before its connection ended, the page says that it has
     stopped.
@@ -225,7 +225,7 @@ def test_the_page_survives_a_restart(serve: Any, browse: Any) -> None:
     browse(visit)
 
 
-def test_a_hidden_page_asks_for_nothing(serve: Any, browse: Any) -> None:
+def test_a_hidden_page_sends_no_request(serve: Any, browse: Any) -> None:
     """
     A hidden tab sends no request, and is up to date as soon as it is shown.
     """

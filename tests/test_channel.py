@@ -109,7 +109,7 @@ def test_a_client_may_send_a_body_that_is_wanted(
     ],
     ids=["no body", "empty body", "too long", "wrong"],
 )
-def test_nobody_is_told_to_send_a_body_that_is_not_wanted(
+def test_a_client_gets_no_100_for_a_body_that_is_not_wanted(
     data: bytes, status: int, server: Server
 ) -> None:
     """
@@ -118,7 +118,7 @@ def test_nobody_is_told_to_send_a_body_that_is_not_wanted(
     assert [answer.status for answer in server.connect(data).answers] == [status]
 
 
-def test_an_old_client_is_not_told_to_go_on(server: Server) -> None:
+def test_an_old_client_gets_no_100(server: Server) -> None:
     """
     A client of HTTP/1.0 gets no 100, which it would take for the response.
     """
@@ -129,7 +129,7 @@ def test_an_old_client_is_not_told_to_go_on(server: Server) -> None:
     assert bodies(peer) == [b"seen /"]
 
 
-def test_a_pipelined_client_is_told_to_go_on_in_its_turn(server: Server) -> None:
+def test_a_pipelining_client_gets_its_100_in_order(server: Server) -> None:
     """
     The 100 for a request follows the response to the one before.
     """
@@ -429,7 +429,7 @@ def test_a_little_that_is_sent_ahead_is_kept(server: Server, clock: Clock) -> No
 @pytest.mark.parametrize(
     ("count", "seconds"), [(0, 0), (1, 0), (60, 0), (100, 2.5)], ids=range(4)
 )
-def test_the_leaving_of_a_client_is_noticed(
+def test_a_client_that_disconnects_is_noticed(
     count: int, seconds: float, server: Server, clock: Clock
 ) -> None:
     """
@@ -444,7 +444,7 @@ def test_the_leaving_of_a_client_is_noticed(
     assert server.connections.bodyBytes == 0
 
 
-def test_the_leaving_of_a_client_is_noticed_behind_another_response(
+def test_a_client_that_disconnects_is_noticed_behind_another_response(
     server: Server, clock: Clock
 ) -> None:
     """
@@ -463,7 +463,7 @@ def test_the_leaving_of_a_client_is_noticed_behind_another_response(
     assert server.endOf(1) is not None
 
 
-def test_the_leaving_of_a_client_is_noticed_after_data_were_discarded(
+def test_a_client_that_disconnects_is_noticed_after_data_were_discarded(
     server: Server, clock: Clock
 ) -> None:
     """

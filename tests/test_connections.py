@@ -290,7 +290,7 @@ def test_bodies_that_have_arrived_do_not_count_for_the_peer(clock: Clock) -> Non
     assert served.connections.bodyBytes == 0
 
 
-def test_refusals_for_want_of_room_are_logged_once(clock: Clock) -> None:
+def test_refusals_for_lack_of_room_are_logged_once(clock: Clock) -> None:
     """
     Repeated refusals for lack of room have one line in the log.
     """

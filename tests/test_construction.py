@@ -174,7 +174,7 @@ def test_a_programming_error_is_logged_with_its_traceback(
 
 
 @pytest.mark.parametrize("error", [Trouble("refused"), OSError(111, "refused")])
-def test_an_error_of_the_world_has_no_traceback(clock: Clock, error: Exception) -> None:
+def test_any_other_error_has_no_traceback(clock: Clock, error: Exception) -> None:
     """
     Any other error has one line in the log.
     """

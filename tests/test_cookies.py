@@ -67,7 +67,7 @@ def refuses(cookies: Cookies, request: Request) -> bool:
 
 @pytest.mark.parametrize("name", ["session", "id", "a.b*c|d^e$"])
 @pytest.mark.parametrize("asked", [secure, local])
-def test_an_identifier_comes_back(name: str, asked: Any) -> None:
+def test_a_written_identifier_is_found(name: str, asked: Any) -> None:
     """
     A written cookie is found among the cookies of other applications.
     """
@@ -130,7 +130,7 @@ def test_the_headers_have_a_limit_together() -> None:
     assert cookies.read(secure(own, "x" * room, "x")) is None
 
 
-def test_each_name_counts_in_its_place() -> None:
+def test_the_name_depends_on_tls_and_on_the_host() -> None:
     """
     Over TLS the prefixed name counts, and on this machine the plain one. Over plain
     HTTP from elsewhere, or for a host name that another site may have chosen, neither

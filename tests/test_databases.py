@@ -114,7 +114,7 @@ async def test_parameters_that_cannot_be_sent_are_an_error(
 
 
 @asynchronous
-async def test_a_violated_constraint_is_told_by_its_type(url: str) -> None:
+async def test_a_violated_constraint_has_its_own_type(url: str) -> None:
     """
     A violated constraint has its own type of error, whose message does not repeat the
     value.

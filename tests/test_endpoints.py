@@ -198,7 +198,7 @@ def test_a_refusal_of_the_system_is_explained(
         assert line.startswith(f"cannot listen on {endpoint}: {cause.strerror} ({cure}")
 
 
-def test_another_error_is_told_in_one_line() -> None:
+def test_another_error_has_one_line() -> None:
     """
     An unforeseen error has one line without a remedy.
     """

@@ -599,7 +599,9 @@ def test_aclosing_a_call_that_ends_otherwise(clock: Clock, end: str, body: str) 
 
 @pytest.mark.parametrize("end", ["is refused", "is closed", "is rejected", "expires"])
 @pytest.mark.parametrize("isEntered", [True, False])
-def test_an_object_that_does_not_come(clock: Clock, end: str, isEntered: bool) -> None:
+def test_an_object_of_a_call_that_is_refused(
+    clock: Clock, end: str, isEntered: bool
+) -> None:
     """
     If a call is refused, awaiting it and entering it both raise the reason.
     """

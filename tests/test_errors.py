@@ -201,7 +201,7 @@ def test_no_accept_header_breaks_an_error(accept: bytes) -> None:
 
 @pytest.mark.parametrize("accept", ["*/*", "text/plain"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_an_unexpected_error_is_told_to_the_log_alone(
+def test_only_the_log_has_the_details_of_an_unexpected_error(
     method: str, accept: str, loggedFailures: list[LogEvent]
 ) -> None:
     """
@@ -416,7 +416,7 @@ def test_a_known_error_has_its_own_response(
     assert textsOf(events) == ([] if status == 409 else [warning])
 
 
-def test_an_error_for_clients_is_told_as_it_is() -> None:
+def test_an_error_for_clients_reaches_them_unchanged() -> None:
     """
     The message and members of an error for clients reach the client in any script; the
     error is neither logged nor shown with a traceback.
@@ -436,7 +436,7 @@ def test_an_error_for_clients_is_told_as_it_is() -> None:
     assert "kettles" not in problemIn(ask(failing(Known("Another"))))
 
 
-def test_people_are_told_which_parts_are_wrong() -> None:
+def test_an_error_lists_the_parts_that_are_wrong() -> None:
     """
     The member C{errors} has a line for each part, also in text and on the page.
     """
@@ -487,7 +487,7 @@ TIMEOUT = QueueTimeout("waited", 2.5, 30.0, State.RETRYING, 4)
     ],
     ids=repr,
 )
-def test_unavailable_says_when_to_come_back(
+def test_unavailable_says_when_to_retry(
     error: Exception, sentence: str, seconds: str | None
 ) -> None:
     """

@@ -208,7 +208,7 @@ def test_a_canceller_acts_when_the_wrapper_fails(clock: Clock, how: str) -> None
 
 @pytest.mark.parametrize("act", ["fail", "reset"])
 @pytest.mark.parametrize("reason", ["rotated", Trouble, None, 1, Failure])
-def test_a_reason_that_is_no_error(clock: Clock, act: str, reason: Any) -> None:
+def test_a_reason_that_is_not_an_exception(clock: Clock, act: str, reason: Any) -> None:
     """
     fail() and reset() raise TypeError, and change nothing, if the reason is not an
     exception.
@@ -261,7 +261,7 @@ UNPRINTABLE = Unprintable()
 )
 @pytest.mark.parametrize("where", ["initialize", "whenLost", "ping", "close"])
 @pytest.mark.parametrize("end", ["expire", "fail", "close"])
-def test_a_foreign_reason_that_is_no_error(
+def test_a_foreign_reason_that_is_not_an_exception(
     clock: Clock, reason: Any, where: str, end: str
 ) -> None:
     """

@@ -152,7 +152,7 @@ async def test_a_failure_counts_although_the_client_has_left(database: Shared) -
 
 
 @asynchronous
-async def test_what_a_user_may_cause_is_no_failure(url: str) -> None:
+async def test_a_violated_constraint_is_not_a_failure(url: str) -> None:
     """
     A violated constraint does not count as a failure of the module.
     """

@@ -122,7 +122,7 @@ def test_the_context_of_the_initialisation(clock: Clock, isCalled: bool) -> None
     assert seen == ["server", "first request", "second request"]
 
 
-def test_looking_at_the_proxy_is_no_call(clock: Clock) -> None:
+def test_looking_at_the_proxy_is_not_a_call(clock: Clock) -> None:
     """
     Looking up a method initialises nothing.
     """

@@ -296,7 +296,7 @@ def test_a_file_may_take_text_or_bytes() -> None:
 # The programs.
 
 
-def test_a_program_is_told_to_write_json() -> None:
+def test_a_program_is_configured_to_write_json() -> None:
     """
     C{twist} has its own option for the format; C{twistd} takes the name of a logger.
     The format of a program is replaced only on request.

@@ -165,7 +165,7 @@ def test_a_loss_after_a_start_with_trouble(clock: Clock) -> None:
     shut(wrapper)
 
 
-def test_a_module_that_is_asked_for_once_more(clock: Clock) -> None:
+def test_a_failed_module_that_is_initialised_again(clock: Clock) -> None:
     """
     A module that has failed for good, and is initialised again, has all its lines
     again.
@@ -189,7 +189,7 @@ def test_a_module_that_is_asked_for_once_more(clock: Clock) -> None:
     shut(wrapper)
 
 
-def test_a_new_reason_is_told_at_once(started: Started, clock: Clock) -> None:
+def test_a_new_reason_is_logged_at_once(started: Started, clock: Clock) -> None:
     """
     A reason that is new in this outage is logged at once, for at most ten reasons.
     """
@@ -271,7 +271,7 @@ def test_events_have_fields(clock: Clock) -> None:
     assert all(type(each["log_format"]) is str for each in fields)
 
 
-def test_the_table_of_the_start_tells_who_is_ready(program: Program) -> None:
+def test_a_ready_module_is_in_the_table_of_the_start_up(program: Program) -> None:
     """
     A module that is ready at its first attempt has a row in the table of the start-up
     or, if it becomes ready later, a line.
@@ -495,7 +495,7 @@ def test_held_modules_are_skipped_in_one_line(program: Program) -> None:
     assert [text for text in textsOf(events)[3:] if "listener" in text] == []
 
 
-def test_each_reset_is_told(started: Started, clock: Clock) -> None:
+def test_each_reset_is_logged(started: Started, clock: Clock) -> None:
     """
     Every reset by an operator is logged, with its result.
     """
@@ -547,7 +547,7 @@ def test_one_number_of_attempts(program: Program, clock: Clock, tmp_path: Path) 
     assert set(re.findall(r"(\d+) attempts", page)) == {"3"}
 
 
-def test_a_pause_during_a_restart_is_told(program: Program) -> None:
+def test_a_pause_during_a_restart_is_logged(program: Program) -> None:
     """
     A pause is logged even if the calls of the module are held already.
     """
@@ -569,7 +569,7 @@ def test_a_pause_during_a_restart_is_told(program: Program) -> None:
     ]
 
 
-def test_pauses_are_told(started: Started, clock: Clock) -> None:
+def test_pauses_are_logged(started: Started, clock: Clock) -> None:
     """
     A pause has a line with its holder, and one with its duration.
     """

@@ -133,7 +133,7 @@ def test_an_invalid_time_pauses_nothing(wait: str, ready: Program) -> None:
     assert not ready.startup.wrappers["database"].paused
 
 
-def test_a_client_that_leaves_does_not_end_the_pause(ready: Program) -> None:
+def test_a_client_that_disconnects_does_not_end_the_pause(ready: Program) -> None:
     """
     The module is paused at once, also if the client disconnects. If it is resumed
     before it is idle, the response says so.
@@ -219,7 +219,7 @@ def test_unknown_paths(path: str, status: int, message: str, ready: Program) -> 
     assert message in error(answer)[1]
 
 
-def test_looking_changes_nothing(ready: Program) -> None:
+def test_only_post_has_an_effect(ready: Program) -> None:
     """
     Only POST has an effect.
     """
@@ -303,7 +303,7 @@ def test_the_page_shows_an_action_at_once(ready: Program) -> None:
     assert b"calls held by operator" in ask(page).body
 
 
-def test_the_log_says_who_has_asked(ready: Program) -> None:
+def test_each_action_is_logged_with_its_client(ready: Program) -> None:
     """
     Each action is logged with the address of the client.
     """

@@ -211,7 +211,7 @@ class Guarded(AsyncResource):
         return text("done")
 
 
-def test_a_refused_client_is_told_what_to_do() -> None:
+def test_a_refusal_says_what_to_send() -> None:
     """
     The 403 says what to send, and does not repeat a token.
     """

@@ -81,7 +81,7 @@ def test_each_holder_holds(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("state", State)
-def test_who_does_not_hold_resumes_nothing(clock: Clock, state: State) -> None:
+def test_resume_without_a_pause_has_no_effect(clock: Clock, state: State) -> None:
     """
     resume() by somebody who did not pause has no effect.
     """
@@ -231,7 +231,7 @@ def test_a_module_that_counts_its_calls(clock: Clock, own: bool) -> None:
 
 
 @pytest.mark.parametrize("reason", ["busy", Trouble])
-def test_whenIdle_that_fails_with_no_error(clock: Clock, reason: Any) -> None:
+def test_whenIdle_that_fails_without_an_exception(clock: Clock, reason: Any) -> None:
     """
     If whenIdle() fails with something that is not an exception, such as a string,
     waiters get an exception.
@@ -420,7 +420,7 @@ def test_what_a_caller_may_do_when_the_pause_ends(clock: Clock, act: str) -> Non
 
 @pytest.mark.parametrize("end", ["answered", "lost"])
 @pytest.mark.parametrize("act", ["resume", "close", "reset", "pause"])
-def test_what_those_who_wait_may_do(clock: Clock, end: str, act: str) -> None:
+def test_what_waiters_may_do(clock: Clock, end: str, act: str) -> None:
     """
     A callback of pause() may do anything to the wrapper, also at a loss: every call
     ends once.

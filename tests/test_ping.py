@@ -229,7 +229,7 @@ def test_pings_go_on_during_the_drain(clock: Clock, module: Pinged) -> None:
     shut(wrapper)
 
 
-def test_a_ping_is_no_call(clock: Clock, module: Pinged) -> None:
+def test_a_ping_is_not_a_call(clock: Clock, module: Pinged) -> None:
     """
     A ping neither counts as a call in progress nor delays a pause; the module's own
     ping() is still proxied.
@@ -410,7 +410,7 @@ def test_never_more_than_one_ping(
 
 
 @pytest.mark.parametrize("seconds", [0, 5])
-def test_reset_by_who_waits_for_a_pause_at_a_loss(
+def test_a_reset_inside_pausing_at_a_loss(
     clock: Clock, module: Pinged, seconds: float
 ) -> None:
     """

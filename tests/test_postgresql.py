@@ -206,7 +206,7 @@ async def test_a_constraint_checked_at_the_end_is_an_error(database: Database) -
 
 @pytest.mark.parametrize("sql", ["COPY (SELECT 1) TO STDOUT", "BEGIN"])
 @asynchronous
-async def test_a_statement_that_is_not_a_whole_one_loses_the_database(
+async def test_an_incomplete_statement_loses_the_database(
     database: Database, sql: str
 ) -> None:
     """
@@ -249,7 +249,7 @@ async def test_an_answer_that_cannot_be_read_is_an_error(database: Database) -> 
 
 
 @asynchronous
-async def test_a_user_who_may_not_make_tables_is_told_what_to_do(
+async def test_missing_rights_to_make_tables_are_explained(
     database: Database,
 ) -> None:
     """
@@ -544,7 +544,7 @@ PID = Statement("SELECT pg_backend_pid()")
 
 
 @asynchronous
-async def test_a_connection_that_ends_beside_others_is_no_loss(
+async def test_a_connection_that_ends_beside_others_is_not_a_loss(
     database: Database,
 ) -> None:
     """

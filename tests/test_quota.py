@@ -52,7 +52,7 @@ def test_all_clients_together_get_so_many_sessions(clock: Clock) -> None:
     assert [isCounted(quota, peers[5]) for _ in range(3)] == [True, True, False]
 
 
-def test_a_client_is_told_when_to_come_back(clock: Clock) -> None:
+def test_retry_after_is_the_time_until_the_next_window(clock: Clock) -> None:
     """
     Retry-After is the time until the next window, in whole seconds, at least one.
     """

@@ -114,7 +114,7 @@ async def test_a_sentinel_is_refused(
 
 
 @asynchronous
-async def test_lost_rights_are_told_and_come_back(ownRedis: Redis) -> None:
+async def test_lost_rights_are_logged_and_can_be_restored(ownRedis: Redis) -> None:
     """
     Without the rights, reads and changes fail as unavailable, with one line in the log.
     They succeed as soon as the rights are restored.
@@ -238,7 +238,7 @@ async def test_refused_changes_are_counted_and_logged(
 
 
 @asynchronous
-async def test_an_idle_store_tells_of_a_disk_that_is_full(ownRedis: Redis) -> None:
+async def test_an_idle_store_reports_a_full_disk(ownRedis: Redis) -> None:
     """
     The PING of an idle store detects a full disk before a visitor has to wait. The log
     line belongs to no request.

@@ -572,7 +572,7 @@ def test_the_drain_timeout_ends_the_wait(machine: Machine) -> None:
     ]
 
 
-def test_the_log_calls_a_second_signal_no_timeout(parts: Parts) -> None:
+def test_a_second_signal_is_not_logged_as_a_timeout(parts: Parts) -> None:
     """
     After a second signal, the log does not report a timeout.
     """

@@ -537,7 +537,7 @@ def test_the_size_of_waiting_commands_is_limited(reactor: MemoryReactorClock) ->
 # Losses.
 
 
-def test_a_loss_is_told_before_any_call_fails(server: Server) -> None:
+def test_a_loss_is_reported_before_any_call_fails(server: Server) -> None:
     """
     The loss is reported before any call fails, so that a wrapper queues the calls in
     replay, and the store can be initialised again at once.

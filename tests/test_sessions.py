@@ -171,7 +171,7 @@ class Begun:
 # Saving and finding.
 
 
-def test_a_session_is_there_at_the_next_request(place: Shop) -> None:
+def test_a_session_is_found_by_the_next_request(place: Shop) -> None:
     """
     A visitor finds the assigned values at the next request; other visitors do not.
     """
@@ -625,7 +625,7 @@ def test_a_late_request_to_another_server_does_not_replace_the_new_cookie(
 
 
 @pytest.mark.parametrize("method", ["renew", "destroy"])
-def test_what_failed_is_tried_again(place: Shop, method: str) -> None:
+def test_changes_are_saved_after_an_outage(place: Shop, method: str) -> None:
     """
     After a short outage, new rights are not stored under the old identifier, and a
     logout is still carried out.
@@ -661,7 +661,7 @@ def test_new_rights_are_not_stored_under_the_old_identifier(place: Shop) -> None
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 @pytest.mark.parametrize("isSaving", [False, True])
 @pytest.mark.parametrize("isNew", [False, True])
-def test_a_request_that_is_told_to_come_back_saves_nothing(
+def test_a_request_that_must_be_repeated_saves_nothing(
     place: Shop, status: int, isSaving: bool, isNew: bool
 ) -> None:
     """
@@ -690,7 +690,7 @@ def test_a_request_that_is_told_to_come_back_saves_nothing(
     assert place.count() == bool(found)
 
 
-def test_a_logout_that_is_told_to_come_back_is_no_logout(place: Shop) -> None:
+def test_a_logout_that_must_be_repeated_is_not_carried_out(place: Shop) -> None:
     """
     A logout that is answered with 429 or 5xx was not carried out; the client may repeat
     it.
@@ -766,7 +766,7 @@ def test_requests_wait_for_a_store_that_is_not_ready(place: Shop) -> None:
 
 @pytest.mark.parametrize("isLogin", [False, True])
 @pytest.mark.parametrize("isSaving", [False, True])
-def test_a_client_that_leaves_gets_no_session(
+def test_a_client_that_disconnects_gets_no_session(
     place: Shop, isLogin: bool, isSaving: bool
 ) -> None:
     """
@@ -948,7 +948,7 @@ def test_a_deferred_response_is_not_mixed_with_an_error(
         (UNAVAILABLE, "not now", LogLevel.debug),
     ],
 )
-def test_a_client_that_leaves_is_sent_nothing(
+def test_a_client_that_disconnects_is_sent_nothing(
     place: Shop, error: Exception, text: str, level: Any
 ) -> None:
     """

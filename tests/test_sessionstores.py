@@ -421,7 +421,7 @@ async def test_a_session_that_is_used_during_a_sweep_stays(
 
 
 @asynchronous
-async def test_a_loss_of_the_database_is_told(
+async def test_a_loss_of_the_database_is_reported(
     ownPostgresql: PostgreSQL, clock: Clock
 ) -> None:
     """

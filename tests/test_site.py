@@ -592,7 +592,7 @@ def test_nothing_is_kept_behind_the_last_request(served: Echoing) -> None:
 
 
 @asynchronous
-async def test_a_pipeliner_that_leaves_is_noticed() -> None:
+async def test_a_pipelining_client_that_disconnects_is_noticed() -> None:
     """
     If a client has sent too much and then disconnects, the work for it is cancelled.
     """
@@ -666,7 +666,7 @@ def test_an_idle_connection_is_closed_after_75_seconds(
     assert statuses(waiting) == [200]
 
 
-def test_a_site_closes_idle_connections_when_it_is_told_to(clock: Clock) -> None:
+def test_the_time_for_idle_connections_can_be_set(clock: Clock) -> None:
     """
     The option closes idle connections after its time; a client that sends a request in
     time keeps its connection.

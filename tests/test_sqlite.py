@@ -271,7 +271,7 @@ def test_a_statement_that_fails_half_way_leaves_nothing_behind(
     assert lab.names() == ["fine", "also"]
 
 
-def test_a_lock_that_is_lost_between_statements_fails_those_that_are_left(
+def test_a_lock_that_is_lost_between_statements_fails_the_remaining_ones(
     lab: Lab, database: Database
 ) -> None:
     """
@@ -365,7 +365,7 @@ def test_a_read_leaves_no_transaction_behind(lab: Lab, database: Database) -> No
 # Locks.
 
 
-def test_a_lock_that_is_held_too_long_fails_those_who_waited(lab: Lab) -> None:
+def test_a_lock_that_is_held_too_long_fails_waiting_statements(lab: Lab) -> None:
     """
     No statement waits longer for a lock than configured, and none is written later.
     """
@@ -424,7 +424,7 @@ def test_what_was_certainly_not_committed_may_be_tried_again(
 
 
 @pytest.mark.parametrize("code", ["SQLITE_IOERR_FSYNC", "SQLITE_NOMEM"])
-def test_nobody_knows_what_became_of_a_commit_that_failed(lab: Lab, code: str) -> None:
+def test_a_failed_commit_has_an_unknown_outcome(lab: Lab, code: str) -> None:
     """
     If COMMIT fails in any other way the outcome is unknown, and the database is lost
     before the call fails.

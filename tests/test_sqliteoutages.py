@@ -87,7 +87,7 @@ async def test_a_disk_that_is_full_loses_nothing(
 
 
 @asynchronous
-async def test_a_path_that_is_no_database_is_reported_once(tmp_path: Path) -> None:
+async def test_a_path_that_is_not_a_database_is_reported_once(tmp_path: Path) -> None:
     """
     If the path is not a database, one line of the log names the path and says what to
     do; the file is not changed.

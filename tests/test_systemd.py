@@ -325,7 +325,7 @@ def test_a_program_that_stops_asks_for_no_more_time(program: Program) -> None:
 # The watchdog.
 
 
-def test_the_watchdog_hears_twice_as_often_as_it_asks(watched: Program) -> None:
+def test_keep_alives_are_sent_twice_in_each_interval(watched: Program) -> None:
     """
     Keep-alives are sent twice in each watchdog interval, from the start to the end,
     whatever the modules do. A keep-alive that cannot be sent is repeated soon, since

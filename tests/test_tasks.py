@@ -588,7 +588,7 @@ async def test_a_coroutine_of_twisted_goes_on_at_once() -> None:
 
 
 @onLoop
-async def test_a_cancelled_coroutine_of_twisted_learns_of_it() -> None:
+async def test_a_cancelled_coroutine_of_twisted_gets_the_error() -> None:
     """
     A cancelled coroutine of Twisted gets the error of Twisted from its C{await}, with a
     loop or without.

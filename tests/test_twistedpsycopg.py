@@ -672,7 +672,7 @@ async def test_a_server_that_does_not_answer_leaves_time_for_the_others(
 
 
 @asynchronous
-async def test_what_a_server_said_is_reported_rather_than_that_another_is_down(
+async def test_a_refusal_is_reported_rather_than_a_server_that_is_down(
     database: Database,
 ) -> None:
     """
