@@ -9,7 +9,13 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    fail,
+    maybeDeferred,
+    succeed,
+)
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
@@ -535,4 +541,119 @@ def test_a_failure_whose_ping_never_ends(
     else:
         wrapper.reset(Trouble("rotated"))
         assert (call.pending, wrapper.pending) == (True, 1)
+    shut(wrapper)
+
+
+class Broken(Pinged):
+    """
+    A module whose calls fail at once.
+    """
+
+    def raises(self, what: object) -> Deferred[Any]:
+        self.calls.append(("raises", what))
+        raise Trouble("broken pipe")
+
+    def fails(self, what: object) -> Deferred[Any]:
+        self.calls.append(("fails", what))
+        return fail(Trouble("broken pipe"))
+
+    async def coroutine(self, what: object) -> Any:
+        self.calls.append(("coroutine", what))
+        raise Trouble("broken pipe")
+
+
+@pytest.mark.parametrize("isReplayed", [False, True])
+@pytest.mark.parametrize("alwaysDeferred", [False, True])
+@pytest.mark.parametrize("name", ["raises", "fails", "coroutine"])
+def test_a_call_that_fails_at_once_is_a_reason_to_ping(
+    clock: Clock, name: str, alwaysDeferred: bool, isReplayed: bool
+) -> None:
+    """
+    A client that knows that its connection is broken may fail a call at once. This call
+    is followed by a ping, too, and a call that is safe to run twice waits for its end.
+    """
+    module = Broken()
+    wrapper = wrapped(
+        clock,
+        module,
+        replay={name} if isReplayed else (),
+        alwaysDeferred=alwaysDeferred,
+    )
+    calls = [resultOf(maybeDeferred(getattr(wrapper.proxy, name), 1)) for _ in range(3)]
+    assert [call.pending for call in calls] == [isReplayed] * 3
+    clock.advance(0)
+    assert (len(module.pings), calls[0].pending) == (1, isReplayed)
+    module.pings[0].errback(Trouble("no pong"))
+    assert wrapper.state is State.LOST
+    clock.advance(0)
+    module.closings[0].callback(None)
+    module.attempts[1].callback(None)
+    assert len(module.calls) == (6 if isReplayed else 3)
+    clock.advance(0)
+    assert [call.pending for call in calls] == [isReplayed] * 3
+    if isReplayed:
+        assert len(module.pings) == 2
+        module.pings[1].callback("pong")
+        clock.advance(0)
+    assert [str(call.error) for call in calls] == ["broken pipe"] * 3
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("name", ["raises", "fails", "coroutine"])
+def test_calls_that_fail_at_once_share_a_ping(clock: Clock, name: str) -> None:
+    """
+    Calls that fail during a ping are followed by one more ping. Then pings go on as
+    before.
+    """
+    module = Broken()
+    wrapper = wrapped(clock, module)
+    for expected in (1, 2):
+        for number in range(3):
+            resultOf(maybeDeferred(getattr(wrapper.proxy, name), number))
+        clock.advance(0)
+        assert len(module.pings) == 1
+        assert wrapper.state is State.READY
+        if expected == 2:
+            module.pings[0].callback("pong")
+            clock.advance(0)
+    assert len(module.pings) == 2
+    module.pings[1].callback("pong")
+    clock.advance(4.9)
+    assert len(module.pings) == 2
+    clock.advance(0.1)
+    assert len(module.pings) == 3
+    shut(wrapper)
+
+
+@pytest.mark.parametrize("name", ["raises", "fails", "coroutine"])
+def test_no_ping_after_a_failure_that_comes_with_a_loss(
+    clock: Clock, name: str
+) -> None:
+    """
+    A call that fails at once, and whose module reports the loss meanwhile, needs no
+    ping.
+    """
+
+    class Reporting(Broken):
+        def raises(self, what: object) -> Deferred[Any]:
+            lose(self, Trouble("cut off"))
+            return super().raises(what)
+
+        def fails(self, what: object) -> Deferred[Any]:
+            lose(self, Trouble("cut off"))
+            return super().fails(what)
+
+        async def coroutine(self, what: object) -> Any:
+            lose(self, Trouble("cut off"))
+            return await super().coroutine(what)
+
+    module = Reporting()
+    wrapper = wrapped(clock, module)
+    call = resultOf(maybeDeferred(getattr(wrapper.proxy, name), 1))
+    assert (str(call.error), wrapper.state) == ("broken pipe", State.LOST)
+    clock.advance(0.5)
+    assert module.pings == []
+    recover(clock, module)
+    clock.advance(4.9)
+    assert module.pings == []
     shut(wrapper)

@@ -215,7 +215,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             concurrency=concurrency,
             losable=losable,
             lossReason=lambda: self.lastError,
-            suspect=self._initialization.suspect,
+            suspect=self._initialization.suspect if ping is not None else None,
             waited=self.history.queueSeconds,
             makeQueueFull=partial(refusals.queueFull, self),
             makeQueueTimeout=partial(refusals.queueTimeout, self),

@@ -263,7 +263,7 @@ class Initialization:
             return None
         return max(0.0, self._retryCall.getTime() - self._reactor.seconds())
 
-    def suspect(self, succeeded: Callable[[], object]) -> bool:
+    def suspect(self, succeeded: Callable[[], object] | None = None) -> bool:
         """
         A call has failed. Ping the module, which may be lost.
 

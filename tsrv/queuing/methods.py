@@ -141,6 +141,7 @@ class Methods:
         queue, running = self._queue, self._queue.running
         holder, here, check = queue.home
         isReplayed, alwaysDeferred = method.replay, self._alwaysDeferred
+        suspect = running.suspect
 
         def call(*arguments: object, **keywords: object) -> object:
             if not queue.passing:
@@ -150,7 +151,11 @@ class Methods:
             # The module may notice a loss, and report it, while it is called.
             interruptions = running.interruptions
             try:
-                result = method.target(*arguments, **keywords)
+                if keywords:
+                    result = method.target(*arguments, **keywords)
+                else:
+                    # Python copies even an empty dictionary.
+                    result = method.target(*arguments)
                 if type(result) is not Deferred:
                     answer = None if isEnterable(result) else asDeferred(result)
                     if answer is None:
@@ -158,12 +163,17 @@ class Methods:
                     result = answer
             except BaseException:
                 if not (isReplayed or alwaysDeferred):
+                    if suspect is not None:
+                        suspect()
                     raise
                 result = fired(Failure())
             if result.called and not result.paused:
                 value = result.result
                 isHeldBack = isReplayed and isinstance(value, Failure)
                 if not isHeldBack and (value is not None or not isTaken(result)):
+                    # Comparing types takes half the time of isinstance().
+                    if suspect is not None and type(value) is Failure:
+                        suspect()
                     return result
             return running.follow(method, arguments, keywords, result, interruptions)
 

@@ -43,6 +43,8 @@ class Ping:
         # Callables for the success of the next ping, and of the one in progress.
         self._asking: list[Callable[[], object]] = []
         self._asked: list[Callable[[], object]] = []
+        # Whether the next ping does not wait for the end of the interval.
+        self._isUrgent = False
         self._timer: IDelayedCall | None = None
         # The ping in progress; while it is being called, a mark in its place.
         self._current: object = None
@@ -53,19 +55,23 @@ class Ping:
         """
         self._timer = self._reactor.callLater(self._interval, self._begin)
 
-    def now(self, succeeded: Callable[[], object]) -> bool:
+    def now(self, succeeded: Callable[[], object] | None) -> bool:
         """
         Begin a ping in the next turn of the reactor; or after the ping in progress,
         which began too early to prove anything.
 
-        @param succeeded: Called when the ping has succeeded. It runs no foreign code.
+        @param succeeded: Called when the ping has succeeded, if given. It runs no
+            foreign code.
         @return: Whether pings are being sent.
         """
         if self._timer is None and self._current is None:
             return False
-        self._asking.append(succeeded)
-        if self._timer is not None and len(self._asking) == 1:
-            self._timer.reset(0)
+        if succeeded is not None:
+            self._asking.append(succeeded)
+        if not self._isUrgent:
+            self._isUrgent = True
+            if self._timer is not None:
+                self._timer.reset(0)
         return True
 
     def stop(self) -> None:
@@ -85,6 +91,7 @@ class Ping:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._isUrgent = False
         self._asking = []
         self._asked = []
         current, self._current = self._current, None
@@ -92,6 +99,7 @@ class Ping:
 
     def _begin(self) -> None:
         self._timer = None
+        self._isUrgent = False
         # The module may be closed or lost while it is being called.
         current = self._current = object()
         self._asked, self._asking = self._asking, []
@@ -113,7 +121,7 @@ class Ping:
             self._failed(error)
             return
         self.start()
-        if self._asking and self._timer is not None:
+        if self._isUrgent and self._timer is not None:
             self._timer.reset(0)
         asked, self._asked = self._asked, []
         for succeeded in asked:

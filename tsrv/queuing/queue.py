@@ -67,7 +67,7 @@ class CommandQueue:
         concurrency: int | None,
         losable: bool,
         lossReason: Callable[[], BaseException | None],
-        suspect: Callable[[Callable[[], object]], bool],
+        suspect: Callable[..., bool] | None,
         waited: Histogram,
         makeQueueFull: Callable[[], QueueFull],
         makeQueueTimeout: Callable[[float], QueueTimeout],

@@ -72,6 +72,8 @@ class RunningCommands:
     @ivar interruptions: The number of losses, plus one if the module was closed.
     @ivar interrupting: The number of losses that are still being handled.
     @ivar unknown: The number of commands whose outcome is unknown.
+    @ivar suspect: To be called when a call has failed, which may be due to a loss;
+        L{None} for a module that is not pinged.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class RunningCommands:
         *,
         losable: bool,
         lossReason: Callable[[], BaseException | None],
-        suspect: Callable[[Callable[[], object]], bool],
+        suspect: Callable[..., bool] | None,
         makeOutcomeUnknown: Callable[[str, BaseException | None], OutcomeUnknown],
         queueAgain: Callable[[Command], None],
         endAll: Callable[[CommandList, Callable[[Command], None]], Deferred[None]],
@@ -89,8 +91,8 @@ class RunningCommands:
         """
         @param losable: Whether the module can report a loss.
         @param lossReason: Returns the reason of the last loss.
-        @param suspect: Called when a call has failed, which may be due to a loss.
-            Returns whether it will call its argument, unless the module is lost.
+        @param suspect: Pings the module. Returns whether it will call its argument, if
+            any, when the ping has succeeded. L{None} for a module that is not pinged.
         @param endAll: Calls a callable, which ends one command, for many commands.
         @param ended: Called when a command in progress has ended.
         """
@@ -99,7 +101,7 @@ class RunningCommands:
         self.unknown = 0
         self._losable = losable
         self._lossReason = lossReason
-        self._suspect = suspect
+        self.suspect = suspect
         self._makeOutcomeUnknown = makeOutcomeUnknown
         self._queueAgain = queueAgain
         self._endAll = endAll
@@ -281,11 +283,13 @@ class RunningCommands:
             if run:
                 command.stage = FAILED
                 command.answer = result
-                if not self._suspect(partial(self._explain, command)):
-                    self._explain(command)
+                explain = partial(self._explain, command)
+                if self.suspect is None or not self.suspect(explain):
+                    explain()
                 return
-            # Ping now, to notice a loss before more calls fail because of it.
-            self._suspect(bool)
+            if self.suspect is not None:
+                # Ping now, to notice a loss before more calls fail because of it.
+                self.suspect()
         self._end(command, result)
 
     def _explain(self, command: Command) -> None:
