@@ -175,7 +175,7 @@ def test_the_options_of_a_server_of_your_own() -> None:
     expected = {**optionsOf(Server.__init__), **optionsOf(Site.__init__)}
     expected |= {"environment": "os.environ", "knownErrors": {}}
     shown = {}
-    for names, defaults, *_ in rows(page("howto/ownserver.md"), "option"):
+    for names, defaults, *_ in rows(page("reference/options.md"), "option"):
         values = [value.strip("`") for value in defaults.split(", ")]
         for name, value in zip(names.split(", "), values, strict=True):
             isText = name == "`environment`"
