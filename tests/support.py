@@ -51,8 +51,8 @@ class Refused(Exception):
 
 class RunningReactor(MemoryReactorClock):
     """
-    A reactor in memory that is running. Those of Twisted 25.5 and older never run what
-    waits for that.
+    A reactor in memory that is running. In Twisted 25.5 and older, memory reactors
+    never call the functions of C{callWhenRunning()}.
     """
 
     def __init__(self) -> None:

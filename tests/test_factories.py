@@ -1,5 +1,5 @@
 """
-madeBy(): clients that a function makes, and that exist only while they are connected.
+madeBy(): clients that a function makes, and that exist only once they have connected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .support import Trouble, resultOf
 
 class Client:
     """
-    A client that is connected as long as it exists.
+    A client that is connected as soon as it exists.
     """
 
     version = 1

@@ -57,8 +57,8 @@ async def test_a_database_that_comes_late_is_waited_for(
 
 def isBusy(answer: Answer) -> bool:
     """
-    @return: Whether a write is in progress on a connection, while all other clients
-        wait for a response.
+    @return: Whether a write is in progress on a connection: all clients wait for a
+        response, and all but one of them write.
     """
     found = re.search(r"^tsrv_http_requests_in_progress (\d+)", answer.body, re.M)
     assert found is not None

@@ -219,7 +219,8 @@ class Crowd:
     """
     Visitors who have logged in, and visit the site again and again.
 
-    @ivar seen: For each C{/me}: who asked, the name in the session, the status.
+    @ivar seen: For each C{/me}: the name of the visitor, the name in the session, the
+        status.
     """
 
     visitors: list[Visitor]

@@ -123,7 +123,7 @@ class Shopper(Visitor):
 
     def start(self, do: Do) -> Peer:
         """
-        Begin a request that changes the session.
+        Begin a request that changes the session, without waiting for the response.
         """
         self.site.resource.do = do
         return self.begin()
