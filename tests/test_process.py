@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP, SIGTERM
@@ -19,6 +19,7 @@ import pytest
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThread
 
 from tsrv.web.responses import Response
 from tsrv.web.site import Site
@@ -283,6 +284,48 @@ async def test_a_daemon_runs_and_stops(tmp_path: Path, port: int) -> None:
         assert "Started" in log
         assert "Stopped" in log
         assert not (tmp_path / "twistd.pid").exists()
+
+
+def askUntilRefused(port: int, answered: Callable[[], object]) -> list[bytes]:
+    """
+    Make requests, each on a new connection, until the server refuses one.
+
+    @param answered: Called after the twentieth response.
+    @return: The beginnings of the responses; empty for a connection that was reset.
+    """
+    answers: list[bytes] = []
+    while True:
+        with socket() as client:
+            client.settimeout(60)
+            try:
+                client.connect(("127.0.0.1", port))
+            except ConnectionRefusedError:
+                return answers
+            try:
+                client.sendall(GET)
+                answers.append(client.recv(12))
+            except ConnectionError:
+                answers.append(b"")
+        if len(answers) == 20:
+            answered()
+
+
+@asynchronous
+async def test_a_stopping_server_answers_every_connection_that_it_accepts(
+    tmp_path: Path, port: int
+) -> None:
+    """
+    Connections are answered or refused: none is reset that the kernel has accepted just
+    before the port was closed.
+    """
+    async with running(tmp_path, "-n", "tsrv", listen(port), "--delay=0") as process:
+        await process.whenWritten("Async module initialized")
+        # A second signal would skip the waiting.
+        calls: list[Callable[[], object]] = [process.terminate, *[int] * 7]
+        clients = [deferToThread(askUntilRefused, port, call) for call in calls]
+        answers = await gatherResults(clients)
+        assert await process.ended == 0
+    assert {each for some in answers for each in some} == {b"HTTP/1.1 200"}
 
 
 # Restarts. The test holds the listening socket, as systemd does.

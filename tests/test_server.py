@@ -590,30 +590,6 @@ def test_a_second_signal_is_not_logged_as_a_timeout(parts: Parts) -> None:
     ]
 
 
-def test_pending_connections_are_accepted(parts: Parts) -> None:
-    """
-    While connections arrive the port stays open, up to a time limit.
-    """
-    parts.startReady()
-    peers: list[Peer] = []
-
-    def arrive() -> None:
-        parts.steps.append("connect")
-        peers.append(Peer(parts.machine.sites[80], parts.machine))
-        if len(peers) < 40:
-            parts.machine.callLater(0, arrive)
-
-    parts.machine.callLater(0, arrive)
-    stopped = parts.stop()
-    assert parts.steps[:19] == ["connect"] * 19
-    assert "close 80" in parts.steps[19:22]
-    parts.machine.ports[80].closed.callback(None)
-    parts.clock.closing.callback(None)
-    passTime(parts.machine, 2)
-    assert all(peer.closed for peer in peers)
-    assert stopped.value is None
-
-
 def test_a_stopping_server_waits_for_load_balancers(machine: Machine) -> None:
     """
     For C{--shutdown-delay} seconds C{/readyz} is 503, while new connections are still

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import (
     CancelledError,
@@ -14,7 +14,9 @@ from twisted.internet.defer import (
     DeferredList,
     maybeDeferred,
 )
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["Listener"]
 
 _log = Logger("tsrv.server")
+
+MAX_LAST_CONNECTIONS: Final = 1_000
+"""
+Maximum number of connections that a port accepts when it closes.
+"""
 
 
 class Listener:
@@ -90,8 +97,21 @@ class Listener:
         for each in self._opening:
             each.cancel()
         ports, self._ports = self._ports, []
-        closing = [maybeDeferred(port.stopListening) for _, port in ports]
+        closing = [maybeDeferred(self._closePort, port) for _, port in ports]
         await DeferredList(closing, consumeErrors=True)
+
+    def _closePort(self, port: IListeningPort) -> object:
+        if not isinstance(port, Port):
+            return port.stopListening()
+        # stopListening() closes the socket one turn after it has stopped accepting.
+        # The kernel accepts connections in this turn, and resets them at the end.
+        for _ in range(MAX_LAST_CONNECTIONS):
+            before = self.site.connections.accepted
+            port.doRead()
+            if self.site.connections.accepted == before:
+                break
+        port.connectionLost(Failure(ConnectionDone()))
+        return None
 
 
 def _urlOf(endpoint: str, address: Any) -> str:

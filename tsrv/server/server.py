@@ -65,12 +65,6 @@ PROGRESS_SECONDS: Final = 5.0
 Time between two lines in the log while requests in progress finish, in seconds.
 """
 
-MAX_ACCEPT_TURNS: Final = 20
-"""
-Maximum number of reactor turns in which a stopping server still accepts connections.
-Each turn accepts more connections than the turn before; 20 turns accept thousands.
-"""
-
 MAX_WAITERS: Final = 1_000
 """
 Maximum number of callers that wait for the server to stop.
@@ -290,7 +284,6 @@ class Server(Service):
             )
             delay: Deferred[None] = deferLater(self._reactor, self._shutdownDelay)
             await self._waitFor(delay.addErrback(_ignoreResult))
-        await self._acceptPending()
         await self._listeners[0].close()
         await self._drain()
         # Each wrapper has logged the errors of its module.
@@ -302,14 +295,6 @@ class Server(Service):
         self._systemd.stopService()
         self._time.stopService()
         _log.info("Stopped")
-
-    async def _acceptPending(self) -> None:
-        # Closing the port resets connections that only the kernel has accepted.
-        for _ in range(MAX_ACCEPT_TURNS):
-            before = self._site.connections.accepted
-            await deferLater(self._reactor, 0)
-            if self._site.connections.accepted == before:
-                break
 
     async def _drain(self) -> None:
         end: float = self._reactor.seconds() + self._drainTimeout
