@@ -5,7 +5,7 @@ The session of a request: changes are saved, and the next request finds them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 from weakref import ref
@@ -13,13 +13,16 @@ from weakref import ref
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.error import ConnectionDone
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogEvent, LogLevel, eventAsText
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from tsrv import QueuingWrapper
 from tsrv.sessions import (
+    Cookies,
+    Limits,
+    MemorySessionStore,
     Quota,
     Session,
     SessionError,
@@ -29,10 +32,11 @@ from tsrv.sessions import (
     makeIdentifier,
 )
 from tsrv.web.responses import AsyncResource, Response, respond
+from tsrv.web.site import Site
 
 from .exchanges import exchange
 from .support import Trouble, resultOf
-from .visitors import COOKIE, Do, Place, Shopper
+from .visitors import COOKIE, PROXY, Do, LaterStore, Place, Shopper
 from .websupport import logged, textsOf
 
 UNAVAILABLE = SessionsUnavailable("not now", 2)
@@ -333,6 +337,89 @@ def test_a_session_that_ends_before_it_is_touched_is_new(place: Shop) -> None:
     assert visitor.cookie is not None
     place.store.before["touch"] = partial(place.memory.destroy, visitor.cookie)
     assert "cache-control" not in visitor.do(dict).headers
+
+
+class Wrapped:
+    """
+    A site whose store is behind a wrapper, and not ready when the site is made. An
+    attempt takes a second.
+    """
+
+    def __init__(
+        self, limits: Limits, kind: Callable[[Any], LaterStore] = LaterStore
+    ) -> None:
+        self.clock = Clock()
+        memory = MemorySessionStore(self.clock, limits)
+        self.wrapper = QueuingWrapper(
+            memory,
+            self.clock,
+            initialize=lambda: deferLater(self.clock, 1, memory.initialize),
+        )
+        self.store = kind(self.wrapper.proxy)
+        cookies = Cookies(self.clock, trustedProxies=[PROXY])
+        sessions = Sessions(self.clock, cast(Any, self.store), cookies)
+        self.wrapper.initialize()
+        self.clock.advance(1)
+        self.visitor = Shopper(Site(Page(sessions), self.clock), self.clock)
+
+    def close(self) -> None:
+        assert resultOf(self.wrapper.close()).value is None
+        self.clock.advance(0)
+        assert self.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("idle", [100, 4 * 3600])
+def test_the_limits_of_a_wrapped_store_count(idle: float) -> None:
+    """
+    Behind a wrapper, too, a use is written at intervals of C{idle / 20} of the store.
+    """
+    site = Wrapped(Limits(idle, None))
+    site.visitor.do(put(a=1))
+    for _ in range(100):
+        site.clock.advance(idle / 100)
+        assert site.visitor.says(dict) == {"a": 1}
+    assert site.store.asked.count("touch") == 20
+    site.clock.advance(idle + 1)
+    assert site.visitor.says(dict) == {}
+    site.close()
+
+
+def test_a_store_decides_while_its_limits_are_not_known() -> None:
+    """
+    If a wrapped store is lost before its limits could be read, the store decides
+    whether a use is written. Later its limits count.
+    """
+    site = Wrapped(Limits(100, None))
+    site.visitor.do(put(a=1))
+    site.clock.advance(1)
+    lost = site.wrapper.reset
+    peer = site.visitor.start(lambda _: lost(Trouble("cut off")))
+    assert (site.store.asked.count("touch"), peer.answers) == (1, [])
+    site.clock.advance(1)
+    assert site.visitor.end(peer).status == 200
+    assert site.visitor.says(dict) == {"a": 1}
+    assert site.store.asked.count("touch") == 1
+    site.close()
+
+
+def test_a_store_without_limits() -> None:
+    """
+    The default limits count for a store without the attribute C{limits}.
+    """
+
+    class Unlimited(LaterStore):
+        def __getattr__(self, name: str) -> Any:
+            if name == "limits":
+                raise AttributeError(name)
+            return super().__getattr__(name)
+
+    site = Wrapped(Limits(1800, None), Unlimited)
+    site.visitor.do(put(a=1))
+    for expected in (0, 1):
+        site.clock.advance(89 + expected)
+        assert site.visitor.says(dict) == {"a": 1}
+        assert site.store.asked.count("touch") == expected
+    site.close()
 
 
 # Concurrent requests.

@@ -29,7 +29,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from ..asyncmodule import timeOfDay
 from ..errors import OutcomeUnknown, Unavailable
 from ..queuing.history import explain
 from .shared import Shared
@@ -253,10 +252,7 @@ class Session(MutableMapping[str, Any]):
             return True
 
     def _isWorthTouching(self, known: StoredSession) -> bool:
-        if self._wasTouched:
-            return False
-        limits, now = self._shared.limits, timeOfDay(self._shared.clock)
-        return limits.isWorthAWrite(known.created, known.expires, now)
+        return not self._wasTouched and self._shared.isWorthTouching(known)
 
     async def _save(self) -> None:
         if self._toDestroy is not None:

@@ -78,12 +78,12 @@ class Sessions:
         @param reactor: Provides the time.
         @param store: The store, or its proxy.
         @param cookies: Reads and writes the session cookie.
-        @param limits: The limits of the store, if it has no attribute C{limits}.
+        @param limits: The limits of the store; by default its attribute C{limits}, or
+            C{Limits()} if it has none.
         @param quota: The limit on new sessions; L{None} for no limit.
         """
         self.store = store
         self.cookies = cookies
-        limits = limits or getattr(store, "limits", None) or Limits()
         self._shared = Shared(reactor, store, cookies, limits, quota)
 
     def get(self, request: Request) -> Deferred[Session]:
