@@ -27,15 +27,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from shutil import rmtree, which
 from signal import SIGINT
 from threading import Timer
 from typing import Any, Final
+from unittest import SkipTest
 
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
@@ -47,6 +49,12 @@ __all__ = ["blocks", "pages"]
 LONGEST_SECONDS: Final = 60
 """
 Time limit of a program, and of the wait for a line of output.
+"""
+
+PROGRAMS: Final = ("curl", "openssl", "systemd-socket-activate")
+"""
+Programs that pages use, and that a machine with Python may lack. The tests skip these
+pages then, unless C{TSRV_DATABASES} is C{required}.
 """
 
 _INFO: Final = re.compile(
@@ -100,7 +108,7 @@ class Page:
         Start a program, and wait until it has written the expected lines.
         """
         process = subprocess.Popen(  # noqa: S603
-            ["bash", "-c", f"exec {command}"],  # noqa: S607
+            ["sh", "-c", f"exec {command}"],  # noqa: S607
             cwd=self.folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -134,7 +142,7 @@ class Page:
         for _, process in self._background:
             process.kill()
             process.communicate()
-        shutil.rmtree(self.folder)
+        rmtree(self.folder)
 
     def _find(self, name: str) -> subprocess.Popen[str]:
         found = [process for command, process in self._background if name in command]
@@ -221,7 +229,7 @@ def _evaluate(example: Example) -> None:
         page.start(command, expected)
     elif language == "console":
         for command, expected in _commands(source):
-            _compare(page.run("bash", "-c", command), expected)
+            _compare(page.run("sh", "-c", command), expected)
     else:
         raise AssertionError(f"a block of {language} needs a caption or a reason")
 
@@ -236,7 +244,14 @@ def blocks(document: Document) -> Iterator[tuple[Region, str]]:
 
 
 def _parse(document: Document) -> Iterator[Region]:
+    missing = [
+        name
+        for name in PROGRAMS
+        if re.search(rf"^\$ .*\b{name}\b", document.text, re.M) and not which(name)
+    ]
+    orders = len(re.findall(r"^% (?:background|log|stop)\b", document.text, re.M))
     for region, comment in blocks(document):
+        orders -= comment.split(" ")[0] in ("background", "log", "stop")
         found = re.search(r"^:caption: *(.*)$", region.lexemes["options"], re.M)
         if comment.startswith("not executed: "):
             continue
@@ -249,8 +264,15 @@ def _parse(document: Document) -> Iterator[Region]:
                 comment,
                 region.lexemes["source"],
             ),
-            evaluator=_evaluate,
+            evaluator=partial(_skip, missing) if missing else _evaluate,
         )
+    assert orders == 0, f"{document.path}: an order stands above no block"
+
+
+def _skip(missing: list[str], example: Example) -> None:
+    text = f"not installed: {', '.join(missing)}"
+    assert os.environ.get("TSRV_DATABASES") != "required", text
+    raise SkipTest(text)
 
 
 def _open(namespace: dict[str, Any]) -> None:
