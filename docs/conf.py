@@ -23,6 +23,7 @@ extensions = [
     "extensions.epytext",
     "extensions.interfaces",
     "extensions.repository",
+    "extensions.signatures",
     "extensions.tables",
     "myst_parser",
     "sphinx.ext.autodoc",

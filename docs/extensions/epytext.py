@@ -31,7 +31,7 @@ _FIELD: Final = re.compile(r"^( *)@(param|return|raise|ivar|cvar)\b ?([^:]*):")
 _INLINE: Final = re.compile(r"([BCILU])\{((?:[^{}]|\{[^{}]*\})*)\}", re.S)
 _HEADING: Final = re.compile(r"^(.+)\n(?:=+|-+|~+)$", re.M)
 _TITLED: Final = re.compile(r"(.*?)\s*<([\w.]+)>", re.S)
-_INTERFACE: Final = re.compile(r"<InterfaceClass ([\w.]+)>")
+INTERFACE: Final = re.compile(r"<InterfaceClass ([\w.]+)>")
 _MISSING: Final = object()
 _TWISTED: Final = "https://docs.twisted.org/en/stable/api/"
 
@@ -157,25 +157,6 @@ def _path(found: Any) -> str | None:
     return None
 
 
-def nameInterfaces(
-    app: Sphinx,
-    what: str,
-    name: str,
-    described: Any,
-    options: Any,
-    signature: str | None,
-    returned: str | None,
-) -> tuple[str | None, str | None]:
-    """
-    Write interfaces of zope in signatures as their paths.
-    """
-    short = r"~\1"
-    return (
-        signature and _INTERFACE.sub(short, signature),
-        returned and _INTERFACE.sub(short, returned),
-    )
-
-
 def link(
     app: Sphinx,
     environment: BuildEnvironment,
@@ -189,7 +170,7 @@ def link(
     """
     if node.get("refdomain") != "py":
         return None
-    target = _INTERFACE.sub(r"\1", node["reftarget"])
+    target = INTERFACE.sub(r"\1", node["reftarget"])
     if target.startswith("twisted."):
         return nodes.reference("", "", content, refuri=f"{_TWISTED}{target}.html")
     known = environment.domains.python_domain.objects
@@ -210,6 +191,5 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", convert)
-    app.connect("autodoc-process-signature", nameInterfaces)
     app.connect("missing-reference", link)
     return {"parallel_read_safe": False}
