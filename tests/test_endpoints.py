@@ -13,6 +13,7 @@ from pathlib import Path
 from socket import EAI_NONAME, gaierror, socket
 
 import pytest
+from twisted.internet import endpoints
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
@@ -27,6 +28,13 @@ FORM = "not a Twisted endpoint, such as tcp:8000:interface=127.0.0.1 or unix:/ru
 FILES = " (give privateKey=FILE:certKey=FILE)"
 
 NOT_PEM = f"the key or the certificate is not PEM, or its passphrase is wrong{FILES}"
+
+needsDirectories = pytest.mark.skipif(
+    not hasattr(endpoints, "wrapServerTLS"), reason="this Twisted has no endpoint tls:"
+)
+
+# Twisted calls functions of pyOpenSSL that are deprecated.
+DEPRECATED = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NO_SOCKET = "systemd has passed no such socket: start the unit that holds it"
 
@@ -107,6 +115,73 @@ def test_a_wrong_endpoint_is_explained(text: str, problem: str, files: Path) -> 
     with pytest.raises(ValueError, match=re.escape(problem)) as raised:
         parseEndpoint(text)
     assert "\n" not in str(raised.value)
+
+
+@needsDirectories
+@DEPRECATED
+@pytest.mark.parametrize("text", ["tls:certs:port=0", "tls:path=certs"])
+def test_a_directory_of_certificates_is_accepted(text: str, files: Path) -> None:
+    """
+    An endpoint C{tls:} needs a directory with one certificate and its key; key and
+    certificate may be in different files.
+    """
+    (files / "certs").mkdir()
+    for name in ("own.key", "own.pem"):
+        (files / name).rename(files / "certs" / f"{name[:3]}-{name[4:]}.pem")
+    parseEndpoint(text)
+
+
+@needsDirectories
+@DEPRECATED
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("tls:absent", []),
+        ("tls:443", []),
+        ("tls:certs", []),
+        ("tls:certs", ["own.pem"]),
+        ("tls:certs", ["own.key", "own.pem"]),
+        ("tls:own.pem:interface=127.0.0.1", []),
+    ],
+)
+def test_a_directory_without_certificates_is_refused(
+    text: str, names: list[str], files: Path
+) -> None:
+    """
+    A directory from which no client could get a certificate is refused: it does not
+    exist, or is empty, or has no file *.pem with the key.
+    """
+    (files / "certs").mkdir()
+    for name in names:
+        (files / name).rename(files / "certs" / name)
+    problem = (
+        f"{text!r}: the directory has no *.pem files with a certificate for a DNS name "
+        "and its key (give tls:DIRECTORY:port=443)"
+    )
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        parseEndpoint(text)
+
+
+@needsDirectories
+def test_a_directory_with_a_damaged_certificate_is_refused(files: Path) -> None:
+    """
+    Twisted reads all files *.pem when it parses the endpoint.
+    """
+    (files / "text.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    with pytest.raises(ValueError, match=re.escape(f"{NOT_PEM.partition(' (')[0]}")):
+        parseEndpoint("tls:.")
+
+
+@needsDirectories
+def test_a_directory_of_certificates_needs_the_packages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    If packages for TLS are missing, Twisted has not defined what the endpoint needs.
+    """
+    monkeypatch.delattr("twisted.internet.endpoints.SNIConnectionCreator")
+    with pytest.raises(ValueError, match=r"cannot import OpenSSL: pip install 'tw"):
+        parseEndpoint("tls:.")
 
 
 def test_tls_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,13 @@ _ILL_FORMED: Final = re.compile("Unknown endpoint type|invalid literal for int")
 
 _NO_SOCKET: Final = "systemd has passed no such socket: start the unit that holds it"
 
+_TLS_PACKAGES: Final = "pip install 'twisted[tls]'"
+
+_TLS_FORMS: Final = {
+    "ssl": "privateKey=FILE:certKey=FILE",
+    "tls": "tls:DIRECTORY:port=443",
+}
+
 _CURES: Final = {
     errno.EADDRINUSE: "stop the program that listens there, or choose another address",
     errno.EADDRNOTAVAIL: "no interface of this machine has this address",
@@ -61,18 +68,20 @@ def quote(text: str) -> str:
 
 def parseEndpoint(text: str, reactor: Any = None) -> IStreamServerEndpoint:
     """
-    Parse a server endpoint of Twisted, and check that its files are readable.
+    Parse a server endpoint of Twisted, and check that its files can be used.
 
     @param reactor: The reactor of the endpoint; not needed to check the text alone.
     @raise ValueError: The text is not an endpoint, or a file cannot be used.
     """
+    kind = text.partition(":")[0]
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+        if kind == "tls":
+            _checkCertificates(endpoint)
         if match := _LATE_FILE.search(text):
             with open(re.sub(r"\\(.)", r"\1", match[1]), "rb"):
                 pass
     except Exception as error:
-        kind = text.partition(":")[0]
         problem = _parsingProblem(kind, error)
         raise ValueError(f"{quote(text)}: {problem}") from None
     return endpoint
@@ -98,12 +107,25 @@ def listenProblem(endpoint: str, error: BaseException | None) -> str:
     return f"{line} ({cure})" if cure else line
 
 
+def _checkCertificates(endpoint: Any) -> None:
+    # Twisted accepts a directory without certificates, and fails every handshake.
+    connection = endpoint.connectionCreator.serverConnectionForTLS(None)
+    if connection.get_certificate() is None:
+        raise ValueError(
+            "the directory has no *.pem files with a certificate for a DNS name and "
+            "its key"
+        )
+
+
 def _parsingProblem(kind: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
     if isinstance(error, OSError):
         reason = f"cannot read {error.filename}: {error.strerror}"
     elif isinstance(error, ImportError):
-        return f"cannot import {error.name}: pip install 'twisted[tls]'"
+        return f"cannot import {error.name}: {_TLS_PACKAGES}"
+    elif kind == "tls" and isinstance(error, NameError):
+        # Twisted defines the parts of "tls:" only if it can import OpenSSL.
+        return f"cannot import OpenSSL: {_TLS_PACKAGES}"
     elif type(error).__module__.startswith("OpenSSL"):
         reason = "the key or the certificate is not PEM, or its passphrase is wrong"
     elif kind == "systemd" and isinstance(error, LookupError):
@@ -112,5 +134,4 @@ def _parsingProblem(kind: str, error: Exception) -> str:
         return f"{kind}: has no {match[1]}="
     elif isinstance(error, TypeError) or _ILL_FORMED.match(reason):
         return f"not a Twisted endpoint, {_EXAMPLE}"
-    isTLS = kind == "ssl"
-    return f"{reason} (give privateKey=FILE:certKey=FILE)" if isTLS else reason
+    return f"{reason} (give {_TLS_FORMS[kind]})" if kind in _TLS_FORMS else reason
