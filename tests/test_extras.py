@@ -55,3 +55,11 @@ def test_the_error_names_the_extra(messages: list[str]) -> None:
         f"cannot import {package}: pip install 'tsrv[{extra}]'"
         for package, extra in NEEDS.values()
     ]
+
+
+def test_a_library_of_another_library_is_reported_too() -> None:
+    """
+    treq brings OpenSSL, so without OpenSSL the extra that installs treq is missing.
+    """
+    message = run(sys.executable, "-c", IMPORT_WITHOUT, "tsrv.settings:OpenSSL")
+    assert message == "cannot import OpenSSL: pip install 'tsrv[server]'\n"

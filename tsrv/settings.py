@@ -26,7 +26,6 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
@@ -44,6 +43,7 @@ from .queuing.retry import jitteredBackoff
 
 with needs("server"):
     from treq.client import HTTPClient
+    from twisted.internet.ssl import optionsForClientTLS
 
 __all__ = ["RemoteSettings", "SettingsRefused", "SettingsUnavailable", "Source"]
 
