@@ -64,7 +64,8 @@ class IAsyncModule(Interface):
 
     def initialize() -> Deferred[None]:
         """
-        Make the module ready to work.
+        Make the module ready to work. After a failed attempt, and after a loss that
+        C{whenLost()} has reported, this is called again without a C{close()} before.
 
         @return: A Deferred that fires when the module is ready, or fails with the
             reason why it is not. Cancelling it cancels the attempt.

@@ -299,7 +299,7 @@ class Startup(Service):
 
     def pausing(self, name: str) -> AbstractAsyncContextManager[None]:
         """
-        Pause a module during an C{async with}. A planned restart that fails no call::
+        Pause a module during an C{async with}, for a planned restart::
 
             async with startup.pausing("database"):  # when no call is in progress
                 await restartDatabase()

@@ -191,10 +191,11 @@ class IDatabase(IAsyncModule):
 
         @param statement: The statement; with C{RETURNING} it has rows.
         @param parameters: As for L{read}.
-        @return: A Deferred that fires with the rows when the transaction is on the
-            disk. It fails with the errors of L{read}, with L{ConstraintViolated}, or
-            with L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} if the connection
-            broke, or the time limit expired, before the answer arrived.
+        @return: A Deferred that fires with the rows when the transaction is on the disk
+            (not for PostgreSQL with C{synchronous_commit=off}). It fails with the
+            errors of L{read}, with L{ConstraintViolated}, or with
+            L{OutcomeUnknown<tsrv.errors.OutcomeUnknown>} if the connection broke, or
+            the time limit expired, before the answer arrived.
         """
 
     def whenLost() -> Deferred[None]:

@@ -6,7 +6,7 @@ and the differences are saved as L{Changes}. So two requests can change one sess
 the same time: each saves only what it has changed itself.
 
 A response with status 429, or 500 and above, says that the request was not carried
-out, and saves nothing: a client that sends the request again does not count twice.
+out, and saves nothing more: what L{Session.add} and L{Session.save} have saved stays.
 
 The compromises: comparing encodes each member as JSON, unless the request only calls
 C{add}. A session can be created or renewed only before the first byte of the response,

@@ -96,7 +96,7 @@ class Supervisor:
             disconnected after the same time and a second for each KiB.
         @param maxBodyBytes: Maximum length of a body; a longer body gets 413. A
             resource with an attribute C{maxBodyBytes} sets another limit, for itself
-            and for its children.
+            and for its children. It must be the root, or be added with C{putChild}.
         @param maxTotalBodyBytes: Maximum of C{bodyBytes}; a request beyond it gets 503.
             So does a request whose peer already uses a quarter of it for unfinished
             bodies.
