@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -116,6 +117,22 @@ def test_without_extras_the_library_works(wheel: Path, tmp_path: Path) -> None:
         "tsrv: cannot import httptools, jinja2, msgspec, prometheus_client, treq: "
         "pip install 'tsrv[server]'\n"
     )
+
+
+def test_the_oldest_packages_are_tested() -> None:
+    """
+    C{.ci/run} tests with the oldest release of each package that tsrv may be installed
+    with, except for psycopg.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needs = [*project["dependencies"], *extras["server"], *extras["redis"]]
+    floors = dict(need.split(">=") for need in [*needs, *extras["klein"]])
+    pins = (ROOT / "tests" / "oldest.txt").read_text().split()
+    oldest = dict(pin.split("==") for pin in pins)
+    assert sorted(oldest) == sorted(floors)
+    for name, floor in floors.items():
+        assert f"{oldest[name]}.".startswith(f"{floor}."), name
 
 
 def test_importing_installs_no_reactor() -> None:
