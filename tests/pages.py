@@ -60,6 +60,7 @@ pages then, unless C{TSRV_DATABASES} is C{required}.
 _INFO: Final = re.compile(
     r"(?:\{code-block\} *)?(?P<language>\w+) *\n(?P<options>(?::[\w-]+:.*\n)*)\n?"
 )
+_FENCED: Final = re.compile(r"^(```+|:::+).*?^\1$", re.M | re.S)
 _COMMENT: Final = re.compile(r"^(?:% (.*)|<!-- (.*) -->)\n+\Z", re.M)
 _VARIABLE: Final = (
     (r"\d{4}-\d\d-\d\d", r"\d{4}-\d\d-\d\d"),
@@ -267,6 +268,8 @@ def _parse(document: Document) -> Iterator[Region]:
             evaluator=partial(_skip, missing) if missing else _evaluate,
         )
     assert orders == 0, f"{document.path}: an order stands above no block"
+    indented = re.search(r"\n\n {4}\S.*", re.sub(_FENCED, "", document.text))
+    assert indented is None, f"{document.path}: not fenced: {indented[0]}"
 
 
 def _skip(missing: list[str], example: Example) -> None:
