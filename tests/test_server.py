@@ -748,6 +748,30 @@ def test_a_server_that_was_never_started_can_be_stopped(parts: Parts) -> None:
     assert parts.steps == []
 
 
+def test_a_server_is_started_only_once(parts: Parts) -> None:
+    """
+    A second start is refused, also after the stop: no port opens for modules that are
+    closed.
+    """
+    parts.start()
+    with pytest.raises(RuntimeError, match="a server is started only once"):
+        parts.server.startService()
+    parts.stopAtOnce()
+    with pytest.raises(RuntimeError, match="a server is started only once"):
+        parts.server.startService()
+    assert parts.steps.count("open 80") == 1
+
+
+def test_a_stopped_server_opens_no_port(parts: Parts) -> None:
+    """
+    A server that was stopped before its start stays stopped.
+    """
+    parts.server.stopService()
+    with pytest.raises(RuntimeError, match="a server is started only once"):
+        parts.server.startService()
+    assert parts.steps.count("open 80") == 0
+
+
 def test_repeated_stops_wait_for_one_shutdown(separate: Parts) -> None:
     """
     A repeated stop waits for the same shutdown; cancelling the wait does not affect the

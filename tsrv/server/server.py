@@ -187,7 +187,10 @@ class Server(Service):
 
         @raise tsrv.startup.GraphError: As L{privilegedStartService}.
         @raise SystemExit: As L{privilegedStartService}.
+        @raise RuntimeError: The server was started or stopped before.
         """
+        if self.running or self._isStopping:
+            raise RuntimeError("a server is started only once")
         self.privilegedStartService()
         super().startService()
         if self._ownsProcess:
@@ -203,6 +206,7 @@ class Server(Service):
         @return: As L{whenStopped}.
         @raise tsrv.startup.GraphError: As L{privilegedStartService}.
         @raise SystemExit: As L{privilegedStartService}.
+        @raise RuntimeError: As L{startService}.
         """
         self.startService()
         stop = self.stopService
