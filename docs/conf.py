@@ -48,6 +48,7 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = f"tsrv {version}"
 html_static_path = ["_static"]
 copybutton_exclude = ".linenos, .gp, .go"

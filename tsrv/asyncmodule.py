@@ -74,8 +74,8 @@ class IAsyncModule(Interface):
 
 class IPredictable(Interface):
     """
-    A module that knows how long its initialisation takes. Then C{retryAfter} of a
-    wrapper and its errors says so.
+    A module that knows how long its initialisation takes. C{retryAfter} of its wrapper
+    and of its errors is this time.
     """
 
     def secondsUntilInitialized() -> float | None:
@@ -161,7 +161,7 @@ def timeOfDay(clock: IReactorTime) -> float:
 @implementer(IAsyncModule, IPredictable)
 class AsyncModule:
     """
-    A clock that takes some time to start.
+    An example of a module: a clock that takes some time to start.
 
     @ivar initialized: Whether the clock is ready.
     """

@@ -173,7 +173,7 @@ class Startup(Service):
         @param restartWith: Names of modules that it needs, and whose loss restarts it:
             it is paused until the lost module is ready again and this one was closed
             and initialised again. The same goes for modules that restart with it.
-        @param required: Whether the program is not ready without the module.
+        @param required: Whether the program needs the module to be ready (the default).
         @param lazy: Whether its first call initialises it. Until it has been ready
             once, neither the program nor other modules wait for it.
         @param timeout: Seconds from the beginning of its first attempt within which the

@@ -167,8 +167,8 @@ class Database:
 
         @param statement: The statement. It may be carried out again after a loss.
         @param parameters: One value for each question mark.
-        @return: As L{IDatabase.read}. The Deferred fails with L{NotInitialized} if the
-            database is not connected.
+        @return: As for L{IDatabase.read}. The Deferred fails with L{NotInitialized} if
+            the database is not connected.
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
@@ -180,8 +180,8 @@ class Database:
 
         @param statement: The statement; with C{RETURNING} it has rows.
         @param parameters: One value for each question mark.
-        @return: As L{IDatabase.write}. The Deferred fails with L{NotInitialized} if the
-            database is not connected.
+        @return: As for L{IDatabase.write}. The Deferred fails with L{NotInitialized} if
+            the database is not connected.
         """
         if self._engine is None:
             return fail(NotInitialized("The database is not connected"))
@@ -191,8 +191,8 @@ class Database:
         """
         Wait for the loss or the closing of the database.
 
-        @return: As L{IDatabase.whenLost}. The Deferred fires at once if the database is
-            not connected.
+        @return: As for L{IDatabase.whenLost}. The Deferred fires at once if the
+            database is not connected.
         """
         if self._engine is None:
             return succeed(None)
@@ -202,8 +202,8 @@ class Database:
         """
         Wait for the end of all calls in progress.
 
-        @return: As L{IDatabase.whenIdle}. After a loss, calls on connections that still
-            work may finish within their time limits.
+        @return: As for L{IDatabase.whenIdle}. After a loss, calls on connections that
+            still work may finish within their time limits.
         """
         return Deferred.fromCoroutine(self._waitUntilIdle())
 
@@ -215,7 +215,7 @@ class Database:
         """
         Close all connections, and cancel an initialisation in progress.
 
-        @return: As L{IDatabase.close}.
+        @return: As for L{IDatabase.close}.
         """
         if self._opening is not None:
             self._opening.cancel()

@@ -7,8 +7,8 @@ How it works
 The ports are open before the first module is initialised, so early requests wait in
 the queues of the modules. A stop takes these steps:
 
-  1. The server announces the stop: C{/readyz} answers 503, and each response closes
-     its connection. The server accepts connections for another C{shutdownDelay}
+  1. The server announces the stop: C{/readyz} responds with 503, and each response
+     closes its connection. The server accepts connections for another C{shutdownDelay}
      seconds, so that load balancers notice and send requests elsewhere.
   2. The server closes the ports. Requests in progress finish within C{drainTimeout}
      seconds. Calls fail at once if they wait for a module that cannot become ready
@@ -120,7 +120,7 @@ class Server(Service):
         @param drainTimeout: Time for requests in progress to finish during a graceful
             shutdown, in seconds.
         @param shutdownDelay: Time for which a stopping server still accepts
-            connections, in seconds. Meanwhile C{/readyz} answers 503.
+            connections, in seconds. Meanwhile C{/readyz} responds with 503.
         @param ownsProcess: Whether the server may prepare the process (see
             L{prepareProcess} and L{handleSignals}), and make the time of the reactor
             steady (see L{SteadyTime}).
@@ -182,11 +182,11 @@ class Server(Service):
 
     def startService(self) -> None:
         """
-        Listen, unless L{privilegedStartService} has (C{twist} does not call it).
-        Initialise the modules when the reactor runs.
+        Listen, if nobody has called L{privilegedStartService}: C{twistd} calls it,
+        C{twist} does not. Initialise the modules when the reactor runs.
 
-        @raise tsrv.startup.GraphError: As L{privilegedStartService}.
-        @raise SystemExit: As L{privilegedStartService}.
+        @raise tsrv.startup.GraphError: As for L{privilegedStartService}.
+        @raise SystemExit: As for L{privilegedStartService}.
         @raise RuntimeError: The server was started or stopped before.
         """
         if self.running or self._isStopping:
@@ -200,13 +200,13 @@ class Server(Service):
 
     def run(self) -> Deferred[None]:
         """
-        Start, and stop when the reactor stops: for L{twisted.internet.task.react}, and
-        for programs that run the reactor themselves.
+        Start the server, and stop it when the reactor stops. Use this method with
+        L{twisted.internet.task.react}, and in programs that run the reactor themselves.
 
-        @return: As L{whenStopped}.
-        @raise tsrv.startup.GraphError: As L{privilegedStartService}.
-        @raise SystemExit: As L{privilegedStartService}.
-        @raise RuntimeError: As L{startService}.
+        @return: As for L{whenStopped}.
+        @raise tsrv.startup.GraphError: As for L{privilegedStartService}.
+        @raise SystemExit: As for L{privilegedStartService}.
+        @raise RuntimeError: As for L{startService}.
         """
         self.startService()
         stop = self.stopService
@@ -224,8 +224,8 @@ class Server(Service):
 
     def stopNow(self) -> None:
         """
-        End the waiting of a graceful shutdown at once, now and later: for load
-        balancers and for requests in progress. This method does not start the shutdown.
+        Do not wait in the graceful shutdown, neither for load balancers nor for
+        requests in progress. This method does not start the shutdown.
         """
         self._hurries = True
         self._waiting.cancel()
@@ -235,7 +235,7 @@ class Server(Service):
         Stop accepting connections, finish requests in progress, close the modules.
         Repeated calls wait for the same shutdown.
 
-        @return: As L{whenStopped}.
+        @return: As for L{whenStopped}.
         """
         stopped = self.whenStopped()
         if not self._isStopping:

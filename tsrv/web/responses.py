@@ -304,7 +304,7 @@ class AsyncResource(Resource):
 
 class NotFoundResource(AsyncResource):
     """
-    Answers every request with 404.
+    Responds to every request with 404.
     """
 
     route = "(unknown)"
