@@ -12,6 +12,8 @@ Makes the entries of the API reference easier to read.
     and do not make them.
 
   - An interface is called an interface.
+
+  - A list that epytext indents is no quotation.
 """
 
 from __future__ import annotations
@@ -76,6 +78,9 @@ def improve(app: Sphinx, document: nodes.document) -> None:
             for annotation in signature.findall(desc_annotation):
                 for keyword in annotation.findall(desc_sig_keyword):
                     keyword[:] = [nodes.Text("interface")]
+    for quote in list(document.findall(nodes.block_quote)):
+        if all(isinstance(child, nodes.Sequential) for child in quote):
+            quote.parent.replace(quote, quote.children)
     for fields in document.findall(nodes.field_list):
         for label in list(fields.findall(nodes.field_name)):
             if label.astext() == "Variables":

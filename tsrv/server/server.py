@@ -126,7 +126,7 @@ class Server(Service):
             steady (see L{SteadyTime}).
         @param environment: The environment of the process. The server removes the
             variables of systemd, so that no child process notifies in its place.
-        @param options: Options of L{Site<tsrv.web.site.Site>}.
+        @param options: Options of L{Site<tsrv.web.site.Site>}, such as C{accessLog}.
         @raise ValueError: An endpoint is invalid; the message says why.
         """
         from ..web.operations import Operations
