@@ -145,9 +145,9 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             default its C{whenLost()}, if it has one.
         @param whenIdle: Returns a Deferred that fires when no call is in progress; by
             default its C{whenIdle()}, if it has one.
-        @param ping: Called while the module is ready, and at once after a failed call.
-            If it fails or takes longer than C{pingInterval}, the module is closed and
-            initialised again. For modules that do not report their losses.
+        @param ping: Called while the module is ready, and at once after a tracked call
+            has failed. If it fails or takes longer than C{pingInterval}, the module is
+            closed and initialised again. For modules that do not report their losses.
         @param pingInterval: Seconds from the end of one ping to the next.
         @param settles: Whether the module ends each of its calls itself, even if it is
             lost; by default, whether it implements
@@ -363,7 +363,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     async def pausing(self) -> AsyncIterator[None]:
         """
         Pause the module during an C{async with}. The block begins when the calls in
-        progress have ended.
+        progress have ended, however long that takes.
         """
         by = object()
         try:

@@ -96,7 +96,8 @@ class DatabaseUnavailable(Unavailable):
 @dataclass(frozen=True)
 class Statement:
     """
-    One statement of SQL, for every kind of database::
+    One statement of SQL, for every kind of database. It must not begin or end a
+    transaction, because each write is one::
 
         Statement("SELECT title FROM books WHERE id = ?")
 
