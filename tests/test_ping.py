@@ -657,3 +657,41 @@ def test_no_ping_after_a_failure_that_comes_with_a_loss(
     clock.advance(4.9)
     assert module.pings == []
     shut(wrapper)
+
+
+def test_pings_that_fail_again_and_again_do_not_cause_a_storm_of_attempts() -> None:
+    """
+    A module whose initialisation succeeds, but whose calls and pings fail at once, is
+    initialised again with growing delays.
+    """
+
+    class Refusing:
+        """
+        A client that connects, and can do nothing else.
+        """
+
+        attempts = 0
+
+        def initialize(self) -> None:
+            self.attempts += 1
+
+        def call(self) -> Deferred[None]:
+            return fail(ConnectionError("too many connections"))
+
+    clock = Clock()
+    module = Refusing()
+    wrapper = QueuingWrapper(
+        module,
+        clock,
+        timeout=1.0,
+        ping=module.call,
+        pingInterval=5.0,
+        retryPolicy=lambda attempts: 2.0**attempts,
+    )
+    wrapper.initialize()
+    for _ in range(2000):
+        wrapper.proxy.call().addErrback(lambda _: None)
+        clock.advance(0.01)
+    # At once after the first loss; then after 1, 2, 4 and 8 s.
+    assert module.attempts == 6
+    wrapper.close()

@@ -21,12 +21,7 @@ from contextvars import copy_context
 from functools import partial
 from math import isfinite
 
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    DeferredSemaphore,
-    succeed,
-)
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -111,6 +106,9 @@ class Initialization:
         self._close = close
         self._closeTimeout = closeTimeout
         self._ping: Ping | None = None
+        self._pingInterval = pingInterval
+        # Whether a ping failed soon after the module had recovered.
+        self._backsOff = False
         if ping is not None:
             pingFailed = partial(self.reset, isPing=True)
             self._ping = Ping(reactor, ping, pingInterval, pingFailed)
@@ -161,13 +159,17 @@ class Initialization:
 
     def reset(self, reason: BaseException, isPing: bool = False) -> None:
         """
-        Close the module, and initialise it again without a delay.
+        Close the module, and initialise it again: without a delay, unless a ping has
+        failed within one interval after the module had recovered.
 
         @param isPing: Whether the reason is the error of a ping.
         @raise IllegalTransition: The module was never initialised, has failed for good,
             or is closed; nothing has changed.
         """
         state = self._lifecycle.state
+        secondsReady = self._reactor.seconds() - self._readySince
+        isAgain = self._history.losses.count > 0 and secondsReady < self._pingInterval
+        self._backsOff = isPing and isAgain
         if state in (State.RETRYING, State.LOST):
             self.lastError = reason
             self._log.reset(reason)
@@ -190,10 +192,10 @@ class Initialization:
             self.stop(reason)
         else:
             self._lose(reason)
-        if isPing:
-            self._log.lost(reason, 0.0, "ping failed: ")
-        else:
+        if not isPing:
             self._log.reset(reason)
+        elif not self._backsOff:
+            self._log.lost(reason, 0.0, "ping failed: ")
         # Observers learn of the loss before close() is called, which may end calls.
         self._changed()
         if closing is not None:
@@ -229,6 +231,8 @@ class Initialization:
             if isinstance(self.lastError, NeedsAsyncio):
                 # A ping has shown that the module needs asyncio.
                 self.fail(self.lastError)
+            elif self._backsOff:
+                self._scheduleRetry(self.lastError)
             else:
                 self._retry()
         return error
@@ -402,7 +406,7 @@ class Initialization:
         self._lastDelay = delay
         self._retryCall = self._reactor.callLater(delay, self._retry)
         if state is State.LOST:
-            self._log.lost(error, delay)
+            self._log.lost(error, delay, "ping failed: " if self._backsOff else "")
         else:
             self._log.attemptFailed(self._history.attempts.count, error, delay)
         self._changed()
