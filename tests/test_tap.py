@@ -113,6 +113,8 @@ async def test_a_service_queues_and_answers() -> None:
     assert seen.index("Started") < seen.index("Async module initialized")
 
 
+# Twisted 24.11 leaves it to the garbage collector to close a socket that cannot listen.
+@pytest.mark.filterwarnings("ignore:.*socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("method", ["privilegedStartService", "startService"])
 @asynchronous
 async def test_a_port_in_use_ends_the_start(method: str) -> None:
