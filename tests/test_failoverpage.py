@@ -1,5 +1,5 @@
 """
-The examples that the page about PostgreSQL does not execute itself, against a real
+The examples that the pages about databases do not execute themselves, against a real
 server.
 """
 
@@ -19,14 +19,13 @@ from .processes import ROOT, run, running
 from .services import Service
 from .websupport import asynchronous, reservedPort
 
-PAGE = (ROOT / "docs" / "howto" / "postgresql.md").read_text()
 
-
-def block(language: str) -> str:
+def block(page: str, language: str) -> str:
     """
     @return: The first block of a language that the page does not execute.
     """
-    found = re.search(rf"^% not executed.*\n```{language}\n((?s:.*?))^```$", PAGE, re.M)
+    text = (ROOT / "docs" / "howto" / page).read_text()
+    found = re.search(rf"^% not executed.*\n```{language}\n((?s:.*?))^```$", text, re.M)
     assert found is not None
     return found[1]
 
@@ -58,7 +57,7 @@ async def test_a_request_waits_while_postgresql_restarts(
             assert (answer.status, answer.body) == (201, {"id": 1, **user})
             # Seconds, attempts and the reason of the loss differ from run to run.
             output = process.output.replace(f"port {ownPostgresql.port} ", "port 5432 ")
-            for line in block("text").splitlines():
+            for line in block("postgresql.md", "text").splitlines():
                 text = re.escape(line.partition("] ")[2]).replace(r"\.\.\.", ".*")
                 text = re.sub(r"\d+\\\.\d+\\ s", r"\\d+\\.\\d+ s", text)
                 text = re.sub(r"\d+(?=\\ attempts)", r"\\d+", text)
@@ -72,7 +71,7 @@ async def test_psycopg_alone(tmp_path: Path, ownPostgresql: PostgreSQL) -> None:
     """
     await ownPostgresql.start()
     await ownPostgresql.ask("CREATE TABLE users ()")
-    program = block("python")
+    program = block("databases.md", "python")
     url = "postgresql://ada@localhost/app"
     assert url in program
     path = tmp_path / "count.py"
