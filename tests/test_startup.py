@@ -327,7 +327,7 @@ def test_a_factory_may_interfere(
         ("a", {"timeout": "5"}, TypeError, "timeout must be seconds"),
         ("a", {"timeout": Decimal(5)}, TypeError, "timeout must be seconds"),
         ("a", {"timeout": -1}, ValueError, "timeout must be seconds >= 0"),
-        ("a", {"queueTimeout": -1}, ValueError, "timeout must be seconds >= 0"),
+        ("a", {"queueTimeout": -1}, ValueError, "queueTimeout must be seconds >= 0"),
         ("a", {"name": "x"}, TypeError, "name"),
         ("a", {"nonsense": 1}, TypeError, "nonsense"),
         ("a", {"initialize": "nonsense"}, TypeError, "Module has no nonsense"),

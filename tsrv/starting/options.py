@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ..asyncmodule import ISettlesCalls
-from ..queuing.options import checkNames
+from ..queuing.options import checkNames, checkSeconds
 from ..wrapper import QueuingWrapper
 
 __all__ = ["CommonOptions", "ModuleOptions", "WrapperOptions", "wrapModule"]
@@ -104,7 +104,9 @@ def wrapModule(
         module = cast(Callable[[], object], module)()
     wrapperOptions: dict[str, Any] = {**options}
     if "queueTimeout" in wrapperOptions:
-        wrapperOptions["timeout"] = wrapperOptions.pop("queueTimeout")
+        timeout = wrapperOptions["timeout"] = wrapperOptions.pop("queueTimeout")
+        # The wrapper's own error would name "timeout", which is another option here.
+        checkSeconds("queueTimeout", timeout)
     if isReplacement:
         _adaptToReplacement(module, wrapperOptions)
     for option in _METHOD_OPTIONS:
