@@ -42,7 +42,7 @@ def madeBy(
     @param kind: The type of the clients.
     @param close: Takes a client and closes it; by default the client's C{close()}, if
         it has one. A client is closed before the next one is made, so C{close} must end
-        also when the server is away, unless the wrapper has an C{attemptTimeout}.
+        also when the server is down, unless the wrapper has an C{attemptTimeout}.
     @return: The module, with the type of its clients. It has C{initialize()} and
         C{close()}, and C{whenLost()} and C{whenIdle()} if C{kind} has them.
     """
