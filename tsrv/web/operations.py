@@ -1,5 +1,5 @@
 """
-All pages for operators, as one resource.
+All operator pages, as one resource.
 """
 
 from __future__ import annotations
