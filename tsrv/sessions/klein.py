@@ -169,7 +169,7 @@ class KleinSession:
         """
         End the session.
 
-        @return: A Deferred of whether the session existed.
+        @return: A Deferred of C{True} if the session existed, and of C{False} if not.
         """
         return self._store.destroy(_keyOf(self.identifier))
 

@@ -317,7 +317,7 @@ class ISessionStore(IAsyncModule):
         may have sent a request with the old identifier before the new cookie arrived.
 
         @param identifier: The old identifier.
-        @return: A Deferred of whether it was renewed in the last L{Limits.renewed}
+        @return: A Deferred of C{True} if it was renewed in the last L{Limits.renewed}
             seconds.
         """
 
@@ -327,7 +327,7 @@ class ISessionStore(IAsyncModule):
         closely are written once.
 
         @param identifier: The identifier.
-        @return: A Deferred of whether the session exists.
+        @return: A Deferred of C{True} if the session exists, and of C{False} if not.
         """
 
     def destroy(identifier: str) -> Deferred[bool]:
@@ -335,7 +335,7 @@ class ISessionStore(IAsyncModule):
         Remove a session.
 
         @param identifier: The identifier.
-        @return: A Deferred of whether the session existed.
+        @return: A Deferred of C{True} if the session existed, and of C{False} if not.
         """
 
     def all(after: bytes = b"", limit: int = 1000) -> Deferred[Sequence[Entry]]:
