@@ -176,7 +176,7 @@ def test_timeout(clock: Clock) -> None:
     assert (error.waited, error.state, error.attempts) == (3.0, State.RETRYING, 2)
     assert str(error.__cause__) == "wrong password"
     assert str(error) == (
-        "waited 3.0 s for the users, which is retrying after 2 attempts"
+        "waited 3.0 s for the users, which is retrying after 2 attempts (Trouble)"
     )
     assert wrapper.stats.expired == 1
     module.attempts[-1].callback(None)

@@ -47,6 +47,9 @@ def queueTimeout(wrapper: Inspection, waited: float) -> QueueTimeout:
         why = f"which is {state.value}"
         if attempts:
             why += f" after {count(attempts, 'attempt')}"
+        if wrapper.lastError is not None:
+            # Without its message: programs show the text of this error to clients.
+            why += f" ({type(wrapper.lastError).__name__})"
     message = f"waited {waited:.1f} s for {wrapper.name}, {why}"
     error = QueueTimeout(message, wrapper.retryAfter(), waited, state, attempts)
     error.__cause__ = wrapper.lastError
