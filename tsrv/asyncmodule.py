@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum
 from math import isfinite
+from typing import TypeAlias, Union
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from zope.interface import Attribute, Interface, implementer
 
 __all__ = [
@@ -26,9 +27,16 @@ __all__ = [
     "IPredictable",
     "ISettlesCalls",
     "NotInitialized",
+    "ReactorTime",
     "State",
     "timeOfDay",
 ]
+
+ReactorTime: TypeAlias = Union[IReactorTime, Clock]  # noqa: UP007
+"""
+The provider of the time: a reactor, or a C{Clock} in a test. (Some type checkers do not
+know that a C{Clock} is an C{IReactorTime}.)
+"""
 
 
 class NotInitialized(Exception):
@@ -148,7 +156,7 @@ class State(Enum):
     CLOSED = "closed"
 
 
-def timeOfDay(clock: IReactorTime) -> float:
+def timeOfDay(clock: ReactorTime) -> float:
     """
     Return the time of day, in seconds since 1970 in UTC. The C{seconds()} of a reactor
     may differ from it after the system's clock was set, see L{tsrv.server.steadytime}.
@@ -167,7 +175,7 @@ class AsyncModule:
     @ivar initialized: Whether the clock is ready.
     """
 
-    def __init__(self, reactor: IReactorTime, delay: float = 10.0) -> None:
+    def __init__(self, reactor: ReactorTime, delay: float = 10.0) -> None:
         """
         @param reactor: Provides the time.
         @param delay: The duration of the initialisation, in seconds.

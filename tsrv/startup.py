@@ -31,8 +31,8 @@ from typing import Any, Final, TypeVar, Unpack, overload
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.interfaces import IReactorTime
 
+from .asyncmodule import ReactorTime
 from .queuing.awaiting import fired
 from .queuing.home import homeOf
 from .queuing.observers import Observers
@@ -87,7 +87,7 @@ class Startup(Service):
 
     def __init__(
         self,
-        reactor: IReactorTime,
+        reactor: ReactorTime,
         *,
         replacements: Mapping[str, object] | None = None,
         stayUp: bool = False,

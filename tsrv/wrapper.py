@@ -31,9 +31,8 @@ from types import NoneType
 from typing import Final, Generic, TypeVar, cast
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.interfaces import IReactorTime
 
-from .asyncmodule import ISettlesCalls, State
+from .asyncmodule import ISettlesCalls, ReactorTime, State
 from .queuing import refusals
 from .queuing.awaiting import fired
 from .queuing.foreign import callOnLoop, checkReason
@@ -96,7 +95,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     def __init__(
         self,
         module: _Module,
-        reactor: IReactorTime,
+        reactor: ReactorTime,
         *,
         limit: int = 10_000,
         timeout: float | None = 30.0,

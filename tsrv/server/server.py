@@ -27,7 +27,7 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.resource import IResource
+from twisted.web.resource import IResource, Resource
 
 from ..queuing.history import count
 from ..queuing.waiters import Waiters
@@ -95,7 +95,7 @@ class Server(Service):
         self,
         reactor: Any,
         startup: Startup,
-        root: IResource,
+        root: IResource | Resource,
         endpoints: Iterable[str],
         *,
         operations: Iterable[str] = (),

@@ -14,10 +14,10 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.server import Request
 
+from ..asyncmodule import ReactorTime
 from ..web.origin import Proxies, isLocal, peerOf
 
 __all__ = ["Cookies"]
@@ -50,7 +50,7 @@ class Cookies:
 
     def __init__(
         self,
-        clock: IReactorTime,
+        clock: ReactorTime,
         *,
         name: str = "session",
         sameSite: str = "Lax",

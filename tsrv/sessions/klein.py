@@ -34,6 +34,7 @@ from zope.interface import Interface, implementer
 
 from ..extras import needs
 from ..queuing.history import explain
+from .basestore import BaseStore
 from .store import Changes, ISessionStore, StoredSession, makeIdentifier
 
 with needs("klein"):
@@ -99,7 +100,7 @@ class KleinSession:
     identifier: str
     isConfidential: bool
     authenticatedBy: SessionMechanism
-    _store: ISessionStore
+    _store: ISessionStore | BaseStore
     _authorizers: Mapping[type[Interface], Authorizer]
 
     def authorize(
@@ -190,7 +191,7 @@ class KleinSessionStore:
 
     def __init__(
         self,
-        store: ISessionStore,
+        store: ISessionStore | BaseStore,
         authorizers: Mapping[type[Interface], Authorizer] | None = None,
         admit: Callable[[], object] | None = None,
     ) -> None:

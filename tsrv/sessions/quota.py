@@ -11,9 +11,9 @@ from http import HTTPStatus
 from math import ceil
 from typing import Final
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
+from ..asyncmodule import ReactorTime
 from ..web.origin import addressOf, peerOf
 from ..web.problems import HTTPError
 
@@ -48,7 +48,7 @@ class Quota:
 
     def __init__(
         self,
-        clock: IReactorTime,
+        clock: ReactorTime,
         perPeer: int,
         total: int,
         seconds: float,

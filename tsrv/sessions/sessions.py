@@ -16,6 +16,7 @@ from twisted.web.server import Request
 from zope.interface import Interface
 
 from ..queuing.waiters import Waiters
+from .basestore import BaseStore
 from .cookies import Cookies
 from .deferredresponse import DeferredResponse
 from .quota import Quota
@@ -68,7 +69,7 @@ class Sessions:
     def __init__(
         self,
         reactor: Any,
-        store: ISessionStore,
+        store: ISessionStore | BaseStore,
         cookies: Cookies,
         *,
         limits: Limits | None = None,

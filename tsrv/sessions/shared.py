@@ -10,6 +10,7 @@ from typing import Any, cast
 from twisted.internet.interfaces import IReactorTime
 
 from ..asyncmodule import NotInitialized, timeOfDay
+from .basestore import BaseStore
 from .cookies import Cookies
 from .quota import Quota
 from .store import ISessionStore, Limits, StoredSession
@@ -27,7 +28,7 @@ class Shared:
     """
 
     clock: IReactorTime
-    store: ISessionStore
+    store: ISessionStore | BaseStore
     cookies: Cookies
     limits: Limits | None
     quota: Quota | None

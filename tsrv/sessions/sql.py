@@ -73,7 +73,7 @@ class SQLSessionStore(BaseStore):
     def __init__(
         self,
         reactor: Any,
-        database: IDatabase,
+        database: IDatabase | Database,
         table: str = TABLE,
         limits: Limits | None = None,
         *,

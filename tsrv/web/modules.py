@@ -14,10 +14,10 @@ from typing import Annotated, Final
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as TimedOut
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.server import Request
 
+from ..asyncmodule import ReactorTime
 from ..errors import Closed, QueueFull
 from ..extras import needs
 from ..queuing.history import explain
@@ -76,7 +76,7 @@ class Modules(AsyncResource):
     def __init__(
         self,
         startup: Startup,
-        reactor: IReactorTime,
+        reactor: ReactorTime,
         proxies: Proxies | None = None,
         acted: Callable[[], object] = lambda: None,
     ) -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 
+from ..asyncmodule import ReactorTime
 from ..startup import Startup
 from .health import Live, Ready, StartupPage
 from .metrics import Metrics
@@ -32,7 +32,7 @@ class Operations(Status):
     def __init__(
         self,
         startup: Startup,
-        reactor: IReactorTime,
+        reactor: ReactorTime,
         *,
         traffic: Traffic | None = None,
         links: Sequence[tuple[str, str]] = (),

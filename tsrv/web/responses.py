@@ -242,7 +242,7 @@ class AsyncResource(Resource):
             render = self._refuse
         return respond(request, render)
 
-    def putChild(self, path: bytes, child: IResource) -> None:
+    def putChild(self, path: bytes, child: IResource | Resource) -> None:
         """
         Add a child, and set its route.
 

@@ -11,14 +11,15 @@ from types import MappingProxyType
 from typing import Any, Final, TypedDict
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.web.http import Request
 from twisted.web.http_headers import Headers
-from twisted.web.resource import IResource
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site as TwistedSite
 from twisted.web.server import version
 
+from ..asyncmodule import ReactorTime
 from .connections import Connections
 from .framing import Head
 from .origin import Proxies
@@ -88,8 +89,8 @@ class Site(TwistedSite):
 
     def __init__(
         self,
-        resource: IResource,
-        reactor: IReactorTime,
+        resource: IResource | Resource,
+        reactor: ReactorTime,
         *,
         accessLog: bool = False,
         keepAlive: float = 75.0,

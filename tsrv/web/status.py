@@ -26,13 +26,12 @@ from time import thread_time
 from typing import Any, Final
 from urllib.parse import quote
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
 from twisted import __version__ as twistedVersion
 
 from .. import __version__
-from ..asyncmodule import timeOfDay
+from ..asyncmodule import ReactorTime, timeOfDay
 from ..extras import needs
 from ..queuing.states import HEALTHY_STATES, State
 from ..starting.report import ModuleReport, Report
@@ -126,7 +125,7 @@ class Status(AsyncResource):
     def __init__(
         self,
         startup: Startup,
-        reactor: IReactorTime,
+        reactor: ReactorTime,
         *,
         links: Sequence[tuple[str, str]] = (),
         showErrors: bool = False,
@@ -217,7 +216,7 @@ class _Page:
     def __init__(
         self,
         startup: Startup,
-        reactor: IReactorTime,
+        reactor: ReactorTime,
         links: Sequence[tuple[str, str]],
         showErrors: bool,
         controls: bool,

@@ -20,10 +20,11 @@ from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.logger import Logger
 from twisted.web.http import datetimeToString
 
+from ..asyncmodule import ReactorTime
 from ..queuing.slices import SlicedWork
 from ..queuing.waiters import Waiters
 from .framing import HeadParser
@@ -83,7 +84,7 @@ class Supervisor:
 
     def __init__(
         self,
-        reactor: IReactorTime,
+        reactor: ReactorTime,
         *,
         requestTimeout: float = 30.0,
         maxBodyBytes: int = 64 * 1024,

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from twisted.internet.interfaces import IReactorTime
-
+from ..asyncmodule import ReactorTime
 from ..queuing.histogram import Histogram
 from .responses import NO_ROUTE
 
@@ -39,7 +38,7 @@ class Traffic:
         resource, by the status of the response.
     """
 
-    def __init__(self, reactor: IReactorTime) -> None:
+    def __init__(self, reactor: ReactorTime) -> None:
         """
         @param reactor: Provides the time.
         """
