@@ -19,6 +19,8 @@ the environment of the tests:
 A comment is C{% TEXT} or C{<!-- TEXT -->}, directly above its block. Below C{not
 executed: REASON} a block is only shown.
 
+Ports from 8000 to 8499 are replaced by free ones, each by the same on its page.
+
 In an output, C{...} stands for anything. Dates, times and seconds differ from run to
 run.
 """
@@ -35,6 +37,7 @@ from functools import partial
 from pathlib import Path
 from shutil import rmtree, which
 from signal import SIGINT
+from socket import socket
 from threading import Timer
 from typing import Any, Final
 from unittest import SkipTest
@@ -61,6 +64,7 @@ _INFO: Final = re.compile(
     r"(?:\{code-block\} *)?(?P<language>\w+) *\n(?P<options>(?::[\w-]+:.*\n)*)\n?"
 )
 _FENCED: Final = re.compile(r"^(```+|:::+).*?^\1$", re.M | re.S)
+_PORT: Final = re.compile(r"\b8[0-4]\d\d\b")
 _COMMENT: Final = re.compile(r"^(?:% (.*)|<!-- (.*) -->)\n+\Z", re.M)
 _VARIABLE: Final = (
     (r"\d{4}-\d\d-\d\d", r"\d{4}-\d\d-\d\d"),
@@ -79,12 +83,26 @@ class Page:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.printed: str | None = None
+        self._ports: dict[str, str] = {}
         self._background: list[tuple[str, subprocess.Popen[str]]] = []
         (self.folder / ".venv").symlink_to(sys.prefix)
         self._environment = os.environ | {
             "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
             "PYTHONUNBUFFERED": "1",
         }
+
+    def withFreePorts(self, text: str) -> str:
+        """
+        @return: A block of the page, with ports that are free on this machine.
+        """
+        return _PORT.sub(self._portFor, text)
+
+    def _portFor(self, found: re.Match[str]) -> str:
+        if found[0] not in self._ports:
+            with socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self._ports[found[0]] = str(free.getsockname()[1])
+        return self._ports[found[0]]
 
     def run(self, *command: str) -> str:
         """
@@ -208,6 +226,7 @@ def _commands(source: str) -> Iterator[tuple[str, str]]:
 def _evaluate(example: Example) -> None:
     language, caption, comment, source = example.parsed
     page: Page = example.namespace["page"]
+    source = page.withFreePorts(source)
     order, _, name = comment.partition(" ")
     if caption:
         path = page.folder / caption
