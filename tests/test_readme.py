@@ -13,7 +13,7 @@ from .processes import ROOT
 
 README = (ROOT / "README.md").read_text()
 
-SITE = "https://tsrv.readthedocs.io/en/stable/"
+SITE = "https://tsrv.readthedocs.io/en/latest/"
 
 REPOSITORY = (
     "https://github.com/tsrv/tsrv/blob/main/",
