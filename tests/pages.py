@@ -86,7 +86,11 @@ class Page:
         self._ports: dict[str, str] = {}
         self._background: list[tuple[str, subprocess.Popen[str]]] = []
         (self.folder / ".venv").symlink_to(sys.prefix)
-        self._environment = os.environ | {
+        # A page with tests runs them as its reader does.
+        inherited = {
+            name: os.environ[name] for name in os.environ if "PYTEST" not in name
+        }
+        self._environment = inherited | {
             "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
             "PYTHONUNBUFFERED": "1",
         }
