@@ -105,11 +105,13 @@ class Listener:
             return port.stopListening()
         # stopListening() closes the socket one turn after it has stopped accepting.
         # The kernel accepts connections in this turn, and resets them at the end.
+        port.stopReading()
         for _ in range(MAX_LAST_CONNECTIONS):
             before = self.site.connections.accepted
             port.doRead()
             if self.site.connections.accepted == before:
                 break
+        port.socket.close()
         port.connectionLost(Failure(ConnectionDone()))
         return None
 
