@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from coverage import Coverage
 from hypothesis import settings
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogBeginner, globalLogPublisher
@@ -23,6 +24,19 @@ from .websupport import leaveAll
 # No test asserts a time, so hypothesis must not either.
 settings.register_profile("tsrv", deadline=None)
 settings.load_profile("tsrv")
+
+
+RANDOM = {
+    "tests.test_aiomachine",
+    "tests.test_logformat",
+    "tests.test_machine",
+    "tests.test_pipelining",
+    "tests.test_programs",
+}
+"""
+Modules that run the same lines many times. Coverage doubles the time of a line, and
+other tests run these lines, too.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
@@ -86,6 +100,19 @@ def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
     assert observe.all == []
     if reactor is not None:
         assert set(reactor.getDelayedCalls()) - before == set()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def withoutCoverage(request: pytest.FixtureRequest) -> Iterator[None]:
+    """
+    Do not measure the coverage of the random tests.
+    """
+    measuring = Coverage.current() if request.module.__name__ in RANDOM else None
+    if measuring is not None:
+        measuring.stop()
+    yield
+    if measuring is not None:
+        measuring.start()
 
 
 @pytest.fixture(autouse=True, scope="module")

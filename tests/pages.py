@@ -86,9 +86,11 @@ class Page:
         self._ports: dict[str, str] = {}
         self._background: list[tuple[str, subprocess.Popen[str]]] = []
         (self.folder / ".venv").symlink_to(sys.prefix)
-        # A page with tests runs them as its reader does.
+        # Programs run as for a reader, without the options and the tools of the tests.
         inherited = {
-            name: os.environ[name] for name in os.environ if "PYTEST" not in name
+            name: os.environ[name]
+            for name in os.environ
+            if not name.startswith(("COVERAGE", "PYTEST"))
         }
         self._environment = inherited | {
             "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",

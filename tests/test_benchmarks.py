@@ -5,6 +5,7 @@ fail.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -19,11 +20,15 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """
-    Run a script.
+    Run a script, without measuring its coverage, which doubles its time.
     """
+    environment = {
+        name: os.environ[name] for name in os.environ if "COVERAGE" not in name
+    }
     return subprocess.run(  # noqa: S603
         [sys.executable, "-m", *words],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
