@@ -314,7 +314,7 @@ def _close(namespace: dict[str, Any]) -> None:
 pages = Sybil(
     parsers=[_parse],
     path=str(ROOT),
-    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
+    patterns=["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*/*.md"],
     setup=_open,
     teardown=_close,
 )
