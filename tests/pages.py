@@ -114,7 +114,16 @@ class Page:
         """
         @return: What a program has written.
         """
-        ended = subprocess.run(  # noqa: S603
+        process = self._spawn(*command)
+        try:
+            output, _ = process.communicate(timeout=LONGEST_SECONDS)
+        finally:
+            process.kill()
+        assert process.returncode == 0, output
+        return output
+
+    def _spawn(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(  # noqa: S603
             command,
             cwd=self.folder,
             env=self._environment,
@@ -122,25 +131,13 @@ class Page:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=LONGEST_SECONDS,
-            check=False,
         )
-        assert ended.returncode == 0, ended.stdout
-        return ended.stdout
 
     def start(self, command: str, expected: str) -> None:
         """
         Start a program, and wait until it has written the expected lines.
         """
-        process = subprocess.Popen(  # noqa: S603
-            ["sh", "-c", f"exec {command}"],  # noqa: S607
-            cwd=self.folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        process = self._spawn("sh", "-c", f"exec {command}")
         self._background.append((command, process))
         _follow(process, expected)
 

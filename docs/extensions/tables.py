@@ -11,6 +11,7 @@ Each directive writes a Markdown table and lets MyST parse it.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -59,7 +60,7 @@ def code(texts: list[str] | tuple[str, ...]) -> str:
     return ", ".join(f"`{text}`" for text in texts)
 
 
-class TableDirective(SphinxDirective):
+class TableDirective(SphinxDirective, ABC):
     """
     A directive that becomes a table. Its arguments select the rows.
     """
@@ -68,11 +69,11 @@ class TableDirective(SphinxDirective):
     optional_arguments = 100
     final_argument_whitespace = False
 
+    @abstractmethod
     def write(self) -> str:
         """
         @return: The table in Markdown.
         """
-        raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
         """
