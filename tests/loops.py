@@ -11,16 +11,31 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["asFuture", "onLoop", "settle"]
+from .turning import LeapingLoop
+
+__all__ = ["asFuture", "onLoop", "onRealLoop", "settle"]
 
 _Test = Callable[..., Coroutine[Any, Any, None]]
 
 
 def onLoop(test: _Test) -> Callable[..., None]:
     """
-    Run a test in a task of a loop of its own. No task may be left when it ends.
+    Run a test in a task of a loop of its own, in which time does not pass but leaps. No
+    task may be left when it ends.
     """
+    return _runIn(LeapingLoop, test)
 
+
+def onRealLoop(test: _Test) -> Callable[..., None]:
+    """
+    Like L{onLoop}, in real time, for a test with processes, threads or connections.
+    """
+    return _runIn(asyncio.new_event_loop, test)
+
+
+def _runIn(
+    makeLoop: Callable[[], asyncio.AbstractEventLoop], test: _Test
+) -> Callable[..., None]:
     @wraps(test)
     def run(*arguments: Any, **keywords: Any) -> None:
         async def main() -> None:
@@ -28,7 +43,8 @@ def onLoop(test: _Test) -> Callable[..., None]:
             await settle()
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
-        asyncio.run(main())
+        with asyncio.Runner(loop_factory=makeLoop) as runner:
+            runner.run(main())
 
     return run
 

@@ -160,7 +160,7 @@ async def test_a_cancelled_call_is_never_started() -> None:
     wrapper = QueuingWrapper(client)
     wrapper.initialize()
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.001):
+        async with asyncio.timeout(10):
             await wrapper.proxy.get("limited")
     task = asyncio.ensure_future(wrapper.proxy.get("cancelled"))
     await settle()
@@ -180,7 +180,7 @@ async def test_a_queued_call_ends_with_the_reason() -> None:
     was closed.
     """
     client = Client()
-    wrapper = QueuingWrapper(client, timeout=0.001, fatal=Trouble)
+    wrapper = QueuingWrapper(client, timeout=10, fatal=Trouble)
     wrapper.initialize().addErrback(lambda _: None)
     with pytest.raises(QueueTimeout):
         await wrapper.proxy.get("expired")
@@ -207,9 +207,7 @@ async def test_attempts_are_repeated() -> None:
         if len(attempts) < 3:
             raise Trouble("not yet")
 
-    wrapper = QueuingWrapper(
-        Client(), initialize=initialize, retryPolicy=lambda _: 0.001
-    )
+    wrapper = QueuingWrapper(Client(), initialize=initialize, retryPolicy=lambda _: 1)
     await wrapper.initialize()
     assert len(attempts) == 3
     assert None not in attempts
@@ -233,18 +231,18 @@ async def test_a_lost_module_is_initialised_again() -> None:
     wrapper = QueuingWrapper(
         client,
         ping=ping,
-        pingInterval=0.001,
+        pingInterval=30,
         replay=["get"],
-        retryPolicy=lambda _: 0.001,
+        retryPolicy=lambda _: 1,
     )
     await wrapper.initialize()
     while not pings:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(1)
     call = wrapper.proxy.get("read")
     pings[0].set_exception(Trouble("gone"))
     assert await call == "read"
     assert await wrapper.proxy.get("again") == "again"
-    assert wrapper.history.losses.count >= 1
+    assert wrapper.history.losses.count == 1
     await wrapper.close()
 
 
@@ -599,7 +597,7 @@ async def test_timers_are_those_of_an_interface() -> None:
     assert moved.getTime() >= began + 120
     moved.reset(0)
     cancelled.cancel()
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(1)
     assert calls == ["moved"]
     assert not moved.active()
     with pytest.raises(AlreadyCalled):

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from subprocess import PIPE, STDOUT
 
 from .databases import ownPostgresql as ownPostgresql
-from .loops import onLoop
+from .loops import onRealLoop
 from .postgresql_server import PostgreSQL
 from .processes import ROOT
 from .redis_server import Redis
@@ -98,7 +98,7 @@ async def example(name: str, *words: str) -> AsyncIterator[Example]:
                 await process.communicate()
 
 
-@onLoop
+@onRealLoop
 async def test_starlette_holds_requests(ownPostgresql: PostgreSQL) -> None:
     """
     The Starlette example holds requests while PostgreSQL is down, at the start and
@@ -128,7 +128,7 @@ async def test_starlette_holds_requests(ownPostgresql: PostgreSQL) -> None:
         await app.terminate()
 
 
-@onLoop
+@onRealLoop
 async def test_aiohttp_holds_requests(ownRedis: Redis) -> None:
     """
     The aiohttp example holds requests while Redis is down, at the start and after a
@@ -151,7 +151,7 @@ async def test_aiohttp_holds_requests(ownRedis: Redis) -> None:
         await app.terminate()
 
 
-@onLoop
+@onRealLoop
 async def test_the_worker_stores_all_lines(ownRedis: Redis) -> None:
     """
     The worker stores all lines in order: lines that arrive before Redis starts, and

@@ -378,6 +378,7 @@ async def test_a_cancelled_caller_cancels_the_task_of_the_module(
     """
     client, wrapper = wrap(reactor)
     steps: list[str] = []
+    cleanedUp = asyncio.Event()
 
     async def never(_: int) -> None:
         try:
@@ -386,6 +387,7 @@ async def test_a_cancelled_caller_cancels_the_task_of_the_module(
             steps.append("cancelled")
             await deferLater(reactor, 0.001)
             steps.append("cleaned up")
+            cleanedUp.set()
             raise
 
     client.never = never
@@ -399,7 +401,7 @@ async def test_a_cancelled_caller_cancels_the_task_of_the_module(
         await waiting
     if wait is not inTask:
         # A future does not wait for the cleanup.
-        await asyncio.sleep(0.01)
+        await cleanedUp.wait()
     assert steps == ["cancelled", "cleaned up"]
     await shut(client, wrapper)
 
@@ -521,6 +523,7 @@ async def test_nothing_but_a_call_has_the_context_of_its_caller(reactor: Any) ->
     """
     client, wrapper = wrap(reactor)
     seen: dict[str, set[str]] = {"attempt": set(), "ping": set()}
+    pinged = asyncio.Event()
     lost: Deferred[None] = Deferred()
 
     async def initialize() -> None:
@@ -534,6 +537,7 @@ async def test_nothing_but_a_call_has_the_context_of_its_caller(reactor: Any) ->
         seen["ping"].add(current.get())
         await asyncio.sleep(0)
         seen["ping"].add(current.get())
+        pinged.set()
 
     async def coroutine(number: int) -> str:
         await asyncio.sleep(0)
@@ -554,7 +558,7 @@ async def test_nothing_but_a_call_has_the_context_of_its_caller(reactor: Any) ->
         reactor,
         initialize=initialize,
         ping=ping,
-        pingInterval=0.001,
+        pingInterval=0.1,
         whenLost=lambda: lost,
         lazy=True,
     )
@@ -566,7 +570,7 @@ async def test_nothing_but_a_call_has_the_context_of_its_caller(reactor: Any) ->
             Deferred.fromCoroutine(request(f"coroutine {each}")) for each in range(10)
         )
     )
-    await asyncio.sleep(0.01)
+    await pinged.wait()
     assert seen == {"attempt": {"nobody"}, "ping": {"nobody"}}
     await shut(client, wrapper)
 

@@ -21,7 +21,7 @@ from typing import Protocol
 import pytest
 
 from .databases import ownPostgresql as ownPostgresql
-from .loops import onLoop
+from .loops import onRealLoop
 from .nats_server import ownNats as ownNats
 from .postgresql_server import PostgreSQL
 from .processes import ROOT
@@ -183,7 +183,7 @@ class Driver:
                 return
 
 
-@onLoop
+@onRealLoop
 async def outlast(server: Server, *words: str) -> None:
     """
     Run a client without its server, with it, and after a loss.

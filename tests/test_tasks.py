@@ -130,7 +130,7 @@ async def test_a_time_limit_cancels_what_is_awaited() -> None:
     cancelled: list[object] = []
 
     async def work() -> None:
-        async with asyncio.timeout(0.001):
+        async with asyncio.timeout(10):
             await Deferred(cancelled.append)
 
     with pytest.raises(TimeoutError):
@@ -717,7 +717,7 @@ async def test_the_tools_of_asyncio_take_it() -> None:
     assert await asyncio.wait_for(first, 60) == 0
     assert await asyncio.gather(second, third) == [1, 2]
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.001):
+        async with asyncio.timeout(10):
             await never
     assert never.called
     with anyio.move_on_after(0.001) as scope:

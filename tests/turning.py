@@ -1,5 +1,5 @@
 """
-An asyncio loop whose time advances only when a test says so.
+Asyncio loops with a time of their own, on which no test waits and none is late.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from selectors import SelectorKey, SelectSelector
 from typing import Any
 
-__all__ = ["TurningLoop"]
+__all__ = ["LeapingLoop", "TurningLoop"]
 
 
 class _Selector(SelectSelector):
@@ -23,6 +23,26 @@ class _Selector(SelectSelector):
         if timeout is None or timeout > 0:
             self.idle(timeout)
         return super().select(0)
+
+
+class LeapingLoop(asyncio.SelectorEventLoop):
+    """
+    A loop that does not wait for a timer: when it is idle, its time leaps to the next
+    one. Threads and connections take real time, and need another loop.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        selector = _Selector()
+        selector.idle = self._leap
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self._now
+
+    def _leap(self, timeout: float | None) -> None:
+        assert timeout is not None, "the test waits for something that nothing ends"
+        self._now += timeout
 
 
 class TurningLoop(asyncio.SelectorEventLoop):
