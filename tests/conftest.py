@@ -26,8 +26,9 @@ settings.register_profile("tsrv", deadline=None)
 settings.load_profile("tsrv")
 
 
-RANDOM = {
+UNMEASURED = {
     "tests.test_aiomachine",
+    "tests.test_framing",
     "tests.test_logformat",
     "tests.test_machine",
     "tests.test_pipelining",
@@ -105,9 +106,9 @@ def nothingLeftBehind(loggedFailures: list[LogEvent]) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def withoutCoverage(request: pytest.FixtureRequest) -> Iterator[None]:
     """
-    Do not measure the coverage of the random tests.
+    Do not measure the coverage of some tests.
     """
-    measuring = Coverage.current() if request.module.__name__ in RANDOM else None
+    measuring = Coverage.current() if request.module.__name__ in UNMEASURED else None
     if measuring is not None:
         measuring.stop()
     yield

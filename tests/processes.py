@@ -29,11 +29,16 @@ The checkout.
 
 def run(*command: str | Path, status: int = 0, **environment: str) -> str:
     """
-    Run a program outside of the checkout, with no Python path but the given one.
+    Run a program outside of the checkout, with no Python path but the given one,
+    without measuring its coverage.
 
     @return: Its output, and its errors.
     """
-    inherited = {name: os.environ[name] for name in os.environ if "PYTHON" not in name}
+    inherited = {
+        name: os.environ[name]
+        for name in os.environ
+        if not name.startswith(("COVERAGE", "PYTHON"))
+    }
     ended = subprocess.run(  # noqa: S603
         [str(word) for word in command],
         cwd=sys.prefix,
