@@ -29,7 +29,7 @@ from .channels import (
     statuses,
 )
 from .resources import ResourceUsage
-from .support import resultOf
+from .support import Trouble, resultOf
 from .websupport import (
     File,
     Peer,
@@ -230,6 +230,27 @@ def test_a_producer_is_stopped_when_its_client_leaves(
     (producer,) = producers
     assert producer.told == ["stop"] if streaming else producer.stopped
     assert server.endOf(0) is not None
+
+
+@pytest.mark.parametrize("error", [Trouble, SystemExit])
+def test_an_error_of_a_producer_keeps_no_connection_open(
+    error: type[BaseException], server: Server, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    If a producer raises an error when its client disconnects, the error is logged, and
+    the connection is closed as always.
+    """
+
+    class Unstoppable(Push):
+        def stopProducing(self) -> None:
+            raise error("unstoppable")
+
+    peer = server.connect(get("/held"))
+    Unstoppable(server.requests[0])
+    peer.leave()
+    assert loggedFailures.pop()["log_failure"].check(error)
+    assert server.endOf(0) is not None
+    assert resultOf(server.connections.stop(10)).value == 0
 
 
 def test_a_second_producer_is_refused(server: Server) -> None:

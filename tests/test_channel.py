@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import AlreadyCalledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
@@ -760,6 +760,20 @@ def test_a_request_learns_that_its_client_has_left(
     held.write(b"late")
     assert server.paths == ["/held"]
     pump(server.clock, 11)
+
+
+def test_an_error_at_the_end_of_a_request_keeps_no_connection_open(
+    server: Server,
+) -> None:
+    """
+    If a program has fired the Deferred of C{notifyFinish} itself, Twisted raises an
+    error when the client disconnects. The connection is closed as always.
+    """
+    peer = server.connect(get("/held"))
+    server.requests[0].notifyFinish().callback(None)
+    with pytest.raises(AlreadyCalledError):
+        peer.leave()
+    assert resultOf(server.connections.stop(10)).value == 0
 
 
 @asynchronous

@@ -21,7 +21,7 @@ from tsrv.web.problems import HTTPError
 from tsrv.web.responses import AsyncResource, Response, text
 from tsrv.web.site import Site
 
-from .support import Trouble
+from .support import Trouble, resultOf
 from .websupport import Answer, Peer, Rendered, Teller, answersIn, ask, logged, textsOf
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -205,6 +205,27 @@ def test_a_client_that_leaves_during_the_method_cancels_its_result(
     assert events == []
 
 
+@pytest.mark.parametrize("error", [Trouble, SystemExit])
+def test_an_error_of_a_canceller_keeps_no_connection_open(
+    error: type[BaseException], clock: Clock, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    If a canceller raises an error when the client disconnects, the error is logged, and
+    the site does not wait for the connection when it stops.
+    """
+
+    def cancel(_: object) -> None:
+        raise error("uncancellable")
+
+    site = Site(Rendered(lambda _: Deferred(cancel)), clock)
+    peer = Peer(site, clock)
+    peer.send(GET)
+    peer.leave()
+    assert loggedFailures.pop()["log_failure"].check(error)
+    assert resultOf(site.stop(10)).value == 0
+    assert site.traffic.inProgress == 0
+
+
 # Faults of a resource.
 
 
@@ -226,17 +247,27 @@ def strangely(request: Request) -> Deferred[Response]:
     return fail(error)
 
 
+class Unspeakable(HTTPError):
+    """
+    An error whose message ends the program.
+    """
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+
 @pytest.mark.parametrize(
     ("render", "error"),
     [
         (breakOff, Trouble),
         (lambda _: Response("not bytes", b"text/plain"), TypeError),  # type: ignore[arg-type]
         (strangely, InvalidHeaderName),
+        (lambda _: fail(Unspeakable()), SystemExit),
     ],
 )
 def test_a_response_that_cannot_be_finished_aborts_the_connection(
     render: Callable[[Request], Any],
-    error: type[Exception],
+    error: type[BaseException],
     clock: Clock,
     loggedFailures: list[LogEvent],
 ) -> None:

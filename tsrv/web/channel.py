@@ -120,9 +120,11 @@ class Channel(Writer):
         self._countKept()
         self._forgetBody()
         request, self._request = self._request, None
-        if request is not None:
-            request.connectionLost(reason)
-        self.connections.closed(self)
+        try:
+            if request is not None:
+                request.connectionLost(reason)
+        finally:
+            self.connections.closed(self)
 
     def resumeProducing(self) -> None:
         """

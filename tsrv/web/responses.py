@@ -21,6 +21,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import Interface
 
+from ..queuing.foreign import cancelForeign
 from ..queuing.history import explain
 from .message import Response, text
 from .problems import HTTPError, responseTo
@@ -146,7 +147,7 @@ class _Exchange:
         result.addBoth(self._finish)
         if self._clientLeft:
             # The client disconnected during the call of render().
-            result.cancel()
+            cancelForeign(result)
 
     def callback(self, result: None) -> None:
         pass
@@ -155,14 +156,14 @@ class _Exchange:
         self._clientLeft = True
         if self._result is not None:
             with withRequestId(requestIdOf(self._request)):
-                self._result.cancel()
+                cancelForeign(self._result)
 
     def _finish(self, result: Response | Failure) -> None:
         try:
             if not isinstance(result, Failure):
                 self._write(result)
                 return
-        except Exception:
+        except BaseException:
             result = Failure()
         self.fail(result)
 
@@ -171,7 +172,7 @@ class _Exchange:
         with withRequestId(requestIdOf(self._request)):
             try:
                 self._writeProblem(failure)
-            except Exception:
+            except BaseException:
                 abort(self._request, Failure())
 
     def _write(self, response: Response) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IAddress, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol
+from twisted.logger import Logger
 from twisted.web.http import NO_BODY_CODES
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
@@ -31,6 +32,8 @@ with suppress(ImportError):
     from termios import TIOCOUTQ
 
 __all__ = ["MIN_BYTES_PER_SECOND", "Phase", "Writer"]
+
+_log = Logger("tsrv.web")
 
 MIN_BYTES_PER_SECOND: Final = 1024
 """
@@ -141,7 +144,11 @@ class Writer(Protocol):
         Stop for good: the connection is lost.
         """
         if self._producer is not None:
-            self._producer.stopProducing()
+            try:
+                self._producer.stopProducing()
+            except BaseException:
+                # Twisted would not close the socket.
+                _log.failure("A producer raised an error when its client disconnected")
 
     def getPeer(self) -> IAddress:
         """
