@@ -89,6 +89,17 @@ def test_a_response_has_a_status_and_headers() -> None:
     assert not {"content-length", "content-type"} & set(empty.headers)
 
 
+@pytest.mark.parametrize("lineBreak", [b"\r\n", b"\n", b"\r"])
+def test_a_content_type_cannot_add_a_header(lineBreak: bytes) -> None:
+    """
+    Line breaks in the type of a response become spaces, as in all headers: the type may
+    be the one that a client once sent.
+    """
+    contentType = b"text/plain" + lineBreak + b"X-Forged: yes"
+    answer = ask(Rendered(lambda _: Response(b"", contentType)))
+    assert answer.headers["content-type"] == "text/plain X-Forged: yes"
+
+
 # Methods.
 
 

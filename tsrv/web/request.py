@@ -160,6 +160,9 @@ class SiteRequest(Request):
             or self.lastModified is not None
             or response.status in NO_BODY_CODES
             or "write" in self.__dict__
+            # Twisted removes line breaks from headers.
+            or b"\r" in response.contentType
+            or b"\n" in response.contentType
         ):
             return False
         body = response.body
