@@ -110,6 +110,10 @@ DIGITS = GET[:-2] + b"Content-Length: " + b"1" * 5000 + b"\r\n"
 
 LONG = chunk(b"x" * (MAX_BODY + 1))
 
+FIELD = b"--limit\r\nContent-Disposition: form-data; name*=utf-8''a\r\n\r\n1\r\n"
+
+FORM = post(len(FIELD), b"Content-Type: multipart/form-data; boundary=limit") + FIELD
+
 
 def start(target: bytes, version: bytes = b"HTTP/1.1") -> bytes:
     """
@@ -180,6 +184,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "negative length of a chunk": (400, CHUNKED + b"-1\r\nx\r\n0\r\n\r\n"),
     "end of a chunk": (400, CHUNKED + b"1\r\nxy\r\n0\r\n\r\n"),
     "endless length of a chunk": (400, CHUNKED + b"1" * 2000),
+    "encoded name in a form": (400, FORM),
     "bad request before an endless line": (400, b"nonsense\r\n" + b"x" * 20_000),
     "bad request before good ones": (400, b"nonsense\r\n\r\n" + GET * 3),
 }

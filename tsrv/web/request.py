@@ -93,6 +93,10 @@ class SiteRequest(Request):
             assert self.content is not None
             self.content.seek(0)
             self.process()
+        except Exception:
+            # Twisted's parser of forms fails for some forms. Errors of process() do not
+            # get here.
+            self.channel._respondToBadRequestAndDisconnect()
 
     def process(self) -> None:
         """
