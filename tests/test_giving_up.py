@@ -297,6 +297,8 @@ def test_when_a_predictable_module_will_be_ready(clock: Clock) -> None:
         ({"timeout": float("nan")}, ValueError, "timeout must be seconds"),
         ({"attemptTimeout": float("inf")}, ValueError, "attemptTimeout must be sec"),
         ({"closeTimeout": -0.1}, ValueError, "closeTimeout must be seconds"),
+        ({"pingInterval": 0}, ValueError, "pingInterval must be seconds > 0"),
+        ({"pingInterval": "9"}, TypeError, "pingInterval must be seconds"),
         ({"replay": "read"}, TypeError, "replay must be a collection of names"),
         ({"replay": ["raed"]}, ValueError, "Module has no method 'raed'"),
         ({"fatal": [Refused("an instance")]}, TypeError, "fatal must be types"),

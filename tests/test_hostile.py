@@ -232,16 +232,25 @@ class Unspeakable(Exception):
         raise Trouble("no words")
 
 
-def test_an_error_that_cannot_be_printed(clock: Clock) -> None:
+class Unplaced(Exception):
     """
-    A log line that cannot be written does not stop the retries.
+    An error whose type does not say in which module it was defined.
+    """
+
+    __module__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [Unspeakable, Unplaced])
+def test_an_error_that_cannot_be_printed(clock: Clock, kind: type[Exception]) -> None:
+    """
+    An error that cannot be described does not stop the retries.
     """
     module, wrapper, _ = wrap(clock)
     resultOf(wrapper.initialize())
-    module.attempts[0].errback(Unspeakable())
+    module.attempts[0].errback(kind())
     clock.advance(1)
     module.attempts[1].callback(None)
-    module.watches[0].errback(Unspeakable())
+    module.watches[0].errback(kind())
     assert wrapper.state is State.LOST
     clock.advance(1)
     module.attempts[2].callback(None)

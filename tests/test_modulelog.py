@@ -28,6 +28,7 @@ from tsrv.web.traffic import Traffic
 from .operated import Program
 from .operated import program as program
 from .support import (
+    Empty,
     Module,
     Refused,
     Trouble,
@@ -241,6 +242,29 @@ def test_a_module_that_is_lost_again_and_again(started: Started, clock: Clock) -
         ]
 
 
+def test_an_outage_after_many_losses(started: Started, clock: Clock) -> None:
+    """
+    A module that is lost again, but not ready again soon, has a line with the number of
+    all failed attempts, even if its loss and their reason are not news.
+    """
+    module, _ = started
+    lose(module)
+    for _ in range(4):
+        clock.advance(30)
+        module.attempts[-1].errback(Trouble("refused"))
+    for _ in range(200):
+        clock.advance(30)
+        module.attempts[-1].callback(None)
+        clock.advance(5)
+        lose(module)
+    with logged() as events:
+        for _ in range(4):
+            clock.advance(30)
+            module.attempts[-1].errback(Trouble("refused"))
+    (line,) = textsOf(events)
+    assert re.search(r"attempt 207 failed \(Trouble: refused\), 6 failures in ", line)
+
+
 def test_events_have_fields(clock: Clock) -> None:
     """
     Each number is also a field of its event, so that programs need not parse the text.
@@ -368,6 +392,51 @@ def test_modules_that_cannot_be_closed(clock: Clock, isReset: bool) -> None:
     assert textsOf(events) == [f"Module: {what} (Trouble: stuck)"]
     assert levels(events) == [LogLevel.warn if isReset else LogLevel.error]
     shut(wrapper)
+
+
+def test_a_module_that_can_never_be_closed(clock: Clock) -> None:
+    """
+    A module that is closed again and again, because its pings fail, does not fill the
+    log with errors of closing.
+    """
+    module = Empty()
+    module.close = lambda: 1 / 0  # type: ignore[attr-defined]
+    wrapper = QueuingWrapper(module, clock, ping=lambda: 1 / 0)
+    wrapper.initialize()
+    with logged() as events:
+        clock.pump([1.0] * 3600)
+        resultOf(wrapper.close())
+    texts = [each for each in textsOf(events) if "failed to close" in each]
+    error = "(ZeroDivisionError: division by zero)"
+    assert texts[0] == f"Empty: failed to close for the reset {error}"
+    assert texts[-1] == f"Empty: failed to close {error}"
+    assert len(texts) < 10
+    assert 10 < len(events) < 60
+
+
+def test_a_report_after_a_failed_ping(clock: Clock) -> None:
+    """
+    The line of a loss names the ping only if the ping has failed.
+    """
+    module, wrapper, proxy = wrap(clock, ping=lambda: 1 / 0)
+    ready(module, wrapper)
+    with logged() as events:
+        clock.advance(10)
+        module.closings[-1].callback(None)
+        module.attempts[-1].callback(None)
+        with suppress(Trouble):
+            proxy.fail(None)
+        clock.advance(0)
+        module.closings[-1].callback(None)
+        recover(clock, module)
+        lose(module, Trouble("cut off"))
+    shut(wrapper)
+    error = "ping failed: ZeroDivisionError: division by zero"
+    assert [text for text in textsOf(events) if "lost" in text] == [
+        f"Module: lost ({error}); retry at once",
+        f"Module: lost ({error}); retry in 1.0 s",
+        "Module: lost (Trouble: cut off); retry in 1.0 s",
+    ]
 
 
 def test_failed_pings_are_losses(clock: Clock) -> None:

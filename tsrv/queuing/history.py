@@ -206,14 +206,14 @@ def explain(error: BaseException | None) -> str:
     """
     if error is None:
         return "no reason given"
+    kind = type(error)
     try:
         text = oneLine(str(error))
+        isOwn = kind.__module__.startswith("tsrv.")
     except BaseException:
-        text = "(an error that cannot be printed)"
-    kind = type(error)
+        text, isOwn = "(an error that cannot be printed)", False
     if not text:
         return kind.__name__
-    isOwn = kind.__module__.startswith("tsrv.")
     return text if isOwn else f"{kind.__name__}: {text}"
 
 

@@ -30,7 +30,7 @@ from .foreign import abandon, callForeign, callWithin, errorOf, observe
 from .history import History
 from .modulelog import ModuleLog
 from .needsasyncio import NeedsAsyncio, explain
-from .options import checkArguments, checkSeconds
+from .options import checkArguments, checkInterval, checkSeconds
 from .ping import Ping
 from .states import (
     HEALTHY_STATES,
@@ -92,6 +92,7 @@ class Initialization:
         """
         checkSeconds("attemptTimeout", timeout)
         checkSeconds("closeTimeout", closeTimeout)
+        checkInterval("pingInterval", pingInterval)
         checkArguments("retryPolicy", retryPolicy, 1)
         self.attempts = 0
         self.lastError: BaseException | None = None
@@ -152,7 +153,7 @@ class Initialization:
             self._retryCall.cancel()
             self._retryCall = None
         if attempt is not None:
-            self._history.attemptEnded(reason or CancelledError())
+            self._history.attemptEnded(CancelledError() if reason is None else reason)
             attempt.end()
         if self._ping is not None:
             self._ping.stop()
@@ -175,8 +176,7 @@ class Initialization:
             self._log.reset(reason)
             # After the close() of an earlier reset, the next attempt begins anyway.
             if self._closing is None:
-                if self._retryCall is not None:
-                    self._retryCall.cancel()
+                self.stop()
                 self._retry()
             return
         if state not in (*HEALTHY_STATES, State.INITIALIZING):
@@ -232,7 +232,7 @@ class Initialization:
                 # A ping has shown that the module needs asyncio.
                 self.fail(self.lastError)
             elif self._backsOff:
-                self._scheduleRetry(self.lastError)
+                self._scheduleRetry(self.lastError, "ping failed: ")
             else:
                 self._retry()
         return error
@@ -382,7 +382,7 @@ class Initialization:
 
     # Retries.
 
-    def _scheduleRetry(self, error: BaseException | None) -> None:
+    def _scheduleRetry(self, error: BaseException | None, source: str = "") -> None:
         state = self._lifecycle.state
         try:
             given = self._retryPolicy(self._policyAttempts)
@@ -406,14 +406,14 @@ class Initialization:
         self._lastDelay = delay
         self._retryCall = self._reactor.callLater(delay, self._retry)
         if state is State.LOST:
-            self._log.lost(error, delay, "ping failed: " if self._backsOff else "")
+            self._log.lost(error, delay, source)
         else:
             self._log.attemptFailed(self._history.attempts.count, error, delay)
         self._changed()
 
-    def _isOvertaken(self, state: State, closing: object = None) -> bool:
+    def _isOvertaken(self, state: State) -> bool:
         # Foreign code has closed the wrapper, ended the attempts or begun again.
-        begun = (self._attempt, self._retryCall, self._closing) != (None, None, closing)
+        begun = (self._attempt, self._retryCall, self._closing) != (None, None, None)
         return begun or self._lifecycle.state is not state
 
     def _retry(self) -> None:

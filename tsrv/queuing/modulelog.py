@@ -4,10 +4,11 @@ The numbers are fields of the log event, too.
 
 A module that is down for hours, or is lost again and again, must not fill the log. So
 a known reason gets further lines at growing intervals: when the trouble has lasted
-twice as long as at the last line, or for another hour. Such a line also counts the
-events without a line. The first three losses and failed attempts always get a line,
-except attempts that fail for the reason of the loss. The trouble is over when the
-module has been ready for a minute.
+twice as long as at the last line, or for another hour; and when it is a minute since
+the module became ready, and the log has not said that it is lost. Such a line also
+counts the events without a line. The first three losses and failed attempts always get
+a line, except attempts that fail for the reason of the loss. The trouble is over when
+the module has been ready for a minute.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ class ModuleLog:
         The module is initialised, or has been reset: forget earlier trouble.
         """
         self._since = self._readySince = self._reactor.seconds()
+        # Whether nothing has happened since the module became ready.
+        self._isReady = False
         self._silentUntil = 0.0
         self._told: set[str] = set()
         self._lossReason: str | None = None
@@ -85,14 +88,14 @@ class ModuleLog:
         # Whether the log says that the module is not ready.
         self._isTold = True
 
-    def lost(self, error: BaseException | None, delay: float, what: str = "") -> None:
+    def lost(self, error: BaseException | None, delay: float, source: str = "") -> None:
         """
         The module is lost.
 
         @param delay: The seconds until the next attempt.
-        @param what: The source of the report, unless it is the module: a ping.
+        @param source: The source of the report, unless it is the module: a ping.
         """
-        reason = f"{what}{explain(error)}"
+        reason = f"{source}{explain(error)}"
         self._trouble("lost", reason, delay, "losses")
         self._lossReason = reason
 
@@ -114,8 +117,9 @@ class ModuleLog:
             return
         times = self._times[what]
         text = "{module}: " + what + " ({error})"
-        if self._hasOmitted:
+        if self._hasOmitted and times > 1:
             text += ", {times} " + plural + " in {seconds:.0f} s"
+            self._hasOmitted = False
         text += "; retry in {delay:.1f} s" if delay else "; retry at once"
         _log.warn(
             text,
@@ -126,12 +130,13 @@ class ModuleLog:
             delay=round(delay, 3),
             **fields,
         )
-        self._hasOmitted = False
 
     def _isDue(self, what: str, reason: str) -> bool:
         now = self._reactor.seconds()
-        isCalm = not self._times or now - self._readySince >= CALM_SECONDS
-        if isCalm and not self._isTold:
+        wasReady, self._isReady = self._isReady, False
+        # The last line says that the module is ready, and is a minute old.
+        isOutdated = not self._isTold and now - self._readySince >= CALM_SECONDS
+        if (wasReady and isOutdated) or not (self._isTold or self._times):
             self.begin()
         times = self._times[what] = self._times.get(what, 0) + 1
         # An attempt that fails for the reason of the loss is not news.
@@ -140,7 +145,8 @@ class ModuleLog:
         )
         seconds = now - self._since
         isNew = reason not in self._told and len(self._told) < MAX_REASONS
-        if not (isFirst or isNew) and seconds < self._silentUntil:
+        isDue = isFirst or isNew or isOutdated or seconds >= self._silentUntil
+        if not isDue:
             self._hasOmitted = True
             return False
         if isNew:
@@ -155,7 +161,7 @@ class ModuleLog:
         An attempt has failed. If that looks like a mistake in the program, log its
         traceback, once until the module is ready.
         """
-        if failure.check(*PROGRAMMING_ERRORS) and not self._hasTraceback:
+        if isinstance(failure.value, PROGRAMMING_ERRORS) and not self._hasTraceback:
             self._hasTraceback = True
             text = "{module}: a mistake in the program"
             _log.failure(text, failure, module=self._name)
@@ -169,6 +175,7 @@ class ModuleLog:
         """
         isTold, self._isTold = self._isTold, False
         self._readySince = self._reactor.seconds()
+        self._isReady = True
         self._hasTraceback = False
         # Success at the first attempt is not worth a line.
         if isTold and (isRecovered or attempts > 1):
@@ -246,9 +253,13 @@ class ModuleLog:
 
         @param isReset: Whether the module is initialised again afterwards.
         """
-        text = "{module}: failed to close" + (" for the reset" if isReset else "")
-        log = _log.warn if isReset else _log.error
-        log(text + " ({error})", module=self._name, error=explain(error))
+        reason = explain(error)
+        if not isReset:
+            text = "{module}: failed to close ({error})"
+            _log.error(text, module=self._name, error=reason)
+        elif self._isDue("not closed", reason):
+            text = "{module}: failed to close for the reset ({error})"
+            _log.warn(text, module=self._name, error=reason)
 
 
 def logReady(

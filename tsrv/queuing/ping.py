@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from .foreign import callWithin
-from .options import checkArguments, checkInterval
+from .options import checkArguments
 
 __all__ = ["Ping"]
 
@@ -34,7 +34,6 @@ class Ping:
         @param failed: Called with the error of a ping; no further ping follows.
         """
         checkArguments("ping", ping, 0)
-        checkInterval("pingInterval", interval)
         self._reactor = reactor
         self._ping = ping
         self._interval = interval

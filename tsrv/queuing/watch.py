@@ -79,7 +79,7 @@ class Watch:
             raise TypeError(f"whenLost() returned {answer!r}, not a Deferred")
         if deferred.called and not deferred.paused:
             reason = readResult(deferred)
-            if isinstance(reason, Failure) and reason.check(NeedsAsyncio):
+            if isinstance(reason, Failure) and isinstance(reason.value, NeedsAsyncio):
                 reason.raiseException()
         abandonCoroutine(self._watching)
         self._watching = deferred
