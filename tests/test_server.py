@@ -772,6 +772,23 @@ def test_a_stopped_server_opens_no_port(parts: Parts) -> None:
     assert parts.steps.count("open 80") == 0
 
 
+def test_a_server_may_be_stopped_before_the_reactor_runs(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A server that is stopped before the reactor runs stays stopped.
+    """
+    whenRunning: list[Callable[[], object]] = []
+    monkeypatch.setattr(parts.machine, "callWhenRunning", whenRunning.append)
+    parts.start()
+    assert parts.stopAtOnce().value is None
+    with logged() as events:
+        for call in whenRunning:
+            call()
+    assert textsOf(events) == []
+    assert "initialize" not in parts.steps
+
+
 def test_repeated_stops_wait_for_one_shutdown(separate: Parts) -> None:
     """
     A repeated stop waits for the same shutdown; cancelling the wait does not affect the

@@ -254,6 +254,8 @@ class Server(Service):
         return succeed(None) if self._hasStopped else self._stopWaiters.wait()
 
     def _initialize(self) -> None:
+        if self._isStopping:
+            return
         if self._ownsProcess:
             handleSignals(self._reactor, self.announceStop, self.stopNow)
         urls = ", ".join(url for each in self._listeners for url in each.urls)
