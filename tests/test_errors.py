@@ -430,7 +430,7 @@ def test_an_error_for_clients_reaches_them_unchanged() -> None:
     assert (members["error"], members["detail"]) == (sentence, sentence)
     assert (members["kettles"], members["litres"]) == (["red", "blue"], 0)
     assert "traceback" not in members
-    assert (plain.status, plain.body.decode()) == (418, f"{sentence}\n(request mine)")
+    assert (plain.status, plain.body.decode()) == (418, f"{sentence}\n(request mine)\n")
     assert "&quot;Zürich&quot; &lt;b&gt;" in page.body.decode()
     # Errors of one class share no state.
     assert "kettles" not in problemIn(ask(failing(Known("Another"))))

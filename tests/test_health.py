@@ -178,7 +178,7 @@ def test_a_paused_module_is_missing(program: Program) -> None:
     assert missing(program) == ["unready", paused.format(3)]
     answer = askReady(program, "text/plain")
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    assert answer.body == b"unready: database (paused)"
+    assert answer.body == b"unready: database (paused)\n"
     program.lose("database")
     program.clock.advance(2)
     assert missing(program)[1] == "database lost for 5.0 s: lost (Trouble)"
@@ -316,7 +316,7 @@ def test_text_clients_get_the_message(program: Program) -> None:
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    assert answer.body == b"starting: c (attempt 1 failed (Trouble))"
+    assert answer.body == b"starting: c (attempt 1 failed (Trouble))\n"
 
 
 def test_messages_are_hidden_from_the_public(program: Program) -> None:

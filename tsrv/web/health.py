@@ -87,7 +87,9 @@ class Ready(AsyncResource):
         waits = [startup.wrappers[each].retryAfter() or 0.0 for each in listed]
         retryAfter = max(1, ceil(max(waits, default=0.0)))
         headers = [*NOT_CACHED, (b"Retry-After", b"%d" % retryAfter)]
-        error = HTTPError(message, HTTPStatus.SERVICE_UNAVAILABLE, headers, message)
+        error = HTTPError(
+            message, HTTPStatus.SERVICE_UNAVAILABLE, headers, text=f"{message}\n"
+        )
         error.members = {"state": status, "missing": missing}
         raise error
 

@@ -182,12 +182,11 @@ class HTTPError(Exception):
         return json.dumps(members)
 
     def _asText(self, requestId: str, traceback: str) -> str:
-        lines = [self.text or str(self)]
-        if self.text is None:
-            lines += [*self._parts(), f"(request {requestId})"]
-        if traceback:
-            lines += ["", traceback]
-        return "\n".join(lines)
+        text = self.text
+        if text is None:
+            lines = [str(self), *self._parts(), f"(request {requestId})"]
+            text = "".join(f"{line}\n" for line in lines)
+        return f"{text.rstrip()}\n\n{traceback}" if traceback else text
 
     def _asPage(self, requestId: str, traceback: str) -> str:
         more = ""
