@@ -217,6 +217,8 @@ def test_unknown_paths(path: str, status: int, message: str, ready: Program) -> 
     answer = post(ready, path)
     assert answer.status == status
     assert message in error(answer)[1]
+    if message == "Route not found":
+        assert post(ready, path, {**CURL, "Accept": "text/plain"}).body == b"Not found"
 
 
 def test_only_post_has_an_effect(ready: Program) -> None:

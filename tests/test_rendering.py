@@ -154,6 +154,17 @@ def test_a_resource_may_have_other_methods_than_get() -> None:
         assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_a_resource_without_methods_is_not_found(method: str) -> None:
+    """
+    A resource that has only children is an unknown route: no method is allowed that a
+    405 could name.
+    """
+    root = AsyncResource()
+    root.putChild(b"api", AsyncResource())
+    assert ask(root, "/api", method).status == 404
+
+
 # Clients that disconnect.
 
 

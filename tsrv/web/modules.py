@@ -27,7 +27,7 @@ from .accept import prefersHTML
 from .content import readQuery
 from .origin import CrossSite, Proxies, checkOrigin
 from .problems import HTTPError
-from .responses import AsyncResource, Response
+from .responses import AsyncResource, Response, routeNotFound
 
 with needs("server"):
     import msgspec
@@ -111,7 +111,7 @@ class Modules(AsyncResource):
             raise CrossSite(f"{error}; a script sends Sec-Fetch-Site: none") from None
         path = request.postpath or []
         if len(path) != 2 or path[1] not in self._actions:
-            raise HTTPError("Route not found", HTTPStatus.NOT_FOUND)
+            raise routeNotFound()
         name, action = (each.decode("utf-8", "replace") for each in path)
         try:
             self._startup.reportModule(name)

@@ -9,6 +9,7 @@ clients, writes each response once, and writes nothing to a closed connection.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -60,6 +61,12 @@ _PHRASES: Final = {each.value: each.phrase.encode("ascii") for each in HTTPStatu
 Reason phrases. Twisted does not know all of them.
 """
 
+routeNotFound: Final = partial(
+    HTTPError, "Route not found", HTTPStatus.NOT_FOUND, text="Not found"
+)
+"""
+Makes the error for an unknown path.
+"""
 
 _RENDERERS: Final = {
     name.encode("ascii"): f"render_{name}"
@@ -284,7 +291,7 @@ class AsyncResource(Resource):
     def supportedMethods(self) -> list[str]:
         """
         Return the names of the methods that this resource supports, such as C{GET}.
-        The response to any other method is 405.
+        The response to any other method is 405; without any method, it is 404.
         """
         prefix = "render_"
         names = [name for name in dir(self) if name.startswith(prefix)]
@@ -296,6 +303,8 @@ class AsyncResource(Resource):
 
     def _refuse(self, request: Request) -> Response:
         names = ", ".join(self.supportedMethods())
+        if not names:
+            raise routeNotFound()
         raise HTTPError(
             f"Method not allowed, only {names}",
             HTTPStatus.METHOD_NOT_ALLOWED,
@@ -310,6 +319,3 @@ class NotFoundResource(AsyncResource):
 
     route = "(unknown)"
     isLeaf = True
-
-    def _refuse(self, request: Request) -> Response:
-        raise HTTPError("Route not found", HTTPStatus.NOT_FOUND, text="Not found")
