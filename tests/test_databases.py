@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    gatherResults,
+    succeed,
+)
 from zope.interface.verify import verifyObject
 
 from tsrv.asyncmodule import NotInitialized
@@ -411,6 +417,15 @@ async def test_initialising_can_be_given_up(url: str, how: str) -> None:
     assert not database.initialized
     await database.initialize()
     await database.close()
+
+
+@pytest.mark.parametrize("value", [None, 5432, ["sqlite:the.db"]])
+def test_a_url_that_is_no_text_is_refused(value: Any) -> None:
+    """
+    A function may return a setting from the network, which may be any JSON.
+    """
+    database = Database(object(), lambda: succeed(value), [SCHEMA])
+    assert isinstance(resultOf(database.initialize()).error, DatabaseRefused)
 
 
 @asynchronous

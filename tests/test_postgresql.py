@@ -353,6 +353,7 @@ async def test_updating_the_schema_may_be_interrupted(
         ({"password": None}, "", "28P01", "the URL of the database has none"),
         ({"database": "nowhere"}, "", "3D000", "create the database"),
         ({}, "?sslmode=hidden", "", "check the options"),
+        ({}, "?host=al..example", "", "the name of the host is invalid"),
     ],
 )
 @asynchronous

@@ -391,6 +391,23 @@ def test_there_is_one_initialisation_at_a_time(reactor: MemoryReactorClock) -> N
     server.finish()
 
 
+@pytest.mark.parametrize(
+    "place", ["redis://al..example", "rediss://al..example", f"unix:///{'x' * 107}"]
+)
+def test_an_impossible_place_is_refused(place: str) -> None:
+    """
+    A host that cannot have such a name, and a socket whose path is too long, are not
+    retried; the error names the location.
+    """
+    reactor = MemoryReactorClock()
+    store = RedisSessionStore(reactor, place)
+    error = resultOf(store.initialize()).error
+    assert isinstance(error, SessionsRefused)
+    assert str(error).startswith(f"cannot connect to {place}")
+    assert str(error).endswith(": check the URL")
+    assert resultOf(store.close()).value is None
+
+
 def test_an_unknown_host_can_be_retried(reactor: MemoryReactorClock) -> None:
     """
     An unknown host is retried, since the name server may find it later.

@@ -119,6 +119,8 @@ def _resolve(reactor: Any, parameters: ConnDict) -> Deferred[list[ConnDict]]:
                 raise
             # The numbers of ports and hosts differ.
             raise psycopg.ProgrammingError(str(error)) from None
+        except UnicodeError:
+            raise psycopg.ProgrammingError("the name of the host is invalid") from None
 
     hosts = str(parameters.get("host") or os.environ.get("PGHOST", "")).split(",")
     if "hostaddr" in parameters or not any(map(_isName, hosts)):

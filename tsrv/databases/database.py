@@ -132,7 +132,8 @@ class Database:
     async def _locate(self) -> Location:
         url = self._url if isinstance(self._url, str) else self._url()
         try:
-            return Location.parse(url if isinstance(url, str) else await url)
+            # Settings from the network may have a value of another type.
+            return Location.parse(url if isinstance(url, str) else str(await url))
         except ValueError as error:
             raise DatabaseRefused(str(error)) from None
 

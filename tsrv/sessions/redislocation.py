@@ -6,6 +6,7 @@ parsed without one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os import fsencode
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -22,6 +23,12 @@ _URL: Final = (
     "rediss:// for TLS, or unix://[USER:PASSWORD@]/PATH[?db=NUMBER]; write special "
     "characters of the password as %XX"
 )
+
+
+MAX_PATH_BYTES: Final = 107
+"""
+Maximum length of the path of a UNIX socket, on Linux.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,13 @@ class Location:
         @param timeout: Seconds that connecting may take.
         @return: The client endpoint.
         @raise ImportError: C{twisted[tls]}, which TLS needs, is not installed.
+        @raise ValueError: The path of the socket is too long, or TLS cannot use the
+            name of the host.
         """
         if self.path:
+            if len(fsencode(self.path)) > MAX_PATH_BYTES:
+                # The reactor would log a traceback, and report nothing.
+                raise ValueError(f"a path has at most {MAX_PATH_BYTES} bytes")
             return UNIXClientEndpoint(reactor, self.path, timeout)
         endpoint = HostnameEndpoint(reactor, self.host, self.port, timeout)
         if not self.tls:

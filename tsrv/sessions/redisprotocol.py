@@ -223,6 +223,10 @@ class Connection(Protocol):
         except ImportError:
             needed = "rediss:// needs a package: pip install 'twisted[tls]'"
             raise SessionsRefused(needed) from None
+        except ValueError as error:
+            # No host can have this name, or no socket this path.
+            reason = f"cannot connect to {location}: {error}: check the URL"
+            raise SessionsRefused(reason) from None
         except ConnectingCancelledError:
             raise CancelledError from None
         except (ConnectError, DNSLookupError) as error:
