@@ -297,6 +297,8 @@ def test_when_a_predictable_module_will_be_ready(clock: Clock) -> None:
         ({"timeout": float("nan")}, ValueError, "timeout must be seconds"),
         ({"attemptTimeout": float("inf")}, ValueError, "attemptTimeout must be sec"),
         ({"closeTimeout": -0.1}, ValueError, "closeTimeout must be seconds"),
+        ({"close": "clsoe"}, TypeError, r"Module has no clsoe\(\)"),
+        ({"ping": "version"}, TypeError, "ping must be callable, not 1"),
         ({"pingInterval": 0}, ValueError, "pingInterval must be seconds > 0"),
         ({"pingInterval": "9"}, TypeError, "pingInterval must be seconds"),
         ({"replay": "read"}, TypeError, "replay must be a collection of names"),

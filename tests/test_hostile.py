@@ -586,7 +586,7 @@ def test_an_ended_call_keeps_no_module(clock: Clock) -> None:
     [
         ({"retryPolicy": 5}, TypeError, "retryPolicy must be callable"),
         ({"initialize": 5}, TypeError, "initialize must be callable"),
-        ({"close": "close"}, TypeError, "close must be callable"),
+        ({"close": "version"}, TypeError, "close must be callable"),
         ({"whenLost": 5}, TypeError, "whenLost must be callable"),
         ({"limit": 2.5}, ValueError, "limit must be"),
         ({"limit": float("nan")}, ValueError, "limit must be"),

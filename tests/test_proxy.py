@@ -356,10 +356,11 @@ def test_initialize_and_close_are_the_wrappers(clock: Clock) -> None:
         ready(module, wrapper)
 
 
-def test_other_names_for_the_life_cycle(clock: Clock) -> None:
+@pytest.mark.parametrize("areNames", [False, True])
+def test_other_names_for_the_life_cycle(clock: Clock, areNames: bool) -> None:
     """
-    Methods that are given as initialize=, close= and whenLost= are replaced under their
-    own names, and an unrelated close() is proxied.
+    Methods that are given as initialize=, close= and whenLost=, or named there, are
+    replaced under their own names, and an unrelated close() is proxied.
     """
 
     class Client:
@@ -379,9 +380,9 @@ def test_other_names_for_the_life_cycle(clock: Clock) -> None:
     wrapper = QueuingWrapper(
         client,
         clock,
-        initialize=client.connect,
-        close=client.disconnect,
-        whenLost=client.dropped,
+        initialize="connect" if areNames else client.connect,
+        close="disconnect" if areNames else client.disconnect,
+        whenLost="dropped" if areNames else client.dropped,
     )
     proxy: Any = wrapper.proxy
     assert proxy.connect == wrapper.initialize

@@ -179,8 +179,7 @@ class Startup(Service):
         @param timeout: Seconds from the beginning of its first attempt within which the
             module must become ready; L{None} for no limit. Then it fails for good.
         @param options: The options of L{QueuingWrapper}, without C{name} and
-            C{attemptSlots}. Its C{timeout} is C{queueTimeout} here; C{initialize},
-            C{close}, C{whenLost}, C{whenIdle} and C{ping} may be names of methods.
+            C{attemptSlots}. Its C{timeout} is C{queueTimeout} here.
         @return: The wrapper.
         @raise GraphError: The name is in use.
         @raise RuntimeError: The start-up has begun.

@@ -42,7 +42,7 @@ from .queuing.initialization import Initialization
 from .queuing.inspection import Inspection
 from .queuing.lazy import FirstCall
 from .queuing.methods import Methods
-from .queuing.module import lifecycleMethod, secondsLeft
+from .queuing.module import lifecycleMethod, namedMethod, secondsLeft
 from .queuing.modulelog import ModuleLog
 from .queuing.needsasyncio import NeedsAsyncio
 from .queuing.observers import Observers
@@ -105,11 +105,11 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         concurrency: int | None = None,
         attemptTimeout: float | None = None,
         closeTimeout: float | None = 10.0,
-        initialize: Callable[[], object] | None = None,
-        close: Callable[[], object] | None = None,
-        whenLost: Callable[[], object] | None = None,
-        whenIdle: Callable[[], object] | None = None,
-        ping: Callable[[], object] | None = None,
+        initialize: Callable[[], object] | str | None = None,
+        close: Callable[[], object] | str | None = None,
+        whenLost: Callable[[], object] | str | None = None,
+        whenIdle: Callable[[], object] | str | None = None,
+        ping: Callable[[], object] | str | None = None,
         pingInterval: float = 10.0,
         settles: bool | None = None,
         alwaysDeferred: bool = False,
@@ -138,7 +138,8 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @param attemptTimeout: Seconds after which an attempt is cancelled, and counts
             as failed; L{None} for no limit.
         @param closeTimeout: Seconds that C{close} may take; L{None} for no limit.
-        @param initialize: Initialises the module; by default its C{initialize()}.
+        @param initialize: Initialises the module; by default its C{initialize()}. This
+            and the next four options may also be names of methods of the module.
         @param close: Closes the module; by default its C{close()}, if it has one.
         @param whenLost: Returns a Deferred that fires when the module stops working; by
             default its C{whenLost()}, if it has one.
@@ -194,7 +195,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             whenLost=whenLost,
             close=close,
             closeTimeout=closeTimeout,
-            ping=ping,
+            ping=namedMethod(module, ping),
             pingInterval=pingInterval,
             retryPolicy=retryPolicy or jitteredBackoff(),
             fatal=(NeedsAsyncio, *errorTypes("fatal", fatal)),

@@ -26,7 +26,7 @@ async def makePool() -> Pool:
 
 
 async def wrapped() -> None:
-    wrapper = QueuingWrapper(Pool(), timeout=5.0, replay=["fetch"])
+    wrapper = QueuingWrapper(Pool(), timeout=5.0, replay=["fetch"], ping="initialize")
     assert_type(wrapper.proxy, Pool)
     assert_type(await wrapper.proxy.fetch("SELECT 1"), list[str])
     await wrapper.initialize()

@@ -52,7 +52,12 @@ async def connect(url: str) -> Client:
 
 async def wrapped(reactor: IReactorTime) -> None:
     wrapper = QueuingWrapper(
-        Database(), reactor, timeout=None, replay=["find"], fatal=ValueError
+        Database(),
+        reactor,
+        timeout=None,
+        replay=["find"],
+        fatal=ValueError,
+        ping="count",
     )
     database = wrapper.proxy
     assert_type(wrapper, QueuingWrapper[Database])

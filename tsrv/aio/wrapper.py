@@ -21,11 +21,6 @@ _Module = TypeVar("_Module", covariant=True)
 
 class _Options(CommonOptions, total=False):
     timeout: float | None
-    initialize: Callable[[], object] | None
-    close: Callable[[], object] | None
-    whenLost: Callable[[], object] | None
-    whenIdle: Callable[[], object] | None
-    ping: Callable[[], object] | None
     lazy: bool | Callable[[], object]
     attemptSlots: DeferredSemaphore | None
     name: str | None

@@ -30,6 +30,7 @@ __all__ = [
     "hasDynamicAttributes",
     "isAsync",
     "lifecycleMethod",
+    "namedMethod",
     "noteOf",
     "publicMethods",
     "secondsLeft",
@@ -161,22 +162,35 @@ def noteOf(module: object) -> str | None:
         return None
 
 
+def namedMethod(module: object, given: Any) -> Any:
+    """
+    @return: An option; if it is a name, the method of the module with this name.
+    @raise TypeError: The module has no such method.
+    """
+    if not isinstance(given, str):
+        return given
+    if not hasattr(module, given):
+        raise TypeError(f"{module.__class__.__name__} has no {given}()")
+    return getattr(module, given)
+
+
 def lifecycleMethod(
-    module: object, name: str, given: Callable[[], object] | None
+    module: object, name: str, given: Callable[[], object] | str | None
 ) -> tuple[Callable[[], object] | None, frozenset[str]]:
     """
     Find the callable that initialises, closes or watches a module.
 
     @param name: The name of the module's own method.
-    @param given: The callable to use instead, if there is one.
+    @param given: The callable to use instead, or its name, if there is one.
     @return: The callable, if there is one, and the names under which the module
         itself has it.
-    @raise TypeError: The callable cannot be called without arguments.
+    @raise TypeError: The callable does not exist, or needs arguments.
     """
-    if given is not None:
-        checkArguments(name, given, 0)
-        same = (each for each, method in publicMethods(module) if method == given)
-        return given, frozenset(same)
+    chosen = namedMethod(module, given)
+    if chosen is not None:
+        checkArguments(name, chosen, 0)
+        same = (each for each, method in publicMethods(module) if method == chosen)
+        return chosen, frozenset(same)
     # A module that makes up attributes would make up this one, too.
     static = getattr_static(module, name, None)
     if static is None:

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ..asyncmodule import ISettlesCalls
+from ..queuing.module import namedMethod
 from ..queuing.options import checkNames, checkSeconds
 from ..wrapper import QueuingWrapper
 
@@ -26,7 +27,7 @@ __all__ = ["CommonOptions", "ModuleOptions", "WrapperOptions", "wrapModule"]
 
 _FACTORY_TYPES: Final = (type, FunctionType, MethodType, partial)
 
-# Options that may be names of methods of the module.
+# Options that are methods of the module, or their names.
 _METHOD_OPTIONS: Final = ("initialize", "close", "whenLost", "whenIdle", "ping")
 
 
@@ -42,6 +43,11 @@ class CommonOptions(TypedDict, total=False):
     concurrency: int | None
     attemptTimeout: float | None
     closeTimeout: float | None
+    initialize: Callable[[], object] | str | None
+    close: Callable[[], object] | str | None
+    whenLost: Callable[[], object] | str | None
+    whenIdle: Callable[[], object] | str | None
+    ping: Callable[[], object] | str | None
     pingInterval: float
     settles: bool | None
     alwaysDeferred: bool
@@ -53,11 +59,6 @@ class WrapperOptions(CommonOptions, total=False):
     """
 
     queueTimeout: float | None
-    initialize: Callable[[], object] | str | None
-    close: Callable[[], object] | str | None
-    whenLost: Callable[[], object] | str | None
-    whenIdle: Callable[[], object] | str | None
-    ping: Callable[[], object] | str | None
 
 
 class ModuleOptions(WrapperOptions, total=False):
@@ -109,12 +110,6 @@ def wrapModule(
         checkSeconds("queueTimeout", timeout)
     if isReplacement:
         _adaptToReplacement(module, wrapperOptions)
-    for option in _METHOD_OPTIONS:
-        method = wrapperOptions.get(option)
-        if isinstance(method, str):
-            if not hasattr(module, method):
-                raise TypeError(f"{type(module).__name__} has no {method}()")
-            wrapperOptions[option] = getattr(module, method)
     if isRestarted and not ISettlesCalls.providedBy(module):
         # A restart ends the calls in progress, so they are tracked.
         wrapperOptions.setdefault("settles", False)
@@ -127,21 +122,17 @@ def wrapModule(
 def _adaptToReplacement(module: object, options: dict[str, Any]) -> None:
     for option in _METHOD_OPTIONS:
         given = options.get(option)
-        if given is None:
-            continue
         # A callable, unlike a name, belongs to the replaced module.
-        method = _findCallable(module, given) if isinstance(given, str) else None
-        if method is None:
+        if callable(given) or (given is not None and not _findCallable(module, given)):
             del options[option]
-        else:
-            options[option] = method
     if "replay" in options:
         names = checkNames("replay", options["replay"])
         options["replay"] = [each for each in names if _findCallable(module, each)]
     if options.get("initialize") is None:
         initialize = _findOwn(module, "initialize")
         options["initialize"] = initialize or (lambda: None)
-    whenLost = options.get("whenLost") or _findOwn(module, "whenLost")
+    named = namedMethod(module, options.get("whenLost"))
+    whenLost = named or _findOwn(module, "whenLost")
     if whenLost is not None and _isMock(whenLost):
         options["whenLost"] = partial(_watchMock, whenLost)
 
