@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -579,6 +580,21 @@ async def test_a_program_may_stay_up() -> None:
 
 
 # Time, log and imports.
+
+
+@onLoop
+async def test_a_report_has_the_date_of_the_start() -> None:
+    """
+    The report says on which day and at what time the start-up began.
+    """
+    program = Startup()
+    program.add("any", AnyModule())
+    earliest = datetime.now(UTC) - timedelta(milliseconds=1)
+    async with program:
+        latest = datetime.now(UTC)
+        began = program.report()["began"]
+    assert began is not None
+    assert earliest <= datetime.fromisoformat(began) <= latest
 
 
 @onLoop

@@ -159,11 +159,13 @@ class State(Enum):
 def timeOfDay(clock: ReactorTime) -> float:
     """
     Return the time of day, in seconds since 1970 in UTC. The C{seconds()} of a reactor
-    may differ from it after the system's clock was set, see L{tsrv.server.steadytime}.
+    may differ from it after the system's clock was set, see L{tsrv.server.steadytime};
+    those of an asyncio loop always do.
 
     @param clock: The reactor; or a clock of a test, which is its own time of day.
     """
-    seconds: float = getattr(clock.seconds, "timeOfDay", clock.seconds)()
+    ofReactor = getattr(clock.seconds, "timeOfDay", clock.seconds)
+    seconds: float = getattr(clock, "timeOfDay", ofReactor)()
     return seconds
 
 

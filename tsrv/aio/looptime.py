@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from threading import get_ident
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
@@ -86,11 +86,13 @@ class LoopTime:
     Schedules calls on a loop: the loop that runs when this is made or first used.
 
     @cvar isNative: Whether callers are asyncio tasks.
+    @cvar timeOfDay: Returns the seconds since 1970 in UTC.
     @ivar ioThread: The thread of the loop; set once a loop is known.
     @ivar seconds: Returns the time of a monotonic clock, in seconds.
     """
 
     isNative = True
+    timeOfDay = staticmethod(time)
     ioThread: int | None = None
     _loop: AbstractEventLoop | None = None
 

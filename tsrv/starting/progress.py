@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from ..asyncmodule import timeOfDay
 from ..errors import Closed
 from ..queuing.awaiting import fired
 from ..queuing.home import homeOf
@@ -37,6 +38,7 @@ class Progress:
 
     @ivar status: The current L{Status}.
     @ivar began: The time at which the start-up began, by the reactor.
+    @ivar beganAt: The same as a time of day, in seconds since 1970 in UTC.
     @ivar becameReady: The seconds from the beginning until the program was ready for
         the first time.
     @ivar criticalPath: The names of the modules that decided C{becameReady}.
@@ -59,6 +61,7 @@ class Progress:
         """
         self.status = Status.NEW
         self.began: float | None = None
+        self.beganAt: float | None = None
         self.becameReady: float | None = None
         self.criticalPath: list[str] = []
         self._reactor = reactor
@@ -97,7 +100,7 @@ class Progress:
         """
         The start-up begins.
         """
-        self.began = self._reactor.seconds()
+        self.began, self.beganAt = self._reactor.seconds(), timeOfDay(self._reactor)
         self._set(Status.STARTING)
 
     def update(self) -> None:

@@ -25,8 +25,8 @@ def reportProgram(progress: Progress, modules: Sequence[ModuleReport]) -> Report
     Return the report of a program.
     """
     began = None
-    if progress.began is not None:
-        date = datetime.fromtimestamp(progress.began, UTC)
+    if progress.beganAt is not None:
+        date = datetime.fromtimestamp(progress.beganAt, UTC)
         began = date.isoformat(timespec="milliseconds")
     return {
         "status": progress.status.value,
