@@ -115,7 +115,8 @@ class Startup(Service):
         if concurrency is not None:
             checkCount("concurrency", concurrency, 1)
             self._attemptSlots = DeferredSemaphore(concurrency)
-        self._reactor, self._isConnected, self._closing = reactor, False, False
+        self._reactor = reactor
+        self._closing = False
         self._replacements = dict(replacements or {})
         self._wrappers: dict[str, QueuingWrapper[Any]] = {}
         self.wrappers: Mapping[str, QueuingWrapper[Any]]
@@ -388,7 +389,6 @@ class Startup(Service):
         self._progress.update()
 
     def _connect(self) -> None:
-        self._isConnected = True
         self._tally.begin(self._members.values())
         connect(self._members)
 
@@ -427,7 +427,7 @@ class Startup(Service):
             self._closing = True
             self._launcher.stop()
             self._restarts.stop()
-            if not self._isConnected:
+            if self._progress.began is None:
                 # Foreign code may have initialised modules itself.
                 with suppress(GraphError):
                     checkMembers(self._members)

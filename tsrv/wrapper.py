@@ -44,7 +44,6 @@ from .queuing.lazy import FirstCall
 from .queuing.methods import Methods
 from .queuing.module import lifecycleMethod, namedMethod, secondsLeft
 from .queuing.modulelog import ModuleLog
-from .queuing.needsasyncio import NeedsAsyncio
 from .queuing.observers import Observers
 from .queuing.options import checkCount, checkNames, checkType, errorTypes
 from .queuing.proxy import ProxySwitch
@@ -198,7 +197,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             ping=namedMethod(module, ping),
             pingInterval=pingInterval,
             retryPolicy=retryPolicy or jitteredBackoff(),
-            fatal=(NeedsAsyncio, *errorTypes("fatal", fatal)),
+            fatal=errorTypes("fatal", fatal),
             timeout=attemptTimeout,
             slots=attemptSlots,
             secondsLeft=partial(secondsLeft, module),

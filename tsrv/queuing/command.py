@@ -26,7 +26,7 @@ or the module's answer is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
 from math import inf
@@ -173,17 +173,6 @@ class CommandList:
 
     def __bool__(self) -> bool:
         return self.root.next is not self.root
-
-    def __iter__(self) -> Iterator[Command]:
-        """
-        Iterate from the first to the last. The loop may remove the current command
-        from the list, but no other one: do not run callbacks in such a loop.
-        """
-        command = self.root.next
-        while command is not self.root:
-            following = command.next
-            yield command
-            command = following
 
     def add(self, command: Command, after: Command | None = None) -> None:
         """

@@ -114,7 +114,7 @@ class Initialization:
             pingFailed = partial(self.reset, isPing=True)
             self._ping = Ping(reactor, ping, pingInterval, pingFailed)
         self._retryPolicy = retryPolicy
-        self._fatal = (*fatal, StaleWatch)
+        self._fatal = (NeedsAsyncio, StaleWatch, *fatal)
         self._timeout = timeout
         self._slots = slots
         self._secondsLeft = secondsLeft
