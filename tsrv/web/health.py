@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
-from math import ceil
 from operator import itemgetter
 from typing import Final
 
@@ -15,7 +14,7 @@ from twisted.web.server import Request
 
 from ..starting.report import ModuleReport, Report
 from ..startup import Startup
-from .problems import HTTPError
+from .problems import HTTPError, retryAfter
 from .responses import AsyncResource, Response, text
 
 __all__ = ["Live", "Ready", "StartupPage", "hideMessages", "missingSince"]
@@ -85,8 +84,7 @@ class Ready(AsyncResource):
             reasons.append(f"{len(names) - len(reasons)} more")
         message = f"{status}: {', '.join(reasons)}" if reasons else status
         waits = [startup.wrappers[each].retryAfter() or 0.0 for each in listed]
-        retryAfter = max(1, ceil(max(waits, default=0.0)))
-        headers = [*NOT_CACHED, (b"Retry-After", b"%d" % retryAfter)]
+        headers = [*NOT_CACHED, retryAfter(max(waits, default=None))]
         error = HTTPError(
             message, HTTPStatus.SERVICE_UNAVAILABLE, headers, text=f"{message}\n"
         )

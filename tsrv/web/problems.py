@@ -237,7 +237,7 @@ def responseTo(failure: Failure, request: IRequest) -> Response:
             return HTTPError(detail, status).toResponse(accept, requestId)
     if isinstance(error, Unavailable):
         detail = _UNAVAILABLE.get(type(error), "The service is not available")
-        headers = [(b"Retry-After", b"%d" % _retryAfterSeconds(error))]
+        headers = [retryAfter(error.retryAfter)]
         public = HTTPError(detail, HTTPStatus.SERVICE_UNAVAILABLE, headers)
     elif isinstance(error, OutcomeUnknown):
         # No Retry-After: a retry could do the work a second time.
@@ -257,11 +257,16 @@ def responseTo(failure: Failure, request: IRequest) -> Response:
     return public.toResponse(accept, requestId, traceback)
 
 
-def _retryAfterSeconds(error: Unavailable) -> int:
-    seconds = error.retryAfter
+def retryAfter(seconds: float | None) -> tuple[bytes, bytes]:
+    """
+    Make the header C{Retry-After}: whole seconds, at least 1.
+
+    @param seconds: Time after which a retry makes sense; L{None} or infinite if it is
+        unknown.
+    """
     if seconds is None or not isfinite(seconds):
-        return 1
-    return max(1, ceil(seconds))
+        seconds = 0.0
+    return b"Retry-After", b"%d" % max(1, ceil(seconds))
 
 
 def _tracebackOf(failure: Failure) -> str:
