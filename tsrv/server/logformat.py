@@ -66,7 +66,7 @@ def formatAsJSON(event: LogEvent) -> str | None:
         if failure is not None:
             line["error"] = fields.plain(failure.value)
             line["traceback"] = _clean(failure.getTraceback())
-        isLegacy = "log_legacy" in (*event, event.get("log_namespace"))
+        isLegacy = "log_legacy" in event or event.get("log_namespace") == "log_legacy"
         for key, value in event.items():
             if not (key.startswith("log_") or (isLegacy and key in _LEGACY)):
                 name = f"{key}_" if key in _RESERVED else key

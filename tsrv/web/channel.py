@@ -241,7 +241,7 @@ class Channel(Writer):
         self.transport.loseConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # X
+        # A request calls this method if its form is malformed.
         self.refuse(HTTPStatus.BAD_REQUEST)
 
     # Reading.

@@ -91,8 +91,7 @@ class Modules(AsyncResource):
         self._reactor = reactor
         self._proxies = Proxies() if proxies is None else proxies
         self._acted = acted
-        self._actions: dict[bytes, Callable[[str, int], Awaitable[HTTPStatus]]]
-        self._actions = {
+        self._actions: dict[bytes, Callable[[str, int], Awaitable[HTTPStatus]]] = {
             b"pause": self._pause,
             b"resume": self._resume,
             b"reset": self._reset,
@@ -121,7 +120,7 @@ class Modules(AsyncResource):
                 "{module}: {action} requested by {peer}",
                 module=name,
                 action=action,
-                peer=self._peerOf(request),
+                peer=self._proxies.peerOf(request) or "a UNIX socket",
             )
             # Browsers do not wait: the page shows the calls in progress.
             seconds = 0 if prefersHTML(request) else wait
@@ -175,6 +174,3 @@ class Modules(AsyncResource):
     async def _reset(self, name: str, seconds: int) -> HTTPStatus:
         self._startup.reset(name, OperatorReset("by operator"))
         return HTTPStatus.ACCEPTED
-
-    def _peerOf(self, request: Request) -> str:
-        return self._proxies.peerOf(request) or "a UNIX socket"
