@@ -17,6 +17,7 @@ section 3.1), so that no two users have the same address.
 from __future__ import annotations
 
 import unicodedata
+from functools import partial
 from typing import Annotated, Final, TypeVar
 
 from msgspec import UNSET, Meta, Struct
@@ -84,29 +85,17 @@ _EMAIL: Final = (
     f"[^@{_JOINER}][^@]*@[^@{_JOINER}][^@]*$"
 )
 
-_NAME_DESCRIPTION: Final = "at least one visible character, and no invisible ones"
+_nameOf: Final = partial(
+    Meta,
+    min_length=1,
+    pattern=_NAME,
+    description="at least one visible character, and no invisible ones",
+    examples=["Ada"],
+)
 
-Name = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=200,
-        pattern=_NAME,
-        description=_NAME_DESCRIPTION,
-        examples=["Ada"],
-    ),
-]
+Name = Annotated[str, _nameOf(max_length=200)]
 
-LoginName = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=100,
-        pattern=_NAME,
-        description=_NAME_DESCRIPTION,
-        examples=["Ada"],
-    ),
-]
+LoginName = Annotated[str, _nameOf(max_length=100)]
 
 Email = Annotated[
     str,

@@ -9,7 +9,6 @@ those for operators. If these are on another endpoint, they name its address.
 from __future__ import annotations
 
 from functools import cached_property, partial
-from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +18,7 @@ from twisted.web.server import Request
 
 from .. import __version__
 from ..starting.report import Report
-from ..web.content import FORM, withETag
+from ..web.content import FORM, entityTagOf, withETag
 from ..web.responses import AsyncResource, Response
 from .descriptions import (
     HTML,
@@ -320,7 +319,7 @@ class Description(AsyncResource):
 
     @cached_property
     def _tag(self) -> str:
-        return f'"{blake2b(self._body, digest_size=12).hexdigest()}"'
+        return entityTagOf(self._body)
 
     def render_GET(self, request: Request) -> Response:
         """

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from hashlib import blake2b
 from http import HTTPStatus
 from typing import Annotated, Final, TypeVar
 
@@ -21,7 +20,14 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from ..web.content import PreconditionFailed, matchesAny, readBody, readQuery, withETag
+from ..web.content import (
+    PreconditionFailed,
+    entityTagOf,
+    matchesAny,
+    readBody,
+    readQuery,
+    withETag,
+)
 from ..web.problems import HTTPError
 from ..web.responses import AsyncResource, Response
 from .names import normalize
@@ -162,9 +168,8 @@ def _pageResponse(users: list[User], limit: int, request: Request) -> Response:
         link = b'</users?after=%d&limit=%d>; rel="next"' % (users[-1].id, limit)
         headers.append((b"Link", link))
     body = _encode(users)
-    tag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
     response = Response(body, b"application/json", headers=headers)
-    return withETag(request, tag, response)
+    return withETag(request, entityTagOf(body), response)
 
 
 class UserResource(_DescribedResource):

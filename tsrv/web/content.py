@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, cast
 
@@ -326,6 +327,14 @@ def matchesAny(
             return True
         at = found.end()
     return False
+
+
+def entityTagOf(body: bytes) -> str:
+    """
+    @param body: The body of a response.
+    @return: A strong entity tag that is the same for the same body, with its quotes.
+    """
+    return f'"{blake2b(body, digest_size=12).hexdigest()}"'
 
 
 def withETag(request: Request, tag: str, response: Response) -> Response:

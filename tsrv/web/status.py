@@ -16,7 +16,6 @@ nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -36,7 +35,7 @@ from ..extras import needs
 from ..queuing.states import HEALTHY_STATES, State
 from ..starting.report import ModuleReport, Report
 from ..startup import Startup
-from .content import withETag
+from .content import entityTagOf, withETag
 from .health import hideMessages
 from .modules import OPERATOR, Modules
 from .origin import Proxies
@@ -182,8 +181,7 @@ class _Body:
 
     def __init__(self, text: str) -> None:
         self.content = text.encode("utf-8", "backslashreplace")
-        digest = hashlib.sha256(self.content).hexdigest()
-        self.tag = f'"{digest[:32]}"'
+        self.tag = entityTagOf(self.content)
 
 
 class _Served(AsyncResource):
