@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
 
@@ -426,6 +426,77 @@ def test_the_loss_of_the_old_connection(clock: Clock, when: str) -> None:
     lose(module)
     assert wrapper.state is State.LOST
     shut(wrapper)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_method_that_resets_its_module_repeatedly(clock: Clock, queued: bool) -> None:
+    """
+    A method may reset its module each time that it is called. If the module recovers at
+    once, the call is made again at once. Cancelling it cancels its last run.
+    """
+
+    class Client:
+        def __init__(self) -> None:
+            self.answers: list[Deferred[int]] = []
+
+        def initialize(self) -> None:
+            pass
+
+        def read(self) -> Deferred[int]:
+            answer: Deferred[int] = Deferred()
+            self.answers.append(answer)
+            if len(self.answers) % 3:
+                wrapper.reset(Trouble("stale"))
+            return answer
+
+    client = Client()
+    wrapper = QueuingWrapper(client, clock, replay=["read"])
+    if not queued:
+        wrapper.initialize()
+    answered = resultOf(wrapper.proxy.read())
+    wrapper.initialize()
+    assert len(client.answers) == 3
+    client.answers[2].callback(3)
+    assert answered.value == 3
+    cancelled = wrapper.proxy.read()
+    assert len(client.answers) == 6
+    cancelled.cancel()
+    assert [each.called for each in client.answers] == [False, False, True] * 2
+    assert isinstance(resultOf(cancelled).error, CancelledError)
+    assert wrapper.inProgress == 0
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_coroutine_that_resets_its_module(clock: Clock, queued: bool) -> None:
+    """
+    A coroutine that resets its module before it awaits anything, and is made again, is
+    cancelled.
+    """
+
+    class Client:
+        def __init__(self) -> None:
+            self.answers: list[Deferred[int]] = []
+
+        def initialize(self) -> None:
+            pass
+
+        async def read(self) -> int:
+            answer: Deferred[int] = Deferred()
+            self.answers.append(answer)
+            if len(self.answers) == 1:
+                wrapper.reset(Trouble("stale"))
+            return await answer
+
+    client = Client()
+    wrapper = QueuingWrapper(client, clock, replay=["read"])
+    if not queued:
+        wrapper.initialize()
+    call: Any = wrapper.proxy.read()
+    wrapper.initialize()
+    clock.advance(0)
+    assert [each.called for each in client.answers] == [True, False]
+    client.answers[1].callback(1)
+    assert resultOf(call).value == 1
 
 
 @pytest.mark.parametrize("queued", [True, False])

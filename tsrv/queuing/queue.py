@@ -248,6 +248,8 @@ class CommandQueue:
         Queue a command that was in progress at a loss: behind the other commands that
         were in progress, before all that were queued.
         """
+        # The method may still be running in the context, and so nothing else can.
+        command.context = command.context.copy()
         if self.passing:
             # The module was lost, and has recovered, during the call of its method.
             self.running.start(command)

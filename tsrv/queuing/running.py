@@ -39,6 +39,7 @@ from .command import (
     LOST,
     NOT_QUEUED,
     RUNNING,
+    WAITING,
     Command,
     CommandList,
     Method,
@@ -152,8 +153,12 @@ class RunningCommands:
             # The caller cancelled the call while the module was being called.
             abandon(result)
             return
-        command.answer = result
+        if run == command.run:
+            command.answer = result
         self._observe(command, result, run)
+        if run != command.run or command.stage == WAITING:
+            # The module was lost while it was being called: the call is made again.
+            abandonCoroutine(result)
 
     def follow(
         self,
