@@ -588,6 +588,58 @@ def test_destroy_ends_a_session(place: Shop) -> None:
     assert place.visitor(old).says(dict) == {}
 
 
+@pytest.mark.parametrize("method", ["add", "save", "touch", "renew", "create"])
+def test_destroy_ends_a_session_that_is_being_saved(place: Shop, method: str) -> None:
+    """
+    After destroy(), the result of an operation that has begun before restores neither
+    the session nor its members.
+    """
+    begun = Begun(place) if method == "create" else Begun(place, a=1)
+    session = begun.session
+    place.store.late.update(("create", "set", "renew", "touch"))
+    place.clock.advance(50)
+    if method == "renew":
+        session.regenerate()
+    if method in ("save", "create"):
+        session["old"] = 1
+    saving = resultOf(session.add("n") if method == "add" else session.save())
+    assert saving.pending
+    session.destroy()
+    session["b"] = 2
+    place.fire()
+    assert not saving.pending
+    assert dict(session) == {"b": 2}
+    old = begun.cookie
+    begun.finish()
+    assert begun.cookie != old
+    assert place.visitor(begun.cookie).says(dict) == {"b": 2}
+    assert place.count() == 1
+
+
+@pytest.mark.parametrize("regenerates", [False, True])
+def test_destroy_ends_a_session_that_another_request_has_ended(
+    place: Shop, regenerates: bool
+) -> None:
+    """
+    Members that are assigned after destroy() are kept, also if an operation that has
+    begun before finds no session.
+    """
+    begun = Begun(place, a=1)
+    session = begun.session
+    place.store.late.update(("renew", "touch"))
+    place.clock.advance(50)
+    if regenerates:
+        session.regenerate()
+    session.save()
+    session.destroy()
+    session["b"] = 2
+    place.visitor(begun.cookie).do(destroy)
+    place.fire()
+    begun.finish()
+    assert place.visitor(begun.cookie).says(dict) == {"b": 2}
+    assert place.count() == 1
+
+
 def test_a_new_session_may_begin_where_one_ends(place: Shop) -> None:
     """
     Members that are assigned or added to after destroy() become a new session.

@@ -95,6 +95,9 @@ class Session(MutableMapping[str, Any]):
         self._data: dict[str, Any] | None = None
         self._renews = False
         self._toDestroy: str | None = None
+        # Whether destroy() was called since the present operation on the store began:
+        # its result is about a session that has ended.
+        self._wasDestroyed = False
         self._wasTouched = False
         # The browser cannot get the cookie of a new session.
         self._cannotBeCreated = False
@@ -151,6 +154,7 @@ class Session(MutableMapping[str, Any]):
             )
         # The most frequent case needs no coroutine.
         self._lock.acquire()
+        self._wasDestroyed = False
         changes = Changes(added={name: number})
         changing = self._shared.store.set(self._identifier, changes, self._known)
         return changing.addBoth(self._added, name, number)
@@ -183,7 +187,7 @@ class Session(MutableMapping[str, Any]):
         if self._identifier is not None:
             self._toDestroy = self._identifier
         self._forget()
-        self._renews, self._next = False, None
+        self._renews, self._next, self._wasDestroyed = False, None, True
 
     @property
     def token(self) -> str:
@@ -255,6 +259,7 @@ class Session(MutableMapping[str, Any]):
         return not self._wasTouched and self._shared.isWorthTouching(known)
 
     async def _save(self) -> None:
+        self._wasDestroyed = False
         if self._toDestroy is not None:
             await self._shared.store.destroy(self._toDestroy)
             self._toDestroy = None
@@ -267,6 +272,7 @@ class Session(MutableMapping[str, Any]):
             await self._change(self._identifier, {})
 
     async def _saveAndAdd(self, name: str, number: int | float) -> int | float:
+        self._wasDestroyed = False
         isRenewed = self._renews and self._identifier is not None
         if isRenewed or self._toDestroy is not None:
             await self._save()
@@ -300,11 +306,12 @@ class Session(MutableMapping[str, Any]):
     def _changed(
         self, changed: StoredSession | None, encoded: Mapping[str, str] | None
     ) -> _Counters:
-        if changed is None:
-            self._forget()
-            return {}
-        self._merge(changed, encoded)
-        return changed.counted
+        if not self._wasDestroyed:
+            if changed is None:
+                self._forget()
+            else:
+                self._merge(changed, encoded)
+        return {} if changed is None else changed.counted
 
     async def _create(self) -> None:
         # A login gets a new session even if the old one has ended.
@@ -326,6 +333,7 @@ class Session(MutableMapping[str, Any]):
         uncount = None if quota is None else quota.count(self._request)
         # While the call is queued, the resource may go on to change members.
         data = {name: json.loads(text) for name, text in (encoded or {}).items()}
+        self._wasDestroyed = False
         try:
             stored = await self._shared.store.create(identifier, data)
         except (Unavailable, SessionError):
@@ -341,14 +349,14 @@ class Session(MutableMapping[str, Any]):
         encoded = self._encoded()
         changes = self._changes(encoded)
         stored = await self._shared.store.renew(old, identifier, changes)
-        self._renews = False
+        # _create() need not ask whether another request has renewed the session.
+        self._renews, self._sent = False, None
         if stored is not None:
             await self._send(identifier, stored, encoded)
-            return
-        self._forget()
-        self._sent = None
-        self._data = dict(changes.assigned)
-        await self._create()
+        elif not self._wasDestroyed:
+            self._forget()
+            self._data = dict(changes.assigned)
+            await self._create()
 
     def _canSend(self) -> bool:
         if self._cannotBeCreated:
@@ -361,7 +369,9 @@ class Session(MutableMapping[str, Any]):
     async def _send(
         self, identifier: str, stored: StoredSession, encoded: Mapping[str, str] | None
     ) -> None:
-        if self._shared.cookies.write(self._request, identifier):
+        if self._wasDestroyed:
+            self._toDestroy = identifier
+        elif self._shared.cookies.write(self._request, identifier):
             self._identifier, self._next = identifier, None
             self._merge(stored, encoded)
         else:
@@ -380,7 +390,7 @@ class Session(MutableMapping[str, Any]):
             # The response does not depend on the expiry.
             _log.debug("Cannot extend a session: {error}", error=explain(error))
         else:
-            if not exists:
+            if not (exists or self._wasDestroyed):
                 self._forget()
 
     def _forget(self) -> None:
