@@ -152,11 +152,8 @@ class SQLSessionStore(BaseStore):
         self, key: bytes, version: int, newKey: bytes, row: Row
     ) -> Deferred[bool]:
         now = timeOfDay(self._reactor)
-        write, statements = self._database.write, self._statements
-        replacing = (
-            write(statements.update, *row, key, version, now)
-            if newKey == key
-            else write(statements.move, newKey, *row, key, version, now)
+        replacing = self._write(
+            self._statements.replace, newKey, *row, key, version, now
         )
         return replacing.addCallback(bool)
 
@@ -269,11 +266,7 @@ class _Statements:
             "VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (key) DO UPDATE SET expires = excluded.expires"
         )
-        self.update = statement(
-            "UPDATE TABLE SET data = ?, created = ?, expires = ?, version = ? "
-            "WHERE key = ? AND version = ? AND expires > ? RETURNING version"
-        )
-        self.move = statement(
+        self.replace = statement(
             "UPDATE TABLE SET key = ?, data = ?, created = ?, expires = ?, "
             "version = ? WHERE key = ? AND version = ? AND expires > ? "
             "RETURNING version"
