@@ -27,11 +27,12 @@ from tsrv import (
     QueueFull,
     QueueTimeout,
     QueuingWrapper,
+    Startup,
     State,
 )
 from tsrv.asyncmodule import IPredictable
 
-from .support import Module, Trouble, lose, ready, recover, resultOf, shut, wrap
+from .support import Empty, Module, Trouble, lose, ready, recover, resultOf, shut, wrap
 
 
 class Looked:
@@ -523,6 +524,24 @@ def test_a_client_that_invents_everything(clock: Clock) -> None:
     result = resultOf(call)
     assert result.pending
     call.cancel()
+    client("close")()
+
+
+def test_a_client_that_invents_everything_restarts(clock: Clock) -> None:
+    """
+    An object that has a method for every name can be a module that restarts.
+    """
+
+    class Client(ServerProxy):
+        pass
+
+    client = Client("http://localhost")
+    startup = Startup(clock)
+    startup.add("database", Empty())
+    startup.add("client", client, initialize=lambda: None, restartWith=["database"])
+    startup.startService()
+    assert startup.ready
+    resultOf(startup.stopService())
     client("close")()
 
 

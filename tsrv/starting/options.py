@@ -110,7 +110,8 @@ def wrapModule(
         checkSeconds("queueTimeout", timeout)
     if isReplacement:
         _adaptToReplacement(module, wrapperOptions)
-    if isRestarted and not ISettlesCalls.providedBy(module):
+    # A module that makes up attributes makes up those that providedBy() asks for.
+    if isRestarted and not ISettlesCalls.implementedBy(module.__class__):
         # A restart ends the calls in progress, so they are tracked.
         wrapperOptions.setdefault("settles", False)
     return QueuingWrapper(module, reactor, name=name, **wrapperOptions, **moreOptions)
