@@ -8,6 +8,7 @@ import os
 import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 from struct import pack
 from typing import Any
 
@@ -118,12 +119,15 @@ async def test_a_call_does_not_wait_for_a_connection_for_ever(
         assert await module.read(COUNT) == [(0,)]
 
 
+@pytest.mark.parametrize("seconds", [31_536_000.0, inf])
 @asynchronous
-async def test_a_long_time_limit_is_accepted(database: Database) -> None:
+async def test_a_long_time_limit_is_accepted(
+    database: Database, seconds: float
+) -> None:
     """
-    A time limit above PostgreSQL's own maximum of 25 days is accepted.
+    A time limit above PostgreSQL's own maximum of 25 days is accepted, and so is none.
     """
-    async with opened(database.url, statementTimeout=31_536_000.0) as module:
+    async with opened(database.url, statementTimeout=seconds) as module:
         assert await module.read(ONE) == [(1,)]
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
+from math import ceil
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -139,7 +140,7 @@ class PostgreSQL(Engine):
         connection.cursor_factory = AsyncRawCursor
         connection.prepare_threshold = None
         limits = [
-            str(min(int(seconds * 1000), MAX_TIMEOUT_MILLISECONDS))
+            str(ceil(min(seconds * 1000, MAX_TIMEOUT_MILLISECONDS)))
             for seconds in (self.settings.statementTimeout, self._limit)
         ]
         try:
