@@ -590,6 +590,24 @@ def test_a_second_signal_is_not_logged_as_a_timeout(parts: Parts) -> None:
     ]
 
 
+def test_a_second_signal_leaves_time_to_send_responses(parts: Parts) -> None:
+    """
+    After a second signal, a queued request gets 503 before its connection is closed.
+    """
+    parts.start()
+    peer = Peer(parts.machine.sites[80], parts.machine, isReading=False)
+    peer.send(SAY)
+    parts.server.stopNow()
+    with logged() as events:
+        stopped = parts.stopAtOnce()
+    assert len(errorsIn(events)) == 1
+    assert not peer.transport.aborted
+    peer.read()
+    assert [answer.status for answer in peer.answers] == [503]
+    parts.machine.advance(0.1)
+    assert stopped.value is None
+
+
 def test_a_stopping_server_waits_for_load_balancers(machine: Machine) -> None:
     """
     For C{--shutdown-delay} seconds C{/readyz} is 503, while new connections are still

@@ -51,8 +51,9 @@ _Result = TypeVar("_Result")
 _log = Logger("tsrv.server")
 
 FLUSH_SECONDS: Final = 2.0
+HURRIED_FLUSH_SECONDS: Final = 0.1
 """
-Time to send the last responses, in seconds.
+Time to send the last responses, in seconds; the second one after L{Server.stopNow}.
 """
 
 WATCH_SECONDS: Final = 1.0
@@ -296,7 +297,8 @@ class Server(Service):
         await self.startup.stopService().addErrback(_ignoreResult)
         for listener in self._listeners:
             await listener.close()
-            await self._waitFor(listener.site.stop(FLUSH_SECONDS))
+            flush = HURRIED_FLUSH_SECONDS if self._hurries else FLUSH_SECONDS
+            await listener.site.stop(flush)
             listener.site.abort()
         self._systemd.stopService()
         self._time.stopService()
