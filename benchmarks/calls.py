@@ -11,11 +11,14 @@ Calls to a module that can be lost are tracked, so that each of them ends. The s
 measures the cost of tracking for a call whose Deferred has fired already, and for a
 call and its answer, if the Deferred fires later. If a module promises to end its calls
 itself, tracking costs nothing.
+
+The proxy of an C{async def} method returns a Deferred, which a coroutine of Twisted
+needs anyway unless another coroutine awaits it at once. The script measures both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from timeit import Timer
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +39,18 @@ _SIZES = {
 
 # Tracking a call may add one microsecond.
 _TRACKED = Target(1_000, "ns", isDifference=True)
+
+
+class _Fetching(Module):
+    """
+    A module with a method that is C{async def}.
+    """
+
+    async def fetch(self) -> int:
+        """
+        Return at once.
+        """
+        return 1
 
 
 class _Answering(Module):
@@ -63,6 +78,14 @@ class _Answering(Module):
         self._asked.callback(None)
 
 
+def _await(coroutine: Coroutine[Any, Any, object]) -> object:
+    # As "await" does.
+    try:
+        return coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+
+
 def measure(sizes: Mapping[str, int]) -> list[Figure]:
     """
     Measure, and return the figures.
@@ -74,7 +97,7 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
 
     clock = AsyncModule(reactor, 0)
     clockWrapper = QueuingWrapper(clock, reactor)
-    module = Module()
+    module = _Fetching()
     wrapper = QueuingWrapper(module, reactor)
     lossy = _Answering()
     tracking = QueuingWrapper(lossy, reactor)
@@ -95,6 +118,8 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         "plain": SimpleNamespace(echo=module.echo),
         # The Deferred of the clock fires in the next turn of the reactor.
         "turn": lambda: reactor.iterate(0),
+        "fromCoroutine": Deferred.fromCoroutine,
+        "await_": _await,
     }
     say, directSay = leastOf(
         [
@@ -120,6 +145,15 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
         [
             Timer("tracked.ask(); lossy.answer()", globals=names),
             Timer("lossy.ask(); lossy.answer()", globals=names),
+        ],
+        number,
+        rounds,
+    )
+    fetch, asyncFetch, awaitFetch = leastOf(
+        [
+            Timer("proxy.fetch()", globals=names),
+            Timer("fromCoroutine(module.fetch())", globals=names),
+            Timer("await_(module.fetch())", globals=names),
         ],
         number,
         rounds,
@@ -164,6 +198,21 @@ def measure(sizes: Mapping[str, int]) -> list[Figure]:
             directAnswer,
             "ns",
             _TRACKED,
+        ),
+        Figure(
+            "ready call of an `async def` method",
+            "`Deferred.fromCoroutine()`",
+            fetch,
+            asyncFetch,
+            "ns",
+            _TRACKED,
+        ),
+        Figure(
+            "(the same)",
+            "`await` of the coroutine",
+            fetch,
+            awaitFetch,
+            "ns",
         ),
         Figure(
             "(the bound method as an attribute of an object)",

@@ -51,6 +51,9 @@ PLAIN_TYPES: Final = frozenset(
     {NoneType, bool, bytes, dict, float, int, list, set, str, tuple}
 )
 
+# The types of most results that cannot be entered.
+NEVER_ENTERED: Final = PLAIN_TYPES | {CoroutineType, Deferred}
+
 
 def asDeferred(result: object) -> Deferred[Any] | None:
     """
@@ -81,7 +84,7 @@ def isEnterable(result: object) -> bool:
         decides whether it awaits or enters the result of its call.
     """
     kind = type(result)
-    if kind in PLAIN_TYPES or issubclass(kind, Deferred):
+    if kind in NEVER_ENTERED or issubclass(kind, Deferred):
         return False
     return hasattr(kind, "__await__") and hasattr(kind, "__aenter__")
 
