@@ -512,18 +512,31 @@ def test_an_attribute_may_be_called_close(clock: Clock) -> None:
     assert resultOf(wrapper.close()).value is None
 
 
-def test_a_client_that_invents_everything(clock: Clock) -> None:
+@pytest.mark.parametrize("settles", [None, True, False])
+def test_a_client_that_invents_everything(clock: Clock, settles: bool | None) -> None:
     """
-    An object that has a method for every name, such as C{ServerProxy}, can be wrapped,
-    and its methods may be named in C{replay}.
+    An object that has a method for every name can be wrapped, and its methods may be
+    named in C{replay}.
     """
-    client = ServerProxy("http://localhost")
-    options: Any = {"initialize": lambda: None, "replay": ["add"]}
-    wrapper = QueuingWrapper(client, clock, **options)
+
+    class Client(ServerProxy):
+        # zope.interface remembers classes that it knows.
+        pass
+
+    client = Client("http://localhost")
+    attempts: list[Deferred[None]] = []
+
+    def connect() -> Deferred[None]:
+        attempts.append(Deferred())
+        return attempts[-1]
+
+    options: Any = {"initialize": connect, "replay": ["add"], "settles": settles}
+    wrapper = QueuingWrapper(client, clock, timeout=5.0, **options)
+    resultOf(wrapper.initialize())
     call: Any = wrapper.proxy.add(1, 2)
     result = resultOf(call)
-    assert result.pending
-    call.cancel()
+    clock.advance(5)
+    assert isinstance(result.error, QueueTimeout)
     client("close")()
 
 

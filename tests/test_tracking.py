@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from tsrv import OutcomeUnknown, QueuingWrapper, State
 from tsrv.asyncmodule import ISettlesCalls
@@ -223,6 +223,15 @@ class Losable(Steady):
         return Deferred()
 
 
+def settlingObject() -> Losable:
+    """
+    @return: An object that settles its calls, of a class that does not.
+    """
+    module = Losable()
+    alsoProvides(module, ISettlesCalls)
+    return module
+
+
 @pytest.mark.parametrize(
     ("make", "options", "isTracked"),
     [
@@ -236,6 +245,7 @@ class Losable(Steady):
         (Steady, {"replay": ["write"], "settles": True}, True),
         (Losable, {}, True),
         (Losable, {"settles": True}, False),
+        (settlingObject, {}, False),
         (Settling, {}, False),
         (Settling, {"settles": False}, True),
         (Settling, {"settles": True}, False),

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from .asyncmodule import ICountsFailures
 from .queuing.history import oneLine
+from .queuing.module import provides
 
 __all__ = ["MAX_CODES", "OTHER", "Failures", "failuresOf"]
 
@@ -89,7 +90,7 @@ def failuresOf(module: object) -> Mapping[str, int]:
 
     @param module: Any module.
     """
-    if not ICountsFailures.providedBy(module):
+    if not provides(module, ICountsFailures):
         return {}
     try:
         found = islice(ICountsFailures(module).failures.items(), MAX_CODES + 1)

@@ -42,7 +42,7 @@ from .queuing.initialization import Initialization
 from .queuing.inspection import Inspection
 from .queuing.lazy import FirstCall
 from .queuing.methods import Methods
-from .queuing.module import lifecycleMethod, namedMethod, secondsLeft
+from .queuing.module import lifecycleMethod, namedMethod, provides, secondsLeft
 from .queuing.modulelog import ModuleLog
 from .queuing.observers import Observers
 from .queuing.options import checkCount, checkNames, checkType, errorTypes
@@ -227,7 +227,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
             action = self.initialize if lazy is True else lazy
             firstCall = FirstCall(self, action).callQueued
         if settles is None:
-            settles = ISettlesCalls.implementedBy(module.__class__)
+            settles = provides(module, ISettlesCalls)
         lifecycle = dict.fromkeys(initializers, self.initialize)
         lifecycle |= dict.fromkeys(closers, self.close)
         self._methods = Methods(

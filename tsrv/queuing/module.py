@@ -20,6 +20,8 @@ from inspect import (
 from types import MemberDescriptorType
 from typing import Any, Final, TypeVar
 
+from zope.interface.interface import InterfaceClass
+
 from ..asyncmodule import IHasNote, IPredictable
 from .options import checkArguments
 
@@ -32,6 +34,7 @@ __all__ = [
     "lifecycleMethod",
     "namedMethod",
     "noteOf",
+    "provides",
     "publicMethods",
     "secondsLeft",
 ]
@@ -133,12 +136,21 @@ def copySignature(function: _Callable, method: ModuleMethod) -> _Callable:
     return function
 
 
+def provides(module: object, interface: InterfaceClass) -> bool:
+    """
+    @return: Whether a module provides an interface.
+    """
+    # The first check keeps the second from asking the module itself, which may have a
+    # method for every name.
+    return interface.implementedBy(module.__class__) or interface.providedBy(module)
+
+
 def secondsLeft(module: object) -> float | None:
     """
     @return: The seconds that the initialisation in progress will still take, if
         the module can tell.
     """
-    if not IPredictable.providedBy(module):
+    if not provides(module, IPredictable):
         return None
     try:
         seconds = IPredictable(module).secondsUntilInitialized()
@@ -152,7 +164,7 @@ def noteOf(module: object) -> str | None:
     """
     @return: The note of a module for the report, in one line, if it has one.
     """
-    if not IHasNote.providedBy(module):
+    if not provides(module, IHasNote):
         return None
     try:
         note = IHasNote(module).note()

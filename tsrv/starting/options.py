@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ..asyncmodule import ISettlesCalls
-from ..queuing.module import namedMethod
+from ..queuing.module import namedMethod, provides
 from ..queuing.options import checkNames, checkSeconds
 from ..wrapper import QueuingWrapper
 
@@ -110,8 +110,7 @@ def wrapModule(
         checkSeconds("queueTimeout", timeout)
     if isReplacement:
         _adaptToReplacement(module, wrapperOptions)
-    # A module that makes up attributes makes up those that providedBy() asks for.
-    if isRestarted and not ISettlesCalls.implementedBy(module.__class__):
+    if isRestarted and not provides(module, ISettlesCalls):
         # A restart ends the calls in progress, so they are tracked.
         wrapperOptions.setdefault("settles", False)
     return QueuingWrapper(module, reactor, name=name, **wrapperOptions, **moreOptions)
