@@ -156,7 +156,7 @@ class RunningCommands:
         if run == command.run:
             command.answer = result
         self._observe(command, result, run)
-        if run != command.run or command.stage == WAITING:
+        if run and (run != command.run or command.stage == WAITING):
             # The module was lost while it was being called: the call is made again.
             abandonCoroutine(result)
 
