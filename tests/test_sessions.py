@@ -669,6 +669,40 @@ def test_the_token_changes_with_the_identifier(place: Shop) -> None:
     assert renewed == one.says(lambda session: session.token) != first
 
 
+def test_nothing_is_saved_for_a_client_that_left_before_its_session_was_found(
+    place: Shop,
+) -> None:
+    """
+    If the client disconnects while its session is loaded, no save begins.
+    """
+    begun = Begun(place, a=1)
+    place.store.late.add("get")
+    finding = resultOf(begun.get())
+    begun.leave()
+    place.fire()
+    finding.value["a"] = 2
+    begun.request.write(b"late")
+    assert place.visitor(begun.cookie).says(dict) == {"a": 1}
+
+
+def test_a_login_is_not_saved_for_a_client_that_left(place: Shop) -> None:
+    """
+    If the client disconnects before it can get the new identifier, nothing is saved
+    under the old one, also if the resource writes when it is told so.
+    """
+    begun = Begun(place, a=1)
+
+    def logIn(reason: object) -> None:
+        begun.session.regenerate()
+        begun.session["name"] = "Ada"
+        begun.request.write(b"late")
+
+    begun.request.notifyFinish().addErrback(logIn)
+    assert begun.session == {"a": 1}
+    begun.leave()
+    assert place.visitor(begun.cookie).says(dict) == {"a": 1}
+
+
 # Requests that overlap.
 
 

@@ -62,9 +62,14 @@ class DeferredResponse:
         self._isSaving = self._isFinished = False
         # A closed response passes nothing on.
         self._isClosed = False
-        # Like notifyFinish(), but without a Deferred that only calls this object.
-        cast(list[Any], request.notifications).append(self)
         self._replace()
+        channel: Any = request.channel
+        if channel is None:
+            # The client has disconnected.
+            self.callback(None)
+        else:
+            # Like notifyFinish(), but without a Deferred that only calls this object.
+            cast(list[Any], request.notifications).append(self)
 
     def callback(self, result: object) -> None:
         """

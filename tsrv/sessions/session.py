@@ -242,8 +242,10 @@ class Session(MutableMapping[str, Any]):
         self._renews = False
 
     def _needsSaving(self) -> bool:
-        if self._renews or self._toDestroy is not None:
+        if self._toDestroy is not None:
             return True
+        if self._renews:
+            return not self._cannotBeCreated
         if self._known is None:
             isWanted = bool(self._data) or self._next is not None
             return isWanted and not self._cannotBeCreated
