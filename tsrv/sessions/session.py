@@ -95,8 +95,8 @@ class Session(MutableMapping[str, Any]):
         self._data: dict[str, Any] | None = None
         self._renews = False
         self._toDestroy: str | None = None
-        # Whether destroy() was called since the present operation on the store began:
-        # its result is about a session that has ended.
+        # Whether destroy() was called, and no new session was begun since. The result
+        # of an operation in progress is then about a session that has ended.
         self._wasDestroyed = False
         self._wasTouched = False
         # The browser cannot get the cookie of a new session.
@@ -154,7 +154,6 @@ class Session(MutableMapping[str, Any]):
             )
         # The most frequent case needs no coroutine.
         self._lock.acquire()
-        self._wasDestroyed = False
         changes = Changes(added={name: number})
         changing = self._shared.store.set(self._identifier, changes, self._known)
         return changing.addBoth(self._added, name, number)
@@ -261,7 +260,6 @@ class Session(MutableMapping[str, Any]):
         return not self._wasTouched and self._shared.isWorthTouching(known)
 
     async def _save(self) -> None:
-        self._wasDestroyed = False
         if self._toDestroy is not None:
             await self._shared.store.destroy(self._toDestroy)
             self._toDestroy = None
@@ -274,7 +272,6 @@ class Session(MutableMapping[str, Any]):
             await self._change(self._identifier, {})
 
     async def _saveAndAdd(self, name: str, number: int | float) -> int | float:
-        self._wasDestroyed = False
         isRenewed = self._renews and self._identifier is not None
         if isRenewed or self._toDestroy is not None:
             await self._save()
