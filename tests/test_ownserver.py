@@ -4,20 +4,28 @@ A server for any root resource, on top of any modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from klein import Klein
+from twisted.internet import endpoints
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IStreamServerEndpoint,
+    IStreamServerEndpointStringParser,
+)
+from twisted.logger import LogEvent
+from twisted.plugin import IPlugin
 from twisted.web.resource import Resource
 from twisted.web.server import Request
+from zope.interface import implementer
 
-from tsrv import Startup
+from tsrv import Startup, State
 from tsrv.server import Server
 from tsrv.startup import GraphError
 
-from .support import RunningReactor, resultOf
+from .support import RunningReactor, Trouble, resultOf
 from .websupport import Answer, Peer, Teller, logged, passTime, textsOf
 
 FORM = b"name=Ada&name=Bob"
@@ -184,6 +192,79 @@ def test_a_malformed_endpoint_is_refused(machine: RunningReactor) -> None:
     """
     with pytest.raises(ValueError, match="nonsense"):
         makeServer(machine, endpoints=["nonsense:80"])
+
+
+@implementer(IPlugin, IStreamServerEndpointStringParser, IStreamServerEndpoint)
+class Plugin:
+    """
+    An endpoint of a plugin, C{plugin}.
+
+    @ivar act: Listens.
+    """
+
+    prefix = "plugin"
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self.act = act
+
+    def parseStreamServer(self, reactor: Any, *args: object, **kwargs: object) -> Any:
+        return self
+
+    def listen(self, factory: object) -> Any:
+        return self.act()
+
+
+@pytest.fixture
+def usePlugin(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """
+    Let Twisted find an endpoint that acts in this way.
+    """
+
+    def use(act: Callable[[], Any]) -> None:
+        monkeypatch.setattr(endpoints, "getPlugins", lambda _: [Plugin(act)])
+
+    return use
+
+
+def test_an_endpoint_that_raises_an_error_is_reported(
+    machine: RunningReactor, usePlugin: Callable[[Callable[[], Any]], None]
+) -> None:
+    """
+    An error that an endpoint raises is reported like one with which its Deferred fails.
+    """
+
+    def listen() -> None:
+        raise Trouble("no network")
+
+    usePlugin(listen)
+    server = makeServer(machine, endpoints=["plugin"], program="shop")
+    with pytest.raises(SystemExit, match="shop: cannot listen on plugin: no network"):
+        server.startService()
+
+
+def test_an_endpoint_that_cannot_be_cancelled_does_not_prevent_the_stop(
+    machine: RunningReactor,
+    usePlugin: Callable[[Callable[[], Any]], None],
+    loggedFailures: list[LogEvent],
+) -> None:
+    """
+    A server may stop while an endpoint is still opening its port. If the canceller of
+    the endpoint raises an error, the error is logged, and the modules are closed.
+    """
+
+    def cancel(_: object) -> None:
+        raise Trouble("uncancellable")
+
+    usePlugin(lambda: Deferred(cancel))
+    startup = Startup(machine)
+    clock = Teller()
+    clock.starting.callback(None)
+    wrapper = startup.add("clock", clock)
+    server = makeServer(machine, startup, endpoints=["tcp:80", "plugin"])
+    server.startService()
+    stop(machine, server)
+    assert wrapper.state is State.CLOSED
+    assert loggedFailures.pop()["log_failure"].check(Trouble)
 
 
 def test_wrong_modules_are_found_before_it_listens(machine: RunningReactor) -> None:

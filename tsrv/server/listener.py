@@ -20,6 +20,7 @@ from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..queuing.foreign import cancelForeign
 from .endpoints import listenProblem, parseEndpoint
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Listener:
         """
         endpoints, self._endpoints = self._endpoints, []
         for text, endpoint in endpoints:
-            opening = endpoint.listen(self.site)
+            opening = maybeDeferred(endpoint.listen, self.site)
             self._opening.append(
                 opening.addCallbacks(self._opened, self._failed, callbackArgs=(text,))
             )
@@ -94,8 +95,9 @@ class Listener:
         """
         Close all ports, and stop opening the remaining ones.
         """
-        for each in self._opening:
-            each.cancel()
+        opening, self._opening = self._opening, []
+        for each in opening:
+            cancelForeign(each)
         ports, self._ports = self._ports, []
         closing = [maybeDeferred(self._closePort, port) for _, port in ports]
         await DeferredList(closing, consumeErrors=True)
