@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import shutil
 import subprocess
@@ -407,6 +408,25 @@ def test_an_unreachable_socket_is_logged_once(program: Program) -> None:
     program.systemd = Systemd(program.systemd.address)
     assert program.after(1) == ["STATUS=waiting for database"]
     program.systemd.close()
+
+
+def test_a_program_starts_although_it_cannot_have_a_socket(program: Program) -> None:
+    """
+    If the process cannot have a socket, the log has one warning, and the program starts
+    and stops without systemd.
+    """
+    program.add("database")
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with logged() as events:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            program.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert program.modules["database"].attempts
+    (event,) = errorsIn(events)
+    assert "Cannot notify systemd" in textsOf([event])[0]
+    assert program.after(30) == []
 
 
 def test_a_stopping_program_is_not_ready_any_more(program: Program) -> None:

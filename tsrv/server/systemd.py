@@ -109,8 +109,13 @@ class SystemdService(Service):
         super().startService()
         if not self._address:
             return
-        # The socket stays open, in case the process runs out of file descriptors.
-        self._socket = socket(AF_UNIX, SOCK_DGRAM)
+        try:
+            # The socket stays open, in case the process runs out of file descriptors.
+            self._socket = socket(AF_UNIX, SOCK_DGRAM)
+        except OSError as error:
+            # RestrictAddressFamilies= of the unit may lack AF_UNIX.
+            self._warn(error)
+            return
         self._socket.setblocking(False)
         self._startup.addObserver(self._observe)
         if self._watchdogSeconds:
@@ -191,11 +196,15 @@ class SystemdService(Service):
         try:
             self._socket.sendto("\n".join(assignments).encode(), self._address)
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and not self._warned:
-                self._warned = True
-                _log.warn("Cannot notify systemd: {error}", error=error)
+            if not isinstance(error, BlockingIOError):
+                self._warn(error)
             return False
         return True
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warn("Cannot notify systemd: {error}", error=error)
 
     def _describe(self) -> str:
         report = self._startup.report()
