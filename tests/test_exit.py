@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.error import ReactorNotRunning
+from twisted.internet.task import Clock
 
 from tsrv.starting.exit import stopWithStatus
 
@@ -206,3 +207,17 @@ def test_nothing_keeps_the_status_from_being_set(
     ((_, leave, status),) = calls
     leave(status)
     assert calls[1:] == [("unregister", leave), ("_run_exitfuncs",), ("_exit", 3)]
+
+
+def test_a_clock_does_not_end_the_process_of_a_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    A reactor that cannot be stopped, such as a C{Clock}, does not change the exit
+    status.
+    """
+    registered: list[Any] = []
+    monkeypatch.setattr(atexit, "register", lambda *words: registered.append(words))
+    with pytest.raises(AttributeError):
+        stopWithStatus(Clock(), 1)
+    assert registered == []

@@ -23,8 +23,9 @@ def stopWithStatus(reactor: Any, status: int) -> None:
     @param reactor: The reactor. If it is not running yet, it stops as soon as it runs.
     @param status: The exit status.
     """
-    atexit.register(_exitAtOnce, status)
     reactor.callWhenRunning(_stop, reactor)
+    # A Clock, which a test uses in place of a reactor, has failed to stop.
+    atexit.register(_exitAtOnce, status)
 
 
 def _stop(reactor: Any) -> None:
