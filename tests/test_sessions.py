@@ -863,6 +863,34 @@ def test_a_request_that_must_be_repeated_saves_nothing(
     assert place.count() == bool(found)
 
 
+def test_what_an_error_has_dropped_is_not_saved_later(place: Shop) -> None:
+    """
+    If the resource goes on after an error was sent, save() finds nothing to save.
+    """
+    begun = Begun(place, a=1)
+    session = begun.session
+    session["b"] = 2
+    session.regenerate()
+    begun.request.setResponseCode(503)
+    begun.finish()
+    assert resultOf(session.save()).value is None
+    assert place.visitor(begun.cookie).says(dict) == {"a": 1}
+
+
+def test_the_response_waits_for_a_count(place: Shop) -> None:
+    """
+    The response is sent when a count that has begun is saved.
+    """
+    begun = Begun(place, a=1)
+    place.store.late.add("set")
+    counting = resultOf(begun.session.add("n"))
+    begun.finish()
+    assert (counting.pending, begun.transport.value()) == (True, b"")
+    place.fire()
+    assert counting.value == 1
+    assert begun.transport.value().startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_logout_that_must_be_repeated_is_not_carried_out(place: Shop) -> None:
     """
     A logout that is answered with 429 or 5xx was not carried out; the client may repeat
