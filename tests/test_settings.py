@@ -496,6 +496,21 @@ def test_a_copy_that_fails_the_check_is_not_used(
     assert textsOf(events) == [f"Settings: {path}: the copy is unusable: too old"]
 
 
+def test_a_check_that_raises_refuses_the_copy(source: Source, tmp_path: Path) -> None:
+    """
+    The error is about the source, and the log does not repeat the message of the check,
+    which may contain the settings.
+    """
+    path = str(tmp_path / "copy")
+    source.settings = {"port": "hush"}
+    source.start(copy=path).close()
+    source.status = 0
+    settings = source.make(copy=path, check=lambda settings: int(settings["port"]))
+    with logged() as events:
+        assert isinstance(resultOf(settings.initialize()).error, SettingsUnavailable)
+    assert textsOf(events) == [f"Settings: {path}: the copy is unusable: ValueError"]
+
+
 def test_a_copy_that_cannot_be_written_is_logged_once(
     source: Source, tmp_path: Path
 ) -> None:

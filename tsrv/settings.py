@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from tempfile import TemporaryDirectory
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -83,8 +83,7 @@ class Source:
             hasHost = bool(split.hostname) and split.port != 0
         except ValueError:
             hasHost = False
-        isHTTP = hasHost and split.scheme in ("http", "https")
-        if not isHTTP or re.search(r"[\x00-\x20\x7f]", url):
+        if not (hasHost and re.fullmatch(r"(?i:https?)://[^\x00-\x20\x7f]+", url)):
             wanted = "http://HOST:PORT/PATH or https://…"
             raise ValueError(f"the URL of settings must be {wanted}")
         userinfo, at, host = split.netloc.rpartition("@")
@@ -126,11 +125,9 @@ class _Body(Protocol):
 
 
 class _AbortingTransport(ProtocolWrapper):
-    transport: Any
-
     def loseConnection(self) -> None:
         # Over TLS, a connection would wait for the peer forever unless it is aborted.
-        self.transport.abortConnection()
+        cast(Any, self.transport).abortConnection()
 
 
 @implementer(IStreamClientEndpoint)
@@ -384,13 +381,17 @@ class RemoteSettings:
             return False
         try:
             copy = await self._inThread(_readCopy, self._copyPath, self._copySource)
-            if (wrong := self._check(copy[0])) is not None:
-                raise ValueError(wrong)
         except FileNotFoundError:
             return False
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            self._warnOnce("copy", f"{self._copyPath}: the copy is unusable: {reason}")
+            wrong = getattr(error, "strerror", None) or error
+        else:
+            try:
+                wrong = self._check(copy[0])
+            except Exception as error:
+                wrong = type(error).__name__  # The message may repeat the settings.
+        if wrong is not None:
+            self._warnOnce("copy", f"{self._copyPath}: the copy is unusable: {wrong}")
             return False
         self.settings, self.fetched = copy
         return True
