@@ -24,7 +24,7 @@ def stopWithStatus(reactor: Any, status: int) -> None:
     @param status: The exit status.
     """
     reactor.callWhenRunning(_stop, reactor)
-    # A Clock, which a test uses in place of a reactor, has failed to stop.
+    # Not before: a Clock in a test cannot be stopped, and must not end the other tests.
     atexit.register(_exitAtOnce, status)
 
 
