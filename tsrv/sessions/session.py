@@ -272,8 +272,7 @@ class Session(MutableMapping[str, Any]):
             await self._change(self._identifier, {})
 
     async def _saveAndAdd(self, name: str, number: int | float) -> int | float:
-        isRenewed = self._renews and self._identifier is not None
-        if isRenewed or self._toDestroy is not None:
+        if self._renews and self._identifier is not None:
             await self._save()
         added = {name: number}
         if self._identifier is not None:
