@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from socket import AF_UNIX, SOCK_DGRAM, socket
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -960,12 +961,16 @@ def signals() -> Iterator[None]:
 
 class Loop:
     """
-    A reactor that records calls of its stop().
+    A reactor that records calls of its stop(), and has handlers of signals.
     """
 
     def __init__(self) -> None:
         self.stopped: list[str] = []
         self._calls: list[Callable[[], None]] = []
+
+    def sigTerm(self, number: int, frame: object) -> None: ...
+
+    def sigInt(self, number: int, frame: object) -> None: ...
 
     def callFromThread(self, call: Callable[..., None], *arguments: object) -> None:
         self._calls.append(partial(call, *arguments))
@@ -993,8 +998,8 @@ def test_a_second_signal_skips_the_drain(
     not the wait for modules to close.
     """
     loop = Loop()
-    for each in (first, second):
-        signal.signal(each, lambda *_: None)
+    signal.signal(signal.SIGTERM, loop.sigTerm)
+    signal.signal(signal.SIGINT, loop.sigInt)
     handleSignals(loop, parts.server.announceStop, parts.server.stopNow)
     parts.start()
     peer = parts.connect()
@@ -1023,26 +1028,52 @@ def test_a_second_signal_skips_the_drain(
     assert stopped.value is None
 
 
+def handleNothing(*_: object) -> None:
+    """
+    Handle a signal as a program may do.
+    """
+
+
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize(
-    ("terminate", "interrupt"),
-    [
-        # The reactor was started without signal handlers.
-        (signal.SIG_DFL, signal.default_int_handler),
-        (signal.SIG_IGN, signal.default_int_handler),
-        # A shell makes its background programs ignore SIGINT.
-        (lambda *_: None, signal.SIG_IGN),
-    ],
+    "handler",
+    [signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, handleNothing],
 )
+@pytest.mark.parametrize("kept", [signal.SIGTERM, signal.SIGINT])
 def test_signals_that_are_not_the_reactors_keep_their_handlers(
-    parts: Parts, terminate: Any, interrupt: Any
+    parts: Parts, kept: signal.Signals, handler: Any
 ) -> None:
     """
-    A signal that the program ignores or handles itself keeps its handler.
+    A signal that the program ignores or handles itself keeps its handler. A shell makes
+    its background programs ignore SIGINT, for example.
     """
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGINT, interrupt)
-    handleSignals(Loop(), parts.server.announceStop, parts.server.stopNow)
-    assert signal.getsignal(signal.SIGINT) is interrupt
-    replaced = signal.getsignal(signal.SIGTERM) is not terminate
-    assert replaced is (interrupt is signal.SIG_IGN)
+    loop = Loop()
+    signal.signal(signal.SIGTERM, loop.sigTerm)
+    signal.signal(signal.SIGINT, loop.sigInt)
+    signal.signal(kept, handler)
+    handleSignals(loop, parts.server.announceStop, parts.server.stopNow)
+    assert signal.getsignal(kept) is handler
+    (other,) = {signal.SIGTERM, signal.SIGINT} - {kept}
+    assert signal.getsignal(other) not in (loop.sigTerm, loop.sigInt)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_reactor_in_another_thread_leaves_signals_alone(parts: Parts) -> None:
+    """
+    If the reactor runs in another thread, the program handles all signals itself: only
+    its main thread may set handlers.
+    """
+    signal.signal(signal.SIGTERM, handleNothing)
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            handleSignals(Loop(), parts.server.announceStop, parts.server.stopNow)
+        except Exception as error:
+            errors.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    assert errors == []
+    assert signal.getsignal(signal.SIGTERM) is handleNothing

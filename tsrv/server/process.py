@@ -58,16 +58,14 @@ def handleSignals(
 ) -> None:
     """
     Let SIGTERM and SIGINT stop the reactor, with exit status 0. With the reactor's own
-    handlers, C{twistd} exits as if a signal had killed it. The function has no effect
-    if the reactor was started without signal handlers.
-    L{Server<tsrv.server.Server>} calls it if it owns the process.
+    handlers, C{twistd} exits as if a signal had killed it. All other handlers stay: a
+    program may have its own, and may run the reactor without handlers.
+    L{Server<tsrv.server.Server>} calls this function if it owns the process.
 
     @param reactor: The reactor; it is running.
     @param announceStop: Called at the first signal, before the reactor is stopped.
     @param stopNow: Called at each further signal.
     """
-    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
-        return
     stopping = False
 
     def stop(number: int) -> None:
@@ -86,9 +84,9 @@ def handleSignals(
     def handle(number: int, frame: object) -> None:
         reactor.callFromThread(stop, number)
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        # A program that a shell runs in the background ignores SIGINT: leave it so.
-        if callable(signal.getsignal(each)):
+    for each, name in ((signal.SIGTERM, "sigTerm"), (signal.SIGINT, "sigInt")):
+        current = signal.getsignal(each)
+        if callable(current) and current == getattr(reactor, name, None):
             signal.signal(each, handle)
             # Python removes its handlers before it exits, but keeps ignored signals
             # ignored.
