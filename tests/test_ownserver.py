@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from klein import Klein
 from twisted.internet import endpoints
-from twisted.internet.defer import Deferred
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IStreamServerEndpoint,
     IStreamServerEndpointStringParser,
@@ -240,6 +241,30 @@ def test_an_endpoint_that_raises_an_error_is_reported(
     server = makeServer(machine, endpoints=["plugin"], program="shop")
     with pytest.raises(SystemExit, match="shop: cannot listen on plugin: no network"):
         server.startService()
+
+
+def test_the_host_of_an_endpoint_may_be_a_name(
+    machine: RunningReactor, usePlugin: Callable[[Callable[[], Any]], None]
+) -> None:
+    """
+    The address of a port may have the name of a host, as in the network I2P.
+    """
+
+    class Port:
+        def getHost(self) -> IPv4Address:
+            return IPv4Address("TCP", "shop.b32.i2p", 80)
+
+        def stopListening(self) -> None: ...
+
+    usePlugin(lambda: succeed(Port()))
+    startup = Startup(machine)
+    wrapper = startup.add("clock", Teller())
+    server = makeServer(machine, startup, endpoints=["plugin"], program="shop")
+    with logged() as events:
+        server.startService()
+    assert "shop: listening on http://shop.b32.i2p:80/" in textsOf(events)
+    assert wrapper.state is State.INITIALIZING
+    stop(machine, server)
 
 
 def test_an_endpoint_that_cannot_be_cancelled_does_not_prevent_the_stop(

@@ -5,7 +5,6 @@ Opens and closes the ports of a site.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import (
@@ -124,6 +123,6 @@ def _urlOf(endpoint: str, address: Any) -> str:
     if host is None:
         # A UNIX socket.
         return endpoint
-    if ip_address(host).is_unspecified:
+    if host in ("0.0.0.0", "::"):  # noqa: S104
         host = "localhost"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{address.port}/"
