@@ -762,6 +762,29 @@ def test_a_request_learns_that_its_client_has_left(
     pump(server.clock, 11)
 
 
+@pytest.mark.parametrize("ahead", [b"", get("/first")])
+def test_an_error_of_a_limit_aborts_the_connection(
+    ahead: bytes, clock: Clock, loggedFailures: list[LogEvent]
+) -> None:
+    """
+    If a resource cannot say how long a body may be, the connection is aborted: nobody
+    knows where the next request begins.
+    """
+
+    class Unlimited(Plain):
+        @property
+        def maxBodyBytes(self) -> int:
+            raise Trouble("no limit")
+
+    site, connections = plainSite(Unlimited(lambda request: b"seen"), clock)
+    peer = Peer(site, clock)
+    peer.send(ahead + request("POST", "/", "Content-Length: 5", body=b"12345"))
+    assert peer.transport.aborted
+    assert peer.closed
+    assert loggedFailures.pop()["log_failure"].check(Trouble)
+    assert connections.inProgress == 0
+
+
 def test_an_error_at_the_end_of_a_request_keeps_no_connection_open(
     server: Server,
 ) -> None:

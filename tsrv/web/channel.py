@@ -265,6 +265,9 @@ class Channel(Writer):
                 self._readHead()
         except Refusal as refusal:
             self.refuse(refusal.status)
+        except Exception:
+            _log.failure("A request failed")
+            self.abort()
 
     def _readHead(self) -> None:
         connections = self.connections
@@ -346,12 +349,8 @@ class Channel(Writer):
         assert head is not None
         self.phase, self.deadline = Phase.ANSWERING, NEVER
         self.collect()
-        try:
-            request.requestReceived(head.method, head.target, head.version)
-            self.flush()
-        except Exception:
-            _log.failure("A request failed")
-            self.abort()
+        request.requestReceived(head.method, head.target, head.version)
+        self.flush()
         if self._received:
             self._limitKept()
 
