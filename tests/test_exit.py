@@ -9,6 +9,7 @@ import atexit
 import os
 import re
 import sys
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 
 from tsrv.starting.exit import stopWithStatus
 
@@ -209,15 +211,16 @@ def test_nothing_keeps_the_status_from_being_set(
     assert calls[1:] == [("unregister", leave), ("_run_exitfuncs",), ("_exit", 3)]
 
 
-def test_a_clock_does_not_end_the_process_of_a_test(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("reactor", [Clock(), MemoryReactorClock()])
+def test_the_reactor_of_a_test_does_not_change_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, reactor: Any
 ) -> None:
     """
-    A reactor that cannot be stopped, such as a C{Clock}, does not change the exit
-    status.
+    A reactor that never runs, such as a C{Clock} in a test, does not change the exit
+    status of the process.
     """
     registered: list[Any] = []
     monkeypatch.setattr(atexit, "register", lambda *words: registered.append(words))
-    with pytest.raises(AttributeError):
-        stopWithStatus(Clock(), 1)
+    with suppress(AttributeError):
+        stopWithStatus(reactor, 1)
     assert registered == []

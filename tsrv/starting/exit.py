@@ -23,12 +23,12 @@ def stopWithStatus(reactor: Any, status: int) -> None:
     @param reactor: The reactor. If it is not running yet, it stops as soon as it runs.
     @param status: The exit status.
     """
-    reactor.callWhenRunning(_stop, reactor)
-    # Not before: a Clock in a test cannot be stopped, and must not end the other tests.
+    reactor.callWhenRunning(_stop, reactor, status)
+
+
+def _stop(reactor: Any, status: int) -> None:
+    # Only now: the clock or reactor of a test must not change the status of all tests.
     atexit.register(_exitAtOnce, status)
-
-
-def _stop(reactor: Any) -> None:
     # The reactor may be stopping already.
     with suppress(ReactorNotRunning):
         reactor.stop()
