@@ -134,7 +134,7 @@ class ModuleLog:
     def _isDue(self, what: str, reason: str) -> bool:
         now = self._reactor.seconds()
         wasReady, self._isReady = self._isReady, False
-        # The last line says that the module is ready, and is a minute old.
+        # The log still says that the module is ready, since a minute or longer.
         isOutdated = not self._isTold and now - self._readySince >= CALM_SECONDS
         if (wasReady and isOutdated) or not (self._isTold or self._times):
             self.begin()
