@@ -275,7 +275,8 @@ _refused(
 _accepted(
     "length",
     {
-        "spaces around": (_post(b"Content-Length: \t 1 \t ", body=b"x"), _X),
+        # Before 0.8, httptools refuses a tab behind the number.
+        "spaces around": (_post(b"Content-Length: \t 1  ", body=b"x"), _X),
         "no space": (_post(b"Content-Length:1", body=b"x"), _X),
         "many zeros": (
             _post(b"Content-Length: " + b"0" * 19 + b"1", body=b"x"),

@@ -122,7 +122,11 @@ class HeadParser:
             self._feed(data)
             if not self._isRead:
                 raise Refusal(HTTPStatus.BAD_REQUEST)
-            head.length = 0 if self._hasNoBody else _bodyLength(head)
+            # Before 0.9, httptools ignores an empty Transfer-Encoding.
+            if self._hasNoBody and not head.headers.hasHeader(b"Transfer-Encoding"):
+                head.length = 0
+            else:
+                head.length = _bodyLength(head)
             _checkTarget(head)
             if not (self._hasNoBody and head.isPersistent):
                 # This parser now expects the body, or no further request.
