@@ -360,7 +360,16 @@ class Oracle(Module):
 
 
 @pytest.mark.parametrize(
-    ("says", "seconds"), [(Trouble(), None), ("soon", None), (-5.0, 0.0), (None, None)]
+    ("says", "seconds"),
+    [
+        (Trouble(), None),
+        ("soon", None),
+        (-5.0, 0.0),
+        (None, None),
+        (float("inf"), None),
+        (float("nan"), None),
+        (10**400, None),
+    ],
 )
 def test_predictions_that_make_no_sense(
     clock: Clock, says: object, seconds: float | None

@@ -98,8 +98,8 @@ class ISettlesCalls(Interface):
     A module that promises to end each of its calls, if necessary with an error, even
     if it is lost or closed during the call. The interface has no methods: declaring it
     is enough. A wrapper then does not track calls that are made while the module is
-    ready, and they cost what direct calls cost; except for methods in C{replay}, and
-    under Twisted's asyncio reactor.
+    ready, and they cost what direct calls cost (C{async def}: a Deferred more); except
+    for methods in C{replay}, and under Twisted's asyncio reactor.
     """
 
 

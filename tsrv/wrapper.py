@@ -75,7 +75,7 @@ class QueuingWrapper(Inspection, Generic[_Module]):
     So tsrv tracks all calls of a module that can be lost: one with C{whenLost} or
     C{ping}. It does not track the calls of other modules while they are ready, nor of a
     module that ends its calls itself (C{settles}): these calls cost what direct calls
-    cost. On Twisted's asyncio reactor all calls are tracked.
+    cost; a Deferred more if C{async def}. On the asyncio reactor all calls are tracked.
 
     A method of the proxy returns a Deferred, but in C{READY} it returns what the
     module's method returns, unless it is C{async def}. C{async with} and C{async for}
@@ -150,7 +150,8 @@ class QueuingWrapper(Inspection, Generic[_Module]):
         @param pingInterval: Seconds from the end of one ping to the next.
         @param settles: Whether the module ends each of its calls itself, even if it is
             lost; by default, whether it implements
-            L{ISettlesCalls<tsrv.asyncmodule.ISettlesCalls>}.
+            L{ISettlesCalls<tsrv.asyncmodule.ISettlesCalls>}. With L{False}, all calls
+            are tracked.
         @param alwaysDeferred: Whether methods return a Deferred in every state.
         @param lazy: Whether the first call initialises the module; or a callable that
             the first call runs instead.

@@ -17,6 +17,7 @@ from inspect import (
     signature,
     unwrap,
 )
+from math import isfinite
 from types import MemberDescriptorType
 from typing import Any, Final, TypeVar
 
@@ -154,7 +155,9 @@ def secondsLeft(module: object) -> float | None:
         return None
     try:
         seconds = IPredictable(module).secondsUntilInitialized()
-        return None if seconds is None else max(0.0, float(seconds))
+        if seconds is None or not isfinite(seconds):
+            return None
+        return max(0.0, float(seconds))
     except BaseException:
         # This is only a hint: the error that contains it must still be reported.
         return None
