@@ -720,6 +720,8 @@ def test_a_slow_login_does_not_undo_a_logout(place: Shop) -> None:
     slow.finish()
     assert not slow.isCookieSet
     assert place.count() == 0
+    assert resultOf(login.session.save()).value is None
+    assert place.count() == 1
     login.finish()
     assert place.visitor(login.cookie).says(dict) == {"name": "Ada"}
 
