@@ -555,6 +555,19 @@ async def test_closing_fails_the_query(database: Database) -> None:
             await connection.execute("SELECT 1")
 
 
+@asynchronous
+async def test_a_loss_fails_all_queries_that_wait(database: Database) -> None:
+    """
+    However many queries wait for their turn, all of them fail with the connection.
+    """
+    async with connected(database.url) as connection:
+        queries = [started(connection.execute(SLEEP)) for _ in range(1_000)]
+        await untilBusy(database)
+        connection.abort("cable cut")
+        for query in queries:
+            assert isinstance(await errorOf(query), psycopg.OperationalError)
+
+
 # Connecting.
 
 

@@ -149,14 +149,27 @@ class _Socket:
 
 
 class _Lock(DeferredLock):
+    """
+    A C{DeferredLock} that is passed on in a loop. Otherwise operations that fail at
+    once would release it inside each other, until the stack is full.
+    """
+
     def __init__(self, released: Callable[[], None]) -> None:
         super().__init__()
-        self._released = released
+        self._whenReleased = released
+        self._isPassedOn = self._isReleased = False
 
     def release(self) -> None:
-        super().release()
+        self._isReleased = True
+        if self._isPassedOn:
+            return
+        self._isPassedOn = True
+        while self._isReleased:
+            self._isReleased = False
+            super().release()
+        self._isPassedOn = False
         if not self.locked:
-            self._released()
+            self._whenReleased()
 
 
 class Connection(AsyncConnection[Row]):
