@@ -1,11 +1,10 @@
 """
 Settings that are fetched over the network before the modules that need them start.
 
-L{RemoteSettings} is an asynchronously initialised module: it fetches a JSON object over
-HTTP, and can fetch it again at an interval. It can keep the last good copy in a file.
-While the source is unavailable, it uses the copy, and the settings are I{stale}: the
-log and the status page say so until the source recovers. Errors name the source and the
-reason, and never repeat the content.
+L{RemoteSettings} is a module that fetches a JSON object over HTTP, once or at an
+interval. It can keep the last good copy in a file. While the source is unavailable, it
+uses the copy, and the settings are I{stale}: the log and the status page say so until
+the source recovers. Errors name the source and the reason, never the content.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, NoReturn, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from hyperlink import URL
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
@@ -79,12 +79,12 @@ class Source:
         """
         try:
             split = urlsplit(url)
-            # Reading the port validates it.
-            hasHost = bool(split.hostname) and split.port != 0
+            # Reading the port validates it, and treq encodes the host in this way.
+            hasHost = split.hostname and split.port != 0 and URL.from_text(url).to_uri()
         except ValueError:
-            hasHost = False
+            hasHost = None
         if not (hasHost and re.fullmatch(r"(?i:https?)://[^\x00-\x20\x7f]+", url)):
-            wanted = "http://HOST:PORT/PATH or https://…"
+            wanted = "http(s)://HOST:PORT/PATH, and HOST must not be an IPv6 address"
             raise ValueError(f"the URL of settings must be {wanted}")
         userinfo, at, host = split.netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
