@@ -399,7 +399,10 @@ def test_an_impossible_place_is_refused(place: str) -> None:
     A host that cannot have such a name, and a socket whose path is too long, are not
     retried; the error names the location.
     """
-    reactor = MemoryReactorClock()
+    reactor: Any = MemoryReactorClock()
+    # The name is not looked up.
+    reactor.nameResolver = None
+    alsoProvides(reactor, IReactorPluggableNameResolver)
     store = RedisSessionStore(reactor, place)
     error = resultOf(store.initialize()).error
     assert isinstance(error, SessionsRefused)
