@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
-from math import ceil
 from typing import Final
 
 from twisted.web.server import Request
 
 from ..asyncmodule import ReactorTime
 from ..web.origin import addressOf, peerOf
-from ..web.problems import HTTPError
+from ..web.problems import HTTPError, retryAfter
 
 __all__ = ["Quota", "TooMany"]
 
@@ -37,7 +36,7 @@ class TooMany(HTTPError):
         @param seconds: Seconds after which the client may try again.
         """
         super().__init__("Too many requests, try again later")
-        self.headers = [(b"Retry-After", b"%d" % max(1, ceil(seconds)))]
+        self.headers = [retryAfter(seconds)]
 
 
 class Quota:

@@ -37,7 +37,7 @@ from .accept import preferredType
 from .message import Response
 from .requestid import requestIdOf
 
-__all__ = ["HTTPError", "KnownErrors", "escaped", "responseTo"]
+__all__ = ["HTTPError", "KnownErrors", "escaped", "responseTo", "retryAfter"]
 
 _log = Logger("tsrv.web")
 
