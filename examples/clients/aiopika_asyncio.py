@@ -73,6 +73,8 @@ def wrap(reactor: Any, url: str) -> QueuingWrapper[Queue]:
         replay={"browse"},
         # aio-pika may pass on confirms in another order than the queue has.
         concurrency=1,
+        # RabbitMQ may take longer to start than the 30 s of the default.
+        timeout=120.0,
         retryPolicy=jitteredBackoff(maxDelay=2.0),
     )
 

@@ -78,6 +78,8 @@ def wrap(reactor: Any, url: str) -> QueuingWrapper[Queue]:
         reactor,
         name="rabbitmq",
         replay={"browse"},
+        # RabbitMQ may take longer to start than the 30 s of the default.
+        timeout=120.0,
         retryPolicy=jitteredBackoff(maxDelay=2.0),
     )
 
