@@ -472,7 +472,7 @@ TIMEOUT = QueueTimeout("waited", 2.5, 30.0, State.RETRYING, 4)
     [
         (QueueFull("full", 7.0), "Too many requests are waiting already", "7"),
         (TIMEOUT, "The service did not become ready in time", "3"),
-        (InitializationFailed("bad"), "The service could not be started", "1"),
+        (InitializationFailed("refused"), "The service could not be started", "1"),
         (Closed("closed"), "The service is shutting down", "1"),
         (Unavailable("own", 0.0), "The service is not available", "1"),
         (Unavailable("own", 0.001), "The service is not available", "1"),
