@@ -8,7 +8,9 @@ start takes seconds, so a test should start the server as seldom as possible.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from socket import create_connection
+from time import monotonic, sleep
 
 import pytest
 
@@ -75,6 +77,33 @@ class Rabbit(ServerProcess):
                 "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
             ),
         )
+
+    def kill(self) -> None:
+        """
+        Kill the server, if it runs, once it has written its queues to a file.
+
+        RabbitMQ confirms a durable queue up to 2 s before Mnesia writes it. A kill in
+        this time removes the queue with all its confirmed messages.
+        """
+        if self._processes and self._processes[-1].poll() is None:
+            deadline = monotonic() + MAX_SECONDS
+            while not self._hasWritten(b"items"):
+                assert monotonic() < deadline, "RabbitMQ has not written its queue"
+                sleep(0.01)
+        super().kill()
+
+    def remove(self) -> None:
+        # A test that failed early may have made no queue.
+        super().kill()
+        super().remove()
+
+    def _hasWritten(self, name: bytes) -> bool:
+        tables = self.directory.glob("data/*/rabbit_durable_queue.DC?")
+        logs = self.directory.glob("data/*/LATEST.LOG")
+        # Mnesia removes a file when it has copied it into another one.
+        with suppress(FileNotFoundError):
+            return any(name in each.read_bytes() for each in [*tables, *logs])
+        return False
 
     def answers(self) -> bool:
         with create_connection(("127.0.0.1", self.port), MAX_SECONDS) as connection:
